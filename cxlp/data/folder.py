@@ -1,0 +1,88 @@
+"""Your own images: a folder per class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sklearn.model_selection import train_test_split
+
+from cxlp.data.base import ImageDataModule, Sample, Split
+from cxlp.errors import CxlpError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+
+
+class Folder(ImageDataModule):
+    """Images in ``root/{train,test}/<class>/*``, or in ``root/<class>/*`` with a split made for you.
+
+    Args:
+        root: The folder.
+        test_fraction: Without ``train`` and ``test`` folders: the part of each class that becomes the
+            test set, the same in every run.
+        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: str | Path = "data/folder", test_fraction: float = 0.2, **common: Any) -> None:
+        super().__init__(root, **common)
+        if not 0 < test_fraction < 1:
+            raise CxlpError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
+        self.test_fraction = test_fraction
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        """List the images; classes are the names of the folders, sorted."""
+        layout = (
+            f"expected {self.root}/train/<class>/* and {self.root}/test/<class>/*, or {self.root}/<class>/* "
+            f"(images: {', '.join(SUFFIXES)}). To try cxlp without any data: python train.py --config demo.yaml"
+        )
+        if not self.root.is_dir():
+            raise CxlpError(f"folder: there is no {self.root.absolute()}; {layout}")
+        has_split = {name for name in ("train", "test") if (self.root / name).is_dir()}
+        if len(has_split) == 1:
+            raise CxlpError(f"folder: {self.root} has {has_split.pop()} but not both train and test; {layout}")
+        if has_split:
+            train, test = _classes(self.root / "train"), _classes(self.root / "test")
+            if strange := sorted(set(test) - set(train)):
+                raise CxlpError(f"folder: {self.root}/test has classes that train has not: {', '.join(strange[:5])}")
+            classes = tuple(train)
+            samples: dict[Split, list[Sample]] = {
+                "train": [sample for k, c in enumerate(classes) for sample in _samples(train[c], k)],
+                "test": [sample for k, c in enumerate(classes) if c in test for sample in _samples(test[c], k)],
+            }
+        else:
+            folders = _classes(self.root)
+            classes = tuple(folders)
+            samples = self._split(
+                [sample for k, c in enumerate(classes) for sample in _samples(folders[c], k)], classes
+            )
+        if not classes:
+            raise CxlpError(f"folder: no class folders in {self.root}; {layout}")
+        return classes, samples
+
+    def _split(self, samples: Sequence[Sample], classes: Sequence[str]) -> dict[Split, list[Sample]]:
+        if not samples:
+            return {"train": [], "test": []}
+        try:
+            # A fixed seed, not the run's: the test set must be the same in every run that is compared.
+            train, test = train_test_split(
+                samples, test_size=self.test_fraction, stratify=[s.label for s in samples], random_state=0
+            )
+        except ValueError as error:
+            counts = {c: sum(s.label == k for s in samples) for k, c in enumerate(classes)}
+            smallest = min(counts, key=lambda c: counts[c])
+            raise CxlpError(
+                f"folder: cannot split {self.root} into train and test: {error} "
+                f"(the smallest class, {smallest!r}, has {counts[smallest]} images)"
+            ) from error
+        return {"train": sorted(train), "test": sorted(test)}
+
+
+def _classes(folder: Path) -> dict[str, Path]:
+    """Class folders by name; hidden ones are not classes."""
+    return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+
+
+def _samples(folder: Path, label: int) -> list[Sample]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return [Sample(p, label) for p in files]

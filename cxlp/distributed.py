@@ -1,0 +1,69 @@
+"""Collectives that also work in a single process, so that callers need not ask where they run."""
+
+import os
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def is_distributed() -> bool:
+    """Whether a process group of several ranks is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank; 0 where there is only one."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 where there is only one."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks.
+
+    An all-reduce of one number, because ``dist.barrier`` guesses a CUDA device under NCCL.
+    """
+    if is_distributed():
+        device = torch.device("cuda", torch.cuda.current_device()) if _on_nccl() else torch.device("cpu")
+        all_sum(torch.zeros(1, device=device))
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, in place; every rank gets the same bits.
+
+    Args:
+        tensor: Any shape; the same shape on each rank. Under NCCL a CPU tensor goes through the GPU.
+
+    Returns:
+        The same tensor.
+    """
+    if is_distributed():
+        if _on_nccl() and tensor.device.type == "cpu":
+            moved = tensor.to(torch.device("cuda", torch.cuda.current_device()))
+            dist.all_reduce(moved)
+            tensor.copy_(moved)
+        else:
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def from_rank_zero(tensor: Tensor) -> Tensor:
+    """Overwrite a tensor by rank 0's, in place, and return it."""
+    if is_distributed():
+        if rank() != 0:
+            tensor.zero_()
+        all_sum(tensor)
+    return tensor
+
+
+def _on_nccl() -> bool:
+    return dist.get_backend() == "nccl"
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

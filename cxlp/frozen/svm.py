@@ -1,0 +1,137 @@
+"""One-vs-rest linear SVMs on a precomputed Gram matrix, by libsvm."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import SVC
+from torch import Tensor
+
+from cxlp.distributed import all_sum, rank, world_size
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DualSolution:
+    """SVMs in terms of training rows: ``score_k(x) = sum_i coefficients[k, i] <x_i, x> + intercepts[k]``.
+
+    Attributes:
+        coefficients: ``(classes, n)``, alpha times label, zero off the support vectors.
+        intercepts: ``(classes,)``.
+    """
+
+    coefficients: Array
+    intercepts: Array
+
+
+def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share: bool = True) -> DualSolution:
+    """Fit one SVM per class: ``min 1/2 |w|^2 + C sum_i hinge(y_i (w x_i + b))``.
+
+    Args:
+        gram: ``(n, n)``, C-contiguous float64 (libsvm reads it without a copy).
+        targets: ``(classes, n)``: 1 positive, -1 negative, 0 ignored; each class trains on its own rows.
+        c: Cost C.
+        threads: Fits at a time (libsvm releases the interpreter).
+        share: Whether the ranks divide the classes among themselves (else each solves all).
+
+    Returns:
+        The solution, the same on each rank.
+    """
+    classes, n = targets.shape
+    coefficients, intercepts = np.zeros((classes, n)), np.zeros(classes)
+
+    def fit(k: int) -> None:
+        rows = np.flatnonzero(targets[k])
+        whole = len(rows) == n
+        svm = SVC(kernel="precomputed", C=c, tol=1e-4, cache_size=64)
+        svm.fit(gram if whole else gram[np.ix_(rows, rows)], targets[k, rows])
+        coefficients[k, rows[svm.support_]] = svm.dual_coef_[0]
+        intercepts[k] = svm.intercept_[0]
+
+    mine = range(rank(), classes, world_size()) if share else range(classes)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        list(pool.map(fit, mine))
+    if share:
+        all_sum(torch.from_numpy(coefficients))
+        all_sum(torch.from_numpy(intercepts))
+    return DualSolution(coefficients, intercepts)
+
+
+def held_out_scores(
+    gram: Array, targets: NDArray[np.int8], labels: NDArray[np.int64], c: float, folds: int, threads: int
+) -> Array:
+    """Score each training row by SVMs that did not see it (stratified k-fold cross-validation).
+
+    Args:
+        gram: ``(n, n)``.
+        targets: ``(classes, n)`` in {-1, 0, 1}.
+        labels: ``(n,)``, what the folds are stratified by.
+        c: Cost C.
+        folds: Number of folds, at most the size of the smallest class.
+        threads: Fits at a time.
+
+    Returns:
+        ``(n, classes)``.
+    """
+    scores = np.zeros((gram.shape[0], len(targets)))
+    splits = StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)
+    # The folds, not their classes, are dealt out, so that each rank copies its sub-matrices only.
+    for train, test in list(splits)[rank() :: world_size()]:
+        solution = solve(np.ascontiguousarray(gram[np.ix_(train, train)]), targets[:, train], c, threads, share=False)
+        scores[test] = gram[np.ix_(test, train)] @ solution.coefficients.T + solution.intercepts
+    all_sum(torch.from_numpy(scores))
+    return scores
+
+
+def choose_c(
+    gram: Array,
+    targets: NDArray[np.int8],
+    labels: NDArray[np.int64],
+    candidates: Sequence[float],
+    folds: int,
+    threads: int,
+) -> tuple[float, dict[float, float]]:
+    """Choose C by cross-validated accuracy on the training rows; of equals, the smallest.
+
+    Returns:
+        The choice, and the accuracy of each candidate.
+    """
+    accuracy = {}
+    for c in candidates:
+        scores = held_out_scores(gram, targets, labels, c, folds, threads)
+        accuracy[c] = float((scores.argmax(axis=1) == labels).mean())
+    best = max(accuracy.values())
+    return min(c for c, value in accuracy.items() if value == best), accuracy
+
+
+def fit_logit_scale(scores: Array, labels: NDArray[np.int64]) -> float:
+    """Fit the one number that turns margins into logits: least cross-entropy of held-out scores.
+
+    On the training rows themselves the scale would run away, since the SVMs separate them.
+
+    Args:
+        scores: ``(n, classes)`` held-out margins.
+        labels: ``(n,)`` class indices.
+
+    Returns:
+        The scale, between 0.1 and 100.
+    """
+
+    def loss(log_scale: float) -> float:
+        logits = log_softmax(np.exp(log_scale) * scores, axis=1)
+        return float(-logits[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded").x))
+
+
+def one_vs_rest(labels: Tensor, classes: int) -> NDArray[np.int8]:
+    """Class indices ``(n,)`` as targets ``(classes, n)`` in {-1, 1}."""
+    onehot = torch.nn.functional.one_hot(labels, classes).T
+    return (2 * onehot - 1).to(torch.int8).numpy()

@@ -1,0 +1,86 @@
+"""Where a run's numbers go: wandb (online where a key is found, offline otherwise) and a CSV file."""
+
+import netrc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run.
+
+    Attributes:
+        root: Folder that gets one folder per run.
+        name: Name of the run's folder and of the wandb run; null: from the configs and the time. A name
+            that is taken gets a number.
+        wandb: ``auto``: online where an API key is found, offline otherwise; ``online``; ``offline``;
+            ``off``.
+        project: The wandb project.
+        group: Groups runs in wandb.
+        tags: Tags of the wandb run.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "cxlp"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb could log in without asking: a key in the environment or in the netrc file.
+
+    Asking wandb itself prompts on a terminal and crashes elsewhere.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return host is not None and netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None) -> list[Logger]:
+    """Make the loggers of a run.
+
+    Args:
+        run: What the user asked for.
+        folder: The run's folder.
+        wandb_id: The wandb run to continue, on resume.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, name="csv")]
+    mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
+    if mode in ("off", "disabled"):
+        return loggers
+    offline = mode == "offline" or (mode != "online" and not has_wandb_key())
+    # wandb first: Lightning takes the first logger's folder for what it writes itself.
+    wandb = WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        project=run.project,
+        group=run.group,
+        tags=list(run.tags) or None,
+        id=wandb_id,
+        resume="allow",
+        offline=offline,
+        log_model=False,
+    )
+    return [wandb, *loggers]
+
+
+def how_to_look(folder: Path) -> str | None:
+    """One line on how to look at the wandb run of a folder, or ``None`` where there is none."""
+    runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
+    if runs:
+        return f"wandb leet {runs[-1]}   (upload: wandb sync {runs[-1]})"
+    if (folder / "wandb").is_dir():
+        return f"wandb leet {folder / 'wandb' / 'latest-run'}   (or in the browser)"
+    return None

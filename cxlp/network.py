@@ -1,0 +1,198 @@
+"""The one network that both modes fit: backbone, projection, pooling, linear classifier."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cxlp.backbones import Backbone, BackboneConfig
+from cxlp.errors import CxlpError
+from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Normalise, Padding
+
+Method = Literal["cross", "bilinear", "average_local", "average_guide"]
+
+
+@dataclass(frozen=True)
+class PoolingConfig:
+    """How the two maps become one vector.
+
+    Attributes:
+        method: ``cross``: cross-layer pooling. Baselines: ``bilinear``: the upper layer pooled under
+            itself (B-CNN; with ``pca_dim: null`` in full); ``average_local``, ``average_guide``:
+            global average pooling of the lower or the upper layer.
+        pca_dim: Size of a projected local feature; null: no projection. Not used by averages.
+        size: Side of the sub-array of local features, odd.
+        stride: Step between sub-arrays.
+        padding: ``valid``: whole sub-arrays only; ``same``: zeros beyond the border.
+        align: For maps of different sizes: ``strict`` refuses, ``to_local`` resamples the guide,
+            ``to_guide`` the local map.
+        zscore: Standardise each image's pooled vector.
+        channel_l2: L2 within each pooling channel.
+        sign: Keep only signs.
+        sqrt: Signed square root.
+        l2: L2 over the whole vector.
+    """
+
+    method: Method = "cross"
+    pca_dim: int | None = 500
+    size: int = 1
+    stride: int = 1
+    padding: Padding = "valid"
+    align: Align = "strict"
+    zscore: bool = False
+    channel_l2: bool = False
+    sign: bool = False
+    sqrt: bool = True
+    l2: bool = True
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A whole network, by plain values: enough to build it again.
+
+    Attributes:
+        backbone: The network to cut, and where.
+        pooling: What is made of its two maps.
+    """
+
+    backbone: BackboneConfig = BackboneConfig()
+    pooling: PoolingConfig = PoolingConfig()
+
+
+class Network(nn.Module):
+    """Images in, one score per class out; the parts are fitted by either mode.
+
+    Args:
+        config: Backbone and pooling.
+        classes: Names of the classes; without them the classifier comes with :meth:`set_classes`.
+
+    Attributes:
+        backbone: ``images -> (local, guide)``.
+        pooling: ``maps -> (B, D)``; its ``projection`` is the PCA where there is one.
+        classifier: ``(B, D) -> (B, classes)``: weights and biases of the linear SVMs.
+        logit_scale: What the margins are multiplied by, so that their softmax (or sigmoid) is a
+            sensible probability; 1 until fitted.
+    """
+
+    logit_scale: Tensor
+
+    def __init__(self, config: NetworkConfig, classes: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.pooling = _build_pooling(config.pooling, self.backbone)
+        self.classifier: nn.Linear | None = None
+        self.classes: tuple[str, ...] = ()
+        self.register_buffer("logit_scale", torch.ones(()))
+        if classes is not None:
+            self.set_classes(classes)
+
+    @property
+    def projection(self) -> nn.Conv2d | None:
+        """The PCA as a convolution; ``None`` where the pooling has none."""
+        return self.pooling.projection if isinstance(self.pooling, CrossLayerPooling) else None
+
+    def set_classes(self, classes: Sequence[str]) -> None:
+        """Give the network its classifier; done once, repeated calls must agree.
+
+        Raises:
+            CxlpError: If there is a classifier for other classes already.
+        """
+        if self.classifier is None:
+            self.classes = tuple(classes)
+            self.classifier = nn.Linear(self.pooling.out_features, len(classes))
+            # Features have unit length and 10^4 to 10^6 entries: start from no opinion at all.
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
+        elif self.classes != tuple(classes):
+            raise CxlpError(
+                f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
+                f"the data has {len(classes)} ({', '.join(list(classes)[:3])}, ...)"
+            )
+
+    def pooling_inputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps that the pooling takes: two for cross-layer pooling, one for averages."""
+        local, guide = self.backbone(images)
+        return {
+            "cross": (local, guide),
+            "bilinear": (guide, guide),
+            "average_local": (local,),
+            "average_guide": (guide,),
+        }[self.config.pooling.method]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute the image representation: ``(B, 3, H, W) -> (B, D)``, float32 or wider."""
+        vector: Tensor = self.pooling(*self.pooling_inputs(images))
+        return vector
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Score features: ``(B, D) -> (B, classes)``, SVM margins times :attr:`logit_scale`."""
+        if self.classifier is None:
+            raise CxlpError("the network has no classes yet: call set_classes first")
+        # Full precision: half-precision margins of close classes tie.
+        with torch.autocast(features.device.type, enabled=False):
+            margins: Tensor = self.classifier(features.to(self.classifier.weight.dtype))
+            return margins * self.logit_scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score images: ``(B, 3, H, W)``, RGB 0..255 ``-> (B, classes)``."""
+        return self.classify(self.features(images))
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values that :func:`load_network` builds the network from."""
+        return {"config": asdict(self.config), "classes": list(self.classes)}
+
+
+def load_network(path: str | Path) -> Network:
+    """Build the network of a checkpoint, in evaluation mode; nothing else is needed, no code is run.
+
+    Args:
+        path: A checkpoint that a run wrote.
+
+    Raises:
+        CxlpError: If the file is missing or not a checkpoint of cxlp.
+    """
+    if not Path(path).is_file():
+        raise CxlpError(f"checkpoint not found: {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        spec = checkpoint["cxlp"]["network"]
+    except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
+        raise CxlpError(f"{path} is not a checkpoint of cxlp: {error}") from error
+    # The weights come from the checkpoint: nothing is downloaded.
+    backbone = BackboneConfig(**{**spec["config"]["backbone"], "weights": None})
+    network = Network(NetworkConfig(backbone, PoolingConfig(**spec["config"]["pooling"])), spec["classes"])
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _build_pooling(config: PoolingConfig, backbone: Backbone) -> CrossLayerPooling | AveragePooling:
+    local_channels, guide_channels = backbone.channels
+    normalise = Normalise(config.zscore, config.channel_l2, config.sign, config.sqrt, config.l2)
+    if config.method == "average_local":
+        return AveragePooling(local_channels, normalise)
+    if config.method == "average_guide":
+        return AveragePooling(guide_channels, normalise)
+    if config.method == "bilinear":
+        local_channels = guide_channels
+    elif backbone.map_sizes[0] != backbone.map_sizes[1] and config.align == "strict":
+        lower, upper = ("{}x{}".format(*size) for size in backbone.map_sizes)
+        raise CxlpError(
+            f"the two layers have maps of {lower} and {upper}: choose layers of one resolution, "
+            "or set pooling.align to to_local or to_guide"
+        )
+    return CrossLayerPooling(
+        local_channels,
+        guide_channels,
+        config.pca_dim,
+        config.size,
+        config.stride,
+        config.padding,
+        config.align,
+        normalise,
+    )

@@ -1,0 +1,354 @@
+"""Cross-convolutional-layer pooling (Liu, Shen and van den Hengel, CVPR 2015), in pure torch.
+
+One layer's activations pool the local features of the layer below it. With local features
+``x_i`` in R^d at places ``i = 1..N`` of the lower layer, and activations ``a_ik`` of the upper
+layer's channel ``k`` at the same places,
+
+    P_k = sum_i a_ik x_i,        P = [P_1; ...; P_K] in R^(K d).
+
+A local feature is an r x r sub-array over all channels of the lower map, reduced by PCA; both
+steps are linear in the map, so together they *are* one convolution (weight: the PCA basis as
+``(p, C, r, r)``; bias: minus the projected mean), and the whole head can be trained.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cxlp.errors import CxlpError
+
+Padding = Literal["valid", "same"]
+Align = Literal["strict", "to_local", "to_guide"]
+
+
+def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Tensor, Tensor]:
+    """Bring two maps onto one grid.
+
+    Args:
+        local: Lower layer's map ``(B, C, H, W)``.
+        guide: Upper layer's map ``(B, K, H', W')``.
+        rule: ``"strict"``: the sizes must be equal. ``"to_local"``: resample the guide to
+            ``(H, W)``. ``"to_guide"``: resample the local map to ``(H', W')``. Resampling is
+            area averaging where a map shrinks and bilinear interpolation where it grows.
+
+    Returns:
+        Both maps, of one size.
+
+    Raises:
+        CxlpError: If the sizes differ under ``"strict"``, or the rule is unknown.
+    """
+    if local.shape[-2:] == guide.shape[-2:]:
+        return local, guide
+    if rule == "to_local":
+        return local, _resample(guide, local.shape[-2], local.shape[-1])
+    if rule == "to_guide":
+        return _resample(local, guide.shape[-2], guide.shape[-1]), guide
+    if rule == "strict":
+        raise CxlpError(
+            f"the local map is {_hw(local)} but the guide is {_hw(guide)}: choose two layers of one "
+            "resolution, or say how to align them: align: to_local | to_guide"
+        )
+    raise CxlpError(f"unknown align rule {rule!r}; valid: strict, to_local, to_guide")
+
+
+def sub_arrays(local: Tensor, size: int = 1, stride: int = 1, padding: Padding = "valid") -> Tensor:
+    """Cut the local features out of a map, without reducing them.
+
+    Args:
+        local: Map ``(B, C, H, W)``.
+        size: Side r of the sub-array, odd.
+        stride: Step between sub-arrays, in cells of the map.
+        padding: ``"valid"``: only whole sub-arrays; ``"same"``: zeros beyond the border.
+
+    Returns:
+        ``(B, N, C * r * r)``, the places in row-major order, each vector in the order of a
+        convolution's flattened weight ``(C, r, r)``.
+    """
+    _check_geometry(local, size, stride, padding)
+    pad = size // 2 if padding == "same" else 0
+    return F.unfold(local, size, padding=pad, stride=stride).transpose(1, 2)  # (B, N, C r r)
+
+
+def cross_layer_pooling(
+    local: Tensor,
+    guide: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    size: int = 1,
+    stride: int = 1,
+    padding: Padding = "valid",
+    align: Align = "strict",
+) -> Tensor:
+    """Pool the local features of one layer under the activations of another.
+
+    ``P_k = sum_i a_ik (W x_i + b)``, where ``x_i`` is the r x r sub-array at place ``i`` of
+    ``local`` and ``a_ik`` the guide's channel ``k`` at the sub-array's centre (section 3.2 of
+    the paper). Half-precision inputs, and everything under autocast, are computed in float32: the
+    sums over places and the square root behind them do not survive 8 bits of mantissa.
+
+    Args:
+        local: Lower layer's map ``(B, C, H, W)``.
+        guide: Upper layer's map ``(B, K, H', W')``.
+        weight: Projection ``(p, C, r, r)``, for example a PCA basis; ``None``: no reduction.
+        bias: ``(p,)`` added to every projected local feature.
+        size: Side r of the sub-array where there is no ``weight`` (which says it otherwise).
+        stride: Step between sub-arrays, in cells.
+        padding: ``"valid"`` or ``"same"`` (zeros beyond the border).
+        align: What to do with maps of different sizes, see :func:`align_maps`.
+
+    Returns:
+        ``(B, K, p)``, or ``(B, K, C r r)`` without projection; float32 for half inputs.
+
+    Raises:
+        CxlpError: If r is even, a map is smaller than r x r, batches or channels do not fit, or
+            the sizes differ under ``align="strict"``.
+
+    Example:
+        >>> local, guide = torch.rand(2, 8, 13, 13), torch.rand(2, 4, 13, 13)
+        >>> cross_layer_pooling(local, guide, size=3).shape
+        torch.Size([2, 4, 72])
+    """
+    for name, tensor in (("local", local), ("guide", guide)):
+        if tensor.ndim != 4:
+            raise CxlpError(f"{name} must be a map (B, C, H, W), not of shape {tuple(tensor.shape)}")
+    if local.shape[0] != guide.shape[0]:
+        raise CxlpError(f"the maps hold {local.shape[0]} and {guide.shape[0]} images")
+    with torch.autocast(local.device.type, enabled=False):
+        local, guide = align_maps(_full(local), _full(guide), align)
+        if weight is None:
+            features = sub_arrays(local, size, stride, padding)  # (B, N, d)
+        else:
+            size = weight.shape[-1]
+            _check_geometry(local, size, stride, padding)
+            if weight.shape[1] != local.shape[1]:
+                raise CxlpError(
+                    f"the projection expects {weight.shape[1]} channels, the local map has {local.shape[1]}"
+                )
+            pad = size // 2 if padding == "same" else 0
+            bias = None if bias is None else bias.to(local.dtype)
+            projected = F.conv2d(local, weight.to(local.dtype), bias, stride=stride, padding=pad)
+            features = projected.flatten(2).transpose(1, 2)  # (B, N, p)
+        edge = size // 2 if padding == "valid" else 0
+        height, width = guide.shape[-2:]
+        centres = guide[..., edge : height - edge : stride, edge : width - edge : stride]  # (B, K, h, w)
+        return torch.bmm(centres.flatten(2), features)  # (B, K, p)
+
+
+def signed_sqrt(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Signed square root ``sign(x) sqrt(|x|)``, with a gradient that is finite everywhere.
+
+    The derivative ``1 / (2 sqrt|x|)`` is infinite at 0, where whole pooling channels lie when
+    their guide is silent. Within ``|x| <= eps`` the root is therefore replaced by the straight
+    line ``x / sqrt(eps)``, which meets it at both ends (off by ``sqrt(eps) / 4`` at most).
+
+    Args:
+        x: Any shape.
+        eps: Half-width of the linear part.
+
+    Returns:
+        Same shape and dtype (float32 for half inputs).
+    """
+    x = _full(x)
+    magnitude = x.abs()
+    # The root is taken of a clamped value, so that its infinite slope never meets a zero gradient.
+    root = torch.copysign(magnitude.clamp_min(eps).sqrt(), x)
+    return torch.where(magnitude > eps, root, x * eps**-0.5)
+
+
+def normalise(
+    pooled: Tensor,
+    *,
+    zscore: bool = False,
+    channel_l2: bool = False,
+    sign: bool = False,
+    sqrt: bool = True,
+    l2: bool = True,
+) -> Tensor:
+    """Normalise pooled features and flatten them, each step a switch, in this order.
+
+    Args:
+        pooled: ``(B, K, p)``.
+        zscore: Subtract the mean and divide by the standard deviation of each image's own vector.
+        channel_l2: Scale each pooling channel's ``P_k`` to unit length.
+        sign: Keep only the sign, {-1, 0, 1} (section 3.4 of the paper). Its gradient is passed
+            straight through, since its own is zero.
+        sqrt: Signed square root, see :func:`signed_sqrt` (a sign is its own root).
+        l2: Scale the whole vector to unit length (a zero vector stays zero).
+
+    Returns:
+        ``(B, K * p)``, float32 for half inputs.
+    """
+    with torch.autocast(pooled.device.type, enabled=False):
+        x = _full(pooled)  # (B, K, p)
+        if zscore:
+            mean = x.mean(dim=(1, 2), keepdim=True)
+            variance = x.var(dim=(1, 2), keepdim=True, correction=0)
+            # rsqrt of a clamped variance: a constant vector becomes zero, with a finite gradient
+            x = (x - mean) * variance.clamp_min(1e-12).rsqrt()
+        if channel_l2:
+            x = F.normalize(x, dim=2)
+        if sign:
+            x = x.sign().detach() + (x - x.detach())
+        elif sqrt:
+            x = signed_sqrt(x)
+        x = x.flatten(1)  # (B, K p)
+        return F.normalize(x, dim=1) if l2 else x
+
+
+class Normalise(nn.Module):
+    """:func:`normalise` as a module: ``(B, K, p) -> (B, K * p)``.
+
+    Args:
+        zscore, channel_l2, sign, sqrt, l2: The steps, see :func:`normalise`.
+    """
+
+    def __init__(
+        self,
+        zscore: bool = False,
+        channel_l2: bool = False,
+        sign: bool = False,
+        sqrt: bool = True,
+        l2: bool = True,
+    ) -> None:
+        super().__init__()
+        self.steps = {"zscore": zscore, "channel_l2": channel_l2, "sign": sign, "sqrt": sqrt, "l2": l2}
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``(B, K, p) -> (B, K * p)``."""
+        return normalise(pooled, **self.steps)
+
+    def extra_repr(self) -> str:
+        """Name the steps that are on."""
+        return " + ".join(step for step, on in self.steps.items() if on)
+
+
+class CrossLayerPooling(nn.Module):
+    """Cross-convolutional-layer pooling as a head: two maps in, one normalised vector out.
+
+    Args:
+        local_channels: Channels C of the lower map.
+        guide_channels: Channels K of the upper map, the pooling channels.
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
+        size: Side r of the sub-array, odd.
+        stride: Step between sub-arrays.
+        padding: ``"valid"`` or ``"same"``.
+        align: Rule for maps of different sizes, see :func:`align_maps`.
+        normalise: What follows the pooling; signed square root and L2 if not given.
+
+    Attributes:
+        projection: The convolution that cuts and reduces local features, or ``None``.
+        local_dim: Size of a local feature before the projection, ``C r r``.
+        out_features: Length of the vector.
+
+    Example:
+        >>> pool = CrossLayerPooling(local_channels=8, guide_channels=4, pca_dim=6, size=3)
+        >>> pool(torch.rand(2, 8, 13, 13), torch.rand(2, 4, 13, 13)).shape
+        torch.Size([2, 24])
+    """
+
+    def __init__(
+        self,
+        local_channels: int,
+        guide_channels: int,
+        pca_dim: int | None = None,
+        size: int = 1,
+        stride: int = 1,
+        padding: Padding = "valid",
+        align: Align = "strict",
+        normalise: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(size, stride, padding)
+        self.local_dim = local_channels * size * size
+        if pca_dim is not None and not 1 <= pca_dim <= self.local_dim:
+            raise CxlpError(
+                f"pca_dim is {pca_dim}, but a local feature has {self.local_dim} values "
+                f"({local_channels} channels x {size} x {size}): choose 1 to {self.local_dim}, or null"
+            )
+        self.size, self.stride, self.padding, self.align = size, stride, padding, align
+        self.projection: nn.Conv2d | None = None
+        if pca_dim is not None:
+            pad = size // 2 if padding == "same" else 0
+            self.projection = nn.Conv2d(local_channels, pca_dim, size, stride=stride, padding=pad)
+        self.normalise = Normalise() if normalise is None else normalise
+        self.out_features = guide_channels * (pca_dim or self.local_dim)
+
+    def pool(self, local: Tensor, guide: Tensor) -> Tensor:
+        """Pool without normalising: ``(B, C, H, W), (B, K, H, W) -> (B, K, p)``."""
+        weight, bias = (None, None) if self.projection is None else (self.projection.weight, self.projection.bias)
+        return cross_layer_pooling(
+            local,
+            guide,
+            weight,
+            bias,
+            size=self.size,
+            stride=self.stride,
+            padding=self.padding,
+            align=self.align,
+        )
+
+    def forward(self, local: Tensor, guide: Tensor) -> Tensor:
+        """Pool and normalise: ``(B, C, H, W), (B, K, H, W) -> (B, out_features)``."""
+        vector: Tensor = self.normalise(self.pool(local, guide))
+        return vector
+
+    def extra_repr(self) -> str:
+        """Show the options that the submodules do not."""
+        return f"size={self.size}, stride={self.stride}, padding={self.padding}, align={self.align}"
+
+
+class AveragePooling(nn.Module):
+    """Global average pooling with the same normalisation: the baseline to compare with.
+
+    Args:
+        channels: Channels C of the map.
+        normalise: What follows; the map's mean counts as one pooling channel.
+    """
+
+    def __init__(self, channels: int, normalise: nn.Module | None = None) -> None:
+        super().__init__()
+        self.normalise = Normalise() if normalise is None else normalise
+        self.out_features = channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, C)``, float32 for half inputs."""
+        with torch.autocast(features.device.type, enabled=False):
+            pooled = _full(features).mean(dim=(2, 3)).unsqueeze(1)  # (B, 1, C)
+        vector: Tensor = self.normalise(pooled)
+        return vector
+
+
+def _full(x: Tensor) -> Tensor:
+    """Raise half precision to float32; leave float32 and float64 alone."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _resample(x: Tensor, height: int, width: int) -> Tensor:
+    if height <= x.shape[-2] and width <= x.shape[-1]:
+        return F.adaptive_avg_pool2d(x, (height, width))
+    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+
+
+def _check_options(size: int, stride: int, padding: str) -> None:
+    if size < 1 or size % 2 == 0:
+        raise CxlpError(f"size is {size}: a sub-array needs an odd side (1, 3, ...), so that it has a centre")
+    if stride < 1:
+        raise CxlpError(f"stride is {stride}: it must be 1 or more")
+    if padding not in ("valid", "same"):
+        raise CxlpError(f"unknown padding {padding!r}; valid: valid, same")
+
+
+def _check_geometry(local: Tensor, size: int, stride: int, padding: str) -> None:
+    _check_options(size, stride, padding)
+    if padding == "valid" and min(local.shape[-2:]) < size:
+        raise CxlpError(
+            f"the local map is {_hw(local)}: too small for a whole {size}x{size} sub-array; "
+            "use a larger image, a lower layer, size: 1 or padding: same"
+        )
+
+
+def _hw(x: Tensor) -> str:
+    return f"{x.shape[-2]}x{x.shape[-1]}"

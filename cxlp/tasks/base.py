@@ -1,0 +1,178 @@
+"""What both modes share: the frozen fit inside the Trainer, evaluation, and what a checkpoint holds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.metrics import confusion_matrix, single_label_metrics
+from cxlp.network import Network, NetworkConfig
+from cxlp.timing import PhaseTimes
+
+Batch = dict[str, Tensor]
+
+
+class CrossLayerTask(pl.LightningModule):
+    """A network, and its fit without gradients in the first epoch.
+
+    The frozen fit is an epoch like any other, so ranks share its images, the Trainer's precision and
+    progress bar apply, and validation and checkpoints follow it. Gradient epochs, where a subclass
+    has any, come after it.
+
+    Args:
+        network: Backbone and pooling.
+        frozen: Options of the fit without gradients.
+
+    Attributes:
+        ordered_epochs: How many epochs at the beginning fit without gradients (0 or 1); their images
+            come in order and without augmentation.
+        times: Seconds by phase.
+        report: What the frozen fit chose and found.
+    """
+
+    def __init__(self, network: NetworkConfig = NetworkConfig(), frozen: FrozenConfig = FrozenConfig()) -> None:
+        super().__init__()
+        self.network = Network(network)
+        self.frozen = frozen
+        self.ordered_epochs = 1
+        self.times = PhaseTimes()
+        self.report: dict[str, float] = {}
+        self._fit: FrozenFit | None = None
+        self._phase_start = 0.0
+
+    # --- setting up -------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Learn the classes from the data; the DataModule is set up before."""
+        self.network.set_classes(self.trainer.datamodule.classes)  # type: ignore[attr-defined]
+        classes = len(self.network.classes)
+        self.val_metrics = single_label_metrics(classes, "val/")
+        self.test_metrics = single_label_metrics(classes, "test/")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.confusion = confusion_matrix(classes)
+
+    @property
+    def in_frozen_epoch(self) -> bool:
+        """Whether the current epoch fits without gradients."""
+        return self.current_epoch < self.ordered_epochs
+
+    def train(self, mode: bool = True) -> "CrossLayerTask":
+        """Set training mode, except for a network that is fitted without gradients."""
+        super().train(mode)
+        if mode and self._trainer is not None and self.in_frozen_epoch:
+            self.network.eval()
+        return self
+
+    # --- the frozen epoch -------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the frozen fit, or time a gradient epoch."""
+        self.train()
+        self._phase_start = self.times.now()
+        if not self.in_frozen_epoch:
+            return
+        folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
+        images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
+        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times)
+
+    def observe(self, batch: Batch) -> None:
+        """Feed a batch to the frozen fit."""
+        assert self._fit is not None
+        new = ~batch["repeat"]
+        self._fit.observe(batch["image"][new], batch["label"][new], batch["index"][new])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
+        """After the frozen epoch's last batch: solve, so that validation sees the solution."""
+        if self.trainer.is_last_batch and self._fit is not None:
+            self._close_phase("extraction")
+            # Full precision: autocast would round the solution.
+            with torch.autocast(self.device.type, enabled=False):
+                self.report = self._fit.finish()
+            self._fit = None
+            self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Leave no half-made features behind."""
+        if self._fit is not None:
+            self._fit.close()
+
+    def _close_phase(self, name: str) -> None:
+        self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score images, see :class:`~cxlp.network.Network`."""
+        scores: Tensor = self.network(images)
+        return scores
+
+    def on_validation_start(self) -> None:
+        """Time validation."""
+        self._phase_start = self.times.now()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score held-out training images."""
+        self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
+
+    def on_validation_end(self) -> None:
+        """Time validation."""
+        self._close_phase("validation")
+
+    def on_validation_model_train(self) -> None:
+        """Return to training mode by :meth:`train`, which knows what stays frozen."""
+        self.train()
+
+    def on_test_start(self) -> None:
+        """Time the test."""
+        self._phase_start = self.times.now()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score test images."""
+        scores, labels = self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
+        if len(labels):
+            self.confusion.update(scores, labels)
+
+    def on_test_end(self) -> None:
+        """Time the test."""
+        self._close_phase("test")
+
+    def _evaluate(self, batch: Batch, metrics: MetricCollection, loss: MeanMetric, name: str) -> tuple[Tensor, Tensor]:
+        new = ~batch["repeat"]
+        scores, labels = self(batch["image"][new]).float(), batch["label"][new]
+        if len(labels):
+            metrics.update(scores, labels)
+            loss.update(F.cross_entropy(scores, labels), weight=len(labels))
+        # The objects, not their values: Lightning computes and resets them when the epoch ends.
+        self.log_dict(dict(metrics.items()), on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return scores, labels
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what prediction needs beside the weights: all of it plain values."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["cxlp"] = {
+            "network": self.network.spec(),
+            "image": {"size": data.splits["test"].transform.size, "aspect": data.aspect},
+            "report": self.report,
+            "times": dict(self.times),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what the frozen fit found and how long the phases took."""
+        saved = checkpoint["cxlp"]
+        self.report = saved["report"]
+        if self.trainer.state.fn == "fit":
+            self.times.update(saved["times"])
+
+
+def set_requires_grad(module: nn.Module, value: bool) -> None:
+    """Set ``requires_grad`` of all parameters; once, before a run, since DDP looks at it only then."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(value)

@@ -1,0 +1,126 @@
+"""The fine-tuning mode: gradients through all of it, from the frozen solution or from scratch."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cxlp.errors import CxlpError
+from cxlp.frozen.fit import FrozenConfig
+from cxlp.network import NetworkConfig, load_network
+from cxlp.tasks.base import Batch, CrossLayerTask
+from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
+
+
+class FineTune(CrossLayerTask):
+    """End-to-end training.
+
+    From the frozen solution, epoch 0 is the frozen fit: its validation is step 0 of the curves, and
+    its checkpoint competes for the best one. ``trainer.max_epochs`` counts it. Gradient epochs follow.
+
+    Args:
+        network: Backbone and pooling.
+        frozen: Options of the frozen fit.
+        optimizer: Learning rates and schedule.
+        start: ``frozen``; ``scratch`` (pretrained backbone, random projection, zero classifier); or
+            the checkpoint of an earlier run with the same network and classes.
+        label_smoothing: Of the cross-entropy, in [0, 1).
+        freeze_batch_norm: Keep the backbone's BatchNorm statistics as they are: small batches
+            estimate them badly, and step 0 would not be the frozen solution.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig = NetworkConfig(),
+        frozen: FrozenConfig = FrozenConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        start: str = "frozen",
+        label_smoothing: float = 0.0,
+        freeze_batch_norm: bool = True,
+    ) -> None:
+        super().__init__(network, frozen)
+        self.optimizer_config = optimizer
+        self.start = start
+        self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
+        self.ordered_epochs = 1 if start == "frozen" else 0
+        self._earlier = None if start in ("frozen", "scratch") else load_network(start)
+
+    def setup(self, stage: str) -> None:
+        """Learn the classes, and take over an earlier run's weights."""
+        super().setup(stage)
+        if self._earlier is not None and stage == "fit":
+            if self._earlier.classes != self.network.classes:
+                raise CxlpError(f"{self.start} was fitted to other classes than the data has")
+            try:
+                self.network.load_state_dict(self._earlier.state_dict())
+            except RuntimeError as error:
+                raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
+            self._earlier = None
+
+    def train(self, mode: bool = True) -> "FineTune":
+        """Set training mode; BatchNorm keeps evaluating where it is frozen."""
+        super().train(mode)
+        if mode and self.freeze_batch_norm:
+            for module in self.network.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Gradients only after the frozen epoch."""
+        super().on_train_epoch_start()
+        # Lightning asks at each batch: in manual mode it steps neither optimizer nor schedule.
+        self.automatic_optimization = not self.in_frozen_epoch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Feed the frozen fit, or return the loss.
+
+        Raises:
+            CxlpError: If the loss is not finite on any rank.
+        """
+        if self.in_frozen_epoch:
+            self.observe(batch)
+            return None
+        scores = self(batch["image"])
+        loss = F.cross_entropy(scores, batch["label"], label_smoothing=self.label_smoothing)
+        self._stop_unless(bool(torch.isfinite(loss.detach())), "the training loss is not finite")
+        self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
+        """Close the epoch: solve, or time it and look for broken weights before they are saved."""
+        if not self.in_frozen_epoch and self.trainer.is_last_batch:
+            self._close_phase("fine-tuning")
+            finite = all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
+            self._stop_unless(finite, "a weight is not finite")
+        super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's type is a union of nine)
+        """SGD or AdamW by parts, with warm-up and cosine over the gradient epochs."""
+        optimizer = build_optimizer(self.network, self.optimizer_config)
+        epochs = self.trainer.max_epochs or 0
+        if epochs <= self.ordered_epochs:
+            raise CxlpError(
+                f"trainer.max_epochs is {epochs}, of which {self.ordered_epochs} fit without gradients: "
+                "none is left for fine-tuning"
+            )
+        per_epoch = self.trainer.estimated_stepping_batches / epochs
+        warmup = round(per_epoch * self.optimizer_config.warmup_epochs)
+        total = round(per_epoch * (epochs - self.ordered_epochs))
+        schedule = warmup_cosine(optimizer, warmup, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _stop_unless(self, good: bool, trouble: str) -> None:
+        """Stop all ranks together where one is in trouble; what is saved stays the last good state."""
+        if not self.trainer.strategy.reduce_boolean_decision(good, all=True):
+            raise CxlpError(
+                f"{trouble} in epoch {self.current_epoch}, step {self.global_step}: stopped. The last good checkpoint "
+                f"is {self._last_checkpoint()}. Try lower learning rates (model.optimizer.*), "
+                "trainer.gradient_clip_val: 1, or trainer.precision: bf16-mixed instead of 16-mixed"
+            )
+
+    def _last_checkpoint(self) -> str:
+        callback = self.trainer.checkpoint_callback
+        return str(getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "") or "none yet")

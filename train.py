@@ -1,0 +1,9 @@
+"""Train and test: ``python train.py --config demo.yaml``; see the README."""
+
+if __name__ == "__main__":
+    # Imported here: worker processes import this file, too, and need nothing of it.
+    import sys
+
+    from cxlp.cli import main
+
+    sys.exit(main())
