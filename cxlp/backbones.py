@@ -106,6 +106,11 @@ class Backbone(nn.Module):
         maps: dict[str, Tensor] = self.trunk(x)
         return maps["local"], maps["guide"]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy's mode: torchvision's cut networks wake up in training mode."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.trunk.train(self.training)
+
     def _load(self, config: BackboneConfig, source: _Source) -> None:
         if config.weights is None:
             return
@@ -125,14 +130,15 @@ class Backbone(nn.Module):
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         try:
             maps = self(255 * noise)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # some networks assert their one input size
             raise CxlpError(
                 f"{config.name} cannot take images of {self.image_size} x {self.image_size} pixels "
                 f"(data.image_size, model.network.backbone.image_size): {str(error).splitlines()[0]}"
             ) from error
         for layer, m in zip(config.layers, maps, strict=True):
-            if m.ndim != 4 or min(m.shape[-2:]) < 1:
-                raise CxlpError(f"layer {layer!r} of {config.name} gives {tuple(m.shape)}, not a map (B, C, H, W)")
+            shape = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
+            if not isinstance(m, Tensor) or m.ndim != 4 or min(m.shape[-2:]) < 1:
+                raise CxlpError(f"layer {layer!r} of {config.name} gives {shape}, not a map (B, C, H, W)")
         self.channels = (maps[0].shape[1], maps[1].shape[1])
         self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
         self.strides = tuple(self.image_size / m.shape[2] for m in maps)
@@ -154,14 +160,16 @@ def _find(name: str) -> _Source:
     if library != "torchvision" and timm.is_model(bare.split(".")[0]):
         return _from_timm(bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, known)}")
+    raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
 
 
 def _from_torchvision(name: str) -> _Source:
     from torchvision import models
 
-    # Auxiliary classifiers would be built for nothing, and slow initialisation is overwritten or asked for.
-    special: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    # Their weights were trained on another scale, which they reach by a step of their own; torchvision
+    # adds it only where it loads weights itself. Saying init_weights silences a warning.
+    inception = name in ("googlenet", "inception_v3")
+    special: dict[str, Any] = {"init_weights": True, "transform_input": True} if inception else {}
     model = models.get_model(name, weights=None, **special)
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()

@@ -84,9 +84,13 @@ def onnx_state_dict(path: Path) -> dict[str, Tensor]:
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm"):
             transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i == 1 for a in node.attribute)
-            weight, bias = tensors[node.input[1]], tensors[node.input[2]]
+            held = [tensors[name] for name in node.input[1:3] if name in tensors]
+            if len(held) != 2:
+                raise CxlpError(f"{path}: its layer {node.name or node.output[0]!r} does not hold a weight and a bias")
+            weight, bias = held
             found.append((weight if node.op_type == "Conv" or transposed else weight.t().contiguous(), bias))
-    layers = [name for name, layer in CaffeNet().named_children() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with torch.device("meta"):  # only names are wanted, not 61 million random numbers
+        layers = [name for name, layer in CaffeNet().named_children() if isinstance(layer, nn.Conv2d | nn.Linear)]
     if len(found) != len(layers):
         raise CxlpError(f"{path} holds {len(found)} convolution and fully connected layers, CaffeNet has {len(layers)}")
     state = {}

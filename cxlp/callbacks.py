@@ -22,26 +22,25 @@ def write_whole(path: Path, content: bytes | str) -> None:
     partial.replace(path)
 
 
-def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
-    """Make ``best.ckpt`` by a validation metric (or simply the newest, without one) and ``last.ckpt``.
+def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
+    """Make ``last.ckpt``, and ``best.ckpt`` by a validation metric where there is one.
+
+    Two callbacks, because Lightning's ``save_last`` writes only when the best one changes.
 
     Args:
         folder: Where they go.
-        monitor: A metric to maximise, such as ``val/accuracy``.
+        monitor: A metric to maximise, such as ``val/accuracy``; of equals, the earliest is the best.
+
+    Returns:
+        The callbacks; the first one's ``best_model_path`` is what is to be tested.
     """
-    callback = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor=monitor,
-        mode="max",
-        save_top_k=1,
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
-    # The frozen epoch takes no gradient step, and Lightning would not save at step 0.
-    callback._last_global_step_saved = -1
-    return callback
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
+    callbacks = [best, last] if monitor else [last]
+    for callback in callbacks:
+        # The frozen epoch takes no gradient step, and Lightning would not save at step 0.
+        callback._last_global_step_saved = -1
+    return callbacks
 
 
 class RunIdentity(Callback):

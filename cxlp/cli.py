@@ -13,21 +13,27 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
-from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from cxlp.callbacks import RunIdentity, TestReport, checkpoints, write_whole
 from cxlp.data.base import ImageDataModule
 from cxlp.errors import CxlpError, did_you_mean
+from cxlp.explain import explain
 from cxlp.logging import RunConfig, build_loggers, how_to_look
 from cxlp.tasks.base import CrossLayerTask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+#: What may stand at ``class_path``, besides a user's own subclasses.
+CLASSES = {
+    "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
+    "data": ("cxlp.data.cub200.CUB200", "cxlp.data.demo.Demo", "cxlp.data.folder.Folder"),
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -44,10 +50,13 @@ def main(args: Sequence[str] | None = None) -> int:
         arguments = find_configs(sys.argv[1:] if args is None else args)
         if args is None:
             sys.argv[1:] = arguments  # what the processes of further ranks are started with
-        train_and_test(CLI(args=arguments))
-    except CxlpError as error:
+        train_and_test(CLI(nested_as_configs(arguments)))
+    except Exception as error:
+        cause = _mendable(error)
+        if cause is None:
+            raise
         # From a loader's worker, the message carries the worker's traceback.
-        print(f"error: {str(error).rpartition('CxlpError: ')[2].strip()}", file=sys.stderr)  # noqa: T201
+        print(f"error: {str(cause).rpartition('CxlpError: ')[2].strip()}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
@@ -70,7 +79,10 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             # No sanity check: it scores an unfitted network on a few images of a few classes.
             trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False},
-            parser_kwargs={"description": "Train and test cross-convolutional-layer pooling."},
+            parser_kwargs={
+                "description": "Train and test cross-convolutional-layer pooling.",
+                "allow_abbrev": False,  # a misspelt key must not pass for another
+            },
             args=list(args),
         )
 
@@ -85,7 +97,7 @@ class CLI(LightningCLI):
         try:
             self.config: Namespace = parser.parse_args(args)
         except Exception as error:  # argparse, jsonargparse and yaml each raise their own
-            raise CxlpError(_explain(parser, error)) from error
+            raise CxlpError(explain(parser, error, CLASSES)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the run's folder, and a Trainer that writes there."""
@@ -98,12 +110,12 @@ class CLI(LightningCLI):
         self.run_folder, wandb_id = _resume(Path(resumed), run) if resumed else (_new_folder(run, self.config), None)
         trainer = self.config_init["trainer"]
         if trainer["logger"] in (None, True):
-            kwargs["logger"] = build_loggers(run, self.run_folder, wandb_id)
+            kwargs["logger"] = build_loggers(run, self.run_folder, wandb_id, _rank())
         given = trainer["callbacks"] or []
         callbacks: list[pl.Callback] = [TestReport(self.run_folder), RunIdentity()]
         if not any(isinstance(c, ModelCheckpoint) for c in given) and trainer["enable_checkpointing"] is not False:
             monitor = "val/accuracy" if self.datamodule.val_fraction > 0 else None
-            callbacks.append(checkpoints(self.run_folder / "checkpoints", monitor))
+            callbacks.extend(checkpoints(self.run_folder / "checkpoints", monitor))
         if not any(isinstance(c, ProgressBar) for c in given) and trainer["enable_progress_bar"] is not False:
             callbacks.append(TQDMProgressBar())  # as the fit's own bars: a live display would clash with them
         if self.model.automatic_optimization and trainer["logger"] is not False:
@@ -166,6 +178,29 @@ def find_configs(args: Sequence[str]) -> list[str]:
     return found
 
 
+def nested_as_configs(args: Sequence[str]) -> list[str]:
+    """Turn ``--model.a.b V`` and ``--data.a V`` into configs of one key, which are parsed more strictly.
+
+    As arguments below a class, the parser would take ``null`` for a string and ``--model.network.pooling.pca``
+    for an abbreviation of ``pca_dim``.
+    """
+    passed: list[str] = []
+    rest = list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        top, _, path = name.removeprefix("--").partition(".")
+        is_nested = name.startswith("--") and top in CLASSES and path.split(".")[-1] not in ("", "class_path", "help")
+        if not is_nested or not (equals or rest):
+            passed.append(name + equals + value)
+            continue
+        value = value if equals else rest.pop(0)
+        nested: Any = None if value in ("null", "~") else value
+        for key in reversed(["init_args", *path.removeprefix("init_args.").split(".")]):
+            nested = {key: nested}
+        passed += ["--config", json.dumps({top: nested})]
+    return passed
+
+
 def _config_path(name: str) -> Path:
     candidates = [Path(name), Path("configs") / name, CONFIGS / name]
     for path in candidates:
@@ -176,16 +211,12 @@ def _config_path(name: str) -> Path:
     raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")
 
 
-def _explain(parser: ArgumentParser, error: Exception) -> str:
-    return str(error)
-
-
 def _new_folder(run: RunConfig, config: Namespace) -> Path:
     """Make a new folder for a run; one that another run made in the same moment is left to it."""
     root = Path(run.root)
     if _rank() != 0:
         return root  # rank 0 tells the others its folder when the run begins
-    files = [Path(str(c)).stem for c in config.get("config") or []]
+    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
     name = run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
     for number in range(1, 10_000):
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -231,6 +262,13 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
     look = how_to_look(cli.run_folder)
     if look:
         console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
+
+
+def _mendable(error: BaseException | None) -> CxlpError | None:
+    """The user's error behind an exception: the parser wraps what constructors raise."""
+    while error is not None and not isinstance(error, CxlpError):
+        error = error.__cause__
+    return error
 
 
 def _rank() -> int:

@@ -1,7 +1,7 @@
 """Cut a network after two named layers, by its graph."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,8 @@ _ACTIVATION_FUNCTIONS = (
 )  # fmt: skip
 _ACTIVATION_METHODS = ("relu", "relu_", "sigmoid", "tanh")
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
+# What may stand between a layer and its activation without changing the map in evaluation.
+_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 Activation = Literal["after", "before"]
@@ -99,16 +101,25 @@ def _tap(
         raise CxlpError(f"{name} has no layer {layer!r}. {did_you_mean(layer, known)}")
     tapped = node = inside[-1]
     if not _is_activation(node, modules):
-        follower = _first(user for user in node.users if _is_activation(user, modules))
+        follower = _first(user for user in _users(node, modules) if _is_activation(user, modules))
         if follower is None:  # perhaps behind a normalisation
-            norm = _first(user for user in node.users if isinstance(modules.get(str(user.target)), _NORMS))
-            follower = norm and _first(user for user in norm.users if _is_activation(user, modules))
+            norm = _first(user for user in _users(node, modules) if isinstance(modules.get(str(user.target)), _NORMS))
+            follower = norm and _first(user for user in _users(norm, modules) if _is_activation(user, modules))
         if follower is None:
             return tapped
         node = follower
     if activation == "after" or _fused(modules.get(str(node.target))) is not None:
         return node  # before a fused one: see _unfuse
     return node.all_input_nodes[0]
+
+
+def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
+    """What takes a node's map, looking through modules that pass it on as it is."""
+    for user in node.users:
+        if user.op == "call_module" and isinstance(modules[str(user.target)], _TRANSPARENT):
+            yield from _users(user, modules)
+        else:
+            yield user
 
 
 def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -126,7 +137,7 @@ def _unfuse(trunk: fx.GraphModule) -> None:
     The norm keeps its place, so its parameters keep their names; its activation becomes a node of
     its own, for those who read on from there.
     """
-    calls = [tap for graph in _graphs(trunk) for tap in _taps(graph) if tap.op == "call_module"]
+    calls = [tap for graph in _graphs(trunk) for tap in _output(graph).all_input_nodes if tap.op == "call_module"]
     for path in dict.fromkeys(str(tap.target) for tap in calls):
         norm = trunk.get_submodule(path)
         activation = _fused(norm)
@@ -150,18 +161,17 @@ def _fused(module: nn.Module | None) -> nn.Module | None:
 
 
 def _protect_from_in_place(trunk: fx.GraphModule) -> None:
-    """Stop whatever follows a tap from writing into it: an in-place ReLU would turn "before" into "after"."""
+    """Return copies of taps that are read on from: an in-place ReLU would turn "before" into "after".
+
+    A copy of one map costs little beside a convolution, and holds whatever writes, also through
+    an alias: an identity or a dropout at rest hands on the tap's own memory.
+    """
     for graph in _graphs(trunk):
-        for tap in _taps(graph):
-            for user in tap.users:
-                if user.op == "call_module":
-                    module = trunk.get_submodule(str(user.target))
-                    if getattr(module, "inplace", False):
-                        module.inplace = False  # type: ignore[assignment]
-                elif user.kwargs.get("inplace"):
-                    user.kwargs = {**user.kwargs, "inplace": False}
-                elif user.target in ("relu_", F.relu_, torch.relu_):
-                    user.target = "relu" if user.op == "call_method" else torch.relu
+        output = _output(graph)
+        for tap in output.all_input_nodes:
+            if set(tap.users) != {output}:
+                with graph.inserting_after(tap):
+                    output.replace_input_with(tap, graph.call_method("clone", (tap,)))
     trunk.recompile()
 
 
@@ -172,9 +182,9 @@ def _graphs(trunk: fx.GraphModule) -> tuple[fx.Graph, fx.Graph]:
     return train, evaluate
 
 
-def _taps(graph: fx.Graph) -> list[fx.Node]:
-    output: fx.Node = next(node for node in graph.nodes if node.op == "output")
-    return output.all_input_nodes
+def _output(graph: fx.Graph) -> fx.Node:
+    node: fx.Node = next(node for node in graph.nodes if node.op == "output")
+    return node
 
 
 def _first(nodes: Iterable[fx.Node]) -> fx.Node | None:

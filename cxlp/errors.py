@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class CxlpError(ValueError):
+class CxlpError(Exception):
     """Something that the user gave is wrong; the message says what, where, and what to do.
 
     ``train.py`` prints it without a traceback.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
+import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 
@@ -48,32 +49,34 @@ def has_wandb_key() -> bool:
         return False
 
 
-def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None) -> list[Logger]:
+def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int) -> list[Logger]:
     """Make the loggers of a run.
 
     Args:
         run: What the user asked for.
         folder: The run's folder.
         wandb_id: The wandb run to continue, on resume.
+        rank: This process's; only rank 0 talks to wandb.
     """
     loggers: list[Logger] = [CSVLogger(folder, name="csv")]
     mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
     if mode in ("off", "disabled"):
         return loggers
     offline = mode == "offline" or (mode != "online" and not has_wandb_key())
+    experiment = None
+    if rank == 0:
+        experiment = wandb.init(
+            dir=folder,
+            name=folder.name,
+            project=run.project,
+            group=run.group,
+            tags=run.tags,
+            id=wandb_id,
+            resume="allow",
+            mode="offline" if offline else "online",
+        )
     # wandb first: Lightning takes the first logger's folder for what it writes itself.
-    wandb = WandbLogger(
-        name=folder.name,
-        save_dir=folder,
-        project=run.project,
-        group=run.group,
-        tags=list(run.tags) or None,
-        id=wandb_id,
-        resume="allow",
-        offline=offline,
-        log_model=False,
-    )
-    return [wandb, *loggers]
+    return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
 
 
 def how_to_look(folder: Path) -> str | None:

@@ -164,7 +164,8 @@ def load_network(path: str | Path) -> Network:
         raise CxlpError(f"{path} is not a checkpoint of cxlp: {error}") from error
     # The weights come from the checkpoint: nothing is downloaded.
     backbone = BackboneConfig(**{**spec["config"]["backbone"], "weights": None})
-    network = Network(NetworkConfig(backbone, PoolingConfig(**spec["config"]["pooling"])), spec["classes"])
+    config = NetworkConfig(backbone, PoolingConfig(**spec["config"]["pooling"]))
+    network = Network(config, spec["classes"] or None)  # none yet: no classifier either
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)

@@ -39,18 +39,18 @@ def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Te
     Raises:
         CxlpError: If the sizes differ under ``"strict"``, or the rule is unknown.
     """
+    if rule not in ("strict", "to_local", "to_guide"):
+        raise CxlpError(f"unknown align rule {rule!r}; valid: strict, to_local, to_guide")
     if local.shape[-2:] == guide.shape[-2:]:
         return local, guide
     if rule == "to_local":
         return local, _resample(guide, local.shape[-2], local.shape[-1])
     if rule == "to_guide":
         return _resample(local, guide.shape[-2], guide.shape[-1]), guide
-    if rule == "strict":
-        raise CxlpError(
-            f"the local map is {_hw(local)} but the guide is {_hw(guide)}: choose two layers of one "
-            "resolution, or say how to align them: align: to_local | to_guide"
-        )
-    raise CxlpError(f"unknown align rule {rule!r}; valid: strict, to_local, to_guide")
+    raise CxlpError(
+        f"the local map is {_hw(local)} but the guide is {_hw(guide)}: choose two layers of one "
+        "resolution, or say how to align them: align: to_local | to_guide"
+    )
 
 
 def sub_arrays(local: Tensor, size: int = 1, stride: int = 1, padding: Padding = "valid") -> Tensor:
@@ -327,8 +327,9 @@ def _full(x: Tensor) -> Tensor:
 
 
 def _resample(x: Tensor, height: int, width: int) -> Tensor:
-    if height <= x.shape[-2] and width <= x.shape[-1]:
-        return F.adaptive_avg_pool2d(x, (height, width))
+    x = F.adaptive_avg_pool2d(x, (min(height, x.shape[-2]), min(width, x.shape[-1])))  # where it shrinks
+    if x.shape[-2:] == (height, width):
+        return x
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
 
 

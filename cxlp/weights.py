@@ -1,8 +1,8 @@
 """Where a backbone's weights come from, and loading them strictly."""
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,11 +45,13 @@ def fetch(url: str, target: Path, *, sha256: str | None = None, md5: str | None 
                     file.write(chunk)
                     digest.update(chunk)
                     progress.update(len(chunk))
+        if total and partial.stat().st_size != total:  # a lost connection ends the stream without an error
+            raise OSError(f"the connection was lost after {partial.stat().st_size} of {total} bytes")
         expected = sha256 or md5
         if expected and digest.hexdigest() != expected:
             raise CxlpError(f"{url} came with checksum {digest.hexdigest()}, expected {expected}. {by_hand}")
         partial.replace(target)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         raise CxlpError(f"cannot download {url}: {error}. {by_hand}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -76,7 +78,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named or not state:
         raise CxlpError(f"{path} holds no state dict (a mapping of names to tensors)")
     return {key.removeprefix("module."): value for key, value in state.items()}
 

@@ -137,14 +137,27 @@ def read_image(path: Path, box: Box | None = None) -> np.ndarray[Any, np.dtype[n
             if box is None:
                 # EXIF turns the picture; boxes are given in stored pixels, so not with a box.
                 ImageOps.exif_transpose(image, in_place=True)
-            picture = image if image.mode == "RGB" else image.convert("RGBA").convert("RGB")
+            picture = _as_rgb(image)
             if box is not None:
                 picture = picture.crop(_clip(box, picture.width, picture.height))
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(picture)
     except FileNotFoundError as error:
         raise CxlpError(f"image not found: {path}") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("floating-point pixels: what is white is not known; convert it to 8 bits")
+    if image.mode.startswith("I"):
+        # 16 bits: Pillow's own conversion clips at 255, which turns nearly all of them white.
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535) // 256
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    # By way of RGBA, since palettes may carry transparency; the alpha itself is dropped.
+    return image.convert("RGBA").convert("RGB")
 
 
 def _clip(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
@@ -223,6 +236,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             )
         except ValueError as error:
             raise CxlpError(f"{self.name}: cannot hold out {self.val_fraction:.0%} of each class: {error}") from error
+        # A large part of a class of two images is both of them.
+        if gone := set(labels) - {labels[i] for i in train}:
+            raise CxlpError(
+                f"{self.name}: val_fraction {self.val_fraction} leaves no training image of {self.classes[min(gone)]}"
+            )
         return [samples[i] for i in sorted(train)], [samples[i] for i in sorted(val)]
 
     def _image_size(self) -> int:

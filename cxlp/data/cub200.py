@@ -3,6 +3,7 @@
 Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
 """
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,17 @@ def read_cub200(folder: Path, bbox: bool) -> tuple[tuple[str, ...], dict[Split, 
         missing = images.keys() - table.keys()
         if missing:
             raise CxlpError(f"{folder / name}.txt has no line for image {min(missing, key=_numeric)} of images.txt")
+        if extra := table.keys() - images.keys():
+            raise CxlpError(f"{folder / name}.txt names image {min(extra, key=_numeric)}, which images.txt does not")
     samples: dict[Split, list[Sample]] = {"train": [], "test": []}
     for key, file in images.items():
         if labels[key] not in indices:
             list_ = folder / "image_class_labels.txt"
-            raise CxlpError(f"{list_}: image {key} has class {labels[key]}, which classes.txt does not")
+            raise CxlpError(f"{list_}: image {key} has class {labels[key]}, which is not in classes.txt")
         box = _box(boxes[key], folder / "bounding_boxes.txt", key) if bbox else None
+        if is_training[key] not in ("0", "1"):
+            list_ = folder / "train_test_split.txt"
+            raise CxlpError(f"{list_}: image {key}: expected 0 or 1, got {is_training[key]!r}")
         split: Split = "train" if is_training[key] == "1" else "test"
         samples[split].append(Sample(folder / "images" / file, indices[labels[key]], box))
     if len(classes) == 200 and {k: len(v) for k, v in samples.items()} != OFFICIAL_COUNTS:
@@ -95,14 +101,18 @@ class CUB200(ImageDataModule):
 def _table(path: Path) -> dict[str, str]:
     """Lines ``key value``, the value to the end of the line; carriage returns and blank lines do not matter."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise CxlpError(f"list not found: {path}") from error
+    except UnicodeDecodeError as error:
+        raise CxlpError(f"{path} is no text: {error}") from error
     table = {}
     for number, line in enumerate(lines, 1):
         key, _, value = line.strip().partition(" ")
         if key and not value:
             raise CxlpError(f"{path}, line {number}: expected 'id value', got {line!r}")
+        if key in table:
+            raise CxlpError(f"{path}, line {number}: a second line for {key}")
         if key:
             table[key] = value.strip()
     return table
@@ -111,6 +121,8 @@ def _table(path: Path) -> dict[str, str]:
 def _box(text: str, path: Path, key: str) -> Box:
     try:
         x, y, w, h = (float(v) for v in text.split())
+        if not all(map(isfinite, (x, y, w, h))):
+            raise ValueError("not finite")
     except ValueError as error:
         raise CxlpError(f"{path}: image {key}: expected 'x y width height', got {text!r}") from error
     return x, y, w, h

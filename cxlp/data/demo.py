@@ -50,9 +50,9 @@ class Demo(ImageDataModule):
             with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
                 list(tqdm(pool.map(draw_file, jobs, chunksize=16), total=len(jobs), desc="Drawing the demo birds"))
             aside.chmod(0o755)
-            if self.root.exists():
-                self.root.rmdir()
             try:
+                if self.root.exists():
+                    self.root.rmdir()
                 aside.rename(self.root)
             except OSError:
                 # Another run was faster: its pictures are the same.

@@ -1,8 +1,9 @@
 """Getting a data set: fetch, verify, unpack aside, rename."""
 
-import shutil
+import hashlib
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,20 +52,41 @@ def obtain(archive: Archive, root: Path, name: str, allowed: bool = True) -> Non
         CxlpError: Says where was looked and how to place the files by hand.
     """
     found = root.parent / archive.file
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise CxlpError(f"{name}: {root} holds something else than the data set. {by_hand(archive, root)}")
-    if not allowed and not found.exists():
+    placed_by_hand = found.exists()
+    if not allowed and not placed_by_hand:
         raise CxlpError(f"{name} not found in {root}, and download is off. {by_hand(archive, root)}")
     hint = f"{name} was looked for in {root}. {by_hand(archive, root)}"
-    fetch(archive.url, found, md5=archive.md5, by_hand=hint)
+    if placed_by_hand:
+        _verify(found, archive)
+    else:
+        fetch(archive.url, found, md5=archive.md5, by_hand=hint)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{archive.folder}-") as aside:
         try:
             with tarfile.open(found) as tar:
                 # "data" refuses paths and links out of the folder, devices, and odd permissions.
                 tar.extractall(aside, filter="data")
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
             raise CxlpError(f"cannot unpack {found}: {error}. Delete it and run again.") from error
-        if root.exists():
-            root.rmdir()
-        shutil.move(str(Path(aside) / archive.folder), root)
-    found.unlink()
+        folder = Path(aside) / archive.folder
+        if not folder.is_dir():
+            raise CxlpError(f"{found} holds no folder {archive.folder}. Delete it and run again.")
+        try:
+            if root.exists():
+                root.rmdir()
+            folder.rename(root)
+        except OSError as error:
+            # Another run was faster: what it put there is whole, too.
+            if root.is_dir() and any(root.iterdir()):
+                return
+            raise CxlpError(f"cannot move {archive.folder} to {root}: {error}") from error
+    if not placed_by_hand:
+        found.unlink()
+
+
+def _verify(file: Path, archive: Archive) -> None:
+    with file.open("rb") as stream:
+        got = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if got != archive.md5:
+        raise CxlpError(f"{file} has MD5 {got}, expected {archive.md5}: incomplete? Delete it and run again.")

@@ -84,5 +84,6 @@ def _classes(folder: Path) -> dict[str, Path]:
 
 
 def _samples(folder: Path, label: int) -> list[Sample]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return [Sample(p, label) for p in files]
+    """Images of a class, however deep; nothing hidden, such as a file manager's folder of thumbnails."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return [Sample(p, label) for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

@@ -47,7 +47,7 @@ class FrozenFit:
 
     Each image is decoded and sent through the backbone once: :meth:`observe` feeds the PCA and
     keeps the two maps on disk (they are smaller than what is pooled from them); :meth:`finish`
-    solves the PCA, pools the kept maps, and solves the SVMs. Memory holds one batch, two blocks of
+    solves the PCA, pools the kept maps, and solves the SVMs. Memory holds one batch, one block of
     features, the d x d scatter and the n x n Gram matrix, whatever the number of features.
 
     With several ranks, each observes its share of the images and all call :meth:`finish` together;
@@ -127,6 +127,7 @@ class FrozenFit:
                 self._fit_projection(self.moments)
             with self.times.measure("pooling"):
                 self._pool()
+            self._drop_maps()  # before the barrier: rank 0 removes the folder once it is empty
         self.features.sync()
         barrier()
         with self.times.measure("Gram matrix"):
@@ -134,19 +135,23 @@ class FrozenFit:
         with self.times.measure("SVM"):
             report = self._fit_classifier(gram)
         barrier()
-        self.close()
+        self.close(keep=self.config.keep_features)
         return report
 
-    def close(self) -> None:
-        """Close the stores and delete what is not to be kept."""
+    def close(self, keep: bool) -> None:
+        """Close the stores; delete the maps and, unless they are to be kept, the features."""
         self.features.close()
-        if self.maps is not None:
-            self.maps.close()
-            self.maps.path.unlink(missing_ok=True)
-        if rank() == 0 and not self.config.keep_features:
+        self._drop_maps()
+        if rank() == 0 and not keep:
             self.features.path.unlink(missing_ok=True)
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
+
+    def _drop_maps(self) -> None:
+        if self.maps is not None:
+            self.maps.close()
+            self.maps.path.unlink(missing_ok=True)
+            self.maps = None
 
     def _open_maps(self, maps: Sequence[Tensor]) -> RowStore:
         self.map_shapes = [(m.shape[2], m.shape[3], m.shape[1]) for m in maps]

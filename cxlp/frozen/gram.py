@@ -7,39 +7,39 @@ from tqdm import tqdm
 from cxlp.distributed import all_sum, rank, world_size
 from cxlp.frozen.store import RowStore
 
+_TILE = 512  # rows multiplied at a time: small enough to skip most of the lower triangle
+
 
 def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 << 20) -> Tensor:
-    """Compute ``G = X X^T`` of an ``(n, d)`` store.
+    """Compute ``G = X X^T`` of an ``(n, d)`` store as a sum over blocks of columns.
 
-    Two row blocks are in memory at a time; only pairs on or above the diagonal are multiplied.
-    Ranks share the block rows and sum their parts.
+    Each entry of the store is read once, one block of columns is in memory at a time, and only
+    the triangle on and above the diagonal is multiplied. Ranks share the blocks and sum their parts.
 
     Args:
         store: The rows X.
-        device: Where to multiply.
-        block_bytes: Size of one row block as float32.
+        device: Where to multiply, and where G is summed up.
+        block_bytes: Size of one block of columns as float32.
 
     Returns:
         ``(n, n)``, float32, on the CPU, exactly symmetric, the same on each rank.
     """
-    gram = torch.zeros(store.rows, store.rows)
-    blocks = list(store.blocks(block_bytes))
-    # Block row i has len(blocks) - i pairs: dealing them out to and fro evens the ranks' shares.
-    world = world_size()
-    mine = [i for i in range(len(blocks)) if min(i % (2 * world), 2 * world - 1 - i % (2 * world)) == rank()]
-    for i in tqdm(mine, desc="Gram matrix", disable=rank() != 0, leave=False):
-        top, bottom = blocks[i]
-        left = store.read(top, bottom).to(device, torch.float32)
-        for start, stop in blocks[i:]:
-            right = left if start == top else store.read(start, stop).to(device, torch.float32)
-            product = (left @ right.T).cpu()
-            gram[top:bottom, start:stop] = product
-    all_sum(gram)
-    # Mirror in place, by blocks: a transposed copy would double the memory.
-    for i, (top, bottom) in enumerate(blocks):
-        gram[top:bottom, top:bottom] = _symmetric(gram[top:bottom, top:bottom])
-        for start, stop in blocks[i + 1 :]:
-            gram[start:stop, top:bottom] = gram[top:bottom, start:stop].T
+    n, d = store.rows, store.dim
+    total = torch.zeros(n, n, device=device)
+    width = max(1, min(block_bytes // (4 * n), -(-d // world_size())))
+    mine = range(rank() * width, d, world_size() * width)
+    for start in tqdm(mine, desc="Gram matrix", disable=rank() != 0, leave=False):
+        columns = store.read_columns(start, min(start + width, d)).to(device, torch.float32)  # (n, width)
+        for top in range(0, n, _TILE):
+            total[top : top + _TILE, top:].addmm_(columns[top : top + _TILE], columns[top:].T)
+        del columns  # before the next block is read
+    gram = all_sum(total.cpu())
+    # Mirror in place, by tiles: a transposed copy would double the memory.
+    for top in range(0, n, _TILE):
+        bottom = top + _TILE
+        corner = gram[top:bottom, top:bottom]
+        gram[top:bottom, top:bottom] = torch.triu(corner) + torch.triu(corner, 1).T
+        gram[bottom:, top:bottom] = gram[top:bottom, bottom:].T
     return gram
 
 
@@ -59,8 +59,5 @@ def combine_rows(store: RowStore, coefficients: Tensor, device: torch.device, bl
     for start, stop in list(store.blocks(block_bytes))[rank() :: world_size()]:
         rows = store.read(start, stop).to(device, torch.float32)
         result.addmm_(coefficients[:, start:stop].to(device, torch.float32), rows)
+        del rows  # before the next block is read
     return all_sum(result)
-
-
-def _symmetric(block: Tensor) -> Tensor:
-    return torch.triu(block) + torch.triu(block, 1).T

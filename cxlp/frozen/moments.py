@@ -33,8 +33,12 @@ class Moments:
             return
         mean = x.mean(dim=0, dtype=torch.float64)
         # The product in float32: d^2 n of it dominates, and its error is that of the features.
-        centred = x.float() - mean.float()
-        self._merge(len(x), mean, (centred.T @ centred).double())
+        shift = mean.float()
+        centred = x.float() - shift
+        scatter = (centred.T @ centred).double()
+        # It was centred on the rounded mean: matters where the mean dwarfs the spread.
+        rounding = mean - shift
+        self._merge(len(x), mean, scatter.addr_(rounding, rounding, alpha=-len(x)))
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count

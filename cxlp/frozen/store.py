@@ -44,6 +44,14 @@ class RowStore:
         _read_all(self._file, buffer.data.cast("B"), start * self.row_bytes, self.path)
         return torch.from_numpy(buffer).view(self.dtype)
 
+    def read_columns(self, start: int, stop: int) -> Tensor:
+        """Read columns ``start`` to ``stop`` of all rows: ``(n, stop - start)`` in the store's dtype."""
+        size = self.dtype.itemsize
+        buffer = np.empty((self.rows, (stop - start) * size), dtype=np.uint8)
+        for position, row in enumerate(buffer):
+            _read_all(self._file, row.data, position * self.row_bytes + start * size, self.path)
+        return torch.from_numpy(buffer).view(self.dtype)
+
     def blocks(self, limit_bytes: int = 256 << 20) -> Iterator[tuple[int, int]]:
         """Row ranges that each fit in a number of bytes as float32 (at least one row)."""
         step = max(1, limit_bytes // (4 * self.dim))

@@ -96,10 +96,15 @@ class CrossLayerTask(pl.LightningModule):
             self._fit = None
             self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
 
-    def on_exception(self, exception: BaseException) -> None:
-        """Leave no half-made features behind."""
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Have Lightning tell of exceptions: it tells callbacks only."""
+        return [_LeaveNothingHalfMade()]
+
+    def abandon_fit(self) -> None:
+        """Delete what an interrupted frozen fit has on disk."""
         if self._fit is not None:
-            self._fit.close()
+            self._fit.close(keep=False)
+            self._fit = None
 
     def _close_phase(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
@@ -170,6 +175,12 @@ class CrossLayerTask(pl.LightningModule):
         self.report = saved["report"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
+
+
+class _LeaveNothingHalfMade(pl.Callback):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, CrossLayerTask)
+        pl_module.abandon_fit()
 
 
 def set_requires_grad(module: nn.Module, value: bool) -> None:

@@ -122,5 +122,5 @@ class FineTune(CrossLayerTask):
             )
 
     def _last_checkpoint(self) -> str:
-        callback = self.trainer.checkpoint_callback
-        return str(getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "") or "none yet")
+        paths = [getattr(callback, "best_model_path", "") for callback in self.trainer.checkpoint_callbacks]
+        return next((path for path in reversed(paths) if path), "none yet")

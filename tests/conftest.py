@@ -1,0 +1,22 @@
+"""Fixtures that several rooms of the tests use."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.generate import write_cub200
+
+
+@pytest.fixture
+def cub200(tmp_path: Path) -> Path:
+    """A tiny CUB_200_2011: 3 classes, 6 + 3 images each."""
+    return write_cub200(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Official files beside the repository, where somebody has put them there."""
+    folder = Path(__file__).parents[2] / "shared" / "real"
+    if not folder.is_dir():
+        pytest.skip("no official files in ../shared/real")
+    return folder

@@ -1,0 +1,404 @@
+"""What all data sets share: who gets which image when, decoding, and holding out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cxlp.data.base import Draw, Drawer, ImageDataModule, ImageDataset, Sample, Split, read_image
+from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.errors import CxlpError
+from tests.generate import texture, write_image
+
+Batch = list[Draw]
+
+
+def batches(
+    size: int, batch_size: int, ranks: int, epoch: int, ordered_epochs: int | None, seed: int = 0
+) -> list[Batch]:
+    """The union of the ranks' batches, step by step."""
+    shares = []
+    for rank in range(ranks):
+        drawer = Drawer(size, batch_size, ordered_epochs, seed, ranks, rank)
+        drawer.set_epoch(epoch)
+        draws = list(drawer)
+        assert len(draws) == len(drawer)
+        shares.append(draws)
+    assert len({len(share) for share in shares}) == 1, "ranks must take equally many steps"
+    steps = range(0, len(shares[0]), batch_size)
+    return [[draw for share in shares for draw in share[i : i + batch_size]] for i in steps]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 7, 13, 17])
+@pytest.mark.parametrize("ordered_epochs", [None, 0])
+def test_each_sample_is_new_exactly_once_over_the_ranks(size: int, ranks: int, ordered_epochs: int | None) -> None:
+    draws = [draw for batch in batches(size, 4, ranks, 0, ordered_epochs) for draw in batch]
+    assert sorted(draw.item for draw in draws if not draw.repeat) == list(range(size))
+    assert all(0 <= draw.item < size for draw in draws)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ordered_epochs_repeat_as_little_as_they_can_and_do_not_augment(ranks: int) -> None:
+    draws = [draw for batch in batches(13, 4, ranks, 0, None) for draw in batch]
+    assert sum(draw.repeat for draw in draws) == -13 % ranks
+    assert all(draw.seed is None for draw in draws)
+
+
+def test_order_on_one_rank_is_that_of_the_lists() -> None:
+    assert [draw.item for draw in Drawer(7, 4, None, seed=3)] == list(range(7))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 13, 24])
+def test_shuffled_batches_are_full(size: int, ranks: int) -> None:
+    assert {len(batch) for batch in batches(size, 4, ranks, 1, 0)} == {4 * ranks}
+
+
+def test_shuffled_epochs_differ_and_repeat_under_the_same_seed() -> None:
+    epochs = [batches(20, 4, 1, epoch, 0) for epoch in range(3)]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert [d.item for b in epochs[one] for d in b] != [d.item for b in epochs[other] for d in b]
+    seeds = {draw.seed for epoch in epochs for batch in epoch for draw in batch}
+    assert None not in seeds
+    assert len(seeds) == 60, "each image of each epoch is augmented in its own way"
+    assert epochs[1] == batches(20, 4, 1, 1, 0)
+    assert epochs[1] != batches(20, 4, 1, 1, 0, seed=1)
+
+
+@pytest.mark.parametrize("size", [16, 21])
+def test_two_ranks_together_see_the_batches_of_one(size: int) -> None:
+    two, one = batches(size, 4, 2, 5, 0), batches(size, 8, 1, 5, 0)
+    # Augmentation seeds and marks of repeats included.
+    assert [set(batch) for batch in two] == [set(batch) for batch in one]
+    assert [len(batch) for batch in two] == [len(batch) for batch in one]
+
+
+def test_first_epochs_go_in_order_and_the_later_ones_do_not() -> None:
+    drawer = Drawer(10, 4, 2, seed=0)
+    seen = []
+    for epoch in range(4):
+        drawer.set_epoch(epoch)
+        assert drawer.ordered == (epoch < 2)
+        assert len(drawer) == (10 if epoch < 2 else 12)
+        seen.append([draw.item for draw in drawer])
+    assert seen[0] == seen[1] == list(range(10))
+    assert seen[2][:10] != list(range(10))
+    assert seen[2] != seen[3]
+
+
+class Listed(ImageDataModule):
+    """Samples given by hand."""
+
+    name = "listed"
+
+    def __init__(self, root: Path, counts: Sequence[int] = (8, 8), **common: Any) -> None:
+        super().__init__(root, image_size=16, **common)
+        self.counts = counts
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        parts: dict[Split, list[Sample]] = {"train": [], "test": []}
+        for k, count in enumerate(self.counts):
+            for i in range(count + 2):
+                path = self.root / f"{k}_{i}.png"
+                if not path.exists():
+                    write_image(path, texture(k, len(self.counts), np.random.default_rng((k, i)), 24, 24))
+                parts["train" if i < count else "test"].append(Sample(path, k))
+        return tuple(f"class {k}" for k in range(len(self.counts))), parts
+
+
+class Watch(pl.LightningModule):
+    """Trains one number, and notes what it is shown."""
+
+    def __init__(self, ordered_epochs: int) -> None:
+        super().__init__()
+        self.ordered_epochs = ordered_epochs
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        self.seen[-1] += batch["index"].tolist()
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path) -> None:
+    model = Watch(ordered_epochs=1)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0, seed=3))
+    expected = []
+    for epoch in range(3):
+        drawer = Drawer(16, 4, 1, seed=3)
+        drawer.set_epoch(epoch)
+        expected.append([draw.item for draw in drawer])
+    assert model.seen == expected
+    assert model.seen[0] == list(range(16))
+    assert model.seen[1] != model.seen[2]
+
+
+# Decoding
+
+
+def solid(mode: str, colour: Any, size: tuple[int, int] = (6, 4)) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
+    stored = np.zeros((4, 6, 3), np.uint8)
+    stored[:, :3] = 255  # the left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    upright = read_image(tmp_path / "turned.png")
+    assert np.array_equal(upright, np.rot90(stored, -1))
+    assert upright[0, 0, 0] == 255
+    # Boxes are in stored pixels.
+    assert np.array_equal(read_image(tmp_path / "turned.png", (2, 0, 3, 4)), stored[:, 2:5])
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "colour", "expected"),
+    [
+        ("grey.jpg", "L", 77, (77, 77, 77)),
+        ("grey_alpha.png", "LA", (77, 100), (77, 77, 77)),
+        ("bilevel.png", "1", 1, (255, 255, 255)),
+        ("alpha.png", "RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("print.jpg", "CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("grey16.png", "I;16", 0x8000, (128, 128, 128)),
+        ("white16.tif", "I;16", 0xFFFF, (255, 255, 255)),
+    ],
+)
+def test_modes_become_rgb(tmp_path: Path, name: str, mode: str, colour: Any, expected: tuple[int, ...]) -> None:
+    solid(mode, colour).save(tmp_path / name)
+    pixels = read_image(tmp_path / name)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (4, 6, 3)
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_palette_with_transparency_shows_its_colours(tmp_path: Path) -> None:
+    image = solid("P", 1)
+    image.putpixel((0, 0), 0)
+    image.putpalette([255, 0, 0, 0, 128, 0])
+    image.save(tmp_path / "palette.png", transparency=b"\x00\x80")
+    pixels = read_image(tmp_path / "palette.png")
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+    assert (pixels[1:] == (0, 128, 0)).all()
+
+
+def test_16_bits_keep_their_shades(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (4, 1))).save(tmp_path / "ramp.png")
+    assert np.array_equal(read_image(tmp_path / "ramp.png")[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize("content", ["GIF", "PNG", "BMP", "WEBP"])
+def test_content_decides_not_the_name(tmp_path: Path, content: str) -> None:
+    solid("RGB", (0, 0, 255)).save(tmp_path / "misnamed.jpg", format=content, lossless=True)
+    assert (read_image(tmp_path / "misnamed.jpg") == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((1.0, 2.0, 3.0, 2.0), (slice(2, 4), slice(1, 4))),
+        ((-5.0, -5.0, 7.0, 8.0), (slice(0, 3), slice(0, 2))),  # over the left and upper border
+        ((4.0, 3.0, 50.0, 50.0), (slice(3, 8), slice(4, 10))),  # over the right and lower one
+        ((0.6, 0.4, 2.0, 2.0), (slice(0, 2), slice(1, 3))),  # edges are rounded
+        ((3.0, 3.0, 0.0, 0.0), (slice(3, 4), slice(3, 4))),  # at least a pixel
+        ((90.0, 90.0, 5.0, 5.0), (slice(7, 8), slice(9, 10))),  # outside: the nearest pixel
+    ],
+)
+def test_boxes_are_clipped(tmp_path: Path, box: tuple[float, ...], expected: tuple[slice, slice]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
+    x, y, w, h = box
+    assert np.array_equal(read_image(write_image(tmp_path / "a.png", pixels), (x, y, w, h)), pixels[expected])
+
+
+def spoil(folder: Path, how: str) -> Path:
+    path = write_image(folder / "whole.jpg", texture(0, 1, np.random.default_rng(0), 64, 64))
+    data = path.read_bytes()
+    content = {
+        "truncated": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"<html>404 Not Found</html>",
+        "cut in the header": data[:40],
+    }[how]
+    (folder / "spoilt.jpg").write_bytes(content)
+    return folder / "spoilt.jpg"
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "cut in the header"])
+def test_what_cannot_be_decoded_is_named(tmp_path: Path, how: str) -> None:
+    path = spoil(tmp_path, how)
+    with pytest.raises(CxlpError, match="cannot decode image") as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert f"({path.stat().st_size} bytes)" in str(caught.value)
+
+
+def test_corrupt_png_folder_and_floating_point_are_named(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", texture(0, 1, np.random.default_rng(0), 64, 64))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    solid("F", 0.5).save(tmp_path / "float.tif")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("a.png", "float.tif", "folder.jpg"):
+        with pytest.raises(CxlpError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(CxlpError, match=r"image not found: .*none\.jpg"):
+        read_image(tmp_path / "none.jpg")
+
+
+# Slow: torch waits 5 s for a worker that has raised.
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_loader_names_the_image_that_cannot_be_decoded(tmp_path: Path, workers: int) -> None:
+    path = spoil(tmp_path, "truncated")
+    data = ImageDataset([Sample(path, 0)], ["a"], Transform(16, "warp", AugmentConfig()))
+    with pytest.raises(CxlpError, match=r"spoilt\.jpg"):
+        list(DataLoader(data, num_workers=workers))
+
+
+def test_one_pixel_is_enlarged(tmp_path: Path) -> None:
+    write_image(tmp_path / "dot.png", np.full((1, 1, 3), (9, 99, 199), np.uint8))
+    for aspect in ("warp", "crop"):
+        data = ImageDataset([Sample(tmp_path / "dot.png", 0)], ["a"], Transform(32, aspect, AugmentConfig()))
+        for draw in (Draw(0), Draw(0, 5)):
+            assert data[draw]["image"].shape == (3, 32, 32)
+        assert (data[0]["image"] == torch.tensor([9, 99, 199]).view(3, 1, 1)).all()
+
+
+# The DataModule
+
+
+def paths(module: ImageDataModule, split: str) -> set[Path]:
+    return {sample.path for sample in module.splits[split].samples}
+
+
+def ready(root: Path, **arguments: Any) -> Listed:
+    module = Listed(root, **({"num_workers": 0} | arguments))
+    module.setup()
+    return module
+
+
+def test_validation_images_are_held_out_of_training_class_by_class(tmp_path: Path) -> None:
+    whole = ready(tmp_path, counts=(8, 16))
+    assert whole.val_dataloader() == []
+    held = ready(tmp_path, counts=(8, 16), val_fraction=0.25)
+    assert [sum(s.label == k for s in held.splits["val"].samples) for k in (0, 1)] == [2, 4]
+    assert paths(held, "train") & paths(held, "val") == set()
+    assert paths(held, "train") | paths(held, "val") == paths(whole, "train")
+    assert paths(held, "test") == paths(whole, "test")
+    assert len(held.val_dataloader()) == 1
+
+
+def test_held_out_part_depends_on_the_seed_only(tmp_path: Path) -> None:
+    parts = [paths(ready(tmp_path, val_fraction=0.5, seed=seed), "val") for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.5, float("nan")])
+def test_val_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(CxlpError, match=rf"val_fraction is {fraction}"):
+        Listed(tmp_path, val_fraction=fraction)
+
+
+@pytest.mark.parametrize(("counts", "fraction"), [((8, 1), 0.25), ((8, 8), 0.01), ((2, 40), 0.9)])
+def test_fraction_that_the_classes_do_not_allow_is_refused(
+    tmp_path: Path, counts: tuple[int, ...], fraction: float
+) -> None:
+    with pytest.raises(CxlpError, match=r"listed: (cannot hold out|val_fraction .* class 0)"):
+        ready(tmp_path, counts=counts, val_fraction=fraction)
+
+
+def test_class_of_one_image_is_fine_where_nothing_is_held_out(tmp_path: Path) -> None:
+    assert len(ready(tmp_path, counts=(8, 1)).splits["train"]) == 9
+
+
+def test_image_in_training_and_in_test_is_named(tmp_path: Path) -> None:
+    module = Listed(tmp_path)
+    classes, parts = module.read()
+    parts["test"].append(parts["train"][3])
+    module.read = lambda: (classes, parts)  # type: ignore[method-assign]
+    with pytest.raises(CxlpError, match=r"1 images are in training and in test, such as .*0_3\.png"):
+        module.setup()
+
+
+def test_no_test_images_is_an_error(tmp_path: Path) -> None:
+    module = Listed(tmp_path)
+    classes, parts = module.read()
+    module.read = lambda: (classes, parts | {"test": []})  # type: ignore[method-assign]
+    with pytest.raises(CxlpError, match="no test images"):
+        module.setup()
+
+
+def test_image_size_must_come_from_somewhere(tmp_path: Path) -> None:
+    module = Listed(tmp_path)
+    module.image_size = None
+    with pytest.raises(CxlpError, match="image_size is not set"):
+        module.setup()
+
+
+def test_batches_hold_what_the_task_needs(tmp_path: Path) -> None:
+    module = ready(tmp_path, batch_size=4)
+    batch = next(iter(module.test_dataloader()))
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (4, 3, 16, 16)
+    assert batch["label"].tolist() == [0, 0, 1, 1]
+    assert batch["index"].tolist() == [0, 1, 2, 3]
+    assert batch["repeat"].tolist() == [False] * 4
+
+
+def epochs(root: Path, workers: int, seed: int = 0) -> list[dict[int, Tensor]]:
+    """Two epochs of augmented training images by index."""
+    module = ready(root, batch_size=4, num_workers=workers, seed=seed)
+    loader = module.train_dataloader()
+    seen = []
+    for epoch in range(2):
+        assert isinstance(loader.sampler, Drawer)
+        loader.sampler.set_epoch(epoch)
+        drawn: dict[int, Tensor] = {}
+        for batch in loader:
+            drawn.update(zip(batch["index"].tolist(), batch["image"], strict=True))
+        seen.append(drawn)
+    return seen
+
+
+def test_draws_are_new_for_each_image_and_epoch_and_do_not_depend_on_workers(tmp_path: Path) -> None:
+    Listed(tmp_path).read()
+    # One content for all files: what differs between two images is the augmentation alone.
+    for path in tmp_path.glob("*.png"):
+        write_image(path, texture(0, 1, np.random.default_rng(0), 24, 24))
+    torch.manual_seed(1)
+    alone = epochs(tmp_path, workers=0)
+    torch.manual_seed(2)  # nor on what else has drawn random numbers
+    spread = epochs(tmp_path, workers=2)
+    other = epochs(tmp_path, workers=0, seed=1)
+    assert set(alone[0]) == set(range(16))
+    pictures = {image.numpy().tobytes() for epoch in alone for image in epoch.values()}
+    assert len(pictures) == 32, "every image of every epoch has its own draw"
+    for epoch in range(2):
+        assert all(torch.equal(alone[epoch][i], spread[epoch][i]) for i in range(16))
+        assert not any(torch.equal(alone[epoch][i], other[epoch][i]) for i in range(16))

@@ -1,0 +1,246 @@
+"""CUB-200-2011: the official lists, boxes, and what is said when they do not fit together."""
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxlp.data.base import read_image
+from cxlp.data.cub200 import CUB200, OFFICIAL_COUNTS, read_cub200
+from cxlp.errors import CxlpError
+from tests.generate import write_cub200
+
+
+def edit(path: Path, change: Callable[[str], str]) -> None:
+    path.write_bytes(change(path.read_bytes().decode()).encode())
+
+
+def drop_line(path: Path, key: str) -> None:
+    edit(path, lambda text: "".join(line for line in text.splitlines(True) if not line.startswith(f"{key} ")))
+
+
+def replace_line(path: Path, key: str, line: str) -> None:
+    edit(path, lambda text: "\n".join(line if old.startswith(f"{key} ") else old for old in text.splitlines()))
+
+
+def test_lists_become_classes_and_splits(cub200: Path) -> None:
+    classes, samples = read_cub200(cub200, bbox=False)
+    assert classes == ("001.Textured_Warbler_1", "002.Textured_Warbler_2", "003.Textured_Warbler_3")
+    assert {split: len(part) for split, part in samples.items()} == {"train": 18, "test": 9}
+    for part, count in ((samples["train"], 6), (samples["test"], 3)):
+        assert [sum(s.label == k for s in part) for k in range(3)] == [count] * 3
+        # The folder that an image lies in bears its class's name: labels count from 0.
+        assert all(s.path.is_file() and s.path.parent.name == classes[s.label] for s in part)
+        assert all(s.box is None for s in part)
+    # Line by line against the list of the split: 1 is training.
+    flags = dict(line.split() for line in (cub200 / "train_test_split.txt").read_text().splitlines())
+    files = dict(line.split() for line in (cub200 / "images.txt").read_text().splitlines())
+    assert {s.path.name for s in samples["train"]} == {Path(files[i]).name for i, flag in flags.items() if flag == "1"}
+
+
+def test_carriage_returns_blank_lines_byte_order_mark_and_missing_newline_do_not_matter(cub200: Path) -> None:
+    before = read_cub200(cub200, bbox=True)
+    assert b"\r\n" in (cub200 / "image_class_labels.txt").read_bytes()
+    assert not (cub200 / "train_test_split.txt").read_bytes().endswith(b"\n")
+    for path in cub200.glob("*.txt"):
+        edit(path, lambda text: "\ufeff" + "\r\n".join(text.splitlines()) + "\r\n\r\n")
+    assert read_cub200(cub200, bbox=True) == before
+    for path in cub200.glob("*.txt"):
+        edit(path, lambda text: text.strip())
+    assert read_cub200(cub200, bbox=True) == before
+
+
+def test_lists_are_joined_by_id_whatever_their_order(cub200: Path) -> None:
+    before = read_cub200(cub200, bbox=True)
+    for name in ("image_class_labels", "train_test_split", "bounding_boxes"):
+        edit(cub200 / f"{name}.txt", lambda text: "\n".join(reversed(text.splitlines())))
+    assert read_cub200(cub200, bbox=True) == before
+
+
+def test_file_names_may_hold_spaces(cub200: Path) -> None:
+    old = read_cub200(cub200, bbox=False)[1]["train"][0].path
+    new = old.rename(old.with_name("two words.jpg"))
+    edit(cub200 / "images.txt", lambda text: text.replace(old.name, new.name))
+    assert read_cub200(cub200, bbox=False)[1]["train"][0].path == new
+
+
+def test_box_is_cut_out_as_by_hand(cub200: Path) -> None:
+    lines = (line.split() for line in (cub200 / "bounding_boxes.txt").read_text().splitlines())
+    boxes = {int(i): tuple(float(v) for v in box) for i, *box in lines}
+    crossing = 0
+    for sample in chain.from_iterable(read_cub200(cub200, bbox=True)[1].values()):
+        number = int(sample.path.stem.rpartition("_")[2])
+        assert sample.box == boxes[number]
+        with Image.open(sample.path) as image:
+            whole = np.asarray(image.convert("RGB"))
+        x, y, w, h = (int(v) for v in boxes[number])
+        crossing += x + w > whole.shape[1] and y + h > whole.shape[0]
+        # Slices end at the border, as a clipped box does.
+        assert np.array_equal(read_image(sample.path, sample.box), whole[y : y + h, x : x + w])
+    assert crossing == 1
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_boxes_are_used_in_training_and_in_test(cub200: Path, split: str) -> None:
+    shown = {}
+    for bbox in (False, True):
+        module = CUB200(cub200, bbox=bbox, image_size=32)
+        module.setup()
+        shown[bbox] = module.splits[split][0]["image"].float()
+    # Around the box is noise, which shrinks to grey; the texture in it reaches the corners only if it is cut out.
+    noise, texture = (shown[bbox][:, :3, :3].std() for bbox in (False, True))
+    assert texture > 2 * noise
+
+
+def test_greyscale_jpeg_has_three_equal_channels(cub200: Path) -> None:
+    module = CUB200(cub200, image_size=32)
+    module.setup()
+    grey = 0
+    for data in module.splits.values():
+        for i in range(len(data)):
+            image = data[i]["image"]
+            assert image.shape == (3, 32, 32)
+            grey += bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
+    assert grey == 1
+
+
+def test_image_without_label_split_or_box_is_named(cub200: Path) -> None:
+    for name in ("image_class_labels", "train_test_split", "bounding_boxes"):
+        before = (cub200 / f"{name}.txt").read_bytes()
+        drop_line(cub200 / f"{name}.txt", "12")
+        with pytest.raises(CxlpError, match=rf"{name}\.txt has no line for image 12 "):
+            read_cub200(cub200, bbox=True)
+        (cub200 / f"{name}.txt").write_bytes(before)
+
+
+def test_boxes_are_not_read_where_they_are_not_asked_for(cub200: Path) -> None:
+    (cub200 / "bounding_boxes.txt").unlink()
+    read_cub200(cub200, bbox=False)
+    with pytest.raises(CxlpError, match=r"list not found: .*bounding_boxes\.txt"):
+        read_cub200(cub200, bbox=True)
+
+
+def test_split_of_an_image_that_is_not_listed_is_named(cub200: Path) -> None:
+    drop_line(cub200 / "images.txt", "7")
+    with pytest.raises(CxlpError, match=r"names image 7, which images\.txt does not"):
+        read_cub200(cub200, bbox=False)
+
+
+def test_listed_file_that_is_missing_is_named(cub200: Path) -> None:
+    gone = read_cub200(cub200, bbox=False)[1]["test"][1].path
+    gone.unlink()
+    with pytest.raises(CxlpError, match=gone.name):
+        CUB200(cub200, image_size=32).setup()
+
+
+@pytest.mark.parametrize("box", ["60.0 27.0 325.0", "1 2 3 4 5", "a b c d", "nan 1 2 3"])
+def test_malformed_box_names_list_and_image(cub200: Path, box: str) -> None:
+    replace_line(cub200 / "bounding_boxes.txt", "5", f"5 {box}")
+    with pytest.raises(CxlpError, match=rf"bounding_boxes\.txt: image 5: .*'{box}'"):
+        read_cub200(cub200, bbox=True)
+
+
+def test_line_without_value_names_list_and_line(cub200: Path) -> None:
+    replace_line(cub200 / "images.txt", "4", "4")
+    with pytest.raises(CxlpError, match=r"images\.txt, line 4: .*'4'"):
+        read_cub200(cub200, bbox=False)
+
+
+def test_second_line_for_an_id_is_named(cub200: Path) -> None:
+    edit(cub200 / "images.txt", lambda text: text + "3 001.Textured_Warbler_1/again.jpg\n")
+    with pytest.raises(CxlpError, match=r"images\.txt, line 28: a second line for 3"):
+        read_cub200(cub200, bbox=False)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_class_labels", "9"), ("train_test_split", "2")])
+def test_value_outside_its_list_is_named(cub200: Path, name: str, value: str) -> None:
+    replace_line(cub200 / f"{name}.txt", "6", f"6 {value}")
+    with pytest.raises(CxlpError, match=rf"{name}\.txt: image 6.*{value}"):
+        read_cub200(cub200, bbox=False)
+
+
+def test_binary_list_is_named(cub200: Path) -> None:
+    (cub200 / "images.txt").write_bytes(b"1 \xff\xfe.jpg\n")
+    with pytest.raises(CxlpError, match=r"images\.txt is no text"):
+        read_cub200(cub200, bbox=False)
+
+
+def test_class_without_training_images_is_named(tmp_path: Path) -> None:
+    folder = write_cub200(tmp_path)
+    replace = {"2": "1"}  # every image of class 2 goes to class 1
+    edit(
+        folder / "image_class_labels.txt",
+        lambda t: "\n".join(f"{i} {replace.get(k, k)}" for i, k in (line.split() for line in t.splitlines())),
+    )
+    with pytest.raises(CxlpError, match=r"no training image of 1 of 3 classes: 002\.Textured_Warbler_2"):
+        CUB200(folder, image_size=32).setup()
+
+
+def test_missing_data_set_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
+    root = tmp_path / "nothing" / "CUB_200_2011"
+    module = CUB200(root, download=False)
+    for ask in (module.prepare_data, module.setup):
+        with pytest.raises(CxlpError) as caught:
+            ask()
+        message = str(caught.value)
+        assert str(root) in message
+        assert "https://data.caltech.edu/" in message
+        assert "97eceeb196236b17998738112f37df78" in message
+        assert "--data.root" in message
+        assert "demo.yaml" in message
+    assert not root.parent.exists()
+
+
+def test_one_missing_list_is_named(cub200: Path) -> None:
+    (cub200 / "classes.txt").unlink()
+    with pytest.raises(CxlpError, match=r"classes\.txt not in"):
+        CUB200(cub200, image_size=32).setup()
+
+
+def write_lists(folder: Path, train: int, test: int) -> Path:
+    """Lists of 200 classes, without images."""
+    folder.mkdir()
+    splits = [1] * train + [0] * test
+    rows = range(1, len(splits) + 1)
+    lists = {
+        "classes": [f"{k} {k:03d}.Bird" for k in range(1, 201)],
+        "images": [f"{i} bird/{i}.jpg" for i in rows],
+        "image_class_labels": [f"{i} {i % 200 + 1}" for i in rows],
+        "train_test_split": [f"{i} {s}" for i, s in zip(rows, splits, strict=True)],
+    }
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_totals_of_the_full_release_are_asserted(tmp_path: Path) -> None:
+    _, samples = read_cub200(write_lists(tmp_path / "whole", 5994, 5794), bbox=False)
+    assert {split: len(part) for split, part in samples.items()} == OFFICIAL_COUNTS
+    with pytest.raises(CxlpError, match=r"5993 \+ 5794 images, officially 5994 \+ 5794"):
+        read_cub200(write_lists(tmp_path / "cut", 5993, 5794), bbox=False)
+
+
+def test_official_release_of_ten_classes(real_data: Path) -> None:
+    folder = real_data / "CUB_200_2011"
+    classes, samples = read_cub200(folder, bbox=True)
+    assert len(classes) == 10
+    assert classes[0] == "001.Black_footed_Albatross"
+    assert (len(samples["train"]), len(samples["test"])) == (300, 243)
+    grey = crossing = 0
+    for sample in samples["train"] + samples["test"]:
+        whole = read_image(sample.path)
+        assert whole.ndim == 3
+        assert whole.shape[2] == 3
+        with Image.open(sample.path) as image:
+            grey += image.mode == "L"
+        assert sample.box is not None
+        x, y, w, h = sample.box
+        crossing += x + w > whole.shape[1] or y + h > whole.shape[0]
+        cut = read_image(sample.path, sample.box)
+        assert abs(cut.shape[1] - min(w, whole.shape[1] - x)) <= 1
+        assert abs(cut.shape[0] - min(h, whole.shape[0] - y)) <= 1
+    assert grey == 1
+    assert crossing > 0

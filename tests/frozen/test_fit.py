@@ -1,0 +1,368 @@
+"""The whole fit without gradients on a small random network, against scikit-learn on all data at once."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.svm import SVC
+from torch import Tensor
+
+from cxlp.backbones import BackboneConfig
+from cxlp.errors import CxlpError
+from cxlp.frozen import fit as fit_module
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.gram import combine_rows, gram_matrix
+from cxlp.frozen.store import RowStore
+from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.pooling import CrossLayerPooling, sub_arrays
+from cxlp.timing import PhaseTimes
+
+CLASSES = ("wren", "jay", "crow")
+PER_CLASS = 7  # 21 images: batches and ranks come out uneven
+ALL_VECTORS = 10**9  # more than there are: the PCA sees each local feature
+POOLING = PoolingConfig(pca_dim=6)
+
+
+@cache
+def _built(pooling: PoolingConfig, layers: tuple[str, str], name: str) -> Network:
+    torch.manual_seed(0)
+    backbone = BackboneConfig(name, layers, weights=None, image_size=64)
+    return Network(NetworkConfig(backbone, pooling)).eval()
+
+
+def small_network(
+    pooling: PoolingConfig = POOLING,
+    layers: tuple[str, str] = ("features.3", "features.4"),
+    name: str = "torchvision/squeezenet1_0",
+    classes: Sequence[str] = CLASSES,
+) -> Network:
+    """A random network with maps of 14 x 14 cells and 128 + 128 channels, the same in each call."""
+    network = copy.deepcopy(_built(pooling, layers, name))
+    network.set_classes(classes)
+    return network
+
+
+def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor]:
+    """Noise around a pattern of its class, ``(n, 3, 64, 64)`` uint8, and the labels, shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(classes).repeat(per_class)[torch.randperm(classes * per_class, generator=generator)]
+    patterns = torch.rand(classes, 3, 64, 64, generator=generator)
+    noise = torch.rand(len(labels), 3, 64, 64, generator=generator)
+    return (255 * (0.25 * patterns[labels] + 0.75 * noise)).to(torch.uint8), labels
+
+
+def run_fit(
+    network: Network,
+    folder: Path,
+    config: FrozenConfig = FrozenConfig(pca_vectors=ALL_VECTORS),
+    batches: Sequence[Tensor] | None = None,
+    data: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, float]:
+    """Fit to the small images, given by positions in batches."""
+    images, labels = data or small_images()
+    fit = FrozenFit(network, config, len(images), folder / "fit", PhaseTimes())
+    for positions in batches or torch.arange(len(images)).chunk(3):
+        fit.observe(images[positions], labels[positions], positions)
+    return fit.finish()
+
+
+def weights(network: Network) -> dict[str, Tensor]:
+    """What the fit finds."""
+    return {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("backbone")}
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 2e-5) -> None:
+    """Two fits found the same solution, within rounding."""
+    assert one.keys() == other.keys()
+    for name, expected in one.items():
+        if name != "logit_scale":
+            torch.testing.assert_close(other[name], expected, rtol=0, atol=atol * max(1, expected.abs().max().item()))
+    # A scalar minimiser stops at 1e-5 of its own.
+    torch.testing.assert_close(other["logit_scale"], one["logit_scale"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) -> None:
+    network = small_network(replace(POOLING, size=size))
+    run_fit(network, tmp_path)
+    with torch.no_grad():
+        local, _ = network.backbone(small_images()[0])
+    vectors = sub_arrays(local, size).flatten(0, 1).double().numpy()
+    pca = PCA(6, svd_solver="covariance_eigh").fit(vectors)
+    projection = network.projection
+    assert projection is not None
+    assert projection.bias is not None
+    axes = projection.weight.detach().flatten(1).double().numpy()
+    signs = np.sign((axes * pca.components_).sum(axis=1))
+    np.testing.assert_allclose(axes, signs[:, None] * pca.components_, atol=1e-4)
+    # Projecting by the convolution is transforming by the PCA.
+    projected = projection(local).flatten(2).transpose(1, 2).flatten(0, 1).detach().numpy()
+    expected = signs * pca.transform(vectors)
+    np.testing.assert_allclose(projected, expected, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("pooling", "layers"),
+    [
+        pytest.param(POOLING, None, id="cross"),
+        pytest.param(replace(POOLING, size=3, stride=2, padding="same"), None, id="sub-arrays"),
+        pytest.param(replace(POOLING, pca_dim=None), None, id="without PCA"),
+        pytest.param(replace(POOLING, sign=True), None, id="signs"),
+        pytest.param(replace(POOLING, method="bilinear"), None, id="bilinear"),
+        pytest.param(replace(POOLING, method="bilinear", pca_dim=None), None, id="bilinear without PCA"),
+        pytest.param(replace(POOLING, method="average_local"), None, id="average_local"),
+        pytest.param(replace(POOLING, method="average_guide"), None, id="average_guide"),
+        pytest.param(replace(POOLING, align="to_local"), ("features.4", "features.6"), id="two resolutions"),
+    ],
+)
+def test_the_classifier_is_the_svm_of_the_features(
+    tmp_path: Path, pooling: PoolingConfig, layers: tuple[str, str] | None
+) -> None:
+    network = small_network(pooling, layers or ("features.3", "features.4"))
+    report = run_fit(network, tmp_path)
+    images, labels = small_images()
+    with torch.no_grad():
+        features = network.features(images)
+        scores = network(images).double() / network.logit_scale
+    assert features.shape == (len(images), network.pooling.out_features)
+    for k in range(len(CLASSES)):
+        svm = SVC(kernel="linear", C=report["C"], tol=1e-6).fit(features.double().numpy(), labels == k)
+        np.testing.assert_allclose(scores[:, k], svm.decision_function(features.double().numpy()), atol=5e-3)
+    assert float(network.logit_scale) == pytest.approx(report["logit_scale"])
+    assert 1 / 3 < report["cv_accuracy"] <= 1  # better than chance
+
+
+@pytest.mark.parametrize("pca_vectors", [ALL_VECTORS, 21 * 40])
+def test_batch_size_and_order_do_not_matter(tmp_path: Path, pca_vectors: int) -> None:
+    config = FrozenConfig(pca_vectors=pca_vectors)
+    found = []
+    orders = (torch.arange(21).chunk(3), torch.randperm(21).chunk(21), torch.arange(20, -1, -1).chunk(1))
+    for batches in orders:
+        network = small_network()
+        report = run_fit(network, tmp_path, config, batches)
+        found.append((weights(network), report["cv_accuracy"]))
+    for other, accuracy in found[1:]:
+        assert_same_weights(found[0][0], other)
+        assert accuracy == found[0][1]
+
+
+def test_an_empty_batch_is_nothing(tmp_path: Path) -> None:
+    network, reference = small_network(), small_network()
+    run_fit(reference, tmp_path)
+    run_fit(network, tmp_path, batches=[torch.arange(0), *torch.arange(21).chunk(3), torch.arange(0)])
+    assert_same_weights(weights(reference), weights(network))
+
+
+def test_fewer_vectors_give_another_projection(tmp_path: Path) -> None:
+    few, all_of_them = small_network(), small_network()
+    run_fit(few, tmp_path, FrozenConfig(pca_vectors=21 * 2))
+    run_fit(all_of_them, tmp_path)
+    assert few.projection is not None
+    assert all_of_them.projection is not None
+    assert not torch.allclose(few.projection.weight, all_of_them.projection.weight, atol=1e-3)
+
+
+def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
+    run_fit(small_network(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_maps_are_on_disk_until_they_are_pooled(tmp_path: Path) -> None:
+    images, labels = small_images()
+    fit = FrozenFit(small_network(), FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    fit.observe(images, labels, torch.arange(len(images)))
+    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * (128 + 128) * 4
+    fit.close(keep=False)
+    assert not any(tmp_path.glob("*.bin"))
+
+
+def test_maps_of_a_layer_pooled_under_itself_are_kept_once(tmp_path: Path) -> None:
+    images, labels = small_images()
+    network = small_network(replace(POOLING, method="bilinear"))
+    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    fit.observe(images, labels, torch.arange(len(images)))
+    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * 128 * 4
+    fit.close(keep=False)
+
+
+def test_features_can_be_kept(tmp_path: Path) -> None:
+    network = small_network()
+    run_fit(network, tmp_path, FrozenConfig(keep_features=True), torch.randperm(21).chunk(4))
+    assert [p.name for p in (tmp_path / "fit").iterdir()] == ["features.bin"]
+    kept = RowStore(tmp_path / "fit" / "features.bin", 21, network.pooling.out_features).read(0, 21)
+    with torch.no_grad():
+        expected = network.features(small_images()[0])
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)  # each image in its own place
+
+
+def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
+    images, labels = small_images()
+    network = small_network()
+    fit = FrozenFit(network, FrozenConfig(keep_features=True), len(images), tmp_path, PhaseTimes())
+    with torch.autocast("cpu", torch.bfloat16):
+        fit.observe(images, labels, torch.arange(len(images)))
+        expected_bytes = len(images) * 14 * 14 * (128 + 128) * 2
+        assert (tmp_path / "maps-0.bin").stat().st_size == expected_bytes
+        fit.finish()
+        with torch.no_grad():
+            expected = network.features(images)
+    kept = RowStore(tmp_path / "features.bin", 21, network.pooling.out_features).read(0, 21)
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+
+
+def test_a_missing_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"each of the 21 training images once, it saw 19"):
+        run_fit(small_network(), tmp_path, batches=[torch.arange(19)])
+
+
+def test_an_image_seen_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="once"):
+        run_fit(small_network(), tmp_path, batches=[torch.arange(21), torch.tensor([3])])
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    network = small_network(classes=[*CLASSES, "dodo"])
+    with pytest.raises(CxlpError, match=r"no training image of 1 of 4 classes: dodo"):
+        run_fit(network, tmp_path)
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    images, labels = small_images(classes=1)
+    with pytest.raises(CxlpError, match="only one class, 'wren'"):
+        run_fit(small_network(classes=["wren"]), tmp_path, data=(images, labels))
+
+
+def test_more_dimensions_than_local_features_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="PCA to 100 dimensions"):
+        run_fit(small_network(replace(POOLING, pca_dim=100)), tmp_path, FrozenConfig(pca_vectors=21))
+
+
+def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> None:
+    images, labels = small_images()
+    alone = int((labels == 2).nonzero()[0])
+    labels = torch.where(labels == 2, 1, labels)
+    labels[alone] = 2
+    network = small_network()
+    with pytest.warns(UserWarning, match="single training image: the scale of the logits stays 1"):
+        report = run_fit(network, tmp_path, data=(images, labels))
+    assert report == {"C": 10.0, "logit_scale": 1.0}
+    with torch.no_grad():  # the class is learnt all the same
+        assert int(network(images)[alone].argmax()) == 2
+    with pytest.raises(CxlpError, match="C cannot be cross-validated"):
+        run_fit(small_network(), tmp_path, FrozenConfig(c=None), data=(images, labels))
+
+
+def test_c_is_chosen_by_cross_validation(tmp_path: Path) -> None:
+    candidates = (1e-4, 1.0, 10.0)
+    chosen = small_network()
+    report = run_fit(chosen, tmp_path, FrozenConfig(None, candidates, 3, ALL_VECTORS))
+    accuracies = [report[f"cv_accuracy_C{c:g}"] for c in candidates]
+    for c, accuracy in zip(candidates, accuracies, strict=True):
+        fixed = run_fit(small_network(), tmp_path, FrozenConfig(c, (), 3, ALL_VECTORS))
+        assert fixed["cv_accuracy"] == accuracy
+    best = next(c for c, accuracy in zip(candidates, accuracies, strict=True) if accuracy == max(accuracies))
+    assert report["C"] == best
+    assert report["cv_accuracy"] == max(accuracies)
+    given = small_network()
+    run_fit(given, tmp_path, FrozenConfig(best, (), 3, ALL_VECTORS))
+    assert_same_weights(weights(given), weights(chosen))
+
+
+def test_scores_are_margins_times_the_scale(tmp_path: Path) -> None:
+    network = small_network()
+    report = run_fit(network, tmp_path)
+    assert report["logit_scale"] != 1.0
+    with torch.no_grad():
+        scores = network(small_images()[0])
+        network.logit_scale.fill_(1.0)
+        margins = network(small_images()[0])
+    torch.testing.assert_close(scores, report["logit_scale"] * margins)
+
+
+def test_the_backbone_does_not_move(tmp_path: Path) -> None:
+    network = small_network(layers=("layer2.0", "layer2.1"), name="torchvision/resnet18")
+    before = {k: v.clone() for k, v in network.backbone.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    head = weights(network)
+    run_fit(network, tmp_path)
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in network.parameters())
+    for name, value in weights(network).items():
+        assert not torch.equal(value, head[name]), name  # while the head did
+
+
+def test_phases_are_timed(tmp_path: Path) -> None:
+    times = PhaseTimes()
+    images, labels = small_images()
+    fit = FrozenFit(small_network(), FrozenConfig(), len(images), tmp_path, times)
+    fit.observe(images, labels, torch.arange(len(images)))
+    fit.finish()
+    assert list(times) == ["PCA", "pooling", "Gram matrix", "SVM"]
+    assert min(times.values()) > 0
+
+
+def _live_bytes() -> int:
+    """Bytes of all tensors in memory."""
+    tensors = [o for o in gc.get_objects() if type(o) is Tensor]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("pca_dim", [6, None])
+def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None) -> None:
+    images, labels = small_images()
+    network = small_network(replace(POOLING, pca_dim=pca_dim))
+    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    live = []
+    for positions in torch.arange(len(images)).chunk(3):
+        fit.observe(images[positions], labels[positions], positions)
+        live.append(_live_bytes())
+    fit.close(keep=False)
+    one_map = 4 * 128 * 14 * 14
+    assert live[2] - live[0] < one_map
+
+
+@pytest.mark.parametrize("per_class", [12, 36])
+def test_finishing_reads_the_disk_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_class: int
+) -> None:
+    """What is read and alive at a time has one bound, for few images and for many."""
+    alive: dict[str, int] = {}
+    peak: dict[str, int] = {}
+
+    def watch(store: RowStore, block: Tensor) -> Tensor:
+        kind, size = store.path.name, block.nbytes
+        alive[kind] = alive.get(kind, 0) + size
+        peak[kind] = max(peak.get(kind, 0), alive[kind])
+        weakref.finalize(block, lambda: alive.update({kind: alive[kind] - size}))
+        return block
+
+    read, read_columns = RowStore.read, RowStore.read_columns
+    monkeypatch.setattr(RowStore, "read", lambda self, a, b: watch(self, read(self, a, b)))
+    monkeypatch.setattr(RowStore, "read_columns", lambda self, a, b: watch(self, read_columns(self, a, b)))
+    limit = 16 << 10
+    monkeypatch.setattr(fit_module, "gram_matrix", partial(gram_matrix, block_bytes=limit))
+    monkeypatch.setattr(fit_module, "combine_rows", partial(combine_rows, block_bytes=limit))
+    data = small_images(per_class)
+    run_fit(small_network(), tmp_path, data=data)
+    assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # else one block would have held all
+    assert 0 < peak["features.bin"] <= limit
+    assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more being read
+
+
+def test_pooling_without_projection_needs_no_maps(tmp_path: Path) -> None:
+    images, labels = small_images()
+    network = small_network(replace(POOLING, pca_dim=None))
+    assert isinstance(network.pooling, CrossLayerPooling)
+    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    fit.observe(images, labels, torch.arange(len(images)))
+    assert [p.name for p in tmp_path.iterdir()] == ["features.bin"]
+    fit.close(keep=False)

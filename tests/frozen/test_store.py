@@ -1,0 +1,127 @@
+"""Rows on disk: what is written is read, and mistakes are named."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxlp.errors import CxlpError
+from cxlp.frozen.store import RowStore, check_space
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_written_in_any_order_read_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.randn(11, 7).to(dtype)
+    store = RowStore(tmp_path / "rows.bin", 11, 7, dtype)
+    for positions in torch.randperm(11).chunk(3):
+        store.write(positions, values[positions])
+    whole = store.read(0, 11)
+    assert whole.dtype == dtype
+    assert torch.equal(whole, values)
+    assert torch.equal(store.read(3, 8), values[3:8])
+    assert torch.equal(store.read_columns(0, 7), values)
+    assert torch.equal(store.read_columns(2, 5), values[:, 2:5])
+    assert (tmp_path / "rows.bin").stat().st_size == 11 * 7 * dtype.itemsize
+    store.close()
+
+
+def test_values_are_converted_to_the_dtype_of_the_store(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows.bin", 2, 3, torch.bfloat16)
+    values = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    store.write(torch.tensor([0, 1]), values)
+    assert torch.equal(store.read(0, 2), values.detach().bfloat16())
+
+
+def test_values_need_not_be_contiguous(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows.bin", 4, 6)
+    values = torch.randn(6, 4).T
+    store.write(torch.arange(4), values)
+    assert torch.equal(store.read(0, 4), values)
+
+
+def test_a_row_can_be_written_again(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows.bin", 2, 3)
+    store.write(torch.arange(2), torch.ones(2, 3))
+    store.write(torch.tensor([1]), torch.full((1, 3), 5.0))
+    assert store.read(0, 2).tolist() == [[1, 1, 1], [5, 5, 5]]
+
+
+def test_positions_and_rows_must_be_as_many(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows.bin", 4, 3)
+    with pytest.raises(ValueError, match="shorter"):
+        store.write(torch.arange(3), torch.ones(2, 3))
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 50), dim=st.integers(1, 50), limit=st.integers(1, 3000))
+def test_blocks_cover_the_rows_once_within_the_limit(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, dim: int, limit: int
+) -> None:
+    store = RowStore(tmp_path_factory.getbasetemp() / "never_written.bin", rows, dim)
+    blocks = list(store.blocks(limit))
+    store.close()
+    assert [row for start, stop in blocks for row in range(start, stop)] == list(range(rows))
+    assert all(4 * dim * (stop - start) <= limit or stop - start == 1 for start, stop in blocks)
+    if len(blocks) > 1:  # and no block is needlessly small
+        assert 4 * dim * (blocks[0][1] + 1) > limit
+
+
+def test_two_handles_share_one_file(tmp_path: Path) -> None:
+    values = torch.randn(5, 3)
+    first = RowStore(tmp_path / "rows.bin", 5, 3)
+    first.write(torch.tensor([0, 2, 4]), values[[0, 2, 4]])
+    second = RowStore(tmp_path / "rows.bin", 5, 3)  # opening late wipes nothing
+    second.write(torch.tensor([1, 3]), values[[1, 3]])
+    first.sync()
+    second.sync()
+    assert torch.equal(first.read(0, 5), values)
+    assert torch.equal(second.read(0, 5), values)
+    first.close()
+    first.close()  # twice does no harm
+    assert torch.equal(second.read(0, 5), values)
+
+
+def test_a_short_file_is_named(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows.bin", 5, 3)
+    store.write(torch.arange(4), torch.ones(4, 3))
+    assert store.read(0, 4).shape == (4, 3)
+    with pytest.raises(CxlpError, match=r"rows\.bin is shorter"):
+        store.read(0, 5)
+    with pytest.raises(CxlpError, match=r"rows\.bin is shorter"):
+        store.read_columns(1, 2)
+
+
+def test_short_writes_and_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may move fewer bytes than asked for (2 GiB at most, on Linux)."""
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, data[:5], offset))
+    monkeypatch.setattr(os, "preadv", lambda file, data, offset: preadv(file, [data[0][:7]], offset))
+    values = torch.randn(3, 9)
+    store = RowStore(tmp_path / "rows.bin", 3, 9)
+    store.write(torch.arange(3), values)
+    assert torch.equal(store.read(0, 3), values)
+    assert torch.equal(store.read_columns(4, 9), values[:, 4:])
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "deep" / "down" / "rows.bin", 1, 1)
+    store.write(torch.tensor([0]), torch.ones(1, 1))
+    assert (tmp_path / "deep" / "down" / "rows.bin").stat().st_size == 4
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 3_000_000_000
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
+    check_space(tmp_path, 3_000_000_000)
+    with pytest.raises(CxlpError, match=r"need 4\.5 GB .* 3\.0 GB are free.*pca_dim"):
+        check_space(tmp_path, 4_500_000_000)

@@ -1,0 +1,342 @@
+"""``train.py`` from end to end, on a tiny CUB-200-2011: what users type, and what they get."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning import seed_everything
+
+from cxlp.cli import CONFIGS, find_configs, main
+from cxlp.data.cub200 import CUB200
+from cxlp.errors import CxlpError
+from cxlp.network import load_network
+from cxlp.tasks.finetune import FineTune
+from tests.generate import write_cub200, write_folder
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+NETWORK = [
+    *("--config", "squeezenet.yaml"),
+    *("--model.network.backbone.weights", "null"),
+    *("--model.network.backbone.image_size", "64"),
+    *("--model.network.pooling.pca_dim", "8"),
+]
+QUIET = [
+    *("--data.num_workers", "0"),
+    *("--data.batch_size", "8"),
+    *("--run.wandb", "off"),
+    *("--trainer.accelerator", "cpu"),
+    *("--trainer.devices", "1"),
+    *("--trainer.enable_progress_bar", "false"),
+]
+FINETUNE = [
+    *("--config", "finetune.yaml"),
+    *("--data.val_fraction", "0.34"),
+    *("--trainer.max_epochs", "3"),
+]
+# a random network diverges at the rates of a trained one, and divergence blows up rounding
+GENTLY = [f"--model.optimizer.{part}_lr=1e-6" for part in ("backbone", "projection", "classifier")]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh working directory with ``data/CUB_200_2011`` in it."""
+    monkeypatch.chdir(tmp_path)
+    write_cub200(tmp_path / "data")
+    return tmp_path
+
+
+def run(name: str, *more: str, config: str = "cub200.yaml") -> dict[str, Any]:
+    """Run train.py in this process; returns ``metrics.json``."""
+    assert main(["--config", config, *NETWORK, *QUIET, "--run.name", name, *more]) == 0
+    found: dict[str, Any] = json.loads(Path("runs", name, "metrics.json").read_text())
+    return found
+
+
+def logged(name: str, key: str) -> dict[int, float]:
+    """A metric by epoch, from the CSV log (of all sessions of a run)."""
+    values = {}
+    for file in sorted(Path("runs", name, "csv").glob("version_*/metrics.csv")):
+        values |= {int(row["epoch"]): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}
+    return values
+
+
+def test_a_frozen_run_leaves_everything_that_is_promised(work: Path) -> None:
+    found = run("a", "--data.bbox", "true")
+    folder = work / "runs" / "a"
+    assert found["metrics"]["test/accuracy"] > 0.6  # chance is 1/3
+    assert found["images"] == {"train": 18, "val": 0, "test": 9}
+    assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "total"} <= found["seconds"].keys()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]  # nothing to be best at
+    assert (folder / "confusion_matrix.png").stat().st_size > 1000
+    with (folder / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(r["right"]) for r in rows) == round(9 * found["metrics"]["test/accuracy"])
+    assert not list(folder.rglob("*.part")) and not (folder / "features").exists()
+
+
+def test_the_resolved_config_loads_again_and_gives_the_same_result(work: Path) -> None:
+    first = run("a")
+    again = work / "again.yaml"
+    again.write_text((work / "runs" / "a" / "config.yaml").read_text())
+    assert main(["--config", str(again), "--run.name", "b"]) == 0
+    second = json.loads((work / "runs" / "b" / "metrics.json").read_text())
+    assert second["metrics"] == first["metrics"]
+
+
+def test_a_checkpoint_predicts_by_itself(work: Path) -> None:
+    found = run("a")
+    network = load_network("runs/a/checkpoints/last.ckpt")
+    data = CUB200("data/CUB_200_2011", image_size=64, num_workers=0)
+    data.setup()
+    test = data.splits["test"]
+    items = [test[i] for i in range(len(test))]
+    with torch.no_grad():
+        predicted = network(torch.stack([item["image"] for item in items])).argmax(dim=1)
+    right = sum(int(p) == item["label"] for p, item in zip(predicted, items, strict=True))
+    assert right / len(items) == pytest.approx(found["metrics"]["test/accuracy"])
+    assert network.classes == data.classes
+
+
+@pytest.mark.parametrize("method", ["bilinear", "average_local", "average_guide"])
+def test_baselines_run_by_one_switch(work: Path, method: str) -> None:
+    assert run("a", "--model.network.pooling.method", method)["metrics"]["test/accuracy"] > 0.3
+
+
+def test_your_own_folder(work: Path) -> None:
+    write_folder(work / "mine")
+    found = run("a", "--data.root", "mine", config="folder.yaml")
+    assert found["images"] == {"train": 18, "val": 0, "test": 9}
+    assert "frozen/cv_accuracy_C10" in found["metrics"]  # C was chosen by cross-validation
+
+
+def test_fine_tuning_begins_at_the_frozen_solution(work: Path) -> None:
+    frozen = run("frozen", "--data.val_fraction", "0.34")
+    # random weights have small gradients: a rate that shows
+    found = run("tuned", *FINETUNE, "--model.optimizer.backbone_lr", "0.1")
+    curve = logged("tuned", "val/accuracy")
+    assert sorted(curve) == [0, 1, 2]
+    assert curve[0] == frozen["metrics"]["val/accuracy"]
+    assert logged("tuned", "val/loss")[0] == pytest.approx(frozen["metrics"]["val/loss"], abs=1e-5)
+    assert found["metrics"]["val/best_accuracy"] == pytest.approx(max(curve.values()))
+    before, after = (load_network(f"runs/{r}/checkpoints/last.ckpt") for r in ("frozen", "tuned"))
+    for part in ("backbone", "projection", "classifier"):
+        pairs = zip(getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True)
+        assert any(not torch.equal(old, new) for old, new in pairs), f"{part} did not move"
+
+
+def test_fine_tuning_from_scratch_and_from_a_checkpoint(work: Path) -> None:
+    frozen = run("frozen", "--data.val_fraction", "0.34")
+    scratch = run("scratch", *FINETUNE, "--model.start", "scratch")
+    assert len(logged("scratch", "train/loss_epoch")) == 3
+    assert not any(key.startswith("frozen/") for key in scratch["metrics"])
+    run("from", *FINETUNE, "--model.start", "runs/frozen/checkpoints/last.ckpt", "--model.optimizer.backbone_lr", "0",
+        "--model.optimizer.projection_lr", "0", "--model.optimizer.classifier_lr", "0")  # fmt: skip
+    assert logged("from", "val/accuracy")[2] == frozen["metrics"]["val/accuracy"]
+
+
+def test_an_interrupted_fine_tuning_resumes_to_the_same_result(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("whole", *FINETUNE)
+    start_epoch = FineTune.on_train_epoch_start
+
+    def power_cut(task: FineTune) -> None:
+        if task.current_epoch == 2:
+            raise KeyboardInterrupt
+        start_epoch(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTune, "on_train_epoch_start", power_cut)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "cut", *FINETUNE])
+    assert not Path("runs/cut/metrics.json").exists()
+    assert torch.load("runs/cut/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    seed_everything(123)  # what is drawn after the resumption must not hang on the state of this process
+    resumed = run("cut", *FINETUNE, "--ckpt_path", "runs/cut/checkpoints/last.ckpt")
+    assert resumed["metrics"] == whole["metrics"]
+    assert [p.name for p in Path("runs").iterdir() if p.name.startswith("cut")] == ["cut"]
+    assert sorted(logged("cut", "val/accuracy")) == [0, 1, 2]  # nothing of the first session is lost
+
+
+def test_a_broken_loss_stops_and_keeps_the_last_good_checkpoint(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = [f"--model.optimizer.{part}_lr=1e30" for part in ("backbone", "projection", "classifier")]
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a", *FINETUNE, *rates]) == 2
+    message = capsys.readouterr().err
+    assert "not finite in epoch 1" in message and "last.ckpt" in message and "lower learning rates" in message
+    kept = load_network("runs/a/checkpoints/last.ckpt")
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+    assert kept.logit_scale != 1  # the frozen solution of epoch 0
+
+
+def test_two_runs_started_into_one_folder_do_not_mix(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("a")
+    before = {p: p.stat().st_mtime_ns for p in Path("runs/a").rglob("*") if p.is_file()}
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in Path("runs/a").rglob("*") if p.is_file()} == before
+    assert Path("runs/a-2/metrics.json").is_file()
+    assert "runs/a holds a run already: this one goes to runs/a-2" in capsys.readouterr().out
+
+
+def test_wandb_offline_holds_curves_summary_tables_and_config(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(work / "none"))
+    found = run("a", *FINETUNE, "--run.wandb", "auto", "--run.tags", "[x]", "--trainer.log_every_n_steps", "1")
+    (folder,) = Path("runs/a/wandb").glob("offline-run-*")
+    shown = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    record = json.loads(shown.stdout)
+    text = json.dumps(record)
+    assert record["config"]["model"]["init_args"]["network"]["pooling"]["pca_dim"] == 8
+    assert record["config"]["trainer"]["max_epochs"] == 3
+    for key in ("test/accuracy", "val/accuracy", "train/loss", "seconds/test", "lr-SGD/backbone"):
+        assert key in text, key
+    assert list(folder.glob("files/media/images/test/confusion_matrix*.png"))
+    assert list(folder.glob("files/media/table/test/per_class*.json"))
+    saved = torch.load("runs/a/checkpoints/last.ckpt", weights_only=True)["cxlp_run"]
+    assert saved["wandb_id"] and saved["wandb_id"] in folder.name
+    resumed = run("a", *FINETUNE, "--run.wandb", "auto", "--ckpt_path", "runs/a/checkpoints/last.ckpt")
+    assert resumed["metrics"]["test/accuracy"] == found["metrics"]["test/accuracy"]
+    runs = list(Path("runs/a/wandb").glob("offline-run-*"))
+    assert len(runs) == 2 and all(saved["wandb_id"] in r.name for r in runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [[], [*FINETUNE, *GENTLY]], ids=["frozen", "finetune"])
+def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
+    write_cub200(work / "odd", classes=3, train=7, test=3)  # 21 training and 9 test images: odd numbers
+    data = ["--data.root", "odd/CUB_200_2011"]
+    one = run("one", *mode, *data)
+    two_processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
+    command = [sys.executable, str(TRAIN), "--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *mode, *data, *two_processes], check=True, timeout=300, env=environment)
+    two = json.loads(Path("runs/two/metrics.json").read_text())
+    assert two["images"] == one["images"]
+    for key, value in one["metrics"].items():
+        exact = "accuracy" in key
+        assert two["metrics"][key] == (value if exact else pytest.approx(value, rel=1e-4)), key
+    a, b = (load_network(f"runs/{r}/checkpoints/last.ckpt").state_dict() for r in ("one", "two"))
+    for key in a:
+        torch.testing.assert_close(
+            a[key], b[key], atol=1e-5 if not mode else 1e-4, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+@pytest.mark.slow
+def test_every_shipped_overlay_builds(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["--model.network.backbone.weights", "null", "--model.network.backbone.image_size", "96"]
+    small += ["--model.network.pooling.pca_dim", "4"]
+    for overlay in ("squeezenet", "vgg16", "resnet50", "efficientnet_lite0"):
+        args = ["--config", "cub200.yaml", "--config", f"{overlay}.yaml", *small, *QUIET, "--run.name", overlay]
+        assert main(args) == 0, overlay
+
+
+def test_shipped_configs_explain_each_key() -> None:
+    for file in CONFIGS.glob("*.yaml"):
+        assert file.read_text().startswith("# "), file
+        assert "python train.py --config" in file.read_text(), file
+        assert isinstance(yaml.safe_load(file.read_text()), dict)
+
+
+BAD = {
+    "unknown config file": (["--config", "cub20.yaml"], ["cub20.yaml", "'cub200.yaml'"]),
+    "unknown key": (["--data.bboxes", "1"], ["unknown key data.bboxes", "'data.bbox'"]),
+    "unknown nested key": (["--model.network.pooling.pca", "3"], ["model.network.pooling.pca", "pca_dim"]),
+    "unknown trainer key": (["--trainer.max_epoch", "3"], ["unknown key trainer.max_epoch", "max_epochs"]),
+    "wrong value": (["--model.network.pooling.method", "x"], ["model.network.pooling.method is 'x'", "'bilinear'"]),
+    "wrong type": (["--trainer.max_epochs", "x"], ["trainer.max_epochs is 'x': expected int (or null)"]),
+    "unknown class": (["--model.class_path", "Nope"], ["no class 'Nope'", "cxlp.tasks.FineTune"]),
+    "unknown backbone": (["--model.network.backbone.name", "resnet5"], ["'resnet5'", "resnet50"]),
+    "unknown layer": (["--model.network.backbone.layers", "[a, features.12]"], ["no layer 'a'", "squeezenet1_0"]),
+    "unknown weights": (["--model.network.backbone.weights", "w.pth"], ["weights file not found: w.pth"]),
+    "pca_dim too large": (["--model.network.pooling.pca_dim", "513"], ["pca_dim is 513", "512"]),
+    "even sub-array": (["--model.network.pooling.size", "2"], ["size is 2", "odd"]),
+    "image size too small": (["--model.network.backbone.image_size", "8"], ["8 x 8 pixels", "image_size"]),
+    "no data": (
+        ["--data.root", "elsewhere", "--data.download", "false"],
+        ["elsewhere", "By hand", "97eceeb196236b17998738112f37df78", "demo.yaml"],
+    ),
+    "checkpoint not found": (["--ckpt_path", "x.ckpt"], ["checkpoint not found: x.ckpt"]),
+    "nothing to hold out": (["--data.val_fraction", "0.01"], ["hold out"]),
+    "too few batches": (["--trainer.limit_train_batches", "1"], ["limit_train_batches"]),
+    "no epoch left": ([*FINETUNE, "--trainer.max_epochs", "1"], ["none is left for fine-tuning"]),
+}
+
+
+@pytest.mark.parametrize(("args", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_explained(
+    work: Path, capsys: pytest.CaptureFixture[str], args: list[str], said: list[str]
+) -> None:
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *args]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("content", [b"", b"no picture at all", None], ids=["empty", "text", "truncated"])
+def test_a_broken_image_is_named(
+    work: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, workers: str
+) -> None:
+    broken = min(Path("data/CUB_200_2011/images").rglob("*.jpg"))
+    broken.write_bytes(broken.read_bytes()[:-400] if content is None else content)
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--data.num_workers", workers]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: cannot decode image") and str(broken) in message
+    assert "Traceback" not in message
+    assert not list(Path("runs").rglob("*.bin"))  # no half-made features are left
+
+
+def test_no_network_for_weights_says_what_to_do(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(work / "hub"))
+    assert main(["--config", "cub200.yaml", *QUIET]) == 2
+    message = capsys.readouterr().err
+    assert "caffenet-12.onnx" in message and "by hand" in message and "demo.yaml" in message
+    assert main(["--config", "cub200.yaml", "--config", "resnet50.yaml", *QUIET]) == 2
+    message = capsys.readouterr().err
+    assert "resnet50" in message and "weights FILE" in message
+
+
+def test_configs_are_found_by_name_here_and_beside_the_package(work: Path) -> None:
+    assert find_configs(["--config", "demo"]) == ["--config", str(CONFIGS / "demo.yaml")]
+    assert find_configs(["--config=demo.yaml", "--x"]) == [f"--config={CONFIGS / 'demo.yaml'}", "--x"]
+    (work / "demo.yaml").write_text("seed_everything: 1\n")
+    assert find_configs(["-c", "demo.yaml"]) == ["-c", str(work / "demo.yaml")]  # the nearer one wins
+    with pytest.raises(CxlpError, match="cub200"):
+        find_configs(["--config", "cub2000"])
+
+
+def test_backbone_of_a_frozen_run_does_not_move(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def remember(build: Callable[..., Any]) -> Callable[..., Any]:
+        def fit(trainer: Any, task: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append({k: v.clone() for k, v in task.network.backbone.state_dict().items()})
+            return build(trainer, task, *args, **kwargs)
+
+        return fit
+
+    import pytorch_lightning as pl
+
+    monkeypatch.setattr(pl.Trainer, "fit", remember(pl.Trainer.fit))
+    run("a", "--model.network.backbone.name", "resnet18", "--model.network.backbone.layers", "[layer4.0, layer4.1]")
+    after = load_network("runs/a/checkpoints/last.ckpt").backbone.state_dict()
+    assert any("running_mean" in key for key in after)
+    for key, value in seen[0].items():
+        assert torch.equal(after[key], value), key

@@ -1,0 +1,225 @@
+"""The network: its methods' lengths and values, its classes, its precision, and coming back from a checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxlp.backbones import BackboneConfig
+from cxlp.errors import CxlpError
+from cxlp.network import Network, NetworkConfig, PoolingConfig, load_network
+from cxlp.pooling import Align
+
+# 64 x 64 pixels: maps of 256 x 3 x 3 (below the pooling) and 512 x 3 x 3.
+BACKBONE = BackboneConfig("squeezenet1_0", ("features.8", "features.12"), weights=None, image_size=64)
+EVEN = replace(BACKBONE, layers=("features.11", "features.12"))
+CLASSES = ["gull", "tern", "wren"]
+
+
+def build(backbone: BackboneConfig = EVEN, classes: Sequence[str] | None = None, **pooling: Any) -> Network:
+    return Network(NetworkConfig(backbone, PoolingConfig(**{"pca_dim": 6, **pooling})), classes).eval()
+
+
+def randomise(network: Network) -> Network:
+    """Fill what starts at zero, so that a loss of it shows."""
+    assert network.classifier is not None
+    nn.init.normal_(network.classifier.weight)
+    nn.init.normal_(network.classifier.bias)
+    network.logit_scale.fill_(3.5)
+    return network
+
+
+@pytest.fixture(scope="module")
+def photos() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def rooted(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    x = np.sign(x) * np.sqrt(np.abs(x))
+    x = x.reshape(len(x), -1)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@torch.no_grad()
+def test_methods_are_their_formulas(photos: Tensor) -> None:
+    network = build()
+    local, guide = (m.double().numpy() for m in network.backbone(photos))
+    x, a = local.reshape(2, 512, -1), guide.reshape(2, 512, -1)
+    assert network.projection is not None
+    w = network.projection.weight.double().numpy().reshape(6, 512)
+    b = network.projection.bias.double().numpy()[:, None]  # type: ignore[union-attr]
+    expected = {
+        "cross": np.einsum("bkn,bpn->bkp", a, w @ x + b),
+        "bilinear": np.einsum("bkn,bpn->bkp", a, w @ a + b),
+        "average_local": x.mean(2),
+        "average_guide": a.mean(2),
+    }
+    for method, value in expected.items():
+        other = build(method=method)
+        # One backbone and projection for all, where there is one.
+        state = {k: v for k, v in network.state_dict().items() if k in other.state_dict()}
+        other.load_state_dict(state)
+        found = other.features(photos)
+        assert found.shape == (2, other.pooling.out_features) == (2, value[0].size), method
+        np.testing.assert_allclose(found, rooted(value), rtol=1e-3, atol=1e-5, err_msg=method)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "length"),
+    [
+        ({"method": "cross"}, 512 * 6),
+        ({"method": "cross", "pca_dim": None}, 512 * 512),
+        ({"method": "bilinear", "pca_dim": None}, 512 * 512),
+        ({"method": "average_local", "pca_dim": 100_000}, 512),  # which averages do not use
+        ({"method": "average_guide"}, 512),
+        ({"method": "cross", "size": 3, "sign": True}, 512 * 6),
+    ],
+)
+def test_lengths(pooling: dict[str, Any], length: int, photos: Tensor) -> None:
+    network = build(**pooling)
+    assert network.features(photos).shape == (2, length)
+    assert (network.projection is None) == (pooling.get("pca_dim", 6) is None or "average" in pooling["method"])
+
+
+@torch.no_grad()
+def test_switches_reach_the_normalisation(photos: Tensor) -> None:
+    plain = build(sqrt=False, l2=False)
+    raw = plain.pooling(*plain.backbone(photos))
+    for switches in ({"sign": True}, {"zscore": True}, {"channel_l2": True}, {"sqrt": False}, {"l2": False}):
+        other = build(**switches)
+        other.load_state_dict(plain.state_dict())
+        found = other.features(photos)
+        assert not torch.equal(found, raw)
+        if "sign" in switches:
+            torch.testing.assert_close(found, raw.sign() / raw.sign().norm(dim=1, keepdim=True))
+
+
+def test_uneven_maps_are_refused_naming_align(photos: Tensor) -> None:
+    with pytest.raises(CxlpError, match=r"maps of 7x7 and 3x3: .*pooling.align to to_local or to_guide"):
+        build(BACKBONE)
+    sizes: tuple[Align, ...] = ("to_local", "to_guide")
+    for align in sizes:
+        assert build(BACKBONE, align=align).features(photos).shape == (2, 512 * 6)
+    for method in ("bilinear", "average_local", "average_guide"):  # these look at one map only
+        assert build(BACKBONE, method=method).features(photos).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["cross", "bilinear"])
+def test_more_components_than_values_are_refused(method: str) -> None:
+    with pytest.raises(CxlpError, match=r"pca_dim is 513, but a local feature has 512 values .*choose 1 to 512"):
+        build(method=method, pca_dim=513)
+
+
+# --- classes
+
+
+def test_no_classes_no_scores(photos: Tensor) -> None:
+    with pytest.raises(CxlpError, match="no classes yet: call set_classes"):
+        build()(photos)
+
+
+def test_classes_are_set_once(photos: Tensor) -> None:
+    network = build()
+    network.set_classes(CLASSES)
+    assert not network(photos).any()  # no opinion at first
+    randomise(network)
+    before = network(photos)
+    network.set_classes(tuple(CLASSES))  # again: nothing is reset
+    assert torch.equal(network(photos), before)
+    with pytest.raises(
+        CxlpError, match=r"fitted to 3 classes \(gull, tern, wren, \.\.\.\), the data has 2 \(gull, owl"
+    ):
+        network.set_classes(["gull", "owl"])
+    with pytest.raises(CxlpError):
+        network.set_classes(CLASSES[::-1])  # the order is part of it
+    assert network.classes == tuple(CLASSES)
+
+
+@torch.no_grad()
+def test_scores_are_margins_times_the_scale(photos: Tensor) -> None:
+    network = randomise(build(classes=CLASSES))
+    assert network.classifier is not None
+    features = network.features(photos)
+    margins = features @ network.classifier.weight.T + network.classifier.bias
+    torch.testing.assert_close(network(photos), 3.5 * margins)
+    torch.testing.assert_close(network.classify(features), 3.5 * margins)
+
+
+@torch.no_grad()
+def test_features_and_scores_stay_float32_under_autocast(photos: Tensor) -> None:
+    network = randomise(build(classes=CLASSES))
+    features = network.features(photos)
+    scores = network.classify(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network.backbone(photos)[0].dtype == torch.bfloat16  # the expensive part is in half precision
+        assert torch.equal(network.classify(features), scores)  # the classifier is not
+        assert network.features(photos).dtype == torch.float32
+        assert network(photos).dtype == torch.float32
+        torch.testing.assert_close(network.features(photos), features, atol=0.02, rtol=0)
+
+
+# --- coming back
+
+
+def save(network: Network, path: Path) -> Path:
+    """Write what a run's checkpoint holds of a network, among other things."""
+    state = {"network." + k: v for k, v in network.state_dict().items()} | {"metric.total": torch.ones(1)}
+    torch.save({"state_dict": state, "cxlp": {"network": network.spec()}, "epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pooling"),
+    [
+        (EVEN, {"size": 3, "padding": "same", "sign": True}),
+        (BACKBONE, {"align": "to_guide", "pca_dim": None, "zscore": True}),
+        (BACKBONE, {"method": "average_guide", "sqrt": False}),
+    ],
+)
+def test_round_trip(backbone: BackboneConfig, pooling: dict[str, Any], photos: Tensor, tmp_path: Path) -> None:
+    network = randomise(build(backbone, CLASSES, **pooling))
+    path = save(network, tmp_path / "last.ckpt")
+    torch.load(path, weights_only=True)  # plain values and tensors only
+    again = load_network(str(path))
+    assert not again.training and not again.backbone.trunk.training
+    assert again.classes == tuple(CLASSES)
+    assert again.config.pooling == network.config.pooling
+    with torch.no_grad():
+        assert torch.equal(again(photos), network(photos))
+
+
+def test_loading_asks_for_no_pretrained_weights(tmp_path: Path, photos: Tensor) -> None:
+    network = build(classes=CLASSES)
+    missing = replace(EVEN, weights=str(tmp_path / "no longer here.pth"))
+    network.config = replace(network.config, backbone=missing)
+    assert torch.equal(load_network(save(network, tmp_path / "a.ckpt")).features(photos), network.features(photos))
+
+
+def test_a_network_without_classes_comes_back_without(tmp_path: Path, photos: Tensor) -> None:
+    network = build()
+    again = load_network(save(network, tmp_path / "a.ckpt"))
+    assert again.classifier is None
+    assert torch.equal(again.features(photos), network.features(photos))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"checkpoint not found: .*none.ckpt"):
+        load_network(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"cxlp": {}}, [1], {"cxlp": None}])
+def test_a_foreign_checkpoint_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CxlpError, match=r"other.ckpt is not a checkpoint of cxlp"):
+        load_network(tmp_path / "other.ckpt")
+
+
+def test_garbage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.ckpt").write_text("<html>")
+    with pytest.raises(CxlpError, match=r"page.ckpt is not a checkpoint of cxlp"):
+        load_network(tmp_path / "page.ckpt")
