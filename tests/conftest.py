@@ -1,8 +1,10 @@
 """Fixtures that several rooms of the tests use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.generate import write_cub200
 
@@ -20,3 +22,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no official files in ../shared/real")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors of tests are small: threads cost more than they bring, much more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

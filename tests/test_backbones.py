@@ -16,6 +16,8 @@ from cxlp.caffenet import CaffeNet
 from cxlp.errors import CxlpError
 from cxlp.weights import read_state_dict
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SQUEEZE = ("features.11", "features.12")
 
 
@@ -314,8 +316,10 @@ def test_a_new_backbone_is_in_training_mode_and_left_as_it_was_found() -> None:
 def test_a_copy_keeps_mode_and_values(training: bool, squeeze: Backbone, photos: Tensor) -> None:
     twin = copy.deepcopy(copy.deepcopy(squeeze).train(training))
     assert {m.training for m in twin.modules()} == {training}
-    assert twin.trunk.graph is (twin.trunk.train_graph if training else twin.trunk.eval_graph)
-    assert twin.train().trunk.graph is twin.trunk.train_graph  # and it still has both
+    trunk: Any = twin.trunk
+    assert trunk.graph is (trunk.train_graph if training else trunk.eval_graph)
+    twin.train()
+    assert trunk.graph is trunk.train_graph  # it still has both
     twin.eval()
     assert torch.equal(twin(photos)[1], squeeze(photos)[1])
 

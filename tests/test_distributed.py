@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from cxlp.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, usable_cores, world_size
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
@@ -40,8 +40,8 @@ def rows() -> tuple[Tensor, Tensor]:
 
 
 def vectors() -> Tensor:
-    """Vectors with a large mean, whose halves differ."""
-    x = 100 + torch.randn(101, 6, generator=torch.Generator().manual_seed(1))
+    """Vectors with a large mean and clear principal axes, whose halves differ."""
+    x = 100 + torch.randn(101, 6, generator=torch.Generator().manual_seed(1)) * 2 ** torch.arange(6)
     x[50:] += 5
     return x
 
@@ -116,7 +116,7 @@ def work(index: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("two_processes")
-    context = multiprocessing.spawn(work, (folder,), nprocs=RANKS, join=False)  # type: ignore[no-untyped-call]
+    context = spawn(work, (folder,), nprocs=RANKS, join=False)  # type: ignore[no-untyped-call]
     try:
         deadline = time.monotonic() + TIMEOUT
         while not context.join(timeout=5):  # raises where a process failed

@@ -15,9 +15,11 @@ from cxlp.errors import CxlpError
 from cxlp.network import Network, NetworkConfig, PoolingConfig, load_network
 from cxlp.pooling import Align
 
-# 64 x 64 pixels: maps of 256 x 3 x 3 (below the pooling) and 512 x 3 x 3.
-BACKBONE = BackboneConfig("squeezenet1_0", ("features.8", "features.12"), weights=None, image_size=64)
-EVEN = replace(BACKBONE, layers=("features.11", "features.12"))
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# A network made for tests: 48 channels under 192, on 64 x 64 pixels 8x8 under 4x4, or both 4x4.
+BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv1", "layer3"), weights=None, image_size=64)
+EVEN = replace(BACKBONE, layers=("layer3.0.conv2", "layer3"))
 CLASSES = ["gull", "tern", "wren"]
 
 
@@ -40,30 +42,30 @@ def photos() -> Tensor:
 
 
 def rooted(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    x = np.sign(x) * np.sqrt(np.abs(x))
-    x = x.reshape(len(x), -1)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    root: np.ndarray[Any, Any] = np.sign(x) * np.sqrt(np.abs(x))
+    root = root.reshape(len(x), -1)
+    return root / np.linalg.norm(root, axis=1, keepdims=True)
 
 
 @torch.no_grad()
 def test_methods_are_their_formulas(photos: Tensor) -> None:
     network = build()
     local, guide = (m.double().numpy() for m in network.backbone(photos))
-    x, a = local.reshape(2, 512, -1), guide.reshape(2, 512, -1)
+    x, a = local.reshape(2, 48, -1), guide.reshape(2, 192, -1)
     assert network.projection is not None
-    w = network.projection.weight.double().numpy().reshape(6, 512)
-    b = network.projection.bias.double().numpy()[:, None]  # type: ignore[union-attr]
+    assert network.projection.bias is not None
+    w = network.projection.weight.double().numpy().reshape(6, 48)
+    b = network.projection.bias.double().numpy()[:, None]
     expected = {
         "cross": np.einsum("bkn,bpn->bkp", a, w @ x + b),
-        "bilinear": np.einsum("bkn,bpn->bkp", a, w @ a + b),
+        "bilinear": np.einsum("bkn,bpn->bkp", a, a),
         "average_local": x.mean(2),
         "average_guide": a.mean(2),
     }
     for method, value in expected.items():
-        other = build(method=method)
-        # One backbone and projection for all, where there is one.
-        state = {k: v for k, v in network.state_dict().items() if k in other.state_dict()}
-        other.load_state_dict(state)
+        other = build(method=method, pca_dim=None if method == "bilinear" else 6)
+        # One backbone for all, and one projection where there is one.
+        other.load_state_dict({k: v for k, v in network.state_dict().items() if k in other.state_dict()})
         found = other.features(photos)
         assert found.shape == (2, other.pooling.out_features) == (2, value[0].size), method
         np.testing.assert_allclose(found, rooted(value), rtol=1e-3, atol=1e-5, err_msg=method)
@@ -72,12 +74,12 @@ def test_methods_are_their_formulas(photos: Tensor) -> None:
 @pytest.mark.parametrize(
     ("pooling", "length"),
     [
-        ({"method": "cross"}, 512 * 6),
-        ({"method": "cross", "pca_dim": None}, 512 * 512),
-        ({"method": "bilinear", "pca_dim": None}, 512 * 512),
-        ({"method": "average_local", "pca_dim": 100_000}, 512),  # which averages do not use
-        ({"method": "average_guide"}, 512),
-        ({"method": "cross", "size": 3, "sign": True}, 512 * 6),
+        ({"method": "cross"}, 192 * 6),
+        ({"method": "cross", "pca_dim": None}, 192 * 48),
+        ({"method": "bilinear", "pca_dim": None}, 192 * 192),
+        ({"method": "average_local", "pca_dim": 100_000}, 48),  # which averages do not use
+        ({"method": "average_guide"}, 192),
+        ({"method": "cross", "size": 3, "sign": True}, 192 * 6),
     ],
 )
 def test_lengths(pooling: dict[str, Any], length: int, photos: Tensor) -> None:
@@ -90,7 +92,14 @@ def test_lengths(pooling: dict[str, Any], length: int, photos: Tensor) -> None:
 def test_switches_reach_the_normalisation(photos: Tensor) -> None:
     plain = build(sqrt=False, l2=False)
     raw = plain.pooling(*plain.backbone(photos))
-    for switches in ({"sign": True}, {"zscore": True}, {"channel_l2": True}, {"sqrt": False}, {"l2": False}):
+    choices: list[dict[str, Any]] = [
+        {"sign": True},
+        {"zscore": True},
+        {"channel_l2": True},
+        {"sqrt": False},
+        {"l2": False},
+    ]
+    for switches in choices:
         other = build(**switches)
         other.load_state_dict(plain.state_dict())
         found = other.features(photos)
@@ -100,19 +109,20 @@ def test_switches_reach_the_normalisation(photos: Tensor) -> None:
 
 
 def test_uneven_maps_are_refused_naming_align(photos: Tensor) -> None:
-    with pytest.raises(CxlpError, match=r"maps of 7x7 and 3x3: .*pooling.align to to_local or to_guide"):
+    with pytest.raises(CxlpError, match=r"maps of 8x8 and 4x4: .*pooling.align to to_local or to_guide"):
         build(BACKBONE)
     sizes: tuple[Align, ...] = ("to_local", "to_guide")
     for align in sizes:
-        assert build(BACKBONE, align=align).features(photos).shape == (2, 512 * 6)
+        assert build(BACKBONE, align=align).features(photos).shape == (2, 192 * 6)
     for method in ("bilinear", "average_local", "average_guide"):  # these look at one map only
         assert build(BACKBONE, method=method).features(photos).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["cross", "bilinear"])
-def test_more_components_than_values_are_refused(method: str) -> None:
-    with pytest.raises(CxlpError, match=r"pca_dim is 513, but a local feature has 512 values .*choose 1 to 512"):
-        build(method=method, pca_dim=513)
+@pytest.mark.parametrize(("method", "values"), [("cross", 48), ("bilinear", 192)])
+def test_more_components_than_values_are_refused(method: str, values: int) -> None:
+    message = f"pca_dim is {values + 1}, but a local feature has {values} values .*choose 1 to {values}"
+    with pytest.raises(CxlpError, match=message):
+        build(method=method, pca_dim=values + 1)
 
 
 # --- classes

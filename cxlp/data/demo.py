@@ -2,7 +2,7 @@
 
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -46,8 +46,9 @@ class Demo(ImageDataModule):
                 for k in range(len(SPECIES))
                 for i in range(n)
             ]
-            # "spawn": forking a process that already runs torch's threads can hang.
-            with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
+            # As DataLoader does it: a forked worker need not import torch again, which takes longer than the drawing.
+            start = "fork" if "fork" in get_all_start_methods() else "spawn"
+            with ProcessPoolExecutor(usable_cores(), mp_context=get_context(start)) as pool:
                 list(tqdm(pool.map(draw_file, jobs, chunksize=16), total=len(jobs), desc="Drawing the demo birds"))
             aside.chmod(0o755)
             try:
