@@ -41,7 +41,8 @@ def has_wandb_key() -> bool:
     """
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    # wandb knows the host: from WANDB_BASE_URL, its settings file, or its own default, which has changed before
+    host = urlparse(wandb.Settings().base_url).hostname
     file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
         return host is not None and netrc.netrc(str(file)).authenticators(host) is not None
@@ -63,9 +64,15 @@ def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int)
     if mode in ("off", "disabled"):
         return loggers
     offline = mode == "offline" or (mode != "online" and not has_wandb_key())
-    experiment = None
-    if rank == 0:
-        experiment = wandb.init(
+    experiment = None if rank != 0 else _start_wandb(run, folder, wandb_id, offline)
+    # wandb first: Lightning takes the first logger's folder for what it writes itself.
+    return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
+
+
+def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bool) -> wandb.Run:
+    """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
+    try:
+        return wandb.init(
             dir=folder,
             name=folder.name,
             project=run.project,
@@ -74,9 +81,13 @@ def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int)
             id=wandb_id,
             resume="allow",
             mode="offline" if offline else "online",
+            settings=wandb.Settings(init_timeout=30),
         )
-    # wandb first: Lightning takes the first logger's folder for what it writes itself.
-    return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
+    except wandb.Error as error:
+        if offline:
+            raise
+        print(f"wandb is out of reach, logging offline: {str(error).splitlines()[0]}")  # noqa: T201
+        return _start_wandb(run, folder, wandb_id, offline=True)
 
 
 def how_to_look(folder: Path) -> str | None:

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from cxlp.cutting import Activation, cut
 from cxlp.errors import CxlpError
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -44,7 +44,8 @@ def photos() -> Tensor:
 def rooted(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     root: np.ndarray[Any, Any] = np.sign(x) * np.sqrt(np.abs(x))
     root = root.reshape(len(x), -1)
-    return root / np.linalg.norm(root, axis=1, keepdims=True)
+    root /= np.linalg.norm(root, axis=1, keepdims=True)
+    return root
 
 
 @torch.no_grad()
