@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import in_fresh_process, machine, peak_bytes
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,6 +30,7 @@ from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import RowStore
 from cxlp.frozen.svm import one_vs_rest, solve
 
+Array = NDArray[np.floating[Any]]
 BLOCK = 200  # rows made at a time
 
 
@@ -229,7 +231,7 @@ def _store(problem: Problem) -> RowStore:
     return RowStore(problem.folder / "features.bin", problem.n, problem.dim)
 
 
-def _keep(problem: Problem, name: str, weights: Any, intercepts: Any) -> None:
+def _keep(problem: Problem, name: str, weights: Array, intercepts: Array) -> None:
     # two classes: LinearSVC gives the second one's row only
     if len(weights) == 1:
         weights, intercepts = np.concatenate([-weights, weights]), np.concatenate([-intercepts, intercepts])

@@ -100,8 +100,9 @@ def test_maps_do_not_depend_on_the_memory_format_or_the_batch(squeeze: Backbone,
     last = squeeze(photos.contiguous(memory_format=torch.channels_last))
     alone = squeeze(photos[1:])
     for i in (0, 1):
-        torch.testing.assert_close(last[i], whole[i])
-        torch.testing.assert_close(alone[i], whole[i][1:])
+        # another batch size may take another kernel: rounding differs
+        torch.testing.assert_close(last[i], whole[i], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(alone[i], whole[i][1:], atol=1e-4, rtol=1e-5)
 
 
 # --- preprocessing
