@@ -72,12 +72,9 @@ class Network(nn.Module):
     Attributes:
         backbone: ``images -> (local, guide)``.
         pooling: ``maps -> (B, D)``; its ``projection`` is the PCA where there is one.
-        classifier: ``(B, D) -> (B, classes)``: weights and biases of the linear SVMs.
-        logit_scale: What the margins are multiplied by, so that their softmax (or sigmoid) is a
-            sensible probability; 1 until fitted.
+        classifier: ``(B, D) -> (B, classes)``: logits. Fitted as SVMs, they are the margins times one
+            fitted number, so that their softmax is a sensible probability.
     """
-
-    logit_scale: Tensor
 
     def __init__(self, config: NetworkConfig, classes: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -86,7 +83,6 @@ class Network(nn.Module):
         self.pooling = _build_pooling(config.pooling, self.backbone)
         self.classifier: nn.Linear | None = None
         self.classes: tuple[str, ...] = ()
-        self.register_buffer("logit_scale", torch.ones(()))
         if classes is not None:
             self.set_classes(classes)
 
@@ -129,13 +125,13 @@ class Network(nn.Module):
         return vector
 
     def classify(self, features: Tensor) -> Tensor:
-        """Score features: ``(B, D) -> (B, classes)``, SVM margins times :attr:`logit_scale`."""
+        """Score features: ``(B, D) -> (B, classes)``."""
         if self.classifier is None:
             raise CxlpError("the network has no classes yet: call set_classes first")
-        # Full precision: half-precision margins of close classes tie.
+        # Full precision: half-precision scores of close classes tie.
         with torch.autocast(features.device.type, enabled=False):
-            margins: Tensor = self.classifier(features.to(self.classifier.weight.dtype))
-            return margins * self.logit_scale
+            logits: Tensor = self.classifier(features.to(self.classifier.weight.dtype))
+            return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images: ``(B, 3, H, W)``, RGB 0..255 ``-> (B, classes)``."""

@@ -63,7 +63,7 @@ class FrozenFit:
 
     def __init__(self, network: Network, config: FrozenConfig, images: int, folder: Path, times: PhaseTimes) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
-        self.device = network.logit_scale.device
+        self.device = network.backbone.mean.device
         self.labels = torch.zeros(images, dtype=torch.int64)
         self.seen = torch.zeros(images, dtype=torch.int64)
         self.positions: list[int] = []  # of this rank's images, in the order of its map store
@@ -226,15 +226,17 @@ class FrozenFit:
             report |= {f"cv_accuracy_C{candidate:g}": value for candidate, value in accuracies.items()}
         report["C"] = c
         solution = solve(gram, targets, c, threads)
-        classifier.weight.copy_(combine_rows(self.features, torch.from_numpy(solution.coefficients), self.device))
-        classifier.bias.copy_(torch.from_numpy(solution.intercepts))
+        scale = 1.0
         if folds < 2:
             warnings.warn("a class has a single training image: the scale of the logits stays 1", stacklevel=2)
         else:
             scores = held_out_scores(gram, targets, labels, c, folds, threads)
             report["cv_accuracy"] = float((scores.argmax(axis=1) == labels).mean())
-            self.network.logit_scale.fill_(fit_logit_scale(scores, labels))
-        for tensor in (classifier.weight, classifier.bias, self.network.logit_scale):
-            from_rank_zero(tensor)
-        report["logit_scale"] = float(self.network.logit_scale)
+            scale = fit_logit_scale(scores, labels)
+        report["logit_scale"] = scale
+        # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
+        # gradient descent by s^2, and no learning rate would suit two data sets.
+        weights = combine_rows(self.features, torch.from_numpy(scale * solution.coefficients), self.device)
+        classifier.weight.copy_(from_rank_zero(weights))
+        classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
         return report

@@ -115,7 +115,9 @@ def choose_c(
 def fit_logit_scale(scores: Array, labels: NDArray[np.int64]) -> float:
     """Fit the one number that turns margins into logits: least cross-entropy of held-out scores.
 
-    On the training rows themselves the scale would run away, since the SVMs separate them.
+    On the training rows themselves the scale would run away, since the SVMs separate them; on easy data
+    it would do so on held-out rows, too. So each row's label counts as Platt (1999) has it, a little
+    less than certain: the targets are those of n labels and one more image of each class that says nothing.
 
     Args:
         scores: ``(n, classes)`` held-out margins.
@@ -125,9 +127,12 @@ def fit_logit_scale(scores: Array, labels: NDArray[np.int64]) -> float:
         The scale, between 0.1 and 100.
     """
 
+    n, classes = scores.shape
+    doubt = classes / (n + classes)
+
     def loss(log_scale: float) -> float:
-        logits = log_softmax(np.exp(log_scale) * scores, axis=1)
-        return float(-logits[np.arange(len(labels)), labels].mean())
+        log_p = log_softmax(np.exp(log_scale) * scores, axis=1)
+        return -float((1 - doubt) * log_p[np.arange(n), labels].mean() + doubt * log_p.mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded").x))
 

@@ -145,16 +145,23 @@ def test_the_scale_improves_the_likelihood_of_held_out_margins(data: Problem) ->
     scores = held_out_scores(data.gram, data.targets, data.labels, 10.0, folds=4, threads=1)
     scale = fit_logit_scale(scores, data.labels)
 
-    def loss(factor: float) -> float:
-        return float(-log_softmax(factor * scores, axis=1)[np.arange(len(scores)), data.labels].mean())
+    def loss(factor: float, doubt: float = 0.0) -> float:
+        targets = (1 - doubt) * np.eye(CLASSES)[data.labels] + doubt / CLASSES
+        return float(-(targets * log_softmax(factor * scores, axis=1)).sum(axis=1).mean())
 
     assert loss(scale) < loss(1.0)
-    assert loss(scale) <= min(loss(0.9 * scale), loss(1.1 * scale))
+    doubt = CLASSES / (len(scores) + CLASSES)
+    assert loss(scale, doubt) <= min(loss(0.99 * scale, doubt), loss(1.01 * scale, doubt))
+
+
+def test_the_scale_does_not_run_away_where_classes_are_separable() -> None:
+    labels = np.arange(30) % 3
+    # One uncertain image per class among 33: the best softmax gives the label 1 - 3/33 + 1/33.
+    p = 1 - 2 / 33
+    assert fit_logit_scale(2.0 * np.eye(3)[labels], labels) == pytest.approx(np.log(2 * p / (1 - p)) / 2.0, rel=1e-3)
 
 
 def test_the_scale_is_bounded() -> None:
     labels = np.arange(30) % 3
-    assert fit_logit_scale(0.05 * np.eye(3)[labels], labels) == pytest.approx(
-        100.0, rel=0.01
-    )  # separable: would run away
+    assert fit_logit_scale(0.01 * np.eye(3)[labels], labels) == pytest.approx(100.0, rel=0.01)
     assert fit_logit_scale(-0.05 * np.eye(3)[labels], labels) == pytest.approx(0.1, rel=0.01)  # worse than chance
