@@ -28,7 +28,8 @@ from torch import Tensor
 
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import RowStore
-from cxlp.frozen.svm import one_vs_rest, solve
+from cxlp.frozen.svm import solve
+from cxlp.labels import as_targets
 
 Array = NDArray[np.floating[Any]]
 BLOCK = 200  # rows made at a time
@@ -89,7 +90,7 @@ def ours(problem: Problem) -> dict[str, float]:
     """Gram matrix, one SVM per class, weight vectors."""
     torch.set_num_threads(problem.threads)
     store, cpu = _store(problem), torch.device("cpu")
-    targets = one_vs_rest(labels(problem, problem.n), problem.classes)
+    targets = as_targets(labels(problem, problem.n), problem.classes).numpy()
     times = [time.perf_counter()]
     gram = gram_matrix(store, cpu).double().numpy()
     times.append(time.perf_counter())
@@ -153,7 +154,7 @@ def compare(problem: Problem, names: list[str]) -> dict[str, float]:
             scores[name].append(block @ model["weights"].T.astype(np.float32) + model["intercepts"])
     predictions = {name: np.concatenate(s).argmax(axis=1) for name, s in scores.items()}
     found = {f"accuracy {name}": float((p == truth).mean()) for name, p in predictions.items()}
-    store, targets = _store(problem), one_vs_rest(labels(problem, problem.n), problem.classes)
+    store, targets = _store(problem), as_targets(labels(problem, problem.n), problem.classes).numpy()
     for name, model in models.items():
         hinge = 0.0
         for first, stop in store.blocks():

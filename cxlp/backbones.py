@@ -1,6 +1,6 @@
 """Any network, cut after two named layers: images in, the two maps out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,8 @@ from cxlp.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_di
 from cxlp.cutting import cut
 from cxlp.errors import CxlpError, did_you_mean
 from cxlp.weights import fetch, in_order, load_strictly, pretrained, read_state_dict
+
+Tap = Literal["local", "guide"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,15 @@ class _Source:
 
 
 class Backbone(nn.Module):
-    """A network cut after two layers; everything behind them is gone.
+    """A network cut after one or two layers; everything behind them is gone.
 
     Args:
         config: Which network, cut where.
+        taps: Which of the two layers' maps are wanted: what only the other one needs is gone, too.
 
     Attributes:
         image_size: Side of the square input, pixels.
-        channels: Channels of the two maps (lower, upper), found by a dry run.
+        channels: Channels of the maps, lower before upper, found by a dry run.
         map_sizes: Their ``(H, W)`` at ``image_size``.
         strides: Input pixels per cell of each map, vertically.
 
@@ -76,35 +79,37 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, taps: Sequence[Tap] = ("local", "guide")) -> None:
         super().__init__()
         source = _find(config.name)
+        self.taps = tuple(taps)
+        layers = {tap: layer for tap, layer in zip(("local", "guide"), config.layers, strict=True) if tap in taps}
         self.image_size = config.image_size or source.expects.size
         self.bgr = source.expects.bgr
         # Not in the state dict: they are the network's definition, not learnt.
         self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
-        self.trunk = cut(source.model, config.layers, config.activation, config.name)
+        self.trunk = cut(source.model, layers, config.activation, config.name)
         self._load(config, source)
         # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
         self.trunk.to(memory_format=torch.channels_last)
-        self._dry_run(config)
+        self._dry_run(config, list(layers.values()))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the two maps.
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps.
 
         Args:
             images: ``(B, 3, H, W)``, RGB, 0..255, uint8 or floating point.
 
         Returns:
-            Lower map ``(B, C, h, w)`` and upper map ``(B, K, h', w')``.
+            The maps of ``taps``: lower ``(B, C, h, w)``, upper ``(B, K, h', w')``.
         """
         x = images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
         if self.bgr:
             x = x.flip(1)
         x = (x - self.mean) / self.std
         maps: dict[str, Tensor] = self.trunk(x)
-        return maps["local"], maps["guide"]
+        return tuple(maps[tap] for tap in self.taps)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy's mode: torchvision's cut networks wake up in training mode."""
@@ -123,7 +128,7 @@ class Backbone(nn.Module):
         load_strictly(self.trunk, source.model, state, called)
 
     @torch.no_grad()
-    def _dry_run(self, config: BackboneConfig) -> None:
+    def _dry_run(self, config: BackboneConfig, layers: Sequence[str]) -> None:
         """Find channels and strides, and check that the taps are what was asked for."""
         training = self.training
         self.eval()
@@ -135,11 +140,11 @@ class Backbone(nn.Module):
                 f"{config.name} cannot take images of {self.image_size} x {self.image_size} pixels "
                 f"(data.image_size, model.network.backbone.image_size): {str(error).splitlines()[0]}"
             ) from error
-        for layer, m in zip(config.layers, maps, strict=True):
+        for layer, m in zip(layers, maps, strict=True):
             shape = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
             if not isinstance(m, Tensor) or m.ndim != 4 or min(m.shape[-2:]) < 1:
                 raise CxlpError(f"layer {layer!r} of {config.name} gives {shape}, not a map (B, C, H, W)")
-        self.channels = (maps[0].shape[1], maps[1].shape[1])
+        self.channels = tuple(m.shape[1] for m in maps)
         self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
         self.strides = tuple(self.image_size / m.shape[2] for m in maps)
         self.train(training)

@@ -12,6 +12,22 @@ CAFFENET_SHA256 = "ea563e5c47d1f58e1717cf1a2d8bf288b8adc07af0ad228b622096cd243ae
 CAFFENET_BYTES = 243_863_798
 
 
+class FullPrecisionLRN(nn.LocalResponseNorm):
+    """Local response normalisation in float32, whatever autocast says.
+
+    It squares activations of images of 0..255: in float16 those above 256 overflow, and the
+    strongest responses would come out as zeros.
+    """
+
+    traced_as_one = True  # see cutting: the switch of autocast is no node of a graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)``, same shape and dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            normed: Tensor = super().forward(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+            return normed.to(x.dtype)
+
+
 class CaffeNet(nn.Module):
     """BVLC reference CaffeNet: AlexNet in two groups, with pooling before normalisation.
 
@@ -28,11 +44,11 @@ class CaffeNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 96, 11, stride=4)
         self.relu1 = nn.ReLU(inplace=True)
         self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.norm1 = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+        self.norm1 = FullPrecisionLRN(5, alpha=1e-4, beta=0.75)
         self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
         self.relu2 = nn.ReLU(inplace=True)
         self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.norm2 = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+        self.norm2 = FullPrecisionLRN(5, alpha=1e-4, beta=0.75)
         self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
         self.relu3 = nn.ReLU(inplace=True)
         self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)

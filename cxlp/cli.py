@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -18,14 +20,18 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.callbacks import RunIdentity, TestReport, checkpoints, write_whole
+from cxlp.callbacks import RunIdentity, TestReport, checkpoints, hold, let_go, write_whole
+from cxlp.config_errors import explain
 from cxlp.data.base import ImageDataModule
+from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError, did_you_mean
-from cxlp.explain import explain
 from cxlp.logging import RunConfig, build_loggers, how_to_look
+from cxlp.metrics import SELECTION
+from cxlp.tasks import Frozen
 from cxlp.tasks.base import CrossLayerTask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -52,12 +58,13 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.argv[1:] = arguments  # what the processes of further ranks are started with
         train_and_test(CLI(nested_as_configs(arguments)))
     except Exception as error:
-        cause = _mendable(error)
-        if cause is None:
+        said = _mendable(error)
+        if said is None:
             raise
-        # From a loader's worker, the message carries the worker's traceback.
-        print(f"error: {str(cause).rpartition('CxlpError: ')[2].strip()}", file=sys.stderr)  # noqa: T201
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201
         return 2
+    finally:
+        let_go()
     return 0
 
 
@@ -106,32 +113,52 @@ class CLI(LightningCLI):
             if isinstance(self.config_init["run"], RunConfig)
             else RunConfig(**self.config_init["run"].as_dict())
         )
-        resumed = self.config["ckpt_path"]
-        self.run_folder, wandb_id = _resume(Path(resumed), run) if resumed else (_new_folder(run, self.config), None)
         trainer = self.config_init["trainer"]
+        self._check_trainer(trainer)
+        resumed = self.config["ckpt_path"]
+        folder, wandb_id = _resume(Path(resumed), run) if resumed else (None, None)
+        self.run_folder = folder or _new_folder(run, self.config)
+        if _rank() == 0:
+            hold(self.run_folder)
         if trainer["logger"] in (None, True):
             kwargs["logger"] = build_loggers(run, self.run_folder, wandb_id, _rank())
         given = trainer["callbacks"] or []
+        given = list(given) if isinstance(given, list | tuple) else [given]
         callbacks: list[pl.Callback] = [TestReport(self.run_folder), RunIdentity()]
         if not any(isinstance(c, ModelCheckpoint) for c in given) and trainer["enable_checkpointing"] is not False:
-            monitor = "val/accuracy" if self.datamodule.val_fraction > 0 else None
+            monitor = f"val/{SELECTION[self.datamodule.multi_label]}" if self.datamodule.validation else None
             callbacks.extend(checkpoints(self.run_folder / "checkpoints", monitor))
+        for callback in given:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.run_folder / "checkpoints")
         if not any(isinstance(c, ProgressBar) for c in given) and trainer["enable_progress_bar"] is not False:
             callbacks.append(TQDMProgressBar())  # as the fit's own bars: a live display would clash with them
         if self.model.automatic_optimization and trainer["logger"] is not False:
             callbacks.append(LearningRateMonitor("step"))
+        if isinstance(self.model, Frozen):
+            kwargs["max_epochs"] = 1
         kwargs |= {"callbacks": [*given, *callbacks], "default_root_dir": str(self.run_folder)}
         return super().instantiate_trainer(**kwargs)
 
+    def _check_trainer(self, trainer: Namespace) -> None:
+        """Refuse what would have no effect."""
+        if trainer["default_root_dir"] is not None:
+            raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
+        if isinstance(self.model, Frozen) and trainer["max_epochs"] not in (None, 1):
+            raise CxlpError(
+                f"trainer.max_epochs is {trainer['max_epochs']}, but the frozen mode takes one pass: leave it out, "
+                "or add --config finetune.yaml"
+            )
+
     def after_instantiate_classes(self) -> None:
         """Save the whole resolved config in the run's folder and in wandb."""
-        self._save_config()
-
-    def _save_config(self) -> None:
         if _rank() != 0:
             return
-        text = self.parser.dump(self.config, skip_none=False)
-        write_whole(self.run_folder / "config.yaml", text)
+        config = self.config.clone()
+        config["ckpt_path"] = None  # the config of a run is how to do it again, not how to go on with it
+        text = self.parser.dump(config, skip_none=False)
+        first = self.run_folder / "config.yaml"
+        write_whole(first.with_name("config-resumed.yaml") if first.exists() else first, text)
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update(self.config.as_dict(), allow_val_change=True)
@@ -147,15 +174,18 @@ def train_and_test(cli: CLI) -> None:
     trainer.fit(task, data, ckpt_path=cli.config["ckpt_path"], weights_only=True if cli.config["ckpt_path"] else None)
     checkpoint = trainer.checkpoint_callback
     best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
-    validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     results = trainer.test(task, data, ckpt_path=best or None, weights_only=True if best else None, verbose=False)
     if trainer.is_global_zero:
-        metrics = {**results[0], **validated, **{f"frozen/{k}": v for k, v in task.report.items()}}
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
-            metrics["val/best_accuracy"] = float(checkpoint.best_model_score)
+        # Of the checkpoint that is tested, as is all else in here.
+        metrics = {**results[0], **task.validated, **{f"frozen/{k}": v for k, v in task.report.items()}}
         times = {**task.times, "total": time.perf_counter() - start}
-        summary = {"metrics": metrics, "seconds": times, "tested": best or "final weights", "images": _counts(data)}
-        write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+        summary = {
+            "metrics": {k: v if math.isfinite(v) else None for k, v in metrics.items()},  # JSON knows no NaN
+            "seconds": times,
+            "tested": best or "final weights",
+            "images": _counts(data),
+        }
+        write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update({f"seconds/{k}": v for k, v in times.items()})
@@ -164,7 +194,7 @@ def train_and_test(cli: CLI) -> None:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``.
+    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
 
     Raises:
         CxlpError: If there is none; names those there are.
@@ -175,7 +205,16 @@ def find_configs(args: Sequence[str]) -> list[str]:
             found[i + 1] = str(_config_path(found[i + 1]))
         elif arg.startswith("--config="):
             found[i] = f"--config={_config_path(arg.removeprefix('--config='))}"
-    return found
+    # Configs first: whatever stands on the command line itself has the last word.
+    configs: list[str] = []
+    others: list[str] = []
+    while found:
+        arg = found.pop(0)
+        if arg in ("--config", "-c") and found:
+            configs += [arg, found.pop(0)]
+        else:
+            (configs if arg.startswith("--config=") else others).append(arg)
+    return configs + others
 
 
 def nested_as_configs(args: Sequence[str]) -> list[str]:
@@ -230,8 +269,8 @@ def _new_folder(run: RunConfig, config: Namespace) -> Path:
     raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
 
 
-def _resume(checkpoint: Path, run: RunConfig) -> tuple[Path, str | None]:
-    """The folder and the wandb id of the run that a checkpoint belongs to."""
+def _resume(checkpoint: Path, run: RunConfig) -> tuple[Path | None, str | None]:
+    """The folder and the wandb id of the run that a checkpoint belongs to; a copy elsewhere belongs to none."""
     if not checkpoint.is_file():
         near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
         raise CxlpError(f"checkpoint not found: {checkpoint}. {did_you_mean(str(checkpoint), near) if near else ''}")
@@ -239,7 +278,10 @@ def _resume(checkpoint: Path, run: RunConfig) -> tuple[Path, str | None]:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["cxlp_run"]
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
         raise CxlpError(f"{checkpoint} is not a checkpoint that train.py wrote: {error}") from error
-    return checkpoint.absolute().parent.parent, saved["wandb_id"]
+    folder = checkpoint.absolute().parent.parent
+    if checkpoint.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
+        return None, None
+    return folder, saved["wandb_id"]
 
 
 def _counts(data: ImageDataModule) -> dict[str, int]:
@@ -252,7 +294,7 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
     table.add_column("what")
     table.add_column("value", justify="right")
     for key, value in metrics.items():
-        table.add_row(key, f"{value:.2%}" if "accuracy" in key else f"{value:.4g}")
+        table.add_row(key, f"{value:.2%}" if "accuracy" in key or "mAP" in key else f"{value:.4g}")
     table.add_section()
     for phase, seconds in times.items():
         table.add_row(f"time: {phase}", f"{seconds:.1f} s")
@@ -264,15 +306,25 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
         console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
 
 
-def _mendable(error: BaseException | None) -> CxlpError | None:
-    """The user's error behind an exception: the parser wraps what constructors raise."""
-    while error is not None and not isinstance(error, CxlpError):
+def _mendable(error: BaseException | None) -> str | None:
+    """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
+    while error is not None:  # the parser wraps what constructors raise
+        if isinstance(error, CxlpError):
+            # From a loader's worker, the message carries the worker's traceback.
+            return str(error).rpartition("CxlpError: ")[2].strip()
+        if isinstance(error, MisconfigurationException):
+            return str(error)
+        if is_distributed() and re.search("Connection (closed by|reset by) peer|Socket closed", str(error)):
+            return "another process of this run has stopped: see its message"
         error = error.__cause__
-    return error
+    return None
 
 
 def _rank() -> int:
     """This process's rank before there is a process group, as Lightning read it from the launcher's variables."""
+    launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    if not launched and int(os.environ.get("NODE_RANK", 0)) > 0:
+        return int(os.environ["NODE_RANK"])  # Lightning's own launcher: on other machines nobody is rank 0
     return int(getattr(rank_zero_only, "rank", 0))
 
 
@@ -286,6 +338,6 @@ def _quiet() -> None:
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Total length of `list` across ranks is zero.*",
-        r".*`configure_optimizers` returned `None`.*",
+        r".*configure_optimizers` returned `None`.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,7 +1,7 @@
-"""Cut a network after two named layers, by its graph."""
+"""Cut a network after named layers, by its graph."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,20 +27,22 @@ _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 Activation = Literal["after", "before"]
 
 
-def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name: str) -> fx.GraphModule:
-    """Keep what two layers need of a network, and return both their outputs.
+def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, name: str) -> fx.GraphModule:
+    """Keep what some layers need of a network, and return their outputs.
 
     The graph is traced twice, for training and for evaluation, because dropout and its like take
     part in one only.
 
     Args:
         model: The whole network.
-        layers: Lower and upper layer, by module or graph node (a module stands for its last node).
+        layers: What to call an output, and the layer it is of, by module or graph node (a module stands
+            for its last node). Lower layers first.
         activation: Tap a layer that an activation follows after it, or before it.
         name: What to call the network in errors.
 
     Returns:
-        A module ``images -> {"local": map, "guide": map}`` whose parameters keep their names.
+        A module ``images -> {"local": map, "guide": map}`` (or whatever the outputs are called), whose
+        parameters keep their names.
 
     Raises:
         CxlpError: For an unknown layer (with the closest valid names), for two names of one tensor,
@@ -51,15 +53,14 @@ def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name:
     options = _tracing_options(model)
     names = _trace(model, options, name)  # node -> qualified name
     modules = dict(model.named_modules())
-    taps = [names[_tap(names, modules, layer, activation, name)] for layer in layers]
-    if taps[0] == taps[1]:
+    taps = {names[_tap(names, modules, layer, activation, name)]: output for output, layer in layers.items()}
+    if len(taps) < len(layers):
+        both = " and ".join(map(repr, layers.values()))
         raise CxlpError(
-            f"layers {layers[0]!r} and {layers[1]!r} of {name} are one and the same map ({taps[0]}): "
+            f"layers {both} of {name} are one and the same map ({next(iter(taps))}): "
             "the guide must lie above the local features"
         )
-    trunk: fx.GraphModule = create_feature_extractor(
-        model, {taps[0]: "local", taps[1]: "guide"}, tracer_kwargs=options, suppress_diff_warning=True
-    )
+    trunk: fx.GraphModule = create_feature_extractor(model, taps, tracer_kwargs=options, suppress_diff_warning=True)
     if activation == "before":
         _unfuse(trunk)
     _protect_from_in_place(trunk)
@@ -69,7 +70,8 @@ def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name:
 def _tracing_options(model: nn.Module) -> dict[str, Any]:
     import torchvision
 
-    options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops)}
+    own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
+    options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": list(own)}
     if type(model).__module__.startswith("timm."):
         # timm knows which of its modules branch on shapes; they become single nodes.
         from timm.models import get_notrace_functions, get_notrace_modules

@@ -8,11 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cxlp.backbones import Backbone, BackboneConfig
+from cxlp.backbones import Backbone, BackboneConfig, Tap
 from cxlp.errors import CxlpError
 from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Normalise, Padding
 
 Method = Literal["cross", "bilinear", "average_local", "average_guide"]
+#: The layers that a method pools; no other one is computed.
+_TAPS: dict[Method, tuple[Tap, ...]] = {
+    "cross": ("local", "guide"),
+    "bilinear": ("guide",),
+    "average_local": ("local",),
+    "average_guide": ("guide",),
+}
 
 
 @dataclass(frozen=True)
@@ -68,42 +75,52 @@ class Network(nn.Module):
     Args:
         config: Backbone and pooling.
         classes: Names of the classes; without them the classifier comes with :meth:`set_classes`.
+        multi_label: Whether an image may show several of them.
 
     Attributes:
         backbone: ``images -> (local, guide)``.
         pooling: ``maps -> (B, D)``; its ``projection`` is the PCA where there is one.
         classifier: ``(B, D) -> (B, classes)``: logits. Fitted as SVMs, they are the margins times one
-            fitted number, so that their softmax is a sensible probability.
+            fitted number, so that their softmax (or sigmoid, with several labels) is a sensible probability.
     """
 
-    def __init__(self, config: NetworkConfig, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, config: NetworkConfig, classes: Sequence[str] | None = None, multi_label: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, _TAPS[config.pooling.method])
         self.pooling = _build_pooling(config.pooling, self.backbone)
         self.classifier: nn.Linear | None = None
         self.classes: tuple[str, ...] = ()
+        self.multi_label = multi_label
+        if isinstance(self.pooling, CrossLayerPooling):
+            _ = self.local_features  # refuses maps that are too small
         if classes is not None:
-            self.set_classes(classes)
+            self.set_classes(classes, multi_label)
 
     @property
     def projection(self) -> nn.Conv2d | None:
         """The PCA as a convolution; ``None`` where the pooling has none."""
         return self.pooling.projection if isinstance(self.pooling, CrossLayerPooling) else None
 
-    def set_classes(self, classes: Sequence[str]) -> None:
+    @property
+    def local_features(self) -> int:
+        """How many local features one image gives, at the size that the backbone is built for."""
+        assert isinstance(self.pooling, CrossLayerPooling)
+        return self.pooling.places(*self.backbone.map_sizes[-1 if self.pooling.align == "to_guide" else 0])
+
+    def set_classes(self, classes: Sequence[str], multi_label: bool = False) -> None:
         """Give the network its classifier; done once, repeated calls must agree.
 
         Raises:
             CxlpError: If there is a classifier for other classes already.
         """
         if self.classifier is None:
-            self.classes = tuple(classes)
+            self.classes, self.multi_label = tuple(classes), multi_label
             self.classifier = nn.Linear(self.pooling.out_features, len(classes))
             # Features have unit length and 10^4 to 10^6 entries: start from no opinion at all.
             nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
-        elif self.classes != tuple(classes):
+        elif (self.classes, self.multi_label) != (tuple(classes), multi_label):
             raise CxlpError(
                 f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
                 f"the data has {len(classes)} ({', '.join(list(classes)[:3])}, ...)"
@@ -111,13 +128,8 @@ class Network(nn.Module):
 
     def pooling_inputs(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps that the pooling takes: two for cross-layer pooling, one for averages."""
-        local, guide = self.backbone(images)
-        return {
-            "cross": (local, guide),
-            "bilinear": (guide, guide),
-            "average_local": (local,),
-            "average_guide": (guide,),
-        }[self.config.pooling.method]
+        maps: tuple[Tensor, ...] = self.backbone(images)
+        return maps * 2 if self.config.pooling.method == "bilinear" else maps
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the image representation: ``(B, 3, H, W) -> (B, D)``, float32 or wider."""
@@ -139,7 +151,7 @@ class Network(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """Plain values that :func:`load_network` builds the network from."""
-        return {"config": asdict(self.config), "classes": list(self.classes)}
+        return {"config": asdict(self.config), "classes": list(self.classes), "multi_label": self.multi_label}
 
 
 def load_network(path: str | Path) -> Network:
@@ -161,7 +173,7 @@ def load_network(path: str | Path) -> Network:
     # The weights come from the checkpoint: nothing is downloaded.
     backbone = BackboneConfig(**{**spec["config"]["backbone"], "weights": None})
     config = NetworkConfig(backbone, PoolingConfig(**spec["config"]["pooling"]))
-    network = Network(config, spec["classes"] or None)  # none yet: no classifier either
+    network = Network(config, spec["classes"] or None, spec["multi_label"])  # no classes yet: no classifier either
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)
@@ -169,23 +181,19 @@ def load_network(path: str | Path) -> Network:
 
 
 def _build_pooling(config: PoolingConfig, backbone: Backbone) -> CrossLayerPooling | AveragePooling:
-    local_channels, guide_channels = backbone.channels
     normalise = Normalise(config.zscore, config.channel_l2, config.sign, config.sqrt, config.l2)
-    if config.method == "average_local":
-        return AveragePooling(local_channels, normalise)
-    if config.method == "average_guide":
-        return AveragePooling(guide_channels, normalise)
-    if config.method == "bilinear":
-        local_channels = guide_channels
-    elif backbone.map_sizes[0] != backbone.map_sizes[1] and config.align == "strict":
-        lower, upper = ("{}x{}".format(*size) for size in backbone.map_sizes)
+    if config.method in ("average_local", "average_guide"):
+        return AveragePooling(backbone.channels[0], normalise)
+    sizes = backbone.map_sizes
+    if sizes[0] != sizes[-1] and config.align == "strict":
+        lower, upper = ("{}x{}".format(*size) for size in sizes)
         raise CxlpError(
             f"the two layers have maps of {lower} and {upper}: choose layers of one resolution, "
             "or set pooling.align to to_local or to_guide"
         )
     return CrossLayerPooling(
-        local_channels,
-        guide_channels,
+        backbone.channels[0],
+        backbone.channels[-1],  # of bilinear pooling, the same layer
         config.pca_dim,
         config.size,
         config.stride,

@@ -123,6 +123,8 @@ def cross_layer_pooling(
         else:
             size = weight.shape[-1]
             _check_geometry(local, size, stride, padding)
+            if weight.shape[-2] != size:
+                raise CxlpError(f"the projection is {weight.shape[-2]}x{size}: sub-arrays are square")
             if weight.shape[1] != local.shape[1]:
                 raise CxlpError(
                     f"the projection expects {weight.shape[1]} channels, the local map has {local.shape[1]}"
@@ -288,6 +290,17 @@ class CrossLayerPooling(nn.Module):
             align=self.align,
         )
 
+    def places(self, height: int, width: int) -> int:
+        """Count the local features of a map: N of ``(height, width)``.
+
+        Raises:
+            CxlpError: If the map is too small for a whole sub-array.
+        """
+        _check_fit(height, width, self.size, self.padding)
+        edge = self.size - 1 if self.padding == "valid" else 0
+        rows, columns = ((side - edge - 1) // self.stride + 1 for side in (height, width))
+        return rows * columns
+
     def forward(self, local: Tensor, guide: Tensor) -> Tensor:
         """Pool and normalise: ``(B, C, H, W), (B, K, H, W) -> (B, out_features)``."""
         vector: Tensor = self.normalise(self.pool(local, guide))
@@ -342,9 +355,13 @@ def _check_options(size: int, stride: int, padding: str) -> None:
 
 def _check_geometry(local: Tensor, size: int, stride: int, padding: str) -> None:
     _check_options(size, stride, padding)
-    if padding == "valid" and min(local.shape[-2:]) < size:
+    _check_fit(local.shape[-2], local.shape[-1], size, padding)
+
+
+def _check_fit(height: int, width: int, size: int, padding: str) -> None:
+    if padding == "valid" and min(height, width) < size:
         raise CxlpError(
-            f"the local map is {_hw(local)}: too small for a whole {size}x{size} sub-array; "
+            f"the local map is {height}x{width}: too small for a whole {size}x{size} sub-array; "
             "use a larger image, a lower layer, size: 1 or padding: same"
         )
 

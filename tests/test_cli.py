@@ -38,7 +38,7 @@ QUIET = [
 ]
 FINETUNE = [
     *("--config", "finetune.yaml"),
-    *("--data.val_fraction", "0.34"),
+    *("--data.validation", "0.34"),
     *("--trainer.max_epochs", "3"),
 ]
 # a random network diverges at the rates of a trained one, and divergence blows up rounding
@@ -118,14 +118,18 @@ def test_your_own_folder(work: Path) -> None:
 
 
 def test_fine_tuning_begins_at_the_frozen_solution(work: Path) -> None:
-    frozen = run("frozen", "--data.val_fraction", "0.34")
+    frozen = run("frozen", "--data.validation", "0.34")
     # random weights have small gradients: a rate that shows
     found = run("tuned", *FINETUNE, "--model.optimizer.backbone_lr", "0.1")
     curve = logged("tuned", "val/accuracy")
     assert sorted(curve) == [0, 1, 2]
     assert curve[0] == frozen["metrics"]["val/accuracy"]
     assert logged("tuned", "val/loss")[0] == pytest.approx(frozen["metrics"]["val/loss"], abs=1e-5)
-    assert found["metrics"]["val/best_accuracy"] == pytest.approx(max(curve.values()))
+    # all metrics are of the checkpoint that was tested, the best one, not of the last epoch
+    assert found["tested"].endswith("best.ckpt")
+    assert found["metrics"]["val/accuracy"] == pytest.approx(max(curve.values()))
+    best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
+    assert found["metrics"]["val/loss"] == pytest.approx(logged("tuned", "val/loss")[best])
     before, after = (load_network(f"runs/{r}/checkpoints/last.ckpt") for r in ("frozen", "tuned"))
     for part in ("backbone", "projection", "classifier"):
         pairs = zip(getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True)
@@ -133,7 +137,7 @@ def test_fine_tuning_begins_at_the_frozen_solution(work: Path) -> None:
 
 
 def test_fine_tuning_from_scratch_and_from_a_checkpoint(work: Path) -> None:
-    frozen = run("frozen", "--data.val_fraction", "0.34")
+    frozen = run("frozen", "--data.validation", "0.34")
     scratch = run("scratch", *FINETUNE, "--model.start", "scratch")
     assert len(logged("scratch", "train/loss_epoch")) == 3
     assert not any(key.startswith("frozen/") for key in scratch["metrics"])
@@ -264,7 +268,7 @@ BAD = {
         ["elsewhere", "By hand", "97eceeb196236b17998738112f37df78", "demo.yaml"],
     ),
     "checkpoint not found": (["--ckpt_path", "x.ckpt"], ["checkpoint not found: x.ckpt"]),
-    "nothing to hold out": (["--data.val_fraction", "0.01"], ["hold out"]),
+    "nothing to hold out": (["--data.validation", "0.01"], ["hold out"]),
     "too few batches": (["--trainer.limit_train_batches", "1"], ["limit_train_batches"]),
     "no epoch left": ([*FINETUNE, "--trainer.max_epochs", "1"], ["none is left for fine-tuning"]),
 }

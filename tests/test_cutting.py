@@ -11,10 +11,24 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, fx, nn
 
-from cxlp.cutting import Activation, cut
+from cxlp import cutting
+from cxlp.cutting import Activation
 from cxlp.errors import CxlpError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name: str) -> fx.GraphModule:
+    return cutting.cut(model, dict(zip(("local", "guide"), layers, strict=True)), activation, name)
+
+
+def test_a_single_tap_keeps_nothing_of_the_other(images: Tensor) -> None:
+    model = tv("squeezenet1_0")()
+    both = cut(model, ("features.11", "features.12"), "after", "squeezenet1_0").eval()
+    lower = cutting.cut(model, {"local": "features.11"}, "after", "squeezenet1_0").eval()
+    assert [name for name, _ in lower.named_parameters() if name.startswith("features.12")] == []
+    found = lower(images)
+    assert list(found) == ["local"] and torch.equal(found["local"], both(images)["local"])
 
 
 def tv(name: str) -> Callable[[], nn.Module]:

@@ -20,7 +20,8 @@ from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.moments import Moments
 from cxlp.frozen.store import RowStore
-from cxlp.frozen.svm import held_out_scores, one_vs_rest, solve
+from cxlp.frozen.svm import held_out_scores, solve
+from cxlp.labels import as_targets
 from cxlp.timing import PhaseTimes
 from tests.frozen.test_fit import POOLING, assert_same_weights, small_images, small_network, weights
 
@@ -55,7 +56,7 @@ def solved(folder: Path) -> dict[str, Tensor]:
     store.sync()
     barrier()
     gram = gram_matrix(store, CPU, block_bytes=4 * ROWS * 7)
-    targets = one_vs_rest(labels, CLASSES)
+    targets = as_targets(labels, CLASSES).numpy()
     solution = solve(gram.double().numpy(), targets, 10.0, threads=1)
     coefficients = torch.from_numpy(solution.coefficients)
     held_out = held_out_scores(gram.double().numpy(), targets, labels.numpy(), 10.0, folds=5, threads=1)

@@ -1,7 +1,9 @@
 """What all data sets share: samples, drawing them in order or at random, and the DataModule."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,17 +17,24 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.distributed import usable_cores
 from cxlp.errors import CxlpError
+from cxlp.labels import as_targets, strata
 from cxlp.network import Network
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 Box = tuple[float, float, float, float]
 
 
 class Sample(NamedTuple):
-    """One image of a data set: file, class index, and box ``x, y, w, h`` in pixels or ``None`` for all of it."""
+    """One image of a data set.
+
+    Attributes:
+        path: The file.
+        label: Class index; or, for each class, 1 present, -1 absent, 0 unspecified.
+        box: ``x, y, w, h`` in pixels, or ``None`` for all of the image.
+    """
 
     path: Path
-    label: int
+    label: int | tuple[int, ...]
     box: Box | None = None
 
 
@@ -108,7 +117,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples)
 
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
-        """Return ``image`` (uint8, ``(3, H, W)``), ``label``, ``index`` and ``repeat``.
+        """Return ``image`` (uint8, ``(3, H, W)``), ``label`` (int64, ``()`` or ``(K,)``), ``index`` and ``repeat``.
 
         Raises:
             CxlpError: If the file cannot be decoded; names it.
@@ -116,7 +125,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         draw = draw if isinstance(draw, Draw) else Draw(draw)
         sample = self.samples[draw.item]
         image = self.transform(read_image(sample.path, sample.box), draw.seed)
-        return {"image": image, "label": sample.label, "index": draw.item, "repeat": draw.repeat}
+        return {"image": image, "label": torch.tensor(sample.label), "index": draw.item, "repeat": draw.repeat}
 
 
 def read_image(path: Path, box: Box | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -176,15 +185,24 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: Loading processes per rank; null: the cores that this process may use, divided
             among the ranks of the machine, at most 8.
         augment: Random changes in training with gradients (the frozen fit and tests see none).
-        image_size: Side of the network's square input in pixels; null: the backbone's own.
+        image_size: Side of the square pictures where these loaders are used without a Trainer; under one
+            they have the backbone's size, ``model.network.backbone.image_size``.
         aspect: ``warp``: the whole image, its aspect ratio not kept (the paper); ``crop``: the short
             side to ``image_size``, the centre of the rest.
-        val_fraction: Part of the training images that is held out for validation, the same part of
-            each class; 0: none. The test images never choose anything.
-        seed: Of the held-out part and of the augmentation.
+        validation: What is held out of the training images: a part of each class, such as 0.1;
+            ``official``: the benchmark's own list, where it has one; 0: nothing, all of them are
+            fitted. The test images never choose anything.
+        split_seed: Of the held-out part. Order and augmentation follow ``seed_everything``.
+
+    Attributes:
+        classes: Names, after :meth:`setup`.
+        splits: ``train``, ``val`` and ``test``, after :meth:`setup`.
     """
 
+    #: The data set's name, for people.
     name = ""
+    #: Whether an image may show several classes, see :mod:`cxlp.labels`.
+    multi_label = False
 
     def __init__(
         self,
@@ -194,63 +212,86 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         augment: AugmentConfig = AugmentConfig(),
         image_size: int | None = None,
         aspect: Aspect = "warp",
-        val_fraction: float = 0.0,
-        seed: int = 0,
+        validation: float | Literal["official"] = 0.0,
+        split_seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= val_fraction < 1:
-            raise CxlpError(f"val_fraction is {val_fraction}: it must lie in [0, 1)")
+        if validation != "official" and not 0 <= validation < 1:
+            raise CxlpError(f"data.validation is {validation}: it must lie in [0, 1), or be official")
+        for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
+            if value < 1:
+                raise CxlpError(f"data.{option} is {value}: it must be 1 or more")
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.image_size, self.aspect = image_size, aspect
-        self.val_fraction, self.seed = val_fraction, seed
+        self.validation, self.split_seed = validation, split_seed
         self.classes: tuple[str, ...] = ()
         self.splits: dict[str, ImageDataset] = {}
 
     @abstractmethod
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
-        """Read the data set's lists: class names, and the samples of each split.
+        """Read the data set's lists.
+
+        Returns:
+            Class names, and the samples of each split; ``val`` only where there is an official one.
 
         Raises:
             CxlpError: If files are missing or do not fit together.
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the lists once, and hold out the validation images."""
+        """Read the lists once, hold out the validation images, and tell the network its classes.
+
+        Here rather than in the task: Lightning sets callbacks up in between, and one that copies the
+        network (weight averaging) needs it whole.
+        """
         if self.splits:
             return
         self.classes, samples = self.read()
-        _check_samples(self.name, self.classes, samples)
-        train, val = self._hold_out(samples["train"])
+        train, val = self._hold_out(samples)
+        _check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
         transform = Transform(self._image_size(), self.aspect, self.augment)
         parts = {"train": train, "val": val, "test": samples["test"]}
         self.splits = {name: ImageDataset(part, self.classes, transform) for name, part in parts.items()}
+        if self._network is not None:
+            self._network.set_classes(self.classes, self.multi_label)
 
-    def _hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        if self.val_fraction == 0:
-            return samples, []
-        labels = [s.label for s in samples]
+    def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
+        official = samples.get("val", [])
+        if self.validation == "official":
+            if not official:
+                raise CxlpError(f"{self.name} has no official validation images: give a part, data.validation: 0.1")
+            return samples["train"], official
+        pool = samples["train"] + official
+        if self.validation == 0:
+            return pool, []
+        groups = strata(torch.tensor([s.label for s in pool])).tolist()
         try:
             train, val = train_test_split(
-                range(len(samples)), test_size=self.val_fraction, stratify=labels, random_state=self.seed
+                range(len(pool)), test_size=self.validation, stratify=groups, random_state=self.split_seed
             )
         except ValueError as error:
-            raise CxlpError(f"{self.name}: cannot hold out {self.val_fraction:.0%} of each class: {error}") from error
-        # A large part of a class of two images is both of them.
-        if gone := set(labels) - {labels[i] for i in train}:
-            raise CxlpError(
-                f"{self.name}: val_fraction {self.val_fraction} leaves no training image of {self.classes[min(gone)]}"
-            )
-        return [samples[i] for i in sorted(train)], [samples[i] for i in sorted(val)]
+            raise CxlpError(f"{self.name}: cannot hold out {self.validation:.0%} of each class: {error}") from error
+        return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
+
+    @property
+    def _network(self) -> Network | None:
+        """The network that the loaders feed, if they work for one."""
+        network = getattr(self.trainer.lightning_module, "network", None) if self.trainer else None
+        return network if isinstance(network, Network) else None
 
     def _image_size(self) -> int:
-        if self.image_size is not None:
+        if self._network is None:
+            if self.image_size is None:
+                raise CxlpError("image_size is not set, and there is no Trainer whose network would know it")
             return self.image_size
-        if self.trainer is None:
-            raise CxlpError("image_size is not set, and there is no Trainer whose network would know it")
-        network = self.trainer.lightning_module.network
-        assert isinstance(network, Network)
-        return network.backbone.image_size
+        expected = self._network.backbone.image_size
+        if self.image_size not in (None, expected):
+            raise CxlpError(
+                f"data.image_size is {self.image_size}, but the network is built for {expected} pixels: "
+                "set model.network.backbone.image_size, which the data follow"
+            )
+        return expected
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training images: in order while the task fits without gradients, then shuffled and augmented."""
@@ -274,24 +315,47 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return DataLoader(
             data,
             batch_size=self.batch_size,
-            sampler=Drawer(len(data), self.batch_size, ordered_epochs, self.seed, ranks, rank),
+            sampler=Drawer(len(data), self.batch_size, ordered_epochs, _run_seed(), ranks, rank),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0 and split != "test",
         )
 
 
+def widened(box: Box, margin: float) -> Box:
+    """A box with more of its surroundings: ``margin`` times its width and height on each side."""
+    x, y, w, h = box
+    return x - margin * w, y - margin * h, w * (1 + 2 * margin), h * (1 + 2 * margin)
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that would leave nothing of a box."""
+    if not margin > -0.5:
+        raise CxlpError(f"data.bbox_margin is {margin}: it must be greater than -0.5 (0: the box itself)")
+
+
+def _run_seed() -> int:
+    """The run's seed, as ``seed_everything`` leaves it for all processes; 0 where nobody called it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
 def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
-    train = {s.label for s in samples["train"]}
-    without = [c for k, c in enumerate(classes) if k not in train]
-    if without:
-        few = ", ".join(without[:5])
-        raise CxlpError(f"{name}: no training image of {len(without)} of {len(classes)} classes: {few}")
+    if not samples["train"]:
+        raise CxlpError(f"{name}: there are no training images")
+    if len(classes) < 2 and isinstance(samples["train"][0].label, int):
+        raise CxlpError(f"{name}: there is only one class, {', '.join(classes)}: nothing to tell apart")
+    targets = as_targets(torch.tensor([s.label for s in samples["train"]]), len(classes))
+    for sign, what in ((1, "no training image of"), (-1, "not one training image lacks")):
+        without = [c for c, row in zip(classes, targets, strict=True) if not (row == sign).any()]
+        if without:
+            few = ", ".join(without[:5])
+            raise CxlpError(f"{name}: {what} {len(without)} of {len(classes)} classes: {few}")
     if not samples["test"]:
         raise CxlpError(f"{name}: there are no test images")
-    both = {s.path for s in samples["train"]} & {s.path for s in samples["test"]}
-    if both:
-        raise CxlpError(f"{name}: {len(both)} images are in training and in test, such as {min(both)}")
+    for one, other in combinations(samples, 2):
+        both = {s.path for s in samples[one]} & {s.path for s in samples[other]}
+        if both:
+            raise CxlpError(f"{name}: {len(both)} images are in {one} and in {other}, such as {min(both)}")
     for sample in (s for part in samples.values() for s in part):
         if not sample.path.is_file():
             raise CxlpError(f"{name}: a list names an image that is missing: {sample.path}")

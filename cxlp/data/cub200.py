@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from cxlp.data.base import Box, ImageDataModule, Sample, Split
+from cxlp.data.base import Box, ImageDataModule, Sample, Split, check_margin, widened
 from cxlp.data.download import Archive, by_hand, obtain
 from cxlp.errors import CxlpError
 
@@ -23,12 +23,13 @@ OFFICIAL_COUNTS: dict[Split, int] = {"train": 5994, "test": 5794}
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 
 
-def read_cub200(folder: Path, bbox: bool) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
     """Read the official lists.
 
     Args:
         folder: ``CUB_200_2011``, or a release of fewer classes in the same layout.
         bbox: Whether samples carry the bird's box.
+        margin: What is added to the box, see :func:`~cxlp.data.base.widened`.
 
     Returns:
         Class names such as ``001.Black_footed_Albatross``, and the samples by split.
@@ -56,7 +57,7 @@ def read_cub200(folder: Path, bbox: bool) -> tuple[tuple[str, ...], dict[Split, 
         if labels[key] not in indices:
             list_ = folder / "image_class_labels.txt"
             raise CxlpError(f"{list_}: image {key} has class {labels[key]}, which is not in classes.txt")
-        box = _box(boxes[key], folder / "bounding_boxes.txt", key) if bbox else None
+        box = widened(_box(boxes[key], folder / "bounding_boxes.txt", key), margin) if bbox else None
         if is_training[key] not in ("0", "1"):
             list_ = folder / "train_test_split.txt"
             raise CxlpError(f"{list_}: image {key}: expected 0 or 1, got {is_training[key]!r}")
@@ -73,6 +74,7 @@ class CUB200(ImageDataModule):
     Args:
         root: The folder ``CUB_200_2011``.
         bbox: Crop each image to the bird's box, in training and in test; belongs to every result.
+        bbox_margin: What a crop keeps around the box, in parts of its width and height on each side.
         download: Fetch and unpack the data set (1.15 GB) where it is missing.
         **common: See :class:`~cxlp.data.base.ImageDataModule`.
     """
@@ -80,10 +82,16 @@ class CUB200(ImageDataModule):
     name = "CUB-200-2011"
 
     def __init__(
-        self, root: str | Path = "data/CUB_200_2011", bbox: bool = False, download: bool = True, **common: Any
+        self,
+        root: str | Path = "data/CUB_200_2011",
+        bbox: bool = False,
+        bbox_margin: float = 0.0,
+        download: bool = True,
+        **common: Any,
     ) -> None:
         super().__init__(root, **common)
-        self.bbox, self.download = bbox, download
+        check_margin(bbox_margin)
+        self.bbox, self.bbox_margin, self.download = bbox, bbox_margin, download
 
     def prepare_data(self) -> None:
         """Download where the lists are missing, on one process per machine."""
@@ -95,7 +103,7 @@ class CUB200(ImageDataModule):
         missing = [name for name in LISTS if not (self.root / name).is_file()]
         if missing:
             raise CxlpError(f"{self.name}: {', '.join(missing)} not in {self.root}. {by_hand(ARCHIVE, self.root)}")
-        return read_cub200(self.root, self.bbox)
+        return read_cub200(self.root, self.bbox, self.bbox_margin)
 
 
 def _table(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from cxlp.distributed import all_sum, barrier, from_rank_zero, rank, usable_core
 from cxlp.errors import CxlpError
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.moments import Moments
-from cxlp.frozen.store import RowStore, check_space
-from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, one_vs_rest, solve
+from cxlp.frozen.store import RowStore, check_shared, check_space
+from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
+from cxlp.labels import as_targets, strata
 from cxlp.network import Network
 from cxlp.pooling import CrossLayerPooling, sub_arrays
 from cxlp.timing import PhaseTimes
@@ -26,8 +28,8 @@ class FrozenConfig:
     """Options of the fit without gradients.
 
     Attributes:
-        c: Cost C of the SVMs; null: chosen among ``c_candidates`` by cross-validated accuracy on the
-            training Gram matrix.
+        c: Cost C of the SVMs; ``auto``: chosen among ``c_candidates`` by cross-validation on the
+            training Gram matrix (accuracy, or with several labels per image the mean average precision).
         c_candidates: What is tried where ``c`` is null.
         folds: Folds of the cross-validation (for C, and for the scale of the logits).
         pca_vectors: About how many local features the PCA sees; each image gives the same number of
@@ -35,11 +37,21 @@ class FrozenConfig:
         keep_features: Leave the pooled training features on disk after the fit.
     """
 
-    c: float | None = 10.0
+    c: float | Literal["auto"] = 10.0
     c_candidates: Sequence[float] = (0.1, 1.0, 10.0, 100.0)
     folds: int = 5
     pca_vectors: int = 100_000
     keep_features: bool = False
+
+    def __post_init__(self) -> None:
+        costs = self.c_candidates if self.c == "auto" else [self.c]
+        if not costs or not all(cost > 0 for cost in costs):
+            key = "c_candidates" if self.c == "auto" else "c"
+            raise CxlpError(f"model.frozen.{key} is {getattr(self, key)}: a cost C must be greater than 0")
+        if self.folds < 2:
+            raise CxlpError(f"model.frozen.folds is {self.folds}: cross-validation needs 2 or more")
+        if self.pca_vectors < 1:
+            raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
 class FrozenFit:
@@ -64,16 +76,19 @@ class FrozenFit:
     def __init__(self, network: Network, config: FrozenConfig, images: int, folder: Path, times: PhaseTimes) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
         self.device = network.backbone.mean.device
-        self.labels = torch.zeros(images, dtype=torch.int64)
+        per_image = (len(network.classes),) if network.multi_label else ()
+        self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
         self.seen = torch.zeros(images, dtype=torch.int64)
         self.positions: list[int] = []  # of this rank's images, in the order of its map store
         self.map_shapes: list[tuple[int, int, int]] = []  # (h, w, channels)
         self.maps: RowStore | None = None
-        self.features = RowStore(folder / "features.bin", images, network.pooling.out_features)
         self.moments: Moments | None = None
         if network.projection is not None:
             assert isinstance(network.pooling, CrossLayerPooling)
+            self._check_pca(network.projection.out_channels)
             self.moments = Moments(network.pooling.local_dim, self.device)
+        check_shared(folder)
+        self.features = RowStore(folder / "features.bin", images, network.pooling.out_features)
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
@@ -81,7 +96,7 @@ class FrozenFit:
 
         Args:
             images: ``(b, 3, H, W)`` on the network's device.
-            labels: ``(b,)`` class indices.
+            labels: ``(b,)`` or ``(b, classes)``, see :mod:`cxlp.labels`.
             positions: ``(b,)`` each image's place among the n, no place twice.
         """
         if len(images) == 0:
@@ -112,7 +127,7 @@ class FrozenFit:
             the training images) and the like.
 
         Raises:
-            CxlpError: If images were left out, or a class has no image.
+            CxlpError: If images were left out.
         """
         all_sum(self.seen)
         all_sum(self.labels)
@@ -121,7 +136,6 @@ class FrozenFit:
                 f"the frozen fit needs each of the {self.images} training images once, it saw "
                 f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run"
             )
-        self._check_classes()
         if self.moments is not None:
             with self.times.measure("PCA"):
                 self._fit_projection(self.moments)
@@ -130,6 +144,7 @@ class FrozenFit:
             self._drop_maps()  # before the barrier: rank 0 removes the folder once it is empty
         self.features.sync()
         barrier()
+        self.features.reopen()  # a network disk shows what others wrote to those who open after them
         with self.times.measure("Gram matrix"):
             gram = gram_matrix(self.features, self.device).double().numpy()
         with self.times.measure("SVM"):
@@ -161,6 +176,15 @@ class FrozenFit:
             both = size * maps[0].dtype.itemsize + 4 * self.network.pooling.out_features
             check_space(self.folder, both * self.images)
         return RowStore(self.folder / f"maps-{rank()}.bin", share, size, maps[0].dtype)
+
+    def _check_pca(self, axes: int) -> None:
+        """Refuse what the PCA could only refuse after the pass."""
+        per_image = min(self.network.local_features, -(-self.config.pca_vectors // self.images))
+        if self.images * per_image <= axes:
+            raise CxlpError(
+                f"PCA to {axes} dimensions needs more than {axes} local features; {self.images} training images give "
+                f"{per_image} each: lower model.network.pooling.pca_dim, or raise model.frozen.pca_vectors"
+            )
 
     def _sample(self, local: Tensor, positions: Tensor) -> Tensor:
         """Local features at random places of each image: ``(b * k, d)``; the places depend on its position only."""
@@ -202,36 +226,29 @@ class FrozenFit:
             features = self.network.pooling(*(maps if len(maps) == 2 else maps * 2))
             self.features.write(torch.tensor(self.positions[start:stop]), features)
 
-    def _check_classes(self) -> None:
-        counts = torch.bincount(self.labels, minlength=len(self.network.classes))
-        if len(counts) < 2:
-            raise CxlpError(f"there is only one class, {self.network.classes[0]!r}: nothing to tell apart")
-        empty = [self.network.classes[k] for k in (counts == 0).nonzero().flatten().tolist()]
-        if empty:
-            raise CxlpError(f"no training image of {len(empty)} of {len(counts)} classes: {', '.join(empty[:5])}")
-
     def _fit_classifier(self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, float]:
         classifier = self.network.classifier
         assert classifier is not None
-        labels = self.labels.numpy()
-        targets = one_vs_rest(self.labels, len(self.network.classes))
+        labels, groups = self.labels, strata(self.labels).numpy()
+        targets = as_targets(labels, len(self.network.classes)).numpy()
         threads = max(1, usable_cores() // world_size())
-        folds = min(self.config.folds, int(np.bincount(labels).min()))
+        folds = min(self.config.folds, int((targets == 1).sum(axis=1).min()))
+        name = "cv_mAP" if self.network.multi_label else "cv_accuracy"
         report: dict[str, float] = {}
         c = self.config.c
-        if c is None:
+        if c == "auto":
             if folds < 2:
-                raise CxlpError("C cannot be cross-validated: a class has a single training image; give frozen.c")
-            c, accuracies = choose_c(gram, targets, labels, self.config.c_candidates, folds, threads)
-            report |= {f"cv_accuracy_C{candidate:g}": value for candidate, value in accuracies.items()}
+                raise CxlpError("C cannot be cross-validated: a class has a single training image; give model.frozen.c")
+            c, found = choose_c(gram, targets, labels, self.config.c_candidates, folds, threads)
+            report |= {f"{name}_C{candidate:g}": value for candidate, value in found.items()}
         report["C"] = c
         solution = solve(gram, targets, c, threads)
         scale = 1.0
         if folds < 2:
             warnings.warn("a class has a single training image: the scale of the logits stays 1", stacklevel=2)
         else:
-            scores = held_out_scores(gram, targets, labels, c, folds, threads)
-            report["cv_accuracy"] = float((scores.argmax(axis=1) == labels).mean())
+            scores = held_out_scores(gram, targets, groups, c, folds, threads)
+            report[name] = quality(scores, labels)
             scale = fit_logit_scale(scores, labels)
         report["logit_scale"] = scale
         # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of

@@ -19,11 +19,13 @@ class Moments:
 
     Args:
         dim: Length d of a vector.
-        device: Where the d x d scatter is kept.
+        device: Where the vectors are; the d x d scatter is kept there if it is a GPU that knows
+            float64, else on the CPU.
     """
 
     def __init__(self, dim: int, device: torch.device) -> None:
         self.count = 0
+        device = device if device.type == "cuda" else torch.device("cpu")
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
@@ -31,6 +33,7 @@ class Moments:
         """Take in a batch ``(n, d)``."""
         if len(x) == 0:
             return
+        x = x.to(self.mean.device)
         mean = x.mean(dim=0, dtype=torch.float64)
         # The product in float32: d^2 n of it dominates, and its error is that of the features.
         shift = mean.float()

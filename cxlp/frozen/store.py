@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cxlp.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, world_size
 from cxlp.errors import CxlpError
 
 
@@ -29,19 +32,26 @@ class RowStore:
         self.path, self.rows, self.dim, self.dtype = path, rows, dim, dtype
         self.row_bytes = dim * dtype.itemsize
         path.parent.mkdir(parents=True, exist_ok=True)
-        # No O_TRUNC: ranks open at different moments, and none may wipe another's rows.
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
+        self._file = path.open("r+b", buffering=0)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``."""
         block = values.detach().to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
-        for position, row in zip(positions.tolist(), block, strict=True):
-            _write_all(self._file, row.data, position * self.row_bytes)
+        try:
+            for position, row in zip(positions.tolist(), block, strict=True):
+                self._file.seek(position * self.row_bytes)
+                _write_all(self._file, row.data)
+        except OSError as error:
+            raise CxlpError(
+                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root elsewhere"
+            ) from error
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read rows ``start`` to ``stop``: ``(stop - start, d)`` in the store's dtype."""
         buffer = np.empty((stop - start, self.row_bytes), dtype=np.uint8)
-        _read_all(self._file, buffer.data.cast("B"), start * self.row_bytes, self.path)
+        self._file.seek(start * self.row_bytes)
+        self._read_all(buffer.data.cast("B"))
         return torch.from_numpy(buffer).view(self.dtype)
 
     def read_columns(self, start: int, stop: int) -> Tensor:
@@ -49,7 +59,8 @@ class RowStore:
         size = self.dtype.itemsize
         buffer = np.empty((self.rows, (stop - start) * size), dtype=np.uint8)
         for position, row in enumerate(buffer):
-            _read_all(self._file, row.data, position * self.row_bytes + start * size, self.path)
+            self._file.seek(position * self.row_bytes + start * size)
+            self._read_all(row.data)
         return torch.from_numpy(buffer).view(self.dtype)
 
     def blocks(self, limit_bytes: int = 256 << 20) -> Iterator[tuple[int, int]]:
@@ -60,13 +71,45 @@ class RowStore:
 
     def sync(self) -> None:
         """Hand what was written to the disk, before other ranks read it."""
-        os.fsync(self._file)
+        os.fsync(self._file.fileno())
+
+    def reopen(self) -> None:
+        """Open the file anew, to read what other ranks wrote since."""
+        self._file.close()
+        self._file = self.path.open("r+b", buffering=0)
 
     def close(self) -> None:
         """Close the file; the rows stay."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._file.close()
+
+    def _read_all(self, data: memoryview) -> None:
+        while data:
+            got = self._file.readinto(data)
+            if not got:
+                raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
+            data = data[got:]
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse ranks that do not see one another's files; all ranks call it together.
+
+    Raises:
+        CxlpError: On every rank, if one of them does not see what rank 0 writes.
+    """
+    if not is_distributed():
+        return
+    token = folder / f".shared-{int(from_rank_zero(torch.tensor([time.time_ns()])))}"  # a name nobody looked up before
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    barrier()
+    seen = int(all_sum(torch.tensor([int(token.exists())])))
+    token.unlink(missing_ok=True)
+    if seen < world_size():
+        raise CxlpError(
+            f"{world_size() - seen} of {world_size()} processes do not see {folder}: with several machines, "
+            "--run.root must lie on a disk that they share"
+        )
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -83,15 +126,6 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _write_all(file: int, data: memoryview, offset: int) -> None:
+def _write_all(file: FileIO, data: memoryview) -> None:
     while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _read_all(file: int, data: memoryview, offset: int, path: Path) -> None:
-    while data:
-        got = os.preadv(file, [data], offset)
-        if got == 0:
-            raise CxlpError(f"{path} is shorter than it should be: was it changed during the run?")
-        data, offset = data[got:], offset + got
+        data = data[file.write(data) :]

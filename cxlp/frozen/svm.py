@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 from torch import Tensor
 
 from cxlp.distributed import all_sum, rank, world_size
+from cxlp.labels import classification_loss, strata
+from cxlp.metrics import average_precision
 
 Array = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share:
     Args:
         gram: ``(n, n)``, C-contiguous float64 (libsvm reads it without a copy).
         targets: ``(classes, n)``: 1 positive, -1 negative, 0 ignored; each class trains on its own rows.
+            A class whose rows are all of one sign scores each image by that sign.
         c: Cost C.
         threads: Fits at a time (libsvm releases the interpreter).
         share: Whether the ranks divide the classes among themselves (else each solves all).
@@ -49,6 +51,10 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share:
 
     def fit(k: int) -> None:
         rows = np.flatnonzero(targets[k])
+        signs = np.unique(targets[k, rows])
+        if len(signs) < 2:  # in a fold: nothing to tell apart, so always the same answer
+            intercepts[k] = signs.sum()
+            return
         whole = len(rows) == n
         # The tight tolerance costs little, and runs that differ by rounding end with the same weights.
         svm = SVC(kernel="precomputed", C=c, tol=1e-5, cache_size=64)
@@ -66,23 +72,23 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share:
 
 
 def held_out_scores(
-    gram: Array, targets: NDArray[np.int8], labels: NDArray[np.int64], c: float, folds: int, threads: int
+    gram: Array, targets: NDArray[np.int8], groups: NDArray[np.int64], c: float, folds: int, threads: int
 ) -> Array:
     """Score each training row by SVMs that did not see it (stratified k-fold cross-validation).
 
     Args:
         gram: ``(n, n)``.
         targets: ``(classes, n)`` in {-1, 0, 1}.
-        labels: ``(n,)``, what the folds are stratified by.
+        groups: ``(n,)``, what the folds are stratified by.
         c: Cost C.
-        folds: Number of folds, at most the size of the smallest class.
+        folds: Number of folds, at most the size of the smallest group.
         threads: Fits at a time.
 
     Returns:
         ``(n, classes)``.
     """
     scores = np.zeros((gram.shape[0], len(targets)))
-    splits = StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)
+    splits = StratifiedKFold(folds, shuffle=True, random_state=0).split(groups, groups)
     # The folds, not their classes, are dealt out, so that each rank copies its sub-matrices only.
     for train, test in list(splits)[rank() :: world_size()]:
         solution = solve(np.ascontiguousarray(gram[np.ix_(train, train)]), targets[:, train], c, threads, share=False)
@@ -91,28 +97,33 @@ def held_out_scores(
     return scores
 
 
+def quality(scores: Array, labels: Tensor) -> float:
+    """What C is chosen by: accuracy, or with several labels per image the mean average precision.
+
+    Args:
+        scores: ``(n, classes)``.
+        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.labels`.
+    """
+    if labels.ndim == 1:
+        return float((scores.argmax(axis=1) == labels.numpy()).mean())
+    return float(np.nanmean(average_precision(scores, labels, "uninterpolated")))
+
+
 def choose_c(
-    gram: Array,
-    targets: NDArray[np.int8],
-    labels: NDArray[np.int64],
-    candidates: Sequence[float],
-    folds: int,
-    threads: int,
+    gram: Array, targets: NDArray[np.int8], labels: Tensor, candidates: Sequence[float], folds: int, threads: int
 ) -> tuple[float, dict[float, float]]:
-    """Choose C by cross-validated accuracy on the training rows; of equals, the smallest.
+    """Choose C by cross-validation on the training rows, see :func:`quality`; of equals, the smallest.
 
     Returns:
-        The choice, and the accuracy of each candidate.
+        The choice, and the quality of each candidate.
     """
-    accuracy = {}
-    for c in candidates:
-        scores = held_out_scores(gram, targets, labels, c, folds, threads)
-        accuracy[c] = float((scores.argmax(axis=1) == labels).mean())
-    best = max(accuracy.values())
-    return min(c for c, value in accuracy.items() if value == best), accuracy
+    groups = strata(labels).numpy()
+    found = {c: quality(held_out_scores(gram, targets, groups, c, folds, threads), labels) for c in candidates}
+    best = max(found.values())
+    return min(c for c, value in found.items() if value == best), found
 
 
-def fit_logit_scale(scores: Array, labels: NDArray[np.int64]) -> float:
+def fit_logit_scale(scores: Array, labels: Tensor) -> float:
     """Fit the one number that turns margins into logits: least cross-entropy of held-out scores.
 
     On the training rows themselves the scale would run away, since the SVMs separate them; on easy data
@@ -121,23 +132,16 @@ def fit_logit_scale(scores: Array, labels: NDArray[np.int64]) -> float:
 
     Args:
         scores: ``(n, classes)`` held-out margins.
-        labels: ``(n,)`` class indices.
+        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.labels`.
 
     Returns:
         The scale, between 0.1 and 100.
     """
-
-    n, classes = scores.shape
-    doubt = classes / (n + classes)
+    margins = torch.from_numpy(scores)
+    answers = scores.shape[1] if labels.ndim == 1 else 2
+    doubt = answers / (len(scores) + answers)
 
     def loss(log_scale: float) -> float:
-        log_p = log_softmax(np.exp(log_scale) * scores, axis=1)
-        return -float((1 - doubt) * log_p[np.arange(n), labels].mean() + doubt * log_p.mean())
+        return float(classification_loss(np.exp(log_scale) * margins, labels, doubt))
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded").x))
-
-
-def one_vs_rest(labels: Tensor, classes: int) -> NDArray[np.int8]:
-    """Class indices ``(n,)`` as targets ``(classes, n)`` in {-1, 1}."""
-    onehot = torch.nn.functional.one_hot(labels, classes).T
-    return (2 * onehot - 1).to(torch.int8).numpy()

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.metrics import confusion_matrix, single_label_metrics
+from cxlp.labels import classification_loss
+from cxlp.metrics import confusion_matrix, multi_label_metrics, single_label_metrics
 from cxlp.network import Network, NetworkConfig
 from cxlp.timing import PhaseTimes
 
@@ -33,6 +34,7 @@ class CrossLayerTask(pl.LightningModule):
             come in order and without augmentation.
         times: Seconds by phase.
         report: What the frozen fit chose and found.
+        validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
     """
 
     def __init__(self, network: NetworkConfig = NetworkConfig(), frozen: FrozenConfig = FrozenConfig()) -> None:
@@ -42,19 +44,19 @@ class CrossLayerTask(pl.LightningModule):
         self.ordered_epochs = 1
         self.times = PhaseTimes()
         self.report: dict[str, float] = {}
+        self.validated: dict[str, float] = {}
         self._fit: FrozenFit | None = None
-        self._phase_start = 0.0
+        self._phase_start = self._evaluation_start = 0.0
 
     # --- setting up -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Learn the classes from the data; the DataModule is set up before."""
-        self.network.set_classes(self.trainer.datamodule.classes)  # type: ignore[attr-defined]
-        classes = len(self.network.classes)
-        self.val_metrics = single_label_metrics(classes, "val/")
-        self.test_metrics = single_label_metrics(classes, "test/")
+        """Make the metrics; the DataModule, which is set up before, has told the network its classes."""
+        classes, multi_label = len(self.network.classes), self.network.multi_label
+        build = multi_label_metrics if multi_label else single_label_metrics
+        self.val_metrics, self.test_metrics = build(classes, "val/"), build(classes, "test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.confusion = confusion_matrix(classes)
+        self.confusion = None if multi_label else confusion_matrix(classes)
 
     @property
     def in_frozen_epoch(self) -> bool:
@@ -76,6 +78,12 @@ class CrossLayerTask(pl.LightningModule):
         self._phase_start = self.times.now()
         if not self.in_frozen_epoch:
             return
+        validated_at = self.trainer.val_check_batch
+        if validated_at is not None and validated_at < self.trainer.num_training_batches:
+            raise CxlpError(
+                f"trainer.val_check_interval is {self.trainer.val_check_interval}: the frozen fit has nothing to "
+                "validate before its pass is over; leave it out"
+            )
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
         images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
         self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times)
@@ -109,6 +117,11 @@ class CrossLayerTask(pl.LightningModule):
     def _close_phase(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
 
+    def _close_evaluation(self, name: str) -> None:
+        spent = self.times.now() - self._evaluation_start
+        self.times[name] = self.times.get(name, 0.0) + spent
+        self._phase_start += spent  # validation within a training epoch is no part of that
+
     # --- evaluation -------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
@@ -118,7 +131,7 @@ class CrossLayerTask(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Time validation."""
-        self._phase_start = self.times.now()
+        self._evaluation_start = self.times.now()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score held-out training images."""
@@ -126,7 +139,7 @@ class CrossLayerTask(pl.LightningModule):
 
     def on_validation_end(self) -> None:
         """Time validation."""
-        self._close_phase("validation")
+        self._close_evaluation("validation")
 
     def on_validation_model_train(self) -> None:
         """Return to training mode by :meth:`train`, which knows what stays frozen."""
@@ -134,24 +147,24 @@ class CrossLayerTask(pl.LightningModule):
 
     def on_test_start(self) -> None:
         """Time the test."""
-        self._phase_start = self.times.now()
+        self._evaluation_start = self.times.now()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score test images."""
         scores, labels = self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
-        if len(labels):
+        if len(labels) and self.confusion is not None:
             self.confusion.update(scores, labels)
 
     def on_test_end(self) -> None:
         """Time the test."""
-        self._close_phase("test")
+        self._close_evaluation("test")
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, loss: MeanMetric, name: str) -> tuple[Tensor, Tensor]:
         new = ~batch["repeat"]
         scores, labels = self(batch["image"][new]).float(), batch["label"][new]
         if len(labels):
             metrics.update(scores, labels)
-            loss.update(F.cross_entropy(scores, labels), weight=len(labels))
+            loss.update(classification_loss(scores, labels), weight=len(labels))
         # The objects, not their values: Lightning computes and resets them when the epoch ends.
         self.log_dict(dict(metrics.items()), on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
@@ -163,18 +176,42 @@ class CrossLayerTask(pl.LightningModule):
         """Add what prediction needs beside the weights: all of it plain values."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["cxlp"] = {
+            "task": type(self).__name__,
             "network": self.network.spec(),
             "image": {"size": data.splits["test"].transform.size, "aspect": data.aspect},
             "report": self.report,
+            "validated": self._latest_validation(),
             "times": dict(self.times),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what the frozen fit found and how long the phases took."""
+        """Take over what the frozen fit found and how long the phases took.
+
+        Raises:
+            CxlpError: If the checkpoint is of another mode, network or classes than this run's.
+        """
         saved = checkpoint["cxlp"]
-        self.report = saved["report"]
+        self._check_same("model.class_path", saved["task"], type(self).__name__)
+        mine = self.network.spec()
+        for part in ("backbone", "pooling"):
+            theirs, ours = saved["network"]["config"][part], mine["config"][part]
+            for key in ours:
+                self._check_same(f"model.network.{part}.{key}", theirs[key], ours[key])
+        self._check_same("the data's classes", saved["network"]["classes"], mine["classes"])
+        self.report, self.validated = saved["report"], saved["validated"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
+
+    def _latest_validation(self) -> dict[str, float]:
+        return {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+
+    @staticmethod
+    def _check_same(what: str, saved: Any, given: Any) -> None:  # noqa: ANN401 (any value of a config)
+        if saved != (list(given) if isinstance(given, tuple) else given) and saved != given:
+            raise CxlpError(
+                f"{what} is {given!r}, but the checkpoint's run had {saved!r}: resume with the run's own configs, such "
+                "as --config runs/NAME/config.yaml"
+            )
 
 
 class _LeaveNothingHalfMade(pl.Callback):

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
+from cxlp.labels import classification_loss
 from cxlp.network import NetworkConfig, load_network
 from cxlp.tasks.base import Batch, CrossLayerTask
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
@@ -48,7 +48,7 @@ class FineTune(CrossLayerTask):
         self._earlier = None if start in ("frozen", "scratch") else load_network(start)
 
     def setup(self, stage: str) -> None:
-        """Learn the classes, and take over an earlier run's weights."""
+        """Take over an earlier run's weights."""
         super().setup(stage)
         if self._earlier is not None and stage == "fit":
             if self._earlier.classes != self.network.classes:
@@ -73,6 +73,7 @@ class FineTune(CrossLayerTask):
         super().on_train_epoch_start()
         # Lightning asks at each batch: in manual mode it steps neither optimizer nor schedule.
         self.automatic_optimization = not self.in_frozen_epoch
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Feed the frozen fit, or return the loss.
@@ -84,8 +85,11 @@ class FineTune(CrossLayerTask):
             self.observe(batch)
             return None
         scores = self(batch["image"])
-        loss = F.cross_entropy(scores, batch["label"], label_smoothing=self.label_smoothing)
-        self._stop_unless(bool(torch.isfinite(loss.detach())), "the training loss is not finite")
+        loss = classification_loss(scores, batch["label"], self.label_smoothing)
+        self._finite &= torch.isfinite(loss.detach())
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU
+            self._stop_unless(bool(self._finite), "the training loss is not finite")
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
@@ -93,6 +97,7 @@ class FineTune(CrossLayerTask):
         """Close the epoch: solve, or time it and look for broken weights before they are saved."""
         if not self.in_frozen_epoch and self.trainer.is_last_batch:
             self._close_phase("fine-tuning")
+            self._stop_unless(bool(self._finite), "the training loss is not finite")
             finite = all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
             self._stop_unless(finite, "a weight is not finite")
         super().on_train_batch_end(outputs, batch, batch_idx)

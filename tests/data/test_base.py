@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cxlp.data.base import Draw, Drawer, ImageDataModule, ImageDataset, Sample, Split, read_image
+from cxlp.data.base import Draw, Drawer, ImageDataModule, ImageDataset, Sample, Split, read_image, widened
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.errors import CxlpError
 from tests.generate import texture, write_image
@@ -134,7 +134,8 @@ class Watch(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path) -> None:
+def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     model = Watch(ordered_epochs=1)
     trainer = pl.Trainer(
         max_epochs=3,
@@ -145,7 +146,7 @@ def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0, seed=3))
+    trainer.fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0))
     expected = []
     for epoch in range(3):
         drawer = Drawer(16, 4, 1, seed=3)
@@ -306,7 +307,7 @@ def ready(root: Path, **arguments: Any) -> Listed:
 def test_validation_images_are_held_out_of_training_class_by_class(tmp_path: Path) -> None:
     whole = ready(tmp_path, counts=(8, 16))
     assert whole.val_dataloader() == []
-    held = ready(tmp_path, counts=(8, 16), val_fraction=0.25)
+    held = ready(tmp_path, counts=(8, 16), validation=0.25)
     assert [sum(s.label == k for s in held.splits["val"].samples) for k in (0, 1)] == [2, 4]
     assert paths(held, "train") & paths(held, "val") == set()
     assert paths(held, "train") | paths(held, "val") == paths(whole, "train")
@@ -314,23 +315,94 @@ def test_validation_images_are_held_out_of_training_class_by_class(tmp_path: Pat
     assert len(held.val_dataloader()) == 1
 
 
-def test_held_out_part_depends_on_the_seed_only(tmp_path: Path) -> None:
-    parts = [paths(ready(tmp_path, val_fraction=0.5, seed=seed), "val") for seed in (0, 0, 1)]
+def test_held_out_part_depends_on_its_own_seed_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    for split_seed, run_seed in ((0, "0"), (0, "1"), (1, "0")):
+        monkeypatch.setenv("PL_GLOBAL_SEED", run_seed)
+        parts.append(paths(ready(tmp_path, validation=0.5, split_seed=split_seed), "val"))
     assert parts[0] == parts[1] != parts[2]
 
 
+class Listed3(Listed):
+    """With an official validation list: the last two training images of each class."""
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        classes, parts = super().read()
+        parts["val"] = [s for s in parts["train"] if s.path.stem[-1] in "67"]
+        parts["train"] = [s for s in parts["train"] if s not in parts["val"]]
+        return classes, parts
+
+
+def test_official_validation_images_are_one_switch_from_being_trained_on(tmp_path: Path) -> None:
+    def split(validation: float | Literal["official"]) -> dict[str, set[Path]]:
+        module = Listed3(tmp_path, num_workers=0, validation=validation)
+        module.setup()
+        return {name: paths(module, name) for name in ("train", "val", "test")}
+
+    official, everything, part = split("official"), split(0), split(0.25)
+    assert sorted(p.stem for p in official["val"]) == ["0_6", "0_7", "1_6", "1_7"]
+    assert everything["train"] == official["train"] | official["val"] and not everything["val"]
+    assert part["train"] | part["val"] == everything["train"] and len(part["val"]) == 4
+    assert official["test"] == everything["test"] == part["test"]
+    with pytest.raises(CxlpError, match="listed has no official validation images"):
+        ready(tmp_path, validation="official")
+
+
+class Tagged(Listed):
+    """Several labels per image: the class, one that each image has, one that is never said."""
+
+    multi_label = True
+    third = (1, -1, 0)
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        _, parts = super().read()
+        tagged: dict[Split, list[Sample]] = {
+            split: [Sample(s.path, (1 - 2 * int(s.label == 1), self.third[i % 3])) for i, s in enumerate(part)]
+            for split, part in parts.items()
+        }
+        return ("zero", "third"), tagged
+
+
+def test_several_labels_come_as_a_row(tmp_path: Path) -> None:
+    module = Tagged(tmp_path, batch_size=4, num_workers=0)
+    module.setup()
+    batch = next(iter(module.test_dataloader()))
+    assert batch["label"].dtype == torch.int64
+    assert batch["label"].tolist() == [[1, 1], [1, -1], [-1, 0], [-1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("third", "said"), [((0, 0, 0), "no training image of 1 of 2"), ((1, 0, 1), "not one training image lacks 1 of 2")]
+)
+def test_a_class_needs_images_with_and_without_it(tmp_path: Path, third: tuple[int, int, int], said: str) -> None:
+    module = Tagged(tmp_path, num_workers=0)
+    module.third = third
+    with pytest.raises(CxlpError, match=rf"listed: {said} classes: third"):
+        module.setup()
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="listed: there is only one class, class 0"):
+        ready(tmp_path, counts=(8,))
+
+
+def test_a_margin_keeps_the_centre_of_the_box() -> None:
+    assert widened((10.0, 20.0, 8.0, 4.0), 0.25) == (8.0, 19.0, 12.0, 6.0)
+    assert widened((10.0, 20.0, 8.0, 4.0), 0.0) == (10.0, 20.0, 8.0, 4.0)
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.5, float("nan")])
-def test_val_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(CxlpError, match=rf"val_fraction is {fraction}"):
-        Listed(tmp_path, val_fraction=fraction)
+def test_validation_out_of_range_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(CxlpError, match=rf"validation is {fraction}"):
+        Listed(tmp_path, validation=fraction)
 
 
 @pytest.mark.parametrize(("counts", "fraction"), [((8, 1), 0.25), ((8, 8), 0.01), ((2, 40), 0.9)])
 def test_fraction_that_the_classes_do_not_allow_is_refused(
     tmp_path: Path, counts: tuple[int, ...], fraction: float
 ) -> None:
-    with pytest.raises(CxlpError, match=r"listed: (cannot hold out|val_fraction .* class 0)"):
-        ready(tmp_path, counts=counts, val_fraction=fraction)
+    with pytest.raises(CxlpError, match=r"listed: (cannot hold out|no training image of 1 of 2 classes: class 0)"):
+        ready(tmp_path, counts=counts, validation=fraction)
 
 
 def test_class_of_one_image_is_fine_where_nothing_is_held_out(tmp_path: Path) -> None:
@@ -342,7 +414,7 @@ def test_image_in_training_and_in_test_is_named(tmp_path: Path) -> None:
     classes, parts = module.read()
     parts["test"].append(parts["train"][3])
     module.read = lambda: (classes, parts)  # type: ignore[method-assign]
-    with pytest.raises(CxlpError, match=r"1 images are in training and in test, such as .*0_3\.png"):
+    with pytest.raises(CxlpError, match=r"1 images are in train and in test, such as .*0_3\.png"):
         module.setup()
 
 
@@ -371,9 +443,9 @@ def test_batches_hold_what_the_task_needs(tmp_path: Path) -> None:
     assert batch["repeat"].tolist() == [False] * 4
 
 
-def epochs(root: Path, workers: int, seed: int = 0) -> list[dict[int, Tensor]]:
+def epochs(root: Path, workers: int) -> list[dict[int, Tensor]]:
     """Two epochs of augmented training images by index."""
-    module = ready(root, batch_size=4, num_workers=workers, seed=seed)
+    module = ready(root, batch_size=4, num_workers=workers)
     loader = module.train_dataloader()
     seen = []
     for epoch in range(2):
@@ -386,16 +458,20 @@ def epochs(root: Path, workers: int, seed: int = 0) -> list[dict[int, Tensor]]:
     return seen
 
 
-def test_draws_are_new_for_each_image_and_epoch_and_do_not_depend_on_workers(tmp_path: Path) -> None:
+def test_draws_are_new_for_each_image_and_epoch_and_do_not_depend_on_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Listed(tmp_path).read()
     # One content for all files: what differs between two images is the augmentation alone.
     for path in tmp_path.glob("*.png"):
         write_image(path, texture(0, 1, np.random.default_rng(0), 24, 24))
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(1)
     alone = epochs(tmp_path, workers=0)
     torch.manual_seed(2)  # nor on what else has drawn random numbers
     spread = epochs(tmp_path, workers=2)
-    other = epochs(tmp_path, workers=0, seed=1)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # what seed_everything leaves behind
+    other = epochs(tmp_path, workers=0)
     assert set(alone[0]) == set(range(16))
     pictures = {image.numpy().tobytes() for epoch in alone for image in epoch.values()}
     assert len(pictures) == 32, "every image of every epoch has its own draw"

@@ -33,7 +33,7 @@ def test_lists_become_classes_and_splits(cub200: Path) -> None:
     for part, count in ((samples["train"], 6), (samples["test"], 3)):
         assert [sum(s.label == k for s in part) for k in range(3)] == [count] * 3
         # The folder that an image lies in bears its class's name: labels count from 0.
-        assert all(s.path.is_file() and s.path.parent.name == classes[s.label] for s in part)
+        assert all(s.path.is_file() and classes.index(s.path.parent.name) == s.label for s in part)
         assert all(s.box is None for s in part)
     # Line by line against the list of the split: 1 is training.
     flags = dict(line.split() for line in (cub200 / "train_test_split.txt").read_text().splitlines())

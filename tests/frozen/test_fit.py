@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,21 +226,42 @@ def test_an_image_seen_twice_is_refused(tmp_path: Path) -> None:
         run_fit(small_network(), tmp_path, batches=[torch.arange(21), torch.tensor([3])])
 
 
-def test_a_class_without_images_is_named(tmp_path: Path) -> None:
-    network = small_network(classes=[*CLASSES, "dodo"])
-    with pytest.raises(CxlpError, match=r"no training image of 1 of 4 classes: dodo"):
-        run_fit(network, tmp_path)
+def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_path: Path) -> None:
+    config = FrozenConfig(pca_vectors=21)  # one per image
+    with pytest.raises(CxlpError, match=r"PCA to 100 dimensions .* 21 training images give 1 each.*pca_dim"):
+        FrozenFit(small_network(replace(POOLING, pca_dim=100)), config, 21, tmp_path / "fit", PhaseTimes())
+    assert not (tmp_path / "fit").exists()
 
 
-def test_a_single_class_is_refused(tmp_path: Path) -> None:
-    images, labels = small_images(classes=1)
-    with pytest.raises(CxlpError, match="only one class, 'wren'"):
-        run_fit(small_network(classes=["wren"]), tmp_path, data=(images, labels))
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"c": 0.0}, r"frozen\.c is 0\.0: a cost C must be greater than 0"),
+        ({"c": "auto", "c_candidates": ()}, r"frozen\.c_candidates is \(\)"),
+        ({"c": "auto", "c_candidates": (1.0, -1.0)}, r"frozen\.c_candidates is \(1\.0, -1\.0\)"),
+        ({"folds": 1}, r"frozen\.folds is 1: cross-validation needs 2 or more"),
+        ({"pca_vectors": 0}, r"frozen\.pca_vectors is 0"),
+    ],
+)
+def test_options_without_meaning_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        FrozenConfig(**wrong)
 
 
-def test_more_dimensions_than_local_features_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="PCA to 100 dimensions"):
-        run_fit(small_network(replace(POOLING, pca_dim=100)), tmp_path, FrozenConfig(pca_vectors=21))
+def test_several_labels_per_image(tmp_path: Path) -> None:
+    images, index = small_images()
+    labels = torch.stack([1 - 2 * (index == 0), 1 - 2 * (index == 1)], dim=1)  # (n, 2) of {1, -1}
+    labels[::5, 1] = 0
+    network = Network(NetworkConfig(small_network().config.backbone, POOLING), ["not gull", "not tern"], True).eval()
+    network.backbone.load_state_dict(small_network().backbone.state_dict())
+    report = run_fit(network, tmp_path, data=(images, labels))
+    assert 0.5 < report["cv_mAP"] <= 1 and "cv_accuracy" not in report
+    with torch.no_grad():
+        features = network.features(images).double().numpy()
+        margins = network(images).double().numpy() / report["logit_scale"]
+    for k, y in enumerate(labels.T.numpy()):
+        svm = SVC(kernel="linear", C=10.0, tol=1e-6).fit(features[y != 0], y[y != 0])
+        np.testing.assert_allclose(margins[:, k], svm.decision_function(features), atol=5e-3)
 
 
 def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> None:
@@ -254,13 +276,13 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     with torch.no_grad():  # the class is learnt all the same
         assert int(network(images)[alone].argmax()) == 2
     with pytest.raises(CxlpError, match="C cannot be cross-validated"):
-        run_fit(small_network(), tmp_path, FrozenConfig(c=None), data=(images, labels))
+        run_fit(small_network(), tmp_path, FrozenConfig(c="auto"), data=(images, labels))
 
 
 def test_c_is_chosen_by_cross_validation(tmp_path: Path) -> None:
     candidates = (1e-4, 1.0, 10.0)
     chosen = small_network()
-    report = run_fit(chosen, tmp_path, FrozenConfig(None, candidates, 3, ALL_VECTORS))
+    report = run_fit(chosen, tmp_path, FrozenConfig("auto", candidates, 3, ALL_VECTORS))
     accuracies = [report[f"cv_accuracy_C{c:g}"] for c in candidates]
     for c, accuracy in zip(candidates, accuracies, strict=True):
         fixed = run_fit(small_network(), tmp_path, FrozenConfig(c, (), 3, ALL_VECTORS))

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC, LinearSVC
 
 from cxlp.frozen import svm
-from cxlp.frozen.svm import Array, choose_c, fit_logit_scale, held_out_scores, one_vs_rest, solve
+from cxlp.frozen.svm import Array, choose_c, fit_logit_scale, held_out_scores, quality, solve
+from cxlp.labels import as_targets
 
 CLASSES = 4
 
@@ -31,18 +33,12 @@ def problem(n: int = 80, d: int = 30, spread: float = 1.6, seed: int = 0) -> Pro
     labels = np.arange(n) % CLASSES
     x = random.normal(size=(CLASSES, d))[labels] + spread * random.normal(size=(n, d))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return Problem(x, labels, x @ x.T, one_vs_rest(torch.from_numpy(labels), CLASSES))
+    return Problem(x, labels, x @ x.T, as_targets(torch.from_numpy(labels), CLASSES).numpy())
 
 
 @pytest.fixture(scope="module")
 def data() -> Problem:
     return problem()
-
-
-def test_one_vs_rest_targets() -> None:
-    targets = one_vs_rest(torch.tensor([0, 2, 1]), 3)
-    assert targets.tolist() == [[1, -1, -1], [-1, -1, 1], [-1, 1, -1]]
-    assert targets.dtype == np.int8
 
 
 @pytest.mark.parametrize("c", [0.5, 10.0])
@@ -113,7 +109,7 @@ def test_held_out_scores_are_a_cross_validation(data: Problem) -> None:
 
 def test_choose_c_takes_the_better_one(data: Problem) -> None:
     candidates = (1e-3, 0.1, 10.0)
-    best, accuracy = choose_c(data.gram, data.targets, data.labels, candidates, folds=4, threads=1)
+    best, accuracy = choose_c(data.gram, data.targets, torch.from_numpy(data.labels), candidates, folds=4, threads=1)
     for c in candidates:
         scores = held_out_scores(data.gram, data.targets, data.labels, c, folds=4, threads=1)
         assert accuracy[c] == (scores.argmax(axis=1) == data.labels).mean()
@@ -127,7 +123,7 @@ def test_of_equals_the_smallest_c_is_chosen(
 ) -> None:
     perfect, wrong = np.eye(CLASSES)[data.labels], -np.eye(CLASSES)[data.labels]
     monkeypatch.setattr(svm, "held_out_scores", lambda g, t, y, c, *rest: wrong if c == 1.0 else perfect)
-    best, accuracy = choose_c(data.gram, data.targets, data.labels, candidates, folds=2, threads=1)
+    best, accuracy = choose_c(data.gram, data.targets, torch.from_numpy(data.labels), candidates, folds=2, threads=1)
     assert best == 10.0
     assert accuracy == {1.0: 0.0, 10.0: 1.0, 100.0: 1.0}
 
@@ -138,12 +134,12 @@ def test_the_scale_of_synthetic_margins_is_recovered(scale: float) -> None:
     margins = random.normal(size=(20_000, 5)) / np.sqrt(scale)
     # Labels drawn from softmax(scale * margins), by the Gumbel trick: the scale is then the truth.
     labels = (scale * margins + random.gumbel(size=margins.shape)).argmax(axis=1)
-    assert fit_logit_scale(margins, labels) == pytest.approx(scale, rel=0.05)
+    assert fit_logit_scale(margins, torch.from_numpy(labels)) == pytest.approx(scale, rel=0.05)
 
 
 def test_the_scale_improves_the_likelihood_of_held_out_margins(data: Problem) -> None:
     scores = held_out_scores(data.gram, data.targets, data.labels, 10.0, folds=4, threads=1)
-    scale = fit_logit_scale(scores, data.labels)
+    scale = fit_logit_scale(scores, torch.from_numpy(data.labels))
 
     def loss(factor: float, doubt: float = 0.0) -> float:
         targets = (1 - doubt) * np.eye(CLASSES)[data.labels] + doubt / CLASSES
@@ -158,10 +154,63 @@ def test_the_scale_does_not_run_away_where_classes_are_separable() -> None:
     labels = np.arange(30) % 3
     # One uncertain image per class among 33: the best softmax gives the label 1 - 3/33 + 1/33.
     p = 1 - 2 / 33
-    assert fit_logit_scale(2.0 * np.eye(3)[labels], labels) == pytest.approx(np.log(2 * p / (1 - p)) / 2.0, rel=1e-3)
+    assert fit_logit_scale(2.0 * np.eye(3)[labels], torch.from_numpy(labels)) == pytest.approx(
+        np.log(2 * p / (1 - p)) / 2.0, rel=1e-3
+    )
 
 
 def test_the_scale_is_bounded() -> None:
     labels = np.arange(30) % 3
-    assert fit_logit_scale(0.01 * np.eye(3)[labels], labels) == pytest.approx(100.0, rel=0.01)
-    assert fit_logit_scale(-0.05 * np.eye(3)[labels], labels) == pytest.approx(0.1, rel=0.01)  # worse than chance
+    assert fit_logit_scale(0.01 * np.eye(3)[labels], torch.from_numpy(labels)) == pytest.approx(100.0, rel=0.01)
+    assert fit_logit_scale(-0.05 * np.eye(3)[labels], torch.from_numpy(labels)) == pytest.approx(
+        0.1, rel=0.01
+    )  # worse than chance
+
+
+def multi_label(data: Problem) -> torch.Tensor:
+    """Three labels per row, some unspecified: the class is 0, the class is odd, the class is 3."""
+    labels = np.stack([data.labels == 0, data.labels % 2 == 1, data.labels == 3], axis=1) * 2 - 1
+    labels[np.random.default_rng(1).random(labels.shape) < 0.2] = 0
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def test_each_class_trains_on_its_specified_rows(data: Problem) -> None:
+    labels = multi_label(data)
+    solution = solve(data.gram, as_targets(labels, 3).numpy(), 10.0, threads=2)
+    weights = solution.coefficients @ data.x
+    for k, y in enumerate(labels.T.numpy()):
+        reference = SVC(kernel="linear", C=10.0, tol=1e-6).fit(data.x[y != 0], y[y != 0])
+        np.testing.assert_allclose(weights[k], reference.coef_[0], atol=2e-3 * np.abs(reference.coef_).max())
+        np.testing.assert_allclose(solution.intercepts[k], reference.intercept_[0], atol=2e-3)
+        assert not solution.coefficients[k, y == 0].any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_class_of_one_sign_scores_by_that_sign(data: Problem, sign: int) -> None:
+    targets = data.targets.copy()
+    targets[2] = sign
+    solution = solve(data.gram, targets, 10.0, threads=1)
+    assert not solution.coefficients[2].any()
+    assert solution.intercepts[2] == sign
+    assert solution.coefficients[1].any()
+
+
+def test_quality_is_the_mean_average_precision_where_images_have_several_labels(data: Problem) -> None:
+    labels = multi_label(data)
+    scores = np.random.default_rng(0).normal(size=labels.shape) + 0.5 * labels.numpy()
+    expected = [average_precision_score(y[y != 0], s[y != 0]) for s, y in zip(scores.T, labels.T.numpy(), strict=True)]
+    assert quality(scores, labels) == pytest.approx(np.mean(expected))
+    best, found = choose_c(data.gram, as_targets(labels, 3).numpy(), labels, (1e-4, 10.0), folds=4, threads=1)
+    assert best == max(found, key=lambda c: found[c])
+    assert 0 < found[1e-4] < 1
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_the_scale_of_sigmoids_is_recovered_from_what_is_specified(scale: float) -> None:
+    random = np.random.default_rng(0)
+    margins = random.normal(size=(20_000, 3)) / np.sqrt(scale)
+    labels = np.where(random.random(margins.shape) < expit(scale * margins), 1, -1)
+    ignored = random.random(labels.shape) < 0.3
+    margins[ignored] *= -100  # what is ignored must not matter
+    labels[ignored] = 0
+    assert fit_logit_scale(margins, torch.from_numpy(labels)) == pytest.approx(scale, rel=0.05)
