@@ -313,7 +313,7 @@ def _mendable(error: BaseException | None) -> str | None:
             # From a loader's worker, the message carries the worker's traceback.
             return str(error).rpartition("CxlpError: ")[2].strip()
         if isinstance(error, MisconfigurationException):
-            return str(error)
+            return " ".join(str(error).split())
         if is_distributed() and re.search("Connection (closed by|reset by) peer|Socket closed", str(error)):
             return "another process of this run has stopped: see its message"
         error = error.__cause__

@@ -144,4 +144,6 @@ def fit_logit_scale(scores: Array, labels: Tensor) -> float:
     def loss(log_scale: float) -> float:
         return float(classification_loss(np.exp(log_scale) * margins, labels, doubt))
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded").x))
+    # tightly, so that runs that differ by rounding end with the same weights
+    found = minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(found.x))
