@@ -4,23 +4,15 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import IO, Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
-from cxlp.errors import CxlpError
 from cxlp.reports import confusion_table, draw_confusion, draw_precisions, precision_table
 from cxlp.tasks.base import CrossLayerTask
-
-_HELD: list[IO[str]] = []  # an open file keeps its lock
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -29,28 +21,6 @@ def write_whole(path: Path, content: bytes | str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     partial.write_bytes(data)
     partial.replace(path)
-
-
-def hold(folder: Path) -> None:
-    """Keep a run's folder for this process, until :func:`let_go` or its end.
-
-    Raises:
-        CxlpError: If another process has it: two would overwrite each other's checkpoints.
-    """
-    if fcntl is None:  # not on this system
-        return
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CxlpError(f"another process is working in {folder}: wait for it, or stop it") from error
-    _HELD.append(file)
-
-
-def let_go() -> None:
-    """Give the folders free that this process holds."""
-    while _HELD:
-        _HELD.pop().close()
 
 
 def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:

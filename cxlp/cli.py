@@ -24,11 +24,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.callbacks import RunIdentity, TestReport, checkpoints, hold, let_go, write_whole
+from cxlp.callbacks import RunIdentity, TestReport, checkpoints, write_whole
 from cxlp.config_errors import explain
+from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError, did_you_mean
+from cxlp.locking import hold, let_go
 from cxlp.logging import RunConfig, build_loggers, how_to_look
 from cxlp.metrics import SELECTION
 from cxlp.tasks import Frozen
@@ -38,7 +40,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 #: What may stand at ``class_path``, besides a user's own subclasses.
 CLASSES = {
     "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
-    "data": ("cxlp.data.cub200.CUB200", "cxlp.data.demo.Demo", "cxlp.data.folder.Folder"),
+    "data": tuple(DATA_MODULES.values()),
 }
 
 

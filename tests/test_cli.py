@@ -14,10 +14,10 @@ import torch
 import yaml
 from pytorch_lightning import seed_everything
 
-from cxlp.callbacks import hold, let_go
 from cxlp.cli import CONFIGS, find_configs, main
 from cxlp.data.cub200 import CUB200
 from cxlp.errors import CxlpError
+from cxlp.locking import hold, let_go
 from cxlp.network import load_network
 from cxlp.tasks.finetune import FineTune
 from tests.generate import write_cub200, write_folder
