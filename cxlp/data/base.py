@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from cxlp.data.decode import Box, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.distributed import usable_cores
 from cxlp.errors import CxlpError
@@ -23,7 +23,6 @@ from cxlp.labels import as_targets, strata
 from cxlp.network import Network
 
 Split = Literal["train", "val", "test"]
-Box = tuple[float, float, float, float]
 
 
 class Sample(NamedTuple):
@@ -126,56 +125,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """
         draw = draw if isinstance(draw, Draw) else Draw(draw)
         sample = self.samples[draw.item]
-        image = self.transform(read_image(sample.path, sample.box), draw.seed)
+        pixels = read_image(sample.path, sample.box, self.transform.needed(draw.seed))
+        image = self.transform(pixels, draw.seed)
         return {"image": image, "label": torch.tensor(sample.label), "index": draw.item, "repeat": draw.repeat}
-
-
-def read_image(path: Path, box: Box | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Decode a picture by its content, upright, as RGB, and cut out a box.
-
-    Args:
-        path: The file.
-        box: ``x, y, w, h`` in pixels; clipped to the picture, at least one pixel large.
-
-    Returns:
-        ``(H, W, 3)`` uint8.
-
-    Raises:
-        CxlpError: If the file is missing, empty, truncated, or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            if box is None:
-                # EXIF turns the picture; boxes are given in stored pixels, so not with a box.
-                ImageOps.exif_transpose(image, in_place=True)
-            picture = _as_rgb(image)
-            if box is not None:
-                picture = picture.crop(_clip(box, picture.width, picture.height))
-            return np.asarray(picture)
-    except FileNotFoundError as error:
-        raise CxlpError(f"image not found: {path}") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {error}") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError("floating-point pixels: what is white is not known; convert it to 8 bits")
-    if image.mode.startswith("I"):
-        # 16 bits: Pillow's own conversion clips at 255, which turns nearly all of them white.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535) // 256
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    # By way of RGBA, since palettes may carry transparency; the alpha itself is dropped.
-    return image.convert("RGBA").convert("RGB")
-
-
-def _clip(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    x, y, w, h = box
-    left, top = (min(max(round(v), 0), limit - 1) for v, limit in ((x, width), (y, height)))
-    right, bottom = (min(round(v), limit) for v, limit in ((x + w, width), (y + h, height)))
-    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):

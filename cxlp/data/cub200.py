@@ -7,7 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from cxlp.data.base import Box, ImageDataModule, Sample, Split, check_margin, widened
+from cxlp.data.base import ImageDataModule, Sample, Split, check_margin, widened
+from cxlp.data.decode import Box
 from cxlp.data.download import Archive, by_hand, obtain
 from cxlp.errors import CxlpError
 

@@ -1,21 +1,26 @@
-"""From a decoded picture to the network's input, by albumentations."""
+"""From a decoded picture to the network's input; random changes by albumentations."""
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from cxlp.data.decode import Pixels
+from cxlp.errors import CxlpError
 
 # Before the import: it would ask PyPI for news, which stalls without a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-from cxlp.errors import CxlpError
-
 Aspect = Literal["warp", "crop"]
+
+_ELONGATION = 4 / 3  # of a random crop: at most so much longer than wide, or the reverse
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,36 @@ class Transform:
     """
 
     def __init__(self, size: int, aspect: Aspect, augment: AugmentConfig) -> None:
-        self.size = size
-        # Shrinking averages areas, since interpolation alone skips pixels and textures alias;
-        # enlarging (small boxes) interpolates by cubics.
-        scaling = {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image"}
-        if aspect == "warp":
-            steps = [A.Resize(size, size, **scaling)]
-        else:
-            steps = [A.SmallestMaxSize(size, **scaling), A.CenterCrop(size, size)]
-        self.plain = A.Compose(steps)
-        if augment.crop_scale < 1:
-            steps = [
-                A.RandomResizedCrop((size, size), scale=(augment.crop_scale, 1.0), ratio=(3 / 4, 4 / 3), **scaling)
-            ]
+        self.size, self.aspect, self.crop_scale = size, aspect, augment.crop_scale
         jitter = augment.colour
-        self.random = A.Compose(
-            [
-                *steps,
-                A.HorizontalFlip(p=augment.flip),
-                A.ColorJitter(jitter, jitter, jitter, hue=0.0, p=float(jitter > 0)),
-            ]
-        )
+        changes = [
+            A.HorizontalFlip(p=augment.flip),
+            A.ColorJitter(jitter, jitter, jitter, hue=0.0, p=float(jitter > 0)),
+        ]
+        if self.crop_scale < 1:
+            crop = A.RandomResizedCrop(
+                (size, size),
+                scale=(self.crop_scale, 1.0),
+                ratio=(1 / _ELONGATION, _ELONGATION),
+                interpolation=cv2.INTER_CUBIC,
+                area_for_downscale="image",
+            )
+            changes.insert(0, crop)
+        self.random = A.Compose(changes)
 
-    def __call__(self, image: np.ndarray[Any, np.dtype[np.uint8]], seed: int | None) -> Tensor:
+    def needed(self, seed: int | None) -> int:
+        """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.
+
+        The smallest random crop of a ``W x H`` picture has a short side of
+        ``sqrt(crop_scale / (4 / 3) * W * H)``.
+
+        Args:
+            seed: As of the call: whether there is a random crop.
+        """
+        part = 1.0 if seed is None or self.crop_scale == 1 else self.crop_scale / _ELONGATION
+        return math.ceil(self.size / math.sqrt(part))
+
+    def __call__(self, image: Pixels, seed: int | None) -> Tensor:
         """Make the input of a picture.
 
         Args:
@@ -82,9 +94,30 @@ class Transform:
         Returns:
             ``(3, size, size)`` uint8, RGB.
         """
-        pipeline = self.plain
-        if seed is not None:
-            pipeline = self.random
-            pipeline.set_random_seed(seed)
-        changed = pipeline(image=image)["image"]
+        if seed is None:
+            return self._fit(image)
+        if self.crop_scale == 1:
+            image = np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
+        self.random.set_random_seed(seed)
+        changed = self.random(image=image)["image"]
         return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
+
+    def _fit(self, image: Pixels) -> Tensor:
+        height, width = image.shape[:2]
+        if self.aspect == "warp":
+            return _resize(image, self.size, self.size)
+        short = min(height, width)
+        height, width = (round(side * self.size / short) for side in (height, width))
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        resized = _resize(image, height, width)
+        return resized[:, top : top + self.size, left : left + self.size].contiguous()
+
+
+def _resize(image: Pixels, height: int, width: int) -> Tensor:
+    """``(3, height, width)`` of an ``(H, W, 3)``, by cubics that widen with the shrinking: textures do not alias.
+
+    In photos it is about 1 of 255 from the mean of the area that each pixel covers, at a quarter of
+    the time of ``cv2.INTER_AREA``.
+    """
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return F.interpolate(planes, (height, width), mode="bicubic", antialias=True)[0].contiguous()

@@ -1,4 +1,4 @@
-"""What all data sets share: who gets which image when, decoding, and holding out."""
+"""What all data sets share: who gets which image when, and holding out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cxlp.data.base import Draw, Drawer, ImageDataModule, ImageDataset, Sample, Split, read_image, widened
+from cxlp.data.base import Draw, Drawer, ImageDataModule, ImageDataset, Sample, Split, widened
+from cxlp.data.decode import read_image
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.errors import CxlpError
 from tests.generate import texture, write_image
@@ -157,126 +157,14 @@ def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path, monkeypatch: pytes
     assert model.seen[1] != model.seen[2]
 
 
-# Decoding
-
-
-def solid(mode: str, colour: Any, size: tuple[int, int] = (6, 4)) -> Image.Image:
-    return Image.new(mode, size, colour)
-
-
-def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
-    stored = np.zeros((4, 6, 3), np.uint8)
-    stored[:, :3] = 255  # the left half is white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    upright = read_image(tmp_path / "turned.png")
-    assert np.array_equal(upright, np.rot90(stored, -1))
-    assert upright[0, 0, 0] == 255
-    # Boxes are in stored pixels.
-    assert np.array_equal(read_image(tmp_path / "turned.png", (2, 0, 3, 4)), stored[:, 2:5])
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "colour", "expected"),
-    [
-        ("grey.jpg", "L", 77, (77, 77, 77)),
-        ("grey_alpha.png", "LA", (77, 100), (77, 77, 77)),
-        ("bilevel.png", "1", 1, (255, 255, 255)),
-        ("alpha.png", "RGBA", (10, 20, 30, 0), (10, 20, 30)),
-        ("print.jpg", "CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("grey16.png", "I;16", 0x8000, (128, 128, 128)),
-        ("white16.tif", "I;16", 0xFFFF, (255, 255, 255)),
-    ],
-)
-def test_modes_become_rgb(tmp_path: Path, name: str, mode: str, colour: Any, expected: tuple[int, ...]) -> None:
-    solid(mode, colour).save(tmp_path / name)
-    pixels = read_image(tmp_path / name)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (4, 6, 3)
-    assert np.abs(pixels.astype(int) - expected).max() <= 1
-
-
-@pytest.mark.filterwarnings("error")
-def test_palette_with_transparency_shows_its_colours(tmp_path: Path) -> None:
-    image = solid("P", 1)
-    image.putpixel((0, 0), 0)
-    image.putpalette([255, 0, 0, 0, 128, 0])
-    image.save(tmp_path / "palette.png", transparency=b"\x00\x80")
-    pixels = read_image(tmp_path / "palette.png")
-    assert pixels[0, 0].tolist() == [255, 0, 0]
-    assert (pixels[1:] == (0, 128, 0)).all()
-
-
-def test_16_bits_keep_their_shades(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 256).astype(np.uint16)
-    Image.fromarray(np.tile(ramp, (4, 1))).save(tmp_path / "ramp.png")
-    assert np.array_equal(read_image(tmp_path / "ramp.png")[0, :, 0], np.arange(256))
-
-
-@pytest.mark.parametrize("content", ["GIF", "PNG", "BMP", "WEBP"])
-def test_content_decides_not_the_name(tmp_path: Path, content: str) -> None:
-    solid("RGB", (0, 0, 255)).save(tmp_path / "misnamed.jpg", format=content, lossless=True)
-    assert (read_image(tmp_path / "misnamed.jpg") == (0, 0, 255)).all()
-
-
-@pytest.mark.parametrize(
-    ("box", "expected"),
-    [
-        ((1.0, 2.0, 3.0, 2.0), (slice(2, 4), slice(1, 4))),
-        ((-5.0, -5.0, 7.0, 8.0), (slice(0, 3), slice(0, 2))),  # over the left and upper border
-        ((4.0, 3.0, 50.0, 50.0), (slice(3, 8), slice(4, 10))),  # over the right and lower one
-        ((0.6, 0.4, 2.0, 2.0), (slice(0, 2), slice(1, 3))),  # edges are rounded
-        ((3.0, 3.0, 0.0, 0.0), (slice(3, 4), slice(3, 4))),  # at least a pixel
-        ((90.0, 90.0, 5.0, 5.0), (slice(7, 8), slice(9, 10))),  # outside: the nearest pixel
-    ],
-)
-def test_boxes_are_clipped(tmp_path: Path, box: tuple[float, ...], expected: tuple[slice, slice]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
-    x, y, w, h = box
-    assert np.array_equal(read_image(write_image(tmp_path / "a.png", pixels), (x, y, w, h)), pixels[expected])
-
-
-def spoil(folder: Path, how: str) -> Path:
-    path = write_image(folder / "whole.jpg", texture(0, 1, np.random.default_rng(0), 64, 64))
-    data = path.read_bytes()
-    content = {
-        "truncated": data[: len(data) // 2],
-        "empty": b"",
-        "text": b"<html>404 Not Found</html>",
-        "cut in the header": data[:40],
-    }[how]
-    (folder / "spoilt.jpg").write_bytes(content)
-    return folder / "spoilt.jpg"
-
-
-@pytest.mark.parametrize("how", ["truncated", "empty", "text", "cut in the header"])
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, how: str) -> None:
-    path = spoil(tmp_path, how)
-    with pytest.raises(CxlpError, match="cannot decode image") as caught:
-        read_image(path)
-    assert str(path) in str(caught.value)
-    assert f"({path.stat().st_size} bytes)" in str(caught.value)
-
-
-def test_corrupt_png_folder_and_floating_point_are_named(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "a.png", texture(0, 1, np.random.default_rng(0), 64, 64))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
-    solid("F", 0.5).save(tmp_path / "float.tif")
-    (tmp_path / "folder.jpg").mkdir()
-    for name in ("a.png", "float.tif", "folder.jpg"):
-        with pytest.raises(CxlpError, match=name):
-            read_image(tmp_path / name)
-    with pytest.raises(CxlpError, match=r"image not found: .*none\.jpg"):
-        read_image(tmp_path / "none.jpg")
+# The dataset
 
 
 # Slow: torch waits 5 s for a worker that has raised.
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_loader_names_the_image_that_cannot_be_decoded(tmp_path: Path, workers: int) -> None:
-    path = spoil(tmp_path, "truncated")
+    path = tmp_path / "spoilt.jpg"
+    path.write_bytes(b"<html>404 Not Found</html>")
     data = ImageDataset([Sample(path, 0)], ["a"], Transform(16, "warp", AugmentConfig()))
     with pytest.raises(CxlpError, match=r"spoilt\.jpg"):
         list(DataLoader(data, num_workers=workers))
@@ -289,6 +177,17 @@ def test_one_pixel_is_enlarged(tmp_path: Path) -> None:
         for draw in (Draw(0), Draw(0, 5)):
             assert data[draw]["image"].shape == (3, 32, 32)
         assert (data[0]["image"] == torch.tensor([9, 99, 199]).view(3, 1, 1)).all()
+
+
+def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "large.jpg", texture(0, 1, np.random.default_rng(0), 240, 180))
+    transform = Transform(32, "warp", AugmentConfig(crop_scale=0.5))
+    data = ImageDataset([Sample(path, 0), Sample(path, 0, (20.0, 10.0, 200.0, 160.0))], ["a"], transform)
+    for item, box in enumerate((None, (20.0, 10.0, 200.0, 160.0))):
+        for draw, needed in ((Draw(item), 32), (Draw(item, 5), 53)):
+            expected = transform(read_image(path, box, needed), draw.seed)
+            assert torch.equal(data[draw]["image"], expected)
+            assert not torch.equal(data[draw]["image"], transform(read_image(path, box), draw.seed))
 
 
 # The DataModule

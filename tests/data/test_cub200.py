@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxlp.data.base import read_image
 from cxlp.data.cub200 import CUB200, OFFICIAL_COUNTS, read_cub200
+from cxlp.data.decode import read_image
 from cxlp.errors import CxlpError
 from tests.generate import write_cub200
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cxlp.data import demo
-from cxlp.data.base import read_image
 from cxlp.data.birds import SPECIES, draw_bird, draw_file
+from cxlp.data.decode import read_image
 from cxlp.data.demo import COUNTS, DRAWING, STAMP, Demo
 from cxlp.errors import CxlpError
 

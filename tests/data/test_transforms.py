@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
+from cxlp.errors import CxlpError
 from tests.generate import Pixels, texture
 
 STILL = AugmentConfig(crop_scale=1.0, flip=0.0, colour=0.0)
@@ -159,3 +161,37 @@ def test_shrinking_does_not_alias(aspect: Aspect, seed: int | None) -> None:
     augment = AugmentConfig(0.5, 0.5, 0.0)
     grey = applied(checkerboard, augment, seed, aspect)
     assert np.abs(grey.astype(int) - 127.5).max() < 20
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_without_random_crop_the_size_itself_is_needed(aspect: Aspect) -> None:
+    assert Transform(32, aspect, AugmentConfig(crop_scale=0.5)).needed(None) == 32
+    assert Transform(32, aspect, STILL).needed(7) == 32
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 0.9])
+def test_random_crops_of_a_picture_as_large_as_needed_are_not_enlarged(scale: float) -> None:
+    transform = Transform(32, "warp", AugmentConfig(crop_scale=scale))
+    short = transform.needed(0)
+    sides = []
+    for width, height in ((short, short), (short, 2 * short), (3 * short, short)):
+        for seed in range(300):
+            transform.random.set_random_seed(seed)
+            crop = transform.random.transforms[0].get_params_dependent_on_data({"shape": (height, width, 3)}, {})
+            left, top, right, bottom = crop["crop_coords"]
+            sides.append(min(right - left, bottom - top))
+    assert min(sides) >= 32
+    assert min(sides) <= 36, "more is asked for than needed"
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1.5, float("nan")])
+def test_part_that_a_crop_cannot_keep_is_refused(scale: float) -> None:
+    with pytest.raises(CxlpError, match=rf"crop_scale is {scale}"):
+        Transform(32, "warp", AugmentConfig(crop_scale=scale))
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 47), (80, 70), (48, 100), (32, 64)])
+def test_shrinking_is_close_to_averaging_areas(width: int, height: int) -> None:
+    pixels = picture(width, height)
+    areas = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
+    assert np.abs(applied(pixels, STILL, None).astype(int) - areas).mean() < 3

@@ -1,0 +1,132 @@
+"""From a file to pixels: upright, RGB, cut to a box, and no larger than it need be."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from cxlp.errors import CxlpError
+
+Box = tuple[float, float, float, float]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+# Loading processes share the cores among them: one that starts threads of its own takes another's.
+cv2.setNumThreads(0)
+
+# What JPEG decoders can divide both sides by, on the way from frequencies to pixels.
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+def read_image(path: Path, box: Box | None = None, needed: int | None = None) -> Pixels:
+    """Decode a picture by its content, upright, as RGB, and cut out a box.
+
+    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, which saves most of
+    the work; photos then differ by 2 of 255 in the mean from the whole picture, shrunk. An edge of the
+    box moves by at most half a pixel of what is returned, as it does by rounding at full size.
+
+    Args:
+        path: The file.
+        box: ``x, y, w, h`` in pixels of the file; clipped to the picture, at least one pixel large.
+        needed: Pixels: both sides of the result are at least as large where the file allows it;
+            ``None``: the full size.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
+
+    Raises:
+        CxlpError: If the file is missing, empty, truncated, or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            scan = image.fp.tell() if image.fp else 0  # Pillow has read the header, up to the compressed data
+            scale = _reduction(image.size, box, needed) if isinstance(image, JpegImageFile) else 1
+            # EXIF turns the picture; boxes are given in stored pixels, so not with a box.
+            turned = box is None and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+            pixels = None
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and not turned:
+                pixels = _decode_jpeg(path, scan, scale)
+            if pixels is None:
+                pixels = _decode_any(image, scale, turned)
+    except FileNotFoundError as error:
+        raise CxlpError(f"image not found: {path}") from error
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {error}") from error
+    if box is None:
+        return pixels
+    left, top, right, bottom = _clip(box, pixels.shape[1], pixels.shape[0], scale)
+    return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> int:
+    """The largest divisor that leaves both sides of the box, or of the whole, as large as needed."""
+    if needed is not None:
+        for scale in (8, 4, 2):
+            width, height = (side // scale for side in size)
+            if min(width, height) < needed:
+                continue
+            left, top, right, bottom = _clip(box, width, height, scale) if box else (0, 0, width, height)
+            if min(right - left, bottom - top) >= needed:
+                return scale
+    return 1
+
+
+def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
+    """Decode by OpenCV, faster than Pillow; ``None`` where the file is out of the ordinary, for Pillow to judge.
+
+    OpenCV makes up what is missing where a file is truncated or a stray marker ends its data early, and
+    no more than warns. So it gets only files that are one scan of compressed data to their very end.
+
+    Args:
+        path: The file.
+        scan: Where its compressed data begins.
+        scale: Divisor of the sides.
+    """
+    data = np.fromfile(path, np.uint8)
+    # In compressed data 0xFF is followed by 0, or is a marker: of a restart (0xD0 to 0xD7), or the end (0xD9).
+    after = data[scan + 1 :][data[scan:-1] == 0xFF]
+    markers = after[(after != 0) & (after & 0xF8 != 0xD0)]
+    if data[-2:].tobytes() != _END_OF_IMAGE or markers.tobytes() != _END_OF_IMAGE[1:]:
+        return None
+    pixels: Pixels | None = cv2.imdecode(data, _REDUCED[scale] | cv2.IMREAD_IGNORE_ORIENTATION)  # type: ignore[assignment]
+    if pixels is not None:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return pixels
+
+
+def _decode_any(image: Image.Image, scale: int, turned: bool) -> Pixels:
+    """Decode by Pillow: every format and mode."""
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+    if turned:
+        ImageOps.exif_transpose(image, in_place=True)
+    return np.array(_as_rgb(image))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("floating-point pixels: what is white is not known; convert it to 8 bits")
+    if image.mode.startswith("I"):
+        # 16 bits: Pillow's own conversion clips at 255, which turns nearly all of them white.
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535) // 256
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    # By way of RGBA, since palettes may carry transparency; the alpha itself is dropped.
+    return image.convert("RGBA").convert("RGB")
+
+
+def _clip(box: Box, width: int, height: int, scale: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom in a picture of this size, of which the box knows ``scale`` times the size."""
+    x, y, w, h = (v / scale for v in box)
+    left, top = (min(max(round(v), 0), limit - 1) for v, limit in ((x, width), (y, height)))
+    right, bottom = (min(round(v), limit) for v, limit in ((x + w, width), (y + h, height)))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
