@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cxlp.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
 from cxlp.cutting import cut
 from cxlp.errors import CxlpError, did_you_mean
-from cxlp.weights import fetch, in_order, load_strictly, pretrained, read_state_dict
+from cxlp.fetching import Remote, fetch
+from cxlp.weights import in_order, load_strictly, pretrained, read_state_dict
 
 Tap = Literal["local", "guide"]
 
@@ -202,12 +203,15 @@ def _from_timm(name: str) -> _Source:
 
 def _caffenet() -> _Source:
     def state() -> dict[str, Tensor]:
-        target = Path(torch.hub.get_dir()) / "checkpoints" / "caffenet-12.onnx"
+        remote = Remote(
+            urls=(CAFFENET_URL,), file="caffenet-12.onnx", checksum=f"sha256:{CAFFENET_SHA256}", size="244 MB"
+        )
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
         hint = (
-            f"Fetch it by hand (244 MB) and put it at {target}, or give its path: "
+            f"Fetch it by hand (244 MB) and put it at {folder / remote.file}, or give its path: "
             "--model.network.backbone.weights FILE.onnx. For a run with weights that come with pip: --config demo.yaml"
         )
-        return onnx_state_dict(fetch(CAFFENET_URL, target, sha256=CAFFENET_SHA256, by_hand=hint))
+        return onnx_state_dict(fetch(remote, folder, hint))
 
     return _Source(CaffeNet(), Preprocessing(227, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), bgr=True), state)
 

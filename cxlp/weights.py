@@ -1,61 +1,12 @@
 """Where a backbone's weights come from, and loading them strictly."""
 
-import hashlib
-import http.client
-import os
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cxlp.errors import CxlpError, did_you_mean
-
-
-def fetch(url: str, target: Path, *, sha256: str | None = None, md5: str | None = None, by_hand: str = "") -> Path:
-    """Download a file once: with progress, verified, written aside and renamed when whole.
-
-    Args:
-        url: Where it is.
-        target: Where it goes; nothing is done if it is there already.
-        sha256: Its checksum, as hexadecimal digits.
-        md5: The same, for a file whose owner publishes that one.
-        by_hand: A sentence for the error: what to do without a network.
-
-    Returns:
-        ``target``.
-
-    Raises:
-        CxlpError: If the transfer fails or the checksum differs; nothing is left at ``target``.
-    """
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # One name per process: two runs that fetch at once do not write into each other's file.
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    digest = hashlib.sha256() if sha256 else hashlib.md5(usedforsecurity=False)
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "cxlp"})
-        with urllib.request.urlopen(request, timeout=30) as response, partial.open("wb") as file:
-            total = int(response.headers.get("Content-Length") or 0)
-            with tqdm(total=total or None, unit="B", unit_scale=True, desc=target.name) as progress:
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    progress.update(len(chunk))
-        if total and partial.stat().st_size != total:  # a lost connection ends the stream without an error
-            raise OSError(f"the connection was lost after {partial.stat().st_size} of {total} bytes")
-        expected = sha256 or md5
-        if expected and digest.hexdigest() != expected:
-            raise CxlpError(f"{url} came with checksum {digest.hexdigest()}, expected {expected}. {by_hand}")
-        partial.replace(target)
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise CxlpError(f"cannot download {url}: {error}. {by_hand}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

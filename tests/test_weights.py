@@ -1,10 +1,5 @@
-"""Weights: downloads that are whole or not there, files that say what is wrong with them, strict loading."""
+"""Weights: files that say what is wrong with them, strict loading."""
 
-import hashlib
-import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,100 +8,7 @@ import torch
 from torch import nn
 
 from cxlp.errors import CxlpError
-from cxlp.weights import fetch, in_order, load_strictly, pretrained, read_state_dict
-
-CONTENT = bytes(range(256)) * 8000  # two megabytes: more than one chunk
-
-
-class Server(HTTPServer):
-    """Counts what was asked for."""
-
-    asked: list[str]
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert isinstance(self.server, Server)
-        self.server.asked.append(self.path)
-        if self.path not in ("/whole", "/cut", "/unsized"):
-            self.send_error(404)
-            return
-        self.send_response(200)
-        if self.path != "/unsized":
-            self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT[:-100_000] if self.path == "/cut" else CONTENT)
-
-    def log_message(self, *_args: Any) -> None:
-        """Stay silent."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-def url(server: Server, path: str) -> str:
-    return f"http://127.0.0.1:{server.server_port}{path}"
-
-
-SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
-
-
-@pytest.mark.parametrize("checksum", [{}, {"sha256": SHA256}, {"md5": MD5}], ids=["none", "sha256", "md5"])
-@pytest.mark.parametrize("path", ["/whole", "/unsized"])
-def test_fetch_once(server: Server, tmp_path: Path, checksum: dict[str, str], path: str) -> None:
-    target = tmp_path / "new" / "folder" / "file.bin"
-    server.asked.clear()
-    assert fetch(url(server, path), target, **checksum) == target
-    assert target.read_bytes() == CONTENT
-    assert fetch(url(server, path), target, **checksum) == target
-    assert server.asked == [path]  # the second call asked for nothing
-    assert list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("checksum", [{"sha256": "0" * 64}, {"md5": "0" * 32}], ids=["sha256", "md5"])
-def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path, checksum: dict[str, str]) -> None:
-    with pytest.raises(CxlpError, match=r"/whole came with checksum \w+, expected 0+\. Look it up\."):
-        fetch(url(server, "/whole"), tmp_path / "file.bin", by_hand="Look it up.", **checksum)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_lost_connection_leaves_nothing_even_without_a_checksum(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"/cut: .*1948000 of 2048000 bytes\. By hand\."):
-        fetch(url(server, "/cut"), tmp_path / "file.bin", by_hand="By hand.")
-    assert not list(tmp_path.iterdir())
-
-
-def test_not_found_is_told(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"cannot download http.*/gone: HTTP Error 404.*By hand\."):
-        fetch(url(server, "/gone"), tmp_path / "file.bin", by_hand="By hand.")
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_server_is_told(tmp_path: Path) -> None:
-    with socket.socket() as taken:  # bound and never listening: nobody else can answer there
-        taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}/file"
-        with pytest.raises(CxlpError, match=r"cannot download .*refused.* Put it at X\."):
-            fetch(address, tmp_path / "file.bin", by_hand="Put it at X.")
-    assert not list(tmp_path.iterdir())
-
-
-# --- files
-
+from cxlp.weights import in_order, load_strictly, pretrained, read_state_dict
 
 STATE = {"conv.weight": torch.rand(2, 3), "conv.bias": torch.rand(2)}
 

@@ -11,12 +11,15 @@ from cxlp.data.base import Box, ImageDataModule, Sample, Split, check_margin, wi
 from cxlp.data.download import Archive, by_hand, obtain
 from cxlp.errors import CxlpError
 
-ARCHIVE = Archive(
-    url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
-    file="CUB_200_2011.tgz",
-    md5="97eceeb196236b17998738112f37df78",
-    size="1.15 GB",
-    folder="CUB_200_2011",
+FILES = (
+    Archive(
+        urls=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",),
+        file="CUB_200_2011.tgz",
+        checksum="md5:97eceeb196236b17998738112f37df78",
+        size=1_150_585_339,
+        folders=("CUB_200_2011",),
+        marker="images.txt",
+    ),
 )
 #: Images for training and test in the full release, by its own lists.
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 5994, "test": 5794}
@@ -94,15 +97,14 @@ class CUB200(ImageDataModule):
         self.bbox, self.bbox_margin, self.download = bbox, bbox_margin, download
 
     def prepare_data(self) -> None:
-        """Download where the lists are missing, on one process per machine."""
-        if not (self.root / "images.txt").is_file():
-            obtain(ARCHIVE, self.root, self.name, allowed=self.download)
+        """Download where the data set is missing, on one process per machine."""
+        obtain(FILES, self.root, self.name, allowed=self.download)
 
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         """Read the official lists."""
         missing = [name for name in LISTS if not (self.root / name).is_file()]
         if missing:
-            raise CxlpError(f"{self.name}: {', '.join(missing)} not in {self.root}. {by_hand(ARCHIVE, self.root)}")
+            raise CxlpError(f"{self.name}: {', '.join(missing)} not in {self.root}. {by_hand(FILES, self.root)}")
         return read_cub200(self.root, self.bbox, self.bbox_margin)
 
 

@@ -1,92 +1,162 @@
-"""Getting a data set: fetch, verify, unpack aside, rename."""
+"""Getting a data set: fetch its files, verify, unpack aside, rename."""
 
-import hashlib
+import errno
+import shutil
 import tarfile
-import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from secrets import token_hex
+
+from tqdm import tqdm
 
 from cxlp.errors import CxlpError
-from cxlp.weights import fetch
+from cxlp.fetching import Remote, fetch, locked, verify
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A data set's official archive.
+@dataclass(frozen=True, kw_only=True)
+class Archive(Remote):
+    """A tar file, one folder of which belongs to a data set; a file that is used as it is, is a plain ``Remote``.
 
     Attributes:
-        url: Where it is.
-        file: What it is called on disk.
-        md5: Its published checksum.
-        size: For people.
-        folder: The folder in it that becomes the data set's root.
+        folders: Where that folder may lie in the archive; several archives may bring parts of one folder.
+        into: Where its content goes below the data set's root.
+        marker: Some path below the root that is there when, and only when, this archive's content is.
     """
 
-    url: str
-    file: str
-    md5: str
-    size: str
-    folder: str
+    folders: tuple[str, ...]
+    into: str = "."
+    marker: str
 
 
-def by_hand(archive: Archive, root: Path) -> str:
+def missing(files: Sequence[Remote], root: Path) -> list[Remote]:
+    """Which of a data set's files have not brought their content to ``root``."""
+    return [file for file in files if not (root / _marker(file)).exists()]
+
+
+def by_hand(files: Sequence[Remote], root: Path) -> str:
     """Say what to do without a download."""
+    lines = [f"  {file}{_placing(file, root) if isinstance(file, Archive) else ''}\n" for file in files]
     return (
-        f"By hand: fetch {archive.url} ({archive.size}, MD5 {archive.md5}), unpack it, and put its folder "
-        f"{archive.folder} at {root} (or point --data.root to it). "
+        f"By hand: put the following into {root.parent} as it is and run again, "
+        f"or point to the unpacked data set by --data.root DIR:\n{''.join(lines)}"
         "To try cxlp without any data: python train.py --config demo.yaml"
     )
 
 
-def obtain(archive: Archive, root: Path, name: str, allowed: bool = True) -> None:
-    """Fetch and unpack an archive; ``root`` appears only when it is whole.
+def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True) -> None:
+    """Make a data set of its files; ``root`` appears only when it is whole, and then nothing is done any more.
+
+    Files that lie beside ``root`` are used and kept. Others are fetched into a hidden folder there, which goes
+    when all is done, and from which an interrupted download goes on.
 
     Args:
-        archive: What to get.
-        root: Where its folder goes.
-        name: The data set's name, for messages.
+        files: What it is made of. Plain files that a folder made by hand lacks are added to it.
+        root: Where it goes.
+        name: The data set's, for messages.
         allowed: Whether to download at all.
 
     Raises:
         CxlpError: Says where was looked and how to place the files by hand.
     """
-    found = root.parent / archive.file
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise CxlpError(f"{name}: {root} holds something else than the data set. {by_hand(archive, root)}")
-    placed_by_hand = found.exists()
-    if not allowed and not placed_by_hand:
-        raise CxlpError(f"{name} not found in {root}, and download is off. {by_hand(archive, root)}")
-    hint = f"{name} was looked for in {root}. {by_hand(archive, root)}"
-    if placed_by_hand:
-        _verify(found, archive)
-    else:
-        fetch(archive.url, found, md5=archive.md5, by_hand=hint)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{archive.folder}-") as aside:
+    # Looked at first: where another process puts it in place just now, it is either not taken or not lacking.
+    is_taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    lacking = missing(files, root)
+    if not lacking:
+        return
+    hint = by_hand(lacking, root)
+    if is_taken and (not root.is_dir() or any(isinstance(file, Archive) for file in lacking)):
+        what = ", ".join(_marker(file) for file in lacking)
+        raise CxlpError(
+            f"{name}: {root} holds something else than the data set, or a part of it: {what} is not there. "
+            f"Move it away, or unpack there what is missing. {hint}"
+        )
+    if not allowed and not all((root.parent / file.file).exists() for file in lacking):
+        raise CxlpError(f"{name} not found in {root}, and download is off. {hint}")
+    with locked(root.parent / f".{root.name}.lock", name) as is_locked:
+        lacking = missing(files, root)  # another process may have been faster
+        if not lacking:
+            return
+        aside = root.parent / f".{root.name}.partial{'' if is_locked else '.' + token_hex(8)}"
+        whole = aside / "whole"
         try:
-            with tarfile.open(found) as tar:
-                # "data" refuses paths and links out of the folder, devices, and odd permissions.
-                tar.extractall(aside, filter="data")
-        except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
-            raise CxlpError(f"cannot unpack {found}: {error}. Delete it and run again.") from error
-        folder = Path(aside) / archive.folder
-        if not folder.is_dir():
-            raise CxlpError(f"{found} holds no folder {archive.folder}. Delete it and run again.")
-        try:
-            if root.exists():
-                root.rmdir()
-            folder.rename(root)
+            shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
+            whole.mkdir(parents=True)
+            hint = f"{name} was looked for in {root}. {hint}"
+            _assemble({file: _find(file, root.parent, aside, hint) for file in lacking}, whole, aside, name)
+            if is_taken:
+                for file in whole.iterdir():
+                    file.replace(root / file.name)
+            else:
+                if root.exists():
+                    root.rmdir()
+                whole.rename(root)
+            shutil.rmtree(aside)
         except OSError as error:
-            # Another run was faster: what it put there is whole, too.
-            if root.is_dir() and any(root.iterdir()):
-                return
-            raise CxlpError(f"cannot move {archive.folder} to {root}: {error}") from error
-    if not placed_by_hand:
-        found.unlink()
+            if missing(files, root):  # else another run without a lock was faster
+                kept = "What was downloaded is kept" if is_locked else "Nothing is kept"
+                room = "make room there, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                raise CxlpError(f"{name}: cannot make {root}: {error}. {kept}: {room}run again") from error
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+            if aside.exists() and (not is_locked or not any(aside.iterdir())):
+                shutil.rmtree(aside, ignore_errors=True)
 
 
-def _verify(file: Path, archive: Archive) -> None:
-    with file.open("rb") as stream:
-        got = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if got != archive.md5:
-        raise CxlpError(f"{file} has MD5 {got}, expected {archive.md5}: incomplete? Delete it and run again.")
+def _find(file: Remote, beside: Path, aside: Path, hint: str) -> Path:
+    """A file that somebody placed by hand, verified, or else one that is fetched."""
+    placed = beside / file.file
+    if placed.exists():
+        verify(placed, file)
+        return placed
+    return fetch(file, aside, hint)
+
+
+def _assemble(found: dict[Remote, Path], whole: Path, aside: Path, name: str) -> None:
+    for file, path in found.items():
+        if not isinstance(file, Archive):
+            shutil.copyfile(path, whole / file.file)
+            continue
+        try:
+            _unpack(file, path, whole)
+            if not (whole / file.marker).exists():
+                raise tarfile.TarError(f"it holds no {' or '.join(file.folders)} with {file.marker}")
+        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's fault, not the archive's
+                raise
+            reason = str(error).partition(":\n")[0]  # tarfile goes on with a line per kind of compression
+            if path.parent == aside:
+                path.unlink()
+                raise CxlpError(f"{name}: cannot unpack {file}: {reason}. It was deleted: run again") from error
+            raise CxlpError(f"{name}: cannot unpack {path}: {reason}. Delete it and run again") from error
+
+
+def _unpack(archive: Archive, path: Path, whole: Path) -> None:
+    """Unpack what lies in the archive's folder; the rest is passed over."""
+
+    def moved(name: str) -> str | None:
+        old = PurePosixPath(name)
+        folder = next((f for f in archive.folders if old.is_relative_to(f)), None)
+        return None if folder is None else str(archive.into / old.relative_to(folder))
+
+    def choose(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        name, link = moved(member.name), member.linkname
+        if name is None:
+            return None
+        progress.update()
+        if member.islnk():  # hard links name another member, symbolic ones a path from where they are
+            link = moved(link) or f"/{link}"
+        # "data" refuses paths and links out of the folder, devices, and odd permissions.
+        return tarfile.data_filter(member.replace(name=name, linkname=link, deep=False), folder)
+
+    with tarfile.open(path) as tar, tqdm(desc=f"Unpacking {archive.file}", unit=" files") as progress:
+        tar.extractall(whole, filter=choose)
+
+
+def _marker(file: Remote) -> str:
+    return file.marker if isinstance(file, Archive) else file.file
+
+
+def _placing(archive: Archive, root: Path) -> str:
+    return f"; its folder {' or '.join(archive.folders)} becomes {root / archive.into}"

@@ -1,41 +1,35 @@
 """Getting a data set from a server on this machine: verified, unpacked aside, never half."""
 
 import hashlib
+import importlib
 import io
+import re
+import shutil
 import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
-from cxlp.data import cub200
+import cxlp.fetching
+from cxlp.data import DATA_MODULES, cub200
 from cxlp.data.cub200 import CUB200
-from cxlp.data.download import Archive, by_hand, obtain
+from cxlp.data.download import Archive, by_hand, missing, obtain
 from cxlp.errors import CxlpError
+from cxlp.fetching import Remote
 from tests.generate import write_cub200
-
-Server = tuple[str, list[str]]  # its address, and the paths that were asked for
+from tests.server import Answer, Server, serving
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """Serves ``tmp_path/served``."""
-    asked: list[str] = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            asked.append(self.path)
-
-    (tmp_path / "served").mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served"))) as http:
-        Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}", asked
-        http.shutdown()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as server:
+        yield server
 
 
 def tar(members: dict[str, bytes], mode: str = "w:gz") -> bytes:
@@ -49,11 +43,22 @@ def tar(members: dict[str, bytes], mode: str = "w:gz") -> bytes:
     return stream.getvalue()
 
 
-def offer(tmp_path: Path, server: Server, content: bytes) -> Archive:
+def offer(server: Server, content: bytes) -> Archive:
     """Put an archive on the server."""
-    (tmp_path / "served" / "birds.tgz").write_bytes(content)
-    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return Archive(f"{server[0]}/birds.tgz?download=1", "birds.tgz", md5, "1 kB", "BIRDS")
+    return Archive(
+        urls=(server.offer("/birds.tgz", content) + "?download=1",),
+        file="birds.tgz",
+        checksum=f"md5:{hashlib.md5(content, usedforsecurity=False).hexdigest()}",
+        size=len(content),
+        folders=("BIRDS",),
+        marker="images.txt",
+    )
+
+
+def plain(server: Server, file: str, content: bytes) -> Remote:
+    """Put a file that is not to be unpacked on the server."""
+    sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+    return Remote(urls=(server.offer(f"/{file}", content),), file=file, checksum=f"sha1:{sha1}", size=len(content))
 
 
 def left(folder: Path) -> list[str]:
@@ -65,9 +70,11 @@ BIRDS = {"BIRDS/images.txt": b"1 a.jpg\n", "BIRDS/images/a.jpg": b"pixels", "BES
 
 
 def test_archive_is_fetched_verified_unpacked_and_renamed(tmp_path: Path, server: Server) -> None:
-    archive = offer(tmp_path, server, tar(BIRDS))
+    archive = offer(server, tar(BIRDS))
     root = tmp_path / "new" / "data" / "birds"  # not the archive's own name, and no parents yet
-    obtain(archive, root, "Birds")
+    for _ in range(2):
+        obtain([archive], root, "Birds")
+    assert len(server.asked) == 1, "the second call asked for nothing"
     assert left(root.parent) == ["birds", "birds/images", "birds/images.txt", "birds/images/a.jpg"]
     assert (root / "images" / "a.jpg").read_bytes() == b"pixels"
 
@@ -75,42 +82,52 @@ def test_archive_is_fetched_verified_unpacked_and_renamed(tmp_path: Path, server
 def test_empty_folder_is_filled(tmp_path: Path, server: Server) -> None:
     root = tmp_path / "data" / "birds"
     root.mkdir(parents=True)
-    obtain(offer(tmp_path, server, tar(BIRDS)), root, "Birds")
+    obtain([offer(server, tar(BIRDS))], root, "Birds")
     assert (root / "images.txt").is_file()
 
 
-def test_wrong_checksum_is_refused_before_unpacking(tmp_path: Path, server: Server) -> None:
-    archive = replace(offer(tmp_path, server, tar(BIRDS)), md5="0" * 32)
+def test_wrong_checksum_is_refused_before_unpacking(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = replace(offer(server, tar(BIRDS)), checksum=f"md5:{'0' * 32}")
+    monkeypatch.setattr(tarfile, "open", None)
     root = tmp_path / "data" / "birds"
     with pytest.raises(CxlpError, match=f"expected {'0' * 32}") as caught:
-        obtain(archive, root, "Birds")
-    assert "By hand: fetch" in str(caught.value)
+        obtain([archive], root, "Birds")
+    assert "By hand: put" in str(caught.value)
     assert left(root.parent) == []
 
 
-def test_incomplete_transfer_is_refused(tmp_path: Path, server: Server) -> None:
-    archive = offer(tmp_path, server, tar(BIRDS))
-    file = tmp_path / "served" / "birds.tgz"
-    file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(CxlpError, match="checksum"):
-        obtain(archive, tmp_path / "data" / "birds", "Birds")
+BROKEN = [tar(BIRDS)[:-40], tar(BIRDS, "w")[:515], b"<html>moved</html>", b""]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_archive_that_cannot_be_unpacked_is_deleted_if_it_came_by_download(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
+    archive = replace(offer(server, content), checksum=None)
+    with pytest.raises(CxlpError, match=r"Birds: cannot unpack birds\.tgz \(.*\) from http.*deleted"):
+        obtain([archive], tmp_path / "data" / "birds", "Birds")
     assert left(tmp_path / "data") == []
 
 
-@pytest.mark.parametrize("content", [tar(BIRDS)[:-40], tar(BIRDS, "w")[:515], b"<html>moved</html>", b""])
-def test_archive_that_cannot_be_unpacked_is_named(tmp_path: Path, server: Server, content: bytes) -> None:
-    archive = offer(tmp_path, server, content)  # its checksum is right: it was published like this
-    with pytest.raises(CxlpError, match=r"(?s)cannot unpack .*birds\.tgz: .*Delete it") as caught:
-        obtain(archive, tmp_path / "data" / "birds", "Birds")
-    assert str(tmp_path / "data" / "birds.tgz") in str(caught.value)
-    assert left(tmp_path / "data") == ["birds.tgz"], "no half-unpacked folder is left"
+@pytest.mark.parametrize("content", BROKEN)
+def test_archive_that_cannot_be_unpacked_is_kept_if_it_was_placed_by_hand(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
+    archive = replace(offer(server, content), checksum=None)
+    (tmp_path / "birds.tgz").write_bytes(content)
+    with pytest.raises(CxlpError, match=rf"cannot unpack {tmp_path / 'birds.tgz'}: .*Delete it"):
+        obtain([archive], tmp_path / "birds", "Birds")
+    assert left(tmp_path) == ["birds.tgz"]
 
 
-def test_archive_without_the_folder_is_refused(tmp_path: Path, server: Server) -> None:
-    archive = offer(tmp_path, server, tar({"OTHER/images.txt": b""}))
-    with pytest.raises(CxlpError, match="holds no folder BIRDS"):
-        obtain(archive, tmp_path / "data" / "birds", "Birds")
-    assert left(tmp_path / "data") == ["birds.tgz"]
+@pytest.mark.parametrize("name", ["OTHER/images.txt", "BIRDS/other.txt"])
+def test_archive_without_the_folder_or_its_marker_is_refused(tmp_path: Path, server: Server, name: str) -> None:
+    archive = replace(offer(server, tar({name: b""})), folders=("BIRDS", "old/BIRDS"))
+    with pytest.raises(CxlpError, match=r"it holds no BIRDS or old/BIRDS with images\.txt"):
+        obtain([archive], tmp_path / "data" / "birds", "Birds")
+    assert left(tmp_path / "data") == []
 
 
 def outside(kind: str, target: Path) -> bytes:
@@ -137,25 +154,41 @@ def outside(kind: str, target: Path) -> bytes:
 
 @pytest.mark.parametrize("kind", ["parent", "symbolic link", "hard link", "device"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, server: Server, kind: str) -> None:
-    # The archive is unpacked into a folder beside the root, so ".." from there is "data".
+    # Two folders above the one that it is unpacked into.
     target = tmp_path / "data" / "target.txt"
-    archive = offer(tmp_path, server, outside(kind, target))
+    archive = offer(server, outside(kind, target))
     target.parent.mkdir()
     if kind == "hard link":
         target.write_bytes(b"mine")
-    before = left(tmp_path / "data")
+    before = left(tmp_path)
     with pytest.raises(CxlpError, match="cannot unpack"):
-        obtain(archive, tmp_path / "data" / "birds", "Birds")
-    assert left(tmp_path / "data") == sorted([*before, "birds.tgz"])
+        obtain([archive], tmp_path / "data" / "birds", "Birds")
+    assert left(tmp_path) == before
     assert not target.exists() or target.read_bytes() == b"mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "served"]
 
 
 def test_absolute_paths_stay_inside(tmp_path: Path, server: Server) -> None:
     target = tmp_path / "absolute.txt"
-    obtain(offer(tmp_path, server, tar(BIRDS | {str(target): b"evil"})), tmp_path / "data" / "birds", "Birds")
+    obtain([offer(server, tar(BIRDS | {str(target): b"evil"}))], tmp_path / "data" / "birds", "Birds")
     assert not target.exists()
     assert "birds/images.txt" in left(tmp_path / "data")
+
+
+def test_links_inside_the_folder_are_kept(tmp_path: Path, server: Server) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, kind, link in [
+            ("./BIRDS/images.txt", tarfile.REGTYPE, ""),
+            ("./BIRDS/hard.txt", tarfile.LNKTYPE, "./BIRDS/images.txt"),
+            ("./BIRDS/soft.txt", tarfile.SYMTYPE, "images.txt"),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, link, 0 if link else 4
+            archive.addfile(info, io.BytesIO(b"list"))
+    root = tmp_path / "birds"
+    obtain([replace(offer(server, stream.getvalue()), into="deep/er", marker="deep/er/images.txt")], root, "Birds")
+    assert left(root / "deep" / "er") == ["hard.txt", "images.txt", "soft.txt"]
+    assert all(path.read_bytes() == b"list" for path in (root / "deep" / "er").iterdir())
 
 
 def test_folder_that_cannot_be_put_in_place_is_named(tmp_path: Path, server: Server) -> None:
@@ -163,68 +196,104 @@ def test_folder_that_cannot_be_put_in_place_is_named(tmp_path: Path, server: Ser
     root.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
     root.symlink_to(tmp_path / "elsewhere")  # an empty folder, but not one that a rename can replace
-    with pytest.raises(CxlpError, match=f"cannot move BIRDS to {root}"):
-        obtain(offer(tmp_path, server, tar(BIRDS)), root, "Birds")
+    with pytest.raises(CxlpError, match=rf"cannot make {root}: .*{root}"):
+        obtain([offer(server, tar(BIRDS))], root, "Birds")
     assert left(tmp_path / "elsewhere") == []
 
 
+def test_full_disk_is_told_and_the_download_is_kept(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    root, archive = tmp_path / "birds", offer(server, tar(BIRDS))
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "copyfileobj", full)
+        with pytest.raises(CxlpError, match=rf"cannot make {root}: .*No space left.* is kept: make room there"):
+            obtain([archive], root, "Birds")
+    assert left(tmp_path) == [".birds.partial", ".birds.partial/birds.tgz"]
+    obtain([archive], root, "Birds")
+    assert len(server.asked) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["birds"]
+
+
+def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path, server: Server) -> None:
+    content = tar(BIRDS)
+    archive = offer(server, content)
+    aside = tmp_path / ".birds.partial"
+    (aside / "whole" / "images").mkdir(parents=True)  # it was killed while unpacking
+    (aside / "whole" / "images" / "stray.jpg").touch()
+    (aside / "birds.tgz").write_bytes(content)
+    (tmp_path / ".birds.lock").touch()
+    obtain([archive], tmp_path / "birds", "Birds")
+    assert server.asked == []
+    assert left(tmp_path) == ["birds", "birds/images", "birds/images.txt", "birds/images/a.jpg"]
+
+
 def test_other_content_is_refused_without_a_download(tmp_path: Path, server: Server) -> None:
-    archive = offer(tmp_path, server, tar(BIRDS))
+    archive = offer(server, tar(BIRDS))
     root = tmp_path / "data"
     root.mkdir()
     (root / "thesis.txt").write_text("years of work")
     for place in (root, root / "thesis.txt"):
-        with pytest.raises(CxlpError, match="holds something else") as caught:
-            obtain(archive, place, "Birds")
-        assert str(place) in str(caught.value)
-    assert server[1] == []
+        for files in ([archive], [plain(server, "list.txt", b"a")])[: 1 if place == root else 2]:
+            with pytest.raises(CxlpError, match="holds something else") as caught:
+                obtain(files, place, "Birds")
+            assert str(place) in str(caught.value)
+    assert server.asked == []
     assert left(root) == ["thesis.txt"]
 
 
 def test_download_off_asks_no_server(tmp_path: Path, server: Server) -> None:
-    archive = offer(tmp_path, server, tar(BIRDS))
+    archive = offer(server, tar(BIRDS))
     root = tmp_path / "data" / "birds"
     with pytest.raises(CxlpError, match="download is off") as caught:
-        obtain(archive, root, "Birds", allowed=False)
-    assert server[1] == []
+        obtain([archive], root, "Birds", allowed=False)
+    assert server.asked == []
     assert not root.parent.exists()
-    for part in (str(root), archive.url, archive.md5, archive.size, archive.folder, "demo.yaml"):
-        assert part in str(caught.value)
+    message = str(caught.value)
+    assert f"{root}," in message
+    assert f"put the following into {root.parent}" in message
+    for part in (archive.urls[0], f"MD5 {(archive.checksum or '')[4:]}", f"folder BIRDS becomes {root}", "demo.yaml"):
+        assert part in message
 
 
 def test_archive_placed_by_hand_is_verified_used_and_kept(tmp_path: Path, server: Server) -> None:
-    archive = offer(tmp_path, server, tar(BIRDS))
+    content = tar(BIRDS)
+    archive = offer(server, content)
     root = tmp_path / "data" / "birds"
     root.parent.mkdir()
     placed = root.parent / "birds.tgz"
-    placed.write_bytes(tar(BIRDS)[:-5])  # a browser's download that broke off
-    with pytest.raises(CxlpError, match=r"birds\.tgz has MD5 .*, expected .*Delete it"):
-        obtain(archive, root, "Birds", allowed=False)
+    placed.write_bytes(content[:-5])  # a browser's download that broke off
+    with pytest.raises(CxlpError, match=r"birds\.tgz has .* bytes, expected .*Delete it"):
+        obtain([archive], root, "Birds", allowed=False)
     assert left(root.parent) == ["birds.tgz"]
-    content = (tmp_path / "served" / "birds.tgz").read_bytes()
     placed.write_bytes(content)
-    obtain(archive, root, "Birds", allowed=False)
-    assert server[1] == [], "it is there: no download, and none need be allowed"
+    obtain([archive], root, "Birds", allowed=False)
+    assert server.asked == [], "it is there: no download, and none need be allowed"
     assert (root / "images.txt").is_file()
     assert placed.read_bytes() == content, "what somebody put there is not ours to delete"
 
 
 @pytest.mark.parametrize("path", ["/moved.tgz", ""])
 def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: Server, path: str) -> None:
-    archive = offer(tmp_path, server, tar(BIRDS))
     # No such file on the server; no server at the port (0 is never one).
-    archive = replace(archive, url=f"{server[0]}{path}" if path else "http://127.0.0.1:0/birds.tgz")
+    url = server.url(path) if path else "http://127.0.0.1:0/birds.tgz"
+    files = [replace(offer(server, tar(BIRDS)), urls=(url,)), plain(server, "list.txt", b"a")]
     root = tmp_path / "data" / "birds"
-    with pytest.raises(CxlpError, match=f"cannot download {archive.url}") as caught:
-        obtain(archive, root, "Birds")
-    assert by_hand(archive, root) in str(caught.value)
+    with pytest.raises(CxlpError, match=f"cannot download {url}") as caught:
+        obtain(files, root, "Birds")
+    assert by_hand(files, root) in str(caught.value)
+    assert str(root) in str(caught.value)
     assert left(root.parent) == []
 
 
 def test_another_run_that_was_faster_keeps_its_files(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "data" / "birds"
+    monkeypatch.setattr(cxlp.fetching, "fcntl", None)  # with locks, they would not run at the same time
+    root = tmp_path / "birds"
     unpack = tarfile.TarFile.extractall
 
     def meanwhile(*arguments: Any, **options: Any) -> None:
@@ -233,9 +302,149 @@ def test_another_run_that_was_faster_keeps_its_files(
         unpack(*arguments, **options)
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", meanwhile)
-    obtain(offer(tmp_path, server, tar(BIRDS)), root, "Birds")
-    assert left(root) == ["images.txt"]
+    obtain([offer(server, tar(BIRDS))], root, "Birds")
+    assert left(tmp_path) == ["birds", "birds/images.txt"]
     assert (root / "images.txt").read_text() == "theirs"
+
+
+def test_of_two_runs_one_makes_it_and_the_other_waits(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = tar(BIRDS)
+    archive = offer(server, content)
+    stalled = Answer(content, cut_after=9, stalls=True)
+    server.offer("/birds.tgz", stalled, Answer(content))
+    runs = [Thread(target=obtain, args=([archive], tmp_path / "birds", "Birds")) for _ in range(2)]
+    for run in runs:
+        run.start()
+    said, deadline = "", time.monotonic() + 20
+    while "Another process fetches Birds: waiting for it" not in said and time.monotonic() < deadline:
+        time.sleep(0.01)
+        said += capsys.readouterr().out
+    server.over.set()
+    for run in runs:
+        run.join(timeout=20)
+    assert "waiting for it" in said
+    assert [a.range for a in server.asked] == [None, "bytes=9-"]
+    assert left(tmp_path) == ["birds", "birds/images", "birds/images.txt", "birds/images/a.jpg"]
+
+
+# --- the benchmarks' structures
+
+
+@pytest.mark.parametrize("folder", ["Images", "indoorCVPR_09/Images"])
+def test_mit67_is_one_archive_and_two_lists_beside_it(tmp_path: Path, server: Server, folder: str) -> None:
+    content = tar({f"{folder}/mall/shopping mall.jpg": b"pixels", "indoorCVPR_09/Annotations/a.xml": b""}, "w")
+    files = [
+        replace(
+            offer(server, content),
+            checksum=f"sha1:{hashlib.sha1(content, usedforsecurity=False).hexdigest()}",
+            folders=("Images", "indoorCVPR_09/Images"),
+            into="Images",
+            marker="Images",
+        ),
+        plain(server, "TrainImages.txt", b"mall/shopping mall.jpg"),
+        plain(server, "TestImages.txt", b""),
+    ]
+    root = tmp_path / "mit67"
+    for _ in range(2):
+        obtain(files, root, "MIT Indoor-67")
+    assert len(server.asked) == 3
+    whole = ["Images", "Images/mall", "Images/mall/shopping mall.jpg", "TestImages.txt", "TrainImages.txt"]
+    assert left(root) == whole
+    assert (root / "TrainImages.txt").read_bytes() == b"mall/shopping mall.jpg"
+    assert [path.name for path in tmp_path.iterdir()] == ["mit67"]
+
+    # Somebody unpacked the archive by hand, and did not know of the lists.
+    (root / "TrainImages.txt").unlink()
+    (root / "TestImages.txt").unlink()
+    server.asked.clear()
+    obtain(files, root, "MIT Indoor-67")
+    assert [a.path for a in server.asked] == ["/TrainImages.txt", "/TestImages.txt"]
+    assert left(root) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["mit67"]
+
+    # The other way round, the lists are not enough.
+    shutil.rmtree(root / "Images")
+    with pytest.raises(CxlpError, match="holds something else than the data set, or a part of it: Images is not there"):
+        obtain(files, root, "MIT Indoor-67")
+
+
+def test_nothing_is_in_place_until_the_last_file_came(tmp_path: Path, server: Server) -> None:
+    files = [offer(server, tar(BIRDS)), plain(server, "list.txt", b"a"), plain(server, "other.txt", b"b")]
+    server.offer("/list.txt", Answer(status=404))
+    (tmp_path / "other.txt").write_bytes(b"b")  # placed by hand
+    root = tmp_path / "birds"
+    with pytest.raises(CxlpError, match=r"/list\.txt: HTTP Error 404"):
+        obtain(files, root, "Birds")
+    assert left(tmp_path) == [".birds.partial", ".birds.partial/birds.tgz", "other.txt"]
+    server.offer("/list.txt", b"a")
+    obtain(files, root, "Birds")
+    assert [a.path for a in server.asked] == ["/birds.tgz?download=1", "/list.txt", "/list.txt"]
+    assert missing(files, root) == []
+    assert (tmp_path / "other.txt").read_bytes() == (root / "other.txt").read_bytes() == b"b"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["birds", "other.txt"]
+
+
+def test_voc2007_is_two_archives_in_one_folder(tmp_path: Path, server: Server) -> None:
+    inside = "VOCdevkit/VOC2007"
+    files = []
+    for split, number in (("trainval", 5), ("test", 1)):
+        content = tar(
+            {f"{inside}/JPEGImages/{number:06}.jpg": b"", f"{inside}/ImageSets/Main/{split}.txt": b"", "README": b""},
+            "w",
+        )
+        url = server.offer(f"/VOC{split}.tar", content)
+        marker = f"ImageSets/Main/{split}.txt"
+        archive = replace(offer(server, content), urls=(server.url("/down"), url), file=f"VOC{split}.tar")
+        files.append(replace(archive, folders=(inside,), marker=marker))
+    root = tmp_path / "data" / "VOCdevkit" / "VOC2007"
+    for _ in range(2):
+        obtain(files, root, "VOC 2007")
+    asked = [a.path for a in server.asked]
+    assert asked == ["/down", "/VOCtrainval.tar", "/down", "/VOCtest.tar"]
+    assert [name for name in left(root) if "." in name] == [
+        "ImageSets/Main/test.txt",
+        "ImageSets/Main/trainval.txt",
+        "JPEGImages/000001.jpg",
+        "JPEGImages/000005.jpg",
+    ]
+    assert [path.name for path in root.parent.iterdir()] == ["VOC2007"]
+
+    (root / "ImageSets" / "Main" / "test.txt").unlink()  # only the half that many people have
+    with pytest.raises(CxlpError, match=r"ImageSets/Main/test\.txt is not there") as caught:
+        obtain(files, root, "VOC 2007")
+    assert "VOCtest.tar" in str(caught.value)
+    assert "VOCtrainval.tar" not in str(caught.value)
+
+
+def test_h3d_is_one_archive_without_a_checksum(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = tar({"attributes_dataset/train/labels.txt": b"", "attributes_dataset/test/labels.txt": b""})
+    archive = replace(
+        offer(server, content),
+        checksum=None,
+        size="size not published",
+        folders=("attributes_dataset",),
+        marker="test/labels.txt",
+    )
+    root = tmp_path / "attributes_dataset"
+    with pytest.raises(CxlpError, match=r"birds\.tgz \(size not published, no checksum published\) from http"):
+        obtain([archive], root, "H3D", allowed=False)
+    obtain([archive], root, "H3D")
+    assert left(root) == ["test", "test/labels.txt", "train", "train/labels.txt"]
+    assert f"SHA-256 {hashlib.sha256(content).hexdigest()}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", DATA_MODULES)
+def test_official_entries_are_well_formed(name: str) -> None:
+    module = importlib.import_module(f"cxlp.data.{name}")
+    for file in getattr(module, "FILES", ()):
+        assert file.urls and all(re.match(r"https?://[\w.]+/", url) for url in file.urls)
+        if file.checksum is not None:
+            algorithm, _, digest = file.checksum.partition(":")
+            assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
 
 
 def test_benchmark_downloads_once_and_loads(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,12 +452,15 @@ def test_benchmark_downloads_once_and_loads(tmp_path: Path, server: Server, monk
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         archive.add(folder, "CUB_200_2011")
-    offered = offer(tmp_path, server, stream.getvalue())
-    monkeypatch.setattr(cub200, "ARCHIVE", replace(offered, folder="CUB_200_2011"))
+    # The official entry, but for where it is and what its bytes are.
+    (official,) = cub200.FILES
+    offered = offer(server, stream.getvalue())
+    mine = replace(official, urls=offered.urls, checksum=offered.checksum, size=offered.size)
+    monkeypatch.setattr(cub200, "FILES", (mine,))
     module = CUB200(tmp_path / "data" / "CUB_200_2011", image_size=16)
     module.prepare_data()
     module.prepare_data()
-    assert len(server[1]) == 1
+    assert len(server.asked) == 1
     module.setup()
     assert {split: len(data) for split, data in module.splits.items()} == {"train": 18, "val": 0, "test": 9}
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["CUB_200_2011"]

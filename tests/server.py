@@ -1,0 +1,116 @@
+"""A web server on this machine that misbehaves as it is told."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one request is answered.
+
+    Attributes:
+        content: The file's.
+        status: Anything but 200: an error, without content.
+        location: Where to redirect to instead.
+        cut_after: The connection is closed after so many bytes of the answer.
+        stalls: ... or it stays open, and nothing comes any more.
+        ranges: Whether parts are sent when asked for.
+        etag: Of the file; empty: the server gives none.
+        keeps_to_if_range: Whether ``If-Range`` is honoured.
+        sized: Whether ``Content-Length`` is sent.
+    """
+
+    content: bytes = b""
+    status: int = 200
+    location: str = ""
+    cut_after: int | None = None
+    stalls: bool = False
+    ranges: bool = True
+    etag: str = ""
+    keeps_to_if_range: bool = True
+    sized: bool = True
+
+
+class Asked(NamedTuple):
+    """One request, and how many bytes of content it got."""
+
+    path: str
+    range: str | None
+    if_range: str | None
+    sent: int
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by :attr:`answers`, of each path one after the other, the last one forever; else with 404."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: dict[str, list[Answer]] = {}
+        self.asked: list[Asked] = []
+        self.over = Event()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+    def offer(self, path: str, *answers: Answer | bytes) -> str:
+        """Serve a path from now on; returns its address."""
+        self.answers[path] = [Answer(a) if isinstance(a, bytes) else a for a in answers]
+        return self.url(path)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Server)
+        queue = self.server.answers.get(self.path.partition("?")[0], [Answer(status=404)])
+        answer = queue.pop(0) if len(queue) > 1 else queue[0]
+        range_, if_range = self.headers.get("Range"), self.headers.get("If-Range")
+        content, headers, status = self._choose(answer, range_, if_range)
+        sent = content[: answer.cut_after]
+        self.server.asked.append(Asked(self.path, range_, if_range, len(sent)))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(sent)
+            if answer.stalls:
+                self.server.over.wait(timeout=20)
+
+    def _choose(self, answer: Answer, range_: str | None, if_range: str | None) -> tuple[bytes, dict[str, str], int]:
+        if answer.location:
+            return b"", {"Location": answer.location, "Content-Length": "0"}, 302
+        if answer.status != 200:
+            return b"", {"Content-Length": "0"}, answer.status
+        headers = {"ETag": answer.etag} if answer.etag else {}
+        content, status = answer.content, 200
+        is_same = if_range in (None, answer.etag) or not answer.keeps_to_if_range
+        if range_ and answer.ranges and is_same:
+            start, total = int(re.findall(r"bytes=(\d+)-", range_)[0]), len(content)
+            if start >= total:
+                return b"", {"Content-Range": f"bytes */{total}", "Content-Length": "0"}, 416
+            content, status = content[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+        if answer.sized:
+            headers["Content-Length"] = str(len(content))
+        return content, headers, status
+
+    def log_message(self, *_: Any) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server in a thread."""
+    with Server() as server:
+        server.daemon_threads = True
+        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join(timeout=5)
