@@ -26,6 +26,7 @@ from rich.table import Table
 
 from cxlp.callbacks import RunIdentity, TestReport, checkpoints, hold, let_go, write_whole
 from cxlp.config_errors import explain
+from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError, did_you_mean
@@ -38,7 +39,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 #: What may stand at ``class_path``, besides a user's own subclasses.
 CLASSES = {
     "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
-    "data": ("cxlp.data.cub200.CUB200", "cxlp.data.demo.Demo", "cxlp.data.folder.Folder"),
+    "data": tuple(DATA_MODULES.values()),
 }
 
 
