@@ -203,7 +203,7 @@ def write_h3d(root: Path, train: int = 54, test: int = 36, size: int = 96, seed:
 
     The person is a mixture of the present attributes' textures inside a box, in front of noise. As in the
     real release, columns are padded with runs of spaces, and in each list person 2 has a box of NaN,
-    person 3 one that crosses the border (on the left and below), person 4 nothing but 0.
+    person 3 one that crosses the border (on the left and below), people 4 and 5 nothing but 0.
 
     Args:
         root: The folder in which ``attributes_dataset`` is made.
@@ -232,7 +232,7 @@ def write_h3d(root: Path, train: int = 54, test: int = 36, size: int = 96, seed:
                 left, top, w, h, box = 0, 0, width, height, np.full(4, np.nan)
             if number == 3:
                 left, h, box = 0, height - top, np.array([-5, top, w + 5, height - top + 5], float)
-            if number == 4:
+            if number in (4, 5):
                 labels[:] = 0
             pixels = rng.integers(60, 196, size=(height, width, 3)).astype(np.uint8)
             pixels[top : top + h, left : left + w] = mixture(shown, 9, rng, w, h)

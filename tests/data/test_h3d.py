@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cxlp.data.base import Split, read_image, widened
-from cxlp.data.h3d import ATTRIBUTES, H3D, OFFICIAL_COUNTS, read_h3d
+from cxlp.data.h3d import ATTRIBUTES, FILES, H3D, OFFICIAL_COUNTS, read_h3d
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.errors import CxlpError
-from tests.editing import edit, edit_line, windows_ends
+from tests.editing import edit, edit_line, pack, unverified, windows_ends
 
 
 def test_lists_become_boxes_and_rows_of_labels(h3d: Path) -> None:
@@ -87,6 +87,16 @@ def test_malformed_labels_are_named(h3d: Path, labels: str) -> None:
     edit_line(h3d / "test" / "labels.txt", 5, lambda _: f"00005.jpg 1 2 3 4 {labels}\n")
     with pytest.raises(CxlpError, match=r"test/labels\.txt, line 5: .*nine of 1, -1 or 0, got '00005\.jpg 1 2 3 4"):
         read_h3d(h3d)
+
+
+def test_the_archive_becomes_the_folder(h3d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = tmp_path / "data"
+    pack(beside / "attributes_dataset.tgz", {"attributes_dataset": h3d})
+    monkeypatch.setattr("cxlp.data.h3d.FILES", unverified(FILES))
+    module = H3D(beside / "attributes_dataset", download=False, image_size=16)
+    module.prepare_data()
+    module.setup()
+    assert {split: len(data) for split, data in module.splits.items()} == {"train": 18, "val": 0, "test": 9}
 
 
 def test_a_missing_image_is_named(h3d: Path) -> None:

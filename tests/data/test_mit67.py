@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from cxlp.data.base import read_image
-from cxlp.data.mit67 import MIT67, OFFICIAL_COUNTS, read_mit67
+from cxlp.data.mit67 import FILES, MIT67, OFFICIAL_COUNTS, read_mit67
 from cxlp.errors import CxlpError
-from tests.editing import edit, edit_line, windows_ends
+from tests.editing import edit, edit_line, pack, unverified, windows_ends
 
 
 def test_lists_become_classes_and_splits(mit67: Path) -> None:
@@ -67,6 +67,22 @@ def test_images_may_lie_in_a_folder_of_the_archives_name(mit67: Path) -> None:
     module = MIT67(mit67, download=False, image_size=16)
     module.prepare_data()  # nothing is missing
     module.setup()
+
+
+@pytest.mark.parametrize("top", ["Images", "indoorCVPR_09/Images"])
+def test_archive_and_lists_become_the_layout(
+    mit67: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str
+) -> None:
+    beside = tmp_path / "data"
+    pack(beside / "indoorCVPR_09.tar", {top: mit67 / "Images"})
+    for file in ("TrainImages.txt", "TestImages.txt"):
+        (mit67 / file).rename(beside / file)
+    monkeypatch.setattr("cxlp.data.mit67.FILES", unverified(FILES))
+    module = MIT67(beside / "mit67", download=False, image_size=16)
+    module.prepare_data()
+    assert sorted(path.name for path in module.root.iterdir()) == ["Images", "TestImages.txt", "TrainImages.txt"]
+    module.setup()
+    assert {split: len(data) for split, data in module.splits.items()} == {"train": 18, "val": 0, "test": 9}
 
 
 @pytest.mark.parametrize("line", ["room.jpg", "mall/deep/room.jpg", "/mall/room.jpg", "/room.jpg", "../room.jpg"])

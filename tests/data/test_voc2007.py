@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from cxlp.data.base import Sample, Split
-from cxlp.data.voc2007 import CLASSES, OFFICIAL_COUNTS, VOC2007, Difficult, read_voc2007
+from cxlp.data.voc2007 import CLASSES, FILES, OFFICIAL_COUNTS, VOC2007, Difficult, read_voc2007
 from cxlp.errors import CxlpError
-from tests.editing import edit, edit_line, windows_ends
+from tests.editing import edit, edit_line, pack, unverified, windows_ends
 
 
 def labels(samples: list[Sample]) -> NDArray[np.int64]:
@@ -86,6 +86,23 @@ def test_an_image_has_a_row_of_labels(voc2007: Path) -> None:
     item = module.splits["test"][3]
     assert item["image"].shape == (3, 16, 16)
     assert tuple(item["label"].tolist()) == module.splits["test"].samples[3].label
+
+
+def test_two_archives_become_one_folder(voc2007: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = tmp_path / "data" / "VOCdevkit"
+    before = read_voc2007(voc2007)[1]
+    for archive, is_test in (("VOCtrainval_06-Nov-2007.tar", False), ("VOCtest_06-Nov-2007.tar", True)):
+        lists = [p for p in (voc2007 / "ImageSets" / "Main").iterdir() if p.stem.endswith("test") == is_test]
+        images = [s.path for split, part in before.items() for s in part if (split == "test") == is_test]
+        files = {f"VOCdevkit/VOC2007/{path.relative_to(voc2007).as_posix()}": path for path in lists + images}
+        pack(beside / archive, files)
+    monkeypatch.setattr("cxlp.data.voc2007.FILES", unverified(FILES))
+    module = VOC2007(beside / "VOC2007", download=False, image_size=16, validation="official")
+    module.prepare_data()
+    module.setup()
+    for split, part in before.items():
+        expected = [module.root / s.path.relative_to(voc2007) for s in part]
+        assert [s.path for s in module.splits[split].samples] == expected
 
 
 def test_an_image_that_one_class_lacks_is_named(voc2007: Path) -> None:
