@@ -92,7 +92,7 @@ def ours(problem: Problem) -> dict[str, float]:
     store, cpu = _store(problem), torch.device("cpu")
     targets = as_targets(labels(problem, problem.n), problem.classes).numpy()
     times = [time.perf_counter()]
-    gram = gram_matrix(store, cpu).double().numpy()
+    gram = gram_matrix(store, cpu).numpy()
     times.append(time.perf_counter())
     _say(f"Gram matrix: {times[-1] - times[-2]:.1f} s")
     solution = solve(gram, targets, problem.c, problem.threads)

@@ -24,12 +24,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.callbacks import RunIdentity, TestReport, checkpoints, hold, let_go, write_whole
+from cxlp.callbacks import RunIdentity, TestReport, checkpoints, write_whole
 from cxlp.config_errors import explain
 from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError, did_you_mean
+from cxlp.locking import hold, let_go
 from cxlp.logging import RunConfig, build_loggers, how_to_look
 from cxlp.metrics import SELECTION
 from cxlp.tasks import Frozen
@@ -314,7 +315,7 @@ def _mendable(error: BaseException | None) -> str | None:
             # From a loader's worker, the message carries the worker's traceback.
             return str(error).rpartition("CxlpError: ")[2].strip()
         if isinstance(error, MisconfigurationException):
-            return str(error)
+            return " ".join(str(error).split())
         if is_distributed() and re.search("Connection (closed by|reset by) peer|Socket closed", str(error)):
             return "another process of this run has stopped: see its message"
         error = error.__cause__

@@ -3,28 +3,20 @@
 import hashlib
 import http.client
 import json
-import os
 import re
 import secrets
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
 
 from tqdm import tqdm
 
 from cxlp.errors import CxlpError
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from cxlp.locking import locked
 
 #: Seconds without a byte after which a connection counts as lost.
 STALL = 30.0
@@ -104,62 +96,6 @@ def verify(path: Path, remote: Remote) -> None:
         raise CxlpError(f"cannot read {path}: {error.strerror}") from error
     if problem:
         raise CxlpError(f"{path} {problem}: incomplete, or another file. Delete it and run again.")
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[bool]:
-    """Be the only process to work on something.
-
-    By ``flock``, which ends with its process, however that ends, and which holds between containers and
-    machines that share a disk (where process numbers say nothing).
-
-    Args:
-        path: The lock file; its folder is made, and it is deleted in the end.
-        what: What is worked on, to tell the user what is waited for.
-
-    Yields:
-        Whether there is a lock at all: not on Windows, nor on file systems without locks.
-
-    Raises:
-        CxlpError: If nothing can be written there.
-    """
-    descriptor = -1
-    try:
-        while True:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else -1
-            except OSError as error:
-                raise CxlpError(f"cannot write into {path.parent}: {error.strerror}") from error
-            is_locked = fcntl is not None and _flock(fcntl, descriptor, what)
-            # Whoever had the lock has deleted the file: then this one is a lock on nothing.
-            if not is_locked or _is_file_of(descriptor, path):
-                break
-            os.close(descriptor)
-            descriptor = -1
-        yield is_locked
-    finally:
-        if descriptor >= 0:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def _flock(fcntl: ModuleType, descriptor: int, what: str) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        tqdm.write(f"Another process fetches {what}: waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return False
-    return True
-
-
-def _is_file_of(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 class _FailedError(Exception):

@@ -17,7 +17,7 @@ from cxlp.errors import CxlpError
 
 Kind = Literal["11point", "allpoint", "uninterpolated"]
 
-#: What the best checkpoint and C are chosen by (on training images), by whether there are several labels per image.
+#: What the best checkpoint and C are chosen by, on training images: by whether an image may show several classes.
 SELECTION = {False: "accuracy", True: "mAP"}
 
 # Published "VOC07 mAP" may be any of the three, so they are reported side by side.

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cxlp.caffenet import CAFFENET_SHA256, CaffeNet, onnx_state_dict
+from cxlp.caffenet import CAFFENET_SHA256, CaffeNet, FullPrecisionLRN, onnx_state_dict
 from cxlp.errors import CxlpError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,3 +155,13 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
 
 def test_the_checksum_is_one() -> None:
     assert len(bytes.fromhex(CAFFENET_SHA256)) == 32
+
+
+def test_normalisation_of_large_activations_does_not_overflow_in_half_precision() -> None:
+    x = torch.rand(1, 96, 3, 3, generator=torch.Generator().manual_seed(0)) * 2000  # 2000^2 is no float16
+    expected = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)(x)
+    norm = FullPrecisionLRN(5, alpha=1e-4, beta=0.75)
+    assert torch.equal(norm(x), expected)
+    half = norm(x.half())
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), expected, rtol=2e-3, atol=0.1)

@@ -57,9 +57,9 @@ def solved(folder: Path) -> dict[str, Tensor]:
     barrier()
     gram = gram_matrix(store, CPU, block_bytes=4 * ROWS * 7)
     targets = as_targets(labels, CLASSES).numpy()
-    solution = solve(gram.double().numpy(), targets, 10.0, threads=1)
+    solution = solve(gram.numpy(), targets, 10.0, threads=1)
     coefficients = torch.from_numpy(solution.coefficients)
-    held_out = held_out_scores(gram.double().numpy(), targets, labels.numpy(), 10.0, folds=5, threads=1)
+    held_out = held_out_scores(gram.numpy(), targets, labels.numpy(), 10.0, folds=5, threads=1)
     return {
         "gram": gram,
         "coefficients": coefficients,

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import cxlp.fetching
+import cxlp.locking
 from cxlp.errors import CxlpError
-from cxlp.fetching import Remote, fetch, locked, verify
+from cxlp.fetching import Remote, fetch, verify
 from tests.server import Answer, Server, serving
 
 CONTENT = bytes(range(256)) * 8000  # two megabytes: more than one chunk
@@ -357,28 +357,6 @@ def test_of_two_processes_one_fetches_and_the_other_waits(server: Server, tmp_pa
     assert names(tmp_path) == ["file.bin"]
 
 
-def test_a_lock_is_held_by_one_at_a_time_though_its_file_goes_and_comes(tmp_path: Path) -> None:
-    inside: list[int] = []
-    seen: list[int] = []
-
-    def work(number: int) -> None:
-        for _ in range(25):
-            with locked(tmp_path / ".lock", "it") as is_locked:
-                assert is_locked
-                inside.append(number)
-                time.sleep(0.0005)
-                seen.append(len(inside))
-                inside.remove(number)
-
-    threads = [Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert seen == [1] * 150
-    assert names(tmp_path) == []
-
-
 def _no_locks(*_: Any) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
 
@@ -391,7 +369,7 @@ def _no_locks(*_: Any) -> None:
 def test_without_locks_each_has_a_part_of_its_own(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcntl: object
 ) -> None:
-    monkeypatch.setattr(cxlp.fetching, "fcntl", fcntl)
+    monkeypatch.setattr(cxlp.locking, "fcntl", fcntl)
     (tmp_path / "file.bin.part").write_bytes(OTHER[:500])  # another process is writing it
     file = remote(server.offer("/file", Answer(CONTENT, cut_after=900_000)))
     with pytest.raises(CxlpError, match="connection was lost"):

@@ -233,3 +233,10 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.ckpt").write_text("<html>")
     with pytest.raises(CxlpError, match=r"page.ckpt is not a checkpoint of cxlp"):
         load_network(tmp_path / "page.ckpt")
+
+
+@pytest.mark.parametrize("method", ["cross", "bilinear", "average_local", "average_guide"])
+def test_each_parameter_takes_part(photos: Tensor, method: str) -> None:
+    network = randomise(build(classes=CLASSES, method=method)).train()  # DDP waits for gradients that never come
+    network(photos).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []

@@ -12,7 +12,8 @@ from secrets import token_hex
 from tqdm import tqdm
 
 from cxlp.errors import CxlpError
-from cxlp.fetching import Remote, fetch, locked, verify
+from cxlp.fetching import Remote, fetch, verify
+from cxlp.locking import locked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from torch import Tensor
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
+from cxlp.errors import CxlpError
+
 Aspect = Literal["warp", "crop"]
 
 
@@ -29,6 +31,12 @@ class AugmentConfig:
     crop_scale: float = 0.5
     flip: float = 0.5
     colour: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("crop_scale", 0.01, 1.0), ("flip", 0.0, 1.0), ("colour", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and {high:g}")
 
 
 class Transform:

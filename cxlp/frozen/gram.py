@@ -8,30 +8,33 @@ from cxlp.distributed import all_sum, rank, world_size
 from cxlp.frozen.store import RowStore
 
 _TILE = 512  # rows multiplied at a time: small enough to skip most of the lower triangle
+_WIDTH = 2048  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike
 
 
 def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 << 20) -> Tensor:
     """Compute ``G = X X^T`` of an ``(n, d)`` store as a sum over blocks of columns.
 
     Each entry of the store is read once, one block of columns is in memory at a time, and only
-    the triangle on and above the diagonal is multiplied. Ranks share the blocks and sum their parts.
+    the triangle on and above the diagonal is multiplied: in float32, summed over blocks in float64.
+    Ranks share the blocks and sum their parts.
 
     Args:
         store: The rows X.
         device: Where to multiply, and where G is summed up.
-        block_bytes: Size of one block of columns as float32.
+        block_bytes: Largest size of one block of columns as float32.
 
     Returns:
-        ``(n, n)``, float32, on the CPU, exactly symmetric, the same on each rank.
+        ``(n, n)``, float64, on the CPU, exactly symmetric, the same on each rank.
     """
     n, d = store.rows, store.dim
-    total = torch.zeros(n, n, device=device)
-    width = max(1, min(block_bytes // (4 * n), -(-d // world_size())))
+    total = torch.zeros(n, n, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
+    width = max(1, min(block_bytes // (4 * n), _WIDTH))
     mine = range(rank() * width, d, world_size() * width)
     for start in tqdm(mine, desc="Gram matrix", disable=rank() != 0, leave=False):
         columns = store.read_columns(start, min(start + width, d)).to(device, torch.float32)  # (n, width)
         for top in range(0, n, _TILE):
-            total[top : top + _TILE, top:].addmm_(columns[top : top + _TILE], columns[top:].T)
+            product = columns[top : top + _TILE] @ columns[top:].T
+            total[top : top + _TILE, top:] += product.to(total.device)
         del columns  # before the next block is read
     gram = all_sum(total.cpu())
     # Mirror in place, by tiles: a transposed copy would double the memory.

@@ -57,7 +57,7 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share:
             return
         whole = len(rows) == n
         # The tight tolerance costs little, and runs that differ by rounding end with the same weights.
-        svm = SVC(kernel="precomputed", C=c, tol=1e-5, cache_size=64)
+        svm = SVC(kernel="precomputed", C=c, tol=1e-6, cache_size=64)
         svm.fit(gram if whole else gram[np.ix_(rows, rows)], targets[k, rows])
         coefficients[k, rows[svm.support_]] = svm.dual_coef_[0]
         intercepts[k] = svm.intercept_[0]
@@ -144,4 +144,6 @@ def fit_logit_scale(scores: Array, labels: Tensor) -> float:
     def loss(log_scale: float) -> float:
         return float(classification_loss(np.exp(log_scale) * margins, labels, doubt))
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded").x))
+    # tightly, so that runs that differ by rounding end with the same weights
+    found = minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(found.x))

@@ -11,7 +11,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.labels import classification_loss
-from cxlp.metrics import confusion_matrix, multi_label_metrics, single_label_metrics
+from cxlp.metrics import (
+    confusion_matrix,
+    multi_label_metrics,
+    per_class_average_precision,
+    single_label_metrics,
+)
 from cxlp.network import Network, NetworkConfig
 from cxlp.timing import PhaseTimes
 
@@ -56,7 +61,7 @@ class CrossLayerTask(pl.LightningModule):
         build = multi_label_metrics if multi_label else single_label_metrics
         self.val_metrics, self.test_metrics = build(classes, "val/"), build(classes, "test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.confusion = None if multi_label else confusion_matrix(classes)
+        self.per_class = per_class_average_precision(classes) if multi_label else confusion_matrix(classes)
 
     @property
     def in_frozen_epoch(self) -> bool:
@@ -152,8 +157,8 @@ class CrossLayerTask(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score test images."""
         scores, labels = self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
-        if len(labels) and self.confusion is not None:
-            self.confusion.update(scores, labels)
+        if len(labels):
+            self.per_class.update(scores, labels)
 
     def on_test_end(self) -> None:
         """Time the test."""

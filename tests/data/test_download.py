@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import cxlp.fetching
+import cxlp.locking
 from cxlp.data import DATA_MODULES, cub200
 from cxlp.data.cub200 import CUB200
 from cxlp.data.download import Archive, by_hand, missing, obtain
@@ -292,7 +292,7 @@ def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: S
 def test_another_run_that_was_faster_keeps_its_files(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cxlp.fetching, "fcntl", None)  # with locks, they would not run at the same time
+    monkeypatch.setattr(cxlp.locking, "fcntl", None)  # with locks, they would not run at the same time
     root = tmp_path / "birds"
     unpack = tarfile.TarFile.extractall
 

@@ -1,0 +1,101 @@
+"""A lock among processes, on one machine or on several that share a disk."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import IO
+
+from tqdm import tqdm
+
+from cxlp.errors import CxlpError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+_HELD: list[IO[str]] = []  # an open file keeps its lock
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[bool]:
+    """Be the only process that works on something.
+
+    By ``flock``, which ends with its process, however that ends, and which holds between containers and
+    machines that share a disk (where process numbers say nothing).
+
+    Args:
+        path: The lock file; its folder is made, and it is deleted in the end.
+        what: What is worked on, to tell the user what is waited for.
+
+    Yields:
+        Whether there is a lock at all: not on Windows, nor on file systems without locks.
+
+    Raises:
+        CxlpError: If nothing can be written there.
+    """
+    descriptor = -1
+    try:
+        while True:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else -1
+            except OSError as error:
+                raise CxlpError(f"cannot write into {path.parent}: {error.strerror}") from error
+            is_locked = fcntl is not None and _flock(fcntl, descriptor, what)
+            # Whoever had the lock has deleted the file: then this one is a lock on nothing.
+            if not is_locked or _is_file_of(descriptor, path):
+                break
+            os.close(descriptor)
+            descriptor = -1
+        yield is_locked
+    finally:
+        if descriptor >= 0:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def hold(folder: Path) -> None:
+    """Keep a run's folder for this process, until :func:`let_go` or its end.
+
+    Raises:
+        CxlpError: If another process has it: two would overwrite each other's checkpoints.
+    """
+    if fcntl is None:
+        return
+    file = (folder / ".lock").open("w")
+    _HELD.append(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CxlpError(f"another process is working in {folder}: wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        return
+
+
+def let_go() -> None:
+    """Give the folders free that this process holds."""
+    while _HELD:
+        _HELD.pop().close()
+
+
+def _flock(fcntl: ModuleType, descriptor: int, what: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        tqdm.write(f"Another process fetches {what}: waiting for it")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
