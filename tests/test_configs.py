@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
-from tests.test_cli import GENTLY, run
+from tests.test_cli import run
 
 ACCURACIES = {"accuracy", "mean_class_accuracy"}
 PRECISIONS = {"mAP", "mAP_11point", "mAP_allpoint"}
@@ -60,7 +60,7 @@ def test_fine_tuning(name: str) -> None:
         "voc2007": ("official", (60, 40, 40)),
         "h3d": ("0.34", (35, 19, 36)),
     }[name]
-    overlay = ["--config", "finetune.yaml", "--data.validation", validation, "--trainer.max_epochs", "2", *GENTLY]
+    overlay = ["--config", "finetune.yaml", "--data.validation", validation, "--trainer.max_epochs", "2"]
     found = run("a", *overlay, config=f"{name}.yaml")
     results = {key: value for key, value in found["metrics"].items() if key.startswith(("test/", "val/"))}
     assert results.keys() == {f"{split}/{metric}" for split in ("val", "test") for metric in names | {"loss"}}

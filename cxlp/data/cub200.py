@@ -16,7 +16,7 @@ FILES = (
         urls=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",),
         file="CUB_200_2011.tgz",
         checksum="md5:97eceeb196236b17998738112f37df78",
-        size=1_150_585_339,
+        size="1.15 GB",
         folders=("CUB_200_2011",),
         marker="images.txt",
     ),
