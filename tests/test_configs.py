@@ -1,9 +1,15 @@
 """Each benchmark's shipped config, run to its end on a small data set in the benchmark's own layout."""
 
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cxlp.cli import CONFIGS
+from cxlp.data import DATA_MODULES
+from cxlp.data.base import ImageDataModule
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
 from tests.test_cli import run
 
@@ -68,3 +74,15 @@ def test_fine_tuning(name: str) -> None:
     assert found["images"] == dict(zip(("train", "val", "test"), images, strict=True))
     assert found["seconds"]["fine-tuning"] > 0
     assert found["tested"].endswith("best.ckpt")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_config_shows_each_option_of_the_data_at_its_default(name: str) -> None:
+    path, _, class_name = DATA_MODULES[name].rpartition(".")
+    module = getattr(importlib.import_module(path), class_name)
+    own, common = (inspect.signature(cls).parameters for cls in (module, ImageDataModule))
+    defaults = {key: parameter.default for key, parameter in {**common, **own}.items()}
+    # The picture's size follows the network; augmentation belongs to the overlay that uses it.
+    expected = {key: defaults[key] for key in defaults.keys() - {"common", "image_size", "augment"}}
+    shown = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
+    assert shown == {"class_path": DATA_MODULES[name], "init_args": expected}
