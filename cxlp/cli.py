@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import Namespace
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -33,6 +32,7 @@ from cxlp.errors import CxlpError, did_you_mean
 from cxlp.locking import hold, let_go
 from cxlp.logging import RunConfig, build_loggers, how_to_look
 from cxlp.metrics import SELECTION
+from cxlp.network import read_checkpoint
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import CrossLayerTask
 
@@ -276,14 +276,11 @@ def _resume(checkpoint: Path, run: RunConfig) -> tuple[Path | None, str | None]:
     if not checkpoint.is_file():
         near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
         raise CxlpError(f"checkpoint not found: {checkpoint}. {did_you_mean(str(checkpoint), near) if near else ''}")
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["cxlp_run"]
-    except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
-        raise CxlpError(f"{checkpoint} is not a checkpoint that train.py wrote: {error}") from error
+    saved = read_checkpoint(checkpoint)
     folder = checkpoint.absolute().parent.parent
     if checkpoint.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
         return None, None
-    return folder, saved["wandb_id"]
+    return folder, saved["cxlp_run"]["wandb_id"]
 
 
 def _counts(data: ImageDataModule) -> dict[str, int]:

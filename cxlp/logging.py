@@ -94,7 +94,7 @@ def how_to_look(folder: Path) -> str | None:
     """One line on how to look at the wandb run of a folder, or ``None`` where there is none."""
     runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
     if runs:
-        return f"wandb leet {runs[-1]}   (upload: wandb sync {runs[-1]})"
+        return f"wandb leet {runs[-1]}   (upload: wandb sync {' '.join(map(str, runs))})"
     if (folder / "wandb").is_dir():
         return f"wandb leet {folder / 'wandb' / 'latest-run'}   (or in the browser)"
     return None

@@ -154,6 +154,22 @@ class Network(nn.Module):
         return {"config": asdict(self.config), "classes": list(self.classes), "multi_label": self.multi_label}
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a run wrote, without running code from it.
+
+    Raises:
+        CxlpError: If the file is missing or not a checkpoint of cxlp.
+    """
+    if not Path(path).is_file():
+        raise CxlpError(f"checkpoint not found: {path}")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        _ = checkpoint["cxlp"]["network"]["config"]
+    except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
+        raise CxlpError(f"{path} is not a checkpoint of cxlp: {error}") from error
+    return checkpoint
+
+
 def load_network(path: str | Path) -> Network:
     """Build the network of a checkpoint, in evaluation mode; nothing else is needed, no code is run.
 
@@ -163,13 +179,8 @@ def load_network(path: str | Path) -> Network:
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp.
     """
-    if not Path(path).is_file():
-        raise CxlpError(f"checkpoint not found: {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        spec = checkpoint["cxlp"]["network"]
-    except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
-        raise CxlpError(f"{path} is not a checkpoint of cxlp: {error}") from error
+    checkpoint = read_checkpoint(path)
+    spec = checkpoint["cxlp"]["network"]
     # The weights come from the checkpoint: nothing is downloaded.
     backbone = BackboneConfig(**{**spec["config"]["backbone"], "weights": None})
     config = NetworkConfig(backbone, PoolingConfig(**spec["config"]["pooling"]))

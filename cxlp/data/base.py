@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
@@ -273,6 +275,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         except ValueError as error:
             raise CxlpError(f"{self.name}: cannot hold out {self.validation:.0%} of each class: {error}") from error
         return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
+
+    def fingerprints(self, split: Split) -> Tensor:
+        """A number ``(n,)`` for each image, by its path below the root: to tell whether two runs' splits overlap."""
+        names = (str(s.path.relative_to(self.root)) for s in self.splits[split].samples)
+        return torch.tensor(
+            [int.from_bytes(blake2b(n.encode(), digest_size=7).digest()) for n in names], dtype=torch.int64
+        )
 
     @property
     def _network(self) -> Network | None:

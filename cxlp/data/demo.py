@@ -2,7 +2,7 @@
 
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,6 +16,9 @@ from cxlp.errors import CxlpError
 
 #: Images per species.
 COUNTS: dict[Split, int] = {"train": 40, "test": 20}
+#: Which drawing the pictures are of: to be raised where it changes, so that old pictures are drawn anew.
+DRAWING = "cxlp demo birds, drawing 1\n"
+STAMP = "drawing.txt"
 
 
 class Demo(ImageDataModule):
@@ -33,10 +36,14 @@ class Demo(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Draw the pictures once, on one process per machine; written aside, renamed when whole."""
-        if (self.root / "test").is_dir():
+        if self._is_drawn():
             return
-        if self.root.exists() and any(self.root.iterdir()):
-            raise CxlpError(f"demo: {self.root} holds something else than the demo pictures; give another --data.root")
+        stamp = self.root / STAMP
+        if self.root.exists() and any(self.root.iterdir()) and not stamp.exists():
+            raise CxlpError(
+                f"demo: {self.root} holds something else than the demo pictures: move it away, or give another "
+                "--data.root"
+            )
         self.root.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(mkdtemp(prefix=".demo-", dir=self.root.parent))
         try:
@@ -46,21 +53,27 @@ class Demo(ImageDataModule):
                 for k in range(len(SPECIES))
                 for i in range(n)
             ]
-            # As DataLoader does it: a forked worker need not import torch again, which takes longer than the drawing.
-            start = "fork" if "fork" in get_all_start_methods() else "spawn"
-            with ProcessPoolExecutor(usable_cores(), mp_context=get_context(start)) as pool:
+            # Not forked: this process may have threads, and a drawing one imports neither them nor torch.
+            with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
                 list(tqdm(pool.map(draw_file, jobs, chunksize=16), total=len(jobs), desc="Drawing the demo birds"))
+            (aside / STAMP).write_text(DRAWING)
             aside.chmod(0o755)
             try:
-                if self.root.exists():
+                if stamp.exists() and not self._is_drawn():  # of an older drawing
+                    shutil.rmtree(self.root)
+                elif self.root.exists():
                     self.root.rmdir()
                 aside.rename(self.root)
             except OSError:
                 # Another run was faster: its pictures are the same.
-                if not (self.root / "test").is_dir():
+                if not self._is_drawn():
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def _is_drawn(self) -> bool:
+        stamp = self.root / STAMP
+        return stamp.is_file() and stamp.read_text() == DRAWING
 
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         """List the pictures."""

@@ -71,10 +71,20 @@ class FrozenFit:
         images: n, the number of training images over all ranks.
         folder: Where features and maps are kept meanwhile; all ranks name the same one.
         times: Gets the time of each phase.
+        progress: Whether rank 0 shows bars.
     """
 
-    def __init__(self, network: Network, config: FrozenConfig, images: int, folder: Path, times: PhaseTimes) -> None:
+    def __init__(
+        self,
+        network: Network,
+        config: FrozenConfig,
+        images: int,
+        folder: Path,
+        times: PhaseTimes,
+        progress: bool = True,
+    ) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
+        self.progress = progress
         self.device = network.backbone.mean.device
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
@@ -146,7 +156,7 @@ class FrozenFit:
         barrier()
         self.features.reopen()  # a network disk shows what others wrote to those who open after them
         with self.times.measure("Gram matrix"):
-            gram = gram_matrix(self.features, self.device).numpy()
+            gram = gram_matrix(self.features, self.device, progress=self.progress).numpy()
         with self.times.measure("SVM"):
             report = self._fit_classifier(gram)
         barrier()
@@ -215,7 +225,8 @@ class FrozenFit:
         if self.maps is None:  # more ranks than images
             return
         step = 32
-        for start in tqdm(range(0, len(self.positions), step), desc="Pooling", disable=rank() != 0, leave=False):
+        steps = range(0, len(self.positions), step)
+        for start in tqdm(steps, desc="Pooling", disable=not self.progress or rank() != 0, leave=False):
             stop = min(start + step, len(self.positions))
             rows = self.maps.read(start, stop).to(self.device)
             parts = torch.split(rows, [h * w * c for h, w, c in self.map_shapes], dim=1)

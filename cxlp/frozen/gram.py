@@ -11,7 +11,7 @@ _TILE = 512  # rows multiplied at a time: small enough to skip most of the lower
 _WIDTH = 2048  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike
 
 
-def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 << 20) -> Tensor:
+def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 << 20, progress: bool = True) -> Tensor:
     """Compute ``G = X X^T`` of an ``(n, d)`` store as a sum over blocks of columns.
 
     Each entry of the store is read once, one block of columns is in memory at a time, and only
@@ -22,6 +22,7 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
         store: The rows X.
         device: Where to multiply, and where G is summed up.
         block_bytes: Largest size of one block of columns as float32.
+        progress: Whether rank 0 shows a bar.
 
     Returns:
         ``(n, n)``, float64, on the CPU, exactly symmetric, the same on each rank.
@@ -30,7 +31,7 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
     total = torch.zeros(n, n, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
     width = max(1, min(block_bytes // (4 * n), _WIDTH))
     mine = range(rank() * width, d, world_size() * width)
-    for start in tqdm(mine, desc="Gram matrix", disable=rank() != 0, leave=False):
+    for start in tqdm(mine, desc="Gram matrix", disable=not progress or rank() != 0, leave=False):
         columns = store.read_columns(start, min(start + width, d)).to(device, torch.float32)  # (n, width)
         for top in range(0, n, _TILE):
             product = columns[top : top + _TILE] @ columns[top:].T

@@ -91,7 +91,8 @@ class CrossLayerTask(pl.LightningModule):
             )
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
         images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
-        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times)
+        progress = self.trainer.progress_bar_callback is not None
+        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress)
 
     def observe(self, batch: Batch) -> None:
         """Feed a batch to the frozen fit."""
@@ -186,6 +187,7 @@ class CrossLayerTask(pl.LightningModule):
             "image": {"size": data.splits["test"].transform.size, "aspect": data.aspect},
             "report": self.report,
             "validated": self._latest_validation(),
+            "trained_on": data.fingerprints("train"),
             "times": dict(self.times),
         }
 

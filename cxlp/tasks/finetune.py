@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.labels import classification_loss
-from cxlp.network import NetworkConfig, load_network
+from cxlp.network import NetworkConfig, load_network, read_checkpoint
 from cxlp.tasks.base import Batch, CrossLayerTask
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
 
@@ -53,11 +54,26 @@ class FineTune(CrossLayerTask):
         if self._earlier is not None and stage == "fit":
             if self._earlier.classes != self.network.classes:
                 raise CxlpError(f"{self.start} was fitted to other classes than the data has")
+            self._check_overlap()
             try:
                 self.network.load_state_dict(self._earlier.state_dict())
             except RuntimeError as error:
                 raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
             self._earlier = None
+
+    def _check_overlap(self) -> None:
+        """Refuse to test on what the earlier run was trained on; warn where validation is."""
+        trained_on = read_checkpoint(self.start)["cxlp"]["trained_on"]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split in ("test", "val"):
+            seen = int(torch.isin(data.fingerprints(split), trained_on).sum())
+            if seen and split == "test":
+                raise CxlpError(f"{self.start} was trained on {seen} of these test images: give it the same split")
+            if seen:
+                rank_zero_warn(
+                    f"{self.start} was trained on {seen} of the images that data.validation holds out: they will "
+                    "flatter it. Fit it with the same data.validation to choose by them"
+                )
 
     def train(self, mode: bool = True) -> "FineTune":
         """Set training mode; BatchNorm keeps evaluating where it is frozen."""

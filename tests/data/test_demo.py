@@ -12,14 +12,14 @@ import pytest
 from cxlp.data import demo
 from cxlp.data.base import read_image
 from cxlp.data.birds import SPECIES, draw_bird, draw_file
-from cxlp.data.demo import COUNTS, Demo
+from cxlp.data.demo import COUNTS, DRAWING, STAMP, Demo
 from cxlp.errors import CxlpError
 
 Job = tuple[Path, int, tuple[int, ...]]
 
 
 def digests(root: Path) -> dict[str, str]:
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = sorted(root.rglob("*.jpg"))
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -131,11 +131,23 @@ def test_a_faster_run_wins_and_the_slower_one_is_content(tmp_path: Path, monkeyp
         if not root.exists():
             (root / "test").mkdir(parents=True)
             (root / "test" / "theirs.jpg").write_bytes(b"picture")
+            (root / STAMP).write_text(DRAWING)
         draw_file(job)
 
     monkeypatch.setattr(demo, "draw_file", meanwhile)
     Demo(root).prepare_data()
     assert list(digests(root)) == ["test/theirs.jpg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+@pytest.mark.usefixtures("few")
+def test_pictures_of_an_older_drawing_are_drawn_anew(tmp_path: Path, count_draws: list[Job]) -> None:
+    root = tmp_path / "demo"
+    (root / "train").mkdir(parents=True)
+    (root / "train" / "old.jpg").write_bytes(b"picture")
+    (root / STAMP).write_text("cxlp demo birds, drawing 0\n")
+    Demo(root).prepare_data()
+    assert len(count_draws) == len(digests(root)) == 30
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
