@@ -28,14 +28,17 @@ def as_targets(labels: Tensor, classes: int) -> Tensor:
 def strata(labels: Tensor) -> Tensor:
     """Groups ``(n,)`` to stratify a split by: the class; of several, the one that is rarest in ``labels``.
 
-    Images without any class form a group of their own.
+    Images without any class form a group of their own; an image that would be alone in its group joins
+    the largest one, since a single image cannot be divided.
     """
     if labels.ndim == 1:
         return labels
     present = labels > 0  # (n, K)
     counts = present.sum(dim=0)
     rarity = torch.where(present, counts, len(labels) + 1)  # (n, K)
-    return torch.where(present.any(dim=1), rarity.argmin(dim=1), labels.shape[1])
+    groups = torch.where(present.any(dim=1), rarity.argmin(dim=1), labels.shape[1])
+    sizes = torch.bincount(groups)
+    return torch.where(sizes[groups] > 1, groups, sizes.argmax())
 
 
 def classification_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -6,13 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.generate import write_cub200
+from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
 
 
 @pytest.fixture
 def cub200(tmp_path: Path) -> Path:
     """A tiny CUB_200_2011: 3 classes, 6 + 3 images each."""
     return write_cub200(tmp_path)
+
+
+@pytest.fixture
+def mit67(tmp_path: Path) -> Path:
+    """A tiny MIT Indoor-67: 3 classes, 6 + 3 images each."""
+    return write_mit67(tmp_path)
+
+
+@pytest.fixture
+def voc2007(tmp_path: Path) -> Path:
+    """A tiny Pascal VOC 2007: of each of 20 classes 2 + 1 + 1 images."""
+    return write_voc2007(tmp_path, (2, 1, 1), size=32)
+
+
+@pytest.fixture
+def h3d(tmp_path: Path) -> Path:
+    """A tiny attributes_dataset: 18 + 9 people."""
+    return write_h3d(tmp_path, 18, 9)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,11 @@ def test_targets_are_one_row_per_class() -> None:
 def test_strata_are_the_rarest_class_present() -> None:
     labels = torch.tensor([2, 0, 1])
     assert strata(labels) is labels
-    # images by class: 3, 2, 1
-    assert strata(TAGS).tolist() == [0, 1, 1, 3, 2]
+    # images by class: 6, 4, 2; two images have none
+    twice = torch.cat([TAGS, TAGS])
+    assert strata(twice).tolist() == [0, 1, 1, 3, 2] * 2
+    # alone in its group: with the others of the largest
+    assert strata(TAGS).tolist() == [1, 1, 1, 1, 1]
 
 
 def test_one_label_per_image_is_the_softmax_cross_entropy() -> None:

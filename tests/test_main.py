@@ -38,7 +38,7 @@ def test_download_goes_to_the_default_root(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["cub20"], "there is no data set 'cub20'. Did you mean 'cub200'?"),
+        (["cub"], "there is no data set 'cub'. Did you mean 'cub200'?"),
         (["imagenet"], "there is no data set 'imagenet'. Valid: 'cub200', 'demo', "),
         (["folder", "--root", "nowhere"], "folder: there is no "),
         (["demo", "--root", "."], "demo: . holds something else"),

@@ -3,13 +3,12 @@
 Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
 """
 
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from cxlp.data.base import ImageDataModule, Sample, Split, check_margin, widened
-from cxlp.data.decode import Box
-from cxlp.data.download import Archive, by_hand, obtain
+from cxlp.data.download import Archive, obtain
+from cxlp.data.lists import as_box, check_totals, read_lines, require
 from cxlp.errors import CxlpError
 
 FILES = (
@@ -61,14 +60,15 @@ def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> tuple[tuple[st
         if labels[key] not in indices:
             list_ = folder / "image_class_labels.txt"
             raise CxlpError(f"{list_}: image {key} has class {labels[key]}, which is not in classes.txt")
-        box = widened(_box(boxes[key], folder / "bounding_boxes.txt", key), margin) if bbox else None
+        box = None
+        if bbox:
+            box = widened(as_box(boxes[key].split(), f"{folder / 'bounding_boxes.txt'}: image {key}"), margin)
         if is_training[key] not in ("0", "1"):
             list_ = folder / "train_test_split.txt"
             raise CxlpError(f"{list_}: image {key}: expected 0 or 1, got {is_training[key]!r}")
         split: Split = "train" if is_training[key] == "1" else "test"
         samples[split].append(Sample(folder / "images" / file, indices[labels[key]], box))
-    if len(classes) == 200 and {k: len(v) for k, v in samples.items()} != OFFICIAL_COUNTS:
-        raise CxlpError(f"{folder}: {len(samples['train'])} + {len(samples['test'])} images, officially 5994 + 5794")
+    check_totals(folder, samples, OFFICIAL_COUNTS, full=len(classes) == 200)
     return tuple(classes.values()), samples
 
 
@@ -103,40 +103,21 @@ class CUB200(ImageDataModule):
 
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         """Read the official lists."""
-        missing = [name for name in LISTS if not (self.root / name).is_file()]
-        if missing:
-            raise CxlpError(f"{self.name}: {', '.join(missing)} not in {self.root}. {by_hand(FILES, self.root)}")
+        require(LISTS, self.root, FILES, self.name)
         return read_cub200(self.root, self.bbox, self.bbox_margin)
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Lines ``key value``, the value to the end of the line; carriage returns and blank lines do not matter."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise CxlpError(f"list not found: {path}") from error
-    except UnicodeDecodeError as error:
-        raise CxlpError(f"{path} is no text: {error}") from error
-    table = {}
-    for number, line in enumerate(lines, 1):
-        key, _, value = line.strip().partition(" ")
-        if key and not value:
+    """Lines ``key value``, the value to the end of the line."""
+    table: dict[str, str] = {}
+    for number, line in read_lines(path):
+        key, _, value = line.partition(" ")
+        if not value:
             raise CxlpError(f"{path}, line {number}: expected 'id value', got {line!r}")
         if key in table:
             raise CxlpError(f"{path}, line {number}: a second line for {key}")
-        if key:
-            table[key] = value.strip()
+        table[key] = value.strip()
     return table
-
-
-def _box(text: str, path: Path, key: str) -> Box:
-    try:
-        x, y, w, h = (float(v) for v in text.split())
-        if not all(map(isfinite, (x, y, w, h))):
-            raise ValueError("not finite")
-    except ValueError as error:
-        raise CxlpError(f"{path}: image {key}: expected 'x y width height', got {text!r}") from error
-    return x, y, w, h
 
 
 def _numeric(key: str) -> tuple[int, str]:

@@ -38,12 +38,15 @@ def missing(files: Sequence[Remote], root: Path) -> list[Remote]:
 
 def by_hand(files: Sequence[Remote], root: Path) -> str:
     """Say what to do without a download."""
-    lines = [f"  {file}{_placing(file, root) if isinstance(file, Archive) else ''}\n" for file in files]
     return (
         f"By hand: put the following into {root.parent} as it is and run again, "
-        f"or point to the unpacked data set by --data.root DIR:\n{''.join(lines)}"
+        f"or point to the unpacked data set by --data.root DIR:\n{_list(files, root)}"
         "To try cxlp without any data: python train.py --config demo.yaml"
     )
+
+
+def _list(files: Sequence[Remote], root: Path) -> str:
+    return "".join(f"  {file}{_placing(file, root) if isinstance(file, Archive) else ''}\n" for file in files)
 
 
 def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True) -> None:
@@ -71,7 +74,7 @@ def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True)
         what = ", ".join(_marker(file) for file in lacking)
         raise CxlpError(
             f"{name}: {root} holds something else than the data set, or a part of it: {what} is not there. "
-            f"Move it away, or unpack there what is missing. {hint}"
+            f"Move it away and run again, or unpack there by hand what is missing:\n{_list(lacking, root)}"
         )
     if not allowed and not all((root.parent / file.file).exists() for file in lacking):
         raise CxlpError(f"{name} not found in {root}, and download is off. {hint}")

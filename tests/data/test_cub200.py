@@ -1,6 +1,5 @@
 """CUB-200-2011: the official lists, boxes, and what is said when they do not fit together."""
 
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -11,11 +10,8 @@ from PIL import Image
 from cxlp.data.cub200 import CUB200, OFFICIAL_COUNTS, read_cub200
 from cxlp.data.decode import read_image
 from cxlp.errors import CxlpError
+from tests.editing import edit, windows_ends
 from tests.generate import write_cub200
-
-
-def edit(path: Path, change: Callable[[str], str]) -> None:
-    path.write_bytes(change(path.read_bytes().decode()).encode())
 
 
 def drop_line(path: Path, key: str) -> None:
@@ -46,7 +42,7 @@ def test_carriage_returns_blank_lines_byte_order_mark_and_missing_newline_do_not
     assert b"\r\n" in (cub200 / "image_class_labels.txt").read_bytes()
     assert not (cub200 / "train_test_split.txt").read_bytes().endswith(b"\n")
     for path in cub200.glob("*.txt"):
-        edit(path, lambda text: "\ufeff" + "\r\n".join(text.splitlines()) + "\r\n\r\n")
+        edit(path, windows_ends)
     assert read_cub200(cub200, bbox=True) == before
     for path in cub200.glob("*.txt"):
         edit(path, lambda text: text.strip())

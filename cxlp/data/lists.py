@@ -1,0 +1,91 @@
+"""Reading the official lists: lines, boxes, totals."""
+
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+
+from cxlp.data.base import Sample, Split
+from cxlp.data.decode import Box
+from cxlp.data.download import by_hand, missing
+from cxlp.errors import CxlpError
+from cxlp.fetching import Remote
+
+
+def require(lists: Sequence[str], root: Path, files: Sequence[Remote], name: str) -> None:
+    """Say how to get a data set where lists of it are not there.
+
+    Args:
+        lists: Paths below the root.
+        root: The data set's folder.
+        files: What it is made of.
+        name: The data set's, for messages.
+
+    Raises:
+        CxlpError: Names the lists.
+    """
+    lacking = [path for path in lists if not (root / path).is_file()]
+    if lacking:
+        raise CxlpError(
+            f"{name}: {', '.join(lacking)} not in {root}. {by_hand(missing(files, root) or list(files), root)}"
+        )
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Read a list.
+
+    Args:
+        path: A text file; neither carriage returns nor a byte-order mark nor a missing last newline matter.
+
+    Returns:
+        The lines that are not blank, without the blanks around them, and their numbers from 1.
+
+    Raises:
+        CxlpError: If there is no such file, or it is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise CxlpError(f"list not found: {path}") from error
+    except UnicodeDecodeError as error:
+        raise CxlpError(f"{path} is no text: {error}") from error
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def as_box(values: Sequence[str], where: str) -> Box:
+    """Read ``x y width height``.
+
+    Args:
+        values: Four numbers.
+        where: What stands there, for the error.
+
+    Raises:
+        CxlpError: If they are no box.
+    """
+    try:
+        x, y, w, h = (float(v) for v in values)
+        if not all(map(isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
+            raise ValueError("no box")
+    except ValueError as error:
+        raise CxlpError(f"{where}: expected 'x y width height', got {' '.join(values)!r}") from error
+    return x, y, w, h
+
+
+def check_totals(folder: Path, samples: dict[Split, list[Sample]], official: dict[Split, int], full: bool) -> None:
+    """Compare the numbers of images with the official ones.
+
+    Releases of fewer images are fine: for trying things out, or in tests. One that has the official
+    number in some split, or is known to be full, must have them all.
+
+    Args:
+        folder: The data set's, for the error.
+        samples: By split.
+        official: Totals by split.
+        full: Whether the release is known to be the full one.
+
+    Raises:
+        CxlpError: Names the totals that differ.
+    """
+    found = {split: len(samples.get(split, [])) for split in official}
+    if found != official and (full or any(found[split] == total for split, total in official.items())):
+        have, should = (" + ".join(str(total) for total in totals.values()) for totals in (found, official))
+        raise CxlpError(f"{folder}: {have} images, officially {should} ({' + '.join(official)})")

@@ -1,0 +1,88 @@
+"""Each benchmark's shipped config, run to its end on a small data set in the benchmark's own layout."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cxlp.cli import CONFIGS
+from cxlp.data import DATA_MODULES
+from cxlp.data.base import ImageDataModule
+from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
+from tests.test_cli import run
+
+ACCURACIES = {"accuracy", "mean_class_accuracy"}
+PRECISIONS = {"mAP", "mAP_11point", "mAP_allpoint"}
+#: By config: the metrics, and what each of them must exceed on these pictures. Chance is 1/3 for 3 classes, and
+#: for average precision the part of positives: 0.08 (1.5 of 20 classes per image) and 0.22 (about 2 of 9).
+BENCHMARKS = {
+    "cub200": (ACCURACIES, 0.5),
+    "mit67": (ACCURACIES, 0.5),
+    "voc2007": (PRECISIONS, 0.4),
+    "h3d": (PRECISIONS, 0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data``, where each benchmark lies where its config looks for it."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for write in (write_cub200, write_mit67, write_voc2007, write_h3d):
+        write(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def work(benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh working directory with all of the data."""
+    (tmp_path / "data").symlink_to(benchmarks / "data")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("work", "one_thread")
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_frozen(name: str) -> None:
+    names, least = BENCHMARKS[name]
+    found = run("a", config=f"{name}.yaml")
+    results = {key: value for key, value in found["metrics"].items() if key.startswith(("test/", "val/"))}
+    assert results.keys() == {f"test/{metric}" for metric in names | {"loss"}}
+    assert all(results[f"test/{metric}"] > least for metric in names)
+    # The official protocols train on all training images, those of an official validation list among them.
+    images = {"cub200": (18, 9), "mit67": (18, 9), "voc2007": (100, 40), "h3d": (54, 36)}[name]
+    assert found["images"] == {"train": images[0], "val": 0, "test": images[1]}
+    assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "total"} == found["seconds"].keys()
+    assert found["tested"].endswith("last.ckpt")
+
+
+@pytest.mark.usefixtures("work", "one_thread")
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_fine_tuning(name: str) -> None:
+    names, least = BENCHMARKS[name]
+    validation, images = {
+        "cub200": ("0.34", (11, 7, 9)),
+        "mit67": ("0.34", (11, 7, 9)),
+        "voc2007": ("official", (60, 40, 40)),
+        "h3d": ("0.34", (35, 19, 36)),
+    }[name]
+    overlay = ["--config", "finetune.yaml", "--data.validation", validation, "--trainer.max_epochs", "2"]
+    found = run("a", *overlay, config=f"{name}.yaml")
+    results = {key: value for key, value in found["metrics"].items() if key.startswith(("test/", "val/"))}
+    assert results.keys() == {f"{split}/{metric}" for split in ("val", "test") for metric in names | {"loss"}}
+    assert all(results[f"test/{metric}"] > least for metric in names)
+    assert found["images"] == dict(zip(("train", "val", "test"), images, strict=True))
+    assert found["seconds"]["fine-tuning"] > 0
+    assert found["tested"].endswith("best.ckpt")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_config_shows_each_option_of_the_data_at_its_default(name: str) -> None:
+    path, _, class_name = DATA_MODULES[name].rpartition(".")
+    module = getattr(importlib.import_module(path), class_name)
+    own, common = (inspect.signature(cls).parameters for cls in (module, ImageDataModule))
+    defaults = {key: parameter.default for key, parameter in {**common, **own}.items()}
+    # The picture's size follows the network; augmentation belongs to the overlay that uses it.
+    expected = {key: defaults[key] for key in defaults.keys() - {"common", "image_size", "augment"}}
+    shown = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
+    assert shown == {"class_path": DATA_MODULES[name], "init_args": expected}
