@@ -246,8 +246,9 @@ def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
         assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=1e-3)
     a, b = (load_network(f"runs/{r}/checkpoints/last.ckpt").state_dict() for r in ("one", "two"))
     for key in a:
-        atol = (1e-4 if mode else 1e-5) * max(1.0, float(a[key].abs().max()))
-        torch.testing.assert_close(a[key], b[key], atol=atol, rtol=0)
+        # By norm: where a pooled sum is next to nothing, its square root makes much of rounding.
+        difference, size = float((a[key] - b[key]).double().norm()), float(a[key].double().norm())
+        assert difference <= (1e-3 if mode else 1e-5) * size, (key, difference, size)
 
 
 @pytest.mark.slow
