@@ -22,7 +22,7 @@ def test_what_is_suggested(wrong: str, said: str) -> None:
 
 
 def test_no_more_are_named_than_asked_for() -> None:
-    assert did_you_mean("xyz", FRUIT, shown=2) == "Valid: 'apple', 'apricot', ...."
+    assert did_you_mean("xyz", FRUIT, shown=2) == "Valid: 'apple', 'apricot', ..."
     assert did_you_mean("aple", FRUIT, shown=1) == "Did you mean 'apple'?"
     layers = [f"features.{i}" for i in range(100)]
     assert did_you_mean("features", layers, shown=3).count("features.") == 3
