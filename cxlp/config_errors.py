@@ -82,7 +82,8 @@ def refuse_nulls(config: Namespace, classes: Mapping[str, Sequence[str]]) -> Non
         hints: dict[str, Any] = {}
         for base in reversed(getattr(importlib.import_module(module), name).__mro__):  # **common goes to a base
             hints |= _hints(base.__init__)
-        _refuse_nulls(config[key].get("init_args") or Namespace(), hints, key)
+        if "init_args" in config[key]:
+            _refuse_nulls(config[key]["init_args"], hints, key)
 
 
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
@@ -92,7 +93,7 @@ def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> No
             _refuse_nulls(value, _hints(hint), f"{where}.{name}")
         elif value is None and hint is not Any and NoneType not in get_args(hint):
             types = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
-            expected = " or ".join(t.__name__ if type(t) is type else str(t) for t in types)
+            expected = " or ".join(str(t) if get_origin(t) else t.__name__ for t in types)
             expected = re.sub(r"typing\.|collections\.abc\.", "", expected)
             raise CxlpError(f"{where}.{name} is null: expected {expected}")
 
