@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cxlp.callbacks import RunIdentity, TestReport, checkpoints, write_whole
-from cxlp.config_errors import explain
+from cxlp.config_errors import explain, refuse_nulls
 from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
@@ -107,6 +107,7 @@ class CLI(LightningCLI):
             self.config: Namespace = parser.parse_args(args)
         except Exception as error:  # argparse, jsonargparse and yaml each raise their own
             raise CxlpError(explain(parser, error, CLASSES)) from error
+        refuse_nulls(self.config, CLASSES)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the run's folder, and a Trainer that writes there."""

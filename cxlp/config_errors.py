@@ -3,11 +3,19 @@
 import importlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cxlp.errors import did_you_mean
+from cxlp.errors import CxlpError, did_you_mean
 
+_NO_CLASS = re.compile(
+    r"Problem with given class_path '(?P<path>\S+)':\s+(?:No module named|module '\S+' has no attribute)"
+    r"|Expected a dot import path string: (?P<word>\S+)"
+)
+_OTHER_CLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
 _UNKNOWN = re.compile(
     r"unrecognized arguments: -*(?P<argument>[\w.]+)"
     r"|Option '(?P<option>[^']+)' is not accepted"
@@ -35,11 +43,17 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
         name = part["argument"] or part["option"] or f"{part['group']}.{part['member']}"
         if not key and name.split(".")[0] in classes:  # a class is chosen, its key is not known to the parser
             key, _, name = name.partition(".")
+        name = name.removeprefix("init_args.")
         known = _keys_of_class(chosen.group(1)) if chosen and key else _keys(parser.get_defaults())
-        return _unknown_key(f"{key}." if key else "", name.removeprefix("init_args."), known)
-    if key and (wrong := re.search(r"Expected a dot import path string: (\S+)|No module named '(\S+)'", text)):
+        owner = next((path for path in classes.get(key, ()) if _has_key(path, name)), None)
+        if chosen and owner:
+            return f"unknown key {key}.{name}: {chosen.group(1)} has none, {owner} has; choose it by {key}.class_path"
+        return _unknown_key(f"{key}." if key else "", name, known)
+    if key and (wrong := _NO_CLASS.search(text)):
         valid = ", ".join(classes[key])
-        return f"{key}.class_path: there is no class {wrong.group(1) or wrong.group(2)!r}. Valid: {valid}"
+        return f"{key}.class_path: there is no class {wrong['path'] or wrong['word']!r}. Valid: {valid}"
+    if key and (wrong := _OTHER_CLASS.search(text)):
+        return f"{key}.class_path: {wrong['path']} is no {wrong['base']}. Valid: {', '.join(classes[key])}"
     keys = re.findall(r'Parser key "([^"]+)"', text)
     expected = [e for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.M) if "NoneType" not in e]
     value = re.search(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)", text)
@@ -51,6 +65,48 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
         null = " (or null)" if len(re.findall("Subtypes: .*NoneType", text)) > bool(key) else ""
         return f"{where} is {given!r}: expected {types}{null}"
     return text
+
+
+def refuse_nulls(config: Namespace, classes: Mapping[str, Sequence[str]]) -> None:
+    """Refuse ``null`` where there must be a value; the parser lets it pass, as if nothing were given.
+
+    Args:
+        config: What was parsed.
+        classes: By key (``model``, ``data``): the paths of the classes that may stand there.
+
+    Raises:
+        CxlpError: Names the key and what is expected.
+    """
+    for key in classes:
+        module, _, name = config[key]["class_path"].rpartition(".")
+        hints: dict[str, Any] = {}
+        for base in reversed(getattr(importlib.import_module(module), name).__mro__):  # **common goes to a base
+            hints |= _hints(base.__init__)
+        if "init_args" in config[key]:
+            _refuse_nulls(config[key]["init_args"], hints, key)
+
+
+def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
+    for name, value in vars(values).items():
+        hint = hints.get(name, Any)
+        if isinstance(value, Namespace) and is_dataclass(hint):
+            _refuse_nulls(value, _hints(hint), f"{where}.{name}")
+        elif value is None and hint is not Any and NoneType not in get_args(hint):
+            types = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+            expected = " or ".join(str(t) if get_origin(t) else t.__name__ for t in types)
+            expected = re.sub(r"typing\.|collections\.abc\.", "", expected)
+            raise CxlpError(f"{where}.{name} is null: expected {expected}")
+
+
+def _hints(annotated: Any) -> dict[str, Any]:  # noqa: ANN401 (a class or a function)
+    try:
+        return get_type_hints(annotated)
+    except NameError:  # types that exist for type checkers only
+        return {}
+
+
+def _has_key(path: str, name: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for key in _keys_of_class(path))
 
 
 def _unknown_key(prefix: str, name: str, known: list[str]) -> str:

@@ -24,5 +24,5 @@ def did_you_mean(wrong: str, valid: Iterable[str], shown: int = 8) -> str:
     close += [c for c in choices if wrong.lower() in c.lower() and c not in close][: shown - len(close)]
     if close:
         return f"Did you mean {', '.join(repr(c) for c in close)}?"
-    more = ", ..." if len(choices) > shown else ""
-    return f"Valid: {', '.join(repr(c) for c in choices[:shown])}{more}."
+    end = ", ..." if len(choices) > shown else "."
+    return f"Valid: {', '.join(repr(c) for c in choices[:shown])}{end}"

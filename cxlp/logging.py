@@ -41,13 +41,17 @@ def has_wandb_key() -> bool:
     """
     if os.environ.get("WANDB_API_KEY"):
         return True
-    # wandb knows the host: from WANDB_BASE_URL, its settings file, or its own default, which has changed before
-    host = urlparse(wandb.Settings().base_url).hostname
-    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    # wandb knows the host: from WANDB_BASE_URL, its settings file, or its own default, which has changed before.
+    # (A fresh wandb.Settings would not have read them.) With its port: so wandb files it.
+    host = urlparse(wandb.setup().settings.base_url).netloc
+    # wandb's own service has moved: a key that is filed under its earlier name still counts
+    hosts = [host, "api.wandb.ai"] if host.endswith(".coreweave.com") else [host]
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        return host is not None and netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+        found = [netrc.netrc(str(file)).authenticators(host) for host in hosts]
+    except (OSError, UnicodeError, netrc.NetrcParseError):
         return False
+    return any(entry is not None and entry[2] for entry in found)
 
 
 def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int) -> list[Logger]:
@@ -63,8 +67,11 @@ def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int)
     mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
     if mode in ("off", "disabled"):
         return loggers
-    offline = mode == "offline" or (mode != "online" and not has_wandb_key())
-    experiment = None if rank != 0 else _start_wandb(run, folder, wandb_id, offline)
+    experiment = None
+    if rank == 0:
+        # dryrun is wandb's older word for offline
+        offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
+        experiment = _start_wandb(run, folder, wandb_id, offline)
     # wandb first: Lightning takes the first logger's folder for what it writes itself.
     return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
 
@@ -86,7 +93,7 @@ def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bo
     except wandb.Error as error:
         if offline:
             raise
-        print(f"wandb is out of reach, logging offline: {str(error).splitlines()[0]}")  # noqa: T201
+        print(f"wandb is out of reach, logging offline: {str(error).partition(chr(10))[0]}")  # noqa: T201
         return _start_wandb(run, folder, wandb_id, offline=True)
 
 

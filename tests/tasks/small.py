@@ -1,0 +1,31 @@
+"""A run that takes a second: twelve pictures of three kinds, a network made for tests, one process on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from cxlp.backbones import BackboneConfig
+from cxlp.data.folder import Folder
+from cxlp.data.transforms import AugmentConfig
+from cxlp.network import NetworkConfig, PoolingConfig
+
+#: Both maps are 2 x 2; the backbone has BatchNorm.
+NETWORK = NetworkConfig(
+    BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32),
+    PoolingConfig(pca_dim=4),
+)
+#: Every picture as it is.
+PLAIN = AugmentConfig(crop_scale=1.0, flip=0.0, colour=0.0)
+
+
+def pictures(root: Path, **options: Any) -> Folder:
+    """Load what :func:`tests.generate.write_folder` wrote."""
+    return Folder(root, **{"num_workers": 0, "batch_size": 4, "augment": PLAIN, **options})
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    """Make a Trainer that writes below ``folder`` and says nothing."""
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
+    return pl.Trainer(default_root_dir=folder, **{**defaults, **dict.fromkeys(quiet, False), **options})

@@ -1,0 +1,284 @@
+"""Fine-tuning under a Trainer: what moves, what does not, what is refused, and the Trainer's own options."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import seed_everything
+from torch import Tensor
+
+import cxlp.tasks.finetune
+from cxlp.errors import CxlpError
+from cxlp.labels import classification_loss
+from cxlp.network import Network
+from cxlp.tasks import FineTune
+from cxlp.tasks.base import Batch
+from cxlp.tasks.optim import OptimizerConfig
+from tests.tasks.small import NETWORK, pictures, trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1, warmup_epochs=0)
+
+
+def task(**options: Any) -> FineTune:
+    """A task with the same random weights at each call."""
+    seed_everything(0, verbose=False)
+    return FineTune(**{"network": NETWORK, "optimizer": RATES, "start": "scratch", **options})
+
+
+def weights(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+class AtEachBatch(pl.Callback):
+    """Calls a function after each training batch, before the task itself looks at it."""
+
+    def __init__(self, call: Callable[[pl.Trainer, FineTune], None]) -> None:
+        self.call = call
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, FineTune)
+        self.call(trainer, pl_module)
+
+
+# --- epochs
+
+
+def test_gradients_only_after_the_frozen_epoch(folder: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, bool, bool]] = []
+    kept: list[dict[str, Tensor]] = []
+
+    def look(trainer: pl.Trainer, task: FineTune) -> None:
+        moving = any(p.grad is not None and bool(p.grad.any()) for p in task.network.backbone.parameters())
+        seen.append((task.current_epoch, trainer.global_step, task.network.training, moving))
+        kept.append(weights(task.network.backbone))
+
+    tuned = task(start="frozen")
+    before = weights(tuned.network.backbone)
+    trainer(tmp_path, max_epochs=2, callbacks=[AtEachBatch(look)]).fit(tuned, pictures(folder))
+    assert [s[:2] for s in seen] == [(0, 0), (0, 0), (0, 0), (1, 1), (1, 2), (1, 3)]  # three batches of four
+    assert [s[2] for s in seen] == [False] * 3 + [True] * 3
+    assert not any(s[3] for s in seen[:3])
+    assert all(torch.equal(kept[2][k], v) for k, v in before.items())  # not even BatchNorm's statistics
+    assert any(not torch.equal(kept[5][k], v) for k, v in before.items())
+    assert {"extraction", "PCA", "SVM", "fine-tuning"} <= tuned.times.keys()
+
+
+@pytest.mark.parametrize("start", ["frozen", "scratch"])
+def test_the_schedule_spans_the_gradient_epochs(folder: Path, tmp_path: Path, start: str) -> None:
+    rates: list[float] = []
+
+    def look(trainer: pl.Trainer, task: FineTune) -> None:
+        if task.automatic_optimization:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"] / RATES.backbone_lr)
+
+    tuned = task(start=start, optimizer=replace(RATES, warmup_epochs=1 / 3))
+    trainer(tmp_path, max_epochs=2, callbacks=[AtEachBatch(look)]).fit(tuned, pictures(folder))
+    steps = 3 if start == "frozen" else 6
+    # one step of warm-up; after the last step the rate has come to its end
+    assert len(rates) == steps
+    assert rates[0] == 1.0
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_no_epoch_left_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="max_epochs is 1, of which 1 fit without gradients: none is left"):
+        trainer(tmp_path, max_epochs=1).fit(task(start="frozen"), pictures(folder))
+
+
+# --- BatchNorm
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_statistics_of_batch_norm_move_unless_frozen(folder: Path, tmp_path: Path, frozen: bool) -> None:
+    tuned = task(freeze_batch_norm=frozen)
+    before = weights(tuned.network.backbone)
+    # validation in between: it must not leave another mode behind
+    run = trainer(tmp_path, max_epochs=1, val_check_interval=1)
+    run.fit(tuned, pictures(folder, validation=0.25))
+    assert run.global_step > 1
+    after = tuned.network.backbone.state_dict()
+    statistics = [k for k in before if "running_" in k or "num_batches" in k]
+    assert len(statistics) > 3
+    for key in statistics:
+        assert torch.equal(after[key], before[key]) == frozen, key
+    assert any(not torch.equal(after[k], before[k]) for k in before if k.endswith("bn1.weight"))  # which are weights
+    norm = next(m for m in tuned.network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert tuned.network.backbone.training and norm.training != frozen
+
+
+# --- where it starts
+
+
+def save(path: Path, classes: list[str], **pooling: Any) -> Path:
+    """Write a checkpoint of a network whose classifier has opinions."""
+    network = Network(replace(NETWORK, pooling=replace(NETWORK.pooling, **pooling)), classes)
+    assert network.classifier is not None
+    torch.nn.init.normal_(network.classifier.weight)
+    state = {f"network.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"state_dict": state, "cxlp": {"network": network.spec()}}, path)
+    return path
+
+
+KINDS = ["kind0", "kind1", "kind2"]
+
+
+def test_it_starts_at_the_weights_of_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    file = save(tmp_path / "a.ckpt", KINDS)
+    tuned = task(start=str(file), optimizer=OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=0))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(tuned, pictures(folder))
+    saved = torch.load(file, weights_only=True)["state_dict"]
+    for key, value in tuned.network.state_dict().items():
+        assert torch.equal(value, saved[f"network.{key}"]), key
+
+
+@pytest.mark.parametrize(
+    ("classes", "pooling", "said"),
+    [
+        (["kind0", "kind1", "owl"], {}, r"a\.ckpt was fitted to other classes than the data has"),
+        (KINDS[::-1], {}, "other classes"),
+        (KINDS, {"pca_dim": 5}, r"a\.ckpt holds another network than model\.network describes"),
+        (KINDS, {"pca_dim": None}, "another network"),
+    ],
+    ids=["classes", "order of classes", "size", "no projection"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    folder: Path, tmp_path: Path, classes: list[str], pooling: dict[str, Any], said: str
+) -> None:
+    tuned = task(start=str(save(tmp_path / "a.ckpt", classes, **pooling)))
+    with pytest.raises(CxlpError, match=said):
+        trainer(tmp_path, max_epochs=1).fit(tuned, pictures(folder))
+
+
+@pytest.mark.parametrize("start", ["frosen", "runs/none.ckpt"])
+def test_another_word_is_taken_for_a_checkpoint(start: str) -> None:
+    with pytest.raises(CxlpError, match=f"checkpoint not found: {start}"):
+        task(start=start)
+
+
+# --- the loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_label_smoothing_reaches_the_loss(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoothing: float
+) -> None:
+    expected: list[Tensor] = []
+    step = FineTune.training_step
+
+    def watch(task: FineTune, batch: Batch, batch_idx: int) -> Tensor | None:
+        loss = step(task, batch, batch_idx)
+        with torch.no_grad():
+            p = task(batch["image"]).log_softmax(dim=1)  # frozen BatchNorm: the same scores again
+        right = -p.gather(1, batch["label"][:, None]).squeeze(1)
+        expected.append((1 - smoothing) * right.mean() - smoothing * p.mean())
+        assert loss is not None
+        torch.testing.assert_close(loss.detach(), expected[-1])
+        return loss
+
+    monkeypatch.setattr(FineTune, "training_step", watch)
+    trainer(tmp_path, max_epochs=1).fit(task(label_smoothing=smoothing), pictures(folder))
+    assert len(expected) == 3
+
+
+def broken_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Make one training loss NaN, without any effect on the gradients; returns the calls so far."""
+    calls: list[int] = []
+
+    def loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        calls.append(len(calls))
+        return classification_loss(scores, labels, label_smoothing) + (float("nan") if calls[-1] == number else 0.0)
+
+    monkeypatch.setattr(cxlp.tasks.finetune, "classification_loss", loss)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("every", "batches"),
+    [(2, 2), (50, 3)],
+    ids=["at log_every_n_steps", "at the end of the epoch"],
+)
+def test_a_loss_that_was_not_finite_stops(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, batches: int
+) -> None:
+    calls = broken_at(monkeypatch, 0)  # and the later ones are finite
+    with pytest.raises(CxlpError, match=r"the training loss is not finite in epoch 0, .* checkpoint is none yet"):
+        trainer(tmp_path, max_epochs=1, log_every_n_steps=every).fit(task(), pictures(folder))
+    assert len(calls) == batches
+
+
+def test_each_epoch_is_looked_at_anew(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_at(monkeypatch, 4)
+    with pytest.raises(CxlpError, match="loss is not finite in epoch 1"):
+        trainer(tmp_path, max_epochs=3).fit(task(), pictures(folder))
+
+
+def test_weights_that_a_last_step_broke_stop(folder: Path, tmp_path: Path) -> None:
+    def break_it(trainer: pl.Trainer, task: FineTune) -> None:
+        if trainer.is_last_batch:
+            assert task.network.classifier is not None
+            task.network.classifier.bias.data[0] = torch.inf
+
+    with pytest.raises(CxlpError, match="a weight is not finite in epoch 0, step 3"):
+        trainer(tmp_path, max_epochs=1, callbacks=[AtEachBatch(break_it)]).fit(task(), pictures(folder))
+
+
+# --- options of the Trainer
+
+
+@pytest.mark.parametrize("start", ["frozen", "scratch"])
+def test_half_precision_gives_full_scores_and_finite_losses(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    scored: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        with torch.no_grad():
+            maps = tuned.network.backbone(torch.zeros(1, 3, 32, 32))
+        scored.append((maps[0].dtype, scores.dtype))
+        return classification_loss(scores, labels, label_smoothing)
+
+    monkeypatch.setattr(cxlp.tasks.finetune, "classification_loss", loss)
+    tuned = task(start=start)
+    run = trainer(tmp_path, max_epochs=2, precision="bf16-mixed")
+    run.fit(tuned, pictures(folder, validation=0.25))
+    assert set(scored) == {(torch.bfloat16, torch.float32)}
+    losses = [run.callback_metrics[k] for k in ("train/loss_epoch", "val/loss")]
+    assert torch.isfinite(torch.stack(losses)).all()
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in tuned.network.parameters())
+
+
+def test_two_accumulated_batches_of_four_are_one_of_eight(folder: Path, tmp_path: Path) -> None:
+    found = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        tuned = task()
+        run = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=accumulate, limit_train_batches=accumulate)
+        run.fit(tuned, pictures(folder, batch_size=size))
+        assert run.global_step == 1
+        found.append(tuned.network.state_dict())
+    start = task().network.state_dict()
+    assert not torch.equal(found[0]["backbone.trunk.conv1.0.weight"], start["backbone.trunk.conv1.0.weight"])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+
+
+def test_gradients_are_clipped_as_asked(folder: Path, tmp_path: Path) -> None:
+    plain = OptimizerConfig(backbone_lr=1, projection_lr=1, classifier_lr=1, weight_decay=0, warmup_epochs=0)
+    moved = []
+    for limit in (None, 1e-3):
+        tuned = task(optimizer=plain)
+        data = pictures(folder)
+        run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, gradient_clip_val=limit)
+        before = {k: v.detach().clone() for k, v in tuned.network.named_parameters()}
+        run.fit(tuned, data)
+        steps = [p.detach() - before.get(k, 0) for k, p in tuned.network.named_parameters()]
+        # (the classifier, which comes with the data, begins at 0)
+        moved.append(float(torch.stack([s.norm() for s in steps]).norm()))
+    # the first step of Nesterov momentum m is (1 + m) times the gradient
+    assert moved[0] > 0.1
+    assert moved[1] == pytest.approx(1.9e-3, rel=1e-2)

@@ -1,0 +1,135 @@
+"""Schedule and parameter groups: the formula step by step, each parameter once, rates and decay by part."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cxlp.backbones import BackboneConfig
+from cxlp.network import Method, Network, NetworkConfig, PoolingConfig
+from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
+
+BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
+RATES = OptimizerConfig(backbone_lr=0.1, projection_lr=0.2, classifier_lr=0.3, weight_decay=0.01)
+
+
+def network(method: Method = "cross", pca_dim: int | None = 6) -> Network:
+    return Network(NetworkConfig(BACKBONE, PoolingConfig(method=method, pca_dim=pca_dim)), ["gull", "tern", "wren"])
+
+
+def factors(warmup: int, total: int, steps: int) -> list[float]:
+    """Learning rates of the first steps, as fractions of the peak."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_cosine(optimizer, warmup, total)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"] / 2.0)
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+# --- the schedule
+
+
+def test_linear_growth_then_half_a_cosine() -> None:
+    # by hand: fifths up to the peak at step 4, then (1 + cos(pi t / 8)) / 2 at t = 0..8
+    cosine = [1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060, 0.0]
+    found = factors(warmup=4, total=12, steps=15)
+    assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert found[4:13] == pytest.approx(cosine, abs=1e-6)
+    assert found[13:] == [0.0, 0.0]  # never up again, should a run take a step more
+
+
+def test_without_warm_up_it_begins_at_the_peak() -> None:
+    assert factors(warmup=0, total=4, steps=5) == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("total", [0, 1, 3, 4])
+def test_a_run_shorter_than_its_warm_up_only_grows(total: int) -> None:
+    found = factors(warmup=4, total=total, steps=7)
+    assert found[: max(1, total)] == pytest.approx([0.2, 0.4, 0.6, 0.8][: max(1, total)])
+    assert found[4:6] == pytest.approx([1.0, 0.0], abs=1e-12)  # and has an end nevertheless
+
+
+def test_all_groups_share_the_shape() -> None:
+    optimizer = build_optimizer(network(), RATES)
+    schedule = warmup_cosine(optimizer, warmup=1, total=3)
+    peaks = {"backbone": 0.1, "projection": 0.2, "classifier": 0.3}
+    for factor in (0.5, 1.0, 0.5, 0.0):
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(factor * peaks[group["name"].partition("/")[0]], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+# --- the groups
+
+
+def by_name(whole: Network, config: OptimizerConfig) -> dict[str, tuple[dict[str, Any], set[str]]]:
+    """Each group by its name, with the names of its parameters."""
+    names = {id(p): n for n, p in whole.named_parameters()}
+    groups = build_optimizer(whole, config).param_groups
+    return {group["name"]: (group, {names[id(p)] for p in group["params"]}) for group in groups}
+
+
+@pytest.mark.parametrize("method", ["cross", "bilinear", "average_guide"])
+def test_each_parameter_is_in_exactly_one_group(method: Method) -> None:
+    whole = network(method)
+    given = [p for group in build_optimizer(whole, RATES).param_groups for p in group["params"]]
+    assert len(given) == len({id(p) for p in given})
+    assert {id(p) for p in given} == {id(p) for p in whole.parameters()}
+
+
+def test_rates_by_part_and_no_decay_of_biases_and_norms() -> None:
+    whole = network()
+    groups = by_name(whole, RATES)
+    assert list(groups) == [f"{p}{s}" for p in ("backbone", "projection", "classifier") for s in ("", "/no_decay")]
+    for name, (group, members) in groups.items():
+        part, _, suffix = name.partition("/")
+        where = "pooling.projection" if part == "projection" else part
+        assert members and all(member.startswith(where + ".") for member in members)
+        assert group["lr"] == getattr(RATES, f"{part}_lr")
+        assert group["weight_decay"] == (0.0 if suffix else 0.01)
+    norms = {
+        f"{name}.{parameter}"
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for parameter in ("weight", "bias")
+    }
+    biases = {name for name, _ in whole.named_parameters() if name.endswith(".bias")}
+    exempt = {member for name, (_, members) in groups.items() if name.endswith("/no_decay") for member in members}
+    assert norms
+    assert exempt == norms | biases
+
+
+@pytest.mark.parametrize(("method", "pca_dim"), [("cross", None), ("average_local", 6)])
+def test_a_network_without_projection_has_no_group_for_it(method: Method, pca_dim: int | None) -> None:
+    groups = by_name(network(method, pca_dim), RATES)
+    assert set(groups) == {"backbone", "backbone/no_decay", "classifier", "classifier/no_decay"}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    whole = network()
+    whole.backbone.requires_grad_(False)
+    assert whole.projection is not None and whole.projection.bias is not None
+    whole.projection.bias.requires_grad_(False)
+    groups = by_name(whole, RATES)
+    assert set(groups) == {"projection", "classifier", "classifier/no_decay"}
+
+
+def test_sgd_has_nesterov_momentum() -> None:
+    optimizer = build_optimizer(network(), RATES)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert all(group["momentum"] == 0.9 and group["nesterov"] for group in optimizer.param_groups)
+
+
+def test_adamw_keeps_rates_and_decays() -> None:
+    whole = network()
+    optimizer = build_optimizer(whole, replace(RATES, name="adamw"))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    sgd = build_optimizer(whole, RATES)
+    for mine, other in zip(optimizer.param_groups, sgd.param_groups, strict=True):
+        assert [mine[k] for k in ("name", "lr", "weight_decay")] == [other[k] for k in ("name", "lr", "weight_decay")]

@@ -1,0 +1,142 @@
+"""What a run leaves: files that are whole, the right checkpoints, and whose they are."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cxlp.callbacks import RunIdentity, checkpoints, write_whole
+
+# --- files
+
+
+@pytest.mark.parametrize(("content", "written"), [("Möwe\n", "Möwe\n".encode()), (b"\x89PNG\r\n", b"\x89PNG\r\n")])
+def test_what_is_written_is_there_byte_by_byte(tmp_path: Path, content: str | bytes, written: bytes) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("something longer that was there before")
+    write_whole(file, content)
+    assert file.read_bytes() == written
+    assert os.listdir(tmp_path) == ["a.txt"]  # noqa: PTH208 (hidden ones, too)
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_who_dies_while_writing_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    file = tmp_path / "metrics.json"
+    if before is not None:
+        file.write_text(before)
+
+    def die(path: Path, data: bytes) -> int:
+        with path.open("wb") as half:
+            half.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(file, '{"accuracy": 0.5}')
+    assert (file.read_text() if file.exists() else None) == before
+    monkeypatch.undo()
+    write_whole(file, "whole")  # and what was left aside is in nobody's way
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+# --- checkpoints
+
+
+class Scripted(pl.LightningModule):
+    """Validates to given values; its first epoch takes no gradient steps, as the frozen fit's."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values, self.weight = values, nn.Parameter(torch.zeros(1))
+        self.epoch: Tensor
+        self.register_buffer("epoch", torch.tensor(-1))
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch.fill_(self.current_epoch)
+        self.automatic_optimization = self.current_epoch > 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return self.weight.square().sum() if self.automatic_optimization else None
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/accuracy", self.values[self.current_epoch])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(folder: Path, values: list[float], monitor: str | None = "val/accuracy") -> list[ModelCheckpoint]:
+    """One epoch of two batches for each value."""
+    callbacks = checkpoints(folder, monitor)
+    loader = DataLoader(TensorDataset(torch.zeros(2, 1)))
+    trainer = pl.Trainer(
+        max_epochs=len(values),
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Scripted(values), loader, loader if monitor else None)
+    assert trainer.checkpoint_callback is callbacks[0]  # the one whose choice is tested
+    return callbacks
+
+
+def saved_epoch(file: Path) -> int:
+    return int(torch.load(file, weights_only=True)["state_dict"]["epoch"])
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([0.5], 0),  # an epoch without gradient steps alone
+        ([0.1, 0.7, 0.7, 0.3], 1),  # of equals, the earliest
+        ([0.7, 0.7, 0.7], 0),  # the frozen solution, where fine-tuning brings nothing
+        ([0.1, 0.2, 0.3], 2),
+        ([0.0, 0.0], 0),
+        ([0.2, float("nan"), 0.1], 0),  # no number is no best
+    ],
+)
+def test_the_best_is_the_earliest_of_equals_and_the_last_is_the_latest(
+    tmp_path: Path, values: list[float], best: int
+) -> None:
+    callbacks = run(tmp_path, values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert saved_epoch(tmp_path / "best.ckpt") == best
+    assert saved_epoch(tmp_path / "last.ckpt") == len(values) - 1
+    assert callbacks[0].best_model_path == str(tmp_path / "best.ckpt")
+    assert float(callbacks[0].best_model_score or 0) == pytest.approx(values[best])
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_without_validation_there_is_the_last_one_only(tmp_path: Path, epochs: int) -> None:
+    (last,) = run(tmp_path, [0.0] * epochs, monitor=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert saved_epoch(tmp_path / "last.ckpt") == epochs - 1
+    assert last.best_model_path == str(tmp_path / "last.ckpt")
+
+
+# --- identity
+
+
+@pytest.mark.parametrize("with_wandb", [True, False])
+def test_a_checkpoint_says_which_wandb_run_it_belongs_to(tmp_path: Path, with_wandb: bool) -> None:
+    csv = CSVLogger(tmp_path)
+    loggers = [csv, WandbLogger(save_dir=tmp_path, id="abc123", offline=True)] if with_wandb else [csv]
+    trainer = pl.Trainer(logger=loggers, accelerator="cpu", devices=1, callbacks=[RunIdentity()])
+    trainer.strategy.connect(Scripted([]))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)  # plain values only
+    assert saved["cxlp_run"] == {"wandb_id": "abc123" if with_wandb else None}
