@@ -200,12 +200,15 @@ def test_a_run_without_wandb_has_nothing_to_look_at(tmp_path: Path) -> None:
     assert how_to_look(tmp_path) is None
 
 
-def test_of_several_offline_runs_the_latest_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_offline_runs_the_latest_is_shown_and_all_are_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = [tmp_path / "wandb" / f"offline-run-20260101_00000{i}-x" for i in (1, 2, 3)]
     for folder, seconds in zip(folders, (10, 30, 20), strict=True):  # by its time of writing, not by its name
         folder.mkdir(parents=True)
         os.utime(folder, (seconds, seconds))
-    assert how_to_look(tmp_path) == f"wandb leet {folders[1]}   (upload: wandb sync {folders[1]})"
+    oldest_first = f"{folders[0]} {folders[2]} {folders[1]}"
+    assert how_to_look(tmp_path) == f"wandb leet {folders[1]}   (upload: wandb sync {oldest_first})"
 
 
 def test_an_online_run_is_shown_by_its_link(tmp_path: Path) -> None:

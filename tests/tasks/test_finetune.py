@@ -122,7 +122,8 @@ def save(path: Path, classes: list[str], **pooling: Any) -> Path:
     assert network.classifier is not None
     torch.nn.init.normal_(network.classifier.weight)
     state = {f"network.{k}": v for k, v in network.state_dict().items()}
-    torch.save({"state_dict": state, "cxlp": {"network": network.spec()}}, path)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    torch.save({"state_dict": state, "cxlp": {"network": network.spec(), "trained_on": nothing}}, path)
     return path
 
 
