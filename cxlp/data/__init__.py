@@ -1,5 +1,14 @@
 """The benchmarks: one file each, and what they share."""
 
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxlp.errors import CxlpError, did_you_mean
+
+if TYPE_CHECKING:
+    from cxlp.data.base import ImageDataModule
+
 #: The DataModules by the name of their config; as paths, so that none is imported before it is asked for.
 DATA_MODULES = {
     "cub200": "cxlp.data.cub200.CUB200",
@@ -9,3 +18,21 @@ DATA_MODULES = {
     "mit67": "cxlp.data.mit67.MIT67",
     "voc2007": "cxlp.data.voc2007.VOC2007",
 }
+
+
+def data_module(name: str, root: Path | None = None) -> "ImageDataModule":
+    """Build a data set's DataModule with the options' defaults.
+
+    Args:
+        name: One of :data:`DATA_MODULES`.
+        root: Its folder; ``None``: its own default.
+
+    Raises:
+        CxlpError: Names the data sets that are close to one which there is not.
+    """
+    if name not in DATA_MODULES:
+        raise CxlpError(f"there is no data set {name!r}. {did_you_mean(name, DATA_MODULES)}")
+    module_path, _, class_name = DATA_MODULES[name].rpartition(".")
+    module_class = getattr(importlib.import_module(module_path), class_name)
+    module: ImageDataModule = module_class(root) if root else module_class()
+    return module

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -300,23 +300,34 @@ def _run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
-def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
+def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> Iterator[str]:
+    """Say, one by one, what of a data set's lists stops a run, whatever the images hold.
+
+    Args:
+        classes: Names.
+        samples: By split; ``train``: all that are fitted.
+    """
     if not samples["train"]:
-        raise CxlpError(f"{name}: there are no training images")
-    if len(classes) < 2 and isinstance(samples["train"][0].label, int):
-        raise CxlpError(f"{name}: there is only one class, {', '.join(classes)}: nothing to tell apart")
-    targets = as_targets(torch.tensor([s.label for s in samples["train"]]), len(classes))
-    for sign, what in ((1, "no training image of"), (-1, "not one training image lacks")):
-        without = [c for c, row in zip(classes, targets, strict=True) if not (row == sign).any()]
-        if without:
-            few = ", ".join(without[:5])
-            raise CxlpError(f"{name}: {what} {len(without)} of {len(classes)} classes: {few}")
+        yield "there are no training images"
+    elif len(classes) < 2 and isinstance(samples["train"][0].label, int):
+        yield f"there is only one class, {', '.join(classes)}: nothing to tell apart"
+    else:
+        targets = as_targets(torch.tensor([s.label for s in samples["train"]]), len(classes))
+        for sign, what in ((1, "no training image of"), (-1, "not one training image lacks")):
+            without = [c for c, row in zip(classes, targets, strict=True) if not (row == sign).any()]
+            if without:
+                yield f"{what} {len(without)} of {len(classes)} classes: {', '.join(without[:5])}"
     if not samples["test"]:
-        raise CxlpError(f"{name}: there are no test images")
+        yield "there are no test images"
     for one, other in combinations(samples, 2):
         both = {s.path for s in samples[one]} & {s.path for s in samples[other]}
         if both:
-            raise CxlpError(f"{name}: {len(both)} images are in {one} and in {other}, such as {min(both)}")
+            yield f"{len(both)} images are in {one} and in {other}, such as {min(both)}"
+
+
+def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
+    for defect in list_defects(classes, samples):
+        raise CxlpError(f"{name}: {defect}")
     for sample in (s for part in samples.values() for s in part):
         if not sample.path.is_file():
             raise CxlpError(f"{name}: a list names an image that is missing: {sample.path}")

@@ -68,7 +68,7 @@ def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> tuple[tuple[st
             raise CxlpError(f"{list_}: image {key}: expected 0 or 1, got {is_training[key]!r}")
         split: Split = "train" if is_training[key] == "1" else "test"
         samples[split].append(Sample(folder / "images" / file, indices[labels[key]], box))
-    check_totals(folder, samples, OFFICIAL_COUNTS, full=len(classes) == 200)
+    check_totals(folder, tuple(classes.values()), samples, OFFICIAL_COUNTS, full=len(classes) == 200)
     return tuple(classes.values()), samples
 
 

@@ -57,7 +57,7 @@ def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> tuple[tupl
         samples = {"train": people[:train], "val": people[train:], "test": test}
     else:
         samples = {"train": people, "test": test}
-    check_totals(folder, samples, OFFICIAL_COUNTS, full=False)
+    check_totals(folder, ATTRIBUTES, samples, OFFICIAL_COUNTS, full=False)
     return ATTRIBUTES, samples
 
 

@@ -70,7 +70,25 @@ def as_box(values: Sequence[str], where: str) -> Box:
     return x, y, w, h
 
 
-def check_totals(folder: Path, samples: dict[Split, list[Sample]], official: dict[Split, int], full: bool) -> None:
+class TotalsError(CxlpError):
+    """A release that should have the official numbers of images has others.
+
+    Attributes:
+        content: What was read nevertheless: class names, and the samples by split.
+    """
+
+    def __init__(self, message: str, content: tuple[tuple[str, ...], dict[Split, list[Sample]]]) -> None:
+        super().__init__(message)
+        self.content = content
+
+
+def check_totals(
+    folder: Path,
+    classes: Sequence[str],
+    samples: dict[Split, list[Sample]],
+    official: dict[Split, int],
+    full: bool,
+) -> None:
     """Compare the numbers of images with the official ones.
 
     Releases of fewer images are fine: for trying things out, or in tests. One that has the official
@@ -78,14 +96,16 @@ def check_totals(folder: Path, samples: dict[Split, list[Sample]], official: dic
 
     Args:
         folder: The data set's, for the error.
+        classes: Names.
         samples: By split.
         official: Totals by split.
         full: Whether the release is known to be the full one.
 
     Raises:
-        CxlpError: Names the totals that differ.
+        TotalsError: Names the totals that differ.
     """
     found = {split: len(samples.get(split, [])) for split in official}
     if found != official and (full or any(found[split] == total for split, total in official.items())):
         have, should = (" + ".join(str(total) for total in totals.values()) for totals in (found, official))
-        raise CxlpError(f"{folder}: {have} images, officially {should} ({' + '.join(official)})")
+        message = f"{folder}: {have} images, officially {should} ({' + '.join(official)})"
+        raise TotalsError(message, (tuple(classes), samples))

@@ -62,7 +62,7 @@ def read_mit67(folder: Path) -> tuple[tuple[str, ...], dict[Split, list[Sample]]
     samples = {
         split: [Sample(images / name, indices[name.parts[0]]) for name in names] for split, names in named.items()
     }
-    check_totals(folder, samples, OFFICIAL_COUNTS, full=len(classes) == 67)
+    check_totals(folder, classes, samples, OFFICIAL_COUNTS, full=len(classes) == 67)
     return tuple(classes), samples
 
 

@@ -69,7 +69,7 @@ def read_voc2007(folder: Path, difficult: Difficult = "ignore") -> tuple[tuple[s
         samples[split] = [
             Sample(folder / "JPEGImages" / f"{key}.jpg", tuple(table[key] for table in tables)) for key in tables[0]
         ]
-    check_totals(folder, samples, OFFICIAL_COUNTS, full=False)
+    check_totals(folder, CLASSES, samples, OFFICIAL_COUNTS, full=False)
     return CLASSES, samples
 
 

@@ -51,12 +51,12 @@ def sizes(**counts: int) -> dict[Split, list[Sample]]:
 
 def test_small_releases_pass_and_incomplete_ones_do_not() -> None:
     official: dict[Split, int] = {"train": 5, "val": 4, "test": 3}
-    check_totals(Path("root"), sizes(train=5, val=4, test=3), official, full=True)
-    check_totals(Path("root"), sizes(train=4, test=2), official, full=False)
+    check_totals(Path("root"), ("a", "b"), sizes(train=5, val=4, test=3), official, full=True)
+    check_totals(Path("root"), ("a", "b"), sizes(train=4, test=2), official, full=False)
     for samples, full in ((sizes(train=4, test=2), True), (sizes(train=4, val=4, test=2), False)):
         found = f"4 + {len(samples.get('val', []))} + 2"
         with pytest.raises(CxlpError) as caught:
-            check_totals(Path("root"), samples, official, full)
+            check_totals(Path("root"), ("a", "b"), samples, official, full)
         assert str(caught.value) == f"root: {found} images, officially 5 + 4 + 3 (train + val + test)"
 
 

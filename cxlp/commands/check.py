@@ -1,0 +1,97 @@
+"""``python -m cxlp check``: whether a run over a data set would go through, and what it would come across."""
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from cxlp.commands import add_data_set
+from cxlp.data import data_module
+from cxlp.errors import CxlpError
+
+if TYPE_CHECKING:
+    from cxlp.data.checking import Report
+
+#: How many examples of a kind are listed without --all.
+EXAMPLES = 3
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "check",
+        help="decode every image of a data set, and look for what is wrong with it",
+        description="Decode every image that a data set's splits use, hold its lists against each other, and say\n"
+        "what stops a run and what the loaders do about the rest. Nothing is downloaded or changed.\n"
+        "Exit status: 0 a run would go through; 1 it would not; 2 the data set is not there or cannot be read.",
+        epilog="examples:\n  python -m cxlp check cub200\n  python -m cxlp check folder --root DIR --all",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    add_data_set(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    parser.add_argument("--all", action="store_true", help="list all files, not only a few of each kind")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    from cxlp.data.checking import check
+    from cxlp.distributed import usable_cores
+
+    workers = usable_cores() if args.workers is None else args.workers
+    if workers < 1:
+        raise CxlpError(f"--workers is {workers}: it must be 1 or more")
+    data = data_module(args.name, args.root)
+    try:
+        report = check(data, workers)
+    except CxlpError as error:
+        if data.root.exists() or args.name == "folder":
+            raise
+        root = f" --root {args.root}" if args.root else ""
+        raise CxlpError(f"{error}\nTo get it: python -m cxlp download {args.name}{root}") from error
+    # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))
+    rate = f"{report.decoded / report.seconds:.0f} per second" if report.seconds else "none"
+    by = f"{workers} process{'es' if workers > 1 else ''}"
+    console.print(f"{report.decoded:,} of {report.files:,} files decoded in {report.seconds:.1f} s: {rate}, by {by}\n")
+    if report.findings:
+        console.print(_overview(report))
+    _list(report, args.all, console)
+    console.print(f"\nA run would stop: {report.defects:,} defects." if report.defects else "\nA run would go through.")
+    return 1 if report.defects else 0
+
+
+def _counts(report: "Report", title: str, multi_label: bool) -> Table:
+    table = Table("split", title=title)
+    for name in ("images", "classes", *(("positive", "ignored") if multi_label else ())):
+        table.add_column(name, justify="right")
+    for split, counts in report.counts.items():
+        numbers = [counts.images, counts.classes, *((counts.positives, counts.ignored) if multi_label else ())]
+        table.add_row(split, *(f"{n:,}" for n in numbers))
+    return table
+
+
+def _overview(report: "Report") -> Table:
+    table = Table("finding", title="What was found")
+    table.add_column("times", justify="right")
+    table.add_column("what the loaders do")
+    for kind, found in report.findings.items():
+        table.add_row(kind.what, f"{len(found):,}", kind.effect, style="red" if kind.stops else None)
+    return table
+
+
+def _list(report: "Report", everything: bool, console: Console) -> None:
+    """List defects, each with its reason, then examples of the rest; of missing files examples, too."""
+    from cxlp.data.inspection import Kind
+
+    for kind, found in report.findings.items():
+        whole = everything or (kind.stops and kind is not Kind.MISSING)
+        shown = found if whole else found[:EXAMPLES]
+        console.print(f"\n{'DEFECT: ' if kind.stops else ''}{kind.what}")
+        for _, where, detail in shown:
+            console.print(f"  {where}{': ' if detail else ''}{detail}")
+        if len(found) > len(shown):
+            console.print(f"  and {len(found) - len(shown):,} more (--all lists them)")

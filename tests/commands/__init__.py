@@ -1,0 +1,1 @@
+"""What ``python -m cxlp`` can do, file by file."""

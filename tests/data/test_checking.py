@@ -1,0 +1,200 @@
+"""Whole data sets: what is counted, found, and survived."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cxlp.data import checking
+from cxlp.data.checking import Counts, Report, check
+from cxlp.data.cub200 import CUB200
+from cxlp.data.folder import Folder
+from cxlp.data.h3d import H3D
+from cxlp.data.inspection import Kind
+from cxlp.data.lists import TotalsError
+from cxlp.data.mit67 import MIT67
+from cxlp.data.voc2007 import VOC2007
+from cxlp.errors import CxlpError
+from tests.editing import edit, edit_line
+from tests.generate import write_folder
+
+
+def numbers(report: Report) -> dict[Kind, int]:
+    return {kind: len(found) for kind, found in report.findings.items()}
+
+
+def names(report: Report, kind: Kind) -> list[str]:
+    return [Path(finding.where).name for finding in report.findings[kind]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cub200(cub200: Path, workers: int) -> None:
+    module = CUB200(cub200)
+    report = check(module, workers)
+    assert report.counts == {"train": Counts(18, 3, 18, 0), "test": Counts(9, 3, 9, 0)}
+    assert (report.files, report.decoded, report.defects) == (27, 27, 0)
+    assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.GREY: 1}
+    assert names(report, Kind.GREY)[0].endswith("_2.jpg") and names(report, Kind.BOX_CLIPPED)[0].endswith("_3.jpg")
+    assert module.bbox is False, "that boxes were looked at is not left behind"
+
+
+def test_mit67_holds_other_formats(mit67: Path) -> None:
+    report = check(MIT67(mit67), 1)
+    # Of six kinds in turn: 5 GIF, 4 PNG and 3 BMP that are called .jpg, the GIF and PNG with palettes.
+    assert numbers(report) == {Kind.MISNAMED: 12, Kind.GREY: 6, Kind.CMYK: 5, Kind.PALETTE: 9}
+    assert report.defects == 0, "files that no list names are not looked at"
+
+
+def test_voc2007_counts_positive_and_ignored_labels(voc2007: Path) -> None:
+    report = check(VOC2007(voc2007), 1)
+    _, samples = VOC2007(voc2007).read()
+    for split, part in samples.items():
+        labels = [label for s in part if isinstance(s.label, tuple) for label in s.label]
+        assert report.counts[split] == Counts(len(part), 20, labels.count(1), labels.count(0))
+    train, val, both = (report.counts[split] for split in ("train", "val", "train + val"))
+    assert both == Counts(60, 20, train.positives + val.positives, train.ignored + val.ignored)
+    assert numbers(report) == {}
+
+
+def test_h3d_tells_people_without_box_and_without_label(h3d: Path) -> None:
+    report = check(H3D(h3d), 1)
+    assert numbers(report) == {Kind.UNSPECIFIED: 4, Kind.NO_BOX: 2, Kind.BOX_CLIPPED: 2} | {
+        kind: n for kind, n in numbers(report).items() if kind is Kind.NO_TEST
+    }
+    assert names(report, Kind.NO_BOX) == ["00002.jpg"] * 2
+    assert names(report, Kind.BOX_CLIPPED) == ["00003.jpg"] * 2
+    assert names(report, Kind.UNSPECIFIED) == ["00004.jpg", "00005.jpg"] * 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_defect_hides_another(cub200: Path, workers: int) -> None:
+    _, samples = CUB200(cub200).read()
+    gone, cut, empty, page = (samples["train"][i].path for i in (2, 5, 8, 11))
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:900])
+    empty.write_bytes(b"")
+    page.write_text("<html>404</html>")
+    report = check(CUB200(cub200), workers)
+    stops = {kind: names(report, kind) for kind in report.findings if kind.stops}
+    assert stops == {
+        Kind.MISSING: [gone.name],
+        Kind.EMPTY: [empty.name],
+        Kind.TRUNCATED: [cut.name],
+        Kind.UNDECODABLE: [page.name],
+    }
+    assert (report.files, report.decoded, report.defects) == (27, 23, 4)
+
+
+def test_images_of_training_that_are_in_the_test_are_told_by_content(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=2, train=3, test=2)
+    shutil.copy(tmp_path / "train" / "kind0" / "01.png", tmp_path / "test" / "kind1" / "00.png")
+    shutil.copy(tmp_path / "train" / "kind0" / "01.png", tmp_path / "train" / "kind0" / "02.png")  # one split
+    for split in ("train", "test"):
+        (tmp_path / split / "kind1" / "empty.png").touch()  # alike, and no picture
+    report = check(Folder(tmp_path), 1)
+    (leak,) = report.findings[Kind.SHARED]
+    assert leak.where == str(tmp_path / "test" / "kind1" / "00.png")
+    assert leak.detail == f"in test; in train: {tmp_path / 'train' / 'kind0' / '01.png'}"
+    assert report.defects == 2, "a leak stops no run; the empty files do"
+
+
+def test_lists_that_do_not_fit_are_defects_and_the_images_are_looked_at(cub200: Path) -> None:
+    images = (cub200 / "images.txt").read_text().splitlines()
+    flags = dict(line.split() for line in (cub200 / "train_test_split.txt").read_text().splitlines())
+    one, other = (next(i for i, line in enumerate(images, 1) if flags[line.split()[0]] == f) for f in "10")
+    edit_line(cub200 / "images.txt", other, lambda _: f"{other} {images[one - 1].split()[1]}\n")
+    edit(cub200 / "classes.txt", lambda text: text + "4 004.Unseen_Wren\n")
+    report = check(CUB200(cub200), 1)
+    said = [finding.where for finding in report.findings[Kind.LISTS]]
+    assert said[0] == "no training image of 1 of 4 classes: 004.Unseen_Wren"
+    assert said[1].startswith("1 images are in train and in test, such as ")
+    assert names(report, Kind.NO_TEST) == ["004.Unseen_Wren"]
+    assert report.defects == 2 and report.decoded == 26
+
+
+def test_totals_that_differ_are_a_defect_and_the_images_are_looked_at(
+    cub200: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxlp.data.cub200.OFFICIAL_COUNTS", {"train": 18, "test": 10})
+    with pytest.raises(TotalsError):
+        CUB200(cub200).read()
+    report = check(CUB200(cub200), 1)
+    (finding,) = report.findings[Kind.LISTS]
+    assert finding.where.endswith("18 + 9 images, officially 18 + 10 (train + test)")
+    assert report.defects == 1 and report.decoded == 27 and Kind.BOX_CLIPPED in report.findings
+
+
+def test_a_file_listed_twice_is_told(cub200: Path) -> None:
+    train = CUB200(cub200).read()[1]["train"]
+    lines = (cub200 / "images.txt").read_text().splitlines()
+    one, two = (next(i for i, line in enumerate(lines) if line.endswith(s.path.name)) for s in train[:2])
+    edit_line(cub200 / "images.txt", two + 1, lambda _: f"{two + 1} {lines[one].split()[1]}\n")
+    boxes = (cub200 / "bounding_boxes.txt").read_text().splitlines()
+    assert Kind.REPEATED not in check(CUB200(cub200), 1).findings, "with another box it is another sample"
+    edit_line(cub200 / "bounding_boxes.txt", two + 1, lambda _: f"{two + 1} {boxes[one].split(' ', 1)[1]}\n")
+    (finding,) = check(CUB200(cub200), 1).findings[Kind.REPEATED]
+    assert (finding.where, finding.detail) == (str(train[0].path), "in train")
+
+
+def test_boxes_that_cannot_be_read_stop_only_runs_with_boxes(cub200: Path) -> None:
+    edit_line(cub200 / "bounding_boxes.txt", 4, lambda _: "4 1 2 0 5\n")
+    report = check(CUB200(cub200), 1)
+    (finding,) = report.findings[Kind.BOX_LIST]
+    assert "image 4: expected 'x y width height'" in finding.where
+    assert report.defects == 0 and report.decoded == 27
+    with pytest.raises(CxlpError, match="image 4: expected 'x y width height'"):
+        check(CUB200(cub200, bbox=True), 1)
+
+
+def test_no_training_images_at_all(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=2, train=0, test=0)
+    for split in ("train", "test"):
+        (tmp_path / split / "kind0").mkdir(parents=True)
+    report = check(Folder(tmp_path), 2)
+    said = [finding.where for finding in report.findings[Kind.LISTS]]
+    assert said == ["there are no training images", "there are no test images"]
+    assert (report.files, report.decoded) == (0, 0)
+
+
+def test_a_list_that_may_not_be_read_is_an_error(cub200: Path) -> None:
+    (cub200 / "classes.txt").unlink()
+    (cub200 / "classes.txt").symlink_to(cub200 / "classes.txt")
+    with pytest.raises(CxlpError):
+        check(CUB200(cub200), 1)
+
+
+# Built-in functions, which processes need not import.
+
+
+def test_a_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "inspect_image", exec)
+    jobs: Any = {"import os; os._exit(1)": {}}
+    with pytest.raises(CxlpError, match=r"a process that decodes was killed.*fewer --workers"):
+        list(checking._inspections(jobs, 2))
+
+
+def test_what_has_not_begun_is_dropped_when_the_caller_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "inspect_image", exec)
+    job = "import time, pathlib; time.sleep(.01); pathlib.Path({!r}).touch()"
+    jobs: Any = {job.format(str(tmp_path / str(i))): {} for i in range(500)}
+    inspections: Any = checking._inspections(jobs, 2)
+    next(inspections)
+    inspections.close()
+    assert 0 < len(list(tmp_path.iterdir())) < 100
+
+
+def test_real_voc2007(real_data: Path) -> None:
+    report = check(VOC2007(real_data / "VOCdevkit" / "VOC2007"), 2)
+    counts = [(c.images, c.positives, c.ignored) for c in map(report.counts.__getitem__, ("train + val", "test"))]
+    assert counts == [(5011, 7306, 607), (4952, 7013, 619)]
+    assert names(report, Kind.TRUNCATED) == ["000001.jpg"]
+    assert numbers(report) == {Kind.MISSING: 9963 - 5, Kind.TRUNCATED: 1}
+
+
+def test_real_birds(real_data: Path) -> None:
+    report = check(CUB200(real_data / "CUB_200_2011"), 2)
+    assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.GREY: 1}
+    with Image.open(report.findings[Kind.GREY][0].where) as image:
+        assert image.mode == "L"
