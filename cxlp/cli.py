@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import Namespace
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -217,7 +218,29 @@ def find_configs(args: Sequence[str]) -> list[str]:
             configs += [arg, found.pop(0)]
         else:
             (configs if arg.startswith("--config=") else others).append(arg)
+    _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
     return configs + others
+
+
+def _check_overlays(paths: Sequence[str]) -> None:
+    """Refuse files that hold no keys, and overlays that come before what they change."""
+    described: set[str] = set()
+    for path in paths:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
+        for key in CLASSES:
+            part = content.get(key) or {}
+            if isinstance(part, dict) and "class_path" in part:
+                described.add(key)
+            elif part and key not in described:
+                raise CxlpError(
+                    f"{path} is an overlay: it changes {key}, which no config before it describes. Put a whole one "
+                    "before it, such as --config cub200.yaml"
+                )
 
 
 def nested_as_configs(args: Sequence[str]) -> list[str]:

@@ -166,7 +166,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["cxlp"]["network"]["config"]
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
-        raise CxlpError(f"{path} is not a checkpoint of cxlp: {error}") from error
+        # Only its kind: the message advises to load the file without the protection against code in it.
+        raise CxlpError(f"{path} is not a checkpoint of cxlp ({type(error).__name__})") from error
     return checkpoint
 
 

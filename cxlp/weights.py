@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from cxlp.errors import CxlpError, did_you_mean
 
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar")
+
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a file of ``torch.save``, without running code from it.
@@ -19,13 +21,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         CxlpError: If the file is missing, unreadable, or holds no tensors.
     """
     if not path.is_file():
-        near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near) if near else f"There is no folder {path.parent}."
+        near = [p.name for p in path.parent.glob("*") if p.suffix in _SUFFIXES] if path.parent.is_dir() else []
+        lacking = "are no weights in" if path.parent.is_dir() else "is no folder"
+        hint = (
+            did_you_mean(path.name, near) if near else f"There {lacking} {path.parent}. Give a file, default or null."
+        )
         raise CxlpError(f"weights file not found: {path}. {hint}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
-        raise CxlpError(f"{path} is not a readable weights file (torch.save of a state dict): {error}") from error
+        # Only its kind: the message advises to load the file without the protection against code in it.
+        kind = type(error).__name__
+        raise CxlpError(f"{path} is not a readable weights file (torch.save of a state dict): {kind}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -447,6 +447,29 @@ def test_no_network_for_weights_says_what_to_do(
     assert "resnet50" in message and "weights FILE" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "a.yaml holds no keys: it is empty"),
+        ("hello", "holds no keys: it is 'hello'"),
+        ("{a: [", "a.yaml is not YAML"),
+    ],
+)
+def test_a_config_without_keys_is_named(
+    work: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    (work / "a.yaml").write_text(content)
+    assert main(["--config", "a.yaml"]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [["finetune.yaml"], ["finetune.yaml", "demo.yaml"]])
+def test_an_overlay_comes_after_what_it_changes(capsys: pytest.CaptureFixture[str], order: list[str]) -> None:
+    # its model is a class of its own, its data are not
+    assert main([part for name in order for part in ("--config", name)]) == 2
+    assert "finetune.yaml is an overlay: it changes data, which no config before it" in capsys.readouterr().err
+
+
 def test_configs_are_found_by_name_here_and_beside_the_package(work: Path) -> None:
     assert find_configs(["--config", "demo"]) == ["--config", str(CONFIGS / "demo.yaml")]
     assert find_configs(["--config=demo.yaml", "--x"]) == [f"--config={CONFIGS / 'demo.yaml'}", "--x"]
