@@ -80,7 +80,8 @@ class TestReport(Callback):
         classes = pl_module.network.classes
         if pl_module.network.multi_label:
             labels = torch.tensor([s.label for s in trainer.datamodule.splits["test"].samples])  # type: ignore[attr-defined]
-            columns, rows = precision_table({name: values.cpu() for name, values in found.items()}, labels, classes)
+            names = sorted(found, key=lambda name: (name == "AP", name))  # the un-interpolated one last: it is drawn
+            columns, rows = precision_table({name: found[name].cpu() for name in names}, labels, classes)
             name, drawing = "average_precision", draw_precisions(columns, rows)
         else:
             columns, rows = confusion_table(found.cpu(), classes)
