@@ -158,14 +158,17 @@ class CLI(LightningCLI):
         """Save the whole resolved config in the run's folder and in wandb."""
         if _rank() != 0:
             return
-        config = self.config.clone()
-        config["ckpt_path"] = None  # the config of a run is how to do it again, not how to go on with it
-        text = self.parser.dump(config, skip_none=False)
-        first = self.run_folder / "config.yaml"
-        write_whole(first.with_name("config-resumed.yaml") if first.exists() else first, text)
+        if not (self.run_folder / "config.yaml").exists():  # a resumed run keeps its own
+            self.save_config("config.yaml")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update(self.config.as_dict(), allow_val_change=True)
+
+    def save_config(self, file: str) -> None:
+        """Write the whole resolved config into the run's folder."""
+        config = self.config.clone()
+        config["ckpt_path"] = None  # the config of a run is how to do it again, not how to go on with it
+        write_whole(self.run_folder / file, self.parser.dump(config, skip_none=False))
 
 
 def train_and_test(cli: CLI) -> None:
@@ -176,6 +179,8 @@ def train_and_test(cli: CLI) -> None:
     start = time.perf_counter()
     task, data, trainer = cli.model, cli.datamodule, cli.trainer
     trainer.fit(task, data, ckpt_path=cli.config["ckpt_path"], weights_only=True if cli.config["ckpt_path"] else None)
+    if cli.config["ckpt_path"] and trainer.is_global_zero:  # now that it is known to belong to the run
+        cli.save_config("config-resumed.yaml")
     checkpoint = trainer.checkpoint_callback
     best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
     results = trainer.test(task, data, ckpt_path=best or None, weights_only=True if best else None, verbose=False)
@@ -203,6 +208,9 @@ def find_configs(args: Sequence[str]) -> list[str]:
     Raises:
         CxlpError: If there is none; names those there are.
     """
+    if not args or not args[0].startswith("-"):
+        what = f"{args[0]!r} stands alone" if args else "there is nothing to run"
+        raise CxlpError(f"{what}: name a config, python train.py --config {args[0] if args else 'demo.yaml'}")
     found = list(args)
     for i, arg in enumerate(found):
         if arg in ("--config", "-c") and i + 1 < len(found):
@@ -282,13 +290,19 @@ def _new_folder(run: RunConfig, config: Namespace) -> Path:
     if _rank() != 0:
         return root  # rank 0 tells the others its folder when the run begins
     files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    if run.name and Path(run.name).name != run.name:
+        raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
     name = run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
     for number in range(1, 10_000):
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue
+            if folder.is_dir():
+                continue
+            raise CxlpError(f"cannot make a run's folder: {folder} is a file. Give another --run.root") from None
+        except OSError as error:
+            raise CxlpError(f"cannot make {folder}: {error.strerror}. Give another --run.root") from error
         if number > 1:
             print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
         return folder

@@ -183,7 +183,7 @@ def test_a_broken_loss_stops_and_keeps_the_last_good_checkpoint(work: Path, caps
     rates = [f"--model.optimizer.{part}_lr=1e30" for part in ("backbone", "projection", "classifier")]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a", *FINETUNE, *rates]) == 2
     message = capsys.readouterr().err
-    assert "not finite in epoch 1" in message and "last.ckpt" in message and "lower learning rates" in message
+    assert "not finite in epoch 1" in message and "best.ckpt" in message and "lower learning rates" in message
     kept = load_network("runs/a/checkpoints/last.ckpt")
     assert all(torch.isfinite(p).all() for p in kept.parameters())
     assert kept.classifier is not None and kept.classifier.weight.any()  # the frozen solution of epoch 0
@@ -323,6 +323,7 @@ def test_a_resumption_must_be_of_the_same_run(
     message = capsys.readouterr().err
     assert said in message and "resume with the run's own configs" in message
     assert Path("runs/a/config.yaml").read_text() == before
+    assert not Path("runs/a/config-resumed.yaml").exists()
 
 
 def test_a_finished_run_resumes_to_its_test(work: Path) -> None:
@@ -368,6 +369,8 @@ def test_weight_averaging_finds_a_whole_network(work: Path) -> None:
 
 
 BAD = {
+    "run root is a file": (["--run.root", "data/CUB_200_2011/images.txt"], ["cannot make", "--run.root"]),
+    "run name is a path": (["--run.name", "../x"], ["run.name is '../x'"]),
     "unknown config file": (["--config", "cub20.yaml"], ["cub20.yaml", "'cub200.yaml'"]),
     "unknown key": (["--data.bboxes", "1"], ["unknown key data.bboxes", "'data.bbox'"]),
     "unknown nested key": (["--model.network.pooling.pca", "3"], ["model.network.pooling.pca", "pca_dim"]),
@@ -468,6 +471,12 @@ def test_an_overlay_comes_after_what_it_changes(capsys: pytest.CaptureFixture[st
     # its model is a class of its own, its data are not
     assert main([part for name in order for part in ("--config", name)]) == 2
     assert "finetune.yaml is an overlay: it changes data, which no config before it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("args", "said"), [([], "there is nothing to run"), (["demo.yaml"], "--config demo.yaml")])
+def test_no_config_is_asked_for(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
+    assert main(args) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_configs_are_found_by_name_here_and_beside_the_package(work: Path) -> None:

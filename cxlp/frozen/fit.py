@@ -193,7 +193,7 @@ class FrozenFit:
         if self.images * per_image <= axes:
             raise CxlpError(
                 f"PCA to {axes} dimensions needs more than {axes} local features; {self.images} training images give "
-                f"{per_image} each: lower model.network.pooling.pca_dim, or raise model.frozen.pca_vectors"
+                f"{per_image} each (of {self.network.local_features}): lower model.network.pooling.pca_dim"
             )
 
     def _sample(self, local: Tensor, positions: Tensor) -> Tensor:

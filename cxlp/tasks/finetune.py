@@ -144,4 +144,5 @@ class FineTune(CrossLayerTask):
 
     def _last_checkpoint(self) -> str:
         paths = [getattr(callback, "best_model_path", "") for callback in self.trainer.checkpoint_callbacks]
-        return next((path for path in reversed(paths) if path), "none yet")
+        # The best one first: the last one may have come after a step too far, still finite but lost.
+        return next((path for path in paths if path), "none yet")
