@@ -37,11 +37,13 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     """
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
-    callbacks = [best, last] if monitor else [last]
-    for callback in callbacks:
-        # The frozen epoch takes no gradient step, and Lightning would not save at step 0.
-        callback._last_global_step_saved = -1
-    return callbacks
+    return [save_from_step_0(callback) for callback in ([best, last] if monitor else [last])]
+
+
+def save_from_step_0(callback: ModelCheckpoint) -> ModelCheckpoint:
+    """Have a callback save the frozen epoch, too: it takes no gradient step, and Lightning does not save at step 0."""
+    callback._last_global_step_saved = -1
+    return callback
 
 
 class RunIdentity(Callback):

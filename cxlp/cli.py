@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.callbacks import RunIdentity, TestReport, checkpoints, write_whole
+from cxlp.callbacks import RunIdentity, TestReport, checkpoints, save_from_step_0, write_whole
 from cxlp.config_errors import explain, refuse_nulls
 from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
@@ -133,8 +133,9 @@ class CLI(LightningCLI):
             monitor = f"val/{SELECTION[self.datamodule.multi_label]}" if self.datamodule.validation else None
             callbacks.extend(checkpoints(self.run_folder / "checkpoints", monitor))
         for callback in given:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.run_folder / "checkpoints")
+            if isinstance(callback, ModelCheckpoint):
+                save_from_step_0(callback)
+                callback.dirpath = callback.dirpath or str(self.run_folder / "checkpoints")
         if not any(isinstance(c, ProgressBar) for c in given) and trainer["enable_progress_bar"] is not False:
             callbacks.append(TQDMProgressBar())  # as the fit's own bars: a live display would clash with them
         if self.model.automatic_optimization and trainer["logger"] is not False:
@@ -148,6 +149,11 @@ class CLI(LightningCLI):
         """Refuse what would have no effect."""
         if trainer["default_root_dir"] is not None:
             raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
+        limit = trainer["limit_test_batches"]
+        if limit not in (None, 1.0) or isinstance(limit, int) or trainer["barebones"]:  # 1 is a batch, 1.0 all of them
+            raise CxlpError(
+                "trainer.limit_test_batches, trainer.barebones: a run ends with its whole test; leave them out"
+            )
         if isinstance(self.model, Frozen) and trainer["max_epochs"] not in (None, 1):
             raise CxlpError(
                 f"trainer.max_epochs is {trainer['max_epochs']}, but the frozen mode takes one pass: leave it out, "
@@ -179,6 +185,8 @@ def train_and_test(cli: CLI) -> None:
     start = time.perf_counter()
     task, data, trainer = cli.model, cli.datamodule, cli.trainer
     trainer.fit(task, data, ckpt_path=cli.config["ckpt_path"], weights_only=True if cli.config["ckpt_path"] else None)
+    if task.ordered_epochs and not task.report:
+        raise CxlpError("the run was stopped before its first epoch was over (trainer.max_time?): nothing was fitted")
     if cli.config["ckpt_path"] and trainer.is_global_zero:  # now that it is known to belong to the run
         cli.save_config("config-resumed.yaml")
     checkpoint = trainer.checkpoint_callback

@@ -20,6 +20,7 @@ from cxlp.errors import CxlpError
 from cxlp.locking import hold, let_go
 from cxlp.network import load_network
 from cxlp.tasks.finetune import FineTune
+from cxlp.tasks.frozen import Frozen
 from tests.generate import write_cub200, write_folder
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -307,7 +308,7 @@ def test_three_seeds_are_three_trainings_of_the_same_images(work: Path) -> None:
             ["--model.network.pooling.pca_dim", "9"],
             "pooling.pca_dim is 9, but the checkpoint's run had 8",
         ),
-        (["--data.root", "other/CUB_200_2011"], "the data's classes is"),
+        (["--data.root", "other/CUB_200_2011"], "the classes of the data is"),
         (["--config", "finetune.yaml", "--data.validation", "0.34"], "model.class_path is 'FineTune'"),
     ],
     ids=["network", "classes", "mode"],
@@ -324,6 +325,48 @@ def test_a_resumption_must_be_of_the_same_run(
     assert said in message and "resume with the run's own configs" in message
     assert Path("runs/a/config.yaml").read_text() == before
     assert not Path("runs/a/config-resumed.yaml").exists()
+
+
+@pytest.mark.parametrize("change", [["--data.split_seed", "5"], ["--data.validation", "0.5"]])
+def test_a_resumption_must_hold_out_the_same_images(
+    work: Path, capsys: pytest.CaptureFixture[str], change: list[str]
+) -> None:
+    run("a", *FINETUNE)
+    again = [*FINETUNE, "--ckpt_path", "runs/a/checkpoints/last.ckpt", *change]
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
+    assert "what is held out now may have been trained on" in capsys.readouterr().err
+
+
+def test_a_pass_that_is_stopped_early_is_no_fit(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Frozen.training_step
+
+    def impatient(task: Frozen, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        step(task, batch, batch_idx)
+        task.trainer.should_stop = True
+
+    monkeypatch.setattr(Frozen, "training_step", impatient)
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a"]) == 2
+    assert "nothing was fitted" in capsys.readouterr().err
+    assert not list(Path("runs").rglob("*.bin")) and not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_the_frozen_solution_competes_also_under_a_checkpoint_callback_of_ones_own(work: Path) -> None:
+    options = "{monitor: val/loss, filename: 'x{epoch}'}"
+    mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
+    still = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]
+    found = run("a", *FINETUNE, *still, "--trainer.callbacks", mine)
+    assert Path(found["tested"]).name == "xepoch=0.ckpt"  # of equals the first: the frozen one
+
+
+def test_broken_weights_within_an_epoch_are_not_saved(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = [f"--model.optimizer.{part}_lr=1e30" for part in ("backbone", "projection", "classifier")]
+    options = [*FINETUNE, *rates, "--model.start", "scratch", "--trainer.val_check_interval", "1"]
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a", *options]) == 2
+    assert "not finite" in capsys.readouterr().err
+    for path in Path("runs/a/checkpoints").glob("*.ckpt"):
+        assert all(torch.isfinite(p).all() for p in load_network(path).parameters()), path
 
 
 def test_a_finished_run_resumes_to_its_test(work: Path) -> None:
@@ -405,6 +448,11 @@ BAD = {
         ["--data.validation", "0.34", "--trainer.val_check_interval", "1"],
         ["trainer.val_check_interval is 1"],
     ),
+    "validation every other epoch": (["--trainer.check_val_every_n_epoch", "2"], ["check_val_every_n_epoch is 2"]),
+    "a part of the test": (["--trainer.limit_test_batches", "1"], ["trainer.limit_test_batches", "whole test"]),
+    "no time": (["--trainer.max_time", "00:00:00:00"], ["nothing was fitted"]),
+    "negative rate": ([*FINETUNE, "--model.optimizer.backbone_lr", "-1"], ["model.optimizer.backbone_lr is -1.0"]),
+    "label smoothing": ([*FINETUNE, "--model.label_smoothing", "3"], ["model.label_smoothing is 3.0", "[0, 1)"]),
     "no epoch left": ([*FINETUNE, "--trainer.max_epochs", "1"], ["none is left for fine-tuning"]),
 }
 

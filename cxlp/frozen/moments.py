@@ -38,7 +38,8 @@ class Moments:
         # The product in float32: d^2 n of it dominates, and its error is that of the features.
         shift = mean.float()
         centred = x.float() - shift
-        scatter = (centred.T @ centred).double()
+        with torch.autocast(x.device.type, enabled=False):  # half precision would round it, or overflow
+            scatter = (centred.T @ centred).double()
         # It was centred on the rounded mean: matters where the mean dwarfs the spread.
         rounding = mean - shift
         self._merge(len(x), mean, scatter.addr_(rounding, rounding, alpha=-len(x)))

@@ -89,6 +89,17 @@ class CrossLayerTask(pl.LightningModule):
                 f"trainer.val_check_interval is {self.trainer.val_check_interval}: the frozen fit has nothing to "
                 "validate before its pass is over; leave it out"
             )
+        batches, given = len(self.trainer.train_dataloader), self.trainer.num_training_batches  # type: ignore[arg-type]
+        if given < batches:
+            raise CxlpError(
+                f"the frozen fit needs each training image, {batches} batches of them, and was given {given}: "
+                "leave out trainer.limit_train_batches and trainer.fast_dev_run"
+            )
+        if (self.trainer.check_val_every_n_epoch or 1) > 1:
+            raise CxlpError(
+                f"trainer.check_val_every_n_epoch is {self.trainer.check_val_every_n_epoch}: the frozen solution is "
+                "validated and saved after its own epoch, the first; leave it out"
+            )
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
         images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
         progress = self.trainer.progress_bar_callback is not None
@@ -109,6 +120,19 @@ class CrossLayerTask(pl.LightningModule):
                 self.report = self._fit.finish()
             self._fit = None
             self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse a pass that something has ended early: there is no solution.
+
+        Raises:
+            CxlpError: On every rank.
+        """
+        if self._fit is not None:
+            self.abandon_fit()
+            raise CxlpError(
+                "the frozen fit was stopped before it had seen each training image (trainer.max_time, a callback?): "
+                "nothing was fitted"
+            )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Have Lightning tell of exceptions: it tells callbacks only."""
@@ -204,7 +228,14 @@ class CrossLayerTask(pl.LightningModule):
             theirs, ours = saved["network"]["config"][part], mine["config"][part]
             for key in ours:
                 self._check_same(f"model.network.{part}.{key}", theirs[key], ours[key])
-        self._check_same("the data's classes", saved["network"]["classes"], mine["classes"])
+        self._check_same("the classes of the data", saved["network"]["classes"], mine["classes"])
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not torch.equal(data.fingerprints("train"), saved["trained_on"]):
+            raise CxlpError(
+                "the training images are others than those of the checkpoint's run (data.root, validation, split_seed, "
+                "test_fraction?): what is held out now may have been trained on. Resume with the run's own configs, "
+                "such as --config runs/NAME/config.yaml"
+            )
         self.report, self.validated = saved["report"], saved["validated"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])

@@ -41,6 +41,8 @@ class FineTune(CrossLayerTask):
         label_smoothing: float = 0.0,
         freeze_batch_norm: bool = True,
     ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise CxlpError(f"model.label_smoothing is {label_smoothing}: it must lie in [0, 1)")
         super().__init__(network, frozen)
         self.optimizer_config = optimizer
         self.start = start
@@ -104,7 +106,7 @@ class FineTune(CrossLayerTask):
         loss = classification_loss(scores, batch["label"], self.label_smoothing)
         self._finite &= torch.isfinite(loss.detach())
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU
+        if every and (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU
             self._stop_unless(bool(self._finite), "the training loss is not finite")
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
@@ -113,10 +115,19 @@ class FineTune(CrossLayerTask):
         """Close the epoch: solve, or time it and look for broken weights before they are saved."""
         if not self.in_frozen_epoch and self.trainer.is_last_batch:
             self._close_phase("fine-tuning")
-            self._stop_unless(bool(self._finite), "the training loss is not finite")
-            finite = all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
-            self._stop_unless(finite, "a weight is not finite")
+            self._stop_unless_finite()
         super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def on_validation_start(self) -> None:
+        """Look for broken weights within an epoch, too: checkpoints follow validation."""
+        super().on_validation_start()
+        if self.trainer.training and not self.in_frozen_epoch:
+            self._stop_unless_finite()
+
+    def _stop_unless_finite(self) -> None:
+        self._stop_unless(bool(self._finite), "the training loss is not finite")
+        finite = all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
+        self._stop_unless(finite, "a weight is not finite")
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's type is a union of nine)
         """SGD or AdamW by parts, with warm-up and cosine over the gradient epochs."""

@@ -8,6 +8,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from cxlp.errors import CxlpError
 from cxlp.network import Network
 
 
@@ -30,6 +31,11 @@ class OptimizerConfig:
     classifier_lr: float = 1e-2
     weight_decay: float = 1e-4
     warmup_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("backbone_lr", "projection_lr", "classifier_lr", "weight_decay", "warmup_epochs"):
+            if not getattr(self, name) >= 0:
+                raise CxlpError(f"model.optimizer.{name} is {getattr(self, name)}: it must be 0 or more")
 
 
 def build_optimizer(network: Network, config: OptimizerConfig) -> Optimizer:

@@ -116,3 +116,12 @@ def test_too_few_vectors_are_refused_with_both_numbers() -> None:
     with pytest.raises(CxlpError, match="more than 5 local features, there are 5"):
         moments.principal_axes(5)
     assert moments.principal_axes(4).shape == (4, 8)  # n vectors span n - 1 axes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_scatter_is_of_full_precision_under_autocast(dtype: torch.dtype) -> None:
+    x = 300 * torch.randn(400, 8, generator=torch.Generator().manual_seed(0))  # sums of squares overflow float16
+    moments, reference = Moments(8, torch.device("cpu")), torch.cov(x.T.double(), correction=0) * len(x)
+    with torch.autocast("cpu", dtype):
+        moments.update(x)
+    torch.testing.assert_close(moments.scatter, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
