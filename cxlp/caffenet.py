@@ -9,7 +9,6 @@ from cxlp.errors import CxlpError
 
 CAFFENET_URL = "https://github.com/onnx/models/raw/main/validated/vision/classification/caffenet/model/caffenet-12.onnx"
 CAFFENET_SHA256 = "ea563e5c47d1f58e1717cf1a2d8bf288b8adc07af0ad228b622096cd243aeecb"
-CAFFENET_BYTES = 243_863_798
 
 
 class FullPrecisionLRN(nn.LocalResponseNorm):

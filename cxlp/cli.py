@@ -270,8 +270,15 @@ def nested_as_configs(args: Sequence[str]) -> list[str]:
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         top, _, path = name.removeprefix("--").partition(".")
-        is_nested = name.startswith("--") and top in CLASSES and path.split(".")[-1] not in ("", "class_path", "help")
-        if not is_nested or not (equals or rest):
+        is_nested = (
+            name.startswith("--")
+            and top in CLASSES
+            and path.split(".")[-1] not in ("", "class_path", "init_args", "help")
+        )
+        lacks_value = not equals and (not rest or rest[0].startswith("--"))
+        if is_nested and lacks_value:
+            raise CxlpError(f"{name} has no value: give {name} VALUE")
+        if not is_nested:
             passed.append(name + equals + value)
             continue
         value = value if equals else rest.pop(0)

@@ -25,11 +25,15 @@ def as_targets(labels: Tensor, classes: int) -> Tensor:
     return labels.T.to(torch.int8).contiguous()
 
 
-def strata(labels: Tensor) -> Tensor:
+def strata(labels: Tensor, parts: int = 2) -> Tensor:
     """Groups ``(n,)`` to stratify a split by: the class; of several, the one that is rarest in ``labels``.
 
-    Images without any class form a group of their own; an image that would be alone in its group joins
-    the largest one, since a single image cannot be divided.
+    Images without any class form a group of their own; a group that could not give an image to each part
+    joins the largest one.
+
+    Args:
+        labels: ``(n,)`` indices (returned as they are) or ``(n, K)`` of {1, -1, 0}.
+        parts: Into how many the images are to be split.
     """
     if labels.ndim == 1:
         return labels
@@ -38,7 +42,7 @@ def strata(labels: Tensor) -> Tensor:
     rarity = torch.where(present, counts, len(labels) + 1)  # (n, K)
     groups = torch.where(present.any(dim=1), rarity.argmin(dim=1), labels.shape[1])
     sizes = torch.bincount(groups)
-    return torch.where(sizes[groups] > 1, groups, sizes.argmax())
+    return torch.where(sizes[groups] >= parts, groups, sizes.argmax())
 
 
 def classification_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -23,6 +23,6 @@ class PhaseTimes(dict[str, float]):
     @staticmethod
     def now() -> float:
         """The clock, after work that a GPU still has under way."""
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # a run on the CPU opens no GPU
             torch.cuda.synchronize()
         return time.perf_counter()

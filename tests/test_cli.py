@@ -333,6 +333,13 @@ def test_a_resumption_must_be_of_the_same_run(
     assert not Path("runs/a/config-resumed.yaml").exists()
 
 
+def test_a_resumption_cannot_change_the_rates(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", *FINETUNE)
+    again = [*FINETUNE, "--ckpt_path", "runs/a/checkpoints/last.ckpt", "--model.optimizer.backbone_lr", "0.5"]
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
+    assert "model.optimizer.backbone_lr is 0.5, but the checkpoint's run had 0.0005" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", [["--data.split_seed", "5"], ["--data.validation", "0.5"]])
 def test_a_resumption_must_hold_out_the_same_images(
     work: Path, capsys: pytest.CaptureFixture[str], change: list[str]
@@ -458,6 +465,8 @@ BAD = {
     "a part of the test": (["--trainer.limit_test_batches", "1"], ["trainer.limit_test_batches", "whole test"]),
     "no time": (["--trainer.max_time", "00:00:00:00"], ["nothing was fitted"]),
     "negative rate": ([*FINETUNE, "--model.optimizer.backbone_lr", "-1"], ["model.optimizer.backbone_lr is -1.0"]),
+    "start": ([*FINETUNE, "--model.start", "forzen"], ["model.start is 'forzen'", "frozen, scratch"]),
+    "no value": (["--data.bbox", "--data.seed", "3"], ["--data.bbox has no value"]),
     "label smoothing": ([*FINETUNE, "--model.label_smoothing", "3"], ["model.label_smoothing is 3.0", "[0, 1)"]),
     "no epoch left": ([*FINETUNE, "--trainer.max_epochs", "1"], ["none is left for fine-tuning"]),
 }

@@ -43,7 +43,7 @@ def test_a_phase_that_fails_is_timed_and_its_error_goes_on(clock: list[float]) -
 
 def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[bool] = []
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.synchronize", lambda: waited.append(True))
     monkeypatch.setattr("time.perf_counter", lambda: float(len(waited)))
     assert PhaseTimes.now() == 1.0  # read after the wait, not before it

@@ -30,7 +30,7 @@ class FrozenConfig:
     Attributes:
         c: Cost C of the SVMs; ``auto``: chosen among ``c_candidates`` by cross-validation on the
             training Gram matrix (accuracy, or with several labels per image the mean average precision).
-        c_candidates: What is tried where ``c`` is null.
+        c_candidates: What is tried where ``c`` is ``auto``.
         folds: Folds of the cross-validation (for C, and for the scale of the logits).
         pca_vectors: About how many local features the PCA sees; each image gives the same number of
             them, at random places that depend on the image's position only.
@@ -240,10 +240,11 @@ class FrozenFit:
     def _fit_classifier(self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, float]:
         classifier = self.network.classifier
         assert classifier is not None
-        labels, groups = self.labels, strata(self.labels).numpy()
+        labels = self.labels
         targets = as_targets(labels, len(self.network.classes)).numpy()
         threads = max(1, usable_cores() // world_size())
         folds = min(self.config.folds, int((targets == 1).sum(axis=1).min()))
+        groups = strata(labels, folds).numpy()
         name = "cv_mAP" if self.network.multi_label else "cv_accuracy"
         report: dict[str, float] = {}
         c = self.config.c

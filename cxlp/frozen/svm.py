@@ -117,7 +117,7 @@ def choose_c(
     Returns:
         The choice, and the quality of each candidate.
     """
-    groups = strata(labels).numpy()
+    groups = strata(labels, folds).numpy()
     found = {c: quality(held_out_scores(gram, targets, groups, c, folds, threads), labels) for c in candidates}
     best = max(found.values())
     return min(c for c, value in found.items() if value == best), found

@@ -1,5 +1,6 @@
 """What both modes share: the frozen fit inside the Trainer, evaluation, and what a checkpoint holds."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,7 @@ class CrossLayerTask(pl.LightningModule):
             "task": type(self).__name__,
             "network": self.network.spec(),
             "image": {"size": data.splits["test"].transform.size, "aspect": data.aspect},
+            "options": self.options(),
             "report": self.report,
             "validated": self._latest_validation(),
             "trained_on": data.fingerprints("train"),
@@ -226,8 +228,11 @@ class CrossLayerTask(pl.LightningModule):
         mine = self.network.spec()
         for part in ("backbone", "pooling"):
             theirs, ours = saved["network"]["config"][part], mine["config"][part]
-            for key in ours:
-                self._check_same(f"model.network.{part}.{key}", theirs[key], ours[key])
+            for key in ours.keys() - {"weights"}:  # they come from the checkpoint
+                self._check_same(f"model.network.{part}.{key}", theirs.get(key), ours[key])
+        for key, value in self.options().items():
+            self._check_same(f"model.{key}", saved["options"].get(key), value)
+        self._check_same("multi_label of the data", saved["network"]["multi_label"], mine["multi_label"])
         self._check_same("the classes of the data", saved["network"]["classes"], mine["classes"])
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not torch.equal(data.fingerprints("train"), saved["trained_on"]):
@@ -240,16 +245,24 @@ class CrossLayerTask(pl.LightningModule):
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
 
+    def options(self) -> dict[str, Any]:
+        """The fit's options by key, as plain values: a resumed run cannot change them."""
+        return {f"frozen.{key}": _plain(value) for key, value in asdict(self.frozen).items()}
+
     def _latest_validation(self) -> dict[str, float]:
         return {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
 
     @staticmethod
     def _check_same(what: str, saved: Any, given: Any) -> None:  # noqa: ANN401 (any value of a config)
-        if saved != (list(given) if isinstance(given, tuple) else given) and saved != given:
+        if _plain(saved) != _plain(given):
             raise CxlpError(
                 f"{what} is {given!r}, but the checkpoint's run had {saved!r}: resume with the run's own configs, such "
                 "as --config runs/NAME/config.yaml"
             )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of a config)
+    return list(value) if isinstance(value, tuple) else value
 
 
 class _LeaveNothingHalfMade(pl.Callback):

@@ -1,5 +1,8 @@
 """The fine-tuning mode: gradients through all of it, from the frozen solution or from scratch."""
 
+import math
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +51,8 @@ class FineTune(CrossLayerTask):
         self.start = start
         self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
         self.ordered_epochs = 1 if start == "frozen" else 0
+        if start not in ("frozen", "scratch") and not Path(start).is_file():
+            raise CxlpError(f"model.start is {start!r}: expected frozen, scratch, or the path of a checkpoint")
         self._earlier = None if start in ("frozen", "scratch") else load_network(start)
 
     def setup(self, stage: str) -> None:
@@ -62,6 +67,16 @@ class FineTune(CrossLayerTask):
             except RuntimeError as error:
                 raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
             self._earlier = None
+
+    def options(self) -> dict[str, Any]:
+        """Those of the frozen fit, and of gradient descent."""
+        return {
+            **super().options(),
+            **{f"optimizer.{key}": value for key, value in asdict(self.optimizer_config).items()},
+            "start": self.start,
+            "label_smoothing": self.label_smoothing,
+            "freeze_batch_norm": self.freeze_batch_norm,
+        }
 
     def _check_overlap(self) -> None:
         """Refuse to test on what the earlier run was trained on; warn where validation is."""
@@ -138,9 +153,12 @@ class FineTune(CrossLayerTask):
                 f"trainer.max_epochs is {epochs}, of which {self.ordered_epochs} fit without gradients: "
                 "none is left for fine-tuning"
             )
-        per_epoch = self.trainer.estimated_stepping_batches / epochs
+        _ = self.trainer.estimated_stepping_batches  # makes the loaders, whose length is known then
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         warmup = round(per_epoch * self.optimizer_config.warmup_epochs)
-        total = round(per_epoch * (epochs - self.ordered_epochs))
+        total = per_epoch * (epochs - self.ordered_epochs)
+        if self.trainer.max_steps > 0:
+            total = min(total, self.trainer.max_steps)
         schedule = warmup_cosine(optimizer, warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

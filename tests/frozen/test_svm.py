@@ -68,7 +68,7 @@ def test_predictions_are_those_of_linearsvc() -> None:
     np.testing.assert_allclose(ours, theirs, atol=0.02)
 
 
-def test_ignored_rows_count_as_absent(data: Problem) -> None:
+def test_ignored_rows_take_no_part(data: Problem) -> None:
     targets = data.targets.copy()
     random = np.random.default_rng(1)
     targets[random.random(targets.shape) < 0.3] = 0

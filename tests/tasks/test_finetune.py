@@ -158,8 +158,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("start", ["frosen", "runs/none.ckpt"])
-def test_another_word_is_taken_for_a_checkpoint(start: str) -> None:
-    with pytest.raises(CxlpError, match=f"checkpoint not found: {start}"):
+def test_another_word_is_neither_a_mode_nor_a_checkpoint(start: str) -> None:
+    with pytest.raises(CxlpError, match=f"model.start is '{start}': expected frozen, scratch, or the path of"):
         task(start=start)
 
 
