@@ -52,14 +52,23 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; ``None``: those of the process.
 
     Returns:
-        The exit status: 0, or 2 where the user can mend something.
+        The exit status: 0; 2 where the user can mend something; 130 where the user interrupted.
     """
     _quiet()
+    cli: CLI | None = None
     try:
         arguments = find_configs(sys.argv[1:] if args is None else args)
         if args is None:
             sys.argv[1:] = arguments  # what the processes of further ranks are started with
-        train_and_test(CLI(nested_as_configs(arguments)))
+        cli = CLI(nested_as_configs(arguments))
+        train_and_test(cli)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns the first into the second.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if _rank() == 0:
+            print(f"\ninterrupted. {_how_to_go_on(cli)}", file=sys.stderr)  # noqa: T201
+        return 130
     except Exception as error:
         said = _mendable(error)
         if said is None:
@@ -154,6 +163,11 @@ class CLI(LightningCLI):
             raise CxlpError(
                 "trainer.limit_test_batches, trainer.barebones: a run ends with its whole test; leave them out"
             )
+        if self.datamodule.validation and trainer["limit_val_batches"] == 0:
+            raise CxlpError(
+                f"trainer.limit_val_batches is 0, but data.validation holds out {self.datamodule.validation}: the best "
+                "checkpoint is chosen by these images. Leave one of them out"
+            )
         if isinstance(self.model, Frozen) and trainer["max_epochs"] not in (None, 1):
             raise CxlpError(
                 f"trainer.max_epochs is {trainer['max_epochs']}, but the frozen mode takes one pass: leave it out, "
@@ -195,7 +209,9 @@ def train_and_test(cli: CLI) -> None:
     if trainer.is_global_zero:
         # Of the checkpoint that is tested, as is all else in here.
         metrics = {**results[0], **task.validated, **{f"frozen/{k}": v for k, v in task.report.items()}}
-        times = {**task.times, "total": time.perf_counter() - start}
+        # Of the phases, a resumed run knows all the time they took; of what is between them, this process's only.
+        whole = "since resumed" if cli.config["ckpt_path"] else "total"
+        times = {**task.times, whole: time.perf_counter() - start}
         summary = {
             "metrics": {k: v if math.isfinite(v) else None for k, v in metrics.items()},  # JSON knows no NaN
             "seconds": times,
@@ -356,6 +372,13 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
     look = how_to_look(cli.run_folder)
     if look:
         console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
+
+
+def _how_to_go_on(cli: CLI | None) -> str:
+    folder = getattr(cli, "run_folder", None)
+    if folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
+        return "Nothing was saved yet: begin again"
+    return f"Go on with: --config {folder}/config.yaml --ckpt_path {folder}/checkpoints/last.ckpt"
 
 
 def _mendable(error: BaseException | None) -> str | None:

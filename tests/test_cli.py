@@ -160,7 +160,9 @@ def test_a_start_that_has_seen_the_held_out_images_is_told_of(work: Path, capsys
     assert "was trained on 18 of these test images" in capsys.readouterr().err
 
 
-def test_an_interrupted_fine_tuning_resumes_to_the_same_result(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = run("whole", *FINETUNE)
     start_epoch = FineTune.on_train_epoch_start
 
@@ -171,13 +173,16 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_result(work: Path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(FineTune, "on_train_epoch_start", power_cut)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "cut", *FINETUNE])
+        assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "cut", *FINETUNE]) == 130
+    said = "--config runs/cut/config.yaml --ckpt_path runs/cut/checkpoints/last.ckpt"
+    assert capsys.readouterr().err.endswith(f"interrupted. Go on with: {said}\n")
     assert not Path("runs/cut/metrics.json").exists()
     assert torch.load("runs/cut/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
     seed_everything(123)  # what is drawn after the resumption must not hang on the state of this process
-    resumed = run("cut", *FINETUNE, "--ckpt_path", "runs/cut/checkpoints/last.ckpt")
+    assert main(said.split()) == 0
+    resumed = json.loads(Path("runs/cut/metrics.json").read_text())
     assert resumed["metrics"] == whole["metrics"]
+    assert "since resumed" in resumed["seconds"] and "total" not in resumed["seconds"]
     assert [p.name for p in Path("runs").iterdir() if p.name.startswith("cut")] == ["cut"]
     assert sorted(logged("cut", "val/accuracy")) == [0, 1, 2]  # nothing of the first session is lost
 
@@ -465,6 +470,10 @@ BAD = {
     "a part of the test": (["--trainer.limit_test_batches", "1"], ["trainer.limit_test_batches", "whole test"]),
     "no time": (["--trainer.max_time", "00:00:00:00"], ["nothing was fitted"]),
     "negative rate": ([*FINETUNE, "--model.optimizer.backbone_lr", "-1"], ["model.optimizer.backbone_lr is -1.0"]),
+    "no validation": (
+        ["--data.validation", "0.5", "--trainer.limit_val_batches", "0"],
+        ["trainer.limit_val_batches is 0", "data.validation"],
+    ),
     "start": ([*FINETUNE, "--model.start", "forzen"], ["model.start is 'forzen'", "frozen, scratch"]),
     "no value": (["--data.bbox", "--data.seed", "3"], ["--data.bbox has no value"]),
     "label smoothing": ([*FINETUNE, "--model.label_smoothing", "3"], ["model.label_smoothing is 3.0", "[0, 1)"]),

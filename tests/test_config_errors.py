@@ -170,4 +170,4 @@ def test_the_classes_of_data_are_named_all() -> None:
 
 
 def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
-    assert said("--data.batch_size") == "argument --data: expected one argument"
+    assert said("--run.name") == "argument --run.name: expected one argument"

@@ -40,7 +40,7 @@ def test_download_goes_to_the_default_root(
     [
         (["cub"], "there is no data set 'cub'. Did you mean 'cub200'?"),
         (["imagenet"], "there is no data set 'imagenet'. Valid: 'cub200', 'demo', "),
-        (["folder", "--root", "nowhere"], "folder: there is no "),
+        (["folder", "--root", "nowhere"], "folder: "),
         (["demo", "--root", "."], "demo: . holds something else"),
     ],
 )

@@ -37,7 +37,8 @@ class Folder(ImageDataModule):
             f"(images: {', '.join(SUFFIXES)}). To try cxlp without any data: python train.py --config demo.yaml"
         )
         if not self.root.is_dir():
-            raise CxlpError(f"folder: there is no {self.root.absolute()}; {layout}")
+            is_file = "is a file, no folder" if self.root.exists() else "does not exist"
+            raise CxlpError(f"folder: {self.root.absolute()} {is_file}; {layout}")
         has_split = {name for name in ("train", "test") if (self.root / name).is_dir()}
         if len(has_split) == 1:
             raise CxlpError(f"folder: {self.root} has {has_split.pop()} but not both train and test; {layout}")
@@ -58,6 +59,10 @@ class Folder(ImageDataModule):
             )
         if not classes:
             raise CxlpError(f"folder: no class folders in {self.root}; {layout}")
+        used = {s.label for s in samples["train"]}
+        parent = self.root / "train" if has_split else self.root
+        if used and (empty := [str(parent / c) for k, c in enumerate(classes) if k not in used]):
+            raise CxlpError(f"folder: no images in {', '.join(empty[:5])}: fill or remove empty class folders")
         return classes, samples
 
     def _split(self, samples: Sequence[Sample], classes: Sequence[str]) -> dict[Split, list[Sample]]:

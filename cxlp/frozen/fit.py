@@ -98,6 +98,8 @@ class FrozenFit:
             self._check_pca(network.projection.out_channels)
             self.moments = Moments(network.pooling.local_dim, self.device)
         check_shared(folder)
+        if self.moments is None:  # else the maps count, too, once their size is known
+            self._check_space(0)
         self.features = RowStore(folder / "features.bin", images, network.pooling.out_features)
 
     @torch.no_grad()
@@ -182,10 +184,13 @@ class FrozenFit:
         self.map_shapes = [(m.shape[2], m.shape[3], m.shape[1]) for m in maps]
         size = sum(m[0].numel() for m in maps)
         share = -(-self.images // world_size())
-        if rank() == 0:
-            both = size * maps[0].dtype.itemsize + 4 * self.network.pooling.out_features
-            check_space(self.folder, both * self.images)
+        self._check_space(size * maps[0].dtype.itemsize)
         return RowStore(self.folder / f"maps-{rank()}.bin", share, size, maps[0].dtype)
+
+    def _check_space(self, map_bytes: int) -> None:
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_space(self.folder, (map_bytes + 4 * self.network.pooling.out_features) * self.images)
 
     def _check_pca(self, axes: int) -> None:
         """Refuse what the PCA could only refuse after the pass."""

@@ -51,22 +51,22 @@ class FineTune(CrossLayerTask):
         self.start = start
         self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
         self.ordered_epochs = 1 if start == "frozen" else 0
-        if start not in ("frozen", "scratch") and not Path(start).is_file():
-            raise CxlpError(f"model.start is {start!r}: expected frozen, scratch, or the path of a checkpoint")
-        self._earlier = None if start in ("frozen", "scratch") else load_network(start)
 
     def setup(self, stage: str) -> None:
-        """Take over an earlier run's weights."""
+        """Take over an earlier run's weights; a resumed run has its own."""
         super().setup(stage)
-        if self._earlier is not None and stage == "fit":
-            if self._earlier.classes != self.network.classes:
-                raise CxlpError(f"{self.start} was fitted to other classes than the data has")
-            self._check_overlap()
-            try:
-                self.network.load_state_dict(self._earlier.state_dict())
-            except RuntimeError as error:
-                raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
-            self._earlier = None
+        if self.start in ("frozen", "scratch") or stage != "fit" or self.trainer.ckpt_path:
+            return
+        if not Path(self.start).is_file():
+            raise CxlpError(f"model.start is {self.start!r}: expected frozen, scratch, or the path of a checkpoint")
+        earlier = load_network(self.start)
+        if earlier.classes != self.network.classes:
+            raise CxlpError(f"{self.start} was fitted to other classes than the data has")
+        self._check_overlap()
+        try:
+            self.network.load_state_dict(earlier.state_dict())
+        except RuntimeError as error:
+            raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
 
     def options(self) -> dict[str, Any]:
         """Those of the frozen fit, and of gradient descent."""

@@ -77,7 +77,7 @@ def test_a_data_set_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
         assert text.startswith("error: ") and str(tmp_path / "none") in text
         assert text.endswith(f"To get it: python -m cxlp download {name} --root {tmp_path / 'none'}")
     text = run("folder", "--root", tmp_path / "none", status=2, capsys=capsys)
-    assert text.startswith(f"error: folder: there is no {tmp_path / 'none'}") and "download" not in text
+    assert text.startswith(f"error: folder: {tmp_path / 'none'} does not exist") and "download" not in text
     assert list(tmp_path.iterdir()) == [], "nothing is fetched or made"
 
 

@@ -104,6 +104,21 @@ def test_missing_root_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.M
     assert "demo.yaml" in str(caught.value)
 
 
+def test_a_file_for_a_root_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.zip").write_text("")
+    with pytest.raises(CxlpError, match=r"mine\.zip is a file, no folder; expected"):
+        Folder(tmp_path / "mine.zip").read()
+
+
+@pytest.mark.parametrize("split", ["train/", ""])
+def test_empty_class_folders_are_named(tmp_path: Path, split: str) -> None:
+    files = [f"{split}{c}/{i}.png" for c in "ab" for i in range(5)]
+    root = fill(tmp_path, *files, *(["test/a/9.png"] if split else []))
+    (root / split / "c").mkdir()
+    with pytest.raises(CxlpError, match=f"no images in {root}/{split}c: fill or remove"):
+        Folder(root).read()
+
+
 @pytest.mark.parametrize(("there", "other"), [("train", "test"), ("test", "train")])
 def test_half_a_split_is_refused(tmp_path: Path, there: str, other: str) -> None:
     with pytest.raises(CxlpError, match=f"has {there} but not both"):

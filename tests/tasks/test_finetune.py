@@ -158,9 +158,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("start", ["frosen", "runs/none.ckpt"])
-def test_another_word_is_neither_a_mode_nor_a_checkpoint(start: str) -> None:
+def test_another_word_is_neither_a_mode_nor_a_checkpoint(folder: Path, tmp_path: Path, start: str) -> None:
     with pytest.raises(CxlpError, match=f"model.start is '{start}': expected frozen, scratch, or the path of"):
-        task(start=start)
+        trainer(tmp_path, max_epochs=1).fit(task(start=start), pictures(folder))
 
 
 # --- the loss
