@@ -14,8 +14,6 @@ from cxlp.errors import CxlpError, did_you_mean
 from cxlp.fetching import Remote, fetch
 from cxlp.weights import in_order, load_strictly, pretrained, read_state_dict
 
-Tap = Literal["local", "guide"]
-
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -25,7 +23,7 @@ class BackboneConfig:
         name: ``caffenet``, ``efficientnet_lite0``, or any torchvision or timm classification
             network; ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's).
         layers: The lower layer (local features) and the upper layer (guide), each the name of a
-            module or of a graph node.
+            module or of a graph node, or ``penultimate``: what the network's classifier is given.
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
         weights: ``default`` (ImageNet), a local file (``.pth``, for caffenet also ``.onnx``), or
@@ -60,17 +58,19 @@ class _Source:
 
 
 class Backbone(nn.Module):
-    """A network cut after one or two layers; everything behind them is gone.
+    """A network cut after some layers; everything behind them is gone.
 
     Args:
         config: Which network, cut where.
-        taps: Which of the two layers' maps are wanted: what only the other one needs is gone, too.
+        layers: The layers whose maps are wanted, if others than the config's two.
 
     Attributes:
+        layers: Their names.
         image_size: Side of the square input, pixels.
-        channels: Channels of the maps, lower before upper, found by a dry run.
+        channels: Channels of the maps, in the order of the layers, found by a dry run.
         map_sizes: Their ``(H, W)`` at ``image_size``.
         strides: Input pixels per cell of each map, vertically.
+        same: For each layer the first one that means the same map.
 
     Raises:
         CxlpError: For an unknown network or layer, weights that do not fit, or an image size too
@@ -80,21 +80,20 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig, taps: Sequence[Tap] = ("local", "guide")) -> None:
+    def __init__(self, config: BackboneConfig, layers: Sequence[str] | None = None) -> None:
         super().__init__()
         source = _find(config.name)
-        self.taps = tuple(taps)
-        layers = {tap: layer for tap, layer in zip(("local", "guide"), config.layers, strict=True) if tap in taps}
+        self.layers = tuple(layers or config.layers)
         self.image_size = config.image_size or source.expects.size
         self.bgr = source.expects.bgr
         # Not in the state dict: they are the network's definition, not learnt.
         self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
-        self.trunk = cut(source.model, layers, config.activation, config.name)
+        self.trunk = cut(source.model, {layer: layer for layer in self.layers}, config.activation, config.name)
         self._load(config, source)
         # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
         self.trunk.to(memory_format=torch.channels_last)
-        self._dry_run(config, list(layers.values()))
+        self._dry_run(config)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps.
@@ -103,14 +102,14 @@ class Backbone(nn.Module):
             images: ``(B, 3, H, W)``, RGB, 0..255, uint8 or floating point.
 
         Returns:
-            The maps of ``taps``: lower ``(B, C, h, w)``, upper ``(B, K, h', w')``.
+            A map ``(B, C, h, w)`` for each layer; a fully connected layer's vector is a map of 1 x 1.
         """
         x = images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
         if self.bgr:
             x = x.flip(1)
         x = (x - self.mean) / self.std
         maps: dict[str, Tensor] = self.trunk(x)
-        return tuple(maps[tap] for tap in self.taps)
+        return tuple(_as_map(maps[layer]) for layer in self.layers)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy's mode: torchvision's cut networks wake up in training mode."""
@@ -129,7 +128,7 @@ class Backbone(nn.Module):
         load_strictly(self.trunk, source.model, state, called)
 
     @torch.no_grad()
-    def _dry_run(self, config: BackboneConfig, layers: Sequence[str]) -> None:
+    def _dry_run(self, config: BackboneConfig) -> None:
         """Find channels and strides, and check that the taps are what was asked for."""
         training = self.training
         self.eval()
@@ -141,14 +140,20 @@ class Backbone(nn.Module):
                 f"{config.name} cannot take images of {self.image_size} x {self.image_size} pixels "
                 f"(data.image_size, model.network.backbone.image_size): {str(error).splitlines()[0]}"
             ) from error
-        for layer, m in zip(layers, maps, strict=True):
+        for layer, m in zip(self.layers, maps, strict=True):
             shape = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
             if not isinstance(m, Tensor) or m.ndim != 4 or min(m.shape[-2:]) < 1:
                 raise CxlpError(f"layer {layer!r} of {config.name} gives {shape}, not a map (B, C, H, W)")
+        memory = [m.data_ptr() for m in maps]
+        self.same = tuple(self.layers[memory.index(own)] for own in memory)
         self.channels = tuple(m.shape[1] for m in maps)
         self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
         self.strides = tuple(self.image_size / m.shape[2] for m in maps)
         self.train(training)
+
+
+def _as_map(m: Tensor) -> Tensor:
+    return m[:, :, None, None] if isinstance(m, Tensor) and m.ndim == 2 else m
 
 
 def _find(name: str) -> _Source:

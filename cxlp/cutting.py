@@ -26,6 +26,9 @@ _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 Activation = Literal["after", "before"]
 
+#: In the place of a layer's name: what the network's last layer (its classifier) is given.
+PENULTIMATE = "penultimate"
+
 
 def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, name: str) -> fx.GraphModule:
     """Keep what some layers need of a network, and return their outputs.
@@ -36,31 +39,29 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     Args:
         model: The whole network.
         layers: What to call an output, and the layer it is of, by module or graph node (a module stands
-            for its last node). Lower layers first.
+            for its last node), or ``penultimate``.
         activation: Tap a layer that an activation follows after it, or before it.
         name: What to call the network in errors.
 
     Returns:
         A module ``images -> {"local": map, "guide": map}`` (or whatever the outputs are called), whose
-        parameters keep their names.
+        parameters keep their names. Of two layers that mean one map, both outputs are that tensor.
 
     Raises:
-        CxlpError: For an unknown layer (with the closest valid names), for two names of one tensor,
-            or for a network that cannot be traced.
+        CxlpError: For an unknown layer (with the closest valid names), or for a network that cannot be
+            traced.
     """
     from torchvision.models.feature_extraction import create_feature_extractor
 
     options = _tracing_options(model)
     names = _trace(model, options, name)  # node -> qualified name
     modules = dict(model.named_modules())
-    taps = {names[_tap(names, modules, layer, activation, name)]: output for output, layer in layers.items()}
-    if len(taps) < len(layers):
-        both = " and ".join(map(repr, layers.values()))
-        raise CxlpError(
-            f"layers {both} of {name} are one and the same map ({next(iter(taps))}): "
-            "the guide must lie above the local features"
-        )
-    trunk: fx.GraphModule = create_feature_extractor(model, taps, tracer_kwargs=options, suppress_diff_warning=True)
+    taps = {output: names[_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
+    nodes = {path: path for path in taps.values()}
+    trunk: fx.GraphModule = create_feature_extractor(model, nodes, tracer_kwargs=options, suppress_diff_warning=True)
+    for graph in _graphs(trunk):
+        found: dict[str, fx.Node] = _output(graph).args[0]  # type: ignore[assignment]
+        _output(graph).args = ({output: found[path] for output, path in taps.items()},)
     if activation == "before":
         _unfuse(trunk)
     _protect_from_in_place(trunk)
@@ -97,6 +98,8 @@ def _tap(
     names: dict[fx.Node, str], modules: dict[str, nn.Module], layer: str, activation: Activation, name: str
 ) -> fx.Node:
     """Find the node to return for a layer's name."""
+    if layer == PENULTIMATE:
+        return _before_the_last(names, modules, name)
     inside = [node for node, path in names.items() if path == layer or path.startswith(layer + ".")]
     if not inside:
         known = [path for path in dict.fromkeys([*modules, *names.values()]) if path]
@@ -113,6 +116,17 @@ def _tap(
     if activation == "after" or _fused(modules.get(str(node.target))) is not None:
         return node  # before a fused one: see _unfuse
     return node.all_input_nodes[0]
+
+
+def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], name: str) -> fx.Node:
+    """Find what the last layer with weights of its own is given: behind dropout, before pooling of scores."""
+    weighted = [n for n in names if n.op == "call_module" and isinstance(modules[str(n.target)], nn.Linear | nn.Conv2d)]
+    if not weighted:
+        raise CxlpError(f"{name} has no linear or convolutional layer that is a module: name the layer itself")
+    node = weighted[-1].all_input_nodes[0]
+    while node.op == "call_module" and isinstance(modules[str(node.target)], _TRANSPARENT):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:

@@ -1,41 +1,47 @@
 """The one network that both modes fit: backbone, projection, pooling, linear classifier."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cxlp.backbones import Backbone, BackboneConfig, Tap
+from cxlp.backbones import Backbone, BackboneConfig
 from cxlp.errors import CxlpError
 from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Normalise, Padding
+from cxlp.representations.fisher import Codebook, GaussianFisherVector, SparseFisherVector
+from cxlp.representations.guide import TrainedGuidePooling
+from cxlp.representations.views import ViewsConfig
 
-Method = Literal["cross", "bilinear", "average_local", "average_guide"]
-#: The layers that a method pools; no other one is computed.
-_TAPS: dict[Method, tuple[Tap, ...]] = {
-    "cross": ("local", "guide"),
-    "bilinear": ("guide",),
-    "average_local": ("local",),
-    "average_guide": ("guide",),
-}
+Method = Literal["cross", "bilinear", "average_local", "average_guide", "fisher", "sparse_fisher", "trained_guide"]
+
+#: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
+_VIEWS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
 class PoolingConfig:
-    """How the two maps become one vector.
+    """How the maps of one or two layers become one vector.
 
     Attributes:
-        method: ``cross``: cross-layer pooling. Baselines: ``bilinear``: the upper layer pooled under
-            itself (B-CNN; with ``pca_dim: null`` in full); ``average_local``, ``average_guide``:
-            global average pooling of the lower or the upper layer.
+        method: ``cross``: cross-layer pooling. Of the upper layer alone: ``bilinear``: pooled under itself (B-CNN;
+            with ``pca_dim: null`` in full); ``average_guide``: global average; ``fisher``, ``sparse_fisher``: Fisher
+            vector of a Gaussian mixture or of sparse coding; ``trained_guide``: pooled under channels that are
+            trained on it. ``average_local``: global average of the lower layer.
+        layers: Other layers than the backbone's ``layers``; one is enough for methods that take one.
+        views: Which views of the image are encoded together.
         pca_dim: Size of a projected local feature; null: no projection. Not used by averages.
         size: Side of the sub-array of local features, odd.
         stride: Step between sub-arrays.
         padding: ``valid``: whole sub-arrays only; ``same``: zeros beyond the border.
         align: For maps of different sizes: ``strict`` refuses, ``to_local`` resamples the guide,
             ``to_guide`` the local map.
+        channels: Of the guide, how many pooling channels are used, the first ones; null: all.
+        atoms: Components of the mixture, atoms of the dictionary, channels of the trained guide.
+        sparsity: Weight of the L1 norm in sparse coding.
         zscore: Standardise each image's pooled vector.
         channel_l2: L2 within each pooling channel.
         sign: Keep only signs.
@@ -44,16 +50,35 @@ class PoolingConfig:
     """
 
     method: Method = "cross"
+    layers: tuple[str, ...] | None = None
+    views: ViewsConfig = ViewsConfig()
     pca_dim: int | None = 500
     size: int = 1
     stride: int = 1
     padding: Padding = "valid"
     align: Align = "strict"
+    channels: int | None = None
+    atoms: int = 100
+    sparsity: float = 0.1
     zscore: bool = False
     channel_l2: bool = False
     sign: bool = False
     sqrt: bool = True
     l2: bool = True
+
+    def layers_of(self, backbone: BackboneConfig) -> tuple[str, ...]:
+        """Name the layers that the method takes, lower before upper.
+
+        Raises:
+            CxlpError: If there are too few or too many.
+        """
+        given = tuple(self.layers or backbone.layers)
+        if len(given) > 2 or (self.method == "cross" and len(given) < 2):
+            wanted = "two layers, local features and guide" if self.method == "cross" else "one layer or two"
+            raise CxlpError(f"model.network.pooling.layers is {list(given)}: {self.method} takes {wanted}")
+        if self.method == "cross":
+            return given
+        return given[:1] if self.method == "average_local" else given[-1:]
 
 
 @dataclass(frozen=True)
@@ -62,11 +87,84 @@ class NetworkConfig:
 
     Attributes:
         backbone: The network to cut, and where.
-        pooling: What is made of its two maps.
+        pooling: What is made of its maps.
+        also: Further vectors, each made by a pooling of its own; all of them are concatenated.
     """
 
     backbone: BackboneConfig = BackboneConfig()
     pooling: PoolingConfig = PoolingConfig()
+    also: tuple[PoolingConfig, ...] = ()
+
+    @property
+    def parts(self) -> tuple[PoolingConfig, ...]:
+        """All poolings."""
+        return self.pooling, *self.also
+
+    @staticmethod
+    def from_values(values: dict[str, Any]) -> "NetworkConfig":
+        """Build it again from :func:`dataclasses.asdict`'s plain values."""
+
+        def pooling(part: dict[str, Any]) -> PoolingConfig:
+            return PoolingConfig(**{**part, "views": ViewsConfig(**part["views"])})
+
+        backbone = BackboneConfig(**values["backbone"])
+        return NetworkConfig(backbone, pooling(values["pooling"]), tuple(pooling(part) for part in values["also"]))
+
+
+class Part(nn.Module):
+    """One vector of an image: some views of it, one or two layers of the backbone, an encoding of their maps.
+
+    Args:
+        config: Its options.
+        backbone: The backbone, which has the layers.
+        layers: Those that this part takes, lower before upper.
+
+    Attributes:
+        encoding: ``maps -> (B, D)``; its ``projection`` is the PCA where there is one.
+        views: V, views per image.
+        out_features: D.
+    """
+
+    def __init__(self, config: PoolingConfig, backbone: Backbone, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.config, self.layers = config, tuple(layers)
+        self.views = config.views.count(backbone.image_size)
+        places = [backbone.layers.index(layer) for layer in layers]
+        if len({backbone.same[i] for i in places}) < len(layers):
+            raise CxlpError(
+                f"layers {layers[0]!r} and {layers[1]!r} are one and the same map: "
+                "the guide must lie above the local features"
+            )
+        self._map_sizes = [backbone.map_sizes[i] for i in places]
+        self.encoding = _build_encoding(config, [backbone.channels[i] for i in places], self._map_sizes)
+        self.out_features = self.encoding.out_features
+        if self.projection is not None:
+            _ = self.local_features  # refuses maps that are too small
+
+    @property
+    def projection(self) -> nn.Conv2d | None:
+        """The PCA as a convolution; ``None`` where the encoding has none."""
+        return None if isinstance(self.encoding, AveragePooling) else self.encoding.projection
+
+    @property
+    def local_features(self) -> int:
+        """How many local features one image gives, of all its views, at the size that the backbone is built for."""
+        assert not isinstance(self.encoding, AveragePooling)
+        to_guide = self.encoding.align == "to_guide"
+        return self.views * self.encoding.places(*self._map_sizes[-1 if to_guide else 0])
+
+    def select(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Take what the encoding pools of the layers' maps: a map under itself, or fewer channels of the guide."""
+        if self.config.method == "bilinear":
+            maps = [maps[0], maps[0]]
+        if self.config.channels is not None and len(maps) == 2:
+            maps = [maps[0], maps[1][:, : self.config.channels]]
+        return tuple(maps)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Encode the selected maps of ``B * V`` views, an image's one after another: ``(B, out_features)``."""
+        vector: Tensor = self.encoding(*maps, views=self.views)
+        return vector
 
 
 class Network(nn.Module):
@@ -78,8 +176,11 @@ class Network(nn.Module):
         multi_label: Whether an image may show several of them.
 
     Attributes:
-        backbone: ``images -> (local, guide)``.
-        pooling: ``maps -> (B, D)``; its ``projection`` is the PCA where there is one.
+        backbone: ``images -> maps``.
+        parts: What is made of the maps, each part a vector; the representation is their concatenation, divided by
+            the square root of their number, so that vectors of unit length make one of unit length.
+        image_size: Side of the square images that the views are cut of, pixels.
+        out_features: Length D of the representation.
         classifier: ``(B, D) -> (B, classes)``: logits. Fitted as SVMs, they are the margins times one
             fitted number, so that their softmax (or sigmoid, with several labels) is a sensible probability.
     """
@@ -87,26 +188,35 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, classes: Sequence[str] | None = None, multi_label: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone, _TAPS[config.pooling.method])
-        self.pooling = _build_pooling(config.pooling, self.backbone)
+        layers = [part.layers_of(config.backbone) for part in config.parts]
+        self.backbone = Backbone(config.backbone, list(dict.fromkeys(chain.from_iterable(layers))))
+        self.parts = nn.ModuleList(
+            Part(part, self.backbone, taken) for part, taken in zip(config.parts, layers, strict=True)
+        )
+        self.image_size = max(part.views.image_size(self.backbone.image_size) for part in config.parts)
+        self.out_features = sum(part.out_features for part in self.each_part())
         self.classifier: nn.Linear | None = None
         self.classes: tuple[str, ...] = ()
         self.multi_label = multi_label
-        if isinstance(self.pooling, CrossLayerPooling):
-            _ = self.local_features  # refuses maps that are too small
         if classes is not None:
             self.set_classes(classes, multi_label)
 
-    @property
-    def projection(self) -> nn.Conv2d | None:
-        """The PCA as a convolution; ``None`` where the pooling has none."""
-        return self.pooling.projection if isinstance(self.pooling, CrossLayerPooling) else None
+    def each_part(self) -> Iterator[Part]:
+        """Go through the parts (which a ModuleList knows as modules only)."""
+        for part in self.parts:
+            assert isinstance(part, Part)
+            yield part
 
     @property
-    def local_features(self) -> int:
-        """How many local features one image gives, at the size that the backbone is built for."""
-        assert isinstance(self.pooling, CrossLayerPooling)
-        return self.pooling.places(*self.backbone.map_sizes[-1 if self.pooling.align == "to_guide" else 0])
+    def projection(self) -> nn.Conv2d | None:
+        """The first part's PCA as a convolution; ``None`` where it has none."""
+        return next(self.each_part()).projection
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the backbone per image."""
+        views = {part.config.views: part.views for part in self.each_part()}
+        return sum(views.values())
 
     def set_classes(self, classes: Sequence[str], multi_label: bool = False) -> None:
         """Give the network its classifier; done once, repeated calls must agree.
@@ -116,7 +226,7 @@ class Network(nn.Module):
         """
         if self.classifier is None:
             self.classes, self.multi_label = tuple(classes), multi_label
-            self.classifier = nn.Linear(self.pooling.out_features, len(classes))
+            self.classifier = nn.Linear(self.out_features, len(classes))
             # Features have unit length and 10^4 to 10^6 entries: start from no opinion at all.
             nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
@@ -126,15 +236,40 @@ class Network(nn.Module):
                 f"the data has {len(classes)} ({', '.join(list(classes)[:3])}, ...)"
             )
 
-    def pooling_inputs(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps that the pooling takes: two for cross-layer pooling, one for averages."""
-        maps: tuple[Tensor, ...] = self.backbone(images)
-        return maps * 2 if self.config.pooling.method == "bilinear" else maps
+    def inputs(self, images: Tensor) -> list[tuple[Tensor, ...]]:
+        """Compute what each part encodes.
+
+        Args:
+            images: ``(B, 3, S, S)``, RGB 0..255; S is :attr:`image_size`.
+
+        Returns:
+            For each part its maps ``(B * V, C, h, w)``. Parts that share views and layers share tensors, too.
+        """
+        seen: dict[ViewsConfig, dict[str, Tensor]] = {}
+        found = []
+        for part in self.each_part():
+            views = part.config.views
+            if views not in seen:
+                seen[views] = self._see(images, views, part.views)
+            found.append(part.select([seen[views][layer] for layer in part.layers]))
+        return found
+
+    def _see(self, images: Tensor, views: ViewsConfig, count: int) -> dict[str, Tensor]:
+        """Send an image's views through the backbone: a map ``(B * V, C, h, w)`` by layer."""
+        step = max(1, _VIEWS_AT_A_TIME // count) if count > 1 else max(1, len(images))
+        chunks = [self.backbone(views.cut(part, self.backbone.image_size)) for part in torch.split(images, step)]
+        maps = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+        return dict(zip(self.backbone.layers, maps, strict=True))
+
+    def encode(self, part: Part, maps: tuple[Tensor, ...]) -> Tensor:
+        """Make a part's share ``(B, part.out_features)`` of the representation."""
+        vector: Tensor = part(*maps)
+        return vector if len(self.parts) == 1 else vector * len(self.parts) ** -0.5
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the image representation: ``(B, 3, H, W) -> (B, D)``, float32 or wider."""
-        vector: Tensor = self.pooling(*self.pooling_inputs(images))
-        return vector
+        """Compute the image representation: ``(B, 3, S, S) -> (B, D)``, float32 or wider."""
+        vectors = [self.encode(part, maps) for part, maps in zip(self.each_part(), self.inputs(images), strict=True)]
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Score features: ``(B, D) -> (B, classes)``."""
@@ -146,7 +281,7 @@ class Network(nn.Module):
             return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images: ``(B, 3, H, W)``, RGB 0..255 ``-> (B, classes)``."""
+        """Score images: ``(B, 3, S, S)``, RGB 0..255 ``-> (B, classes)``."""
         return self.classify(self.features(images))
 
     def spec(self) -> dict[str, Any]:
@@ -182,9 +317,9 @@ def load_network(path: str | Path) -> Network:
     """
     checkpoint = read_checkpoint(path)
     spec = checkpoint["cxlp"]["network"]
+    config = NetworkConfig.from_values(spec["config"])
     # The weights come from the checkpoint: nothing is downloaded.
-    backbone = BackboneConfig(**{**spec["config"]["backbone"], "weights": None})
-    config = NetworkConfig(backbone, PoolingConfig(**spec["config"]["pooling"]))
+    config = replace(config, backbone=replace(config.backbone, weights=None))
     network = Network(config, spec["classes"] or None, spec["multi_label"])  # no classes yet: no classifier either
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
@@ -192,24 +327,32 @@ def load_network(path: str | Path) -> Network:
     return network.eval()
 
 
-def _build_pooling(config: PoolingConfig, backbone: Backbone) -> CrossLayerPooling | AveragePooling:
+def _build_encoding(
+    config: PoolingConfig, channels: Sequence[int], sizes: Sequence[tuple[int, int]]
+) -> CrossLayerPooling | AveragePooling | Codebook | TrainedGuidePooling:
     normalise = Normalise(config.zscore, config.channel_l2, config.sign, config.sqrt, config.l2)
     if config.method in ("average_local", "average_guide"):
-        return AveragePooling(backbone.channels[0], normalise)
-    sizes = backbone.map_sizes
+        return AveragePooling(channels[0], normalise)
+    if config.method == "fisher":
+        return GaussianFisherVector(channels[0], config.pca_dim, config.atoms, normalise)
+    if config.method == "sparse_fisher":
+        return SparseFisherVector(channels[0], config.pca_dim, config.atoms, normalise, config.sparsity)
+    if config.method == "trained_guide":
+        return TrainedGuidePooling(channels[0], config.pca_dim, config.atoms, normalise)
     if sizes[0] != sizes[-1] and config.align == "strict":
         lower, upper = ("{}x{}".format(*size) for size in sizes)
         raise CxlpError(
             f"the two layers have maps of {lower} and {upper}: choose layers of one resolution, "
             "or set pooling.align to to_local or to_guide"
         )
+    guides = channels[-1]  # of bilinear pooling, the same layer
+    if config.channels is not None:
+        if not 1 <= config.channels <= guides:
+            raise CxlpError(
+                f"model.network.pooling.channels is {config.channels}, but the guide has {guides}: choose 1 to "
+                f"{guides}, or null"
+            )
+        guides = config.channels
     return CrossLayerPooling(
-        backbone.channels[0],
-        backbone.channels[-1],  # of bilinear pooling, the same layer
-        config.pca_dim,
-        config.size,
-        config.stride,
-        config.padding,
-        config.align,
-        normalise,
+        channels[0], guides, config.pca_dim, config.size, config.stride, config.padding, config.align, normalise
     )

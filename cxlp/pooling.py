@@ -23,6 +23,17 @@ Padding = Literal["valid", "same"]
 Align = Literal["strict", "to_local", "to_guide"]
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Raise half precision to float32; leave float32 and float64 alone."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def local_vectors(features: Tensor, views: int = 1) -> Tensor:
+    """List the vectors at all places of an image's maps: ``(B * V, C, H, W) -> (B, V H W, C)``."""
+    vectors = features.flatten(2).transpose(1, 2)  # (B V, H W, C)
+    return vectors.reshape(-1, views * vectors.shape[1], vectors.shape[2])
+
+
 def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Tensor, Tensor]:
     """Bring two maps onto one grid.
 
@@ -117,7 +128,7 @@ def cross_layer_pooling(
     if local.shape[0] != guide.shape[0]:
         raise CxlpError(f"the maps hold {local.shape[0]} and {guide.shape[0]} images")
     with torch.autocast(local.device.type, enabled=False):
-        local, guide = align_maps(_full(local), _full(guide), align)
+        local, guide = align_maps(full_precision(local), full_precision(guide), align)
         if weight is None:
             features = sub_arrays(local, size, stride, padding)  # (B, N, d)
         else:
@@ -153,7 +164,7 @@ def signed_sqrt(x: Tensor, eps: float = 1e-8) -> Tensor:
     Returns:
         Same shape and dtype (float32 for half inputs).
     """
-    x = _full(x)
+    x = full_precision(x)
     # x / sqrt(max(|x|, eps)): four passes over memory, where sign times root with a branch takes seven.
     return x * x.abs().clamp_min(eps).rsqrt()
 
@@ -182,7 +193,7 @@ def normalise(
         ``(B, K * p)``, float32 for half inputs.
     """
     with torch.autocast(pooled.device.type, enabled=False):
-        x = _full(pooled)  # (B, K, p)
+        x = full_precision(pooled)  # (B, K, p)
         if zscore:
             mean = x.mean(dim=(1, 2), keepdim=True)
             variance = x.var(dim=(1, 2), keepdim=True, correction=0)
@@ -301,9 +312,21 @@ class CrossLayerPooling(nn.Module):
         rows, columns = ((side - edge - 1) // self.stride + 1 for side in (height, width))
         return rows * columns
 
-    def forward(self, local: Tensor, guide: Tensor) -> Tensor:
-        """Pool and normalise: ``(B, C, H, W), (B, K, H, W) -> (B, out_features)``."""
-        vector: Tensor = self.normalise(self.pool(local, guide))
+    def forward(self, local: Tensor, guide: Tensor, views: int = 1) -> Tensor:
+        """Pool and normalise.
+
+        Args:
+            local: ``(B * V, C, H, W)``.
+            guide: ``(B * V, K, H, W)``.
+            views: V, how many consecutive maps belong to one image: their local features are pooled together.
+
+        Returns:
+            ``(B, out_features)``.
+        """
+        pooled = self.pool(local, guide)  # (B V, K, p)
+        if views > 1:
+            pooled = pooled.view(-1, views, *pooled.shape[1:]).sum(dim=1)
+        vector: Tensor = self.normalise(pooled)
         return vector
 
     def extra_repr(self) -> str:
@@ -324,17 +347,12 @@ class AveragePooling(nn.Module):
         self.normalise = Normalise() if normalise is None else normalise
         self.out_features = channels
 
-    def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, C)``, float32 for half inputs."""
+    def forward(self, features: Tensor, views: int = 1) -> Tensor:
+        """``(B * V, C, H, W) -> (B, C)``, the mean over V consecutive maps, too; float32 for half inputs."""
         with torch.autocast(features.device.type, enabled=False):
-            pooled = _full(features).mean(dim=(2, 3)).unsqueeze(1)  # (B, 1, C)
+            pooled = local_vectors(full_precision(features), views).mean(dim=1, keepdim=True)  # (B, 1, C)
         vector: Tensor = self.normalise(pooled)
         return vector
-
-
-def _full(x: Tensor) -> Tensor:
-    """Raise half precision to float32; leave float32 and float64 alone."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _resample(x: Tensor, height: int, width: int) -> Tensor:

@@ -203,11 +203,16 @@ def test_an_unknown_layer_names_the_backbone() -> None:
         build("squeezenet1_0", ("features.11", "features.21"))
 
 
+def test_a_fully_connected_layer_is_a_map_of_one_place(photos: Tensor) -> None:
+    backbone = build("timm/resnet18", ("layer4", "penultimate"), image_size=64)
+    upper, pooled = backbone(photos)
+    assert pooled.shape == (2, upper.shape[1], 1, 1) and backbone.map_sizes[1] == (1, 1)
+    torch.testing.assert_close(pooled, upper.mean(dim=(2, 3), keepdim=True))
+
+
 def test_layers_that_are_no_maps_are_refused() -> None:
     with pytest.raises(CxlpError, match=r"layer 'blocks.0' of timm/test_vit gives \(1, 101, 64\), not a map"):
         build("timm/test_vit", ("blocks.0", "blocks.1"))
-    with pytest.raises(CxlpError, match=r"layer 'fc6' of caffenet gives \(1, 4096\), not a map"):
-        build("caffenet", ("conv5", "fc6"))
 
 
 @pytest.mark.parametrize(

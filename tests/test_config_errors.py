@@ -130,7 +130,10 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
         ("data.augment.flip", "float"),
         ("model.frozen.c", "float or Literal['auto']"),
         ("model.frozen.c_candidates", "Sequence[float]"),
-        ("model.network.pooling.method", "Literal['cross', 'bilinear', 'average_local', 'average_guide']"),
+        (
+            "model.network.pooling.method",
+            "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'fisher', 'sparse_fisher', 'trained_guide']",
+        ),
         ("model.network.backbone.layers", "tuple[str, str]"),
         ("model.network.backbone", "BackboneConfig"),
     ],

@@ -315,10 +315,22 @@ def test_an_unknown_layer_lists_close_ones() -> None:
         cut(tv("vgg11")(), ("features.8", "features.9x"), "after", "vgg11")
 
 
-@pytest.mark.parametrize("upper", ["features.11", "features.12"])  # the same name, or the same map by another name
-def test_one_map_twice_is_refused(upper: str) -> None:
-    with pytest.raises(CxlpError, match=r"'features.11' and '.*' of vgg11 are one and the same map \(features.12\)"):
-        cut(tv("vgg11")(), ("features.11", upper), "after", "vgg11")
+def test_two_names_of_one_map_give_it_twice(images: Tensor) -> None:
+    found = cut(tv("vgg11")(), ("features.11", "features.12"), "after", "vgg11").eval()(images)
+    assert list(found) == ["local", "guide"] and found["local"] is found["guide"]
+
+
+@pytest.mark.parametrize(
+    ("build", "same"),
+    [(tv("resnet18"), "flatten"), (tv("squeezenet1_0"), "features.12"), (ti("tf_efficientnet_lite0"), "global_pool")],
+)
+def test_penultimate_is_what_the_classifier_is_given(build: Callable[[], nn.Module], same: str, images: Tensor) -> None:
+    model = settle(build())
+    found = cut(copy.deepcopy(model), (same, "penultimate"), "after", "it").eval()(images)
+    assert found["local"] is found["guide"]
+    classifier = model.get_submodule("fc" if same == "flatten" else "classifier")
+    scores = classifier(found["guide"])
+    torch.testing.assert_close(scores.flatten(1), model(images))
 
 
 class Branching(nn.Module):

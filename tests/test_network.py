@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cxlp.backbones import BackboneConfig
 from cxlp.errors import CxlpError
-from cxlp.network import Network, NetworkConfig, PoolingConfig, load_network
+from cxlp.network import Method, Network, NetworkConfig, PoolingConfig, load_network
 from cxlp.pooling import Align
+from cxlp.representations.views import ViewsConfig, resized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,7 +68,7 @@ def test_methods_are_their_formulas(photos: Tensor) -> None:
         # One backbone for all, and one projection where there is one.
         other.load_state_dict({k: v for k, v in network.state_dict().items() if k in other.state_dict()})
         found = other.features(photos)
-        assert found.shape == (2, other.pooling.out_features) == (2, value[0].size), method
+        assert found.shape == (2, other.out_features) == (2, value[0].size), method
         np.testing.assert_allclose(found, rooted(value), rtol=1e-3, atol=1e-5, err_msg=method)
 
 
@@ -91,7 +92,7 @@ def test_lengths(pooling: dict[str, Any], length: int, photos: Tensor) -> None:
 @torch.no_grad()
 def test_switches_reach_the_normalisation(photos: Tensor) -> None:
     plain = build(sqrt=False, l2=False)
-    raw = plain.pooling(*plain.backbone(photos))
+    raw = plain.parts[0](*plain.backbone(photos))
     choices: list[dict[str, Any]] = [
         {"sign": True},
         {"zscore": True},
@@ -106,6 +107,12 @@ def test_switches_reach_the_normalisation(photos: Tensor) -> None:
         assert not torch.equal(found, raw)
         if "sign" in switches:
             torch.testing.assert_close(found, raw.sign() / raw.sign().norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("upper", ["layer3", "layer3.0"])  # the same name, or the same map by another name
+def test_one_map_twice_is_refused(upper: str) -> None:
+    with pytest.raises(CxlpError, match=f"layers 'layer3' and '{upper}' are one and the same map"):
+        build(replace(BACKBONE, layers=("layer3", upper)))
 
 
 def test_uneven_maps_are_refused_naming_align(photos: Tensor) -> None:
@@ -123,6 +130,75 @@ def test_more_components_than_values_are_refused(method: str, values: int) -> No
     message = f"pca_dim is {values + 1}, but a local feature has {values} values .*choose 1 to {values}"
     with pytest.raises(CxlpError, match=message):
         build(method=method, pca_dim=values + 1)
+
+
+# --- views, layers, concatenation
+
+
+def test_a_part_may_take_other_layers_and_views(photos: Tensor) -> None:
+    plain = build()
+    other = PoolingConfig("average_guide", layers=("layer3.0.conv2", "penultimate"), views=ViewsConfig("crops"))
+    both = Network(NetworkConfig(EVEN, plain.config.pooling, (other,)), CLASSES).eval()
+    assert both.backbone.layers == ("layer3.0.conv2", "layer3", "penultimate")
+    assert both.image_size == round(64 * 256 / 227) and both.passes == 1 + 10
+    assert both.out_features == 192 * 6 + both.backbone.channels[2]
+    images = torch.rand(2, 3, both.image_size, both.image_size) * 255
+    with torch.no_grad():
+        found = both.features(images)
+        first = both.parts[0](*both.backbone(resized(images, 64))[:2])
+        pooled = both.backbone(other.views.cut(images, 64))[2].view(2, 10, -1).mean(1)
+    second = torch.from_numpy(rooted(pooled.double().numpy()))
+    # each of unit length, so that neither drowns the other; of unit length together
+    torch.testing.assert_close(found, torch.cat([first, second.float()], 1) / 2**0.5, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+
+
+def test_parts_of_one_view_share_its_pass(photos: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(NetworkConfig(EVEN, PoolingConfig(pca_dim=6), (PoolingConfig("average_guide"),)))
+    assert network.passes == 1
+    seen: list[int] = []
+    network.backbone.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    inputs = network.inputs(photos)
+    assert seen == [2] and inputs[0][1] is inputs[1][0]
+
+
+@torch.no_grad()
+def test_many_views_pass_in_chunks_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build(views=ViewsConfig("blocks"))
+    images = torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 255
+    whole = network.features(images)
+    monkeypatch.setattr("cxlp.network._VIEWS_AT_A_TIME", 8)
+    seen: list[int] = []
+    network.backbone.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    torch.testing.assert_close(network.features(images), whole, atol=1e-5, rtol=1e-3)
+    assert seen == [8, 8, 4]
+
+
+@torch.no_grad()
+def test_blocks_are_pooled_together(photos: Tensor) -> None:
+    network = build(views=ViewsConfig("blocks"), sqrt=False, l2=False)
+    plain = build(sqrt=False, l2=False)
+    plain.load_state_dict(network.state_dict())
+    images = torch.rand(2, 3, 128, 128) * 255
+    blocks = [images[..., y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64)]
+    expected = sum(plain.features(block) for block in blocks)
+    torch.testing.assert_close(network.features(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fewer_pooling_channels_are_the_first_ones(photos: Tensor) -> None:
+    whole, few = build(sqrt=False, l2=False), build(sqrt=False, l2=False, channels=7)
+    few.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(few.features(photos), whole.features(photos)[:, : 7 * 6])
+    with pytest.raises(CxlpError, match=r"channels is 193, but the guide has 192"):
+        build(channels=193)
+
+
+def test_one_layer_is_not_enough_for_two(photos: Tensor) -> None:
+    with pytest.raises(CxlpError, match=r"layers is \['layer3'\]: cross takes two layers"):
+        build(layers=("layer3",))
+    with pytest.raises(CxlpError, match=r"fisher takes one layer or two"):
+        build(method="fisher", layers=("layer1", "layer2", "layer3"))
+    assert build(method="average_guide", layers=("layer3",)).features(photos).shape == (2, 192)
 
 
 # --- classes
@@ -189,6 +265,9 @@ def save(network: Network, path: Path) -> Path:
         (EVEN, {"size": 3, "padding": "same", "sign": True}),
         (BACKBONE, {"align": "to_guide", "pca_dim": None, "zscore": True}),
         (BACKBONE, {"method": "average_guide", "sqrt": False}),
+        (EVEN, {"method": "fisher", "atoms": 3}),
+        (EVEN, {"method": "sparse_fisher", "atoms": 4, "sparsity": 0.2}),
+        (EVEN, {"method": "trained_guide", "views": ViewsConfig("regions", stride=0.5, scale=1.0)}),
     ],
 )
 def test_round_trip(backbone: BackboneConfig, pooling: dict[str, Any], photos: Tensor, tmp_path: Path) -> None:
@@ -235,7 +314,7 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
         load_network(tmp_path / "page.ckpt")
 
 
-@pytest.mark.parametrize("method", ["cross", "bilinear", "average_local", "average_guide"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_each_parameter_takes_part(photos: Tensor, method: str) -> None:
     network = randomise(build(classes=CLASSES, method=method)).train()  # DDP waits for gradients that never come
     network(photos).square().sum().backward()

@@ -140,7 +140,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             among the ranks of the machine, at most 8.
         augment: Random changes in training with gradients (the frozen fit and tests see none).
         image_size: Side of the square pictures where these loaders are used without a Trainer; under one
-            they have the backbone's size, ``model.network.backbone.image_size``.
+            they have the size that the network's views are cut of, see ``model.network.backbone.image_size``.
         aspect: ``warp``: the whole image, its aspect ratio not kept (the paper); ``crop``: the short
             side to ``image_size``, the centre of the rest.
         validation: What is held out of the training images: a part of each class, such as 0.1;
@@ -246,7 +246,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             if self.image_size is None:
                 raise CxlpError("image_size is not set, and there is no Trainer whose network would know it")
             return self.image_size
-        expected = self._network.backbone.image_size
+        expected = self._network.image_size
         if self.image_size not in (None, expected):
             raise CxlpError(
                 f"data.image_size is {self.image_size}, but the network is built for {expected} pixels: "

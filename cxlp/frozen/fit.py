@@ -1,7 +1,7 @@
 """The frozen mode: fit projection and classifier as in the paper, without gradients."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,15 @@ from tqdm import tqdm
 from cxlp.distributed import all_sum, barrier, from_rank_zero, rank, usable_cores, world_size
 from cxlp.errors import CxlpError
 from cxlp.frozen.gram import combine_rows, gram_matrix
+from cxlp.frozen.maps import MapStore
 from cxlp.frozen.moments import Moments
 from cxlp.frozen.store import RowStore, check_shared, check_space
 from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
 from cxlp.labels import as_targets, strata
-from cxlp.network import Network
-from cxlp.pooling import CrossLayerPooling, sub_arrays
+from cxlp.network import Network, Part
+from cxlp.pooling import AveragePooling, full_precision, local_vectors, sub_arrays
+from cxlp.representations.fisher import Codebook
+from cxlp.representations.guide import TrainedGuidePooling
 from cxlp.timing import PhaseTimes
 
 
@@ -54,13 +57,21 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
+def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
+    """Choose ``wanted`` of ``count`` places of each image ``(b, wanted)``, by its position among the images only."""
+    return torch.stack(
+        [torch.randperm(count, generator=torch.Generator().manual_seed(p))[:wanted] for p in positions.tolist()]
+    )
+
+
 class FrozenFit:
-    """Fits a network's projection (PCA) and classifier (SVMs) to one pass over the training images.
+    """Fits a network's projections (PCA), codebooks and classifier (SVMs) to one pass over the training images.
 
     Each image is decoded and sent through the backbone once: :meth:`observe` feeds the PCA and
-    keeps the two maps on disk (they are smaller than what is pooled from them); :meth:`finish`
-    solves the PCA, pools the kept maps, and solves the SVMs. Memory holds one batch, one block of
-    features, the d x d scatter and the n x n Gram matrix, whatever the number of features.
+    keeps the maps on disk (they are smaller than what is pooled from them); :meth:`finish`
+    solves the PCA, fits what lies behind it, encodes the kept maps, and solves the SVMs. What needs no
+    fit is encoded at once. Memory holds one batch, one block of features, the d x d scatter and the n x n
+    Gram matrix, whatever the number of features.
 
     With several ranks, each observes its share of the images and all call :meth:`finish` together;
     they end with the same weights.
@@ -90,17 +101,22 @@ class FrozenFit:
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
         self.seen = torch.zeros(images, dtype=torch.int64)
         self.positions: list[int] = []  # of this rank's images, in the order of its map store
-        self.map_shapes: list[tuple[int, int, int]] = []  # (h, w, channels)
-        self.maps: RowStore | None = None
-        self.moments: Moments | None = None
-        if network.projection is not None:
-            assert isinstance(network.pooling, CrossLayerPooling)
-            self._check_pca(network.projection.out_channels)
-            self.moments = Moments(network.pooling.local_dim, self.device)
+        self.maps: MapStore | None = None
+        #: Of the parts that have something to fit: by their place among the network's parts.
+        self.moments: dict[int, Moments] = {}
+        self.columns: list[int] = []  # where each part's vector begins in a row
+        width = 0
+        for i, part in enumerate(network.each_part()):
+            self.columns.append(width)
+            width += part.out_features
+            if part.projection is not None:
+                self._check_pca(part, part.projection.out_channels)
+                assert not isinstance(part.encoding, AveragePooling)
+                self.moments[i] = Moments(part.encoding.local_dim, self.device)
         check_shared(folder)
-        if self.moments is None:  # else the maps count, too, once their size is known
+        if not self.moments:  # else the maps count, too, once their size is known
             self._check_space(0)
-        self.features = RowStore(folder / "features.bin", images, network.pooling.out_features)
+        self.features = RowStore(folder / "features.bin", images, network.out_features)
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
@@ -113,21 +129,23 @@ class FrozenFit:
         """
         if len(images) == 0:
             return
-        maps = self.network.pooling_inputs(images)
+        inputs = self.network.inputs(images)
         positions = positions.cpu()
         self.labels[positions] = labels.cpu()
         self.seen[positions] += 1
-        if self.moments is None:
-            self.features.write(positions, self.network.pooling(*maps))
+        for i, part in enumerate(self.network.each_part()):
+            if i in self.moments:
+                self.moments[i].update(self._sample(part, inputs[i][0], positions))
+            else:
+                self.features.write(positions, self.network.encode(part, inputs[i]), self.columns[i])
+        if not self.moments:
             return
-        self.moments.update(self._sample(maps[0], positions))
-        if len(maps) == 2 and maps[0] is maps[1]:
-            maps = maps[:1]
+        waiting = [inputs[i] for i in self.moments]
         if self.maps is None:
-            self.maps = self._open_maps(maps)
-        start = len(self.positions)
-        rows = torch.cat([m.permute(0, 2, 3, 1).flatten(1) for m in maps], dim=1)  # (b, sum of h w c)
-        self.maps.write(torch.arange(start, start + len(rows)), rows)
+            share = -(-self.images // world_size())
+            self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, len(images), waiting)
+            self._check_space(self.maps.rows.row_bytes)
+        self.maps.append(waiting)
         self.positions += positions.tolist()
 
     @torch.no_grad()
@@ -148,9 +166,12 @@ class FrozenFit:
                 f"the frozen fit needs each of the {self.images} training images once, it saw "
                 f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run"
             )
-        if self.moments is not None:
+        if self.moments:
             with self.times.measure("PCA"):
-                self._fit_projection(self.moments)
+                for i, moments in self.moments.items():
+                    self._fit_projection(self._part(i), moments)
+            for place, i in enumerate(self.moments):
+                self._learn(place, self._part(i))
             with self.times.measure("pooling"):
                 self._pool()
             self._drop_maps()  # before the barrier: rank 0 removes the folder once it is empty
@@ -176,71 +197,121 @@ class FrozenFit:
 
     def _drop_maps(self) -> None:
         if self.maps is not None:
-            self.maps.close()
-            self.maps.path.unlink(missing_ok=True)
+            self.maps.delete()
             self.maps = None
-
-    def _open_maps(self, maps: Sequence[Tensor]) -> RowStore:
-        self.map_shapes = [(m.shape[2], m.shape[3], m.shape[1]) for m in maps]
-        size = sum(m[0].numel() for m in maps)
-        share = -(-self.images // world_size())
-        self._check_space(size * maps[0].dtype.itemsize)
-        return RowStore(self.folder / f"maps-{rank()}.bin", share, size, maps[0].dtype)
 
     def _check_space(self, map_bytes: int) -> None:
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            check_space(self.folder, (map_bytes + 4 * self.network.pooling.out_features) * self.images)
+            check_space(self.folder, (map_bytes + 4 * self.network.out_features) * self.images)
 
-    def _check_pca(self, axes: int) -> None:
+    def _part(self, i: int) -> Part:
+        part = self.network.parts[i]
+        assert isinstance(part, Part)
+        return part
+
+    def _check_pca(self, part: Part, axes: int) -> None:
         """Refuse what the PCA could only refuse after the pass."""
-        per_image = min(self.network.local_features, -(-self.config.pca_vectors // self.images))
+        per_image = min(part.local_features, -(-self.config.pca_vectors // self.images))
         if self.images * per_image <= axes:
             raise CxlpError(
                 f"PCA to {axes} dimensions needs more than {axes} local features; {self.images} training images give "
-                f"{per_image} each (of {self.network.local_features}): lower model.network.pooling.pca_dim"
+                f"{per_image} each (of {part.local_features}): lower model.network.pooling.pca_dim"
             )
 
-    def _sample(self, local: Tensor, positions: Tensor) -> Tensor:
+    def _sample(self, part: Part, local: Tensor, positions: Tensor) -> Tensor:
         """Local features at random places of each image: ``(b * k, d)``; the places depend on its position only."""
-        pooling = self.network.pooling
-        assert isinstance(pooling, CrossLayerPooling)
-        vectors = sub_arrays(local.float(), pooling.size, pooling.stride, pooling.padding)  # (b, N, d)
+        encoding = part.encoding
+        assert not isinstance(encoding, AveragePooling)
+        vectors = sub_arrays(local.float(), encoding.size, encoding.stride, encoding.padding)  # (b V, N, d)
+        vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
         wanted = -(-self.config.pca_vectors // self.images)
         if wanted < vectors.shape[1]:
-            places = torch.stack(
-                [
-                    torch.randperm(vectors.shape[1], generator=torch.Generator().manual_seed(p))[:wanted]
-                    for p in positions.tolist()
-                ]
-            )
+            places = random_places(vectors.shape[1], wanted, positions)
             vectors = torch.take_along_dim(vectors, places.to(vectors.device).unsqueeze(2), dim=1)
         return vectors.flatten(0, 1)
 
-    def _fit_projection(self, moments: Moments) -> None:
-        projection = self.network.projection
+    def _fit_projection(self, part: Part, moments: Moments) -> None:
+        projection = part.projection
         assert projection is not None and projection.bias is not None
         moments.merge_ranks()
         axes = moments.principal_axes(projection.out_channels)  # (p, d)
         projection.weight.copy_(axes.view_as(projection.weight))
         projection.bias.copy_(-(axes @ moments.mean))
 
-    def _pool(self) -> None:
-        """Pool this rank's kept maps into the shared store of features."""
+    def _learn(self, place: int, part: Part) -> None:
+        """Fit what an encoding has besides the PCA: a codebook or a trained guide."""
+        encoding = part.encoding
+        if isinstance(encoding, Codebook):
+            with self.times.measure("codebook"):
+                vectors = self._sample_projected(place, part)
+                if rank() == 0:
+                    encoding.learn(vectors)
+                for value in encoding.buffers():
+                    from_rank_zero(value)
+        elif isinstance(encoding, TrainedGuidePooling):
+            with self.times.measure("guide"):
+                self._train_guide(place, part, encoding)
+
+    def _projected(self, place: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's local features after the PCA, ``(b, N, p)``, and the positions of their images."""
         if self.maps is None:  # more ranks than images
             return
-        step = 32
-        steps = range(0, len(self.positions), step)
-        for start in tqdm(steps, desc="Pooling", disable=not self.progress or rank() != 0, leave=False):
-            stop = min(start + step, len(self.positions))
-            rows = self.maps.read(start, stop).to(self.device)
-            parts = torch.split(rows, [h * w * c for h, w, c in self.map_shapes], dim=1)
-            maps = [
-                part.view(-1, *shape).permute(0, 3, 1, 2)  # (b, c, h, w), channels last in memory
-                for part, shape in zip(parts, self.map_shapes, strict=True)
-            ]
-            features = self.network.pooling(*(maps if len(maps) == 2 else maps * 2))
-            self.features.write(torch.tensor(self.positions[start:stop]), features)
+        assert part.projection is not None
+        for start, waiting in self.maps.batches(self.device):
+            x = local_vectors(part.projection(full_precision(waiting[place][0])), part.views)
+            yield x, torch.tensor(self.positions[start : start + len(x)])
+
+    def _sample_projected(self, place: int, part: Part) -> Tensor:
+        """Projected local features of all ranks ``(n k, p)``, k at random places of each image, on the CPU."""
+        assert part.projection is not None
+        k = min(part.local_features, -(-self.config.pca_vectors // self.images))
+        found = torch.zeros(self.images, k, part.projection.out_channels)
+        for x, positions in self._projected(place, part):
+            places = random_places(x.shape[1], k, positions).to(x.device).unsqueeze(2)
+            found[positions] = torch.take_along_dim(x, places, dim=1).cpu()
+        return all_sum(found).flatten(0, 1)
+
+    def _train_guide(self, place: int, part: Part, encoding: TrainedGuidePooling) -> None:
+        """Train a guide on local features that lie on disk, projected: each pass reads them once."""
+        assert part.projection is not None
+        size = part.local_features * part.projection.out_channels
+        store = RowStore(self.folder / f"projected-{rank()}.bin", max(1, len(self.positions)), size)
+        start = 0
+        for x, _ in self._projected(place, part):
+            store.write(torch.arange(start, start + len(x)), x.flatten(1))
+            start += len(x)
+        row = {position: i for i, position in enumerate(self.positions)}
+        # A mixed order, the same on each rank: data sets list one class after another.
+        order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for chosen in torch.split(order, 64):
+                mine = [position for position in chosen.tolist() if position in row]
+                rows = [store.read(row[position], row[position] + 1) for position in mine]
+                x = torch.cat(rows) if rows else torch.zeros(0, size)
+                yield (
+                    x.view(len(mine), part.local_features, -1).to(self.device),
+                    self.labels[mine].to(self.device),
+                )
+
+        encoding.learn(batches, len(self.network.classes))
+        store.close()
+        store.path.unlink()
+
+    def _pool(self) -> None:
+        """Encode this rank's kept maps into the shared store of features."""
+        if self.maps is None:  # more ranks than images
+            return
+        bar = tqdm(desc="Pooling", total=len(self.positions), disable=not self.progress or rank() != 0, leave=False)
+        for start, waiting in self.maps.batches(self.device):
+            for i, maps in zip(self.moments, waiting, strict=True):
+                part = self._part(i)
+                features = self.network.encode(part, maps)
+                positions = torch.tensor(self.positions[start : start + len(features)])
+                self.features.write(positions, features, self.columns[i])
+            bar.update(len(positions))
+        bar.close()
 
     def _fit_classifier(self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, float]:
         classifier = self.network.classifier

@@ -35,12 +35,12 @@ class RowStore:
         path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
         self._file = path.open("r+b", buffering=0)
 
-    def write(self, positions: Tensor, values: Tensor) -> None:
-        """Write rows ``(b, d)`` at their positions ``(b,)``."""
+    def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
+        """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
         block = values.detach().to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
         try:
             for position, row in zip(positions.tolist(), block, strict=True):
-                self._file.seek(position * self.row_bytes)
+                self._file.seek(position * self.row_bytes + column * self.dtype.itemsize)
                 _write_all(self._file, row.data)
         except OSError as error:
             raise CxlpError(

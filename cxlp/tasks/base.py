@@ -230,6 +230,7 @@ class CrossLayerTask(pl.LightningModule):
             theirs, ours = saved["network"]["config"][part], mine["config"][part]
             for key in ours.keys() - {"weights"}:  # they come from the checkpoint
                 self._check_same(f"model.network.{part}.{key}", theirs.get(key), ours[key])
+        self._check_same("model.network.also", saved["network"]["config"]["also"], mine["config"]["also"])
         for key, value in self.options().items():
             self._check_same(f"model.{key}", saved["options"].get(key), value)
         self._check_same("multi_label of the data", saved["network"]["multi_label"], mine["multi_label"])

@@ -14,6 +14,7 @@ from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.labels import classification_loss
 from cxlp.network import NetworkConfig, load_network, read_checkpoint
+from cxlp.representations.fisher import Codebook
 from cxlp.tasks.base import Batch, CrossLayerTask
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
 
@@ -55,6 +56,10 @@ class FineTune(CrossLayerTask):
     def setup(self, stage: str) -> None:
         """Take over an earlier run's weights; a resumed run has its own."""
         super().setup(stage)
+        if self.start == "scratch" and any(isinstance(p.encoding, Codebook) for p in self.network.each_part()):
+            raise CxlpError(
+                "model.start is scratch, but a Fisher vector's codebook is fitted, not trained: start from frozen"
+            )
         if self.start in ("frozen", "scratch") or stage != "fit" or self.trainer.ckpt_path:
             return
         if not Path(self.start).is_file():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,7 +20,7 @@ class OptimizerConfig:
     Attributes:
         name: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
         backbone_lr: Peak learning rate of the backbone.
-        projection_lr: Peak learning rate of the projection (the PCA).
+        projection_lr: Peak learning rate of the projections (the PCA, and of a trained guide).
         classifier_lr: Peak learning rate of the classifier.
         weight_decay: On weights of two dimensions and more (not on biases and BatchNorm).
         warmup_epochs: Epochs of linear growth to the peak; fractions are fine.
@@ -40,9 +41,9 @@ class OptimizerConfig:
 
 def build_optimizer(network: Network, config: OptimizerConfig) -> Optimizer:
     """One parameter group per part and decay; a group's name is the key of its learning rate in the logs."""
-    rates = {
+    rates: dict[str, tuple[nn.Module | None, float]] = {
         "backbone": (network.backbone, config.backbone_lr),
-        "projection": (network.projection, config.projection_lr),
+        "projection": (network.parts, config.projection_lr),
         "classifier": (network.classifier, config.classifier_lr),
     }
     groups = []

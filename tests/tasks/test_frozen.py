@@ -95,7 +95,7 @@ def test_features_are_kept_on_disk_where_asked(folder: Path, tmp_path: Path, kee
     task = Frozen(NETWORK, FrozenConfig(keep_features=keep))
     trainer(tmp_path, max_epochs=1).fit(task, pictures(folder))
     left = {str(p.relative_to(tmp_path)): p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == ({"features/features.bin": 12 * 4 * task.network.pooling.out_features} if keep else {})
+    assert left == ({"features/features.bin": 12 * 4 * task.network.out_features} if keep else {})
     assert (tmp_path / "features").exists() == keep
 
 

@@ -89,7 +89,7 @@ def test_rates_by_part_and_no_decay_of_biases_and_norms() -> None:
     assert list(groups) == [f"{p}{s}" for p in ("backbone", "projection", "classifier") for s in ("", "/no_decay")]
     for name, (group, members) in groups.items():
         part, _, suffix = name.partition("/")
-        where = "pooling.projection" if part == "projection" else part
+        where = "parts.0.encoding.projection" if part == "projection" else part
         assert members and all(member.startswith(where + ".") for member in members)
         assert group["lr"] == getattr(RATES, f"{part}_lr")
         assert group["weight_decay"] == (0.0 if suffix else 0.01)

@@ -1,0 +1,74 @@
+"""Feature maps on disk, while they wait for what their encoding needs to be fitted."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cxlp.frozen.store import RowStore
+
+#: Images read at a time.
+_STEP = 32
+
+
+class MapStore:
+    """The maps of images, one row each; a map that several encodings take is kept once.
+
+    Args:
+        path: The file.
+        images: How many images will come.
+        batch: How many are in ``first``.
+        first: The first batch: for each encoding its maps ``(b * V, c, h, w)``, V views of each image. It is an
+            example only, and not written.
+    """
+
+    def __init__(self, path: Path, images: int, batch: int, first: Sequence[tuple[Tensor, ...]]) -> None:
+        different = _different(first)
+        self.shapes = [(len(m) // batch, m.shape[2], m.shape[3], m.shape[1]) for m in different]  # (V, h, w, c)
+        self.sizes = [v * h * w * c for v, h, w, c in self.shapes]
+        self.places = [tuple(_index(m, different) for m in maps) for maps in first]
+        self.rows = RowStore(path, images, sum(self.sizes), different[0].dtype)
+        self.count = 0
+
+    def append(self, inputs: Sequence[tuple[Tensor, ...]]) -> None:
+        """Write a batch of images' maps."""
+        flat = [
+            m.permute(0, 2, 3, 1).reshape(-1, size)  # (b, V h w c)
+            for m, size in zip(_different(inputs), self.sizes, strict=True)
+        ]
+        rows = torch.cat(flat, dim=1)
+        self.rows.write(torch.arange(self.count, self.count + len(rows)), rows)
+        self.count += len(rows)
+
+    def batches(self, device: torch.device) -> Iterator[tuple[int, list[tuple[Tensor, ...]]]]:
+        """Go through the images in the order in which they came.
+
+        Yields:
+            The number of the first image, and for each encoding its maps, as they were given.
+        """
+        for start in range(0, self.count, _STEP):
+            rows = self.rows.read(start, min(start + _STEP, self.count)).to(device)
+            maps = [
+                part.reshape(-1, *shape[1:]).permute(0, 3, 1, 2)  # (b V, c, h, w), channels last in memory
+                for part, shape in zip(torch.split(rows, self.sizes, dim=1), self.shapes, strict=True)
+            ]
+            yield start, [tuple(maps[i] for i in places) for places in self.places]
+
+    def delete(self) -> None:
+        """Close and delete the file."""
+        self.rows.close()
+        self.rows.path.unlink(missing_ok=True)
+
+
+def _different(inputs: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The tensors, each once."""
+    found: list[Tensor] = []
+    for m in (m for maps in inputs for m in maps):
+        if all(m is not other for other in found):
+            found.append(m)
+    return found
+
+
+def _index(m: Tensor, among: Sequence[Tensor]) -> int:
+    return next(i for i, other in enumerate(among) if other is m)

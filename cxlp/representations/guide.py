@@ -1,0 +1,131 @@
+"""Cross-layer pooling over a trained guide: the journal version's second scheme (arXiv 1510.00921)."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cxlp.distributed import all_sum
+from cxlp.errors import CxlpError
+from cxlp.labels import classification_loss
+from cxlp.pooling import Align, Normalise, Padding, full_precision, local_vectors
+
+#: What :meth:`TrainedGuidePooling.learn` goes over: local features ``(b, N, p)`` and labels of some images.
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+class TrainedGuidePooling(nn.Module):
+    """Pool one layer's local features under channels that were trained on them.
+
+    Local features, such as fully connected activations of an image's regions, are reduced by PCA to ``x_i``. A
+    1 x 1 convolution with ReLU, ``a_i = max(W x_i / s + c, 0)`` in R^K, is trained with the class labels of the
+    images and then takes the place of the upper layer:
+
+        P_k = sum_i a_ik x_i.
+
+    Its training puts a linear classifier on the mean of ``a_i`` over the image's places, which is dropped
+    afterwards. (That the guide is trained under class supervision is the paper's; the recipe is ours.)
+
+    Args:
+        channels: Channels C of the map.
+        pca_dim: Size p of a projected local feature.
+        guide_channels: Number K of trained pooling channels.
+        normalise: What follows the pooling; signed square root and L2 if not given.
+    """
+
+    size, stride = 1, 1
+    padding: Padding = "valid"
+    align: Align = "strict"
+    unit: Tensor
+
+    def __init__(
+        self, channels: int, pca_dim: int | None, guide_channels: int = 100, normalise: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if pca_dim is None or not 1 <= pca_dim <= channels:
+            raise CxlpError(
+                f"model.network.pooling.pca_dim is {pca_dim}, but the layer has {channels} channels: a trained guide "
+                f"needs 1 to {channels}"
+            )
+        if guide_channels < 1:
+            raise CxlpError(f"model.network.pooling.atoms is {guide_channels}: a guide has 1 channel or more")
+        self.local_dim = channels
+        self.projection = nn.Conv2d(channels, pca_dim, 1)
+        self.guide = nn.Linear(pca_dim, guide_channels)
+        self.register_buffer("unit", torch.ones(()))
+        self.normalise = Normalise() if normalise is None else normalise
+        self.out_features = guide_channels * pca_dim
+
+    def places(self, height: int, width: int) -> int:
+        """Count the local features of a map."""
+        return height * width
+
+    def activations(self, x: Tensor) -> Tensor:
+        """Compute the guide of projected local features: ``(B, N, p) -> (B, N, K)``."""
+        response: Tensor = self.guide(x / self.unit)
+        return response.relu()
+
+    def forward(self, features: Tensor, views: int = 1) -> Tensor:
+        """Pool and normalise.
+
+        Args:
+            features: ``(B * V, C, H, W)``.
+            views: V, how many consecutive maps belong to one image: their local features are pooled together.
+
+        Returns:
+            ``(B, K * p)``, float32 for half inputs.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            x = local_vectors(self.projection(full_precision(features)), views)  # (B, N, p)
+            vector: Tensor = self.normalise(self.activations(x).transpose(1, 2) @ x)
+            return vector
+
+    @torch.enable_grad()
+    def learn(self, batches: Batches, classes: int, epochs: int = 30, rate: float = 3e-3) -> None:
+        """Train the guide by Adam, its rate falling to zero along half a cosine.
+
+        All ranks call it together; each gives its own images of the same sequence of batches, and the gradients
+        are summed, so that the result is that of a single process.
+
+        Args:
+            batches: Starts one pass over the images.
+            classes: Number of classes.
+            epochs: Passes.
+            rate: Peak learning rate.
+        """
+        norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        steps = 0
+        for x, _ in batches():
+            norms += x.double().square().sum().cpu()
+            count += x.shape[0] * x.shape[1]
+            steps += 1
+        self.unit.copy_((all_sum(norms) / all_sum(count)).sqrt().clamp_min(1e-12))
+        generator = torch.Generator().manual_seed(0)
+        dim, channels = self.guide.in_features, self.guide.out_features
+        with torch.no_grad():
+            # Entries of x / unit are about 1 / sqrt(p): so responses begin at about 1.
+            self.guide.weight.copy_(torch.randn(channels, dim, generator=generator))
+            self.guide.bias.zero_()
+        classifier = nn.Linear(channels, classes, device=self.guide.weight.device)
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+        parameters = [*self.guide.parameters(), *classifier.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps * epochs))
+        for _ in range(epochs):
+            for x, labels in batches():
+                optimizer.zero_grad()
+                size = all_sum(torch.tensor(float(len(x))))
+                if len(x):
+                    scores = classifier(self.activations(x).mean(dim=1))
+                    loss = classification_loss(scores, labels) * len(x) / size.to(x.device)
+                else:  # a rank without images in this batch
+                    loss = sum((p.sum() * 0 for p in parameters), torch.zeros((), device=self.guide.weight.device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                for p in parameters:
+                    assert p.grad is not None
+                    all_sum(p.grad)
+                optimizer.step()
+                schedule.step()
+        for p in self.guide.parameters():
+            p.grad = None
