@@ -4,11 +4,11 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from cxlp.commands import check, download
+from cxlp.commands import check, compare, download
 from cxlp.errors import CxlpError
 
 #: The commands, in the order of a working day.
-COMMANDS = (download, check)
+COMMANDS = (download, check, compare)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,7 +30,10 @@ def main(args: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands.add_parser)
-    chosen = parser.parse_args(args)
+    chosen, rest = parser.parse_known_args(args)
+    chosen.rest = rest
+    if rest and not getattr(chosen, "takes_more", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status: int = chosen.run(chosen)
     except CxlpError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
-from cxlp.cutting import cut
+from cxlp.cutting import PENULTIMATE, cut
 from cxlp.errors import CxlpError, did_you_mean
 from cxlp.fetching import Remote, fetch
 from cxlp.weights import in_order, load_strictly, pretrained, read_state_dict
@@ -23,7 +23,8 @@ class BackboneConfig:
         name: ``caffenet``, ``efficientnet_lite0``, or any torchvision or timm classification
             network; ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's).
         layers: The lower layer (local features) and the upper layer (guide), each the name of a
-            module or of a graph node, or ``penultimate``: what the network's classifier is given.
+            module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
+            (of a convolutional classifier, the mean over places).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
         weights: ``default`` (ImageNet), a local file (``.pth``, for caffenet also ``.onnx``), or
@@ -109,7 +110,7 @@ class Backbone(nn.Module):
             x = x.flip(1)
         x = (x - self.mean) / self.std
         maps: dict[str, Tensor] = self.trunk(x)
-        return tuple(_as_map(maps[layer]) for layer in self.layers)
+        return tuple(_as_map(maps[layer], layer) for layer in self.layers)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy's mode: torchvision's cut networks wake up in training mode."""
@@ -152,8 +153,12 @@ class Backbone(nn.Module):
         self.train(training)
 
 
-def _as_map(m: Tensor) -> Tensor:
-    return m[:, :, None, None] if isinstance(m, Tensor) and m.ndim == 2 else m
+def _as_map(m: Tensor, layer: str) -> Tensor:
+    if not isinstance(m, Tensor):
+        return m  # refused by the dry run
+    if layer == PENULTIMATE and m.ndim == 4:  # the classifier is a convolution, its scores are averaged
+        return m.mean(dim=(2, 3), keepdim=True)
+    return m[:, :, None, None] if m.ndim == 2 else m
 
 
 def _find(name: str) -> _Source:

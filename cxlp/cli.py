@@ -26,6 +26,7 @@ from rich.table import Table
 
 from cxlp.callbacks import RunIdentity, TestReport, checkpoints, save_from_step_0, write_whole
 from cxlp.config_errors import explain, refuse_nulls
+from cxlp.cost import measure_cost, peak_memory
 from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
@@ -119,13 +120,15 @@ class CLI(LightningCLI):
             raise CxlpError(explain(parser, error, CLASSES)) from error
         refuse_nulls(self.config, CLASSES)
 
+    @property
+    def run_config(self) -> RunConfig:
+        """What the user asked of the run as such."""
+        given = self.config_init["run"]
+        return given if isinstance(given, RunConfig) else RunConfig(**given.as_dict())
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the run's folder, and a Trainer that writes there."""
-        run: RunConfig = (
-            self.config_init["run"]
-            if isinstance(self.config_init["run"], RunConfig)
-            else RunConfig(**self.config_init["run"].as_dict())
-        )
+        run = self.run_config
         trainer = self.config_init["trainer"]
         self._check_trainer(trainer)
         resumed = self.config["ckpt_path"]
@@ -218,12 +221,32 @@ def train_and_test(cli: CLI) -> None:
             "tested": best or "final weights",
             "images": _counts(data),
         }
+        if cli.run_config.cost:
+            summary["cost"] = measure_cost(task.network, data.splits["test"])
+        summary["memory"] = peak_memory()
         write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update({f"seconds/{k}": v for k, v in times.items()})
                 logger.experiment.finish()
         _closing_table(cli, metrics, times, best)
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """Resolve arguments of ``train.py`` without building anything.
+
+    Raises:
+        CxlpError: As ``train.py`` would.
+    """
+    return _Parsed(nested_as_configs(find_configs(arguments))).config
+
+
+class _Parsed(CLI):
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Write nothing."""
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -416,3 +439,7 @@ def _quiet() -> None:
         r".*configure_optimizers` returned `None`.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,7 +26,7 @@ _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 Activation = Literal["after", "before"]
 
-#: In the place of a layer's name: what the network's last layer (its classifier) is given.
+#: In the place of a layer's name: what the network's last layer, its classifier, is given.
 PENULTIMATE = "penultimate"
 
 

@@ -77,6 +77,18 @@ def hold(folder: Path) -> None:
         return
 
 
+def abandoned(folder: Path) -> bool:
+    """Whether a folder that a process held is held no longer; never where files cannot be locked."""
+    if fcntl is None:
+        return False
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or just being made
+        return False
+    return True
+
+
 def let_go() -> None:
     """Give the folders free that this process holds."""
     while _HELD:

@@ -24,6 +24,7 @@ class RunConfig:
         project: The wandb project.
         group: Groups runs in wandb.
         tags: Tags of the wandb run.
+        cost: Measure, after the test, what the representation of an image costs, see :mod:`cxlp.cost`.
     """
 
     root: str = "runs"
@@ -32,6 +33,7 @@ class RunConfig:
     project: str = "cxlp"
     group: str | None = None
     tags: tuple[str, ...] = ()
+    cost: bool = False
 
 
 def has_wandb_key() -> bool:

@@ -87,6 +87,72 @@ def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> by
     return _png(figure)
 
 
+def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence[float], metric: str) -> bytes:
+    """Draw quality in percent against seconds per image, one point for each system. Returns a PNG."""
+    figure = Figure(figsize=(9.0, 6.0), layout="constrained")
+    axes = figure.add_subplot()
+    milliseconds = [1000 * value for value in seconds]
+    axes.scatter(milliseconds, quality, color="tab:blue", zorder=2)
+    axes.set_xscale("log")
+    axes.set_xlim(min(milliseconds) / 1.5, max(milliseconds) * 6)  # names stand to the right
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    low, high = min(quality), max(quality)
+    room = max(high - low, 1.0)
+    axes.set_ylim(low - 0.15 * room, high + 0.1 * room)
+    taken: list[tuple[float, float]] = []
+    for name, x, y in sorted(zip(names, milliseconds, quality, strict=True), key=lambda point: -point[2]):
+        height = y
+        # Below the names that stand nearby already.
+        while any(abs(math.log(x / other)) < 1.2 and abs(height - beside) < 0.035 * room for other, beside in taken):
+            height -= 0.012 * room
+        taken.append((x, height))
+        axes.text(x * 1.08, height, name, fontsize=8, va="center")
+    axes.set(xlabel="ms per image (views, network, encoding, classification)", ylabel=f"{metric}, %")
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, shown: int = 60) -> bytes:
+    """Draw what each system gains over a baseline, class by class. Returns a PNG.
+
+    Args:
+        values: By system and class, in percent.
+        baseline: One of the systems.
+        shown: With more classes, those with the largest mean differences.
+    """
+    others = [name for name in values if name != baseline]
+    base = values[baseline]
+    gain = {c: [values[name][c] - base[c] for name in others] for c in base if all(c in values[n] for n in others)}
+    chosen = sorted(gain, key=lambda c: -abs(sum(gain[c])))[:shown]
+    chosen.sort(key=lambda c: sum(gain[c]))
+    figure = Figure(figsize=(9.0, 2.0 + 0.3 * len(chosen)), layout="constrained")
+    axes = figure.add_subplot()
+    for k, name in enumerate(others):
+        axes.plot([gain[c][k] for c in chosen], range(len(chosen)), "o", markersize=5, alpha=0.8, label=name)
+    axes.axvline(0, color="black", linewidth=1)
+    labels = [c if len(c) <= 28 else c[:27] + "…" for c in chosen]
+    axes.set_yticks(range(len(chosen)), labels, fontsize=8)
+    axes.set_xlabel(f"points above {baseline}, class by class" + (f" ({shown} of {len(gain)})" * (len(gain) > shown)))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
+def draw_sweep(option: str, values: Sequence[str], quality: Sequence[float], metric: str) -> bytes:
+    """Draw quality in percent against the values of an option, in their order. Returns a PNG."""
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(range(len(values)), quality, "o-")
+    for i, y in enumerate(quality):
+        axes.annotate(f"{y:.1f}", (i, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+    axes.set_xticks(range(len(values)), values, rotation=30 if max(map(len, values)) > 8 else 0)
+    axes.set(xlabel=option, ylabel=f"{metric}, %")
+    axes.margins(y=0.2)
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
 def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     picture = io.BytesIO()

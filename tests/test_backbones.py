@@ -208,6 +208,9 @@ def test_a_fully_connected_layer_is_a_map_of_one_place(photos: Tensor) -> None:
     upper, pooled = backbone(photos)
     assert pooled.shape == (2, upper.shape[1], 1, 1) and backbone.map_sizes[1] == (1, 1)
     torch.testing.assert_close(pooled, upper.mean(dim=(2, 3), keepdim=True))
+    convolutional = build("squeezenet1_0", ("features.12", "penultimate"), image_size=64)
+    upper, pooled = convolutional(photos)
+    torch.testing.assert_close(pooled, upper.mean(dim=(2, 3), keepdim=True))
 
 
 def test_layers_that_are_no_maps_are_refused() -> None:

@@ -27,7 +27,8 @@ def said(*args: str) -> str:
         ("sed_everything", "Did you mean 'seed_everything'? Valid: config, seed_everything, model, data, ckpt_path."),
         (
             "run.nam",
-            "Did you mean 'run.name', 'run.tags', 'run.wandb'? Valid in run: root, name, wandb, project, group, tags.",
+            "Did you mean 'run.name', 'run.tags', 'run.wandb'? "
+            "Valid in run: root, name, wandb, project, group, tags, cost.",
         ),
         (
             "data.bach_size",
@@ -41,8 +42,8 @@ def said(*args: str) -> str:
         ),
         (
             "model.frozen.cc",
-            "Did you mean 'model.frozen.c', 'model.frozen.folds', 'model.frozen.pca_vectors'? "
-            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, keep_features.",
+            "Did you mean 'model.frozen.c', 'model.frozen.store', 'model.frozen.folds'? "
+            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, store.",
         ),
         (
             "model.network.backbon.name",  # a group that is not there has no members to list
@@ -132,7 +133,8 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
         ("model.frozen.c_candidates", "Sequence[float]"),
         (
             "model.network.pooling.method",
-            "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'fisher', 'sparse_fisher', 'trained_guide']",
+            "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'fisher', 'sparse_fisher', "
+            "'trained_guide']",
         ),
         ("model.network.backbone.layers", "tuple[str, str]"),
         ("model.network.backbone", "BackboneConfig"),

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -113,6 +113,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, samples: Sequence[Sample], classes: Sequence[str], transform: Transform) -> None:
         self.samples, self.classes, self.transform = list(samples), tuple(classes), transform
+        #: Features by sample, where they are known: then pictures in order, not augmented, are not decoded.
+        self.features: Callable[[int], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,14 +122,27 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         """Return ``image`` (uint8, ``(3, H, W)``), ``label`` (int64, ``()`` or ``(K,)``), ``index`` and ``repeat``.
 
+        Where the features are known, ``features`` takes the place of ``image``.
+
         Raises:
             CxlpError: If the file cannot be decoded; names it.
         """
         draw = draw if isinstance(draw, Draw) else Draw(draw)
         sample = self.samples[draw.item]
+        item = {"label": torch.tensor(sample.label), "index": draw.item, "repeat": draw.repeat}
+        if self.features is not None and draw.seed is None:
+            return {"features": self.features(draw.item), **item}
+        return {"image": self.picture(draw), **item}
+
+    def picture(self, draw: Draw) -> Tensor:
+        """Decode and transform a sample's picture: uint8, ``(3, H, W)``.
+
+        Raises:
+            CxlpError: If the file cannot be decoded; names it.
+        """
+        sample = self.samples[draw.item]
         pixels = read_image(sample.path, sample.box, self.transform.needed(draw.seed))
-        image = self.transform(pixels, draw.seed)
-        return {"image": image, "label": torch.tensor(sample.label), "index": draw.item, "repeat": draw.repeat}
+        return self.transform(pixels, draw.seed)
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -234,6 +249,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return torch.tensor(
             [int.from_bytes(blake2b(n.encode(), digest_size=7).digest()) for n in names], dtype=torch.int64
         )
+
+    def digest(self, split: Split) -> str:
+        """A number for a split's pictures, in order: paths below the root, sizes, dates, boxes; and their transform."""
+        data = self.splits[split]
+        found = blake2b(f"{data.transform.size} {data.transform.aspect}".encode(), digest_size=16)
+        for sample in data.samples:
+            state = sample.path.stat()
+            line = f"{sample.path.relative_to(self.root)} {state.st_size} {state.st_mtime_ns} {sample.box}\n"
+            found.update(line.encode())
+        return found.hexdigest()
 
     @property
     def _network(self) -> Network | None:

@@ -16,7 +16,7 @@ from cxlp.errors import CxlpError
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import MapStore
 from cxlp.frozen.moments import Moments
-from cxlp.frozen.store import RowStore, check_shared, check_space
+from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
 from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
 from cxlp.labels import as_targets, strata
 from cxlp.network import Network, Part
@@ -37,14 +37,17 @@ class FrozenConfig:
         folds: Folds of the cross-validation (for C, and for the scale of the logits).
         pca_vectors: About how many local features the PCA sees; each image gives the same number of
             them, at random places that depend on the image's position only.
-        keep_features: Leave the pooled training features on disk after the fit.
+        features: How pooled training features are stored: ``float32``; ``float16``, half the size; ``sign``,
+            two bits a value, for networks whose pooling keeps signs only.
+        store: A folder in which features are kept for later runs that need the same ones; null: deleted after the fit.
     """
 
     c: float | Literal["auto"] = 10.0
     c_candidates: Sequence[float] = (0.1, 1.0, 10.0, 100.0)
     folds: int = 5
     pca_vectors: int = 100_000
-    keep_features: bool = False
+    features: FeatureType = "float32"
+    store: str | None = None
 
     def __post_init__(self) -> None:
         costs = self.c_candidates if self.c == "auto" else [self.c]
@@ -62,6 +65,18 @@ def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
     return torch.stack(
         [torch.randperm(count, generator=torch.Generator().manual_seed(p))[:wanted] for p in positions.tolist()]
     )
+
+
+def _check_type(kind: FeatureType, network: Network) -> None:
+    """Refuse to keep two bits of what is more than signs."""
+    if kind != "sign":
+        return
+    parts = list(network.each_part())
+    if len(parts) > 1 or not (parts[0].config.sign and parts[0].config.l2):
+        raise CxlpError(
+            "model.frozen.features is sign, but the network's vectors are more than signs: it takes a single part with "
+            "model.network.pooling.sign: true and l2: true"
+        )
 
 
 class FrozenFit:
@@ -83,6 +98,8 @@ class FrozenFit:
         folder: Where features and maps are kept meanwhile; all ranks name the same one.
         times: Gets the time of each phase.
         progress: Whether rank 0 shows bars.
+        stored: Whether the features lie in ``folder`` already, and the network's parts are fitted: then
+            only the SVMs are.
     """
 
     def __init__(
@@ -93,9 +110,10 @@ class FrozenFit:
         folder: Path,
         times: PhaseTimes,
         progress: bool = True,
+        stored: bool = False,
     ) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
-        self.progress = progress
+        self.progress, self.stored = progress, stored
         self.device = network.backbone.mean.device
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
@@ -109,30 +127,31 @@ class FrozenFit:
         for i, part in enumerate(network.each_part()):
             self.columns.append(width)
             width += part.out_features
-            if part.projection is not None:
+            if part.projection is not None and not stored:
                 self._check_pca(part, part.projection.out_channels)
                 assert not isinstance(part.encoding, AveragePooling)
                 self.moments[i] = Moments(part.encoding.local_dim, self.device)
+        _check_type(config.features, network)
         check_shared(folder)
-        if not self.moments:  # else the maps count, too, once their size is known
+        self.features = open_rows(folder / "features.bin", images, network.out_features, config.features)
+        if not self.moments and not stored:  # else the maps count, too, once their size is known
             self._check_space(0)
-        self.features = RowStore(folder / "features.bin", images, network.out_features)
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
         """Take in a batch.
 
         Args:
-            images: ``(b, 3, H, W)`` on the network's device.
+            images: ``(b, 3, H, W)`` on the network's device; not looked at where the features are stored.
             labels: ``(b,)`` or ``(b, classes)``, see :mod:`cxlp.labels`.
             positions: ``(b,)`` each image's place among the n, no place twice.
         """
-        if len(images) == 0:
-            return
-        inputs = self.network.inputs(images)
         positions = positions.cpu()
         self.labels[positions] = labels.cpu()
         self.seen[positions] += 1
+        if len(images) == 0 or self.stored:
+            return
+        inputs = self.network.inputs(images)
         for i, part in enumerate(self.network.each_part()):
             if i in self.moments:
                 self.moments[i].update(self._sample(part, inputs[i][0], positions))
@@ -183,14 +202,14 @@ class FrozenFit:
         with self.times.measure("SVM"):
             report = self._fit_classifier(gram)
         barrier()
-        self.close(keep=self.config.keep_features)
+        self.close(keep=self.config.store is not None)
         return report
 
     def close(self, keep: bool) -> None:
         """Close the stores; delete the maps and, unless they are to be kept, the features."""
         self.features.close()
         self._drop_maps()
-        if rank() == 0 and not keep:
+        if rank() == 0 and not keep and not self.stored:
             self.features.path.unlink(missing_ok=True)
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
@@ -203,7 +222,7 @@ class FrozenFit:
     def _check_space(self, map_bytes: int) -> None:
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            check_space(self.folder, (map_bytes + 4 * self.network.out_features) * self.images)
+            check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
 
     def _part(self, i: int) -> Part:
         part = self.network.parts[i]

@@ -5,7 +5,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cxlp.distributed import all_sum, rank, world_size
-from cxlp.frozen.store import RowStore
+from cxlp.frozen.store import RowStore, SignStore
 
 _TILE = 512  # rows multiplied at a time: small enough to skip most of the lower triangle
 _WIDTH = 2048  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike
@@ -16,6 +16,7 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
 
     Each entry of the store is read once, one block of columns is in memory at a time, and only
     the triangle on and above the diagonal is multiplied: in float32, summed over blocks in float64.
+    Of packed signs the sums are exact, and only then divided by the rows' lengths.
     Ranks share the blocks and sum their parts.
 
     Args:
@@ -29,7 +30,7 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
     """
     n, d = store.rows, store.dim
     total = torch.zeros(n, n, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
-    width = max(1, min(block_bytes // (4 * n), _WIDTH))
+    width = max(4, min(block_bytes // (4 * n), _WIDTH) // 4 * 4)  # whole bytes of packed signs
     mine = range(rank() * width, d, world_size() * width)
     for start in tqdm(mine, desc="Gram matrix", disable=not progress or rank() != 0, leave=False):
         columns = store.read_columns(start, min(start + width, d)).to(device, torch.float32)  # (n, width)
@@ -44,6 +45,10 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
         corner = gram[top:bottom, top:bottom]
         gram[top:bottom, top:bottom] = torch.triu(corner) + torch.triu(corner, 1).T
         gram[bottom:, top:bottom] = gram[top:bottom, bottom:].T
+    if isinstance(store, SignStore):  # so far integers; rows have unit length
+        scale = gram.diagonal().clamp_min(1).rsqrt()
+        gram *= scale[:, None]
+        gram *= scale
     return gram
 
 

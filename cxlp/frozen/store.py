@@ -6,13 +6,17 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cxlp.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, world_size
 from cxlp.errors import CxlpError
+
+FeatureType = Literal["float32", "float16", "sign"]
 
 
 class RowStore:
@@ -30,17 +34,17 @@ class RowStore:
 
     def __init__(self, path: Path, rows: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
         self.path, self.rows, self.dim, self.dtype = path, rows, dim, dtype
-        self.row_bytes = dim * dtype.itemsize
+        self.row_bytes = self._bytes(dim)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
         self._file = path.open("r+b", buffering=0)
 
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
-        block = values.detach().to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        block = self._encode(values.detach().cpu()).numpy()
         try:
             for position, row in zip(positions.tolist(), block, strict=True):
-                self._file.seek(position * self.row_bytes + column * self.dtype.itemsize)
+                self._file.seek(position * self.row_bytes + self._bytes(column))
                 _write_all(self._file, row.data)
         except OSError as error:
             raise CxlpError(
@@ -48,20 +52,32 @@ class RowStore:
             ) from error
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Read rows ``start`` to ``stop``: ``(stop - start, d)`` in the store's dtype."""
+        """Read rows ``start`` to ``stop``: ``(stop - start, d)``."""
         buffer = np.empty((stop - start, self.row_bytes), dtype=np.uint8)
         self._file.seek(start * self.row_bytes)
         self._read_all(buffer.data.cast("B"))
-        return torch.from_numpy(buffer).view(self.dtype)
+        return self._decode(torch.from_numpy(buffer))[:, : self.dim]
 
     def read_columns(self, start: int, stop: int) -> Tensor:
-        """Read columns ``start`` to ``stop`` of all rows: ``(n, stop - start)`` in the store's dtype."""
-        size = self.dtype.itemsize
-        buffer = np.empty((self.rows, (stop - start) * size), dtype=np.uint8)
+        """Read columns ``start`` to ``stop`` of all rows: ``(n, stop - start)``."""
+        first = self._bytes(start)
+        buffer = np.empty((self.rows, self._bytes(stop) - first), dtype=np.uint8)
         for position, row in enumerate(buffer):
-            self._file.seek(position * self.row_bytes + start * size)
+            self._file.seek(position * self.row_bytes + first)
             self._read_all(row.data)
-        return torch.from_numpy(buffer).view(self.dtype)
+        return self._decode(torch.from_numpy(buffer))[:, : stop - start]
+
+    def _bytes(self, columns: int) -> int:
+        """How many bytes so many columns take."""
+        return columns * self.dtype.itemsize
+
+    def _encode(self, values: Tensor) -> Tensor:
+        """From numbers to bytes, row by row."""
+        return values.to(self.dtype).contiguous().view(torch.uint8)
+
+    def _decode(self, block: Tensor) -> Tensor:
+        """From bytes to numbers, row by row."""
+        return block.view(self.dtype)
 
     def blocks(self, limit_bytes: int = 256 << 20) -> Iterator[tuple[int, int]]:
         """Row ranges that each fit in a number of bytes as float32 (at least one row)."""
@@ -88,6 +104,38 @@ class RowStore:
             if not got:
                 raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
             data = data[got:]
+
+
+class SignStore(RowStore):
+    """Rows that are signs divided by the root of the number of those that are not 0: two bits for each.
+
+    So are vectors of sign quantisation followed by L2. :meth:`read` gives them as they were; :meth:`read_columns`
+    gives the bare signs, whose products are integers: exact sums in float32, whatever their order.
+    """
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Read rows ``start`` to ``stop``: ``(stop - start, d)``, float32, of unit length."""
+        return F.normalize(super().read(start, stop), dim=1)
+
+    def _bytes(self, columns: int) -> int:
+        return -(-columns // 4)
+
+    def _encode(self, values: Tensor) -> Tensor:
+        codes = F.pad(values.sign().to(torch.int8) + 1, (0, -values.shape[1] % 4), value=1).to(torch.uint8)
+        codes = codes.view(len(values), -1, 4)  # 0, 1, 2 for -1, 0, 1
+        return codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
+
+    def _decode(self, block: Tensor) -> Tensor:
+        shifts = torch.arange(0, 8, 2, dtype=torch.uint8)
+        codes = (block.unsqueeze(2) >> shifts) & 3  # (rows, bytes, 4)
+        return codes.flatten(1).float() - 1
+
+
+def open_rows(path: Path, rows: int, dim: int, kind: FeatureType = "float32") -> RowStore:
+    """Open a store of features of a type."""
+    if kind == "sign":
+        return SignStore(path, rows, dim)
+    return RowStore(path, rows, dim, torch.float16 if kind == "float16" else torch.float32)
 
 
 def check_shared(folder: Path) -> None:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from cxlp.data.base import Split
 from cxlp.errors import CxlpError
+from cxlp.frozen.cache import Entry, StoredFeatures, digest_of_weights
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.store import FeatureType, RowStore, open_rows
 from cxlp.labels import classification_loss
 from cxlp.metrics import (
     confusion_matrix,
@@ -52,6 +55,8 @@ class CrossLayerTask(pl.LightningModule):
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self._fit: FrozenFit | None = None
+        self._entry: Entry | None = None  # of the features that are being written
+        self._rows: RowStore | None = None  # of held-out or test images
         self._phase_start = self._evaluation_start = 0.0
 
     # --- setting up -------------------------------------------------------------------------------
@@ -63,6 +68,48 @@ class CrossLayerTask(pl.LightningModule):
         self.val_metrics, self.test_metrics = build(classes, "val/"), build(classes, "test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.per_class = per_class_average_precision(classes) if multi_label else confusion_matrix(classes)
+        if self.frozen.store is not None and stage in ("fit", "test"):
+            self._look_for_features(stage)
+
+    def _look_for_features(self, stage: str) -> None:
+        """Tell the data which pictures need not be decoded."""
+        splits = self.trainer.datamodule.splits  # type: ignore[attr-defined]
+        if stage == "fit" and self.ordered_epochs and self._stored("train").complete:
+            splits["train"].features = StoredFeatures(None)
+        scored: Split = "val" if stage == "fit" else "test"
+        if self.scores_stored and len(splits[scored]):
+            entry = self._stored(scored)
+            if entry.complete:
+                width, kind = self.network.out_features, self._scored_type
+                splits[scored].features = StoredFeatures(
+                    entry.folder / "features.bin", len(splits[scored]), width, kind
+                )
+
+    #: Whether held-out and test images are scored by the frozen solution only, so that features of theirs can be kept.
+    scores_stored = False
+
+    @property
+    def _scored_type(self) -> FeatureType:
+        """Of kept features that are scored: exact."""
+        return "sign" if self.frozen.features == "sign" else "float32"
+
+    def _stored(self, split: Split) -> Entry:
+        """The place of a split's features, by all that they depend on."""
+        assert self.frozen.store is not None
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        config = asdict(self.network.config)
+        del config["backbone"]["weights"]  # where they came from; what they are follows
+        key = {
+            "network": config,
+            "weights": digest_of_weights(self.network.backbone),
+            "precision": str(self.trainer.precision),
+            "pca_vectors": self.frozen.pca_vectors,
+            "features": self.frozen.features if split == "train" else self._scored_type,
+            "fitted to": data.digest("train"),
+            "images": data.digest(split),
+            "split": split,
+        }
+        return Entry(Path(self.frozen.store), key)
 
     @property
     def in_frozen_epoch(self) -> bool:
@@ -102,15 +149,25 @@ class CrossLayerTask(pl.LightningModule):
                 "validated and saved after its own epoch, the first; leave it out"
             )
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
-        images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
+        train = self.trainer.datamodule.splits["train"]  # type: ignore[attr-defined]
+        stored = train.features is not None
+        if self.frozen.store is not None:
+            entry = self._stored("train")
+            if stored:
+                folder = entry.folder
+                fitted = torch.load(folder / "parts.pt", map_location=self.device, weights_only=True)
+                self.network.parts.load_state_dict(fitted)
+            else:
+                self._entry, folder = entry, entry.begin()
         progress = self.trainer.progress_bar_callback is not None
-        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress)
+        self._fit = FrozenFit(self.network, self.frozen, len(train), folder, self.times, progress, stored)
 
     def observe(self, batch: Batch) -> None:
         """Feed a batch to the frozen fit."""
         assert self._fit is not None
         new = ~batch["repeat"]
-        self._fit.observe(batch["image"][new], batch["label"][new], batch["index"][new])
+        pictures = batch["image"] if "image" in batch else batch["features"]
+        self._fit.observe(pictures[new], batch["label"][new], batch["index"][new])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
         """After the frozen epoch's last batch: solve, so that validation sees the solution."""
@@ -120,6 +177,11 @@ class CrossLayerTask(pl.LightningModule):
             with torch.autocast(self.device.type, enabled=False):
                 self.report = self._fit.finish()
             self._fit = None
+            if self._entry is not None:
+                assert self._entry.part is not None
+                if self.trainer.is_global_zero:
+                    torch.save(self.network.parts.state_dict(), self._entry.part / "parts.pt")
+                self._commit()
             self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
@@ -144,6 +206,17 @@ class CrossLayerTask(pl.LightningModule):
         if self._fit is not None:
             self._fit.close(keep=False)
             self._fit = None
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+        if self._entry is not None:
+            self._entry.give_up()
+            self._entry = None
+
+    def _commit(self) -> None:
+        assert self._entry is not None
+        self._entry.commit()
+        self._entry = None
 
     def _close_phase(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
@@ -163,6 +236,37 @@ class CrossLayerTask(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Time validation."""
         self._evaluation_start = self.times.now()
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the features of the held-out images."""
+        self._begin_rows("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Make room for the features of the test images."""
+        self._begin_rows("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the features of the held-out images."""
+        self._keep_rows()
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the features of the test images."""
+        self._keep_rows()
+
+    def _begin_rows(self, split: Split) -> None:
+        data = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
+        if self.frozen.store is None or not self.scores_stored or data.features is not None:
+            return
+        self._entry = self._stored(split)
+        path = self._entry.begin() / "features.bin"
+        self._rows = open_rows(path, len(data), self.network.out_features, self._scored_type)
+
+    def _keep_rows(self) -> None:
+        if self._rows is not None:
+            self._rows.sync()
+            self._rows.close()
+            self._rows = None
+            self._commit()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score held-out training images."""
@@ -192,7 +296,14 @@ class CrossLayerTask(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, loss: MeanMetric, name: str) -> tuple[Tensor, Tensor]:
         new = ~batch["repeat"]
-        scores, labels = self(batch["image"][new]).float(), batch["label"][new]
+        labels = batch["label"][new]
+        if "features" in batch:
+            features = batch["features"][new]
+        else:
+            features = self.network.features(batch["image"][new])
+            if self._rows is not None:
+                self._rows.write(batch["index"][new], features)
+        scores = self.network.classify(features).float()
         if len(labels):
             metrics.update(scores, labels)
             loss.update(classification_loss(scores, labels), weight=len(labels))

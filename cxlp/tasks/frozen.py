@@ -13,6 +13,8 @@ class Frozen(CrossLayerTask):
         frozen: Options of the fit.
     """
 
+    scores_stored = True
+
     def __init__(self, network: NetworkConfig = NetworkConfig(), frozen: FrozenConfig = FrozenConfig()) -> None:
         super().__init__(network, frozen)
         # There is no loss; the projection and the classifier keep requires_grad for DDP's sake.

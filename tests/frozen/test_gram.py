@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cxlp.frozen import gram as gram_module
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.store import RowStore
+from cxlp.frozen.store import RowStore, open_rows
 
 CPU = torch.device("cpu")
 ROWS, DIM = 37, 53
@@ -77,3 +77,13 @@ def test_no_block_read_is_larger_than_asked_for(
     combine_rows(store, torch.ones(2, ROWS), CPU, block_bytes)
     assert entries == 2 * ROWS * DIM
     assert max(sizes) <= block_bytes
+
+
+def test_the_gram_matrix_of_packed_signs_is_exact(tmp_path: Path) -> None:
+    signs = torch.randint(-1, 2, (40, 5001), generator=torch.Generator().manual_seed(0))
+    store = open_rows(tmp_path / "rows.bin", 40, 5001, "sign")
+    store.write(torch.arange(40), torch.nn.functional.normalize(signs.float(), dim=1))
+    found = gram_matrix(store, torch.device("cpu"), block_bytes=40 * 4 * 700, progress=False)
+    whole = (signs @ signs.T).double()  # in integers
+    length = whole.diagonal().rsqrt()
+    assert torch.equal(found, whole * length[:, None] * length)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxlp.errors import CxlpError
-from cxlp.frozen.store import RowStore, check_space
+from cxlp.frozen.store import RowStore, check_space, open_rows
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -125,3 +125,16 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_begins(
     check_space(tmp_path, 3_000_000_000)
     with pytest.raises(CxlpError, match=r"need 4\.5 GB .* 3\.0 GB are free.*pca_dim"):
         check_space(tmp_path, 4_500_000_000)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 16])
+def test_signs_are_packed_and_come_back_at_unit_length(tmp_path: Path, dim: int) -> None:
+    signs = torch.randint(-1, 2, (9, dim), generator=torch.Generator().manual_seed(0)).float()
+    vectors = torch.nn.functional.normalize(signs, dim=1)
+    store = open_rows(tmp_path / "rows.bin", 9, dim, "sign")
+    store.write(torch.arange(9), vectors)
+    assert (tmp_path / "rows.bin").stat().st_size == 9 * -(-dim // 4)
+    assert torch.equal(store.read_columns(0, dim), signs)
+    torch.testing.assert_close(store.read(2, 7), vectors[2:7])
+    if dim > 8:
+        assert torch.equal(store.read_columns(4, 11), signs[:, 4:11])

@@ -1,7 +1,9 @@
 """The frozen mode under a Trainer: nothing moves but the solution, one pass whole, and nothing half-made is left."""
 
+import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from cxlp.data.decode import read_image
 from cxlp.errors import CxlpError
+from cxlp.frozen.cache import Entry
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.network import NetworkConfig
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import Batch
 from tests.tasks.small import NETWORK, pictures, trainer
@@ -90,15 +95,6 @@ def test_validation_behind_the_pass_may_be_asked_for(folder: Path, tmp_path: Pat
     assert torch.isfinite(run.callback_metrics["val/loss"])
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_features_are_kept_on_disk_where_asked(folder: Path, tmp_path: Path, keep: bool) -> None:
-    task = Frozen(NETWORK, FrozenConfig(keep_features=keep))
-    trainer(tmp_path, max_epochs=1).fit(task, pictures(folder))
-    left = {str(p.relative_to(tmp_path)): p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == ({"features/features.bin": 12 * 4 * task.network.out_features} if keep else {})
-    assert (tmp_path / "features").exists() == keep
-
-
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Lightning ignores further interruptions after the first one: undo that."""
@@ -109,9 +105,9 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
 def test_an_interrupted_pass_leaves_nothing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], keep: bool
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], kept: bool
 ) -> None:
     step = Frozen.training_step
     there: list[set[str]] = []
@@ -119,15 +115,16 @@ def test_an_interrupted_pass_leaves_nothing(
     def interrupted(task: Frozen, batch: Batch, batch_idx: int) -> None:
         step(task, batch, batch_idx)
         if batch_idx == 1:
-            there.append({p.name for p in (tmp_path / "features").iterdir()})
+            there.append({p.name for p in tmp_path.rglob("*") if p.is_file()} - {".lock"})
             raise error
 
     monkeypatch.setattr(Frozen, "training_step", interrupted)
-    task = Frozen(NETWORK, FrozenConfig(keep_features=keep))
+    task = Frozen(NETWORK, FrozenConfig(store=str(tmp_path / "store") if kept else None))
     with pytest.raises((error, SystemExit)):
         trainer(tmp_path, max_epochs=1).fit(task, pictures(folder))
     assert there == [{"features.bin", "maps-0.bin"}]
-    assert list(tmp_path.iterdir()) == []  # half the features are of no use, even to those who want them kept
+    # half the features are of no use, even to those who want them kept
+    assert [p.name for p in tmp_path.rglob("*")] == (["store"] if kept else [])
 
 
 def test_an_error_while_solving_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +135,114 @@ def test_an_error_while_solving_leaves_nothing(folder: Path, tmp_path: Path, mon
     with pytest.raises(MemoryError):
         trainer(tmp_path, max_epochs=1).fit(Frozen(NETWORK), pictures(folder))
     assert list(tmp_path.iterdir()) == []
+
+
+# --- features that are kept
+
+
+def fit_with(store: Path, folder: Path, place: Path, network: NetworkConfig = NETWORK, **options: Any) -> Frozen:
+    """Fit and test with a store of features; the same initial weights each time."""
+    torch.manual_seed(0)
+    task = Frozen(network, FrozenConfig(store=str(store), **options))
+    run = trainer(place, max_epochs=1)
+    data = pictures(folder, validation=0.25)
+    run.fit(task, data)
+    run.test(task, data, verbose=False)
+    return task
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Which pictures are decoded."""
+    seen: list[Path] = []
+
+    def watched(path: Path, *args: Any) -> Any:
+        seen.append(path)
+        return read_image(path, *args)
+
+    monkeypatch.setattr("cxlp.data.base.read_image", watched)
+    return seen
+
+
+def test_what_is_stored_is_not_made_again(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
+    first = fit_with(tmp_path / "store", folder, tmp_path)
+    assert len(decoded) == 9 + 3 + 6
+    decoded.clear()
+    again = fit_with(tmp_path / "store", folder, tmp_path)
+    assert decoded == []
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name]), name
+    assert first.trainer.callback_metrics == again.trainer.callback_metrics
+    fit_with(tmp_path / "store", folder, tmp_path, c=3.0, folds=2)  # other SVMs on the same features
+    assert decoded == []
+
+
+@pytest.mark.parametrize("change", ["weights", "representation", "picture", "pca_vectors"])
+def test_what_features_depend_on_makes_them_again(
+    folder: Path, tmp_path: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    fit_with(tmp_path / "store", folder, tmp_path)
+    decoded.clear()
+    network, options = NETWORK, {}
+    if change == "weights":
+        manual_seed = torch.manual_seed
+        monkeypatch.setattr(torch, "manual_seed", lambda seed: manual_seed(seed + 1))
+    elif change == "representation":
+        network = replace(NETWORK, pooling=replace(NETWORK.pooling, sqrt=False))
+    elif change == "picture":
+        picture = next(folder.rglob("train/*/*.png"))
+        os.utime(picture, ns=(0, 0))
+    else:
+        options = {"pca_vectors": 13}
+    fit_with(tmp_path / "store", folder, tmp_path, network, **options)
+    assert len(decoded) == 9 + 3 + 6  # the test images' features depend on the training images, by the PCA
+
+
+def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
+    fit_with(tmp_path / "store", folder, tmp_path)
+    whole = {p.name for p in (tmp_path / "store").iterdir()}
+    assert len(whole) == 3 and not any(name.startswith(".") for name in whole)
+    for entry in list((tmp_path / "store").iterdir()):  # as if the run had died before the renaming
+        (entry / "entry.json").unlink()
+        (entry / ".lock").touch()
+        entry.rename(tmp_path / "store" / f".{entry.name}.1.part")
+    decoded.clear()
+    fit_with(tmp_path / "store", folder, tmp_path)
+    assert len(decoded) == 9 + 3 + 6
+    assert {p.name for p in (tmp_path / "store").iterdir()} == whole
+
+
+def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    one, other = Entry(tmp_path, {"a": 1}), Entry(tmp_path, {"a": 1})
+    first, second = one.begin(), other.begin()
+    assert first.is_dir() and second.is_dir() and first != second
+    (first / "features.bin").write_text("x")
+    one.commit()
+    assert one.complete and other.complete and (one.folder / "features.bin").read_text() == "x"
+    other.commit()  # too late: the first one's is kept
+    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted([one.folder.name, "features.bin", "entry.json"])
+
+
+def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: Path) -> None:
+    network = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True))
+    whole = fit_with(tmp_path / "whole", folder, tmp_path, network)
+    packed = fit_with(tmp_path / "packed", folder, tmp_path, network, features="sign")
+    assert whole.network.classifier is not None and packed.network.classifier is not None
+    torch.testing.assert_close(packed.network.classifier.weight, whole.network.classifier.weight, atol=1e-5, rtol=1e-4)
+    sizes = [sum(p.stat().st_size for p in (tmp_path / n).rglob("features.bin")) for n in ("whole", "packed")]
+    assert sizes[0] == 16 * sizes[1]
+    again = fit_with(tmp_path / "packed", folder, tmp_path, network, features="sign")
+    for name, value in packed.trainer.callback_metrics.items():
+        torch.testing.assert_close(again.trainer.callback_metrics[name], value)
+
+
+def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
+    task = fit_with(tmp_path / "store", folder, tmp_path, features="float16")
+    sizes = sorted(p.stat().st_size for p in (tmp_path / "store").rglob("features.bin"))
+    width = task.network.out_features
+    assert sizes == sorted([9 * width * 2, 3 * width * 4, 6 * width * 4])  # what is scored stays exact
+
+
+def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"features is sign, but .*network\.pooling\.sign: true and l2: true"):
+        fit_with(tmp_path / "store", folder, tmp_path, features="sign")

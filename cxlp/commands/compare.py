@@ -1,0 +1,165 @@
+"""``python -m cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
+
+import shutil
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cxlp.errors import CxlpError
+
+if TYPE_CHECKING:
+    from cxlp.comparison import System
+    from cxlp.network import NetworkConfig
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "compare",
+        help="run the paper's systems, or the values of one option, on one benchmark",
+        description="Run several systems on one benchmark, one after another, and put accuracy, size and cost into\n"
+        "one table (terminal, Markdown, CSV, wandb) and two pictures. What is done already is not done again.\n"
+        "All other arguments are those of train.py.\n"
+        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong.",
+        epilog="examples:\n"
+        "  python -m cxlp compare --config cub200.yaml\n"
+        "  python -m cxlp compare --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
+        "  python -m cxlp compare --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
+        "  python -m cxlp compare --config cub200.yaml --list",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all; see --list)")
+    parser.add_argument(
+        "--sweep",
+        metavar="KEY=[V, ...]",
+        help="instead of systems: the configs' own network, with values of a key",
+    )
+    parser.add_argument("--list", action="store_true", help="name the systems and stop")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of runs, table, pictures (default: by configs, in runs/)"
+    )
+    parser.add_argument("--clean", action="store_true", help="delete the features that runs of compare share, and stop")
+    parser.set_defaults(run=run, takes_more=True)
+
+
+#: Where features are kept that the runs of all comparisons share.
+STORE = Path("runs") / "features"
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    from cxlp.cli import CLASSES, parse
+    from cxlp.comparison import Comparison, check_names, table, write_reports
+    from cxlp.data import DATA_MODULES
+    from cxlp.frozen.cache import size_in_bytes
+    from cxlp.logging import RunConfig
+    from cxlp.metrics import SELECTION
+
+    if args.clean:
+        print(_clean(STORE))  # noqa: T201
+        return 0
+    for key in ("--run.root", "--run.name", "--ckpt_path"):
+        if any(a == key or a.startswith(f"{key}=") for a in args.rest):
+            raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
+    config = parse(args.rest)
+    names = {path: name for name, path in DATA_MODULES.items()}
+    data = names.get(config["data"]["class_path"])
+    multi_label = data is not None and _is_multi_label(CLASSES["data"], config["data"]["class_path"])
+    network = _network(config)
+    chosen, option = _choose(args, network)
+    if args.list:
+        for system in chosen:
+            print(system.name)  # noqa: T201
+        return 0
+    if args.systems:
+        check_names(args.systems, [system.name for system in chosen])
+        chosen = [system for system in chosen if system.name in args.systems]
+    folder = args.out or Path("runs") / _folder_name(config, option)
+    store = config["model"]["init_args"]["frozen"]["store"] or str(STORE)
+    comparison = Comparison(args.rest, folder, SELECTION[multi_label], Path(store))
+    rows, failed = comparison.run(chosen)
+    if rows:
+        recalled = data if network.backbone.name == "caffenet" and option is None else None
+        given = config["run"]
+        logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
+        files = write_reports(comparison, rows, recalled, option, logged)
+        heads, values = table(rows, comparison.metric, recalled)
+        _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
+        print("\n".join(str(file) for file in files))  # noqa: T201
+        gigabytes = size_in_bytes(Path(store)) / 1e9
+        print(f"{gigabytes:.2f} GB of features are kept in {store} (--clean deletes them)")  # noqa: T201
+    for name in failed:
+        print(f"no result: {name}")  # noqa: T201
+    return 1 if failed else 0
+
+
+def _clean(store: Path) -> str:
+    from cxlp.frozen.cache import size_in_bytes
+
+    if not store.is_dir():
+        return f"nothing is kept in {store}"
+    gigabytes = size_in_bytes(store) / 1e9
+    shutil.rmtree(store)
+    return f"deleted {gigabytes:.2f} GB of features in {store}"
+
+
+def _is_multi_label(_: Sequence[str], path: str) -> bool:
+    from importlib import import_module
+
+    module, _, name = path.rpartition(".")
+    return bool(getattr(import_module(module), name).multi_label)
+
+
+def _network(config: Any) -> "NetworkConfig":  # noqa: ANN401 (jsonargparse's namespace)
+    from cxlp.network import NetworkConfig
+
+    return NetworkConfig.from_values(config["model"]["init_args"]["network"].as_dict())
+
+
+def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], str | None]:
+    """The systems to choose from, and a sweep's option."""
+    import yaml
+
+    from cxlp.comparison import System
+    from cxlp.representations.systems import systems
+
+    if not args.sweep:
+        return [System(name, made) for name, made in systems(network).items()], None
+    if args.systems:
+        raise CxlpError("--systems and --sweep: give one of them")
+    option, _, text = args.sweep.partition("=")
+    option = option.removeprefix("--")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CxlpError(f"--sweep {args.sweep}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, list) or not values:
+        raise CxlpError(f"--sweep {args.sweep}: give a list of values, such as 'model.frozen.c=[1, 10, 100]'")
+    written = [_as_yaml(value) for value in values]
+    return [System(text, None, (f"--{option}", text)) for text in written], option
+
+
+def _as_yaml(value: Any) -> str:  # noqa: ANN401 (any value of a config)
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _folder_name(config: Any, option: str | None) -> str:  # noqa: ANN401 (jsonargparse's namespace)
+    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    return "-".join([option.rpartition(".")[2] if option else "compare", *files])
+
+
+def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
+    shown = Table(title=title)
+    for head in heads:
+        first = head == "system"
+        shown.add_column(head, justify="left" if first else "right", no_wrap=first, overflow="fold")
+    for record in values:
+        shown.add_row(*map(str, record))
+    Console().print(shown)

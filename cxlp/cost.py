@@ -1,0 +1,83 @@
+"""What the representation of an image costs: forward passes, time, memory."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cxlp.data.base import Draw, ImageDataset
+from cxlp.network import Network
+from cxlp.timing import PhaseTimes
+
+#: About how many views pass through the backbone per measurement.
+_VIEWS = 32
+_ROUNDS = 5
+
+
+@torch.no_grad()
+def measure_cost(network: Network, data: ImageDataset) -> dict[str, float]:
+    """Time a fitted network on images in memory, part by part.
+
+    Args:
+        network: On the device to measure.
+        data: The images are its first ones, as many as make up a batch of about 32 views.
+
+    Returns:
+        ``passes`` (forward passes per image), ``dimension`` and ``bytes`` of the vector, and seconds per image,
+        medians of five rounds: ``network`` (views and forward passes), ``encoding`` (from maps to the vector),
+        ``classification``, and ``bare pass``: the backbone alone, once over the image, up to its highest layer.
+    """
+    network.eval()
+    device = network.backbone.mean.device
+    count = min(len(data), max(1, _VIEWS // network.passes))
+    images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
+    size = network.backbone.image_size
+    bare = torch.rand(count, 3, size, size, device=device) * 255
+    inputs = network.inputs(images)
+    features = network.features(images)
+
+    def encode() -> list[Tensor]:
+        return [network.encode(part, maps) for part, maps in zip(network.each_part(), inputs, strict=True)]
+
+    seconds = _interleaved(
+        {
+            "network": lambda: network.inputs(images),
+            "encoding": encode,
+            "classification": lambda: network.classify(features),
+            "bare pass": lambda: network.backbone(bare),
+        }
+    )
+    per_image = {name: value / count for name, value in seconds.items()}
+    size_in_bytes = network.out_features * features.dtype.itemsize
+    return {"passes": network.passes, "dimension": network.out_features, "bytes": size_in_bytes, **per_image}
+
+
+def _interleaved(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Time each work in turn, round by round, so that a slow moment of the machine hits all of them."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(_ROUNDS + 1):
+        for name, work in works.items():
+            start = PhaseTimes.now()
+            work()
+            if number:  # the first round warms up
+                found[name].append(PhaseTimes.now() - start)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes that this process held at most so far, in memory and on the GPU (loading processes not counted)."""
+    found = {}
+    if sys.platform == "linux":  # not ru_maxrss, in which a process inherits the peak of the one that started it
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        found["peak_bytes"] = int(status["VmHWM"].split()[0]) * 1024
+    elif sys.platform == "darwin":
+        import resource
+
+        found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if torch.cuda.is_available():
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return found

@@ -1,0 +1,85 @@
+"""The systems of the paper's tables, and baselines, each as a network: what ``python -m cxlp compare`` runs."""
+
+from dataclasses import replace
+from typing import Any
+
+from cxlp.cutting import PENULTIMATE
+from cxlp.network import NetworkConfig, PoolingConfig
+from cxlp.representations.views import ViewsConfig
+
+#: Of known backbones, the pair of layers below their usual one, and the largest PCA there.
+_LOWER_PAIRS: dict[str, tuple[tuple[str, str], int]] = {
+    "caffenet": (("conv3", "conv4"), 500),
+    "squeezenet1_0": (("features.10", "features.11"), 384),
+    "efficientnet_lite0": (("blocks.5.3", "blocks.6.0"), 192),
+    "vgg16": (("features.24", "features.26"), 500),
+}
+
+#: Accuracy or mean average precision in percent, by data set: recalled, not read. Check the PDF before you cite.
+RECALLED: dict[str, dict[str, float]] = {
+    "CNN-Global": {"mit67": 57.9, "voc2007": 71.7, "cub200": 59.2, "h3d": 74.1},
+    "CNN-Jitter": {"mit67": 61.1, "voc2007": 75.0, "cub200": 60.5, "h3d": 74.6},
+    "R-CNN SCFV": {"mit67": 68.2, "voc2007": 76.9, "cub200": 66.4, "h3d": 73.1},
+    "CL-45": {"mit67": 64.6, "voc2007": 72.6, "cub200": 72.4, "h3d": 75.3},
+    "CL-45F": {"mit67": 65.8, "voc2007": 71.3, "cub200": 68.4},
+    "CL-45C": {"mit67": 68.8, "voc2007": 75.0, "cub200": 73.5, "h3d": 77.3},
+    "CL + CNN-Global": {"mit67": 70.0, "voc2007": 76.5, "cub200": 72.4, "h3d": 78.1},
+    "CL + CNN-Jitter": {"mit67": 71.5, "voc2007": 77.8, "cub200": 73.0},
+}
+
+#: What others are compared with class by class.
+BASELINE = "CNN-Global"
+
+
+def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
+    """Make the systems of the paper's tables, and baselines, of one network.
+
+    Args:
+        base: A network with cross-layer pooling, whose backbone, layers, sub-arrays and PCA the systems share.
+
+    Returns:
+        Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
+        pair of layers lower; of other backbones they are called CL and CL-lower.
+    """
+    cross = replace(base.pooling, method="cross", sign=False)
+    pair, lower = ("CL-45", "CL-34") if base.backbone.name == "caffenet" else ("CL", "CL-lower")
+
+    def network(pooling: PoolingConfig, *also: PoolingConfig, **backbone: Any) -> NetworkConfig:
+        return NetworkConfig(replace(base.backbone, **backbone), pooling, also)
+
+    # As in the paper's time: the activations themselves, of unit length.
+    fc = PoolingConfig("average_guide", layers=(PENULTIMATE,), pca_dim=None, sqrt=False)
+    jitter = replace(fc, views=ViewsConfig("crops"))
+    regions = PoolingConfig(layers=(PENULTIMATE,), views=ViewsConfig("regions"), pca_dim=cross.pca_dim)
+    finer = replace(cross, views=ViewsConfig("blocks"))
+    upper = replace(cross, size=1, padding="valid", stride=1, channels=None)
+    average = replace(upper, method="average_guide", pca_dim=None, sqrt=False)
+
+    found = {
+        "CNN-Global": network(fc),
+        "CNN-Jitter": network(jitter),
+        "R-CNN FV": network(replace(regions, method="fisher", atoms=64)),
+        "R-CNN SCFV": network(replace(regions, method="sparse_fisher", atoms=100)),
+        "regions + trained guide": network(replace(regions, method="trained_guide", atoms=100)),
+    }
+    if base.backbone.name in _LOWER_PAIRS:
+        layers, most = _LOWER_PAIRS[base.backbone.name]
+        dim = None if cross.pca_dim is None else min(cross.pca_dim, most)
+        found[lower] = network(replace(cross, layers=layers, pca_dim=dim))
+    found |= {
+        pair: network(cross),
+        f"{pair}, 1x1": network(replace(cross, size=1)),
+        f"{pair}, signs": network(replace(cross, sign=True)),
+        f"{pair}F": network(finer),
+        f"{pair}C": network(cross, finer),
+        "CL + CNN-Global": network(cross, fc),
+        "CL + CNN-Jitter": network(cross, jitter),
+        "average": network(average),
+        "average, root": network(replace(average, sqrt=True)),
+        # CaffeNet's 256 channels are fewer than the PCA's 500: in full.
+        "bilinear": network(replace(upper, method="bilinear", pca_dim=None if pair == "CL-45" else cross.pca_dim)),
+    }
+    if cross.size == 1:
+        del found[f"{pair}, 1x1"]
+        found[f"{pair}, 3x3"] = network(replace(cross, size=3))
+    return found

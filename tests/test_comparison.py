@@ -1,0 +1,126 @@
+"""``python -m cxlp compare`` from end to end on a tiny CUB-200-2011: rows, files, taking up, failing."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxlp.__main__ import main
+from cxlp.comparison import RECALLED_HEAD, Comparison, Row, System, as_csv, as_markdown, table
+from tests.generate import write_cub200
+from tests.test_cli import NETWORK, QUIET
+
+BASE = ["--config", "cub200.yaml", *NETWORK, *QUIET]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh working directory with ``data/CUB_200_2011`` in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    write_cub200(tmp_path / "data")
+    return tmp_path
+
+
+def row(name: str, quality: float) -> Row:
+    cost = {"passes": 1, "dimension": 8, "bytes": 32, "network": 0.01, "encoding": 0.002, "classification": 0.001}
+    return Row(name, quality, {**cost, "bare pass": 0.009}, 32, 5_000_000, 1.5, {"a": quality, "b": quality})
+
+
+def test_the_table_holds_numbers_and_recalled_values_under_a_head_that_says_so() -> None:
+    heads, values = table([row("CL-45", 72.44), row("mine", 80.0)], "accuracy", "cub200")
+    assert heads[-1] == RECALLED_HEAD and [record[-1] for record in values] == [72.4, ""]
+    assert values[0][:7] == ["CL-45", 72.4, 8, 1, 10.0, 2.0, 1.0]
+    assert "recalled" not in str(table([row("CL-45", 72.44)], "accuracy", None))
+    assert as_markdown(heads, values).splitlines()[1].count("---") == len(heads)
+    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["accuracy %"] == "72.4"
+
+
+def test_runs_are_told_apart_by_all_that_they_depend_on(tmp_path: Path) -> None:
+    def name(arguments: list[str], *options: str) -> str:
+        return Comparison(arguments, tmp_path, "accuracy", tmp_path)._run_name(System("CL, 3x3", None, options))
+
+    names = {name(["--a", "1"]), name(["--a", "2"]), name(["--a", "1"], "--b", "1")}
+    assert len(names) == 3 and all(n.startswith("CL-3x3-") for n in names)
+    assert name(["--a", "1"]) in names
+
+
+@pytest.mark.slow
+def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", *BASE, "--systems", "average", "CL", "CL + CNN-Global", "--out", "out"]
+    assert main(command) == 0
+    first = Path("out/results.csv").read_text()
+    rows = list(csv.DictReader(first.splitlines()))
+    assert [r["system"] for r in rows] == ["CL", "CL + CNN-Global", "average"]  # in the order of the list of systems
+    assert [int(r["size"]) for r in rows] == [512 * 8, 512 * 8 + 512, 512]
+    for r in rows:
+        (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').split())}-????????")
+        found = json.loads((folder / "metrics.json").read_text())
+        assert float(r["accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 1)
+        assert (
+            float(r["network ms"]) > 0
+            and float(r["peak MB"]) > 100
+            and float(r["kB"]) == round(4 * int(r["size"]) / 1000, 1)
+        )
+    for file in ("results.md", "accuracy_against_time.png", "per_class.png"):
+        assert Path("out", file).stat().st_size > 300
+    assert list(Path("runs/features").glob("*/entry.json"))
+    capsys.readouterr()
+    # again: nothing is run; what was stopped is
+    (killed,) = Path("out").glob("average-????????")
+    (killed / "metrics.json").unlink()
+    times = {p: p.stat().st_mtime_ns for p in Path("out").glob("CL*/metrics.json")}
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("done already") == 2 and (killed / "metrics.json").is_file()
+    assert {p: p.stat().st_mtime_ns for p in Path("out").glob("CL*/metrics.json")} == times
+    assert main(["compare", "--clean"]) == 0
+    assert not Path("runs/features").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
+    key = "model.network.pooling.pca_dim"
+    assert main(["compare", *BASE, "--sweep", f"{key}=[2, 4]", "--out", "out"]) == 0
+    rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert [(r["system"], int(r["size"])) for r in rows] == [("2", 2 * 512), ("4", 4 * 512)]
+    assert Path("out/sweep.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *BASE, "--sweep", "model.network.pooling.pca_dim=[2, 4000]", "--out", "out"]) == 1
+    assert "no result: 4000" in capsys.readouterr().out
+    assert [r["system"] for r in csv.DictReader(Path("out/results.csv").read_text().splitlines())] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--systems", "CL-99"], "unknown system 'CL-99'. Valid: 'CNN-Global'"),
+        (["--sweep", "model.frozen.c=3"], "give a list of values"),
+        (["--sweep", "model.frozen.c=[3"], "--sweep model.frozen.c=[3"),
+        (["--sweep", "model.frozen.c=[3]", "--systems", "CL"], "--systems and --sweep: give one of them"),
+        (["--run.root", "x"], "--run.root: compare makes a run for each system in its own folder; set --out"),
+        (["--data.bach_size", "3"], "unknown key data.bach_size"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["compare", *BASE, *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_systems_are_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *BASE, "--list"]) == 0
+    assert {"CL", "CL-lower", "CNN-Global", "R-CNN SCFV"} <= set(capsys.readouterr().out.splitlines())
+
+
+def test_the_command_line_program_passes_train_arguments_on(work: Path) -> None:
+    command = [sys.executable, "-m", "cxlp", "compare", "--config=demo.yaml", "--list"]
+    assert "CL + CNN-Jitter" in subprocess.run(command, check=True, capture_output=True, text=True).stdout

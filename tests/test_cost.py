@@ -1,0 +1,36 @@
+"""What is said of costs is measured, and of the right thing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cxlp.cost import measure_cost, peak_memory
+from cxlp.data.folder import Folder
+from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.representations.views import ViewsConfig
+from cxlp.timing import PhaseTimes
+from tests.generate import write_folder
+from tests.tasks.small import NETWORK
+
+
+def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooling = PoolingConfig(pca_dim=4, views=ViewsConfig("blocks"))
+    network = Network(NetworkConfig(NETWORK.backbone, pooling, (PoolingConfig("average_guide"),)), ["a", "b"])
+    data = Folder(write_folder(tmp_path, size=64), image_size=network.image_size)
+    data.setup()
+    hand = [0.0]  # a clock that moves where images pass through
+    monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
+    network.backbone.register_forward_hook(lambda _m, args, _o: hand.__setitem__(0, hand[0] + len(args[0])))
+    found = measure_cost(network, data.splits["test"])
+    assert found["passes"] == 5 and found["dimension"] == network.out_features
+    assert found["bytes"] == 4 * network.out_features
+    assert found["network"] == 5.0 and found["bare pass"] == 1.0  # one second for each image that passes
+    assert found["encoding"] == found["classification"] == 0.0
+
+
+def test_the_peak_is_of_this_process() -> None:
+    before = peak_memory()["peak_bytes"]
+    block = torch.ones(60_000_000)
+    assert peak_memory()["peak_bytes"] >= before + (100 << 20) or before > (1 << 30)
+    del block
