@@ -191,7 +191,7 @@ class CLI(LightningCLI):
         """Write the whole resolved config into the run's folder."""
         config = self.config.clone()
         config["ckpt_path"] = None  # the config of a run is how to do it again, not how to go on with it
-        write_whole(self.run_folder / file, self.parser.dump(config, skip_none=False))
+        write_whole(self.run_folder / file, self.parser.dump(config, skip_unset=False))
 
 
 def train_and_test(cli: CLI) -> None:
@@ -429,7 +429,8 @@ def _rank() -> int:
 def _quiet() -> None:
     """Silence what a user cannot act upon, and keep wandb from talking at length."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*does not have many workers.*",

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
-from tqdm import tqdm
 
 from cxlp.callbacks import write_whole
 from cxlp.errors import CxlpError
@@ -99,11 +98,11 @@ class Comparison:
             place = self.folder / self._run_name(system)
             heading = f"[{number}/{len(systems)}] {system.name}"
             if (place / "metrics.json").is_file():
-                tqdm.write(f"{heading}: done already, in {place}")
+                _say(f"{heading}: done already, in {place}")
             else:
-                tqdm.write(f"{heading}: {place}")
+                _say(f"{heading}: {place}")
                 if not self._run(system, place):
-                    tqdm.write(f"{heading}: failed, see above and {self._log(place)}")
+                    _say(f"{heading}: failed, see above and {self._log(place)}")
                     failed.append(system.name)
                     continue
             rows.append(read_row(system.name, place, self.metric))
@@ -241,6 +240,10 @@ def write_reports(
             logger.experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
             logger.experiment.finish()
     return [folder / name for name in (*files, *pictures)]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
 
 
 def _cell(value: Any) -> Any:  # noqa: ANN401 (a table's cell)

@@ -76,6 +76,7 @@ def test_a_frozen_run_leaves_everything_that_is_promised(work: Path) -> None:
     assert found["metrics"]["test/accuracy"] > 0.6  # chance is 1/3
     assert found["images"] == {"train": 18, "val": 0, "test": 9}
     assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "total"} <= found["seconds"].keys()
+    assert 50_000_000 < found["memory"]["peak_bytes"] < 24_000_000_000
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]  # nothing to be best at
     assert (folder / "confusion_matrix.png").stat().st_size > 1000
     with (folder / "per_class.csv").open() as file:
@@ -257,6 +258,39 @@ def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
         # By norm: where a pooled sum is next to nothing, its square root makes much of rounding.
         difference, size = float((a[key] - b[key]).double().norm()), float(a[key].double().norm())
         assert difference <= (1e-3 if mode else 1e-5) * size, (key, difference, size)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_every_encoding_as_one_does_and_share_its_features(work: Path) -> None:
+    write_cub200(work / "odd", classes=3, train=7, test=3)
+    part = {"pca_dim": 6, "layers": ["penultimate"], "views": {"kind": "regions", "scale": 1.5, "stride": 0.5}}
+    also = [
+        {**part, "method": "fisher", "atoms": 2},
+        {**part, "method": "sparse_fisher", "atoms": 3},
+        {**part, "method": "trained_guide", "atoms": 4},
+        {**part, "method": "average_guide", "views": {"kind": "crops"}},
+    ]
+    overlay = work / "parts.yaml"
+    overlay.write_text(json.dumps({"model": {"init_args": {"network": {"also": also}}}}))
+    network = ["--config", "efficientnet_lite0.yaml", "--config", str(overlay)]
+    network += ["--model.network.backbone.weights", "default", "--model.network.backbone.image_size", "64"]
+    network += ["--model.network.pooling.pca_dim", "8", "--data.root", "odd/CUB_200_2011"]
+    one = run("one", *network, "--data.batch_size", "4", "--model.frozen.store", "one-store")
+    two_processes(*network, "--model.frozen.store", "two-store")
+    two = json.loads(Path("runs/two/metrics.json").read_text())
+    assert two["metrics"] == {key: pytest.approx(value, rel=1e-3) for key, value in one["metrics"].items()}
+    a, b = (load_network(f"runs/{r}/checkpoints/last.ckpt").state_dict() for r in ("one", "two"))
+    for key in a:
+        difference, size = float((a[key] - b[key]).double().norm()), float(a[key].double().norm())
+        assert difference <= 1e-3 * size, (key, difference, size)
+    # one process takes up what two have left, and the reverse
+    again = run("again", *network, "--data.batch_size", "4", "--model.frozen.store", "two-store")
+    assert again["metrics"] == pytest.approx(two["metrics"], rel=1e-5)
+    assert "codebook" in one["seconds"] and "codebook" not in again["seconds"]
+    Path("runs/two").rename("runs/earlier")
+    two_processes(*network, "--model.frozen.store", "one-store")
+    assert "codebook" not in json.loads(Path("runs/two/metrics.json").read_text())["seconds"]
+    assert len(list(Path("one-store").iterdir())) == len(list(Path("two-store").iterdir())) == 2
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class ViewsConfig:
     kind: Kind = "whole"
     blocks: int = 2
     scale: float | None = None
-    stride: float = 64 / 227
+    stride: float = 0.28
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
