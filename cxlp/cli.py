@@ -222,7 +222,7 @@ def train_and_test(cli: CLI) -> None:
             "images": _counts(data),
         }
         if cli.run_config.cost:
-            summary["cost"] = measure_cost(task.network, data.splits["test"])
+            summary["cost"] = measure_cost(task.network, data.splits["test"], task.frozen.features)
         summary["memory"] = peak_memory()
         write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         for logger in trainer.loggers:

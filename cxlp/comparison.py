@@ -164,13 +164,26 @@ def table(rows: Sequence[Row], metric: str, data: str | None) -> tuple[list[str]
         metric: ``accuracy`` or ``mAP``.
         data: The data set's name, for a column of recalled values; ``None``: no such column.
     """
-    heads = ["system", f"{metric} %", "size", "passes", "network ms", "encoding ms", "SVM ms", "kB", "peak MB", "fit s"]
+    heads = [
+        "system",
+        f"{metric} %",
+        "size",
+        "passes",
+        "network ms",
+        "encoding ms",
+        "SVM ms",
+        "x bare",
+        "kB",
+        "peak MB",
+        "fit s",
+    ]
     values: list[list[Any]] = []
     for row in rows:
         milliseconds = [round(1000 * row.cost[part], 2) for part in ("network", "encoding", "classification")]
         values.append(
             [
                 row.name, round(row.quality, 1), int(row.cost["dimension"]), int(row.cost["passes"]), *milliseconds,
+                round(row.seconds / row.cost["bare pass"], 2),
                 round(row.row_bytes / 1000, 1), round(row.peak_bytes / 1e6), round(row.fit_seconds, 1),
             ]
         )  # fmt: skip
@@ -211,10 +224,10 @@ def write_reports(
     """
     folder, metric = comparison.folder, comparison.metric
     heads, values = table(rows, metric, data)
-    bare = rows[0].cost["bare pass"]
     note = (
-        "\nsize: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; "
-        f"one bare forward pass: {1000 * bare:.2f} ms; peak MB: of the whole run; fit s: from images to SVMs.\n"
+        "\nsize: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
+        "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; "
+        "fit s: from images to SVMs.\n"
     )
     files: dict[str, str] = {"results.md": as_markdown(heads, values) + note, "results.csv": as_csv(heads, values)}
     pictures: dict[str, bytes] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cxlp.data.base import Draw, ImageDataset
+from cxlp.frozen.store import FeatureType, row_bytes
 from cxlp.network import Network
 from cxlp.timing import PhaseTimes
 
@@ -19,24 +20,26 @@ _ROUNDS = 5
 
 
 @torch.no_grad()
-def measure_cost(network: Network, data: ImageDataset) -> dict[str, float]:
+def measure_cost(network: Network, data: ImageDataset, kind: FeatureType = "float32") -> dict[str, float]:
     """Time a fitted network on images in memory, part by part.
 
     Args:
         network: On the device to measure.
         data: The images are its first ones, as many as make up a batch of about 32 views.
+        kind: How features are stored.
 
     Returns:
-        ``passes`` (forward passes per image), ``dimension`` and ``bytes`` of the vector, and seconds per image,
-        medians of five rounds: ``network`` (views and forward passes), ``encoding`` (from maps to the vector),
-        ``classification``, and ``bare pass``: the backbone alone, once over the image, up to its highest layer.
+        ``passes`` (forward passes per image), ``dimension`` of the vector and ``bytes`` of a stored one, and
+        seconds per image, medians of five rounds: ``network`` (views and forward passes), ``encoding`` (from
+        maps to the vector), ``classification``, and ``bare pass``: the backbone alone, up to the highest layer
+        that the network takes, once over an image, in a batch of 32.
     """
     network.eval()
     device = network.backbone.mean.device
     count = min(len(data), max(1, _VIEWS // network.passes))
     images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
-    size = network.backbone.image_size
-    bare = torch.rand(count, 3, size, size, device=device) * 255
+    side = network.backbone.image_size
+    bare = torch.rand(_VIEWS, 3, side, side, device=device) * 255
     inputs = network.inputs(images)
     features = network.features(images)
 
@@ -51,9 +54,9 @@ def measure_cost(network: Network, data: ImageDataset) -> dict[str, float]:
             "bare pass": lambda: network.backbone(bare),
         }
     )
-    per_image = {name: value / count for name, value in seconds.items()}
-    size_in_bytes = network.out_features * features.dtype.itemsize
-    return {"passes": network.passes, "dimension": network.out_features, "bytes": size_in_bytes, **per_image}
+    per_image = {name: value / (_VIEWS if name == "bare pass" else count) for name, value in seconds.items()}
+    size = network.out_features
+    return {"passes": network.passes, "dimension": size, "bytes": row_bytes(size, kind), **per_image}
 
 
 def _interleaved(works: dict[str, Callable[[], Any]]) -> dict[str, float]:

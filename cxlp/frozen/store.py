@@ -131,6 +131,11 @@ class SignStore(RowStore):
         return codes.flatten(1).float() - 1
 
 
+def row_bytes(dim: int, kind: FeatureType) -> int:
+    """Bytes of a stored row."""
+    return {"float32": 4 * dim, "float16": 2 * dim, "sign": -(-dim // 4)}[kind]
+
+
 def open_rows(path: Path, rows: int, dim: int, kind: FeatureType = "float32") -> RowStore:
     """Open a store of features of a type."""
     if kind == "sign":
