@@ -24,6 +24,9 @@ from cxlp.network import NetworkConfig
 from cxlp.reports import draw_costs, draw_differences, draw_sweep
 from cxlp.representations.systems import BASELINE, RECALLED
 
+#: Phases of a run that are no part of fitting.
+_NO_FIT = ("test", "validation", "total", "since resumed")
+
 #: Heads of the table; the recalled column comes only with the paper's backbone.
 RECALLED_HEAD = "paper (recalled, check the PDF)"
 
@@ -117,10 +120,15 @@ class Comparison:
         return self.folder / "logs" / f"{place.name}.txt"
 
     def _run(self, system: System, place: Path) -> bool:
+        resumed: list[str] = []
         if place.is_dir():  # what a run left that was stopped
             hold(place)
             let_go()
-            shutil.rmtree(place)
+            last = place / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                resumed = ["--ckpt_path", str(last)]
+            else:
+                shutil.rmtree(place)
         self._log(place).parent.mkdir(parents=True, exist_ok=True)
         overlay: list[str] = []
         if system.network is not None:
@@ -133,7 +141,7 @@ class Comparison:
         own = ["--run.root", str(self.folder), "--run.name", place.name, "--run.cost", "true"]
         own += ["--model.frozen.store", str(self.store)]
         group = [] if any(a.startswith("--run.group") for a in self.arguments) else ["--run.group", self.folder.name]
-        command = [sys.executable, "-m", "cxlp.cli", *self.arguments, *overlay, *system.options, *own, *group]
+        command = [sys.executable, "-m", "cxlp.cli", *self.arguments, *overlay, *system.options, *own, *group, *resumed]
         with self._log(place).open("w") as log:
             return subprocess.run(command, stdout=log, check=False).returncode == 0
 
@@ -151,7 +159,7 @@ def read_row(name: str, place: Path, metric: str) -> Row:
         found["cost"],
         found["cost"]["bytes"],
         found["memory"].get("peak_bytes", 0),
-        sum(seconds for phase, seconds in times.items() if phase not in ("test", "validation", "total")),
+        sum(seconds for phase, seconds in times.items() if phase not in _NO_FIT),
         {record["class"]: 100 * float(record[column]) for record in records if record[column]},
     )
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,12 +72,18 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     capsys.readouterr()
     # again: nothing is run; what was stopped is
     (killed,) = Path("out").glob("average-????????")
+    shutil.rmtree(killed / "checkpoints")  # before its fit was over
     (killed / "metrics.json").unlink()
-    times = {p: p.stat().st_mtime_ns for p in Path("out").glob("CL*/metrics.json")}
+    (tested,) = Path("out").glob("CL-CNN-Global-????????")
+    (tested / "metrics.json").unlink()  # within its test
+    times = {p: p.stat().st_mtime_ns for p in Path("out").glob("CL-????????/metrics.json")}
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert said.count("done already") == 2 and (killed / "metrics.json").is_file()
-    assert {p: p.stat().st_mtime_ns for p in Path("out").glob("CL*/metrics.json")} == times
+    assert said.count("done already") == 1 and (killed / "metrics.json").is_file()
+    assert {p: p.stat().st_mtime_ns for p in Path("out").glob("CL-????????/metrics.json")} == times
+    assert "since resumed" in json.loads((tested / "metrics.json").read_text())["seconds"]
+    again = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert [r["accuracy %"] for r in again] == [r["accuracy %"] for r in rows]
     assert main(["compare", "--clean"]) == 0
     assert not Path("runs/features").exists()
 

@@ -60,12 +60,13 @@ def run(args: Namespace) -> int:
     from cxlp.logging import RunConfig
     from cxlp.metrics import SELECTION
 
-    if args.clean:
-        print(_clean(STORE))  # noqa: T201
-        return 0
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
             raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
+    if args.clean:
+        given = parse(args.rest)["model"]["init_args"]["frozen"]["store"] if args.rest else None
+        print(_clean(Path(given or STORE)))  # noqa: T201
+        return 0
     config = parse(args.rest)
     names = {path: name for name, path in DATA_MODULES.items()}
     data = names.get(config["data"]["class_path"])

@@ -251,13 +251,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         )
 
     def digest(self, split: Split) -> str:
-        """A number for a split's pictures, in order: paths below the root, sizes, dates, boxes; and their transform."""
+        """A number for a split, in order: paths below the root, sizes, dates, boxes, labels; and the transform."""
         data = self.splits[split]
         found = blake2b(f"{data.transform.size} {data.transform.aspect}".encode(), digest_size=16)
         for sample in data.samples:
             state = sample.path.stat()
-            line = f"{sample.path.relative_to(self.root)} {state.st_size} {state.st_mtime_ns} {sample.box}\n"
-            found.update(line.encode())
+            line = (sample.path.relative_to(self.root), state.st_size, state.st_mtime_ns, sample.box, sample.label)
+            found.update(f"{line}\n".encode())
         return found.hexdigest()
 
     @property

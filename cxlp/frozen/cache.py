@@ -55,8 +55,10 @@ class Entry:
             for other in self.root.glob(".*.part"):
                 if abandoned(other):
                     shutil.rmtree(other, ignore_errors=True)
-            self.part.mkdir(parents=True)
-            hold(self.part)
+            making = self.part.with_suffix(".new")
+            making.mkdir(parents=True)
+            hold(making)  # before others see it as a part, which they might take for abandoned
+            making.rename(self.part)
         barrier()
         return self.part
 
