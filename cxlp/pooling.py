@@ -98,7 +98,8 @@ def cross_layer_pooling(
     ``P_k = sum_i a_ik (W x_i + b)``, where ``x_i`` is the r x r sub-array at place ``i`` of
     ``local`` and ``a_ik`` the guide's channel ``k`` at the sub-array's centre (section 3.2 of
     the paper). Half-precision inputs, and everything under autocast, are computed in float32: the
-    sums over places and the square root behind them do not survive 8 bits of mantissa.
+    sums over places and the square root behind them do not survive 8 bits of mantissa. (What float32 means
+    to a GPU's convolutions is torch's switch ``torch.backends.cudnn.allow_tf32``, on by default.)
 
     Args:
         local: Lower layer's map ``(B, C, H, W)``.
