@@ -1,10 +1,13 @@
 """Collectives that also work in a single process, so that callers need not ask where they run."""
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from cxlp.errors import CxlpError
 
 
 def is_distributed() -> bool:
@@ -58,6 +61,25 @@ def from_rank_zero(tensor: Tensor) -> Tensor:
             tensor.zero_()
         all_sum(tensor)
     return tensor
+
+
+def on_rank_zero(work: Callable[[], None]) -> None:
+    """Do something on rank 0 only; where it fails, all ranks fail, so that none waits for another.
+
+    Raises:
+        CxlpError: On the other ranks, if it failed.
+    """
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            work()
+        except Exception as error:  # raised below, when the others know
+            failure = error
+    failed = int(all_sum(torch.tensor([int(failure is not None)])))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise CxlpError("process 0 has failed: see its message")
 
 
 def _on_nccl() -> bool:

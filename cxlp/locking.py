@@ -59,22 +59,27 @@ def locked(path: Path, what: str) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def hold(folder: Path) -> None:
-    """Keep a run's folder for this process, until :func:`let_go` or its end.
+def hold(folder: Path) -> IO[str] | None:
+    """Keep a folder for this process, until :func:`let_go` or its end.
+
+    Returns:
+        What to give to :func:`let_go`, if only this folder is to be let go.
 
     Raises:
-        CxlpError: If another process has it: two would overwrite each other's checkpoints.
+        CxlpError: If another process has it: two would overwrite each other's files.
     """
     if fcntl is None:
-        return
+        return None
     file = (folder / ".lock").open("w")
     _HELD.append(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        let_go(file)
         raise CxlpError(f"another process is working in {folder}: wait for it, or stop it") from error
     except OSError:  # a file system without locks
-        return
+        return file
+    return file
 
 
 def abandoned(folder: Path) -> bool:
@@ -89,10 +94,11 @@ def abandoned(folder: Path) -> bool:
     return True
 
 
-def let_go() -> None:
-    """Give the folders free that this process holds."""
-    while _HELD:
-        _HELD.pop().close()
+def let_go(file: IO[str] | None = None) -> None:
+    """Give a folder free, or, without one, all that this process holds."""
+    for held in [file] if file is not None else list(_HELD):
+        _HELD.remove(held)
+        held.close()
 
 
 def _flock(fcntl: ModuleType, descriptor: int, what: str) -> bool:

@@ -1,6 +1,6 @@
 """The one network that both modes fit: backbone, projection, pooling, linear classifier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -135,6 +135,9 @@ class Part(nn.Module):
                 f"layers {layers[0]!r} and {layers[1]!r} are one and the same map: "
                 "the guide must lie above the local features"
             )
+        names = [backbone.same[i] for i in places] * (2 if config.method == "bilinear" else 1)
+        #: What tells the maps that :meth:`select` gives from those of other parts.
+        self.map_names = [(config.views.relevant, name, config.channels if i else None) for i, name in enumerate(names)]
         self._map_sizes = [backbone.map_sizes[i] for i in places]
         self.encoding = _build_encoding(config, [backbone.channels[i] for i in places], self._map_sizes)
         self.out_features = self.encoding.out_features
@@ -215,7 +218,7 @@ class Network(nn.Module):
     @property
     def passes(self) -> int:
         """Forward passes of the backbone per image."""
-        views = {part.config.views: part.views for part in self.each_part()}
+        views = {part.config.views.relevant: part.views for part in self.each_part()}
         return sum(views.values())
 
     def set_classes(self, classes: Sequence[str], multi_label: bool = False) -> None:
@@ -243,15 +246,15 @@ class Network(nn.Module):
             images: ``(B, 3, S, S)``, RGB 0..255; S is :attr:`image_size`.
 
         Returns:
-            For each part its maps ``(B * V, C, h, w)``. Parts that share views and layers share tensors, too.
+            For each part its maps ``(B * V, C, h, w)``. Parts with the same views share their passes.
         """
-        seen: dict[ViewsConfig, dict[str, Tensor]] = {}
+        seen: dict[Hashable, dict[str, Tensor]] = {}
         found = []
         for part in self.each_part():
             views = part.config.views
-            if views not in seen:
-                seen[views] = self._see(images, views, part.views)
-            found.append(part.select([seen[views][layer] for layer in part.layers]))
+            if views.relevant not in seen:
+                seen[views.relevant] = self._see(images, views, part.views)
+            found.append(part.select([seen[views.relevant][layer] for layer in part.layers]))
         return found
 
     def _see(self, images: Tensor, views: ViewsConfig, count: int) -> dict[str, Tensor]:
@@ -303,6 +306,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
         # Only its kind: the message advises to load the file without the protection against code in it.
         raise CxlpError(f"{path} is not a checkpoint of cxlp ({type(error).__name__})") from error
+    if "also" not in checkpoint["cxlp"]["network"]["config"]:
+        raise CxlpError(f"{path} was written by an earlier cxlp, whose networks were built otherwise: run it again")
     return checkpoint
 
 

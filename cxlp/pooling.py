@@ -34,6 +34,14 @@ def local_vectors(features: Tensor, views: int = 1) -> Tensor:
     return vectors.reshape(-1, views * vectors.shape[1], vectors.shape[2])
 
 
+def project(projection: nn.Conv2d, features: Tensor) -> Tensor:
+    """Apply a convolution in float32 or wider, whatever the precision of its weights and of the map."""
+    x = full_precision(features)
+    bias = None if projection.bias is None else projection.bias.to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, projection.weight.to(x.dtype), bias, projection.stride, projection.padding)
+
+
 def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Tensor, Tensor]:
     """Bring two maps onto one grid.
 

@@ -319,3 +319,25 @@ def test_each_parameter_takes_part(photos: Tensor, method: str) -> None:
     network = randomise(build(classes=CLASSES, method=method)).train()  # DDP waits for gradients that never come
     network(photos).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+@torch.no_grad()
+def test_weights_in_half_precision_are_used_in_full(photos: Tensor, method: str) -> None:
+    network = build(method=method)
+    for value in network.parameters():  # numbers that bfloat16 knows
+        value.copy_(value.bfloat16().float())
+    maps = network.backbone(photos)
+    whole = network.parts[0](*next(network.each_part()).select(maps))
+    half = network.to(torch.bfloat16).parts[0](*next(network.each_part()).select(maps))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, atol=1e-4, rtol=1e-3)
+
+
+def test_an_earlier_checkpoint_is_called_so(tmp_path: Path) -> None:
+    path = save(build(classes=CLASSES), tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    del content["cxlp"]["network"]["config"]["also"]
+    torch.save(content, path)
+    with pytest.raises(CxlpError, match="written by an earlier cxlp"):
+        load_network(path)

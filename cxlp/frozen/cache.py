@@ -4,83 +4,158 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 import cxlp
-from cxlp.distributed import barrier, from_rank_zero, rank
-from cxlp.frozen.store import FeatureType, RowStore, open_rows
-from cxlp.locking import abandoned, hold
+from cxlp.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank
+from cxlp.errors import CxlpError
+from cxlp.frozen.store import FeatureType, RowStore, check_space, open_rows
+from cxlp.locking import abandoned, hold, let_go
 
 #: Changes where features come out differently, or are stored differently, than by the code before.
 FORMAT = 1
 
 
 class Entry:
-    """One set of features: a folder that is there when it is whole, and not before.
+    """The features of one fit: a folder that is there when it is whole, and not before.
 
-    Rows are written into a folder beside it, which is renamed when all is in it; what a killed run leaves bears
-    another name, and is deleted by the next one. Two runs that compute the same at the same time both write;
-    the first one's is kept. All ranks call each method together.
+    It holds the training features, the network's fitted parts, and the features of other images that these
+    parts made. All of it is written aside and renamed; what a killed run leaves bears another name, and is deleted
+    by the next one. Two runs that compute the same at the same time both write; the first one's is kept. All
+    ranks call each method together.
 
     Args:
         root: The folder that runs share.
-        key: What the features depend on: plain values.
+        key: Makes what the features depend on: plain values. Asked on rank 0 only.
 
     Attributes:
         folder: Where they are, once :attr:`complete`.
         part: Where they are written meanwhile.
     """
 
-    def __init__(self, root: Path, key: dict[str, Any]) -> None:
-        self.root, self.key = root, {"format": FORMAT, "cxlp": cxlp.__version__, **key}
-        number = blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=10).hexdigest()
-        self.folder = root / number
+    def __init__(self, root: Path, key: Callable[[], dict[str, Any]]) -> None:
+        self.root = root
+        self.key = {"format": FORMAT, "cxlp": cxlp.__version__, **key()} if rank() == 0 else {}
+        number = blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest()
+        # Rank 0's: machines may see other dates of files.
+        self.folder = root / f"{int(from_rank_zero(torch.tensor([int.from_bytes(number)]))):014x}"
         self.part: Path | None = None
+        self._lock: IO[str] | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether the features are there, on rank 0's word."""
-        return bool(from_rank_zero(torch.tensor([int((self.folder / "entry.json").is_file())])))
+        """Whether the features are there."""
+        return _on_rank_zero_word((self.folder / "entry.json").is_file)
+
+    def facts(self) -> dict[str, Any]:
+        """Read what :meth:`commit` was told of the fit."""
+        facts: dict[str, Any] = json.loads((self.folder / "entry.json").read_text())["facts"]
+        return facts
 
     def begin(self) -> Path:
         """Make the folder to write into."""
-        token = int(from_rank_zero(torch.tensor([time.time_ns()])))
-        self.part = self.root / f".{self.folder.name}.{token}.part"
-        if rank() == 0:
-            for other in self.root.glob(".*.part"):
-                if abandoned(other):
-                    shutil.rmtree(other, ignore_errors=True)
-            making = self.part.with_suffix(".new")
-            making.mkdir(parents=True)
-            hold(making)  # before others see it as a part, which they might take for abandoned
-            making.rename(self.part)
-        barrier()
+        self.part = self.root / f".{self.folder.name}.{_token()}.part"
+        on_rank_zero(self._make)
         return self.part
 
-    def commit(self) -> None:
-        """All is written: let others see it."""
+    def _make(self) -> None:
         assert self.part is not None
+        for other in (*self.root.glob(".*.part"), *self.root.glob(".*.new")):
+            if abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
+        making = self.part.with_suffix(".new")
+        try:
+            making.mkdir(parents=True)
+            self._lock = hold(making)  # before others see it as a part, which they might take for abandoned
+            making.rename(self.part)
+        except OSError as error:
+            raise CxlpError(f"cannot write into {self.root} (model.frozen.store): {error.strerror}") from error
+
+    def commit(self, parts: nn.Module, facts: dict[str, Any]) -> None:
+        """All is written: let others see it.
+
+        Args:
+            parts: The fitted parts that made the features.
+            facts: Plain values to keep with them.
+        """
         barrier()
-        if rank() == 0:
-            (self.part / ".lock").unlink(missing_ok=True)
-            (self.part / "entry.json").write_text(json.dumps(self.key, indent=2) + "\n")
-            try:
-                self.part.rename(self.folder)
-            except OSError:  # another run was faster
-                shutil.rmtree(self.part)
-        barrier()
+        on_rank_zero(lambda: self._commit(parts, facts))
         self.part = None
+
+    def _commit(self, parts: nn.Module, facts: dict[str, Any]) -> None:
+        assert self.part is not None
+        torch.save(parts.state_dict(), self.part / "parts.pt")
+        facts = {**facts, "parts": digest_of_weights(parts)}
+        (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
+        if self.folder.is_dir() and not (self.folder / "entry.json").is_file():
+            shutil.rmtree(self.folder)  # the rest of one that was deleted while somebody read it
+        try:
+            self.part.rename(self.folder)
+            (self.folder / ".lock").unlink(missing_ok=True)
+        except OSError:
+            if not (self.folder / "entry.json").is_file():
+                raise
+            shutil.rmtree(self.part, ignore_errors=True)  # another run was faster
+        finally:
+            let_go(self._lock)
 
     def give_up(self) -> None:
         """Delete what was written."""
         if self.part is not None and rank() == 0:
             shutil.rmtree(self.part, ignore_errors=True)
+            let_go(self._lock)
         self.part = None
+
+    def was_made_by(self, parts: nn.Module) -> bool:
+        """Whether the features are there and these are the parts that made them, bit by bit."""
+        return self.complete and _on_rank_zero_word(lambda: self.facts()["parts"] == digest_of_weights(parts))
+
+
+class ScoredRows:
+    """Features of held-out or test images, which an entry's parts have made, as they come.
+
+    Args:
+        entry: A complete one.
+        name: Of the set of images.
+        rows: n.
+        dim: D.
+        kind: How they are stored.
+    """
+
+    def __init__(self, entry: Entry, name: str, rows: int, dim: int, kind: FeatureType) -> None:
+        self.path = entry.folder / f"{name}.bin"
+        self._aside = entry.folder / f".{name}.{_token()}.part"
+        if rank() == 0:
+            for other in entry.folder.glob(f".{name}.*.part"):  # whoever still writes it can do without its name
+                other.unlink(missing_ok=True)
+        barrier()
+        self._rows = open_rows(self._aside, rows, dim, kind)
+        if rank() == 0:
+            check_space(entry.folder, rows * self._rows.row_bytes)
+        self._seen = torch.zeros(rows, dtype=torch.int64)
+
+    def write(self, positions: Tensor, values: Tensor) -> None:
+        """Write rows at their positions."""
+        self._rows.write(positions, values)
+        self._seen[positions.cpu()] += 1
+
+    def close(self, keep: bool) -> None:
+        """Close them, and keep them where that is asked and none is missing; all ranks together where ``keep``."""
+        if keep:
+            self._rows.sync()
+            keep = bool((all_sum(self._seen) == 1).all())
+        self._rows.close()
+        if rank() == 0:
+            try:
+                self._aside.rename(self.path) if keep else self._aside.unlink()
+            except FileNotFoundError:  # another run is writing the same
+                return
 
 
 class StoredFeatures:
@@ -102,7 +177,7 @@ class StoredFeatures:
         if self.path is None:
             return torch.zeros(0)
         if self._store is None or self._store[0] != os.getpid():
-            self._store = os.getpid(), open_rows(self.path, self.rows, self.dim, self.kind)
+            self._store = os.getpid(), open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
         return self._store[1].read(item, item + 1)[0].float()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,3 +197,24 @@ def digest_of_weights(module: nn.Module) -> str:
 def size_in_bytes(root: Path) -> int:
     """What a store takes on the disk."""
     return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+
+
+def clean(root: Path) -> None:
+    """Delete a store.
+
+    Raises:
+        CxlpError: If a run is writing into it.
+    """
+    for part in root.glob(".*.part"):
+        if not abandoned(part):
+            raise CxlpError(f"a run is writing into {root}: wait for it, or stop it")
+    shutil.rmtree(root)
+
+
+def _token() -> int:
+    """A number that no other run has, the same on each rank."""
+    return int(from_rank_zero(torch.tensor([time.time_ns()])))
+
+
+def _on_rank_zero_word(ask: Callable[[], bool]) -> bool:
+    return bool(from_rank_zero(torch.tensor([int(rank() == 0 and ask())])))

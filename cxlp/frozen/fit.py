@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cxlp.distributed import all_sum, barrier, from_rank_zero, rank, usable_cores, world_size
+from cxlp.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
 from cxlp.errors import CxlpError
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import MapStore
@@ -20,7 +20,7 @@ from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, 
 from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
 from cxlp.labels import as_targets, strata
 from cxlp.network import Network, Part
-from cxlp.pooling import AveragePooling, full_precision, local_vectors, sub_arrays
+from cxlp.pooling import AveragePooling, local_vectors, project, sub_arrays
 from cxlp.representations.fisher import Codebook
 from cxlp.representations.guide import TrainedGuidePooling
 from cxlp.timing import PhaseTimes
@@ -60,6 +60,10 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
+#: Images per step of training a guide, over all ranks.
+GUIDE_BATCH = 64
+
+
 def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
     """Choose ``wanted`` of ``count`` places of each image ``(b, wanted)``, by its position among the images only."""
     return torch.stack(
@@ -68,10 +72,15 @@ def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
 
 
 def _check_type(kind: FeatureType, network: Network) -> None:
-    """Refuse to keep two bits of what is more than signs."""
+    """Refuse to keep two bits of what is more than signs, or half precision of what may be large."""
+    parts = list(network.each_part())
+    if kind == "float16" and not all(part.config.l2 for part in parts):
+        raise CxlpError(
+            "model.frozen.features is float16, which overflows at 65,504: it takes vectors of unit length, "
+            "model.network.pooling.l2: true"
+        )
     if kind != "sign":
         return
-    parts = list(network.each_part())
     if len(parts) > 1 or not (parts[0].config.sign and parts[0].config.l2):
         raise CxlpError(
             "model.frozen.features is sign, but the network's vectors are more than signs: it takes a single part with "
@@ -129,11 +138,15 @@ class FrozenFit:
             width += part.out_features
             if part.projection is not None and not stored:
                 self._check_pca(part, part.projection.out_channels)
+                self._check_codebook(part)
                 assert not isinstance(part.encoding, AveragePooling)
                 self.moments[i] = Moments(part.encoding.local_dim, self.device)
         _check_type(config.features, network)
-        check_shared(folder)
-        self.features = open_rows(folder / "features.bin", images, network.out_features, config.features)
+        if not stored:
+            check_shared(folder)
+        self.features = open_rows(
+            folder / "features.bin", images, network.out_features, config.features, to_write=not stored
+        )
         if not self.moments and not stored:  # else the maps count, too, once their size is known
             self._check_space(0)
 
@@ -162,7 +175,8 @@ class FrozenFit:
         waiting = [inputs[i] for i in self.moments]
         if self.maps is None:
             share = -(-self.images // world_size())
-            self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, len(images), waiting)
+            names = [self._part(i).map_names for i in self.moments]
+            self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, names, len(images), waiting)
             self._check_space(self.maps.rows.row_bytes)
         self.maps.append(waiting)
         self.positions += positions.tolist()
@@ -194,7 +208,8 @@ class FrozenFit:
             with self.times.measure("pooling"):
                 self._pool()
             self._drop_maps()  # before the barrier: rank 0 removes the folder once it is empty
-        self.features.sync()
+        if not self.stored:
+            self.features.sync()
         barrier()
         self.features.reopen()  # a network disk shows what others wrote to those who open after them
         with self.times.measure("Gram matrix"):
@@ -231,12 +246,22 @@ class FrozenFit:
 
     def _check_pca(self, part: Part, axes: int) -> None:
         """Refuse what the PCA could only refuse after the pass."""
-        per_image = min(part.local_features, -(-self.config.pca_vectors // self.images))
+        per_image = min(part.local_features, self._per_image)
         if self.images * per_image <= axes:
             raise CxlpError(
                 f"PCA to {axes} dimensions needs more than {axes} local features; {self.images} training images give "
                 f"{per_image} each (of {part.local_features}): lower model.network.pooling.pca_dim"
             )
+
+    def _check_codebook(self, part: Part) -> None:
+        """Refuse, on all ranks and before the pass, what the codebook would refuse after it."""
+        if isinstance(part.encoding, Codebook):
+            part.encoding.check_enough(self.images * min(part.local_features, self._per_image))
+
+    @property
+    def _per_image(self) -> int:
+        """How many local features each image gives to PCA and codebook, if it has so many."""
+        return -(-self.config.pca_vectors // self.images)
 
     def _sample(self, part: Part, local: Tensor, positions: Tensor) -> Tensor:
         """Local features at random places of each image: ``(b * k, d)``; the places depend on its position only."""
@@ -244,7 +269,7 @@ class FrozenFit:
         assert not isinstance(encoding, AveragePooling)
         vectors = sub_arrays(local.float(), encoding.size, encoding.stride, encoding.padding)  # (b V, N, d)
         vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
-        wanted = -(-self.config.pca_vectors // self.images)
+        wanted = self._per_image
         if wanted < vectors.shape[1]:
             places = random_places(vectors.shape[1], wanted, positions)
             vectors = torch.take_along_dim(vectors, places.to(vectors.device).unsqueeze(2), dim=1)
@@ -264,8 +289,7 @@ class FrozenFit:
         if isinstance(encoding, Codebook):
             with self.times.measure("codebook"):
                 vectors = self._sample_projected(place, part)
-                if rank() == 0:
-                    encoding.learn(vectors)
+                on_rank_zero(lambda: encoding.learn(vectors))
                 for value in encoding.buffers():
                     from_rank_zero(value)
         elif isinstance(encoding, TrainedGuidePooling):
@@ -278,13 +302,13 @@ class FrozenFit:
             return
         assert part.projection is not None
         for start, waiting in self.maps.batches(self.device):
-            x = local_vectors(part.projection(full_precision(waiting[place][0])), part.views)
+            x = local_vectors(project(part.projection, waiting[place][0]), part.views)
             yield x, torch.tensor(self.positions[start : start + len(x)])
 
     def _sample_projected(self, place: int, part: Part) -> Tensor:
         """Projected local features of all ranks ``(n k, p)``, k at random places of each image, on the CPU."""
         assert part.projection is not None
-        k = min(part.local_features, -(-self.config.pca_vectors // self.images))
+        k = min(part.local_features, self._per_image)
         found = torch.zeros(self.images, k, part.projection.out_channels)
         for x, positions in self._projected(place, part):
             places = random_places(x.shape[1], k, positions).to(x.device).unsqueeze(2)
@@ -294,29 +318,31 @@ class FrozenFit:
     def _train_guide(self, place: int, part: Part, encoding: TrainedGuidePooling) -> None:
         """Train a guide on local features that lie on disk, projected: each pass reads them once."""
         assert part.projection is not None
-        size = part.local_features * part.projection.out_channels
-        store = RowStore(self.folder / f"projected-{rank()}.bin", max(1, len(self.positions)), size)
-        start = 0
-        for x, _ in self._projected(place, part):
-            store.write(torch.arange(start, start + len(x)), x.flatten(1))
-            start += len(x)
-        row = {position: i for i, position in enumerate(self.positions)}
-        # A mixed order, the same on each rank: data sets list one class after another.
-        order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
+        shape = part.local_features, part.projection.out_channels
+        rows = max(1, len(self.positions))
+        store = RowStore(self.folder / f"projected-{rank()}.bin", rows, shape[0] * shape[1])
+        try:
+            check_space(self.folder, rows * store.row_bytes)
+            start = 0
+            for x, _ in self._projected(place, part):
+                store.write(torch.arange(start, start + len(x)), x.flatten(1))
+                start += len(x)
+            row = {position: i for i, position in enumerate(self.positions)}
+            # A mixed order, the same on each rank: data sets list one class after another.
+            order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for chosen in torch.split(order, 64):
-                mine = [position for position in chosen.tolist() if position in row]
-                rows = [store.read(row[position], row[position] + 1) for position in mine]
-                x = torch.cat(rows) if rows else torch.zeros(0, size)
-                yield (
-                    x.view(len(mine), part.local_features, -1).to(self.device),
-                    self.labels[mine].to(self.device),
-                )
+            def batches() -> Iterator[tuple[Tensor, Tensor]]:
+                for chosen in torch.split(order, GUIDE_BATCH):
+                    mine = [position for position in chosen.tolist() if position in row]
+                    x = torch.zeros(len(mine), *shape)
+                    for i, position in enumerate(mine):
+                        x[i] = store.read(row[position], row[position] + 1).view(shape)
+                    yield x.to(self.device), self.labels[mine].to(self.device)
 
-        encoding.learn(batches, len(self.network.classes))
-        store.close()
-        store.path.unlink()
+            encoding.learn(batches, len(self.network.classes))
+        finally:
+            store.close()
+            store.path.unlink()
 
     def _pool(self) -> None:
         """Encode this rank's kept maps into the shared store of features."""

@@ -1,6 +1,6 @@
 """Feature maps on disk, while they wait for what their encoding needs to be fitted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,16 +18,25 @@ class MapStore:
     Args:
         path: The file.
         images: How many images will come.
-        batch: How many are in ``first``.
+        names: For each encoding what tells its maps from others; the same name, the same map.
+        batch: How many images are in ``first``.
         first: The first batch: for each encoding its maps ``(b * V, c, h, w)``, V views of each image. It is an
             example only, and not written.
     """
 
-    def __init__(self, path: Path, images: int, batch: int, first: Sequence[tuple[Tensor, ...]]) -> None:
-        different = _different(first)
+    def __init__(
+        self,
+        path: Path,
+        images: int,
+        names: Sequence[Sequence[Hashable]],
+        batch: int,
+        first: Sequence[tuple[Tensor, ...]],
+    ) -> None:
+        self.names = list(dict.fromkeys(name for part in names for name in part))
+        self.places = [tuple(self.names.index(name) for name in part) for part in names]
+        different = self._different(first)
         self.shapes = [(len(m) // batch, m.shape[2], m.shape[3], m.shape[1]) for m in different]  # (V, h, w, c)
         self.sizes = [v * h * w * c for v, h, w, c in self.shapes]
-        self.places = [tuple(_index(m, different) for m in maps) for maps in first]
         self.rows = RowStore(path, images, sum(self.sizes), different[0].dtype)
         self.count = 0
 
@@ -35,7 +44,7 @@ class MapStore:
         """Write a batch of images' maps."""
         flat = [
             m.permute(0, 2, 3, 1).reshape(-1, size)  # (b, V h w c)
-            for m, size in zip(_different(inputs), self.sizes, strict=True)
+            for m, size in zip(self._different(inputs), self.sizes, strict=True)
         ]
         rows = torch.cat(flat, dim=1)
         self.rows.write(torch.arange(self.count, self.count + len(rows)), rows)
@@ -60,15 +69,9 @@ class MapStore:
         self.rows.close()
         self.rows.path.unlink(missing_ok=True)
 
-
-def _different(inputs: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """The tensors, each once."""
-    found: list[Tensor] = []
-    for m in (m for maps in inputs for m in maps):
-        if all(m is not other for other in found):
-            found.append(m)
-    return found
-
-
-def _index(m: Tensor, among: Sequence[Tensor]) -> int:
-    return next(i for i, other in enumerate(among) if other is m)
+    def _different(self, inputs: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """The maps by name, each once."""
+        found: dict[int, Tensor] = {}
+        for places, maps in zip(self.places, inputs, strict=True):
+            found.update(zip(places, maps, strict=True))
+        return [found[place] for place in range(len(self.names))]

@@ -30,14 +30,22 @@ class RowStore:
         rows: n.
         dim: d.
         dtype: Type of an entry: float32, float16 or bfloat16.
+        to_write: Whether the file is made where it is missing, or only read.
+
+    Raises:
+        CxlpError: If a file to read is not there.
     """
 
-    def __init__(self, path: Path, rows: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, path: Path, rows: int, dim: int, dtype: torch.dtype = torch.float32, to_write: bool = True
+    ) -> None:
         self.path, self.rows, self.dim, self.dtype = path, rows, dim, dtype
         self.row_bytes = self._bytes(dim)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
-        self._file = path.open("r+b", buffering=0)
+        self._mode = "r+b" if to_write else "rb"
+        if to_write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
+        self._file = self._open()
 
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
@@ -48,7 +56,7 @@ class RowStore:
                 _write_all(self._file, row.data)
         except OSError as error:
             raise CxlpError(
-                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root elsewhere"
+                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
             ) from error
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -92,11 +100,21 @@ class RowStore:
     def reopen(self) -> None:
         """Open the file anew, to read what other ranks wrote since."""
         self._file.close()
-        self._file = self.path.open("r+b", buffering=0)
+        self._file = self._open()
 
     def close(self) -> None:
         """Close the file; the rows stay."""
         self._file.close()
+
+    def _open(self) -> FileIO:
+        try:
+            file = self.path.open(self._mode, buffering=0)
+        except FileNotFoundError as error:
+            raise CxlpError(
+                f"{self.path} is not there: deleted meanwhile, or on a disk that this process does not see?"
+            ) from error
+        assert isinstance(file, FileIO)
+        return file
 
     def _read_all(self, data: memoryview) -> None:
         while data:
@@ -136,11 +154,11 @@ def row_bytes(dim: int, kind: FeatureType) -> int:
     return {"float32": 4 * dim, "float16": 2 * dim, "sign": -(-dim // 4)}[kind]
 
 
-def open_rows(path: Path, rows: int, dim: int, kind: FeatureType = "float32") -> RowStore:
+def open_rows(path: Path, rows: int, dim: int, kind: FeatureType = "float32", to_write: bool = True) -> RowStore:
     """Open a store of features of a type."""
     if kind == "sign":
-        return SignStore(path, rows, dim)
-    return RowStore(path, rows, dim, torch.float16 if kind == "float16" else torch.float32)
+        return SignStore(path, rows, dim, to_write=to_write)
+    return RowStore(path, rows, dim, torch.float16 if kind == "float16" else torch.float32, to_write)
 
 
 def check_shared(folder: Path) -> None:
@@ -161,7 +179,7 @@ def check_shared(folder: Path) -> None:
     if seen < world_size():
         raise CxlpError(
             f"{world_size() - seen} of {world_size()} processes do not see {folder}: with several machines, "
-            "--run.root must lie on a disk that they share"
+            "--run.root (and model.frozen.store) must lie on a disk that they share"
         )
 
 
@@ -175,7 +193,7 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise CxlpError(
             f"the pooled features and maps need {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
-            "point --run.root elsewhere, or lower model.network.pooling.pca_dim"
+            "point --run.root or model.frozen.store elsewhere, or lower model.network.pooling.pca_dim"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.errors import CxlpError
-from cxlp.pooling import Align, Normalise, Padding, full_precision, local_vectors
+from cxlp.pooling import Align, Normalise, Padding, local_vectors, project
 
 
 class Codebook(nn.Module):
@@ -61,8 +61,8 @@ class Codebook(nn.Module):
             ``(B, out_features)``, float32 for half inputs.
         """
         with torch.autocast(features.device.type, enabled=False):
-            projected = self.projection(full_precision(features))
-            vector: Tensor = self.normalise(self.encode(local_vectors(projected, views)))
+            x = local_vectors(project(self.projection, features), views)
+            vector: Tensor = self.normalise(self.encode(x))
             return vector
 
     def encode(self, x: Tensor) -> Tensor:
@@ -73,7 +73,12 @@ class Codebook(nn.Module):
         """Fit the model to projected local features ``(n, p)`` of the training images."""
         raise NotImplementedError
 
-    def _check_enough(self, n: int) -> None:
+    def check_enough(self, n: int) -> None:
+        """Refuse to learn from fewer than K local features.
+
+        Raises:
+            CxlpError: Says how many there are.
+        """
         if n < self.atoms:
             raise CxlpError(
                 f"a codebook of {self.atoms} atoms needs as many local features, the training images give {n}: "
@@ -111,10 +116,11 @@ class GaussianFisherVector(Codebook):
 
     def posteriors(self, x: Tensor) -> Tensor:
         """Compute ``g``: ``(B, N, p) -> (B, N, K)``."""
-        precisions = self.deviations.pow(-2)  # (K, p)
+        weights, means, deviations = (b.to(x.dtype) for b in (self.weights, self.means, self.deviations))
+        precisions = deviations.pow(-2)  # (K, p)
         # log w - sum log s - 1/2 sum ((x - m) / s)^2, expanded into products; what does not depend on k cancels.
-        constant = self.weights.log() - self.deviations.log().sum(dim=1) - 0.5 * (self.means**2 * precisions).sum(dim=1)
-        logits = x @ (self.means * precisions).T - 0.5 * (x**2) @ precisions.T + constant
+        constant = weights.log() - deviations.log().sum(dim=1) - 0.5 * (means**2 * precisions).sum(dim=1)
+        logits = x @ (means * precisions).T - 0.5 * (x**2) @ precisions.T + constant
         return logits.softmax(dim=-1)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -122,17 +128,17 @@ class GaussianFisherVector(Codebook):
         g = self.posteriors(x).transpose(1, 2)  # (B, K, N)
         total = g.sum(dim=2, keepdim=True)  # (B, K, 1)
         first, second = g @ x, g @ x**2  # (B, K, p)
-        m, s, n = self.means, self.deviations, x.shape[1]
+        w, m, s = (b.to(x.dtype) for b in (self.weights, self.means, self.deviations))
         by_mean = (first - total * m) / s
         by_deviation = (second - 2 * first * m + total * m**2) / s**2 - total
-        scale = 1 / (n * self.weights.sqrt())[:, None]  # (K, 1)
+        scale = 1 / (x.shape[1] * w.sqrt())[:, None]  # (K, 1)
         return torch.cat([by_mean * scale, by_deviation * scale / math.sqrt(2)], dim=2)
 
     def learn(self, x: Tensor, seed: int = 0) -> None:
         """Fit the mixture by expectation maximisation (scikit-learn), from k-means."""
         from sklearn.mixture import GaussianMixture
 
-        self._check_enough(len(x))
+        self.check_enough(len(x))
         # In float64: covariances of float32 sums can come out negative, which scikit-learn refuses.
         data = x.double().cpu().numpy()
         floor = 1e-3 * float(data.var(axis=0).mean())
@@ -192,8 +198,9 @@ class SparseFisherVector(Codebook):
 
         FISTA (Beck and Teboulle, 2009): gradient steps of length 1 / L, each followed by a shrinkage, with momentum.
         """
-        inner = self.dictionary @ self.dictionary.T  # (K, K)
-        start = (x / self.unit) @ self.dictionary.T  # (..., K)
+        dictionary = self.dictionary.to(x.dtype)
+        inner = dictionary @ dictionary.T  # (K, K)
+        start = (x / self.unit) @ dictionary.T  # (..., K)
         step = 1 / torch.linalg.eigvalsh(inner)[-1].clamp_min(1e-6)
         shrink = self.sparsity * step
         code = ahead = torch.zeros_like(start)
@@ -209,7 +216,7 @@ class SparseFisherVector(Codebook):
     def encode(self, x: Tensor) -> Tensor:
         """See the class: ``(B, N, p) -> (B, K, p)``."""
         u = self.codes(x)  # (B, N, K)
-        residual = x / self.unit - u @ self.dictionary
+        residual = x / self.unit - u @ self.dictionary.to(x.dtype)
         return u.transpose(1, 2) @ residual
 
     def learn(self, x: Tensor, seed: int = 0) -> None:
@@ -217,7 +224,7 @@ class SparseFisherVector(Codebook):
         from sklearn.decomposition import MiniBatchDictionaryLearning
         from sklearn.exceptions import ConvergenceWarning
 
-        self._check_enough(len(x))
+        self.check_enough(len(x))
         self.unit.copy_(x.square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
         learning = MiniBatchDictionaryLearning(
             self.atoms,
@@ -231,5 +238,5 @@ class SparseFisherVector(Codebook):
         with warnings.catch_warnings():
             # A few codes of early, unfinished dictionaries: later batches make up for them.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            learning.fit((x / self.unit).double().cpu().numpy())
+            learning.fit((x / self.unit.to(x.device)).double().cpu().numpy())
         self.dictionary.copy_(torch.from_numpy(learning.components_))

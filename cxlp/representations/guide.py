@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxlp.distributed import all_sum
 from cxlp.errors import CxlpError
 from cxlp.labels import classification_loss
-from cxlp.pooling import Align, Normalise, Padding, full_precision, local_vectors
+from cxlp.pooling import Align, Normalise, Padding, local_vectors, project
 
 #: What :meth:`TrainedGuidePooling.learn` goes over: local features ``(b, N, p)`` and labels of some images.
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -62,8 +63,8 @@ class TrainedGuidePooling(nn.Module):
 
     def activations(self, x: Tensor) -> Tensor:
         """Compute the guide of projected local features: ``(B, N, p) -> (B, N, K)``."""
-        response: Tensor = self.guide(x / self.unit)
-        return response.relu()
+        weight, bias = self.guide.weight.to(x.dtype), self.guide.bias.to(x.dtype)
+        return F.linear(x / self.unit, weight, bias).relu()
 
     def forward(self, features: Tensor, views: int = 1) -> Tensor:
         """Pool and normalise.
@@ -76,7 +77,7 @@ class TrainedGuidePooling(nn.Module):
             ``(B, K * p)``, float32 for half inputs.
         """
         with torch.autocast(features.device.type, enabled=False):
-            x = local_vectors(self.projection(full_precision(features)), views)  # (B, N, p)
+            x = local_vectors(project(self.projection, features), views)  # (B, N, p)
             vector: Tensor = self.normalise(self.activations(x).transpose(1, 2) @ x)
             return vector
 
@@ -96,7 +97,7 @@ class TrainedGuidePooling(nn.Module):
         norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         steps = 0
         for x, _ in batches():
-            norms += x.double().square().sum().cpu()
+            norms += x.cpu().double().square().sum()
             count += x.shape[0] * x.shape[1]
             steps += 1
         self.unit.copy_((all_sum(norms) / all_sum(count)).sqrt().clamp_min(1e-12))

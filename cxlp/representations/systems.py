@@ -3,17 +3,20 @@
 from dataclasses import replace
 from typing import Any
 
+from cxlp.backbones import Backbone
 from cxlp.cutting import PENULTIMATE
 from cxlp.network import NetworkConfig, PoolingConfig
 from cxlp.representations.views import ViewsConfig
 
-#: Of known backbones, the pair of layers below their usual one, and the largest PCA there.
-_LOWER_PAIRS: dict[str, tuple[tuple[str, str], int]] = {
-    "caffenet": (("conv3", "conv4"), 500),
-    "squeezenet1_0": (("features.10", "features.11"), 384),
-    "efficientnet_lite0": (("blocks.5.3", "blocks.6.0"), 192),
-    "vgg16": (("features.24", "features.26"), 500),
+#: Of known backbones, the pair of layers below their usual one.
+_LOWER_PAIRS: dict[str, tuple[str, str]] = {
+    "caffenet": ("conv3", "conv4"),
+    "squeezenet1_0": ("features.10", "features.11"),
+    "efficientnet_lite0": ("blocks.5.3", "blocks.6.0"),
+    "vgg16": ("features.24", "features.26"),
 }
+#: What the paper's CL-45 is made of.
+PAPERS = {"name": "caffenet", "layers": ("conv4", "conv5"), "pca_dim": 500, "size": 3}
 
 #: Accuracy or mean average precision in percent, by data set: recalled, not read. Check the PDF before you cite.
 RECALLED: dict[str, dict[str, float]] = {
@@ -31,11 +34,24 @@ RECALLED: dict[str, dict[str, float]] = {
 BASELINE = "CNN-Global"
 
 
+def is_the_papers(base: NetworkConfig) -> bool:
+    """Whether a network is the paper's CL-45, so that its table may stand beside ours."""
+    pooling = base.pooling
+    given = {
+        "name": base.backbone.name,
+        "layers": tuple(pooling.layers or base.backbone.layers),
+        "pca_dim": pooling.pca_dim,
+        "size": pooling.size,
+    }
+    return given == PAPERS and not base.also
+
+
 def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
     """Make the systems of the paper's tables, and baselines, of one network.
 
     Args:
-        base: A network with cross-layer pooling, whose backbone, layers, sub-arrays and PCA the systems share.
+        base: A network with cross-layer pooling, whose backbone, layers, sub-arrays and PCA the systems share. Where
+            a system's layer has fewer channels than the PCA would keep, it keeps as many as there are.
 
     Returns:
         Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
@@ -43,16 +59,27 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
     """
     cross = replace(base.pooling, method="cross", sign=False)
     pair, lower = ("CL-45", "CL-34") if base.backbone.name == "caffenet" else ("CL", "CL-lower")
+    layers = cross.layers_of(base.backbone)
+    below = _LOWER_PAIRS.get(base.backbone.name)
+    names = list(dict.fromkeys([*layers, *(below or ()), PENULTIMATE]))
+    channels = dict(zip(names, Backbone(replace(base.backbone, weights=None), names).channels, strict=True))
 
-    def network(pooling: PoolingConfig, *also: PoolingConfig, **backbone: Any) -> NetworkConfig:
-        return NetworkConfig(replace(base.backbone, **backbone), pooling, also)
+    def network(pooling: PoolingConfig, *also: PoolingConfig) -> NetworkConfig:
+        return NetworkConfig(base.backbone, pooling, also)
+
+    def kept(layer: str, size: int = 1, wanted: int | None = cross.pca_dim) -> int | None:
+        return None if wanted is None else min(wanted, channels[layer] * size * size)
+
+    def with_size(size: int, **options: Any) -> PoolingConfig:
+        return replace(cross, size=size, pca_dim=kept(layers[0], size), **options)
 
     # As in the paper's time: the activations themselves, of unit length.
     fc = PoolingConfig("average_guide", layers=(PENULTIMATE,), pca_dim=None, sqrt=False)
     jitter = replace(fc, views=ViewsConfig("crops"))
-    regions = PoolingConfig(layers=(PENULTIMATE,), views=ViewsConfig("regions"), pca_dim=cross.pca_dim)
+    dim = kept(PENULTIMATE, wanted=cross.pca_dim or 500)
+    regions = PoolingConfig(layers=(PENULTIMATE,), views=ViewsConfig("regions"), pca_dim=dim)
     finer = replace(cross, views=ViewsConfig("blocks"))
-    upper = replace(cross, size=1, padding="valid", stride=1, channels=None)
+    upper = replace(cross, size=1, padding="valid", stride=1, channels=None, pca_dim=kept(layers[1]))
     average = replace(upper, method="average_guide", pca_dim=None, sqrt=False)
 
     found = {
@@ -62,13 +89,12 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
         "R-CNN SCFV": network(replace(regions, method="sparse_fisher", atoms=100)),
         "regions + trained guide": network(replace(regions, method="trained_guide", atoms=100)),
     }
-    if base.backbone.name in _LOWER_PAIRS:
-        layers, most = _LOWER_PAIRS[base.backbone.name]
-        dim = None if cross.pca_dim is None else min(cross.pca_dim, most)
-        found[lower] = network(replace(cross, layers=layers, pca_dim=dim))
-    found |= {
+    if below is not None:
+        found[lower] = network(replace(cross, layers=below, pca_dim=kept(below[0], cross.size)))
+    other = 3 if cross.size == 1 else 1
+    return found | {
         pair: network(cross),
-        f"{pair}, 1x1": network(replace(cross, size=1)),
+        f"{pair}, {other}x{other}": network(with_size(other)),
         f"{pair}, signs": network(replace(cross, sign=True)),
         f"{pair}F": network(finer),
         f"{pair}C": network(cross, finer),
@@ -76,10 +102,5 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
         "CL + CNN-Jitter": network(cross, jitter),
         "average": network(average),
         "average, root": network(replace(average, sqrt=True)),
-        # CaffeNet's 256 channels are fewer than the PCA's 500: in full.
-        "bilinear": network(replace(upper, method="bilinear", pca_dim=None if pair == "CL-45" else cross.pca_dim)),
+        "bilinear": network(replace(upper, method="bilinear")),
     }
-    if cross.size == 1:
-        del found[f"{pair}, 1x1"]
-        found[f"{pair}, 3x3"] = network(replace(cross, size=3))
-    return found

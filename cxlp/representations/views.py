@@ -1,6 +1,7 @@
 """Views of an image: what of it a network is shown, and at which resolution."""
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +47,12 @@ class ViewsConfig:
             raise CxlpError(f"views.scale is {self.scale}: views are cut of an image that is no smaller, so 1 or more")
         if not self.stride > 0:
             raise CxlpError(f"views.stride is {self.stride}: it must be greater than 0")
+
+    @property
+    def relevant(self) -> Hashable:
+        """What distinguishes these views from others: the kind, and those of its options that have an effect."""
+        options = {"whole": (), "crops": (self.scale,), "blocks": (self.blocks,), "regions": (self.scale, self.stride)}
+        return self.kind, options[self.kind]
 
     def image_size(self, size: int) -> int:
         """Side of the square image that the views are cut of, for a network that takes ``size`` pixels."""

@@ -11,9 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from cxlp.data.base import Split
 from cxlp.errors import CxlpError
-from cxlp.frozen.cache import Entry, StoredFeatures, digest_of_weights
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.frozen.store import FeatureType, RowStore, open_rows
 from cxlp.labels import classification_loss
 from cxlp.metrics import (
     confusion_matrix,
@@ -22,6 +20,7 @@ from cxlp.metrics import (
     single_label_metrics,
 )
 from cxlp.network import Network, NetworkConfig
+from cxlp.tasks.kept import KeptFeatures
 from cxlp.timing import PhaseTimes
 
 Batch = dict[str, Tensor]
@@ -55,8 +54,7 @@ class CrossLayerTask(pl.LightningModule):
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self._fit: FrozenFit | None = None
-        self._entry: Entry | None = None  # of the features that are being written
-        self._rows: RowStore | None = None  # of held-out or test images
+        self._kept: KeptFeatures | None = None
         self._phase_start = self._evaluation_start = 0.0
 
     # --- setting up -------------------------------------------------------------------------------
@@ -72,44 +70,17 @@ class CrossLayerTask(pl.LightningModule):
             self._look_for_features(stage)
 
     def _look_for_features(self, stage: str) -> None:
-        """Tell the data which pictures need not be decoded."""
-        splits = self.trainer.datamodule.splits  # type: ignore[attr-defined]
-        if stage == "fit" and self.ordered_epochs and self._stored("train").complete:
-            splits["train"].features = StoredFeatures(None)
-        scored: Split = "val" if stage == "fit" else "test"
-        if self.scores_stored and len(splits[scored]):
-            entry = self._stored(scored)
-            if entry.complete:
-                width, kind = self.network.out_features, self._scored_type
-                splits[scored].features = StoredFeatures(
-                    entry.folder / "features.bin", len(splits[scored]), width, kind
-                )
+        """Tell the data which pictures need not be decoded: workers may start before any later hook."""
+        if self._kept is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._kept = KeptFeatures(self.frozen, self.network, data, str(self.trainer.precision))
+            if stage == "fit" and self.ordered_epochs and self._kept.found and not self.trainer.ckpt_path:
+                self._kept.take_up()
+        if self.scores_kept:
+            self._kept.offer("val" if stage == "fit" else "test")
 
     #: Whether held-out and test images are scored by the frozen solution only, so that features of theirs can be kept.
-    scores_stored = False
-
-    @property
-    def _scored_type(self) -> FeatureType:
-        """Of kept features that are scored: exact."""
-        return "sign" if self.frozen.features == "sign" else "float32"
-
-    def _stored(self, split: Split) -> Entry:
-        """The place of a split's features, by all that they depend on."""
-        assert self.frozen.store is not None
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        config = asdict(self.network.config)
-        del config["backbone"]["weights"]  # where they came from; what they are follows
-        key = {
-            "network": config,
-            "weights": digest_of_weights(self.network.backbone),
-            "precision": str(self.trainer.precision),
-            "pca_vectors": self.frozen.pca_vectors,
-            "features": self.frozen.features if split == "train" else self._scored_type,
-            "fitted to": data.digest("train"),
-            "images": data.digest(split),
-            "split": split,
-        }
-        return Entry(Path(self.frozen.store), key)
+    scores_kept = False
 
     @property
     def in_frozen_epoch(self) -> bool:
@@ -149,18 +120,12 @@ class CrossLayerTask(pl.LightningModule):
                 "validated and saved after its own epoch, the first; leave it out"
             )
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
-        train = self.trainer.datamodule.splits["train"]  # type: ignore[attr-defined]
-        stored = train.features is not None
-        if self.frozen.store is not None:
-            entry = self._stored("train")
-            if stored:
-                folder = entry.folder
-                fitted = torch.load(folder / "parts.pt", map_location=self.device, weights_only=True)
-                self.network.parts.load_state_dict(fitted)
-            else:
-                self._entry, folder = entry, entry.begin()
+        images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
+        found = self._kept is not None and self._kept.found
+        if self._kept is not None:
+            folder = self._kept.entry.folder if found else self._kept.begin()
         progress = self.trainer.progress_bar_callback is not None
-        self._fit = FrozenFit(self.network, self.frozen, len(train), folder, self.times, progress, stored)
+        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress, found)
 
     def observe(self, batch: Batch) -> None:
         """Feed a batch to the frozen fit."""
@@ -177,11 +142,8 @@ class CrossLayerTask(pl.LightningModule):
             with torch.autocast(self.device.type, enabled=False):
                 self.report = self._fit.finish()
             self._fit = None
-            if self._entry is not None:
-                assert self._entry.part is not None
-                if self.trainer.is_global_zero:
-                    torch.save(self.network.parts.state_dict(), self._entry.part / "parts.pt")
-                self._commit()
+            if self._kept is not None and not self._kept.found:
+                self._kept.commit(dict(self.times))
             self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
@@ -206,17 +168,8 @@ class CrossLayerTask(pl.LightningModule):
         if self._fit is not None:
             self._fit.close(keep=False)
             self._fit = None
-        if self._rows is not None:
-            self._rows.close()
-            self._rows = None
-        if self._entry is not None:
-            self._entry.give_up()
-            self._entry = None
-
-    def _commit(self) -> None:
-        assert self._entry is not None
-        self._entry.commit()
-        self._entry = None
+        if self._kept is not None:
+            self._kept.give_up()
 
     def _close_phase(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
@@ -254,19 +207,12 @@ class CrossLayerTask(pl.LightningModule):
         self._keep_rows()
 
     def _begin_rows(self, split: Split) -> None:
-        data = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
-        if self.frozen.store is None or not self.scores_stored or data.features is not None:
-            return
-        self._entry = self._stored(split)
-        path = self._entry.begin() / "features.bin"
-        self._rows = open_rows(path, len(data), self.network.out_features, self._scored_type)
+        if self._kept is not None and self.scores_kept and not self.trainer.sanity_checking:
+            self._kept.begin_scored(split)
 
     def _keep_rows(self) -> None:
-        if self._rows is not None:
-            self._rows.sync()
-            self._rows.close()
-            self._rows = None
-            self._commit()
+        if self._kept is not None:
+            self._kept.end_scored()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score held-out training images."""
@@ -301,8 +247,8 @@ class CrossLayerTask(pl.LightningModule):
             features = batch["features"][new]
         else:
             features = self.network.features(batch["image"][new])
-            if self._rows is not None:
-                self._rows.write(batch["index"][new], features)
+            if self._kept is not None:
+                self._kept.write_scored(batch["index"][new], features)
         scores = self.network.classify(features).float()
         if len(labels):
             metrics.update(scores, labels)

@@ -13,7 +13,7 @@ class Frozen(CrossLayerTask):
         frozen: Options of the fit.
     """
 
-    scores_stored = True
+    scores_kept = True
 
     def __init__(self, network: NetworkConfig = NetworkConfig(), frozen: FrozenConfig = FrozenConfig()) -> None:
         super().__init__(network, frozen)

@@ -1,11 +1,13 @@
 """The named systems: made of one network, built, and of the sizes that the paper's table has."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cxlp.backbones import BackboneConfig
 from cxlp.network import Network, NetworkConfig, PoolingConfig
-from cxlp.representations.systems import BASELINE, RECALLED, systems
+from cxlp.representations.systems import BASELINE, RECALLED, is_the_papers, systems
 from cxlp.representations.views import ViewsConfig
 
 CAFFENET = NetworkConfig(BackboneConfig(weights=None), PoolingConfig(size=3))
@@ -28,6 +30,10 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
         ("regions + trained guide", 500 * 100, 36, 512),
         ("CL-34", 500 * 384, 1, 227),
         ("CL-45", 500 * 256, 1, 227),
+        ("CL-45, 1x1", 384 * 256, 1, 227),  # conv4 has 384 channels
+        ("CL-45, signs", 500 * 256, 1, 227),
+        ("CL + CNN-Global", 500 * 256 + 4096, 1, 227),
+        ("average, root", 256, 1, 227),
         ("CL-45F", 500 * 256, 4, 454),
         ("CL-45C", 2 * 500 * 256, 5, 454),
         ("CL + CNN-Jitter", 500 * 256 + 4096, 11, 256),
@@ -41,10 +47,24 @@ def test_their_sizes_and_passes(name: str, size: int, passes: int, pixels: int) 
     assert (network.out_features, network.passes, network.image_size) == (size, passes, pixels)
 
 
-def test_other_backbones_have_what_can_be_made_of_them() -> None:
-    base = NetworkConfig(BackboneConfig("resnet18", ("layer4.0", "layer4.1"), weights=None), PoolingConfig(pca_dim=64))
+def test_every_system_was_built_above() -> None:
+    built = test_their_sizes_and_passes.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert {case[0] for case in built} == systems(CAFFENET).keys()
+
+
+@pytest.mark.parametrize("pca_dim", [200, None])
+def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> None:
+    layers = ("layer3.0.conv1", "layer3.0.conv2")
+    backbone = BackboneConfig("resnet18", layers, weights=None, image_size=64)
+    base = NetworkConfig(backbone, PoolingConfig(pca_dim=pca_dim, channels=9))
     found = systems(base)
     assert "CL" in found and "CL-lower" not in found and "CL, 3x3" in found
     assert found["CLF"].pooling.views == ViewsConfig("blocks")
-    for config in (found["CNN-Global"], found["bilinear"], found["CL + CNN-Global"]):
-        assert Network(config).out_features > 0
+    for name, config in found.items():
+        assert Network(config).out_features > 0, name
+
+
+def test_recalled_values_stand_beside_the_papers_network_only() -> None:
+    assert is_the_papers(CAFFENET)
+    assert not is_the_papers(replace(CAFFENET, pooling=replace(CAFFENET.pooling, size=1)))
+    assert not is_the_papers(replace(CAFFENET, backbone=replace(CAFFENET.backbone, layers=("conv3", "conv4"))))

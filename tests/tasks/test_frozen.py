@@ -1,6 +1,7 @@
 """The frozen mode under a Trainer: nothing moves but the solution, one pass whole, and nothing half-made is left."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from cxlp.data.decode import read_image
 from cxlp.errors import CxlpError
-from cxlp.frozen.cache import Entry
+from cxlp.frozen.cache import Entry, clean
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.network import NetworkConfig
 from cxlp.tasks import Frozen
@@ -199,28 +200,59 @@ def test_what_features_depend_on_makes_them_again(
 
 
 def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
-    fit_with(tmp_path / "store", folder, tmp_path)
-    whole = {p.name for p in (tmp_path / "store").iterdir()}
-    assert len(whole) == 3 and not any(name.startswith(".") for name in whole)
-    for entry in list((tmp_path / "store").iterdir()):  # as if the run had died before the renaming
-        (entry / "entry.json").unlink()
-        (entry / ".lock").touch()
-        entry.rename(tmp_path / "store" / f".{entry.name}.1.part")
+    store = tmp_path / "store"
+    fit_with(store, folder, tmp_path)
+    (entry,) = store.iterdir()
+    whole = sorted(p.name for p in entry.iterdir())
+    assert [name.split("-")[0] for name in whole] == ["entry.json", "features.bin", "parts.pt", "test", "val"]
+    for name in (f".{entry.name}.1.part", f".{entry.name}.2.new"):  # as if runs had died before the renaming
+        shutil.copytree(entry, store / name)
+        (store / name / ".lock").touch()
+    (entry / "entry.json").unlink()  # or while somebody deleted the store
+    (entry / f".{whole[3]}.1.part").touch()
     decoded.clear()
-    fit_with(tmp_path / "store", folder, tmp_path)
+    fit_with(store, folder, tmp_path)
     assert len(decoded) == 9 + 3 + 6
-    assert {p.name for p in (tmp_path / "store").iterdir()} == whole
+    assert sorted(str(p.relative_to(store)) for p in store.rglob("*") if p.is_file()) == [
+        f"{entry.name}/{name}" for name in whole
+    ]
 
 
 def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
-    one, other = Entry(tmp_path, {"a": 1}), Entry(tmp_path, {"a": 1})
+    one, other = Entry(tmp_path, lambda: {"a": 1}), Entry(tmp_path, lambda: {"a": 1})
     first, second = one.begin(), other.begin()
     assert first.is_dir() and second.is_dir() and first != second
+    with pytest.raises(CxlpError, match="a run is writing into"):
+        clean(tmp_path)
     (first / "features.bin").write_text("x")
-    one.commit()
+    mine, others = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    one.commit(mine, {"seconds": {"PCA": 1.0}})
     assert one.complete and other.complete and (one.folder / "features.bin").read_text() == "x"
-    other.commit()  # too late: the first one's is kept
-    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted([one.folder.name, "features.bin", "entry.json"])
+    other.commit(others, {})  # too late: the first one's is kept
+    left = sorted(p.name for p in tmp_path.rglob("*"))
+    assert left == sorted([one.folder.name, "entry.json", "features.bin", "parts.pt"])
+    # so what others made is neither read nor written
+    assert other.was_made_by(mine) and not other.was_made_by(others)
+    assert other.facts()["seconds"] == {"PCA": 1.0}
+    clean(tmp_path)
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("options", [{"num_sanity_val_steps": 1}, {"limit_val_batches": 1}])
+def test_a_part_of_the_images_or_an_unfitted_network_is_not_stored(
+    folder: Path, tmp_path: Path, options: dict[str, Any], decoded: list[Path]
+) -> None:
+    def validate(place: Path, store: Path, **options: Any) -> Any:
+        torch.manual_seed(0)
+        run = trainer(place, max_epochs=1, **options)
+        run.fit(Frozen(NETWORK, FrozenConfig(store=str(store))), pictures(folder, validation=0.25, batch_size=2))
+        return run.callback_metrics
+
+    expected = validate(tmp_path, tmp_path / "other")
+    validate(tmp_path, tmp_path / "store", **options)
+    decoded.clear()
+    assert validate(tmp_path, tmp_path / "store") == expected
+    assert len(decoded) == (3 if "limit_val_batches" in options else 0)
 
 
 def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: Path) -> None:
@@ -229,7 +261,7 @@ def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: 
     packed = fit_with(tmp_path / "packed", folder, tmp_path, network, features="sign")
     assert whole.network.classifier is not None and packed.network.classifier is not None
     torch.testing.assert_close(packed.network.classifier.weight, whole.network.classifier.weight, atol=1e-5, rtol=1e-4)
-    sizes = [sum(p.stat().st_size for p in (tmp_path / n).rglob("features.bin")) for n in ("whole", "packed")]
+    sizes = [sum(p.stat().st_size for p in (tmp_path / n).rglob("*.bin")) for n in ("whole", "packed")]
     assert sizes[0] == 16 * sizes[1]
     again = fit_with(tmp_path / "packed", folder, tmp_path, network, features="sign")
     for name, value in packed.trainer.callback_metrics.items():
@@ -238,9 +270,16 @@ def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: 
 
 def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
     task = fit_with(tmp_path / "store", folder, tmp_path, features="float16")
-    sizes = sorted(p.stat().st_size for p in (tmp_path / "store").rglob("features.bin"))
+    sizes = sorted(p.stat().st_size for p in (tmp_path / "store").rglob("*.bin"))
     width = task.network.out_features
     assert sizes == sorted([9 * width * 2, 3 * width * 4, 6 * width * 4])  # what is scored stays exact
+    exact = fit_with(tmp_path / "exact", folder, tmp_path)
+    assert task.network.classifier is not None and exact.network.classifier is not None
+    torch.testing.assert_close(task.network.classifier.weight, exact.network.classifier.weight, atol=1e-2, rtol=0)
+    assert not torch.equal(task.network.classifier.weight, exact.network.classifier.weight)
+    raw = replace(NETWORK, pooling=replace(NETWORK.pooling, l2=False))
+    with pytest.raises(CxlpError, match="float16, which overflows"):
+        fit_with(tmp_path / "raw", folder, tmp_path, raw, features="float16")
 
 
 def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_path: Path) -> None:
