@@ -221,6 +221,8 @@ def train_and_test(cli: CLI) -> None:
             "tested": best or "final weights",
             "images": _counts(data),
         }
+        if task.made_earlier:
+            summary["features made by an earlier run"] = task.made_earlier
         if cli.run_config.cost:
             summary["cost"] = measure_cost(task.network, data.splits["test"], task.frozen.features)
         summary["memory"] = peak_memory()

@@ -16,7 +16,9 @@ from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
+import cxlp
 from cxlp.callbacks import write_whole
+from cxlp.cli import parse
 from cxlp.errors import CxlpError
 from cxlp.locking import hold, let_go
 from cxlp.logging import RunConfig, build_loggers
@@ -77,17 +79,17 @@ class Row:
 class Comparison:
     """A folder with one run for each system.
 
-    A run's folder bears the system's name and a number that stands for all that it depends on: arguments and network.
+    A run's folder bears the system's name and a number that stands for its whole resolved config.
     So the same command takes up what is there, and another one does not mix with it.
 
     Args:
         arguments: Of ``train.py``, for all systems.
         folder: Where runs, table and pictures go.
         metric: ``accuracy`` or ``mAP``.
-        store: Where features are kept that several runs need.
+        store: Where features are kept for later runs; ``None``: nowhere.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, metric: str, store: Path) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, metric: str, store: Path | None) -> None:
         self.arguments, self.folder, self.metric, self.store = tuple(arguments), folder, metric, store
 
     def run(self, systems: Sequence[System]) -> tuple[list[Row], list[str]]:
@@ -98,58 +100,88 @@ class Comparison:
         """
         rows, failed = [], []
         for number, system in enumerate(systems, 1):
-            place = self.folder / self._run_name(system)
             heading = f"[{number}/{len(systems)}] {system.name}"
-            if (place / "metrics.json").is_file():
-                _say(f"{heading}: done already, in {place}")
-            else:
-                _say(f"{heading}: {place}")
-                if not self._run(system, place):
-                    _say(f"{heading}: failed, see above and {self._log(place)}")
-                    failed.append(system.name)
-                    continue
-            rows.append(read_row(system.name, place, self.metric))
+            try:
+                arguments = self._arguments(system)
+                place = self.folder / self._run_name(system, arguments)
+                if (place / "metrics.json").is_file():
+                    _say(f"{heading}: done already, in {place}")
+                else:
+                    _say(f"{heading}: {place}")
+                    self._run(arguments, place)
+                rows.append(read_row(system.name, place, self.metric))
+            except CxlpError as error:  # the others can do without it
+                _say(f"{heading}: {error}")
+                failed.append(system.name)
         return rows, failed
 
-    def _run_name(self, system: System) -> str:
-        described = [self.arguments, system.options, system.network and asdict(system.network)]
-        number = blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return f"{re.sub(r'[^A-Za-z0-9]+', '-', system.name).strip('-')}-{number}"
+    def _arguments(self, system: System) -> list[str]:
+        """The arguments of ``train.py`` that say what a system is."""
+        if system.network is None:
+            return [*self.arguments, *system.options]
+        # JSON is YAML.
+        content = json.dumps({"model": {"init_args": {"network": asdict(system.network)}}}, indent=2) + "\n"
+        number = blake2b(content.encode(), digest_size=4).hexdigest()
+        file = self.folder / "systems" / f"{_plain(system.name)}-{number}.yaml"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content)
+        # What the command line says of the network is in it already; there, it would override the system.
+        return [*without(self.arguments, "--model.network.", "--model.init_args.network."),
+                "--config", str(file), *system.options]  # fmt: skip
+
+    def _run_name(self, system: System, arguments: Sequence[str]) -> str:
+        """A run's name: another one where anything in its resolved config is another."""
+        config = parse(arguments).as_dict()
+        described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
+        described["model"]["init_args"]["frozen"]["store"] = None  # where features are kept changes nothing
+        text = json.dumps([cxlp.__version__, described], sort_keys=True, default=str)
+        return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
 
     def _log(self, place: Path) -> Path:
         return self.folder / "logs" / f"{place.name}.txt"
 
-    def _run(self, system: System, place: Path) -> bool:
+    def _run(self, arguments: Sequence[str], place: Path) -> None:
         resumed: list[str] = []
         if place.is_dir():  # what a run left that was stopped
-            hold(place)
-            let_go()
+            let_go(hold(place))
             last = place / "checkpoints" / "last.ckpt"
             if last.is_file():
                 resumed = ["--ckpt_path", str(last)]
             else:
                 shutil.rmtree(place)
         self._log(place).parent.mkdir(parents=True, exist_ok=True)
-        overlay: list[str] = []
-        if system.network is not None:
-            file = self.folder / "systems" / f"{place.name}.yaml"
-            file.parent.mkdir(exist_ok=True)
-            # JSON is YAML.
-            content = {"model": {"init_args": {"network": asdict(system.network)}}}
-            write_whole(file, json.dumps(content, indent=2) + "\n")
-            overlay = ["--config", str(file)]
         own = ["--run.root", str(self.folder), "--run.name", place.name, "--run.cost", "true"]
-        own += ["--model.frozen.store", str(self.store)]
-        group = [] if any(a.startswith("--run.group") for a in self.arguments) else ["--run.group", self.folder.name]
-        command = [sys.executable, "-m", "cxlp.cli", *self.arguments, *overlay, *system.options, *own, *group, *resumed]
+        if self.store is not None:
+            own += ["--model.frozen.store", str(self.store)]
+        group = [] if any(a.startswith("--run.group") for a in arguments) else ["--run.group", self.folder.name]
+        command = [sys.executable, "-m", "cxlp.cli", *arguments, *own, *group, *resumed]
         with self._log(place).open("w") as log:
-            return subprocess.run(command, stdout=log, check=False).returncode == 0
+            if subprocess.run(command, stdout=log, check=False).returncode:
+                raise CxlpError(f"failed, see above and {self._log(place)}")
+
+
+def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
+    """Leave out options that begin so, with their values."""
+    left: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith(prefixes):
+            left.append(argument)
+        elif "=" not in argument and rest:
+            rest.pop(0)
+    return left
 
 
 def read_row(name: str, place: Path, metric: str) -> Row:
     """Read what a run left."""
     found = json.loads((place / "metrics.json").read_text())
-    times: dict[str, float] = found["seconds"]
+    if f"test/{metric}" not in found["metrics"]:
+        raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
+    # Of a fit on features that an earlier run made, what they cost there belongs to it.
+    earlier = found.get("features made by an earlier run", {})
+    seconds = {**earlier.get("seconds", {}), **found["seconds"]}
     with (place / "per_class.csv").open(newline="") as file:
         records = list(csv.DictReader(file))
     column = "AP" if metric == "mAP" else "accuracy"
@@ -158,8 +190,8 @@ def read_row(name: str, place: Path, metric: str) -> Row:
         100 * found["metrics"][f"test/{metric}"],
         found["cost"],
         found["cost"]["bytes"],
-        found["memory"].get("peak_bytes", 0),
-        sum(seconds for phase, seconds in times.items() if phase not in _NO_FIT),
+        max(found["memory"].get("peak_bytes", 0), earlier.get("peak_bytes", 0)),
+        sum(spent for phase, spent in seconds.items() if phase not in _NO_FIT),
         {record["class"]: 100 * float(record[column]) for record in records if record[column]},
     )
 
@@ -261,6 +293,11 @@ def write_reports(
             logger.experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
             logger.experiment.finish()
     return [folder / name for name in (*files, *pictures)]
+
+
+def _plain(name: str) -> str:
+    """A system's name as part of a file's."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def _say(line: str) -> None:

@@ -114,7 +114,7 @@ def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence
 
 
 def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, shown: int = 60) -> bytes:
-    """Draw what each system gains over a baseline, class by class. Returns a PNG.
+    """Draw what each system gains over a baseline, class by class, as a coloured table. Returns a PNG.
 
     Args:
         values: By system and class, in percent.
@@ -125,17 +125,20 @@ def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, s
     base = values[baseline]
     gain = {c: [values[name][c] - base[c] for name in others] for c in base if all(c in values[n] for n in others)}
     chosen = sorted(gain, key=lambda c: -abs(sum(gain[c])))[:shown]
-    chosen.sort(key=lambda c: sum(gain[c]))
-    figure = Figure(figsize=(9.0, 2.0 + 0.3 * len(chosen)), layout="constrained")
+    chosen.sort(key=lambda c: -sum(gain[c]))
+    figure = Figure(figsize=(4.0 + 0.55 * len(others), 2.5 + 0.28 * len(chosen)), layout="constrained")
     axes = figure.add_subplot()
-    for k, name in enumerate(others):
-        axes.plot([gain[c][k] for c in chosen], range(len(chosen)), "o", markersize=5, alpha=0.8, label=name)
-    axes.axvline(0, color="black", linewidth=1)
+    most = max(1.0, max((abs(g) for c in chosen for g in gain[c]), default=1.0))
+    drawn = axes.imshow([gain[c] for c in chosen], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    for row, c in enumerate(chosen):
+        for column, g in enumerate(gain[c]):
+            colour = "white" if abs(g) > 0.6 * most else "black"
+            axes.text(column, row, f"{g:+.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(len(others)), others, rotation=60, ha="right", fontsize=8)
     labels = [c if len(c) <= 28 else c[:27] + "…" for c in chosen]
     axes.set_yticks(range(len(chosen)), labels, fontsize=8)
-    axes.set_xlabel(f"points above {baseline}, class by class" + (f" ({shown} of {len(gain)})" * (len(gain) > shown)))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    part = f" ({shown} of {len(gain)} classes)" if len(gain) > shown else ""
+    figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"points above {baseline}{part}")
     return _png(figure)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from cxlp.__main__ import main
-from cxlp.comparison import RECALLED_HEAD, Comparison, Row, System, as_csv, as_markdown, table
+from cxlp.cli import parse
+from cxlp.comparison import RECALLED_HEAD, Comparison, Row, System, as_csv, as_markdown, table, without
+from cxlp.network import NetworkConfig
+from cxlp.representations.systems import systems
 from tests.generate import write_cub200
 from tests.test_cli import NETWORK, QUIET
 
@@ -40,25 +43,52 @@ def test_the_table_holds_numbers_and_recalled_values_under_a_head_that_says_so()
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["accuracy %"] == "72.4"
 
 
-def test_runs_are_told_apart_by_all_that_they_depend_on(tmp_path: Path) -> None:
-    def name(arguments: list[str], *options: str) -> str:
-        return Comparison(arguments, tmp_path, "accuracy", tmp_path)._run_name(System("CL, 3x3", None, options))
+def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Path) -> None:
+    config = work / "mine.yaml"
+    config.write_text("model: {init_args: {frozen: {c: 10.0}}}")
 
-    names = {name(["--a", "1"]), name(["--a", "2"]), name(["--a", "1"], "--b", "1")}
-    assert len(names) == 3 and all(n.startswith("CL-3x3-") for n in names)
-    assert name(["--a", "1"]) in names
+    def name(*arguments: str) -> str:
+        comparison = Comparison(arguments, work / "out", "accuracy", None)
+        return comparison._run_name(System("CL, 3x3"), arguments)
+
+    base = [*BASE, "--config", str(config)]
+    first = name(*base)
+    assert first.startswith("CL-3x3-")
+    assert name(*base, "--run.wandb", "offline", "--model.frozen.store", "x") == first
+    assert name(*base, "--model.frozen.c", "10") == first
+    assert name(*base, "--model.frozen.c", "1") != first
+    config.write_text("model: {init_args: {frozen: {c: 1.0}}}")
+    assert name(*base) == name(*base, "--model.frozen.c", "1") != first
+
+
+def test_a_system_is_what_it_is_whatever_the_command_line_says_of_the_network(work: Path) -> None:
+    given = [*BASE, "--model.network.pooling.size", "5", "--model.network.pooling.layers=[features.10, features.11]"]
+    comparison = Comparison(given, work / "out", "accuracy", None)
+    base = NetworkConfig.from_values(parse(given)["model"]["init_args"]["network"].as_dict())
+    for wanted, size, layers in (("CL, 1x1", 1, ["features.10", "features.11"]), ("CNN-Global", 1, ["penultimate"])):
+        config = parse(comparison._arguments(System(wanted, systems(base)[wanted])))
+        pooling = config["model"]["init_args"]["network"]["pooling"]
+        assert pooling["size"] == size and list(pooling["layers"]) == layers
+        assert config["model"]["init_args"]["network"]["backbone"]["image_size"] == 64
+
+
+def test_options_are_left_out_with_their_values() -> None:
+    given = ["--config", "a", "--model.network.x", "1", "--model.network.y=2", "--model.c", "--b", "3"]
+    assert without(given, "--model.network.") == ["--config", "a", "--model.c", "--b", "3"]
 
 
 @pytest.mark.slow
 def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["compare", *BASE, "--systems", "average", "CL", "CL + CNN-Global", "--out", "out"]
+    command = ["compare", *BASE, "--systems", "average", "CL", "CL, signs", "CL + CNN-Global", "--out", "out"]
     assert main(command) == 0
     first = Path("out/results.csv").read_text()
     rows = list(csv.DictReader(first.splitlines()))
-    assert [r["system"] for r in rows] == ["CL", "CL + CNN-Global", "average"]  # in the order of the list of systems
-    assert [int(r["size"]) for r in rows] == [512 * 8, 512 * 8 + 512, 512]
+    # in the order of the list of systems
+    assert [r["system"] for r in rows] == ["CL", "CL, signs", "CL + CNN-Global", "average"]
+    assert [int(r["size"]) for r in rows] == [512 * 8, 512 * 8, 512 * 8 + 512, 512]
+    assert [float(r["kB"]) for r in rows] == [16.4, 1.0, 18.4, 2.0]  # two bits a sign
     for r in rows:
-        (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').split())}-????????")
+        (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').replace(',', '').split())}-????????")
         found = json.loads((folder / "metrics.json").read_text())
         assert float(r["accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 1)
         assert (
@@ -71,6 +101,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     assert list(Path("runs/features").glob("*/entry.json"))
     capsys.readouterr()
     # again: nothing is run; what was stopped is
+    fit_seconds = {r["system"]: float(r["fit s"]) for r in rows}
     (killed,) = Path("out").glob("average-????????")
     shutil.rmtree(killed / "checkpoints")  # before its fit was over
     (killed / "metrics.json").unlink()
@@ -79,11 +110,16 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     times = {p: p.stat().st_mtime_ns for p in Path("out").glob("CL-????????/metrics.json")}
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert said.count("done already") == 1 and (killed / "metrics.json").is_file()
+    assert said.count("done already") == 2 and (killed / "metrics.json").is_file()
     assert {p: p.stat().st_mtime_ns for p in Path("out").glob("CL-????????/metrics.json")} == times
     assert "since resumed" in json.loads((tested / "metrics.json").read_text())["seconds"]
     again = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [r["accuracy %"] for r in again] == [r["accuracy %"] for r in rows]
+    # on features that are kept: what they took counts all the same
+    assert (
+        "extraction" in json.loads((killed / "metrics.json").read_text())["features made by an earlier run"]["seconds"]
+    )
+    assert float(again[3]["fit s"]) > 0.3 * fit_seconds["average"]
     assert main(["compare", "--clean"]) == 0
     assert not Path("runs/features").exists()
 

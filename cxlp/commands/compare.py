@@ -1,8 +1,8 @@
 """``python -m cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
 
-import shutil
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of runs, table, pictures (default: by configs, in runs/)"
     )
+    parser.add_argument("--no-store", action="store_true", help="keep no features (all systems: 5 MB per image)")
     parser.add_argument("--clean", action="store_true", help="delete the features that runs of compare share, and stop")
     parser.set_defaults(run=run, takes_more=True)
 
@@ -53,12 +54,13 @@ STORE = Path("runs") / "features"
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
-    from cxlp.cli import CLASSES, parse
-    from cxlp.comparison import Comparison, check_names, table, write_reports
+    from cxlp.cli import parse
+    from cxlp.comparison import Comparison, check_names, table, without, write_reports
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.logging import RunConfig
     from cxlp.metrics import SELECTION
+    from cxlp.representations.systems import is_the_papers
 
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
@@ -70,7 +72,7 @@ def run(args: Namespace) -> int:
     config = parse(args.rest)
     names = {path: name for name, path in DATA_MODULES.items()}
     data = names.get(config["data"]["class_path"])
-    multi_label = data is not None and _is_multi_label(CLASSES["data"], config["data"]["class_path"])
+    multi_label = _is_multi_label(config["data"]["class_path"])
     network = _network(config)
     chosen, option = _choose(args, network)
     if args.list:
@@ -80,36 +82,37 @@ def run(args: Namespace) -> int:
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
-    folder = args.out or Path("runs") / _folder_name(config, option)
-    store = config["model"]["init_args"]["frozen"]["store"] or str(STORE)
-    comparison = Comparison(args.rest, folder, SELECTION[multi_label], Path(store))
+    folder = args.out or Path("runs") / _folder_name(config, option, args.rest)
+    store = None if args.no_store else Path(config["model"]["init_args"]["frozen"]["store"] or STORE)
+    comparison = Comparison(without(args.rest, "--model.frozen.store"), folder, SELECTION[multi_label], store)
     rows, failed = comparison.run(chosen)
     if rows:
-        recalled = data if network.backbone.name == "caffenet" and option is None else None
+        recalled = data if is_the_papers(network) and option is None else None
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
         files = write_reports(comparison, rows, recalled, option, logged)
         heads, values = table(rows, comparison.metric, recalled)
         _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
-        gigabytes = size_in_bytes(Path(store)) / 1e9
-        print(f"{gigabytes:.2f} GB of features are kept in {store} (--clean deletes them)")  # noqa: T201
+        if store is not None:
+            gigabytes = size_in_bytes(store) / 1e9
+            print(f"{gigabytes:.2f} GB of features are kept in {store} (--clean deletes them)")  # noqa: T201
     for name in failed:
         print(f"no result: {name}")  # noqa: T201
     return 1 if failed else 0
 
 
 def _clean(store: Path) -> str:
-    from cxlp.frozen.cache import size_in_bytes
+    from cxlp.frozen.cache import clean, size_in_bytes
 
     if not store.is_dir():
         return f"nothing is kept in {store}"
     gigabytes = size_in_bytes(store) / 1e9
-    shutil.rmtree(store)
+    clean(store)
     return f"deleted {gigabytes:.2f} GB of features in {store}"
 
 
-def _is_multi_label(_: Sequence[str], path: str) -> bool:
+def _is_multi_label(path: str) -> bool:
     from importlib import import_module
 
     module, _, name = path.rpartition(".")
@@ -130,7 +133,11 @@ def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], 
     from cxlp.representations.systems import systems
 
     if not args.sweep:
-        return [System(name, made) for name, made in systems(network).items()], None
+        # signs take two bits a value
+        packed = ("--model.frozen.features", "sign")
+        return [
+            System(name, made, packed if made.pooling.sign else ()) for name, made in systems(network).items()
+        ], None
     if args.systems:
         raise CxlpError("--systems and --sweep: give one of them")
     option, _, text = args.sweep.partition("=")
@@ -151,9 +158,14 @@ def _as_yaml(value: Any) -> str:  # noqa: ANN401 (any value of a config)
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _folder_name(config: Any, option: str | None) -> str:  # noqa: ANN401 (jsonargparse's namespace)
+def _folder_name(config: Any, option: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
+    """A name by the configs' files, and by what the command line changes in them."""
+    from cxlp.comparison import without
+
     files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
-    return "-".join([option.rpartition(".")[2] if option else "compare", *files])
+    changes = without(arguments, "--config", "-c", "--run.", "--trainer.")
+    number = [blake2b(" ".join(changes).encode(), digest_size=3).hexdigest()] if changes else []
+    return "-".join([option.rpartition(".")[2] if option else "compare", *files, *number])
 
 
 def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:

@@ -11,7 +11,7 @@ from cxlp.representations.views import ViewsConfig
 #: Of known backbones, the pair of layers below their usual one.
 _LOWER_PAIRS: dict[str, tuple[str, str]] = {
     "caffenet": ("conv3", "conv4"),
-    "squeezenet1_0": ("features.10", "features.11"),
+    "squeezenet1_0": ("features.9", "features.10"),
     "efficientnet_lite0": ("blocks.5.3", "blocks.6.0"),
     "vgg16": ("features.24", "features.26"),
 }

@@ -303,6 +303,11 @@ class CrossLayerTask(pl.LightningModule):
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
 
+    @property
+    def made_earlier(self) -> dict[str, Any]:
+        """Of training features that an earlier run left: what they took there (seconds by phase, memory)."""
+        return self._kept.entry.facts() if self._kept is not None and self._kept.found else {}
+
     def options(self) -> dict[str, Any]:
         """The fit's options by key, as plain values: a resumed run cannot change them."""
         return {f"frozen.{key}": _plain(value) for key, value in asdict(self.frozen).items()}

@@ -64,6 +64,15 @@ def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> N
         assert Network(config).out_features > 0, name
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("squeezenet1_0", ("features.11", "features.12")), ("efficientnet_lite0", ("blocks.6.0", "conv_head"))],
+)
+def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> None:
+    base = NetworkConfig(BackboneConfig(name, layers, weights=None), PoolingConfig(pca_dim=256))
+    assert Network(systems(base)["CL-lower"]).passes == 1
+
+
 def test_recalled_values_stand_beside_the_papers_network_only() -> None:
     assert is_the_papers(CAFFENET)
     assert not is_the_papers(replace(CAFFENET, pooling=replace(CAFFENET.pooling, size=1)))
