@@ -240,6 +240,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     Raises:
         CxlpError: As ``train.py`` would.
     """
+    _quiet()
     return _Parsed(nested_as_configs(find_configs(arguments))).config
 
 
