@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from cxlp.backbones import Backbone, BackboneConfig
 from cxlp.errors import CxlpError
 from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Normalise, Padding
+from cxlp.representations.covariance import CovariancePooling
 from cxlp.representations.fisher import Codebook, GaussianFisherVector, SparseFisherVector
 from cxlp.representations.guide import TrainedGuidePooling
 from cxlp.representations.views import ViewsConfig
 
-Method = Literal["cross", "bilinear", "average_local", "average_guide", "fisher", "sparse_fisher", "trained_guide"]
+Method = Literal[
+    "cross", "bilinear", "average_local", "average_guide", "covariance", "fisher", "sparse_fisher", "trained_guide"
+]
 
 #: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
 _VIEWS_AT_A_TIME = 128
@@ -28,7 +31,8 @@ class PoolingConfig:
 
     Attributes:
         method: ``cross``: cross-layer pooling. Of the upper layer alone: ``bilinear``: pooled under itself (B-CNN;
-            with ``pca_dim: null`` in full); ``average_guide``: global average; ``fisher``, ``sparse_fisher``: Fisher
+            with ``pca_dim: null`` in full); ``average_guide``: global average; ``covariance``: with matrix square root
+            (iSQRT-COV; with ``sqrt: false``, since the root is taken already); ``fisher``, ``sparse_fisher``: Fisher
             vector of a Gaussian mixture or of sparse coding; ``trained_guide``: pooled under channels that are
             trained on it. ``average_local``: global average of the lower layer.
         layers: Other layers than the backbone's ``layers``; one is enough for methods that take one.
@@ -334,10 +338,12 @@ def load_network(path: str | Path) -> Network:
 
 def _build_encoding(
     config: PoolingConfig, channels: Sequence[int], sizes: Sequence[tuple[int, int]]
-) -> CrossLayerPooling | AveragePooling | Codebook | TrainedGuidePooling:
+) -> CrossLayerPooling | AveragePooling | CovariancePooling | Codebook | TrainedGuidePooling:
     normalise = Normalise(config.zscore, config.channel_l2, config.sign, config.sqrt, config.l2)
     if config.method in ("average_local", "average_guide"):
         return AveragePooling(channels[0], normalise)
+    if config.method == "covariance":
+        return CovariancePooling(channels[0], config.pca_dim, normalise)
     if config.method == "fisher":
         return GaussianFisherVector(channels[0], config.pca_dim, config.atoms, normalise)
     if config.method == "sparse_fisher":

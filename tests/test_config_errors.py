@@ -133,8 +133,8 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
         ("model.frozen.c_candidates", "Sequence[float]"),
         (
             "model.network.pooling.method",
-            "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'fisher', 'sparse_fisher', "
-            "'trained_guide']",
+            "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'covariance', 'fisher', "
+            "'sparse_fisher', 'trained_guide']",
         ),
         ("model.network.backbone.layers", "tuple[str, str]"),
         ("model.network.backbone", "BackboneConfig"),

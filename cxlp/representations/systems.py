@@ -103,4 +103,5 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
         "average": network(average),
         "average, root": network(replace(average, sqrt=True)),
         "bilinear": network(replace(upper, method="bilinear")),
+        "iSQRT-COV": network(replace(upper, method="covariance", sqrt=False)),
     }

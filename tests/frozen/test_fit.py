@@ -122,6 +122,7 @@ def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) 
         pytest.param(replace(POOLING, channels=5), None, id="few channels"),
         pytest.param(replace(POOLING, views=ViewsConfig("blocks")), None, id="blocks"),
         pytest.param(replace(POOLING, method="average_guide", views=ViewsConfig("crops")), None, id="crops"),
+        pytest.param(replace(POOLING, method="covariance", sqrt=False), None, id="covariance"),
         pytest.param(replace(POOLING, method="fisher", atoms=4), None, id="fisher"),
         pytest.param(
             replace(POOLING, method="sparse_fisher", atoms=8, views=ViewsConfig("regions", stride=0.7)),

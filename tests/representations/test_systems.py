@@ -39,6 +39,7 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
         ("CL + CNN-Jitter", 500 * 256 + 4096, 11, 256),
         ("average", 256, 1, 227),
         ("bilinear", 256 * 256, 1, 227),
+        ("iSQRT-COV", 256 * 257 // 2, 1, 227),
     ],
 )
 def test_their_sizes_and_passes(name: str, size: int, passes: int, pixels: int) -> None:

@@ -1,0 +1,91 @@
+"""Second-order pooling with matrix square root normalisation, in pure torch."""
+
+import torch
+from torch import Tensor, nn
+
+from cxlp.errors import CxlpError
+from cxlp.pooling import Align, Normalise, Padding, full_precision, local_vectors, project
+
+#: Steps of the iteration, as in the paper.
+ITERATIONS = 5
+
+
+def matrix_sqrt(a: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """Square root of symmetric positive semidefinite matrices by the Newton-Schulz iteration.
+
+    With ``Y_0 = A / tr A`` and ``Z_0 = I``,
+
+        Y_k+1 = Y_k (3 I - Z_k Y_k) / 2,    Z_k+1 = (3 I - Z_k Y_k) Z_k / 2,
+
+    ``sqrt(tr A) Y_k`` converges to the root of A: products only, which GPUs and autograd like. After five steps it
+    is a root that damps small eigenvalues; they need more (Li et al., CVPR 2018, section 3.2).
+
+    Args:
+        a: ``(..., p, p)``, float32 or wider.
+        iterations: How many steps.
+
+    Returns:
+        Same shape. A zero matrix is its own root.
+    """
+    size = a.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(torch.finfo(a.dtype).tiny ** 0.5)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    y, z = a / size, identity.expand_as(a)
+    for _ in range(iterations):
+        t = 0.5 * (3 * identity - z @ y)
+        y, z = y @ t, t @ z
+    return y * size.sqrt()
+
+
+class CovariancePooling(nn.Module):
+    """Covariance pooling with matrix square root: iSQRT-COV (Li et al., CVPR 2018).
+
+    The covariance ``S = 1/N sum_i (x_i - m)(x_i - m)^T`` of an image's N projected local features, its square root by
+    :func:`matrix_sqrt`, and of that the upper triangle, ``p (p + 1) / 2`` values: entries off the diagonal count
+    ``sqrt(2)`` times, so that inner products are those of the whole matrices.
+
+    Args:
+        channels: Channels C of the map.
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
+        normalise: What follows; L2 alone is usual, since the root is taken already.
+    """
+
+    size, stride = 1, 1
+    padding: Padding = "valid"
+    align: Align = "strict"
+
+    def __init__(self, channels: int, pca_dim: int | None, normalise: nn.Module | None = None) -> None:
+        super().__init__()
+        if pca_dim is not None and not 1 <= pca_dim <= channels:
+            raise CxlpError(
+                f"model.network.pooling.pca_dim is {pca_dim}, but the layer has {channels} channels: choose 1 to "
+                f"{channels}, or null"
+            )
+        self.local_dim = channels
+        self.projection = None if pca_dim is None else nn.Conv2d(channels, pca_dim, 1)
+        self.normalise = Normalise(sqrt=False) if normalise is None else normalise
+        dim = pca_dim or channels
+        self.out_features = dim * (dim + 1) // 2
+
+    def places(self, height: int, width: int) -> int:
+        """Count the local features of a map."""
+        return height * width
+
+    def forward(self, features: Tensor, views: int = 1) -> Tensor:
+        """Pool and normalise.
+
+        Args:
+            features: ``(B * V, C, H, W)``.
+            views: V, how many consecutive maps belong to one image: the covariance is of all their places.
+
+        Returns:
+            ``(B, p (p + 1) / 2)``, float32 for half inputs.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            maps = full_precision(features) if self.projection is None else project(self.projection, features)
+            x = local_vectors(maps, views)  # (B, N, p)
+            x = x - x.mean(dim=1, keepdim=True)
+            root = matrix_sqrt(x.transpose(1, 2) @ x / x.shape[1])  # (B, p, p)
+            rows, columns = torch.triu_indices(root.shape[1], root.shape[1], device=root.device)
+            weight = torch.where(rows == columns, 1.0, 2**0.5).to(root.dtype)
+            vector: Tensor = self.normalise((root[:, rows, columns] * weight).unsqueeze(1))
+            return vector
