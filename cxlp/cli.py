@@ -201,6 +201,7 @@ def train_and_test(cli: CLI) -> None:
     """
     start = time.perf_counter()
     task, data, trainer = cli.model, cli.datamodule, cli.trainer
+    task.resuming = bool(cli.config["ckpt_path"])
     trainer.fit(task, data, ckpt_path=cli.config["ckpt_path"], weights_only=True if cli.config["ckpt_path"] else None)
     if task.ordered_epochs and not task.report:
         raise CxlpError("the run was stopped before its first epoch was over (trainer.max_time?): nothing was fitted")
@@ -224,7 +225,9 @@ def train_and_test(cli: CLI) -> None:
         if task.made_earlier:
             summary["features made by an earlier run"] = task.made_earlier
         if cli.run_config.cost:
-            summary["cost"] = measure_cost(task.network, data.splits["test"], task.frozen.features)
+            task.to(trainer.strategy.root_device)  # which Lightning has left
+            with trainer.precision_plugin.forward_context():
+                summary["cost"] = measure_cost(task.network, data.splits["test"], task.frozen.features)
         summary["memory"] = peak_memory()
         write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         for logger in trainer.loggers:

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from pytorch_lightning.loggers import WandbLogger
 
 import cxlp
@@ -133,6 +134,11 @@ class Comparison:
     def _run_name(self, system: System, arguments: Sequence[str]) -> str:
         """A run's name: another one where anything in its resolved config is another."""
         config = parse(arguments).as_dict()
+        if system.network is not None and network_of(config) != system.network:
+            raise CxlpError(
+                "the command line sets the network as a whole (--model, --model.network): put that into a config, of "
+                "which systems can be made"
+            )
         described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
         described["model"]["init_args"]["frozen"]["store"] = None  # where features are kept changes nothing
         text = json.dumps([cxlp.__version__, described], sort_keys=True, default=str)
@@ -161,6 +167,22 @@ class Comparison:
                 raise CxlpError(f"failed, see above and {self._log(place)}")
 
 
+def network_of(config: dict[str, Any]) -> NetworkConfig:
+    """Read the network of a resolved config."""
+    return NetworkConfig.from_values(_values(config["model"]["init_args"]["network"]))
+
+
+def _values(config: Any) -> Any:  # noqa: ANN401 (a config's part)
+    """Plain values: the parser describes members of lists as classes with arguments, in namespaces."""
+    if isinstance(config, Namespace):
+        config = config.as_dict()
+    if isinstance(config, dict):
+        if config.keys() == {"class_path", "init_args"}:
+            return _values(config["init_args"])
+        return {key: _values(value) for key, value in config.items()}
+    return tuple(map(_values, config)) if isinstance(config, list | tuple) else config
+
+
 def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
     """Leave out options that begin so, with their values."""
     left: list[str] = []
@@ -181,7 +203,7 @@ def read_row(name: str, place: Path, metric: str) -> Row:
         raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
     # Of a fit on features that an earlier run made, what they cost there belongs to it.
     earlier = found.get("features made by an earlier run", {})
-    seconds = {**earlier.get("seconds", {}), **found["seconds"]}
+    seconds = {**found["seconds"], **earlier.get("seconds", {})}
     with (place / "per_class.csv").open(newline="") as file:
         records = list(csv.DictReader(file))
     column = "AP" if metric == "mAP" else "accuracy"

@@ -68,26 +68,31 @@ def hold(folder: Path) -> IO[str] | None:
     Raises:
         CxlpError: If another process has it: two would overwrite each other's files.
     """
+    return hold_file(folder / ".lock")
+
+
+def hold_file(path: Path) -> IO[str] | None:
+    """:func:`hold` by a file of any name, which is made."""
     if fcntl is None:
         return None
-    file = (folder / ".lock").open("w")
+    file = path.open("w")
     _HELD.append(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         let_go(file)
-        raise CxlpError(f"another process is working in {folder}: wait for it, or stop it") from error
+        raise CxlpError(f"another process is working in {path.parent}: wait for it, or stop it") from error
     except OSError:  # a file system without locks
         return file
     return file
 
 
-def abandoned(folder: Path) -> bool:
-    """Whether a folder that a process held is held no longer; never where files cannot be locked."""
+def abandoned(path: Path) -> bool:
+    """Whether a folder or file that a process held is held no longer; never where files cannot be locked."""
     if fcntl is None:
         return False
     try:
-        with (folder / ".lock").open() as file:
+        with (path / ".lock" if path.is_dir() else path).open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held, or just being made
         return False

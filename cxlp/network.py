@@ -106,10 +106,10 @@ class NetworkConfig:
 
     @staticmethod
     def from_values(values: dict[str, Any]) -> "NetworkConfig":
-        """Build it again from :func:`dataclasses.asdict`'s plain values."""
+        """Build it from plain values, such as :func:`dataclasses.asdict`'s; what is not said keeps its default."""
 
         def pooling(part: dict[str, Any]) -> PoolingConfig:
-            return PoolingConfig(**{**part, "views": ViewsConfig(**part["views"])})
+            return PoolingConfig(**{**part, "views": ViewsConfig(**part.get("views", {}))})
 
         backbone = BackboneConfig(**values["backbone"])
         return NetworkConfig(backbone, pooling(values["pooling"]), tuple(pooling(part) for part in values["also"]))

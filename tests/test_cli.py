@@ -376,6 +376,15 @@ def test_a_resumption_must_be_of_the_same_run(
     assert not Path("runs/a/config-resumed.yaml").exists()
 
 
+def test_a_resumed_run_does_not_need_its_start_any_more(work: Path) -> None:
+    run("first", "--data.validation", "0.34")
+    start = ["--model.start", "runs/first/checkpoints/last.ckpt", "--trainer.max_epochs", "1"]
+    begun = run("a", *FINETUNE, *start)
+    Path("runs/first/checkpoints/last.ckpt").unlink()
+    assert main(["--config", "runs/a/config.yaml", "--ckpt_path", "runs/a/checkpoints/last.ckpt"]) == 0
+    assert json.loads(Path("runs/a/metrics.json").read_text())["metrics"] == begun["metrics"]
+
+
 def test_a_resumption_cannot_change_the_rates(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("a", *FINETUNE)
     again = [*FINETUNE, "--ckpt_path", "runs/a/checkpoints/last.ckpt", "--model.optimizer.backbone_lr", "0.5"]

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,22 @@ def test_a_system_is_what_it_is_whatever_the_command_line_says_of_the_network(wo
         assert config["model"]["init_args"]["network"]["backbone"]["image_size"] == 64
 
 
+def test_the_network_as_a_whole_on_the_command_line_is_refused(work: Path) -> None:
+    base = NetworkConfig.from_values(parse(BASE)["model"]["init_args"]["network"].as_dict())
+    given = [*BASE, "--model.network", '{"pooling": {"size": 5}}']
+    comparison = Comparison(given, work / "out", "accuracy", None)
+    rows, failed = comparison.run([System("CL, 1x1", replace(base, pooling=replace(base.pooling, size=1)))])
+    assert rows == [] and failed == ["CL, 1x1"]
+
+
+def test_a_config_of_several_parts_can_be_swept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = work / "parts.yaml"
+    overlay.write_text("model: {init_args: {network: {also: [{method: average_guide, layers: [penultimate]}]}}}")
+    sweep = ["--sweep", "model.frozen.c=[1, 10]", "--list"]
+    assert main(["compare", *BASE, "--config", str(overlay), *sweep]) == 0
+    assert capsys.readouterr().out.splitlines() == ["1", "10"]
+
+
 def test_options_are_left_out_with_their_values() -> None:
     given = ["--config", "a", "--model.network.x", "1", "--model.network.y=2", "--model.c", "--b", "3"]
     assert without(given, "--model.network.") == ["--config", "a", "--model.c", "--b", "3"]
@@ -91,11 +108,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
         (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').replace(',', '').split())}-????????")
         found = json.loads((folder / "metrics.json").read_text())
         assert float(r["accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 1)
-        assert (
-            float(r["network ms"]) > 0
-            and float(r["peak MB"]) > 100
-            and float(r["kB"]) == round(4 * int(r["size"]) / 1000, 1)
-        )
+        assert float(r["network ms"]) > 0 and float(r["peak MB"]) > 100
     for file in ("results.md", "accuracy_against_time.png", "per_class.png"):
         assert Path("out", file).stat().st_size > 300
     assert list(Path("runs/features").glob("*/entry.json"))
@@ -116,10 +129,10 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     again = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [r["accuracy %"] for r in again] == [r["accuracy %"] for r in rows]
     # on features that are kept: what they took counts all the same
-    assert (
-        "extraction" in json.loads((killed / "metrics.json").read_text())["features made by an earlier run"]["seconds"]
-    )
-    assert float(again[3]["fit s"]) > 0.3 * fit_seconds["average"]
+    found = json.loads((killed / "metrics.json").read_text())
+    assert "features made by an earlier run" not in json.loads((tested / "metrics.json").read_text())
+    assert float(again[3]["fit s"]) > found["features made by an earlier run"]["seconds"]["extraction"] - 0.1
+    assert fit_seconds["average"] > 0
     assert main(["compare", "--clean"]) == 0
     assert not Path("runs/features").exists()
 

@@ -55,7 +55,7 @@ STORE = Path("runs") / "features"
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     from cxlp.cli import parse
-    from cxlp.comparison import Comparison, check_names, table, without, write_reports
+    from cxlp.comparison import Comparison, check_names, network_of, table, without, write_reports
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.logging import RunConfig
@@ -73,7 +73,7 @@ def run(args: Namespace) -> int:
     names = {path: name for name, path in DATA_MODULES.items()}
     data = names.get(config["data"]["class_path"])
     multi_label = _is_multi_label(config["data"]["class_path"])
-    network = _network(config)
+    network = network_of(config.as_dict())
     chosen, option = _choose(args, network)
     if args.list:
         for system in chosen:
@@ -117,12 +117,6 @@ def _is_multi_label(path: str) -> bool:
 
     module, _, name = path.rpartition(".")
     return bool(getattr(import_module(module), name).multi_label)
-
-
-def _network(config: Any) -> "NetworkConfig":  # noqa: ANN401 (jsonargparse's namespace)
-    from cxlp.network import NetworkConfig
-
-    return NetworkConfig.from_values(config["model"]["init_args"]["network"].as_dict())
 
 
 def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], str | None]:

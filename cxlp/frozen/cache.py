@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 import cxlp
 from cxlp.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank
 from cxlp.errors import CxlpError
-from cxlp.frozen.store import FeatureType, RowStore, check_space, open_rows
-from cxlp.locking import abandoned, hold, let_go
+from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes
+from cxlp.locking import abandoned, hold, hold_file, let_go
+from cxlp.network import Network
 
 #: Changes where features come out differently, or are stored differently, than by the code before.
 FORMAT = 1
@@ -51,7 +53,7 @@ class Entry:
     @property
     def complete(self) -> bool:
         """Whether the features are there."""
-        return _on_rank_zero_word((self.folder / "entry.json").is_file)
+        return on_rank_zero_word((self.folder / "entry.json").is_file)
 
     def facts(self) -> dict[str, Any]:
         """Read what :meth:`commit` was told of the fit."""
@@ -60,7 +62,7 @@ class Entry:
 
     def begin(self) -> Path:
         """Make the folder to write into."""
-        self.part = self.root / f".{self.folder.name}.{_token()}.part"
+        self.part = self.root / f".{self.folder.name}.{token()}.part"
         on_rank_zero(self._make)
         return self.part
 
@@ -77,21 +79,21 @@ class Entry:
         except OSError as error:
             raise CxlpError(f"cannot write into {self.root} (model.frozen.store): {error.strerror}") from error
 
-    def commit(self, parts: nn.Module, facts: dict[str, Any]) -> None:
+    def commit(self, network: Network, facts: dict[str, Any]) -> None:
         """All is written: let others see it.
 
         Args:
-            parts: The fitted parts that made the features.
+            network: The fitted network that made the features.
             facts: Plain values to keep with them.
         """
         barrier()
-        on_rank_zero(lambda: self._commit(parts, facts))
+        on_rank_zero(lambda: self._commit(network, facts))
         self.part = None
 
-    def _commit(self, parts: nn.Module, facts: dict[str, Any]) -> None:
+    def _commit(self, network: Network, facts: dict[str, Any]) -> None:
         assert self.part is not None
-        torch.save(parts.state_dict(), self.part / "parts.pt")
-        facts = {**facts, "parts": digest_of_weights(parts)}
+        torch.save(network.parts.state_dict(), self.part / "parts.pt")
+        facts = {**facts, "made by": _maker(network)}
         (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
         if self.folder.is_dir() and not (self.folder / "entry.json").is_file():
             shutil.rmtree(self.folder)  # the rest of one that was deleted while somebody read it
@@ -112,9 +114,9 @@ class Entry:
             let_go(self._lock)
         self.part = None
 
-    def was_made_by(self, parts: nn.Module) -> bool:
-        """Whether the features are there and these are the parts that made them, bit by bit."""
-        return self.complete and _on_rank_zero_word(lambda: self.facts()["parts"] == digest_of_weights(parts))
+    def was_made_by(self, network: Network) -> bool:
+        """Whether the features are there, and backbone and parts are those that made them, bit by bit."""
+        return self.complete and on_rank_zero_word(lambda: self.facts()["made by"] == _maker(network))
 
 
 class ScoredRows:
@@ -130,14 +132,21 @@ class ScoredRows:
 
     def __init__(self, entry: Entry, name: str, rows: int, dim: int, kind: FeatureType) -> None:
         self.path = entry.folder / f"{name}.bin"
-        self._aside = entry.folder / f".{name}.{_token()}.part"
-        if rank() == 0:
-            for other in entry.folder.glob(f".{name}.*.part"):  # whoever still writes it can do without its name
-                other.unlink(missing_ok=True)
-        barrier()
+        self._aside = entry.folder / f".{name}.{token()}.part"
+        self._lock: IO[str] | None = None
+        self.size = rows * row_bytes(dim, kind)
+
+        def make() -> None:
+            for other in entry.folder.glob(f".{name}.*.part"):
+                if abandoned(other):
+                    other.unlink(missing_ok=True)
+            check_space(entry.folder, self.size)
+            self._aside.touch()
+            self._lock = hold_file(self._aside)
+
+        on_rank_zero(make)
+        check_shared(entry.folder)
         self._rows = open_rows(self._aside, rows, dim, kind)
-        if rank() == 0:
-            check_space(entry.folder, rows * self._rows.row_bytes)
         self._seen = torch.zeros(rows, dtype=torch.int64)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -152,10 +161,11 @@ class ScoredRows:
             keep = bool((all_sum(self._seen) == 1).all())
         self._rows.close()
         if rank() == 0:
-            try:
-                self._aside.rename(self.path) if keep else self._aside.unlink()
-            except FileNotFoundError:  # another run is writing the same
-                return
+            if keep and self._aside.stat().st_size == self.size:
+                self._aside.rename(self.path)
+            else:
+                self._aside.unlink(missing_ok=True)
+            let_go(self._lock)
 
 
 class StoredFeatures:
@@ -200,21 +210,30 @@ def size_in_bytes(root: Path) -> int:
 
 
 def clean(root: Path) -> None:
-    """Delete a store.
+    """Delete what is in a store, and nothing else that lies there.
 
     Raises:
         CxlpError: If a run is writing into it.
     """
-    for part in root.glob(".*.part"):
-        if not abandoned(part):
-            raise CxlpError(f"a run is writing into {root}: wait for it, or stop it")
-    shutil.rmtree(root)
+    entries = [e for e in root.glob("*") if re.fullmatch("[0-9a-f]{14}", e.name) and (e / "features.bin").is_file()]
+    parts = [*root.glob(".*.part"), *root.glob(".*.new"), *(p for e in entries for p in e.glob(".*.part"))]
+    if not all(abandoned(part) for part in parts):
+        raise CxlpError(f"a run is writing into {root}: wait for it, or stop it")
+    for folder in (*entries, *(part for part in parts if part.is_dir())):
+        shutil.rmtree(folder)
+    if not any(root.iterdir()):
+        root.rmdir()
 
 
-def _token() -> int:
+def token() -> int:
     """A number that no other run has, the same on each rank."""
     return int(from_rank_zero(torch.tensor([time.time_ns()])))
 
 
-def _on_rank_zero_word(ask: Callable[[], bool]) -> bool:
+def on_rank_zero_word(ask: Callable[[], bool]) -> bool:
+    """Ask rank 0 only, whose file system may be ahead, and tell all."""
     return bool(from_rank_zero(torch.tensor([int(rank() == 0 and ask())])))
+
+
+def _maker(network: Network) -> str:
+    return digest_of_weights(network.backbone) + digest_of_weights(network.parts)

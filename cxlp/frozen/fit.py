@@ -20,7 +20,7 @@ from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, 
 from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
 from cxlp.labels import as_targets, strata
 from cxlp.network import Network, Part
-from cxlp.pooling import AveragePooling, local_vectors, project, sub_arrays
+from cxlp.pooling import AveragePooling, align_maps, local_vectors, project, sub_arrays
 from cxlp.representations.fisher import Codebook
 from cxlp.representations.guide import TrainedGuidePooling
 from cxlp.timing import PhaseTimes
@@ -167,7 +167,7 @@ class FrozenFit:
         inputs = self.network.inputs(images)
         for i, part in enumerate(self.network.each_part()):
             if i in self.moments:
-                self.moments[i].update(self._sample(part, inputs[i][0], positions))
+                self.moments[i].update(self._sample(part, inputs[i], positions))
             else:
                 self.features.write(positions, self.network.encode(part, inputs[i]), self.columns[i])
         if not self.moments:
@@ -235,6 +235,7 @@ class FrozenFit:
             self.maps = None
 
     def _check_space(self, map_bytes: int) -> None:
+        """Refuse what will not fit, on rank 0's word; the maps' size is known where the first images have come."""
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
@@ -263,11 +264,15 @@ class FrozenFit:
         """How many local features each image gives to PCA and codebook, if it has so many."""
         return -(-self.config.pca_vectors // self.images)
 
-    def _sample(self, part: Part, local: Tensor, positions: Tensor) -> Tensor:
+    def _sample(self, part: Part, maps: Sequence[Tensor], positions: Tensor) -> Tensor:
         """Local features at random places of each image: ``(b * k, d)``; the places depend on its position only."""
         encoding = part.encoding
         assert not isinstance(encoding, AveragePooling)
-        vectors = sub_arrays(local.float(), encoding.size, encoding.stride, encoding.padding)  # (b V, N, d)
+        # As pooling sees them: resampled where it resamples them.
+        local = maps[0].float()
+        if encoding.align == "to_guide":
+            local, _ = align_maps(local, maps[-1].float(), encoding.align)
+        vectors = sub_arrays(local, encoding.size, encoding.stride, encoding.padding)  # (b V, N, d)
         vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
         wanted = self._per_image
         if wanted < vectors.shape[1]:
@@ -322,7 +327,7 @@ class FrozenFit:
         rows = max(1, len(self.positions))
         store = RowStore(self.folder / f"projected-{rank()}.bin", rows, shape[0] * shape[1])
         try:
-            check_space(self.folder, rows * store.row_bytes)
+            on_rank_zero(lambda: check_space(self.folder, self.images * store.row_bytes))
             start = 0
             for x, _ in self._projected(place, part):
                 store.write(torch.arange(start, start + len(x)), x.flatten(1))

@@ -1,6 +1,7 @@
 """Feature maps on disk, while they wait for what their encoding needs to be fitted."""
 
 from collections.abc import Hashable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ class MapStore:
         different = self._different(first)
         self.shapes = [(len(m) // batch, m.shape[2], m.shape[3], m.shape[1]) for m in different]  # (V, h, w, c)
         self.sizes = [v * h * w * c for v, h, w, c in self.shapes]
-        self.rows = RowStore(path, images, sum(self.sizes), different[0].dtype)
+        dtype = reduce(torch.promote_types, (m.dtype for m in different))  # the widest: none is rounded
+        self.rows = RowStore(path, images, sum(self.sizes), dtype)
         self.count = 0
 
     def append(self, inputs: Sequence[tuple[Tensor, ...]]) -> None:

@@ -43,6 +43,7 @@ class CrossLayerTask(pl.LightningModule):
         times: Seconds by phase.
         report: What the frozen fit chose and found.
         validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
+        resuming: Told by the command line: a checkpoint will be restored, so that no other start is looked for.
     """
 
     def __init__(self, network: NetworkConfig = NetworkConfig(), frozen: FrozenConfig = FrozenConfig()) -> None:
@@ -53,6 +54,7 @@ class CrossLayerTask(pl.LightningModule):
         self.times = PhaseTimes()
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
+        self.resuming = False
         self._fit: FrozenFit | None = None
         self._kept: KeptFeatures | None = None
         self._phase_start = self._evaluation_start = 0.0
@@ -74,7 +76,7 @@ class CrossLayerTask(pl.LightningModule):
         if self._kept is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self._kept = KeptFeatures(self.frozen, self.network, data, str(self.trainer.precision))
-            if stage == "fit" and self.ordered_epochs and self._kept.found and not self.trainer.ckpt_path:
+            if stage == "fit" and self.ordered_epochs and self._kept.found and not self.resuming:
                 self._kept.take_up()
         if self.scores_kept:
             self._kept.offer("val" if stage == "fit" else "test")
@@ -143,7 +145,8 @@ class CrossLayerTask(pl.LightningModule):
                 self.report = self._fit.finish()
             self._fit = None
             if self._kept is not None and not self._kept.found:
-                self._kept.commit(dict(self.times))
+                own = ("Gram matrix", "SVM", "validation")  # of each run, also on features that are there
+                self._kept.commit({phase: spent for phase, spent in self.times.items() if phase not in own})
             self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
@@ -306,11 +309,13 @@ class CrossLayerTask(pl.LightningModule):
     @property
     def made_earlier(self) -> dict[str, Any]:
         """Of training features that an earlier run left: what they took there (seconds by phase, memory)."""
-        return self._kept.entry.facts() if self._kept is not None and self._kept.found else {}
+        return self._kept.entry.facts() if self._kept is not None and self._kept.taken_up else {}
 
     def options(self) -> dict[str, Any]:
         """The fit's options by key, as plain values: a resumed run cannot change them."""
-        return {f"frozen.{key}": _plain(value) for key, value in asdict(self.frozen).items()}
+        options = asdict(self.frozen)
+        del options["store"]  # where features are kept changes nothing
+        return {f"frozen.{key}": _plain(value) for key, value in options.items()}
 
     def _latest_validation(self) -> dict[str, float]:
         return {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}

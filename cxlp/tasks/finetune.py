@@ -60,7 +60,7 @@ class FineTune(CrossLayerTask):
             raise CxlpError(
                 "model.start is scratch, but a Fisher vector's codebook is fitted, not trained: start from frozen"
             )
-        if self.start in ("frozen", "scratch") or stage != "fit" or self.trainer.ckpt_path:
+        if self.start in ("frozen", "scratch") or stage != "fit" or self.resuming:
             return
         if not Path(self.start).is_file():
             raise CxlpError(f"model.start is {self.start!r}: expected frozen, scratch, or the path of a checkpoint")

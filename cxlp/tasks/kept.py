@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cxlp.cost import peak_memory
 from cxlp.data.base import ImageDataModule, Split
-from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights
+from cxlp.distributed import from_rank_zero, rank
+from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights, on_rank_zero_word
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.frozen.store import FeatureType
 from cxlp.network import Network
@@ -48,6 +49,7 @@ class KeptFeatures:
         self.entry = Entry(Path(config.store), key)
         #: Whether the training features are there.
         self.found = self.entry.complete
+        self.taken_up = False
         self._kind: FeatureType = "sign" if config.features == "sign" else "float32"  # of scored ones: exact
         self._rows: ScoredRows | None = None
 
@@ -56,12 +58,13 @@ class KeptFeatures:
         parts = torch.load(self.entry.folder / "parts.pt", map_location="cpu", weights_only=True)
         self.network.parts.load_state_dict(parts)
         self.data.splits["train"].features = StoredFeatures(None)
+        self.taken_up = True
 
     def offer(self, split: Split) -> None:
         """Have the pictures of a split not decoded whose features are there."""
         size = len(self.data.splits[split])
         path = self.entry.folder / f"{self._name(split)}.bin"
-        if size and self.entry.was_made_by(self.network.parts) and path.is_file():
+        if size and self.entry.was_made_by(self.network) and on_rank_zero_word(path.is_file):
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 
     def begin(self) -> Path:
@@ -70,12 +73,12 @@ class KeptFeatures:
 
     def commit(self, seconds: dict[str, float]) -> None:
         """Keep the training features."""
-        self.entry.commit(self.network.parts, {"seconds": seconds, **peak_memory()})
+        self.entry.commit(self.network, {"seconds": seconds, **peak_memory()})
 
     def begin_scored(self, split: Split) -> None:
         """Make room for the features of a split, unless they are there, or the entry is of another run's parts."""
         data = self.data.splits[split]
-        if data.features is None and self.entry.was_made_by(self.network.parts):
+        if data.features is None and self.entry.was_made_by(self.network):
             self._rows = ScoredRows(self.entry, self._name(split), len(data), self.network.out_features, self._kind)
 
     def write_scored(self, positions: Tensor, features: Tensor) -> None:
@@ -97,4 +100,6 @@ class KeptFeatures:
         self.entry.give_up()
 
     def _name(self, split: Split) -> str:
-        return f"{split}-{self.data.digest(split)}"
+        # Rank 0's: machines may see other dates of files.
+        own = int(self.data.digest(split)[:14], 16) if rank() == 0 else 0
+        return f"{split}-{int(from_rank_zero(torch.tensor([own]))):014x}"
