@@ -13,8 +13,9 @@ from cxlp.backbones import Backbone, BackboneConfig
 from cxlp.errors import CxlpError
 from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Normalise, Padding
 from cxlp.representations.covariance import CovariancePooling
-from cxlp.representations.fisher import Codebook, GaussianFisherVector, SparseFisherVector
+from cxlp.representations.fisher import GaussianFisherVector, SparseFisherVector
 from cxlp.representations.guide import TrainedGuidePooling
+from cxlp.representations.local import LocalEncoding
 from cxlp.representations.views import ViewsConfig
 
 Method = Literal[
@@ -338,7 +339,7 @@ def load_network(path: str | Path) -> Network:
 
 def _build_encoding(
     config: PoolingConfig, channels: Sequence[int], sizes: Sequence[tuple[int, int]]
-) -> CrossLayerPooling | AveragePooling | CovariancePooling | Codebook | TrainedGuidePooling:
+) -> CrossLayerPooling | AveragePooling | LocalEncoding:
     normalise = Normalise(config.zscore, config.channel_l2, config.sign, config.sqrt, config.l2)
     if config.method in ("average_local", "average_guide"):
         return AveragePooling(channels[0], normalise)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from cxlp.errors import CxlpError
-from cxlp.pooling import Align, Normalise, Padding, full_precision, local_vectors, project
+from cxlp.pooling import Normalise
+from cxlp.representations.local import LocalEncoding
 
 #: Steps of the iteration, as in the paper.
 ITERATIONS = 5
@@ -36,7 +36,7 @@ def matrix_sqrt(a: Tensor, iterations: int = ITERATIONS) -> Tensor:
     return y * size.sqrt()
 
 
-class CovariancePooling(nn.Module):
+class CovariancePooling(LocalEncoding):
     """Covariance pooling with matrix square root: iSQRT-COV (Li et al., CVPR 2018).
 
     The covariance ``S = 1/N sum_i (x_i - m)(x_i - m)^T`` of an image's N projected local features, its square root by
@@ -49,43 +49,14 @@ class CovariancePooling(nn.Module):
         normalise: What follows; L2 alone is usual, since the root is taken already.
     """
 
-    size, stride = 1, 1
-    padding: Padding = "valid"
-    align: Align = "strict"
-
     def __init__(self, channels: int, pca_dim: int | None, normalise: nn.Module | None = None) -> None:
-        super().__init__()
-        if pca_dim is not None and not 1 <= pca_dim <= channels:
-            raise CxlpError(
-                f"model.network.pooling.pca_dim is {pca_dim}, but the layer has {channels} channels: choose 1 to "
-                f"{channels}, or null"
-            )
-        self.local_dim = channels
-        self.projection = None if pca_dim is None else nn.Conv2d(channels, pca_dim, 1)
-        self.normalise = Normalise(sqrt=False) if normalise is None else normalise
-        dim = pca_dim or channels
-        self.out_features = dim * (dim + 1) // 2
+        super().__init__(channels, pca_dim, Normalise(sqrt=False) if normalise is None else normalise)
+        self.out_features = self.dim * (self.dim + 1) // 2
 
-    def places(self, height: int, width: int) -> int:
-        """Count the local features of a map."""
-        return height * width
-
-    def forward(self, features: Tensor, views: int = 1) -> Tensor:
-        """Pool and normalise.
-
-        Args:
-            features: ``(B * V, C, H, W)``.
-            views: V, how many consecutive maps belong to one image: the covariance is of all their places.
-
-        Returns:
-            ``(B, p (p + 1) / 2)``, float32 for half inputs.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            maps = full_precision(features) if self.projection is None else project(self.projection, features)
-            x = local_vectors(maps, views)  # (B, N, p)
-            x = x - x.mean(dim=1, keepdim=True)
-            root = matrix_sqrt(x.transpose(1, 2) @ x / x.shape[1])  # (B, p, p)
-            rows, columns = torch.triu_indices(root.shape[1], root.shape[1], device=root.device)
-            weight = torch.where(rows == columns, 1.0, 2**0.5).to(root.dtype)
-            vector: Tensor = self.normalise((root[:, rows, columns] * weight).unsqueeze(1))
-            return vector
+    def encode(self, x: Tensor) -> Tensor:
+        """See the class: ``(B, N, p) -> (B, 1, p (p + 1) / 2)``."""
+        x = x - x.mean(dim=1, keepdim=True)
+        root = matrix_sqrt(x.transpose(1, 2) @ x / x.shape[1])  # (B, p, p)
+        rows, columns = torch.triu_indices(root.shape[1], root.shape[1], device=root.device)
+        weight = torch.where(rows == columns, 1.0, 2**0.5).to(root.dtype)
+        return (root[:, rows, columns] * weight).unsqueeze(1)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.errors import CxlpError
-from cxlp.pooling import Align, Normalise, Padding, local_vectors, project
+from cxlp.representations.local import LocalEncoding
 
 
-class Codebook(nn.Module):
-    """What the two encodings share: PCA as a 1 x 1 convolution, local features from maps, normalisation.
+class Codebook(LocalEncoding):
+    """What the two Fisher vectors share: a model of local features with K atoms, which is fitted, not trained.
 
     Args:
         channels: Channels C of the map whose places are the local features.
@@ -26,48 +26,18 @@ class Codebook(nn.Module):
         blocks: Vectors of length p per atom in the result.
     """
 
-    size, stride = 1, 1
-    padding: Padding = "valid"
-    align: Align = "strict"
-
     def __init__(
         self, channels: int, pca_dim: int | None, atoms: int, normalise: nn.Module | None, blocks: int
     ) -> None:
-        super().__init__()
+        super().__init__(channels, pca_dim, normalise)
         if atoms < 2:
             raise CxlpError(f"model.network.pooling.atoms is {atoms}: a codebook has 2 or more")
-        if pca_dim is None or not 1 <= pca_dim <= channels:
+        if pca_dim is None:
             raise CxlpError(
-                f"model.network.pooling.pca_dim is {pca_dim}, but the layer has {channels} channels: a Fisher vector "
-                f"needs 1 to {channels}"
+                f"model.network.pooling.pca_dim is null, but a Fisher vector needs a PCA: choose 1 to {channels}"
             )
-        self.local_dim, self.atoms = channels, atoms
-        self.projection = nn.Conv2d(channels, pca_dim, 1)
-        self.normalise = Normalise() if normalise is None else normalise
-        self.out_features = blocks * atoms * pca_dim
-
-    def places(self, height: int, width: int) -> int:
-        """Count the local features of a map."""
-        return height * width
-
-    def forward(self, features: Tensor, views: int = 1) -> Tensor:
-        """Encode and normalise.
-
-        Args:
-            features: ``(B * V, C, H, W)``.
-            views: V, how many consecutive maps belong to one image: their local features are encoded together.
-
-        Returns:
-            ``(B, out_features)``, float32 for half inputs.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            x = local_vectors(project(self.projection, features), views)
-            vector: Tensor = self.normalise(self.encode(x))
-            return vector
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Encode projected local features ``(B, N, p)`` into ``(B, K, blocks * p)``."""
-        raise NotImplementedError
+        self.atoms = atoms
+        self.out_features = blocks * atoms * self.dim
 
     def learn(self, x: Tensor, seed: int = 0) -> None:
         """Fit the model to projected local features ``(n, p)`` of the training images."""
@@ -109,10 +79,9 @@ class GaussianFisherVector(Codebook):
 
     def __init__(self, channels: int, pca_dim: int | None, atoms: int = 64, normalise: nn.Module | None = None) -> None:
         super().__init__(channels, pca_dim, atoms, normalise, blocks=2)
-        assert pca_dim is not None
         self.register_buffer("weights", torch.full((atoms,), 1 / atoms))
-        self.register_buffer("means", torch.zeros(atoms, pca_dim))
-        self.register_buffer("deviations", torch.ones(atoms, pca_dim))
+        self.register_buffer("means", torch.zeros(atoms, self.dim))
+        self.register_buffer("deviations", torch.ones(atoms, self.dim))
 
     def posteriors(self, x: Tensor) -> Tensor:
         """Compute ``g``: ``(B, N, p) -> (B, N, K)``."""
@@ -186,11 +155,10 @@ class SparseFisherVector(Codebook):
         iterations: int = 100,
     ) -> None:
         super().__init__(channels, pca_dim, atoms, normalise, blocks=1)
-        assert pca_dim is not None
         if not sparsity > 0:
             raise CxlpError(f"model.network.pooling.sparsity is {sparsity}: it must be greater than 0")
         self.sparsity, self.iterations = sparsity, iterations
-        self.register_buffer("dictionary", torch.zeros(atoms, pca_dim))
+        self.register_buffer("dictionary", torch.zeros(atoms, self.dim))
         self.register_buffer("unit", torch.ones(()))
 
     def codes(self, x: Tensor) -> Tensor:

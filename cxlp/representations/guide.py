@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from cxlp.distributed import all_sum
 from cxlp.errors import CxlpError
 from cxlp.labels import classification_loss
-from cxlp.pooling import Align, Normalise, Padding, local_vectors, project
+from cxlp.representations.local import LocalEncoding
 
 #: What :meth:`TrainedGuidePooling.learn` goes over: local features ``(b, N, p)`` and labels of some images.
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
-class TrainedGuidePooling(nn.Module):
+class TrainedGuidePooling(LocalEncoding):
     """Pool one layer's local features under channels that were trained on them.
 
     Local features, such as fully connected activations of an image's regions, are reduced by PCA to ``x_i``. A
@@ -34,52 +34,30 @@ class TrainedGuidePooling(nn.Module):
         normalise: What follows the pooling; signed square root and L2 if not given.
     """
 
-    size, stride = 1, 1
-    padding: Padding = "valid"
-    align: Align = "strict"
     unit: Tensor
 
     def __init__(
         self, channels: int, pca_dim: int | None, guide_channels: int = 100, normalise: nn.Module | None = None
     ) -> None:
-        super().__init__()
-        if pca_dim is None or not 1 <= pca_dim <= channels:
+        super().__init__(channels, pca_dim, normalise)
+        if pca_dim is None:
             raise CxlpError(
-                f"model.network.pooling.pca_dim is {pca_dim}, but the layer has {channels} channels: a trained guide "
-                f"needs 1 to {channels}"
+                f"model.network.pooling.pca_dim is null, but a trained guide needs a PCA: choose 1 to {channels}"
             )
         if guide_channels < 1:
             raise CxlpError(f"model.network.pooling.atoms is {guide_channels}: a guide has 1 channel or more")
-        self.local_dim = channels
-        self.projection = nn.Conv2d(channels, pca_dim, 1)
-        self.guide = nn.Linear(pca_dim, guide_channels)
+        self.guide = nn.Linear(self.dim, guide_channels)
         self.register_buffer("unit", torch.ones(()))
-        self.normalise = Normalise() if normalise is None else normalise
-        self.out_features = guide_channels * pca_dim
-
-    def places(self, height: int, width: int) -> int:
-        """Count the local features of a map."""
-        return height * width
+        self.out_features = guide_channels * self.dim
 
     def activations(self, x: Tensor) -> Tensor:
         """Compute the guide of projected local features: ``(B, N, p) -> (B, N, K)``."""
         weight, bias = self.guide.weight.to(x.dtype), self.guide.bias.to(x.dtype)
         return F.linear(x / self.unit, weight, bias).relu()
 
-    def forward(self, features: Tensor, views: int = 1) -> Tensor:
-        """Pool and normalise.
-
-        Args:
-            features: ``(B * V, C, H, W)``.
-            views: V, how many consecutive maps belong to one image: their local features are pooled together.
-
-        Returns:
-            ``(B, K * p)``, float32 for half inputs.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            x = local_vectors(project(self.projection, features), views)  # (B, N, p)
-            vector: Tensor = self.normalise(self.activations(x).transpose(1, 2) @ x)
-            return vector
+    def encode(self, x: Tensor) -> Tensor:
+        """Pool: ``(B, N, p) -> (B, K, p)``."""
+        return self.activations(x).transpose(1, 2) @ x
 
     @torch.enable_grad()
     def learn(self, batches: Batches, classes: int, epochs: int = 30, rate: float = 3e-3) -> None:

@@ -19,6 +19,7 @@ def test_it_is_its_formula() -> None:
     head = TrainedGuidePooling(8, 5, 4).double()
     head.unit.fill_(3.0)
     maps = torch.rand(2, 8, 2, 3, dtype=torch.float64)
+    assert head.projection is not None
     x = head.projection(maps).flatten(2).transpose(1, 2).numpy()  # (2, 6, 5)
     w, c = head.guide.weight.numpy(), head.guide.bias.numpy()
     a = np.maximum(x / 3 @ w.T + c, 0)
@@ -67,5 +68,7 @@ def test_a_rank_without_images_takes_part() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
         TrainedGuidePooling(8, 9)
+    with pytest.raises(CxlpError, match="pca_dim is null, but a trained guide needs a PCA"):
+        TrainedGuidePooling(8, None)
     with pytest.raises(CxlpError, match="atoms is 0"):
         TrainedGuidePooling(8, 4, 0)
