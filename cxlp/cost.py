@@ -40,15 +40,19 @@ def measure_cost(network: Network, data: ImageDataset, kind: FeatureType = "floa
     images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
     side = network.backbone.image_size
     bare = torch.rand(_VIEWS, 3, side, side, device=device) * 255
-    inputs = network.inputs(images)
-    features = network.features(images)
+    views = network.config.test_views
+
+    def see() -> list[tuple[Tensor, ...]]:
+        return network.inputs(views.cut(images, network.image_size))
+
+    inputs, features = see(), network.test_features(images)
 
     def encode() -> list[Tensor]:
         return [network.encode(part, maps) for part, maps in zip(network.each_part(), inputs, strict=True)]
 
     seconds = _interleaved(
         {
-            "network": lambda: network.inputs(images),
+            "network": see,
             "encoding": encode,
             "classification": lambda: network.classify(features),
             "bare pass": lambda: network.backbone(bare),

@@ -94,11 +94,14 @@ class NetworkConfig:
         backbone: The network to cut, and where.
         pooling: What is made of its maps.
         also: Further vectors, each made by a pooling of its own; all of them are concatenated.
+        test_views: Views of an image that is scored (validation, test, prediction): the mean of their scores counts.
+            Training sees whole images.
     """
 
     backbone: BackboneConfig = BackboneConfig()
     pooling: PoolingConfig = PoolingConfig()
     also: tuple[PoolingConfig, ...] = ()
+    test_views: ViewsConfig = ViewsConfig()
 
     @property
     def parts(self) -> tuple[PoolingConfig, ...]:
@@ -113,7 +116,12 @@ class NetworkConfig:
             return PoolingConfig(**{**part, "views": ViewsConfig(**part.get("views", {}))})
 
         backbone = BackboneConfig(**values["backbone"])
-        return NetworkConfig(backbone, pooling(values["pooling"]), tuple(pooling(part) for part in values["also"]))
+        return NetworkConfig(
+            backbone,
+            pooling(values["pooling"]),
+            tuple(pooling(part) for part in values["also"]),
+            ViewsConfig(**values.get("test_views", {})),
+        )
 
 
 class Part(nn.Module):
@@ -187,7 +195,8 @@ class Network(nn.Module):
         backbone: ``images -> maps``.
         parts: What is made of the maps, each part a vector; the representation is their concatenation, divided by
             the square root of their number, so that vectors of unit length make one of unit length.
-        image_size: Side of the square images that the views are cut of, pixels.
+        image_size: Side of the square images that it is trained on, of which the parts' views are cut, pixels.
+        test_size: Side of the square images that :meth:`score` takes, of which the test views are cut, pixels.
         out_features: Length D of the representation.
         classifier: ``(B, D) -> (B, classes)``: logits. Fitted as SVMs, they are the margins times one
             fitted number, so that their softmax (or sigmoid, with several labels) is a sensible probability.
@@ -202,6 +211,7 @@ class Network(nn.Module):
             Part(part, self.backbone, taken) for part, taken in zip(config.parts, layers, strict=True)
         )
         self.image_size = max(part.views.image_size(self.backbone.image_size) for part in config.parts)
+        self.test_size = config.test_views.image_size(self.image_size)
         self.out_features = sum(part.out_features for part in self.each_part())
         self.classifier: nn.Linear | None = None
         self.classes: tuple[str, ...] = ()
@@ -222,9 +232,14 @@ class Network(nn.Module):
 
     @property
     def passes(self) -> int:
-        """Forward passes of the backbone per image."""
+        """Forward passes of the backbone per image that is scored."""
         views = {part.config.views.relevant: part.views for part in self.each_part()}
-        return sum(views.values())
+        return sum(views.values()) * self.test_views
+
+    @property
+    def test_views(self) -> int:
+        """Views of an image that is scored."""
+        return self.config.test_views.count(self.image_size)
 
     def set_classes(self, classes: Sequence[str], multi_label: bool = False) -> None:
         """Give the network its classifier; done once, repeated calls must agree.
@@ -279,6 +294,23 @@ class Network(nn.Module):
         vectors = [self.encode(part, maps) for part, maps in zip(self.each_part(), self.inputs(images), strict=True)]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
+    def test_features(self, images: Tensor) -> Tensor:
+        """Compute what is scored of an image: the mean of its test views' representations.
+
+        Scores are linear in the representation, so this is the mean of the views' scores.
+
+        Args:
+            images: ``(B, 3, T, T)``, RGB 0..255; T is :attr:`test_size`.
+
+        Returns:
+            ``(B, D)``; of unit length only where there is one view.
+        """
+        if self.test_views == 1:
+            return self.features(images)
+        chunks = torch.split(images, max(1, _VIEWS_AT_A_TIME // self.test_views))
+        found = [self.features(self.config.test_views.cut(chunk, self.image_size)) for chunk in chunks]
+        return torch.cat(found).view(len(images), self.test_views, self.out_features).mean(dim=1)
+
     def classify(self, features: Tensor) -> Tensor:
         """Score features: ``(B, D) -> (B, classes)``."""
         if self.classifier is None:
@@ -289,8 +321,12 @@ class Network(nn.Module):
             return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images: ``(B, 3, S, S)``, RGB 0..255 ``-> (B, classes)``."""
+        """Score images by one view: ``(B, 3, S, S)``, RGB 0..255 ``-> (B, classes)``."""
         return self.classify(self.features(images))
+
+    def score(self, images: Tensor) -> Tensor:
+        """Score images by the test views: ``(B, 3, T, T)``, RGB 0..255 ``-> (B, classes)``."""
+        return self.classify(self.test_features(images))
 
     def spec(self) -> dict[str, Any]:
         """Plain values that :func:`load_network` builds the network from."""

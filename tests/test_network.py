@@ -14,7 +14,7 @@ from cxlp.backbones import BackboneConfig
 from cxlp.errors import CxlpError
 from cxlp.network import Method, Network, NetworkConfig, PoolingConfig, load_network
 from cxlp.pooling import Align
-from cxlp.representations.views import ViewsConfig, resized
+from cxlp.representations.views import Kind, ViewsConfig, resized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,6 +183,19 @@ def test_blocks_are_pooled_together(photos: Tensor) -> None:
     blocks = [images[..., y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64)]
     expected = sum(plain.features(block) for block in blocks)
     torch.testing.assert_close(network.features(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "views"), [("whole", 1), ("flip", 2), ("crops", 10)])
+@torch.no_grad()
+def test_test_views_are_averaged_in_scores(kind: Kind, views: int) -> None:
+    shown = ViewsConfig(kind)
+    config = NetworkConfig(EVEN, PoolingConfig(pca_dim=6), test_views=shown)
+    network = randomise(Network(config, CLASSES)).eval()
+    assert network.image_size == 64 and network.test_size == shown.image_size(64) and network.passes == views
+    pictures = torch.rand(14, 3, network.test_size, network.test_size) * 255  # more than one chunk of ten crops
+    expected = torch.stack([network(shown.cut(picture[None], 64)).mean(0) for picture in pictures])
+    torch.testing.assert_close(network.score(pictures), expected, rtol=1e-4, atol=1e-5)
+    assert network.score(pictures[:0]).shape == (0, 3)
 
 
 def test_fewer_pooling_channels_are_the_first_ones(photos: Tensor) -> None:

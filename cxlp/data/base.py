@@ -219,9 +219,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.classes, samples = self.read()
         train, val = self._hold_out(samples)
         _check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
-        transform = Transform(self._image_size(), self.aspect, self.augment)
         parts = {"train": train, "val": val, "test": samples["test"]}
-        self.splits = {name: ImageDataset(part, self.classes, transform) for name, part in parts.items()}
+        transforms = {name: Transform(self._image_size(name), self.aspect, self.augment) for name in parts}
+        self.splits = {name: ImageDataset(part, self.classes, transforms[name]) for name, part in parts.items()}
         if self._network is not None:
             self._network.set_classes(self.classes, self.multi_label)
 
@@ -266,7 +266,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         network = getattr(self.trainer.lightning_module, "network", None) if self.trainer else None
         return network if isinstance(network, Network) else None
 
-    def _image_size(self) -> int:
+    def _image_size(self, split: str) -> int:
         if self._network is None:
             if self.image_size is None:
                 raise CxlpError("image_size is not set, and there is no Trainer whose network would know it")
@@ -277,7 +277,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 f"data.image_size is {self.image_size}, but the network is built for {expected} pixels: "
                 "set model.network.backbone.image_size, which the data follow"
             )
-        return expected
+        return expected if split == "train" else self._network.test_size
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training images: in order while the task fits without gradients, then shuffled and augmented."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cxlp.errors import CxlpError
 
-Kind = Literal["whole", "crops", "blocks", "regions"]
+Kind = Literal["whole", "flip", "crops", "blocks", "regions"]
 
 #: The size at which images are loaded for ten crops, relative to a crop: 256 px for 227 (Krizhevsky et al., 2012).
 _CROPPED = 256 / 227
@@ -24,10 +24,10 @@ class ViewsConfig:
     """Which views of an image pass through the network.
 
     Attributes:
-        kind: ``whole``: the image. ``crops``: four corners and the centre, each also mirrored (CNN-Jitter).
-            ``blocks``: the image cut into ``blocks`` x ``blocks`` parts, each enlarged to the network's
-            input (CL-45F). ``regions``: windows of the network's input size on a larger image, ``stride`` pixels
-            apart (R-CNN SCFV).
+        kind: ``whole``: the image. ``flip``: the image and its mirror image. ``crops``: four corners and the
+            centre, each also mirrored (CNN-Jitter). ``blocks``: the image cut into ``blocks`` x ``blocks`` parts, each
+            enlarged to the network's input (CL-45F). ``regions``: windows of the network's input size on a larger
+            image, ``stride`` pixels apart (R-CNN SCFV).
         blocks: Blocks per side.
         scale: Side of the image of which ``crops`` and ``regions`` are cut, in sides of the network's input;
             null: 1.13 for crops (256 px for 227), 2.26 for regions (512 px for 227).
@@ -51,14 +51,14 @@ class ViewsConfig:
     @property
     def relevant(self) -> Hashable:
         """What distinguishes these views from others: the kind, and those of its options that have an effect."""
-        options = {"whole": (), "crops": (self.scale,), "blocks": (self.blocks,), "regions": (self.scale, self.stride)}
-        return self.kind, options[self.kind]
+        options = {"crops": (self.scale,), "blocks": (self.blocks,), "regions": (self.scale, self.stride)}
+        return self.kind, options.get(self.kind, ())
 
     def image_size(self, size: int) -> int:
         """Side of the square image that the views are cut of, for a network that takes ``size`` pixels."""
         if self.kind == "blocks":
             return self.blocks * size
-        if self.kind == "whole":
+        if self.kind in ("whole", "flip"):
             return size
         return round((self.scale or (_CROPPED if self.kind == "crops" else _REGIONS)) * size)
 
@@ -68,7 +68,7 @@ class ViewsConfig:
             return self.blocks**2
         if self.kind == "regions":
             return len(self._offsets(size)) ** 2
-        return 10 if self.kind == "crops" else 1
+        return {"whole": 1, "flip": 2, "crops": 10}[self.kind]
 
     def cut(self, images: Tensor, size: int) -> Tensor:
         """Make the views.
@@ -80,12 +80,14 @@ class ViewsConfig:
         Returns:
             ``(B * V, 3, size, size)``, an image's views one after another, row by row: blocks and regions
             from top left to bottom right; crops top left, top right, bottom left, bottom right, centre,
-            then their mirror images.
+            then their mirror images; the image before its mirror image.
         """
         images = resized(images, self.image_size(size))
         if self.kind == "whole":
             return images
-        if self.kind == "crops":
+        if self.kind == "flip":
+            views = [images, images.flip(-1)]
+        elif self.kind == "crops":
             far, middle = images.shape[-1] - size, (images.shape[-1] - size) // 2
             corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
             views = [images[..., y : y + size, x : x + size] for y, x in corners]

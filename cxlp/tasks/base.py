@@ -249,7 +249,7 @@ class CrossLayerTask(pl.LightningModule):
         if "features" in batch:
             features = batch["features"][new]
         else:
-            features = self.network.features(batch["image"][new])
+            features = self.network.test_features(batch["image"][new])
             if self._kept is not None:
                 self._kept.write_scored(batch["index"][new], features)
         scores = self.network.classify(features).float()
@@ -290,7 +290,8 @@ class CrossLayerTask(pl.LightningModule):
             theirs, ours = saved["network"]["config"][part], mine["config"][part]
             for key in ours.keys() - {"weights"}:  # they come from the checkpoint
                 self._check_same(f"model.network.{part}.{key}", theirs.get(key), ours[key])
-        self._check_same("model.network.also", saved["network"]["config"]["also"], mine["config"]["also"])
+        for part in ("also", "test_views"):
+            self._check_same(f"model.network.{part}", saved["network"]["config"].get(part), mine["config"][part])
         for key, value in self.options().items():
             self._check_same(f"model.{key}", saved["options"].get(key), value)
         self._check_same("multi_label of the data", saved["network"]["multi_label"], mine["multi_label"])

@@ -1,6 +1,7 @@
 """A run's dealings with features that earlier runs left, and those that it leaves itself."""
 
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class KeptFeatures:
         def key() -> dict[str, Any]:
             values = asdict(network.config)
             del values["backbone"]["weights"]  # where they came from; what they are follows
+            del values["test_views"]  # of other images, see _name
             return {
                 "network": values,
                 "weights": digest_of_weights(network.backbone),
@@ -101,5 +103,8 @@ class KeptFeatures:
 
     def _name(self, split: Split) -> str:
         # Rank 0's: machines may see other dates of files.
-        own = int(self.data.digest(split)[:14], 16) if rank() == 0 else 0
+        own = 0
+        if rank() == 0:
+            seen = f"{self.data.digest(split)} {self.network.config.test_views.relevant}"
+            own = int(blake2b(seen.encode(), digest_size=7).hexdigest(), 16)
         return f"{split}-{int(from_rank_zero(torch.tensor([own]))):014x}"

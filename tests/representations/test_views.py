@@ -30,6 +30,12 @@ def test_the_whole_image_is_passed_on_as_it_is() -> None:
     assert ViewsConfig().cut(images, SIZE) is images
 
 
+def test_flip_is_the_image_and_its_mirror() -> None:
+    views = ViewsConfig("flip")
+    assert views.image_size(SIZE) == SIZE and views.count(SIZE) == 2
+    assert corners(views) == [(i, 0, *sides) for i in range(2) for sides in ((0, 7), (7, 0))]
+
+
 def test_blocks_tile_the_image() -> None:
     views = ViewsConfig("blocks", blocks=3)
     assert views.image_size(SIZE) == 24 and views.count(SIZE) == 9

@@ -17,6 +17,7 @@ from cxlp.errors import CxlpError
 from cxlp.frozen.cache import Entry, clean
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.network import Network, NetworkConfig
+from cxlp.representations.views import ViewsConfig
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import Batch
 from tests.tasks.small import NETWORK, pictures, trainer
@@ -286,3 +287,19 @@ def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
 def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match=r"features is sign, but .*network\.pooling\.sign: true and l2: true"):
         fit_with(tmp_path / "store", folder, tmp_path, features="sign")
+
+
+def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) -> None:
+    """Training pictures have the network's size, the others that of which the crops are cut; kept features know."""
+    found = []
+    for kind in ("whole", "crops", "crops"):
+        torch.manual_seed(0)  # of the backbone's random weights
+        task = Frozen(replace(NETWORK, test_views=ViewsConfig(kind)), FrozenConfig(store=str(tmp_path / "store")))
+        run = trainer(tmp_path, max_epochs=1)
+        data = pictures(folder)
+        run.fit(task, data)
+        sizes = {split: data.splits[split].transform.size for split in ("train", "val", "test")}
+        assert sizes == {"train": 32, "val": 36 if kind == "crops" else 32, "test": 36 if kind == "crops" else 32}
+        found.append(run.test(task, data, verbose=False)[0]["test/loss"])
+    assert found[0] != found[1] == found[2]
+    assert len(list((tmp_path / "store").glob("*/test-*.bin"))) == 2  # of one training entry
