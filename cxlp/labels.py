@@ -53,13 +53,14 @@ def classification_loss(scores: Tensor, labels: Tensor, label_smoothing: float =
 
     Args:
         scores: Logits ``(B, K)``.
-        labels: ``(B,)`` indices or ``(B, K)`` of {1, -1, 0}.
+        labels: ``(B,)`` indices; ``(B, K)`` of {1, -1, 0}; or, of mixed images, ``(B, K)`` in floating point: each
+            class's share of the image, which the softmax should give.
         label_smoothing: Part of each target that is spread evenly over the possible answers, in [0, 1).
 
     Returns:
         A scalar.
     """
-    if labels.ndim == 1:
+    if labels.ndim == 1 or labels.is_floating_point():
         return F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
     targets = 0.5 + 0.5 * (1 - label_smoothing) * labels.to(scores.dtype)
     losses = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")

@@ -37,8 +37,8 @@ def said(*args: str) -> str:
         ),
         (
             "data.augment.flips",
-            "Did you mean 'data.augment.flip', 'data.augment.colour', 'data.augment.crop_scale'? "
-            "Valid in data.augment: crop_scale, flip, colour.",
+            "Did you mean 'data.augment.flip', 'data.augment.erase', 'data.augment.colour'? "
+            "Valid in data.augment: crop_scale, flip, colour, erase.",
         ),
         (
             "model.frozen.cc",

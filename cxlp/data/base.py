@@ -301,7 +301,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return DataLoader(
             data,
             batch_size=self.batch_size,
-            sampler=Drawer(len(data), self.batch_size, ordered_epochs, _run_seed(), ranks, rank),
+            sampler=Drawer(len(data), self.batch_size, ordered_epochs, run_seed(), ranks, rank),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0 and split != "test",
@@ -320,7 +320,7 @@ def check_margin(margin: float) -> None:
         raise CxlpError(f"data.bbox_margin is {margin}: it must be greater than -0.5 (0: the box itself)")
 
 
-def _run_seed() -> int:
+def run_seed() -> int:
     """The run's seed, as ``seed_everything`` leaves it for all processes; 0 where nobody called it."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 

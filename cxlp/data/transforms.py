@@ -31,17 +31,20 @@ class AugmentConfig:
         crop_scale: Smallest part of the image's area that a random crop keeps; 1: no cropping.
         flip: Probability of a mirror image.
         colour: Strength of changes of brightness, contrast and saturation; 0: none.
+        erase: Probability that a rectangle, 2 to 33 % of the area, is filled with noise (random erasing, Zhong et al.,
+            AAAI 2020).
     """
 
     crop_scale: float = 0.5
     flip: float = 0.5
     colour: float = 0.2
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("crop_scale", 0.01, 1.0), ("flip", 0.0, 1.0), ("colour", 0.0, 1.0)):
+        for name, low in (("crop_scale", 0.01), ("flip", 0.0), ("colour", 0.0), ("erase", 0.0)):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and {high:g}")
+            if not low <= value <= 1:
+                raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and 1")
 
 
 class Transform:
@@ -60,6 +63,8 @@ class Transform:
             A.HorizontalFlip(p=augment.flip),
             A.ColorJitter(jitter, jitter, jitter, hue=0.0, p=float(jitter > 0)),
         ]
+        if augment.erase:
+            changes.append(A.Erasing(fill="random", p=augment.erase))
         if self.crop_scale < 1:
             crop = A.RandomResizedCrop(
                 (size, size),

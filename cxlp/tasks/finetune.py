@@ -5,17 +5,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cxlp.data.base import run_seed
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.labels import classification_loss
 from cxlp.network import NetworkConfig, load_network, read_checkpoint
 from cxlp.representations.fisher import Codebook
+from cxlp.tasks.averaging import AverageWeights
 from cxlp.tasks.base import Batch, CrossLayerTask
+from cxlp.tasks.mixing import Mix, Mixing
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
 
 
@@ -29,9 +33,14 @@ class FineTune(CrossLayerTask):
         network: Backbone and pooling.
         frozen: Options of the frozen fit.
         optimizer: Learning rates and schedule.
-        start: ``frozen``; ``scratch`` (pretrained backbone, random projection, zero classifier); or
-            the checkpoint of an earlier run with the same network and classes.
+        start: ``frozen``; ``projection``: the frozen fit, but its classifier is put back to zero (two-stage recipes);
+            ``scratch`` (pretrained backbone, random projection, zero classifier); or the checkpoint of an earlier run
+            with the same network and classes.
         label_smoothing: Of the cross-entropy, in [0, 1).
+        mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
+        mix_alpha: Its alpha.
+        ema: Decay of a moving average of the weights, which is what is validated, tested and saved; 0: none. See
+            :class:`~cxlp.tasks.averaging.AverageWeights`.
         freeze_batch_norm: Keep the backbone's BatchNorm statistics as they are: small batches
             estimate them badly, and step 0 would not be the frozen solution.
     """
@@ -43,27 +52,41 @@ class FineTune(CrossLayerTask):
         optimizer: OptimizerConfig = OptimizerConfig(),
         start: str = "frozen",
         label_smoothing: float = 0.0,
+        mix: Mix = "none",
+        mix_alpha: float = 0.2,
+        ema: float = 0.0,
         freeze_batch_norm: bool = True,
     ) -> None:
-        if not 0 <= label_smoothing < 1:
-            raise CxlpError(f"model.label_smoothing is {label_smoothing}: it must lie in [0, 1)")
+        for name, value in (("label_smoothing", label_smoothing), ("ema", ema)):
+            if not 0 <= value < 1:
+                raise CxlpError(f"model.{name} is {value}: it must lie in [0, 1)")
+        if not mix_alpha > 0:
+            raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
         super().__init__(network, frozen)
         self.optimizer_config = optimizer
         self.start = start
         self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
-        self.ordered_epochs = 1 if start == "frozen" else 0
+        self.mix, self.mix_alpha, self.ema = mix, mix_alpha, ema
+        self.ordered_epochs = 1 if start in ("frozen", "projection") else 0
+        self._mixing: Mixing | None = None
 
     def setup(self, stage: str) -> None:
         """Take over an earlier run's weights; a resumed run has its own."""
         super().setup(stage)
+        if self.mix != "none":
+            if self.network.multi_label:
+                raise CxlpError(f"model.mix is {self.mix}, but these images show several classes each: leave it out")
+            self._mixing = Mixing(self.mix, self.mix_alpha, len(self.network.classes))
         if self.start == "scratch" and any(isinstance(p.encoding, Codebook) for p in self.network.each_part()):
             raise CxlpError(
                 "model.start is scratch, but a Fisher vector's codebook is fitted, not trained: start from frozen"
             )
-        if self.start in ("frozen", "scratch") or stage != "fit" or self.resuming:
+        if self.start in ("frozen", "projection", "scratch") or stage != "fit" or self.resuming:
             return
         if not Path(self.start).is_file():
-            raise CxlpError(f"model.start is {self.start!r}: expected frozen, scratch, or the path of a checkpoint")
+            raise CxlpError(
+                f"model.start is {self.start!r}: expected frozen, projection, scratch, or the path of a checkpoint"
+            )
         earlier = load_network(self.start)
         if earlier.classes != self.network.classes:
             raise CxlpError(f"{self.start} was fitted to other classes than the data has")
@@ -80,8 +103,15 @@ class FineTune(CrossLayerTask):
             **{f"optimizer.{key}": value for key, value in asdict(self.optimizer_config).items()},
             "start": self.start,
             "label_smoothing": self.label_smoothing,
+            "mix": self.mix,
+            "mix_alpha": self.mix_alpha,
+            "ema": self.ema,
             "freeze_batch_norm": self.freeze_batch_norm,
         }
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Average the weights, if asked to."""
+        return [*super().configure_callbacks(), *([AverageWeights(self.ema)] if self.ema else [])]
 
     def _check_overlap(self) -> None:
         """Refuse to test on what the earlier run was trained on; warn where validation is."""
@@ -122,8 +152,10 @@ class FineTune(CrossLayerTask):
         if self.in_frozen_epoch:
             self.observe(batch)
             return None
-        scores = self(batch["image"])
-        loss = classification_loss(scores, batch["label"], self.label_smoothing)
+        images, labels = batch["image"], batch["label"]
+        if self._mixing is not None:
+            images, labels = self._mixing(images, labels, run_seed(), self.current_epoch, batch_idx, self.global_rank)
+        loss = classification_loss(self(images), labels, self.label_smoothing)
         self._finite &= torch.isfinite(loss.detach())
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU
@@ -136,7 +168,19 @@ class FineTune(CrossLayerTask):
         if not self.in_frozen_epoch and self.trainer.is_last_batch:
             self._close_phase("fine-tuning")
             self._stop_unless_finite()
+        solved = self.in_frozen_epoch and self.trainer.is_last_batch
         super().on_train_batch_end(outputs, batch, batch_idx)
+        if solved and self.start == "projection":
+            self._forget_classifier()
+
+    def _forget_classifier(self) -> None:
+        """Put the classifier back to no opinion at all, and what was said of the SVMs."""
+        classifier = self.network.classifier
+        assert classifier is not None
+        with torch.no_grad():
+            classifier.weight.zero_()
+            assert classifier.bias is not None
+            classifier.bias.zero_()
 
     def on_validation_start(self) -> None:
         """Look for broken weights within an epoch, too: checkpoints follow validation."""
@@ -150,8 +194,11 @@ class FineTune(CrossLayerTask):
         self._stop_unless(finite, "a weight is not finite")
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's type is a union of nine)
-        """SGD or AdamW by parts, with warm-up and cosine over the gradient epochs."""
-        optimizer = build_optimizer(self.network, self.optimizer_config)
+        """SGD or AdamW by parts, with warm-up and cosine over the gradient epochs.
+
+        A step's batch is that of all ranks and accumulated batches together.
+        """
+        config = self.optimizer_config
         epochs = self.trainer.max_epochs or 0
         if epochs <= self.ordered_epochs:
             raise CxlpError(
@@ -159,12 +206,15 @@ class FineTune(CrossLayerTask):
                 "none is left for fine-tuning"
             )
         _ = self.trainer.estimated_stepping_batches  # makes the loaders, whose length is known then
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        warmup = round(per_epoch * self.optimizer_config.warmup_epochs)
+        accumulated = self.trainer.accumulate_grad_batches
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        optimizer = build_optimizer(self.network, config, data.batch_size * self.trainer.world_size * accumulated)
+        per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
+        warmup, hold = (round(per_epoch * epochs) for epochs in (config.warmup_epochs, config.hold_epochs))
         total = per_epoch * (epochs - self.ordered_epochs)
         if self.trainer.max_steps > 0:
             total = min(total, self.trainer.max_steps)
-        schedule = warmup_cosine(optimizer, warmup, total)
+        schedule = warmup_cosine(optimizer, warmup, total, hold)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _stop_unless(self, good: bool, trouble: str) -> None:

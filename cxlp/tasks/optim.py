@@ -1,16 +1,20 @@
-"""Learning rates by part of the network, warm-up and cosine decay."""
+"""Learning rates by part and depth of the network, and their schedules."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cxlp.errors import CxlpError
 from cxlp.network import Network
+
+#: Into how many groups of one learning rate each a backbone is divided under layer decay.
+DEPTHS = 6
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,12 @@ class OptimizerConfig:
         classifier_lr: Peak learning rate of the classifier.
         weight_decay: On weights of two dimensions and more (not on biases and BatchNorm).
         warmup_epochs: Epochs of linear growth to the peak; fractions are fine.
+        hold_epochs: Gradient epochs in which the backbone's learning rate is 0, before its own warm-up begins.
+        layer_decay: Learning rate of the backbone's first layers as a part of its last ones'; in between it grows
+            geometrically, in six steps. 1: all layers alike.
+        reference_batch: Images per step (over all ranks and accumulated batches) that the learning rates are meant for;
+            with another number of them they are scaled, in proportion (``sgd``; Goyal et al., 2017) or with its square
+            root (``adamw``). Null: they are taken as they are.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -32,40 +42,95 @@ class OptimizerConfig:
     classifier_lr: float = 1e-2
     weight_decay: float = 1e-4
     warmup_epochs: float = 1.0
+    hold_epochs: float = 0.0
+    layer_decay: float = 1.0
+    reference_batch: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("backbone_lr", "projection_lr", "classifier_lr", "weight_decay", "warmup_epochs"):
+        for name in ("backbone_lr", "projection_lr", "classifier_lr", "weight_decay", "warmup_epochs", "hold_epochs"):
             if not getattr(self, name) >= 0:
                 raise CxlpError(f"model.optimizer.{name} is {getattr(self, name)}: it must be 0 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise CxlpError(f"model.optimizer.layer_decay is {self.layer_decay}: it must lie in (0, 1]")
+        if self.reference_batch is not None and self.reference_batch < 1:
+            raise CxlpError(f"model.optimizer.reference_batch is {self.reference_batch}: 1 or more images, or null")
+
+    def factor(self, batch: int) -> float:
+        """By how much learning rates grow with a global batch of so many images."""
+        if self.reference_batch is None:
+            return 1.0
+        ratio = batch / self.reference_batch
+        return ratio if self.name == "sgd" else math.sqrt(ratio)
 
 
-def build_optimizer(network: Network, config: OptimizerConfig) -> Optimizer:
-    """One parameter group per part and decay; a group's name is the key of its learning rate in the logs."""
-    rates: dict[str, tuple[nn.Module | None, float]] = {
-        "backbone": (network.backbone, config.backbone_lr),
-        "projection": (network.parts, config.projection_lr),
-        "classifier": (network.classifier, config.classifier_lr),
-    }
+def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1) -> Optimizer:
+    """One parameter group per part, depth and decay; a group's name is the key of its learning rate in the logs.
+
+    Args:
+        network: With its classifier.
+        config: Rates and decay.
+        batch: Images per step, over all ranks and accumulated batches.
+    """
     groups = []
-    for name, (part, rate) in rates.items():
-        parameters = [] if part is None else [p for p in part.parameters() if p.requires_grad]
+    for name, rate, parameters in _parts(network, config):
         for suffix, decay, chosen in (
             ("", config.weight_decay, [p for p in parameters if p.ndim > 1]),
             ("/no_decay", 0.0, [p for p in parameters if p.ndim <= 1]),
         ):
             if chosen:
-                groups.append({"name": name + suffix, "params": chosen, "lr": rate, "weight_decay": decay})
+                rate_here = rate * config.factor(batch)
+                groups.append({"name": name + suffix, "params": chosen, "lr": rate_here, "weight_decay": decay})
     if config.name == "adamw":
-        return torch.optim.AdamW(groups)
-    return torch.optim.SGD(groups, lr=config.backbone_lr, momentum=0.9, nesterov=True)
+        return AdamW(groups)
+    return SGD(groups, lr=config.backbone_lr, momentum=0.9, nesterov=True)
 
 
-def warmup_cosine(optimizer: Optimizer, warmup: int, total: int) -> LambdaLR:
-    """Grow linearly to the peak over ``warmup`` steps, then follow half a cosine to zero at ``total``."""
+def _parts(network: Network, config: OptimizerConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
+    """Name, learning rate and trained parameters of each part."""
+    layers = _layers(network.backbone)
+    depths = 1 if config.layer_decay == 1 else min(DEPTHS, len(layers))
+    for depth in range(depths):
+        start, end = (round(d * len(layers) / depths) for d in (depth, depth + 1))
+        height = 1.0 if depths == 1 else depth / (depths - 1)  # 0 at the first layers, 1 at the last
+        name = "backbone" if depths == 1 else f"backbone/{depth}"
+        rate = config.backbone_lr * config.layer_decay ** (1 - height)
+        yield name, rate, list(chain.from_iterable(layers[start:end]))
+    yield "projection", config.projection_lr, _trained(network.parts)
+    yield "classifier", config.classifier_lr, [] if network.classifier is None else _trained(network.classifier)
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
-    return LambdaLR(optimizer, factor)
+def _layers(backbone: nn.Module) -> list[list[nn.Parameter]]:
+    """Trained parameters layer by layer, in the order in which the network was made: each matrix begins a layer."""
+    layers: list[list[nn.Parameter]] = [[]]
+    for parameter in _trained(backbone):
+        if parameter.ndim > 1 and layers[-1]:
+            layers.append([])
+        layers[-1].append(parameter)
+    return layers
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def warmup_cosine(optimizer: Optimizer, warmup: int, total: int, hold: int = 0) -> LambdaLR:
+    """Grow linearly to the peak over ``warmup`` steps, then follow half a cosine to zero at ``total``.
+
+    Args:
+        optimizer: Of :func:`build_optimizer`.
+        warmup: Steps.
+        total: Steps.
+        hold: Steps in which the backbone's groups stay at 0; their own growth begins after them, to the same cosine.
+    """
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, total - warmup))))
+
+    def held(step: int) -> float:
+        return 0.0 if step < hold else min(1.0, (step - hold + 1) / (warmup + 1)) * cosine(step)
+
+    def free(step: int) -> float:
+        return min(1.0, (step + 1) / (warmup + 1)) * cosine(step)
+
+    is_backbone = [str(group.get("name", "")).startswith("backbone") for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [held if backbone else free for backbone in is_backbone])

@@ -195,3 +195,18 @@ def test_shrinking_is_close_to_averaging_areas(width: int, height: int) -> None:
     pixels = picture(width, height)
     areas = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
     assert np.abs(applied(pixels, STILL, None).astype(int) - areas).mean() < 3
+
+
+def test_erasing_fills_one_rectangle_with_noise() -> None:
+    pixels = np.full((40, 40, 3), 90, np.uint8)
+    parts = []
+    for seed in SEEDS:
+        image = applied(pixels, AugmentConfig(1.0, 0.0, 0.0, erase=1.0), seed)
+        rows, columns = np.nonzero((image != 90).any(2))
+        box = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert (box != 90).any(2).mean() > 0.95 and box.std() > 40
+        parts.append(box.shape[0] * box.shape[1] / 32**2)
+    assert min(parts) > 0.01 and max(parts) < 0.36
+    for probability, count in ((0.0, 0), (0.5, 10)):
+        images = [applied(pixels, AugmentConfig(1.0, 0.0, 0.0, erase=probability), seed) for seed in SEEDS]
+        assert abs(sum(bool((image != 90).any()) for image in images) - count) <= (6 if count else 0)

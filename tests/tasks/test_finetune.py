@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytorch_lightning as pl
@@ -159,11 +159,65 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize("start", ["frosen", "runs/none.ckpt"])
 def test_another_word_is_neither_a_mode_nor_a_checkpoint(folder: Path, tmp_path: Path, start: str) -> None:
-    with pytest.raises(CxlpError, match=f"model.start is '{start}': expected frozen, scratch, or the path of"):
+    with pytest.raises(CxlpError, match=f"model.start is '{start}': expected frozen, projection, scratch, or the"):
         trainer(tmp_path, max_epochs=1).fit(task(start=start), pictures(folder))
 
 
+def test_from_the_projection_the_classifier_starts_at_zero(folder: Path, tmp_path: Path) -> None:
+    kept = []
+    for start in ("frozen", "projection"):
+        still = OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=0)
+        tuned = task(start=start, optimizer=still)
+        trainer(tmp_path, max_epochs=2).fit(tuned, pictures(folder))
+        kept.append(weights(tuned.network))
+    svms, zeros = (state.pop("classifier.weight") for state in kept)
+    assert svms.any() and not zeros.any() and not kept[1].pop("classifier.bias").any()
+    for key, value in kept[1].items():
+        assert torch.equal(kept[0][key], value), key  # the PCA, too
+
+
+def test_the_backbone_is_held_while_the_classifier_learns(folder: Path, tmp_path: Path) -> None:
+    moved: list[tuple[bool, bool]] = []
+    start: dict[str, Tensor] = {}
+
+    def look(trainer: pl.Trainer, task: FineTune) -> None:
+        now = weights(task.network)
+        parts = [[k for k in now if k.startswith(p) and k.endswith("weight")] for p in ("backbone", "classifier")]
+        backbone, classifier = (any(not torch.equal(now[k], start[k]) for k in keys if k in start) for keys in parts)
+        moved.append((backbone, classifier))
+        start.update({k: v for k, v in now.items() if k not in start})
+
+    tuned = task(optimizer=replace(RATES, hold_epochs=1.0, weight_decay=0.1))
+    start.update(weights(tuned.network))
+    trainer(tmp_path, max_epochs=3, callbacks=[AtEachBatch(look)]).fit(tuned, pictures(folder))
+    assert [backbone for backbone, _ in moved] == [False] * 3 + [True] * 6
+    assert [classifier for _, classifier in moved] == [False] + [True] * 8  # seen from its first step on
+    assert all(p.requires_grad for p in tuned.network.parameters())
+
+
 # --- the loss
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_images_are_mixed_in_gradient_epochs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: Literal["mixup", "cutmix"]
+) -> None:
+    seen: list[Tensor] = []
+
+    def loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        seen.append(labels)
+        return classification_loss(scores, labels, label_smoothing)
+
+    monkeypatch.setattr(cxlp.tasks.finetune, "classification_loss", loss)
+    trainer(tmp_path, max_epochs=2).fit(task(start="frozen", mix=mix, mix_alpha=1.0), pictures(folder))
+    assert len(seen) == 3
+    assert all(labels.shape == (4, 3) and bool(((labels > 0) & (labels < 1)).any()) for labels in seen)
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing": 1.0}, {"ema": 1.0}, {"ema": -0.1}, {"mix_alpha": 0.0}], ids=str)
+def test_options_out_of_range_are_named(option: dict[str, Any]) -> None:
+    with pytest.raises(CxlpError, match=rf"model\.{next(iter(option))} is"):
+        task(**option)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -1,15 +1,17 @@
 """Schedule and parameter groups: the formula step by step, each parameter once, rates and decay by part."""
 
 from dataclasses import replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from cxlp.backbones import BackboneConfig
+from cxlp.errors import CxlpError
 from cxlp.network import Method, Network, NetworkConfig, PoolingConfig
-from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
+from cxlp.tasks.optim import DEPTHS, OptimizerConfig, build_optimizer, warmup_cosine
 
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
 RATES = OptimizerConfig(backbone_lr=0.1, projection_lr=0.2, classifier_lr=0.3, weight_decay=0.01)
@@ -52,6 +54,23 @@ def test_a_run_shorter_than_its_warm_up_only_grows(total: int) -> None:
     found = factors(warmup=4, total=total, steps=7)
     assert found[: max(1, total)] == pytest.approx([0.2, 0.4, 0.6, 0.8][: max(1, total)])
     assert found[4:6] == pytest.approx([1.0, 0.0], abs=1e-12)  # and has an end nevertheless
+
+
+def test_the_backbone_is_held_and_then_warms_up_to_the_same_cosine() -> None:
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "name": name} for name in ("backbone/0", "classifier")]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    schedule = warmup_cosine(optimizer, warmup=2, total=12, hold=5)
+    found: list[list[float]] = []
+    for _ in range(13):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    held, free = zip(*found, strict=True)
+    assert list(free) == pytest.approx(factors(warmup=2, total=12, steps=13))
+    assert list(free) != [2 * f for f in factors(2, 12, 13)]
+    assert held[:5] == (0,) * 5
+    assert held[5:7] == pytest.approx((free[5] / 3, free[6] * 2 / 3))
+    assert held[7:] == pytest.approx(free[7:])
 
 
 def test_all_groups_share_the_shape() -> None:
@@ -133,3 +152,42 @@ def test_adamw_keeps_rates_and_decays() -> None:
     sgd = build_optimizer(whole, RATES)
     for mine, other in zip(optimizer.param_groups, sgd.param_groups, strict=True):
         assert [mine[k] for k in ("name", "lr", "weight_decay")] == [other[k] for k in ("name", "lr", "weight_decay")]
+
+
+# --- depth and batch
+
+
+def test_layers_learn_the_slower_the_lower_they_are() -> None:
+    whole = network()
+    groups = by_name(whole, replace(RATES, layer_decay=0.1))
+    rates = {name: group["lr"] for name, (group, _) in groups.items() if name.startswith("backbone")}
+    depths = [rates[f"backbone/{depth}"] for depth in range(DEPTHS)]
+    assert depths == pytest.approx([0.1 * 0.1 ** (1 - depth / 5) for depth in range(DEPTHS)])
+    place = {member: name for name, (_, members) in groups.items() for member in members}
+    assert place["backbone.trunk.conv1.0.weight"] == "backbone/0"
+    assert place["backbone.trunk.layer3.0.conv1.weight"] == "backbone/4"
+    assert place["backbone.trunk.layer3.0.conv3.weight"] == "backbone/5"
+    # a norm's scale and shift learn with the convolution before them
+    names = [name for name, _ in whole.backbone.named_parameters(prefix="backbone")]
+    for before, name in pairwise(names):
+        if whole.get_parameter(name).ndim == 1:
+            assert place[name].removesuffix("/no_decay") == place[before].removesuffix("/no_decay"), name
+    assert set(place) == {name for name, _ in whole.named_parameters()}
+
+
+@pytest.mark.parametrize(("name", "factor"), [("sgd", 4.0), ("adamw", 2.0)])
+def test_rates_follow_the_global_batch(name: Literal["sgd", "adamw"], factor: float) -> None:
+    config = replace(RATES, name=name, reference_batch=32)
+    plain = build_optimizer(network(), RATES).param_groups
+    grown = build_optimizer(network(), config, batch=128).param_groups
+    for mine, other in zip(grown, plain, strict=True):
+        assert mine["lr"] == pytest.approx(factor * other["lr"])
+    assert build_optimizer(network(), RATES, batch=128).param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "option", [{"hold_epochs": -1}, {"layer_decay": 0}, {"layer_decay": 2}, {"reference_batch": 0}]
+)
+def test_options_out_of_range_are_named(option: dict[str, Any]) -> None:
+    with pytest.raises(CxlpError, match=rf"model\.optimizer\.{next(iter(option))} is"):
+        OptimizerConfig(**option)
