@@ -4,11 +4,11 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from cxlp.commands import check, compare, download
+from cxlp.commands import check, compare, download, explain
 from cxlp.errors import CxlpError
 
 #: The commands, in the order of a working day.
-COMMANDS = (download, check, compare)
+COMMANDS = (download, check, compare, explain)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,14 @@ Kind = Literal["whole", "flip", "crops", "blocks", "regions"]
 _CROPPED = 256 / 227
 #: The same for regions: 512 px for 227 (Liu et al., NIPS 2014).
 _REGIONS = 512 / 227
+
+
+class Window(NamedTuple):
+    """Where a square view lies in its image, pixels; mirrored: left and right are exchanged in it."""
+
+    top: int
+    left: int
+    mirrored: bool
 
 
 @dataclass(frozen=True)
@@ -85,17 +93,24 @@ class ViewsConfig:
         images = resized(images, self.image_size(size))
         if self.kind == "whole":
             return images
-        if self.kind == "flip":
-            views = [images, images.flip(-1)]
+        views = []
+        for top, left, mirrored in self.windows(size):
+            view = images[..., top : top + size, left : left + size]
+            views.append(view.flip(-1) if mirrored else view)
+        return torch.stack(views, dim=1).flatten(0, 1)  # (B V, 3, size, size)
+
+    def windows(self, size: int) -> list[Window]:
+        """Say where the views lie in the image of :meth:`image_size`, in the order of :meth:`cut`."""
+        if self.kind in ("whole", "flip"):
+            corners = [(0, 0)]
         elif self.kind == "crops":
-            far, middle = images.shape[-1] - size, (images.shape[-1] - size) // 2
-            corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
-            views = [images[..., y : y + size, x : x + size] for y, x in corners]
-            views += [view.flip(-1) for view in views]
+            far = self.image_size(size) - size
+            corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
         else:
             offsets = self._offsets(size)
-            views = [images[..., y : y + size, x : x + size] for y in offsets for x in offsets]
-        return torch.stack(views, dim=1).flatten(0, 1)  # (B V, 3, size, size)
+            corners = [(y, x) for y in offsets for x in offsets]
+        mirrors = (False, True) if self.kind in ("flip", "crops") else (False,)
+        return [Window(top, left, mirrored) for mirrored in mirrors for top, left in corners]
 
     def _offsets(self, size: int) -> list[int]:
         """Where views begin along one side."""

@@ -1,0 +1,272 @@
+"""``python -m cxlp explain``: why images have their scores, and what pooling channels look at."""
+
+import json
+import math
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxlp.errors import CxlpError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cxlp.data.transforms import Transform
+    from cxlp.explaining import Explanation
+    from cxlp.network import Network
+
+#: Images that are explained unless told otherwise: each gets a picture.
+LIMIT = 50
+#: The most channels in one picture.
+MOST_CHANNELS = 64
+#: Side of a patch in the picture of patches, pixels.
+PATCH = 96
+#: Images that pass through the network together.
+BATCH = 16
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "explain",
+        help="show which places and pooling channels make an image's score",
+        description="Split the score of a class exactly over places and pooling channels: the parts add up to the\n"
+        "score. Each image gets a picture (its evidence, the strongest channels over it) and a record in\n"
+        "evidence.json. With --patches: one picture of what the strongest channels respond to across all\n"
+        "images (patches.png, patches.json). Explained is the whole image, without test views.\n"
+        "Exit status: 0 all images were read; 1 some were not; 2 the arguments are wrong.",
+        epilog="examples:\n"
+        "  python -m cxlp explain runs/NAME/checkpoints/last.ckpt bird.jpg\n"
+        "  python -m cxlp explain runs/NAME/checkpoints/last.ckpt photos/ --class wren --against robin\n"
+        "  python -m cxlp explain runs/NAME/checkpoints/last.ckpt data/folder/test --patches",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, of either mode")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files, or folders with all below them")
+    parser.add_argument("--class", dest="target", metavar="NAME", help="explain this class (default: the predicted)")
+    parser.add_argument(
+        "--against", metavar="NAME", help="explain what the class scores above this one (default class: the best other)"
+    )
+    parser.add_argument("--patches", action="store_true", help="what channels look at across the images")
+    parser.add_argument("--channels", type=int, default=8, metavar="K", help="show the K strongest (default: 8)")
+    parser.add_argument("--indices", type=int, nargs="+", metavar="N", help="show these channels, by number from 0")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help=f"only the first N images (default: {LIMIT}; with --patches: all)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: explained/ in the run)")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    from cxlp.data.transforms import AugmentConfig, Transform
+    from cxlp.explaining import check_explainable
+    from cxlp.network import load_network, read_checkpoint
+
+    if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
+        raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
+    if args.limit is not None and args.limit < 1:
+        raise CxlpError(f"--limit is {args.limit}: it must be 1 or more")
+    network = load_network(args.checkpoint)
+    check_explainable(network)
+    target, against = (_class(network, name) for name in (args.target, args.against))
+    if target is not None and target == against:
+        raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
+    image = read_checkpoint(args.checkpoint)["cxlp"]["image"]
+    files = _files(args.images)
+    limit = args.limit or (len(files) if args.patches else LIMIT)
+    if len(files) > limit:
+        print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
+    source = _Source(network, Transform(image["size"], image["aspect"], AugmentConfig()), files[:limit])
+    out = args.out or _run_folder(args.checkpoint) / "explained"
+    out.mkdir(parents=True, exist_ok=True)
+    if args.patches:
+        _patches(source, target, against, args, out)
+    else:
+        _evidence(source, target, against, args, out)
+    return 1 if source.failed else 0
+
+
+@dataclass
+class _Source:
+    """Images and the network that scores them; those that cannot be read are named on stderr and passed over."""
+
+    network: "Network"
+    transform: "Transform"
+    files: Sequence[Path]
+    failed: int = field(default=0, init=False)
+
+    def read(self, path: Path, size: int | None = None) -> tuple["Tensor", float]:
+        """Read one, at another size than the network's if told so; with its height by width."""
+        from cxlp.data.decode import read_image
+        from cxlp.data.transforms import AugmentConfig, Transform
+
+        transform = self.transform if size is None else Transform(size, self.transform.aspect, AugmentConfig())
+        pixels = read_image(path, needed=transform.needed(None))
+        height, width = pixels.shape[:2]
+        return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
+
+    def explained(
+        self, target: int | None, against: int | None
+    ) -> Iterator[tuple[int, "Tensor", float, "Explanation"]]:
+        """Go through the images: number, input, height by width, explanation."""
+        import torch
+
+        from cxlp.distributed import usable_cores
+        from cxlp.explaining import explain
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network.to(device)
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for start in range(0, len(self.files), BATCH):
+                tried = list(pool.map(self._try, self.files[start : start + BATCH]))
+                read = [(start + i, *found) for i, found in enumerate(tried) if found is not None]
+                self.failed += len(tried) - len(read)
+                if read:
+                    images = torch.stack([image for _, image, _ in read]).to(device)
+                    explanations = explain(self.network, images, target, against)
+                    for (number, image, proportion), explanation in zip(read, explanations, strict=True):
+                        yield number, image, proportion, explanation
+
+    def _try(self, path: Path) -> tuple["Tensor", float] | None:
+        try:
+            return self.read(path)
+        except CxlpError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return None
+
+
+def _evidence(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
+    """Write a picture per image, and the records of all."""
+    from cxlp.callbacks import write_whole
+    from cxlp.overlays import draw_explanation, headline
+
+    network, records = source.network, []
+    kind = network.config.test_views.kind
+    note = "" if kind == "whole" else f"Of the whole image; the run's own score is a mean over its test views ({kind})."
+    for number, image, proportion, explanation in source.explained(target, against):
+        path = source.files[number]
+        channels = _chosen(args, explanation)
+        picture = f"{number + 1:03d}-{path.stem}.png"
+        write_whole(out / picture, draw_explanation(image, proportion, explanation, channels, network.classes, note))
+        records.append({"image": str(path), "picture": picture, **_record(explanation, network, channels)})
+        said = headline(explanation, network.classes).replace("\n", ", ")
+        print(f"{path}: {said} -> {out / picture}")  # noqa: T201
+    write_whole(out / "evidence.json", json.dumps(records, indent=1))
+
+
+def _record(explanation: "Explanation", network: "Network", channels: Sequence[int]) -> dict[str, Any]:
+    """What a picture shows, in numbers: all channels' shares, and all places' by part and view, add up to evidence."""
+    target, against = explanation.target, explanation.against
+    shares = explanation.channels
+    return {
+        "class": network.classes[target],
+        "against": None if against is None else network.classes[against],
+        "probability": float(explanation.probabilities[target]),
+        "score": explanation.score,
+        "bias": explanation.bias,
+        "evidence": explanation.evidence,
+        "strongest": [{"channel": k, "share": float(shares[k])} for k in channels],
+        "channels": shares.tolist(),
+        "places": [part.places.tolist() for part in explanation.parts],
+    }
+
+
+def _patches(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
+    """Go through all images, then read those again that hold the strongest places."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from cxlp.callbacks import write_whole
+    from cxlp.overlays import draw_patches
+    from cxlp.patches import TopPlaces
+
+    top = TopPlaces()
+    explained = source.explained(target, against)
+    quiet = not sys.stderr.isatty()
+    for number, _, _, explanation in track(
+        explained, "images", len(source.files), console=Console(stderr=True), disable=quiet, transient=True
+    ):
+        if not top.images:
+            _chosen(args, explanation)  # refuses channels that are not there before the work is done
+        top.update(number, explanation)
+    if not top.images:
+        raise CxlpError("no image could be read, so there are no patches")
+    channels = args.indices or top.strongest(args.channels)
+    patches = {channel: top.patches(channel) for channel in channels}
+    cut: dict[tuple[int, int], Tensor] = {}
+    for number in sorted({patch.image for found in patches.values() for patch in found}):
+        wanted = [(c, i, p) for c, found in patches.items() for i, p in enumerate(found) if p.image == number]
+        sizes = {math.ceil(PATCH / patch.side) for _, _, patch in wanted}
+        at = {size: source.read(source.files[number], size)[0] for size in sizes}
+        cut.update({(c, i): p.cut(at[math.ceil(PATCH / p.side)]) for c, i, p in wanted})
+    rows = [
+        (
+            f"channel {channel}\nmean share\n{top.mean_share(channel):+.3f}",
+            [(cut[channel, i], f"{patch.activation:.3g}") for i, patch in enumerate(found)],
+        )
+        for channel, found in patches.items()
+    ]
+    write_whole(out / "patches.png", draw_patches(rows))
+    records = [
+        {
+            "channel": channel,
+            "mean_share": top.mean_share(channel),
+            "patches": [
+                {
+                    "image": str(source.files[patch.image]),
+                    "activation": patch.activation,
+                    "box": [patch.left, patch.top, patch.left + patch.side, patch.top + patch.side],
+                }
+                for patch in found
+            ],
+        }
+        for channel, found in patches.items()
+    ]
+    write_whole(out / "patches.json", json.dumps(records, indent=1))
+    print(f"{len(channels)} channels over {top.images:,} images -> {out / 'patches.png'}")  # noqa: T201
+
+
+def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
+    """The channels to show: those given, or the strongest ones, whatever the sign of their shares."""
+    shares = explanation.channels
+    if args.indices:
+        if wrong := [k for k in args.indices if not 0 <= k < len(shares)]:
+            raise CxlpError(f"--indices {wrong[0]}: the network has pooling channels 0 to {len(shares) - 1}")
+        return list(args.indices)
+    strongest: list[int] = shares.abs().topk(min(args.channels, len(shares))).indices.tolist()
+    return strongest
+
+
+def _class(network: "Network", name: str | None) -> int | None:
+    if name is None:
+        return None
+    if name not in network.classes:
+        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, network.classes)}")
+    return network.classes.index(name)
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders' images in order, nothing hidden."""
+    from cxlp.data.folder import SUFFIXES
+
+    files: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        below = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        if not below:
+            raise CxlpError(f"no images in {path} (looked for: {', '.join(SUFFIXES)})")
+        files += below
+    return files
+
+
+def _run_folder(checkpoint: Path) -> Path:
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
