@@ -181,6 +181,7 @@ def check_explainable(network: Network) -> None:
             )
 
 
+@torch.inference_mode(False)  # it takes derivatives, also where a Trainer has switched that off
 @torch.no_grad()
 def explain(
     network: Network, images: Tensor, target: int | None = None, against: int | None = None
@@ -214,7 +215,7 @@ def explain(
             weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
         split = torch.split(weights * len(parts) ** -0.5, [part.out_features for part in parts])
         evidence = [
-            _explain_part(part, [m[i * part.views : (i + 1) * part.views].double() for m in maps], own, network)
+            _explain_part(part, [_own(m, i, part.views) for m in maps], own, network)
             for part, maps, own in zip(parts, found, split, strict=True)
         ]
         probabilities = scores.sigmoid() if network.multi_label else scores.softmax(dim=0)
@@ -266,6 +267,11 @@ def _explain_part(part: Part, maps: list[Tensor], weights: Tensor, network: Netw
     size = network.backbone.image_size
     windows = tuple(views.windows(size))
     return PartEvidence(shares.cpu(), activations.cpu(), windows, size, views.image_size(size))
+
+
+def _own(maps: Tensor, image: int, views: int) -> Tensor:
+    """An image's maps; a copy, since autograd takes none that were made in inference mode."""
+    return maps[image * views : (image + 1) * views].to(torch.float64, copy=True)
 
 
 def _best(scores: Tensor, besides: int | None) -> int:

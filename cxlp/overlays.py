@@ -18,7 +18,6 @@ from cxlp.explaining import Explanation
 
 #: Red speaks for the class, blue against it, as is usual in such maps.
 EVIDENCE = colormaps["RdBu_r"]
-FOR, AGAINST = EVIDENCE(0.9), EVIDENCE(0.1)
 #: Pictures in a row.
 COLUMNS = 4
 
@@ -63,7 +62,7 @@ def draw_explanation(
         title = f"{_called(explanation, channel)}: {_share(explanation, share)}"
         _show(beside, _spotlight(picture, explanation.activation(channel, len(picture))), proportion, title)
         for spine in beside.spines.values():
-            spine.set(visible=True, color=FOR if share > 0 else AGAINST, linewidth=2)
+            spine.set(visible=True, color=EVIDENCE(0.5 + 0.4 * np.sign(share)), linewidth=2)
     if note:
         figure.supxlabel(note, fontsize=8)
     return _png(figure)
@@ -150,10 +149,10 @@ def _share(explanation: Explanation, share: float) -> str:
 
 
 def _spotlight(picture: Picture, activations: Tensor) -> Picture:
-    """Light an image where a channel responds; relative to its largest magnitude."""
+    """Light an image where a channel responds, relative to its largest magnitude; elsewhere it is dark and grey."""
     values = activations.abs()
     light = (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).numpy()[..., None]
-    lit: Picture = picture * (0.25 + 0.75 * light)
+    lit: Picture = light * picture + (1 - light) * 0.35 * picture.mean(axis=2, keepdims=True)
     return lit
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cxlp.explaining import Explanation
@@ -10,6 +11,9 @@ from cxlp.explaining import Explanation
 #: Side of a patch, in cells of the guide's map: the place and its neighbours. In theory a deep layer's cell sees far
 #: more, often the whole image, but what it depends on lies near its centre (Luo et al., NIPS 2016).
 PATCH_CELLS = 3
+#: Of the mean activation within the patch, added to the activation: decides where activations are equal, as those of a
+#: ReLU6 are that has reached 6.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,17 @@ class TopPlaces:
             number: The image's.
             explanation: Its explanation; those of all images come from the same network.
         """
-        # (K, V h w) of each part: the strongest place of each channel
-        found = [part.activations.transpose(0, 1).flatten(1).max(dim=1) for part in explanation.parts]
-        values, places = (torch.cat([getattr(f, name) for f in found])[None] for name in ("values", "indices"))
+        found = [_strongest(part.activations) for part in explanation.parts]
+        ranks, places, values = (torch.cat(own)[None] for own in zip(*found, strict=True))  # (1, K)
         shares = explanation.channels
         if self._last is None:
             self._shares, self._sizes = torch.zeros_like(shares), torch.zeros_like(shares)
-            self._values, self._places, self._numbers = values[:0], places[:0], places[:0]
+            self._ranks, self._values, self._places, self._numbers = ranks[:0], values[:0], places[:0], places[:0]
         self._shares += shares
         self._sizes += shares.abs()
-        merged = torch.cat([self._values, values])  # (kept + 1, K)
-        self._values, order = merged.topk(min(self.kept, len(merged)), dim=0)
+        merged = torch.cat([self._ranks, ranks])  # (kept + 1, K)
+        self._ranks, order = merged.topk(min(self.kept, len(merged)), dim=0)
+        self._values = torch.cat([self._values, values]).gather(0, order)
         self._places = torch.cat([self._places, places]).gather(0, order)
         self._numbers = torch.cat([self._numbers, torch.full_like(places, number)]).gather(0, order)
         self.images += 1
@@ -96,3 +100,10 @@ class TopPlaces:
             top, left = (min(max(at - side / 2, 0.0), 1 - side) for at in (y, x))
             found.append(Patch(int(self._numbers[row, channel]), float(self._values[row, channel]), top, left, side))
         return found
+
+
+def _strongest(activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find each channel's strongest place of ``(V, K, h, w)``: what it is ranked by, its number, its activation."""
+    around = F.avg_pool2d(activations, PATCH_CELLS, stride=1, padding=PATCH_CELLS // 2)
+    ranks, places = (activations + _TIE * around).transpose(0, 1).flatten(1).max(dim=1)  # (K,)
+    return ranks, places, activations.transpose(0, 1).flatten(1).gather(1, places[:, None])[:, 0]

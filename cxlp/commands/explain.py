@@ -145,9 +145,11 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     from cxlp.callbacks import write_whole
     from cxlp.overlays import draw_explanation, headline
 
-    network, records = source.network, []
-    kind = network.config.test_views.kind
-    note = "" if kind == "whole" else f"Of the whole image; the run's own score is a mean over its test views ({kind})."
+    network, records, note = source.network, [], ""
+    if network.test_views > 1:
+        kind = network.config.test_views.kind
+        note = f"Of the whole image; the run's own score is a mean over its test views ({kind})."
+        print(note, file=sys.stderr)  # noqa: T201
     for number, image, proportion, explanation in source.explained(target, against):
         path = source.files[number]
         channels = _chosen(args, explanation)

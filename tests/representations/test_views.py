@@ -1,13 +1,14 @@
 """Views: which pixels they show, how many there are, and what is refused."""
 
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from cxlp.errors import CxlpError
-from cxlp.representations.views import ViewsConfig, resized
+from cxlp.representations.views import Kind, ViewsConfig, resized
 
 SIZE = 8
 
@@ -47,6 +48,15 @@ def test_crops_are_four_corners_the_centre_and_their_mirrors() -> None:
     places = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     expected = [(y, x, x + 7) for y, x in places] + [(y, x + 7, x) for y, x in places]
     assert corners(views) == [(i, *at) for i in range(2) for at in expected]
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_each_view_has_a_window_in_the_image(kind: Kind) -> None:
+    views = ViewsConfig(kind)
+    windows, room = views.windows(64), views.image_size(64) - 64
+    assert len(windows) == views.count(64)
+    assert len(set(windows)) == len(windows)
+    assert all(0 <= w.top <= room and 0 <= w.left <= room for w in windows)
 
 
 def test_the_papers_sizes() -> None:

@@ -1,0 +1,216 @@
+"""``python -m cxlp explain``: what it writes and prints, and its exit status."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cxlp.__main__ import main
+from cxlp.backbones import BackboneConfig
+from cxlp.commands import explain
+from cxlp.network import Network, NetworkConfig, PoolingConfig, load_network
+from cxlp.representations.views import ViewsConfig
+from tests.generate import write_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Capture = pytest.CaptureFixture[str]
+
+BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
+CLASSES = ["gull", "tern", "wren"]
+
+
+def write_checkpoint(path: Path, *, aspect: str = "warp", classes: bool = True, **options: Any) -> Path:
+    """Write what a run writes, of a network with random weights."""
+    torch.manual_seed(0)
+    pooling = {"pca_dim": 4, **options.pop("pooling", {})}
+    network = Network(NetworkConfig(BACKBONE, PoolingConfig(**pooling), **options), CLASSES if classes else None)
+    if network.classifier is not None:
+        nn.init.normal_(network.classifier.weight)
+    state = {f"network.{k}": v for k, v in network.state_dict().items()}
+    facts = {"network": network.spec(), "image": {"size": network.test_size, "aspect": aspect}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"cxlp": facts, "state_dict": state}, path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures in three folders."""
+    return write_folder(tmp_path_factory.mktemp("photos"), train=0, test=2, size=70)
+
+
+def run(*args: object, status: int = 0) -> None:
+    assert main(["explain", *map(str, args)]) == status
+
+
+def test_a_picture_and_a_record_per_image(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+    first, second = photos / "test" / "kind0" / "00.png", photos / "test" / "kind1" / "00.png"
+    run(checkpoint, first, second, "--channels", 3)
+    out = checkpoint.parents[1] / "explained"
+    records = json.loads((out / "evidence.json").read_text())
+    assert [record["image"] for record in records] == [str(first), str(second)]
+    assert [record["picture"] for record in records] == ["001-00.png", "002-00.png"]
+    lines = capsys.readouterr().out.splitlines()
+    network = load_network(checkpoint)
+    for record, path, line in zip(records, (first, second), lines, strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(path).resize((64, 64), Image.Resampling.BICUBIC)))
+        with torch.no_grad():
+            scores = network(pixels.permute(2, 0, 1)[None])[0]
+        k = int(scores.argmax())
+        assert (record["class"], record["against"]) == (CLASSES[k], None)
+        assert record["score"] == pytest.approx(float(scores[k]), abs=0.02)  # Pillow resizes a little otherwise
+        assert record["probability"] == pytest.approx(float(scores.softmax(dim=0)[k]), abs=0.02)
+        assert record["bias"] + sum(record["channels"]) == pytest.approx(record["score"])
+        assert record["bias"] + np.sum(record["places"]) == pytest.approx(record["score"])
+        assert len(record["channels"]) == 192 and np.shape(record["places"]) == (1, 1, 4, 4)
+        sizes = sorted(map(abs, record["channels"]), reverse=True)
+        assert [abs(c["share"]) for c in record["strongest"]] == sizes[:3]
+        assert line.startswith(f"{path}: {record['class']} (probability ")
+        assert line.endswith(f" -> {out / record['picture']}")
+        with Image.open(out / record["picture"]) as picture:
+            assert picture.format == "PNG" and picture.width > 1000
+    assert len(list(out.iterdir())) == 3
+
+
+def test_a_class_against_another(checkpoint: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    image = photos / "test" / "kind0" / "00.png"
+    found = []
+    for name, options in {"both": ["--class", "wren", "--against", "gull"], "one": ["--class", "wren"]}.items():
+        run(checkpoint, image, "--out", tmp_path / name, *options)
+        found.append(json.loads((tmp_path / name / "evidence.json").read_text())[0])
+    assert [record["class"] for record in found] == ["wren", "wren"]
+    assert [record["against"] for record in found] == ["gull", None]
+    assert found[0]["score"] != pytest.approx(found[1]["score"])
+    assert "wren (probability " in capsys.readouterr().out.splitlines()[0].split(" rather than gull (probability ")[0]
+
+
+def test_unreadable_images_are_named_and_the_others_explained(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "broken.jpg").write_text("no picture")
+    good = photos / "test" / "kind0" / "00.png"
+    for options, file in (((), "evidence.json"), (("--patches",), "patches.json")):
+        out = tmp_path / file
+        run(checkpoint, tmp_path / "broken.jpg", good, tmp_path / "none.jpg", "--out", out, *options, status=1)
+        errors = capsys.readouterr().err.splitlines()
+        assert sorted(errors) == [
+            f"error: cannot decode image {tmp_path}/broken.jpg (10 bytes): cannot identify image file "
+            f"'{tmp_path}/broken.jpg'",
+            f"error: image not found: {tmp_path}/none.jpg",
+        ]
+        assert str(good) in (out / file).read_text()
+    run(checkpoint, tmp_path / "broken.jpg", "--out", tmp_path / "x", "--patches", status=2)
+    assert capsys.readouterr().err.endswith("error: no image could be read, so there are no patches\n")
+    run(checkpoint, tmp_path / "broken.jpg", "--out", tmp_path / "x", status=1)
+    assert json.loads((tmp_path / "x" / "evidence.json").read_text()) == []
+
+
+def test_what_channels_look_at_across_a_folder(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(explain, "BATCH", 4)
+    run(checkpoint, photos, "--patches", "--channels", 5, "--out", tmp_path)
+    assert capsys.readouterr().out == f"5 channels over 6 images -> {tmp_path / 'patches.png'}\n"
+    with Image.open(tmp_path / "patches.png") as picture:
+        assert picture.format == "PNG"
+    records = json.loads((tmp_path / "patches.json").read_text())
+    assert len({record["channel"] for record in records}) == 5
+    network, files = load_network(checkpoint), sorted(photos.rglob("*.png"))
+    pixels = [np.array(Image.open(f).resize((64, 64), Image.Resampling.BICUBIC)) for f in files]
+    with torch.no_grad():
+        guide = network.backbone(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[1]
+    for record in records:
+        own = guide[:, record["channel"]].amax(dim=(1, 2))  # (6,)
+        found = [patch["activation"] for patch in record["patches"]]
+        assert found == sorted(found, reverse=True)
+        assert found == pytest.approx(sorted(own.tolist(), reverse=True), abs=0.05)
+        assert {patch["image"] for patch in record["patches"]} == set(map(str, files))
+        for left, top, right, bottom in (patch["box"] for patch in record["patches"]):
+            assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+            assert (right - left, bottom - top) == pytest.approx((0.75, 0.75))  # three of four cells
+
+
+def test_given_channels_are_shown(checkpoint: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    image = photos / "test" / "kind0" / "00.png"
+    for options, file, key in (((), "evidence.json", "strongest"), (("--patches",), "patches.json", None)):
+        run(checkpoint, image, "--out", tmp_path, "--indices", 7, 0, *options)
+        records = json.loads((tmp_path / file).read_text())
+        assert [c["channel"] for c in (records[0][key] if key else records)] == [7, 0]
+        run(checkpoint, image, "--out", tmp_path, "--indices", 192, *options, status=2)
+        assert capsys.readouterr().err == "error: --indices 192: the network has pooling channels 0 to 191\n"
+
+
+def test_a_bounded_number_is_explained(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(explain, "LIMIT", 1)
+    run(checkpoint, photos, "--out", tmp_path, "--channels", 1)
+    assert len(json.loads((tmp_path / "evidence.json").read_text())) == 1
+    assert capsys.readouterr().err == "the first 1 of 6 images; --limit 6: all\n"
+
+
+def test_pictures_are_cut_as_in_the_run(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "wide.png")
+    Image.fromarray(noise[:, 32:96]).save(tmp_path / "middle.png")
+    checkpoint = write_checkpoint(tmp_path / "last.ckpt", aspect="crop")
+    run(checkpoint, tmp_path / "wide.png", tmp_path / "middle.png", "--channels", 1)
+    wide, middle = json.loads((tmp_path / "explained" / "evidence.json").read_text())
+    assert wide["channels"] == pytest.approx(middle["channels"])
+
+
+def test_the_whole_image_is_explained_where_a_run_scores_test_views(
+    tmp_path: Path, photos: Path, capsys: Capture
+) -> None:
+    image = photos / "test" / "kind0" / "00.png"
+    found = []
+    for kind in ("whole", "flip"):
+        checkpoint = write_checkpoint(tmp_path / kind / "last.ckpt", test_views=ViewsConfig(kind))
+        run(checkpoint, image, "--channels", 1)
+        found.append(json.loads((tmp_path / kind / "explained" / "evidence.json").read_text())[0])
+    assert found[0]["channels"] == pytest.approx(found[1]["channels"])
+    pictures = [(tmp_path / kind / "explained" / "001-00.png").read_bytes() for kind in ("whole", "flip")]
+    assert pictures[0] != pictures[1], "the second one says so"
+    said = "Of the whole image; the run's own score is a mean over its test views (flip)."
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--class", "wern"], "the network knows no class 'wern'. Did you mean 'wren'"),
+        (["--against", "robin"], "the network knows no class 'robin'. "),
+        (["--class", "gull", "--against", "gull"], "--class and --against are both 'gull': give two classes"),
+        (["--channels", "0"], "--channels, --indices: one picture shows 1 to 64 channels"),
+        (["--indices", *map(str, range(65))], "--channels, --indices: one picture shows 1 to 64 channels"),
+        (["--limit", "0"], "--limit is 0: it must be 1 or more"),
+    ],
+)
+def test_wrong_arguments(checkpoint: Path, photos: Path, capsys: Capture, options: list[str], said: str) -> None:
+    run(checkpoint, photos, *options, status=2)
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert not (checkpoint.parents[1] / "explained").exists()
+
+
+def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: Path, capsys: Capture) -> None:
+    covariance = write_checkpoint(tmp_path / "a.ckpt", pooling={"method": "covariance"})
+    run(covariance, photos, status=2)
+    assert "model.network.pooling.method is covariance" in capsys.readouterr().err
+    run(write_checkpoint(tmp_path / "b.ckpt", classes=False), photos, status=2)
+    assert "no classes yet" in capsys.readouterr().err
+    run(tmp_path / "none.ckpt", photos, status=2)
+    assert capsys.readouterr().err == f"error: checkpoint not found: {tmp_path / 'none.ckpt'}\n"
+    (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
+    run(write_checkpoint(tmp_path / "c.ckpt"), tmp_path / "empty", status=2)
+    assert capsys.readouterr().err.startswith(f"error: no images in {tmp_path / 'empty'} (looked for: .jpg")
