@@ -9,8 +9,9 @@ vector's mean before, which is linear in P, too.) With the weights w and the bia
 
 where ``u_kj = w_kj r_kj`` (less its mean under ``zscore``). That is algebra, no approximation: the ``e_ik`` add up to
 the score, over places, over channels, or over both. What it holds fixed is the image's own scaling r: another image has
-another. (The split equals the integrated gradients of the signed square root from an empty image.) Entries of P that
-almost cancel have a large r, those of signs above all: places may then hold large shares of opposite sign.
+another. (Of the signed square root it is what gradients give that are integrated along the straight path from P = 0,
+Sundararajan et al., ICML 2017.) Entries of P that almost cancel have a large r, those of signs above all: places may
+then hold large shares of opposite sign.
 """
 
 from collections.abc import Iterator

@@ -53,7 +53,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     )
     parser.add_argument("--patches", action="store_true", help="what channels look at across the images")
     parser.add_argument("--channels", type=int, default=8, metavar="K", help="show the K strongest (default: 8)")
-    parser.add_argument("--indices", type=int, nargs="+", metavar="N", help="show these channels, by number from 0")
+    parser.add_argument(
+        "--indices", type=int, nargs="+", metavar="N", help="show these channels, numbered from 0 through all parts"
+    )
     parser.add_argument(
         "--limit", type=int, metavar="N", help=f"only the first N images (default: {LIMIT}; with --patches: all)"
     )
