@@ -86,7 +86,7 @@ def test_a_class_against_another(checkpoint: Path, photos: Path, tmp_path: Path,
     image = photos / "test" / "kind0" / "00.png"
     found = []
     for name, options in {"both": ["--class", "wren", "--against", "gull"], "one": ["--class", "wren"]}.items():
-        run(checkpoint, image, "--out", tmp_path / name, *options)
+        run(checkpoint, image, "--out", tmp_path / name, "--channels", 1, *options)
         found.append(json.loads((tmp_path / name / "evidence.json").read_text())[0])
     assert [record["class"] for record in found] == ["wren", "wren"]
     assert [record["against"] for record in found] == ["gull", None]
@@ -99,7 +99,7 @@ def test_unreadable_images_are_named_and_the_others_explained(
 ) -> None:
     (tmp_path / "broken.jpg").write_text("no picture")
     good = photos / "test" / "kind0" / "00.png"
-    for options, file in (((), "evidence.json"), (("--patches",), "patches.json")):
+    for options, file in ((("--channels", 1), "evidence.json"), (("--patches",), "patches.json")):
         out = tmp_path / file
         run(checkpoint, tmp_path / "broken.jpg", good, tmp_path / "none.jpg", "--out", out, *options, status=1)
         errors = capsys.readouterr().err.splitlines()
