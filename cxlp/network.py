@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cxlp.backbones import Backbone, BackboneConfig
 from cxlp.errors import CxlpError
-from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Normalise, Padding
+from cxlp.normalisation import Normalise
+from cxlp.pooling import Align, AveragePooling, CrossLayerPooling, Padding
 from cxlp.representations.covariance import CovariancePooling
 from cxlp.representations.fisher import GaussianFisherVector, SparseFisherVector
 from cxlp.representations.guide import TrainedGuidePooling
@@ -45,8 +46,14 @@ class PoolingConfig:
         align: For maps of different sizes: ``strict`` refuses, ``to_local`` resamples the guide,
             ``to_guide`` the local map.
         channels: Of the guide, how many pooling channels are used, the first ones; null: all.
+        guide_dim: Of cross-layer and bilinear pooling: to how many pooling channels the guide is projected, by the
+            leading eigenvectors of its activations; null: no projection.
+        sketch: Of cross-layer and bilinear pooling: length of the count sketch of the pooled features (compact
+            pooling); null: none.
         atoms: Components of the mixture, atoms of the dictionary, channels of the trained guide.
         sparsity: Weight of the L1 norm in sparse coding.
+        spectral: Of cross-layer and bilinear pooling: square root of the singular values of the pooled features, as a
+            matrix of pooling channels by values of a local feature (with ``sqrt: false``, or before that root).
         zscore: Standardise each image's pooled vector.
         channel_l2: L2 within each pooling channel.
         sign: Keep only signs.
@@ -63,8 +70,11 @@ class PoolingConfig:
     padding: Padding = "valid"
     align: Align = "strict"
     channels: int | None = None
+    guide_dim: int | None = None
+    sketch: int | None = None
     atoms: int = 100
     sparsity: float = 0.1
+    spectral: bool = False
     zscore: bool = False
     channel_l2: bool = False
     sign: bool = False
@@ -161,6 +171,11 @@ class Part(nn.Module):
     def projection(self) -> nn.Conv2d | None:
         """The PCA as a convolution; ``None`` where the encoding has none."""
         return None if isinstance(self.encoding, AveragePooling) else self.encoding.projection
+
+    @property
+    def guide_projection(self) -> nn.Conv2d | None:
+        """The projection of the guide as a convolution; ``None`` where the encoding has none."""
+        return self.encoding.guide_projection if isinstance(self.encoding, CrossLayerPooling) else None
 
     @property
     def local_features(self) -> int:
@@ -376,7 +391,15 @@ def load_network(path: str | Path) -> Network:
 def _build_encoding(
     config: PoolingConfig, channels: Sequence[int], sizes: Sequence[tuple[int, int]]
 ) -> CrossLayerPooling | AveragePooling | LocalEncoding:
-    normalise = Normalise(config.zscore, config.channel_l2, config.sign, config.sqrt, config.l2)
+    _check_method(config)
+    normalise = Normalise(
+        spectral=config.spectral,
+        zscore=config.zscore,
+        channel_l2=config.channel_l2,
+        sign=config.sign,
+        sqrt=config.sqrt,
+        l2=config.l2,
+    )
     if config.method in ("average_local", "average_guide"):
         return AveragePooling(channels[0], normalise)
     if config.method == "covariance":
@@ -402,5 +425,32 @@ def _build_encoding(
             )
         guides = config.channels
     return CrossLayerPooling(
-        channels[0], guides, config.pca_dim, config.size, config.stride, config.padding, config.align, normalise
+        channels[0],
+        guides,
+        config.pca_dim,
+        config.size,
+        config.stride,
+        config.padding,
+        config.align,
+        normalise,
+        config.guide_dim,
+        config.sketch,
     )
+
+
+def _check_method(config: PoolingConfig) -> None:
+    """Refuse options that the method, or another option, leaves without meaning."""
+    if config.method not in ("cross", "bilinear"):
+        for name, off in (("guide_dim", None), ("sketch", None), ("spectral", False)):
+            if getattr(config, name) is not off:
+                raise CxlpError(
+                    f"model.network.pooling.{name} is {getattr(config, name)}, which method {config.method} does not "
+                    f"have: choose cross or bilinear, or set {name} to {'null' if off is None else 'false'}"
+                )
+    if config.sketch is not None:
+        for name in ("spectral", "channel_l2"):
+            if getattr(config, name):
+                raise CxlpError(
+                    f"model.network.pooling.{name} is true, but a sketch has no pooling channels any more: set "
+                    f"{name} to false, or sketch to null"
+                )

@@ -18,14 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxlp.errors import CxlpError
+from cxlp.normalisation import Normalise, full_precision
+from cxlp.sketching import CountSketch
 
 Padding = Literal["valid", "same"]
 Align = Literal["strict", "to_local", "to_guide"]
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Raise half precision to float32; leave float32 and float64 alone."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def local_vectors(features: Tensor, views: int = 1) -> Tensor:
@@ -88,6 +85,13 @@ def sub_arrays(local: Tensor, size: int = 1, stride: int = 1, padding: Padding =
     _check_geometry(local, size, stride, padding)
     pad = size // 2 if padding == "same" else 0
     return F.unfold(local, size, padding=pad, stride=stride).transpose(1, 2)  # (B, N, C r r)
+
+
+def centres(guide: Tensor, size: int = 1, stride: int = 1, padding: Padding = "valid") -> Tensor:
+    """Take a map at the centres of the sub-arrays that :func:`sub_arrays` cuts: ``(B, K, H, W) -> (B, K, h, w)``."""
+    edge = size // 2 if padding == "valid" else 0
+    height, width = guide.shape[-2:]
+    return guide[..., edge : height - edge : stride, edge : width - edge : stride]
 
 
 def cross_layer_pooling(
@@ -153,100 +157,33 @@ def cross_layer_pooling(
             bias = None if bias is None else bias.to(local.dtype)
             projected = F.conv2d(local, weight.to(local.dtype), bias, stride=stride, padding=pad)
             features = projected.flatten(2).transpose(1, 2)  # (B, N, p)
-        edge = size // 2 if padding == "valid" else 0
-        height, width = guide.shape[-2:]
-        centres = guide[..., edge : height - edge : stride, edge : width - edge : stride]  # (B, K, h, w)
-        return torch.bmm(centres.flatten(2), features)  # (B, K, p)
-
-
-def signed_sqrt(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Signed square root ``sign(x) sqrt(|x|)``, with a gradient that is finite everywhere.
-
-    The derivative ``1 / (2 sqrt|x|)`` is infinite at 0, where whole pooling channels lie when
-    their guide is silent. Within ``|x| <= eps`` the root is therefore replaced by the straight
-    line ``x / sqrt(eps)``, which meets it at both ends (off by ``sqrt(eps) / 4`` at most).
-
-    Args:
-        x: Any shape.
-        eps: Half-width of the linear part.
-
-    Returns:
-        Same shape and dtype (float32 for half inputs).
-    """
-    x = full_precision(x)
-    # x / sqrt(max(|x|, eps)): four passes over memory, where sign times root with a branch takes seven.
-    return x * x.abs().clamp_min(eps).rsqrt()
-
-
-def normalise(
-    pooled: Tensor,
-    *,
-    zscore: bool = False,
-    channel_l2: bool = False,
-    sign: bool = False,
-    sqrt: bool = True,
-    l2: bool = True,
-) -> Tensor:
-    """Normalise pooled features and flatten them, each step a switch, in this order.
-
-    Args:
-        pooled: ``(B, K, p)``.
-        zscore: Subtract the mean and divide by the standard deviation of each image's own vector.
-        channel_l2: Scale each pooling channel's ``P_k`` to unit length.
-        sign: Keep only the sign, {-1, 0, 1} (section 3.4 of the paper). Its gradient is passed
-            straight through, since its own is zero.
-        sqrt: Signed square root, see :func:`signed_sqrt` (a sign is its own root).
-        l2: Scale the whole vector to unit length (a zero vector stays zero).
-
-    Returns:
-        ``(B, K * p)``, float32 for half inputs.
-    """
-    with torch.autocast(pooled.device.type, enabled=False):
-        x = full_precision(pooled)  # (B, K, p)
-        if zscore:
-            mean = x.mean(dim=(1, 2), keepdim=True)
-            variance = x.var(dim=(1, 2), keepdim=True, correction=0)
-            # rsqrt of a clamped variance: a constant vector becomes zero, with a finite gradient
-            x = (x - mean) * variance.clamp_min(1e-12).rsqrt()
-        if channel_l2:
-            x = F.normalize(x, dim=2)
-        if sign:
-            x = x.sign().detach() + (x - x.detach())
-        elif sqrt:
-            x = signed_sqrt(x)
-        x = x.flatten(1)  # (B, K p)
-        return F.normalize(x, dim=1) if l2 else x
-
-
-class Normalise(nn.Module):
-    """:func:`normalise` as a module: ``(B, K, p) -> (B, K * p)``.
-
-    Args:
-        zscore, channel_l2, sign, sqrt, l2: The steps, see :func:`normalise`.
-    """
-
-    def __init__(
-        self,
-        zscore: bool = False,
-        channel_l2: bool = False,
-        sign: bool = False,
-        sqrt: bool = True,
-        l2: bool = True,
-    ) -> None:
-        super().__init__()
-        self.steps = {"zscore": zscore, "channel_l2": channel_l2, "sign": sign, "sqrt": sqrt, "l2": l2}
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """``(B, K, p) -> (B, K * p)``."""
-        return normalise(pooled, **self.steps)
-
-    def extra_repr(self) -> str:
-        """Name the steps that are on."""
-        return " + ".join(step for step, on in self.steps.items() if on)
+        return torch.bmm(centres(guide, size, stride, padding).flatten(2), features)  # (B, K, p)
 
 
 class CrossLayerPooling(nn.Module):
     """Cross-convolutional-layer pooling as a head: two maps in, one normalised vector out.
+
+    For networks with many channels there are two shorter forms of the K p pooled features, which combine:
+
+    - low-rank: the guide's K channels are projected to k by ``V`` of orthonormal rows, and the rows ``V P`` pooled. The
+      frozen fit takes the leading eigenvectors of the guide's second moment ``E[a a^T]``, not centred, so that
+      ``V^T V a`` is the best approximation of rank k of its activations, and ``V^T (V P)`` one of ``P``; gradient
+      descent trains it. (Low-rank bilinear forms: Kong and Fowlkes, CVPR 2017.)
+    - compact: a count sketch adds them up in D bins, see :class:`~cxlp.sketching.CountSketch`.
+
+    Of an image with N places, in multiply-adds and in values of memory beside the maps:
+
+        ============  =========  ===============================  ====================
+        form          length     multiply-adds                    memory
+        ============  =========  ===============================  ====================
+        full          ``K p``    ``N (C r r p + K p)``            ``N p + K p``
+        low-rank      ``k p``    ``N (C r r p + K k + k p)``      ``N (p + k) + k p``
+        compact       ``D``      those of the full, and ``2 K p`` ``N p + 2 K p + D``
+        both          ``D``      those of low-rank, and ``2 k p`` ``N (p + k) + 2 k p + D``
+        ============  =========  ===============================  ====================
+
+    With ``C = K = 2048``, ``p = 512``, ``N = 196``: 1,048,576 values and 411 million multiply-adds in full; with k = 64
+    32,768 values and 238 million.
 
     Args:
         local_channels: Channels C of the lower map.
@@ -257,9 +194,13 @@ class CrossLayerPooling(nn.Module):
         padding: ``"valid"`` or ``"same"``.
         align: Rule for maps of different sizes, see :func:`align_maps`.
         normalise: What follows the pooling; signed square root and L2 if not given.
+        guide_dim: Number k of pooling channels that the guide is projected to; ``None``: no projection.
+        sketch: Length D of the count sketch of the pooled features; ``None``: none.
 
     Attributes:
         projection: The convolution that cuts and reduces local features, or ``None``.
+        guide_projection: The 1 x 1 convolution without bias that reduces the guide, or ``None``.
+        sketch: The count sketch, or ``None``.
         local_dim: Size of a local feature before the projection, ``C r r``.
         out_features: Length of the vector.
 
@@ -279,6 +220,8 @@ class CrossLayerPooling(nn.Module):
         padding: Padding = "valid",
         align: Align = "strict",
         normalise: nn.Module | None = None,
+        guide_dim: int | None = None,
+        sketch: int | None = None,
     ) -> None:
         super().__init__()
         _check_options(size, stride, padding)
@@ -288,16 +231,29 @@ class CrossLayerPooling(nn.Module):
                 f"pca_dim is {pca_dim}, but a local feature has {self.local_dim} values "
                 f"({local_channels} channels x {size} x {size}): choose 1 to {self.local_dim}, or null"
             )
+        if guide_dim is not None and not 1 <= guide_dim <= guide_channels:
+            raise CxlpError(
+                f"guide_dim is {guide_dim}, but the guide has {guide_channels} channels: choose 1 to {guide_channels}, "
+                "or null"
+            )
         self.size, self.stride, self.padding, self.align = size, stride, padding, align
         self.projection: nn.Conv2d | None = None
         if pca_dim is not None:
             pad = size // 2 if padding == "same" else 0
             self.projection = nn.Conv2d(local_channels, pca_dim, size, stride=stride, padding=pad)
+        self.guide_projection: nn.Conv2d | None = None
+        if guide_dim is not None:
+            self.guide_projection = nn.Conv2d(guide_channels, guide_dim, 1, bias=False)
+            nn.init.orthogonal_(self.guide_projection.weight)
         self.normalise = Normalise() if normalise is None else normalise
-        self.out_features = guide_channels * (pca_dim or self.local_dim)
+        shape = guide_dim or guide_channels, pca_dim or self.local_dim
+        self.sketch = None if sketch is None else CountSketch(*shape, sketch)
+        self.out_features = sketch or shape[0] * shape[1]
 
     def pool(self, local: Tensor, guide: Tensor) -> Tensor:
-        """Pool without normalising: ``(B, C, H, W), (B, K, H, W) -> (B, K, p)``."""
+        """Pool without sketch and normalisation: ``(B, C, H, W), (B, K, H, W) -> (B, K, p)``, or ``(B, k, p)``."""
+        if self.guide_projection is not None:
+            guide = project(self.guide_projection, guide)  # before it is resampled: both are linear
         weight, bias = (None, None) if self.projection is None else (self.projection.weight, self.projection.bias)
         return cross_layer_pooling(
             local,
@@ -335,6 +291,8 @@ class CrossLayerPooling(nn.Module):
         pooled = self.pool(local, guide)  # (B V, K, p)
         if views > 1:
             pooled = pooled.view(-1, views, *pooled.shape[1:]).sum(dim=1)
+        if self.sketch is not None:
+            pooled = self.sketch(pooled).unsqueeze(1)  # (B, 1, D)
         vector: Tensor = self.normalise(pooled)
         return vector
 

@@ -28,7 +28,11 @@ from tests.frozen.test_fit import POOLING, assert_same_weights, small_images, sm
 CPU = torch.device("cpu")
 RANKS = 2
 ROWS, DIM, CLASSES = 35, 50, 3
-POOLINGS = {"with PCA": POOLING, "without PCA": replace(POOLING, pca_dim=None)}
+POOLINGS = {
+    "with PCA": POOLING,
+    "without PCA": replace(POOLING, pca_dim=None),
+    "low-rank and compact": replace(POOLING, guide_dim=4, sketch=12),
+}
 TIMEOUT = 240
 
 
@@ -104,7 +108,7 @@ def work(index: int, folder: Path) -> None:
         empty.update(vectors())
     for name, m in (("moments", moments), ("moments of one rank", empty)):
         m.merge_ranks()
-        found[name] = (m.count, m.mean, m.scatter, m.principal_axes(3))
+        found[name] = (m.count, m.mean, m.scatter, m.principal_axes(3), m.principal_axes(3, centred=False))
     found |= solved(folder)
     for pooling in POOLINGS:
         found[pooling] = fitted(folder / "fit", pooling, slice(index, None, RANKS))
@@ -181,14 +185,14 @@ def test_barrier_waits_for_the_last(ranks: list[dict[str, Any]]) -> None:
 def test_merged_moments_are_those_of_one_process(ranks: list[dict[str, Any]], name: str) -> None:
     whole = Moments(6, CPU)
     whole.update(vectors())
-    for count, mean, scatter, axes in (found[name] for found in ranks):
+    for count, mean, scatter, axes, uncentred in (found[name] for found in ranks):
         assert count == whole.count == 101
         torch.testing.assert_close(mean, whole.mean, rtol=1e-12, atol=0)
         torch.testing.assert_close(scatter, whole.scatter, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(axes, whole.principal_axes(3), rtol=0, atol=1e-5)
-    assert_same_bits(ranks[0][name][1], ranks[1][name][1])
-    assert_same_bits(ranks[0][name][2], ranks[1][name][2])
-    assert_same_bits(ranks[0][name][3], ranks[1][name][3])
+        torch.testing.assert_close(uncentred, whole.principal_axes(3, centred=False), rtol=0, atol=1e-5)
+    for one, other in zip(ranks[0][name], ranks[1][name], strict=True):
+        assert_same_bits(one, other)
 
 
 @pytest.mark.slow

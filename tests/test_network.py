@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cxlp.backbones import BackboneConfig
 from cxlp.errors import CxlpError
 from cxlp.network import Method, Network, NetworkConfig, PoolingConfig, load_network
-from cxlp.pooling import Align
+from cxlp.pooling import Align, CrossLayerPooling
 from cxlp.representations.views import Kind, ViewsConfig, resized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,6 +81,11 @@ def test_methods_are_their_formulas(photos: Tensor) -> None:
         ({"method": "average_local", "pca_dim": 100_000}, 48),  # which averages do not use
         ({"method": "average_guide"}, 192),
         ({"method": "cross", "size": 3, "sign": True}, 192 * 6),
+        ({"method": "cross", "guide_dim": 5}, 5 * 6),
+        ({"method": "bilinear", "guide_dim": 5, "pca_dim": None}, 5 * 192),
+        ({"method": "cross", "sketch": 100}, 100),
+        ({"method": "bilinear", "guide_dim": 5, "sketch": 20}, 20),
+        ({"method": "cross", "guide_dim": 5, "channels": 9, "spectral": True}, 5 * 6),
     ],
 )
 def test_lengths(pooling: dict[str, Any], length: int, photos: Tensor) -> None:
@@ -94,6 +99,7 @@ def test_switches_reach_the_normalisation(photos: Tensor) -> None:
     plain = build(sqrt=False, l2=False)
     raw = plain.parts[0](*plain.backbone(photos))
     choices: list[dict[str, Any]] = [
+        {"spectral": True},
         {"sign": True},
         {"zscore": True},
         {"channel_l2": True},
@@ -206,6 +212,38 @@ def test_fewer_pooling_channels_are_the_first_ones(photos: Tensor) -> None:
         build(channels=193)
 
 
+@torch.no_grad()
+def test_low_rank_and_compact_forms_are_their_formulas(photos: Tensor) -> None:
+    plain = build(sqrt=False, l2=False)
+    pooled = plain.features(photos).view(2, 192, 6)
+    network = build(sqrt=False, l2=False, guide_dim=5, sketch=20)
+    network.load_state_dict(plain.state_dict(), strict=False)
+    part = next(network.each_part())
+    assert part.guide_projection is not None and isinstance(part.encoding, CrossLayerPooling)
+    assert part.encoding.sketch is not None
+    reduced = part.guide_projection.weight.flatten(1) @ pooled
+    torch.testing.assert_close(network.features(photos), part.encoding.sketch(reduced), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "message"),
+    [
+        ({"method": "covariance", "guide_dim": 5}, "guide_dim is 5, which method covariance does not have.* to null"),
+        ({"method": "trained_guide", "sketch": 5}, "sketch is 5, which method trained_guide does not have"),
+        ({"method": "average_guide", "sketch": 0}, "sketch is 0, which method average_guide does not have"),
+        ({"method": "fisher", "spectral": True}, "spectral is True, which method fisher does not have.* to false"),
+        ({"sketch": 8, "spectral": True}, "spectral is true, but a sketch has no pooling channels.*spectral to false"),
+        ({"sketch": 8, "channel_l2": True}, "channel_l2 is true, but a sketch has no pooling channels"),
+        ({"sketch": 192 * 6 + 1}, "sketch is 1153, but there are 192 x 6"),
+        ({"guide_dim": 193}, "guide_dim is 193, but the guide has 192 channels"),
+        ({"guide_dim": 8, "channels": 7}, "guide_dim is 8, but the guide has 7 channels"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused(pooling: dict[str, Any], message: str) -> None:
+    with pytest.raises(CxlpError, match=message):
+        build(**pooling)
+
+
 def test_one_layer_is_not_enough_for_two(photos: Tensor) -> None:
     with pytest.raises(CxlpError, match=r"layers is \['layer3'\]: cross takes two layers"):
         build(layers=("layer3",))
@@ -278,6 +316,8 @@ def save(network: Network, path: Path) -> Path:
         (EVEN, {"size": 3, "padding": "same", "sign": True}),
         (BACKBONE, {"align": "to_guide", "pca_dim": None, "zscore": True}),
         (BACKBONE, {"method": "average_guide", "sqrt": False}),
+        (EVEN, {"guide_dim": 5, "sketch": 20}),
+        (EVEN, {"method": "bilinear", "spectral": True}),
         (EVEN, {"method": "fisher", "atoms": 3}),
         (EVEN, {"method": "sparse_fisher", "atoms": 4, "sparsity": 0.2}),
         (EVEN, {"method": "trained_guide", "views": ViewsConfig("regions", stride=0.5, scale=1.0)}),
@@ -327,17 +367,24 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
         load_network(tmp_path / "page.ckpt")
 
 
-@pytest.mark.parametrize("method", get_args(Method))
-def test_each_parameter_takes_part(photos: Tensor, method: str) -> None:
-    network = randomise(build(classes=CLASSES, method=method)).train()  # DDP waits for gradients that never come
+HEADS: list[dict[str, Any]] = [
+    *({"method": method} for method in get_args(Method)),
+    {"guide_dim": 5, "sketch": 20},
+    {"method": "bilinear", "guide_dim": 5, "spectral": True},
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_each_parameter_takes_part(photos: Tensor, head: dict[str, Any]) -> None:
+    network = randomise(build(classes=CLASSES, **head)).train()  # DDP waits for gradients that never come
     network(photos).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("head", HEADS, ids=str)
 @torch.no_grad()
-def test_weights_in_half_precision_are_used_in_full(photos: Tensor, method: str) -> None:
-    network = build(method=method)
+def test_weights_in_half_precision_are_used_in_full(photos: Tensor, head: dict[str, Any]) -> None:
+    network = build(**head)
     for value in network.parameters():  # numbers that bfloat16 knows
         value.copy_(value.bfloat16().float())
     maps = network.backbone(photos)
@@ -345,6 +392,16 @@ def test_weights_in_half_precision_are_used_in_full(photos: Tensor, method: str)
     half = network.to(torch.bfloat16).parts[0](*next(network.each_part()).select(maps))
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, whole, atol=1e-4, rtol=1e-3)
+
+
+def test_a_checkpoint_without_the_newest_options_has_their_defaults(tmp_path: Path, photos: Tensor) -> None:
+    network = randomise(build(classes=CLASSES))
+    path = save(network, tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    for name in ("guide_dim", "sketch", "spectral"):
+        del content["cxlp"]["network"]["config"]["pooling"][name]
+    torch.save(content, path)
+    assert load_network(path).config == replace(network.config, backbone=replace(EVEN, weights=None))
 
 
 def test_an_earlier_checkpoint_is_called_so(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The operator: its values against naive loops, its gradients, precisions, errors and modules."""
 
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -15,31 +14,19 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from cxlp.errors import CxlpError
+from cxlp.normalisation import Normalise, normalise, signed_sqrt
 from cxlp.pooling import (
     Align,
     AveragePooling,
     CrossLayerPooling,
-    Normalise,
     Padding,
     align_maps,
     cross_layer_pooling,
-    normalise,
-    signed_sqrt,
     sub_arrays,
 )
+from tests.test_normalisation import SWITCHES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SWITCHES = [
-    {},
-    {"l2": False},
-    {"sqrt": False},
-    {"sqrt": False, "l2": False},
-    {"zscore": True},
-    {"channel_l2": True},
-    {"zscore": True, "channel_l2": True},
-    {"zscore": True, "channel_l2": True, "sqrt": False, "l2": False},
-]
 
 
 def maps(batch: int = 2, c: int = 5, k: int = 3, h: int = 7, w: int = 6, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -263,6 +250,9 @@ def test_errors_say_what_is_wrong(change: dict[str, Any], message: str) -> None:
         ({"size": 4}, "size is 4"),
         ({"stride": -1}, "stride is -1"),
         ({"padding": "SAME"}, "'SAME'"),
+        ({"guide_dim": 4}, "guide_dim is 4, but the guide has 3 channels: choose 1 to 3, or null"),
+        ({"guide_dim": 0}, "guide_dim is 0"),
+        ({"guide_dim": 2, "sketch": 11}, "sketch is 11, but there are 2 x 5 pooled features: choose 1 to 10"),
     ],
 )
 def test_the_module_refuses_at_construction(options: dict[str, Any], message: str) -> None:
@@ -287,34 +277,6 @@ def test_gradcheck_of_pooling(projected: bool, geometry: dict[str, Any]) -> None
     bias = torch.randn(2, dtype=torch.float64, requires_grad=True) if projected else None
     inputs = [t for t in (local.requires_grad_(), guide.requires_grad_(), weight, bias) if t is not None]
     assert gradcheck(lambda *args: cross_layer_pooling(*args, **geometry), inputs)
-
-
-def test_gradcheck_of_the_root_away_from_zero_and_within_the_line() -> None:
-    eps = 1e-2
-    inside = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64) * eps  # holds 0 itself
-    outside = torch.tensor([-3.0, -0.5, -0.02, 0.02, 0.5, 3.0], dtype=torch.float64)
-    for x in (inside, outside):
-        assert gradcheck(lambda t: signed_sqrt(t, eps), (x.clone().requires_grad_(),))
-    assert gradcheck(signed_sqrt, (outside.clone().requires_grad_(),))
-
-
-def test_the_root_is_the_root_and_its_line_meets_it() -> None:
-    x = torch.tensor([-9.0, -1e-4, 0.0, 1e-4, 4.0], dtype=torch.float64)
-    torch.testing.assert_close(signed_sqrt(x), torch.tensor([-3, -1e-2, 0, 1e-2, 2], dtype=torch.float64))
-    eps = 1e-2
-    edge = torch.tensor([eps, eps + 1e-12], dtype=torch.float64)
-    torch.testing.assert_close(signed_sqrt(edge, eps), edge.sqrt())  # both ends of the join
-    inside = torch.linspace(0, eps, 1001, dtype=torch.float64)
-    gap = (signed_sqrt(inside, eps) - inside.sqrt()).abs().max().item()
-    assert gap == pytest.approx(math.sqrt(eps) / 4, rel=1e-3)  # what the docstring promises
-
-
-@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "+".join(f"{k}={v}" for k, v in s.items()) or "default")
-def test_gradcheck_of_normalise(switches: dict[str, bool]) -> None:
-    # Away from 0, where the root's slope is too steep for finite differences.
-    x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    x = (x.sign() * (x.abs() + 0.3)).requires_grad_()
-    assert gradcheck(lambda t: normalise(t, **switches), (x,))
 
 
 @pytest.mark.parametrize("sign", [False, True])
@@ -403,7 +365,12 @@ COMPILED: list[Callable[[], nn.Module]] = [
     lambda: CrossLayerPooling(5, 3),
     lambda: CrossLayerPooling(5, 3, 4, size=3, normalise=Normalise(zscore=True, channel_l2=True)),
     lambda: CrossLayerPooling(5, 3, 4, padding="same", stride=2, normalise=Normalise(sign=True)),
+    lambda: CrossLayerPooling(5, 3, 4, guide_dim=2, sketch=6),
 ]
+#: Its thirty steps take their time to trace.
+SPECTRAL = pytest.param(
+    lambda: CrossLayerPooling(5, 3, 4, normalise=Normalise(spectral=True)), marks=pytest.mark.slow, id="spectral"
+)
 
 
 def compiles(build: Callable[[], nn.Module], backend: str) -> None:
@@ -419,7 +386,7 @@ def compiles(build: Callable[[], nn.Module], backend: str) -> None:
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", COMPILED)
+@pytest.mark.parametrize("build", [*COMPILED, SPECTRAL])
 def test_compiles_into_one_graph(build: Callable[[], nn.Module]) -> None:
     compiles(build, "aot_eager")
 
@@ -439,44 +406,6 @@ def test_compiles_with_the_default_backend() -> None:
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("torch.compile's default backend needs a C++ compiler")
     compiles(COMPILED[1], "inductor")
-
-
-# --- normalisation
-
-
-def test_normalise_equals_numpy_in_its_documented_order() -> None:
-    x = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.5
-    a = x.numpy()
-    standard = (a - a.mean((1, 2), keepdims=True)) / a.std((1, 2), keepdims=True)
-    np.testing.assert_allclose(normalise(x, zscore=True, sqrt=False, l2=False), standard.reshape(3, -1), atol=1e-12)
-    channels = a / np.linalg.norm(a, axis=2, keepdims=True)
-    np.testing.assert_allclose(normalise(x, channel_l2=True, sqrt=False, l2=False), channels.reshape(3, -1), atol=1e-12)
-    both = standard / np.linalg.norm(standard, axis=2, keepdims=True)
-    rooted = (np.sign(both) * np.sqrt(np.abs(both))).reshape(3, -1)
-    whole = rooted / np.linalg.norm(rooted, axis=1, keepdims=True)
-    np.testing.assert_allclose(normalise(x, zscore=True, channel_l2=True), whole, atol=1e-8)
-
-
-def test_the_default_has_unit_length_and_a_zero_vector_stays_zero() -> None:
-    x = torch.randn(2, 4, 5)
-    x[1] = 0
-    torch.testing.assert_close(normalise(x).norm(dim=1), torch.tensor([1.0, 0.0]))
-
-
-def test_zscore_of_a_constant_vector_is_zero() -> None:
-    assert not normalise(torch.full((1, 3, 4), 7.0), zscore=True).any()
-
-
-def test_signs_are_kept_scaled_and_passed_straight_through() -> None:
-    x = torch.tensor([[[-5.0, 0.0, 0.1, 3.0]]], requires_grad=True)
-    raw = normalise(x, sign=True, l2=False)
-    assert raw.tolist() == [[-1, 0, 1, 1]]
-    (gradient,) = torch.autograd.grad(raw, x, torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-    assert gradient.flatten().tolist() == [1, 2, 3, 4]
-    scaled = normalise(x, sign=True)
-    torch.testing.assert_close(scaled, raw / math.sqrt(3))
-    (gradient,) = torch.autograd.grad(scaled[0, 0], x)
-    assert gradient.isfinite().all() and gradient.any()
 
 
 # --- modules
@@ -520,8 +449,41 @@ def test_the_state_dict_holds_the_projection_and_nothing_else() -> None:
     assert torch.equal(one(local, guide), other(local, guide))
 
 
-def test_repr_names_the_steps_that_are_on() -> None:
-    assert "channel_l2 + sqrt + l2" in repr(Normalise(channel_l2=True))
+@pytest.mark.parametrize("align", ["to_local", "to_guide"])
+def test_a_projected_guide_pools_the_projected_rows(align: Align) -> None:
+    local, _ = maps()
+    _, guide = maps(k=4, h=14, w=3)
+    pool = CrossLayerPooling(5, 4, 3, align=align, guide_dim=2).double()
+    assert pool.projection is not None and pool.guide_projection is not None
+    rows = cross_layer_pooling(local, guide, pool.projection.weight, pool.projection.bias, align=align)  # (2, 4, 3)
+    v = pool.guide_projection.weight.flatten(1)  # (2, 4)
+    torch.testing.assert_close(pool.pool(local, guide), v @ rows)
+    assert pool(local, guide).shape == (2, pool.out_features) == (2, 6)
+    torch.testing.assert_close(v @ v.T, torch.eye(2, dtype=torch.float64), atol=1e-6, rtol=0)  # as it starts
+
+
+def test_as_many_directions_as_channels_keep_all_inner_products() -> None:
+    local, guide = maps(batch=4)
+    plain = CrossLayerPooling(5, 3)
+    turned = CrossLayerPooling(5, 3, guide_dim=3).double()
+    one, other = (pool.pool(local, guide).flatten(1) for pool in (plain, turned))
+    assert not torch.allclose(one, other)
+    torch.testing.assert_close(other @ other.T, one @ one.T, atol=1e-4, rtol=1e-5)
+
+
+def test_a_sketch_stands_between_pooling_and_normalisation() -> None:
+    local, guide = maps()
+    pool = CrossLayerPooling(5, 3, 4, sketch=7, guide_dim=2, normalise=Normalise(zscore=True)).double()
+    assert pool.sketch is not None
+    sketched = pool.sketch(pool.pool(local, guide))
+    torch.testing.assert_close(pool(local, guide), normalise(sketched[:, None], zscore=True))
+    assert sketched.shape == (2, pool.out_features) == (2, 7)
+    # views of an image are pooled before it is sketched: both are linear
+    together = CrossLayerPooling(5, 3, 4, sketch=7, normalise=Normalise(sqrt=False, l2=False)).double()
+    torch.testing.assert_close(together(local, guide, views=2), together(local, guide).sum(0, keepdim=True))
+
+
+def test_repr_names_the_options() -> None:
     assert "size=3, stride=2, padding=same, align=to_guide" in repr(
         CrossLayerPooling(5, 3, size=3, stride=2, padding="same", align="to_guide")
     )

@@ -15,12 +15,12 @@ from cxlp.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, ran
 from cxlp.errors import CxlpError
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import MapStore
-from cxlp.frozen.moments import Moments
+from cxlp.frozen.projections import ProjectionFit, random_places
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
 from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
 from cxlp.labels import as_targets, strata
 from cxlp.network import Network, Part
-from cxlp.pooling import AveragePooling, align_maps, local_vectors, project, sub_arrays
+from cxlp.pooling import local_vectors, project
 from cxlp.representations.fisher import Codebook
 from cxlp.representations.guide import TrainedGuidePooling
 from cxlp.timing import PhaseTimes
@@ -62,13 +62,6 @@ class FrozenConfig:
 
 #: Images per step of training a guide, over all ranks.
 GUIDE_BATCH = 64
-
-
-def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
-    """Choose ``wanted`` of ``count`` places of each image ``(b, wanted)``, by its position among the images only."""
-    return torch.stack(
-        [torch.randperm(count, generator=torch.Generator().manual_seed(p))[:wanted] for p in positions.tolist()]
-    )
 
 
 def _check_type(kind: FeatureType, network: Network) -> None:
@@ -130,24 +123,22 @@ class FrozenFit:
         self.positions: list[int] = []  # of this rank's images, in the order of its map store
         self.maps: MapStore | None = None
         #: Of the parts that have something to fit: by their place among the network's parts.
-        self.moments: dict[int, Moments] = {}
+        self.projections: dict[int, ProjectionFit] = {}
         self.columns: list[int] = []  # where each part's vector begins in a row
         width = 0
         for i, part in enumerate(network.each_part()):
             self.columns.append(width)
             width += part.out_features
-            if part.projection is not None and not stored:
-                self._check_pca(part, part.projection.out_channels)
+            if not stored and (part.projection is not None or part.guide_projection is not None):
+                self.projections[i] = ProjectionFit(part, images, self._per_image, self.device)
                 self._check_codebook(part)
-                assert not isinstance(part.encoding, AveragePooling)
-                self.moments[i] = Moments(part.encoding.local_dim, self.device)
         _check_type(config.features, network)
         if not stored:
             check_shared(folder)
         self.features = open_rows(
             folder / "features.bin", images, network.out_features, config.features, to_write=not stored
         )
-        if not self.moments and not stored:  # else the maps count, too, once their size is known
+        if not self.projections and not stored:  # else the maps count, too, once their size is known
             self._check_space(0)
 
     @torch.no_grad()
@@ -166,16 +157,16 @@ class FrozenFit:
             return
         inputs = self.network.inputs(images)
         for i, part in enumerate(self.network.each_part()):
-            if i in self.moments:
-                self.moments[i].update(self._sample(part, inputs[i], positions))
+            if i in self.projections:
+                self.projections[i].observe(inputs[i], positions)
             else:
                 self.features.write(positions, self.network.encode(part, inputs[i]), self.columns[i])
-        if not self.moments:
+        if not self.projections:
             return
-        waiting = [inputs[i] for i in self.moments]
+        waiting = [inputs[i] for i in self.projections]
         if self.maps is None:
             share = -(-self.images // world_size())
-            names = [self._part(i).map_names for i in self.moments]
+            names = [self._part(i).map_names for i in self.projections]
             self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, names, len(images), waiting)
             self._check_space(self.maps.rows.row_bytes)
         self.maps.append(waiting)
@@ -199,11 +190,11 @@ class FrozenFit:
                 f"the frozen fit needs each of the {self.images} training images once, it saw "
                 f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run"
             )
-        if self.moments:
+        if self.projections:
             with self.times.measure("PCA"):
-                for i, moments in self.moments.items():
-                    self._fit_projection(self._part(i), moments)
-            for place, i in enumerate(self.moments):
+                for fit in self.projections.values():
+                    fit.solve()
+            for place, i in enumerate(self.projections):
                 self._learn(place, self._part(i))
             with self.times.measure("pooling"):
                 self._pool()
@@ -245,15 +236,6 @@ class FrozenFit:
         assert isinstance(part, Part)
         return part
 
-    def _check_pca(self, part: Part, axes: int) -> None:
-        """Refuse what the PCA could only refuse after the pass."""
-        per_image = min(part.local_features, self._per_image)
-        if self.images * per_image <= axes:
-            raise CxlpError(
-                f"PCA to {axes} dimensions needs more than {axes} local features; {self.images} training images give "
-                f"{per_image} each (of {part.local_features}): lower model.network.pooling.pca_dim"
-            )
-
     def _check_codebook(self, part: Part) -> None:
         """Refuse, on all ranks and before the pass, what the codebook would refuse after it."""
         if isinstance(part.encoding, Codebook):
@@ -263,30 +245,6 @@ class FrozenFit:
     def _per_image(self) -> int:
         """How many local features each image gives to PCA and codebook, if it has so many."""
         return -(-self.config.pca_vectors // self.images)
-
-    def _sample(self, part: Part, maps: Sequence[Tensor], positions: Tensor) -> Tensor:
-        """Local features at random places of each image: ``(b * k, d)``; the places depend on its position only."""
-        encoding = part.encoding
-        assert not isinstance(encoding, AveragePooling)
-        # As pooling sees them: resampled where it resamples them.
-        local = maps[0].float()
-        if encoding.align == "to_guide":
-            local, _ = align_maps(local, maps[-1].float(), encoding.align)
-        vectors = sub_arrays(local, encoding.size, encoding.stride, encoding.padding)  # (b V, N, d)
-        vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
-        wanted = self._per_image
-        if wanted < vectors.shape[1]:
-            places = random_places(vectors.shape[1], wanted, positions)
-            vectors = torch.take_along_dim(vectors, places.to(vectors.device).unsqueeze(2), dim=1)
-        return vectors.flatten(0, 1)
-
-    def _fit_projection(self, part: Part, moments: Moments) -> None:
-        projection = part.projection
-        assert projection is not None and projection.bias is not None
-        moments.merge_ranks()
-        axes = moments.principal_axes(projection.out_channels)  # (p, d)
-        projection.weight.copy_(axes.view_as(projection.weight))
-        projection.bias.copy_(-(axes @ moments.mean))
 
     def _learn(self, place: int, part: Part) -> None:
         """Fit what an encoding has besides the PCA: a codebook or a trained guide."""
@@ -355,7 +313,7 @@ class FrozenFit:
             return
         bar = tqdm(desc="Pooling", total=len(self.positions), disable=not self.progress or rank() != 0, leave=False)
         for start, waiting in self.maps.batches(self.device):
-            for i, maps in zip(self.moments, waiting, strict=True):
+            for i, maps in zip(self.projections, waiting, strict=True):
                 part = self._part(i)
                 features = self.network.encode(part, maps)
                 positions = torch.tensor(self.positions[start : start + len(features)])

@@ -61,13 +61,15 @@ class Moments:
         all_sum(self.scatter)
         self.mean, self.count = mean, int(count.item())
 
-    def principal_axes(self, dim: int) -> Tensor:
+    def principal_axes(self, dim: int, centred: bool = True) -> Tensor:
         """The leading eigenvectors of the covariance, one per row, largest variance first.
 
         Signs are fixed (the largest entry of each is positive), so that two runs agree.
 
         Args:
             dim: How many.
+            centred: Whether of the covariance ``E[(x - m)(x - m)^T]``, or of the second moment ``E[x x^T]``, whose
+                axes ``V`` make ``V^T V x`` the best approximation of rank ``dim`` to the vectors themselves.
 
         Returns:
             ``(dim, d)``, float64, orthonormal rows, the same on each rank.
@@ -78,8 +80,10 @@ class Moments:
         if self.count <= dim:
             raise CxlpError(f"PCA to {dim} dimensions needs more than {dim} local features, there are {self.count}")
         d = len(self.mean)
-        covariance = (self.scatter / self.count).cpu().numpy()
-        _, vectors = scipy.linalg.eigh(covariance, subset_by_index=(d - dim, d - 1))
+        moment = self.scatter / self.count
+        if not centred:
+            moment.addr_(self.mean, self.mean)
+        _, vectors = scipy.linalg.eigh(moment.cpu().numpy(), subset_by_index=(d - dim, d - 1))
         axes = vectors.T[::-1]
         largest = np.abs(axes).argmax(axis=1)
         axes = axes * np.sign(axes[np.arange(dim), largest])[:, None]

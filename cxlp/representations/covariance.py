@@ -3,37 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from cxlp.pooling import Normalise
+from cxlp.normalisation import Normalise, matrix_sqrt
 from cxlp.representations.local import LocalEncoding
-
-#: Steps of the iteration, as in the paper.
-ITERATIONS = 5
-
-
-def matrix_sqrt(a: Tensor, iterations: int = ITERATIONS) -> Tensor:
-    """Square root of symmetric positive semidefinite matrices by the Newton-Schulz iteration.
-
-    With ``Y_0 = A / tr A`` and ``Z_0 = I``,
-
-        Y_k+1 = Y_k (3 I - Z_k Y_k) / 2,    Z_k+1 = (3 I - Z_k Y_k) Z_k / 2,
-
-    ``sqrt(tr A) Y_k`` converges to the root of A: products only, which GPUs and autograd like. After five steps it
-    is a root that damps small eigenvalues; they need more (Li et al., CVPR 2018, section 3.2).
-
-    Args:
-        a: ``(..., p, p)``, float32 or wider.
-        iterations: How many steps.
-
-    Returns:
-        Same shape. A zero matrix is its own root.
-    """
-    size = a.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(torch.finfo(a.dtype).tiny ** 0.5)
-    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    y, z = a / size, identity.expand_as(a)
-    for _ in range(iterations):
-        t = 0.5 * (3 * identity - z @ y)
-        y, z = y @ t, t @ z
-    return y * size.sqrt()
 
 
 class CovariancePooling(LocalEncoding):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.errors import CxlpError
-from cxlp.pooling import Align, Normalise, Padding, full_precision, local_vectors, project
+from cxlp.normalisation import Normalise, full_precision
+from cxlp.pooling import Align, Padding, local_vectors, project
 
 
 class LocalEncoding(nn.Module):

@@ -286,12 +286,14 @@ class CrossLayerTask(pl.LightningModule):
         saved = checkpoint["cxlp"]
         self._check_same("model.class_path", saved["task"], type(self).__name__)
         mine = self.network.spec()
+        # With the defaults of what came later than the checkpoint.
+        config = asdict(NetworkConfig.from_values(saved["network"]["config"]))
         for part in ("backbone", "pooling"):
-            theirs, ours = saved["network"]["config"][part], mine["config"][part]
+            theirs, ours = config[part], mine["config"][part]
             for key in ours.keys() - {"weights"}:  # they come from the checkpoint
-                self._check_same(f"model.network.{part}.{key}", theirs.get(key), ours[key])
+                self._check_same(f"model.network.{part}.{key}", theirs[key], ours[key])
         for part in ("also", "test_views"):
-            self._check_same(f"model.network.{part}", saved["network"]["config"].get(part), mine["config"][part])
+            self._check_same(f"model.network.{part}", config[part], mine["config"][part])
         for key, value in self.options().items():
             self._check_same(f"model.{key}", saved["options"].get(key), value)
         self._check_same("multi_label of the data", saved["network"]["multi_label"], mine["multi_label"])

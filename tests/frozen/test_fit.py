@@ -120,6 +120,13 @@ def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) 
         pytest.param(replace(POOLING, method="average_local"), None, id="average_local"),
         pytest.param(replace(POOLING, method="average_guide"), None, id="average_guide"),
         pytest.param(replace(POOLING, channels=5), None, id="few channels"),
+        pytest.param(replace(POOLING, guide_dim=4), None, id="low-rank"),
+        pytest.param(replace(POOLING, guide_dim=4, pca_dim=None, channels=20), None, id="low-rank without PCA"),
+        pytest.param(replace(POOLING, sketch=300), None, id="compact"),
+        pytest.param(
+            replace(POOLING, method="bilinear", guide_dim=8, sketch=40), None, id="bilinear, low-rank and compact"
+        ),
+        pytest.param(replace(POOLING, spectral=True, sqrt=False), None, id="matrix root"),
         pytest.param(replace(POOLING, views=ViewsConfig("blocks")), None, id="blocks"),
         pytest.param(replace(POOLING, method="average_guide", views=ViewsConfig("crops")), None, id="crops"),
         pytest.param(replace(POOLING, method="covariance", sqrt=False), None, id="covariance"),

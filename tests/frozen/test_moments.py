@@ -89,6 +89,21 @@ def test_principal_axes_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(axes.T @ axes, expected.T @ expected, atol=1e-5)  # the subspace
 
 
+def test_axes_of_the_second_moment_are_those_of_numpy() -> None:
+    x = vectors(500, 12, mean=30.0)
+    moments = streamed(x, [100, 130, 400])
+    axes = moments.principal_axes(5, centred=False).numpy()
+    exact = x.astype(np.float64)
+    expected = np.linalg.eigh(exact.T @ exact / len(x))[1][:, ::-1][:, :5].T
+    np.testing.assert_allclose(np.abs((axes * expected).sum(axis=1)), 1.0, atol=1e-8)
+    centred = moments.principal_axes(5).numpy()  # which leaves the moments as they were
+    assert np.abs((axes * centred).sum(axis=1)).min() < 0.99
+    # the best approximation of rank 5 to the vectors: NumPy's SVD
+    u, s, v = np.linalg.svd(exact, full_matrices=False)
+    best = (u[:, :5] * s[:5]) @ v[:5]
+    np.testing.assert_allclose(exact @ axes.T @ axes, best, atol=1e-3 * np.abs(best).max())
+
+
 def test_axes_are_orthonormal_and_their_largest_entry_is_positive() -> None:
     axes = streamed(vectors(300, 10), [77]).principal_axes(10).numpy()
     np.testing.assert_allclose(axes @ axes.T, np.eye(10), atol=1e-10)
