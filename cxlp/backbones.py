@@ -1,9 +1,10 @@
 """Any network, cut after two named layers: images in, the two maps out."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ class BackboneConfig:
             network; ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's).
         layers: The lower layer (local features) and the upper layer (guide), each the name of a
             module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
-            (of a convolutional classifier, the mean over places).
+            (of a convolutional classifier, the mean over places). Of a transformer the patch tokens on their grid are
+            the map: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
+            ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
         weights: ``default`` (ImageNet), a local file (``.pth``, for caffenet also ``.onnx``), or
@@ -93,7 +96,9 @@ class Backbone(nn.Module):
         self.trunk = cut(source.model, {layer: layer for layer in self.layers}, config.activation, config.name)
         self._load(config, source)
         # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
-        self.trunk.to(memory_format=torch.channels_last)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.Conv2d):  # not the trunk as a whole: a transformer's buffers may be of rank 5
+                module.to(memory_format=torch.channels_last)
         self._dry_run(config)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -103,14 +108,22 @@ class Backbone(nn.Module):
             images: ``(B, 3, H, W)``, RGB, 0..255, uint8 or floating point.
 
         Returns:
-            A map ``(B, C, h, w)`` for each layer; a fully connected layer's vector is a map of 1 x 1.
+            A map ``(B, C, h, w)`` for each layer; a fully connected layer's vector is a map of 1 x 1, a transformer's
+            patch tokens are one of their grid.
         """
+        return tuple(
+            _as_map(m, layout, layer)
+            for m, layout, layer in zip(self._outputs(images), self._layouts, self.layers, strict=True)
+        )
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        """What the layers give, in the network's own layouts."""
         x = images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
         if self.bgr:
             x = x.flip(1)
         x = (x - self.mean) / self.std
-        maps: dict[str, Tensor] = self.trunk(x)
-        return tuple(_as_map(maps[layer], layer) for layer in self.layers)
+        outputs: dict[str, Tensor] = self.trunk(x)
+        return [outputs[layer] for layer in self.layers]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy's mode: torchvision's cut networks wake up in training mode."""
@@ -135,16 +148,17 @@ class Backbone(nn.Module):
         self.eval()
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         try:
-            maps = self(255 * noise)
+            outputs = self._outputs(255 * noise)
         except (RuntimeError, AssertionError) as error:  # some networks assert their one input size
             raise CxlpError(
                 f"{config.name} cannot take images of {self.image_size} x {self.image_size} pixels "
                 f"(data.image_size, model.network.backbone.image_size): {str(error).splitlines()[0]}"
             ) from error
-        for layer, m in zip(self.layers, maps, strict=True):
-            shape = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
-            if not isinstance(m, Tensor) or m.ndim != 4 or min(m.shape[-2:]) < 1:
-                raise CxlpError(f"layer {layer!r} of {config.name} gives {shape}, not a map (B, C, H, W)")
+        self._layouts = tuple(
+            _layout(output, f"layer {layer!r} of {config.name}")
+            for output, layer in zip(outputs, self.layers, strict=True)
+        )
+        maps = [_as_map(*given) for given in zip(outputs, self._layouts, self.layers, strict=True)]
         memory = [m.data_ptr() for m in maps]
         self.same = tuple(self.layers[memory.index(own)] for own in memory)
         self.channels = tuple(m.shape[1] for m in maps)
@@ -153,12 +167,49 @@ class Backbone(nn.Module):
         self.train(training)
 
 
-def _as_map(m: Tensor, layer: str) -> Tensor:
-    if not isinstance(m, Tensor):
-        return m  # refused by the dry run
-    if layer == PENULTIMATE and m.ndim == 4:  # the classifier is a convolution, its scores are averaged
-        return m.mean(dim=(2, 3), keepdim=True)
-    return m[:, :, None, None] if m.ndim == 2 else m
+class _Layout(NamedTuple):
+    """How a layer's output is read as a map: its kind, and how many tokens stand before those of the patches."""
+
+    kind: Literal["vector", "tokens", "channels_first", "channels_last"]
+    prefix: int = 0
+
+
+#: Class token, distillation token, registers: more would hint that these are no tokens.
+_MOST_PREFIX_TOKENS = 16
+
+
+def _layout(output: Tensor, whose: str) -> _Layout:
+    """Tell the layout of a layer's output for one square image, whose maps are square."""
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if isinstance(output, Tensor) and len(output) == 1 and output.numel():
+        if output.ndim == 2:
+            return _Layout("vector")
+        if output.ndim == 3:
+            prefix = output.shape[1] - math.isqrt(output.shape[1]) ** 2
+            if prefix <= _MOST_PREFIX_TOKENS:
+                return _Layout("tokens", prefix)
+        if output.ndim == 4 and output.shape[2] == output.shape[3]:  # a cube, too: most networks are so
+            return _Layout("channels_first")
+        if output.ndim == 4 and output.shape[1] == output.shape[2]:
+            return _Layout("channels_last")
+    raise CxlpError(
+        f"{whose} gives {shape}, not a map (B, C, H, W) or (B, H, W, C) of a square image, nor tokens (B, N, C) of a "
+        "square grid behind a few others, nor a vector (B, C)"
+    )
+
+
+def _as_map(output: Tensor, layout: _Layout, layer: str) -> Tensor:
+    """Read a layer's output as a map ``(B, C, h, w)``, without copying it; the classifier's input is averaged."""
+    if layout.kind == "vector":
+        return output[:, :, None, None]
+    m = output
+    if layout.kind == "tokens":
+        patches = output[:, layout.prefix :]  # (B, g g, C)
+        side = math.isqrt(patches.shape[1])
+        m = patches.view(len(patches), side, side, -1).permute(0, 3, 1, 2)
+    elif layout.kind == "channels_last":
+        m = output.permute(0, 3, 1, 2)
+    return m.mean(dim=(2, 3), keepdim=True) if layer == PENULTIMATE else m
 
 
 def _find(name: str) -> _Source:

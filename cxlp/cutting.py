@@ -51,17 +51,15 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
         CxlpError: For an unknown layer (with the closest valid names), or for a network that cannot be
             traced.
     """
-    from torchvision.models.feature_extraction import create_feature_extractor
+    from torchvision.models.feature_extraction import DualGraphModule
 
     options = _tracing_options(model)
-    names = _trace(model, options, name)  # node -> qualified name
+    _, names = _trace(model.eval(), options, name)
     modules = dict(model.named_modules())
     taps = {output: names[_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
-    nodes = {path: path for path in taps.values()}
-    trunk: fx.GraphModule = create_feature_extractor(model, nodes, tracer_kwargs=options, suppress_diff_warning=True)
-    for graph in _graphs(trunk):
-        found: dict[str, fx.Node] = _output(graph).args[0]  # type: ignore[assignment]
-        _output(graph).args = ({output: found[path] for output, path in taps.items()},)
+    # Not torchvision's create_feature_extractor, which would not look into its own blocks, such as a transformer's MLP.
+    graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
+    trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__).eval()
     if activation == "before":
         _unfuse(trunk)
     _protect_from_in_place(trunk)
@@ -72,7 +70,9 @@ def _tracing_options(model: nn.Module) -> dict[str, Any]:
     import torchvision
 
     own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
-    options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": list(own)}
+    # A module that acts at random stays one, so that its rate can be seen and changed.
+    leaves = [*own, torchvision.ops.StochasticDepth]
+    options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": leaves}
     if type(model).__module__.startswith("timm."):
         # timm knows which of its modules branch on shapes; they become single nodes.
         from timm.models import get_notrace_functions, get_notrace_modules
@@ -82,16 +82,36 @@ def _tracing_options(model: nn.Module) -> dict[str, Any]:
     return options
 
 
-def _trace(model: nn.Module, options: dict[str, Any], name: str) -> dict[fx.Node, str]:
-    """Trace a network in evaluation mode: its nodes in order, with their qualified names."""
+def _trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Trace a network in its mode: the graph, and its nodes in order, with their qualified names."""
     from torchvision.models.feature_extraction import NodePathTracer
 
     tracer = NodePathTracer(**options)
     try:
-        tracer.trace(model.eval())
+        graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, ValueError) as error:
         raise CxlpError(f"{name} cannot be traced to be cut: {error}") from error
-    return {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
+    return graph, {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
+
+
+def _graph_to(taps: Mapping[str, str], model: nn.Module, options: dict[str, Any], name: str) -> fx.Graph:
+    """Trace a network in its mode, with the nodes of these names as outputs and nothing behind them."""
+    graph, names = _trace(model, options, name)
+    found = {path: node for node, path in names.items()}
+    missing = [path for path in taps.values() if path not in found]
+    if missing:
+        mode = "training" if model.training else "evaluation"
+        raise CxlpError(f"{name} has no layer {missing[0]!r} in {mode}: choose one that both modes pass through")
+    graph.erase_node(next(node for node in graph.nodes if node.op == "output"))
+    kept = {output: found[path] for output, path in taps.items()}
+    for node in reversed(graph.nodes):
+        if node in kept.values():
+            break
+        if node.target is torch._assert:  # would keep alive what it checks
+            graph.erase_node(node)
+    graph.output(kept)
+    fx.GraphModule(model, graph).graph.eliminate_dead_code()  # as the graph of a module, which tells what calls may do
+    return graph
 
 
 def _tap(

@@ -87,7 +87,7 @@ def spectral_root(x: Tensor, iterations: int = SPECTRAL_ITERATIONS) -> Tensor:
     """
     if x.shape[-2] < x.shape[-1]:  # the smaller Gram matrix
         return spectral_root(x.transpose(-2, -1), iterations).transpose(-2, -1)
-    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    norm: Tensor = torch.linalg.matrix_norm(x, keepdim=True)
     q = x / norm.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
     for _ in range(iterations):
         q = 1.5 * q - 0.5 * q @ (q.transpose(-2, -1) @ q)

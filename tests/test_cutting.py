@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def hooked(model: nn.Module, layers: tuple[str, str], images: Tensor) -> list[Tensor]:
+def hooked(model: nn.Module, layers: tuple[str, ...], images: Tensor) -> list[Tensor]:
     """What modules give, copied before whatever follows writes into it."""
     seen: dict[str, Tensor] = {}
     for layer in layers:
@@ -350,3 +350,63 @@ def test_the_trunk_is_a_graph_without_python_in_it() -> None:
     compiled = torch.compile(trunk.eval(), fullgraph=True, backend="eager")
     x = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(compiled(x), trunk(x))
+
+
+# --- transformers
+
+
+def small_transformer() -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=24
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "block", "mlp", "act"),
+    [
+        (small_transformer, 32, "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1.mlp.0", "mlp.1"),
+        (ti("test_vit"), 160, "blocks.0", "blocks.1.mlp.fc1", "mlp.act"),
+    ],
+)
+@torch.no_grad()
+def test_blocks_and_mlps_of_transformers_are_layers(
+    build: Callable[[], nn.Module], size: int, block: str, mlp: str, act: str
+) -> None:
+    model, x = build().eval(), torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    after = mlp[: mlp.index("mlp")] + act
+    tokens, linear, active = hooked(model, (block, mlp, after), x)
+    torch.testing.assert_close(active, F.gelu(linear))
+    for layer in (mlp, after):
+        for activation, expected in (("after", active), ("before", linear)):
+            found = cut(model, (block, layer), cast("Activation", activation), "vit").eval()(x)
+            torch.testing.assert_close(found["local"], tokens)
+            torch.testing.assert_close(found["guide"], expected)
+
+
+def test_checks_of_later_blocks_do_not_keep_them() -> None:
+    trunk = cut(
+        small_transformer(),
+        ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1.mlp.0"),
+        "after",
+        "vit",
+    )
+    assert not [name for name, _ in trunk.named_parameters() if "layer_2" in name or "heads" in name]
+    assert len(list(trunk.eval_graph.nodes)) < 60  # type: ignore[union-attr, arg-type]
+    with pytest.raises(AssertionError, match="Wrong image height"):  # that of the patches before them is kept
+        trunk(torch.rand(1, 3, 24, 32))
+
+
+def test_a_layer_of_one_mode_only_is_refused() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return x if self.training else self.b(x)
+
+    with pytest.raises(CxlpError, match="odd has no layer 'b' in training"):
+        cut(Odd(), ("a", "b"), "after", "odd")
