@@ -385,6 +385,17 @@ def test_a_resumed_run_does_not_need_its_start_any_more(work: Path) -> None:
     assert json.loads(Path("runs/a/metrics.json").read_text())["metrics"] == begun["metrics"]
 
 
+def test_a_run_from_before_the_newest_options_is_resumed(work: Path) -> None:
+    begun = run("a")
+    path = Path("runs/a/checkpoints/last.ckpt")
+    content = torch.load(path, weights_only=True)
+    for name in ("guide_dim", "sketch", "spectral"):
+        del content["cxlp"]["network"]["config"]["pooling"][name]
+    torch.save(content, path)
+    assert main(["--config", "runs/a/config.yaml", "--ckpt_path", str(path)]) == 0
+    assert json.loads(Path("runs/a/metrics.json").read_text())["metrics"] == begun["metrics"]
+
+
 def test_a_resumption_cannot_change_the_rates(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("a", *FINETUNE)
     again = [*FINETUNE, "--ckpt_path", "runs/a/checkpoints/last.ckpt", "--model.optimizer.backbone_lr", "0.5"]

@@ -244,6 +244,17 @@ def test_forms_that_cannot_be_are_refused(pooling: dict[str, Any], message: str)
         build(**pooling)
 
 
+@torch.no_grad()
+def test_a_transformers_patch_tokens_are_pooled_under_the_next_blocks_mlp() -> None:
+    layers = ("blocks.4", "blocks.5.mlp.act")
+    network = build(BackboneConfig("timm/test_vit", layers, weights=None), pca_dim=None, sqrt=False, l2=False)
+    pictures = torch.rand(2, 3, 160, 160) * 255
+    tokens = [m.flatten(2).transpose(1, 2) for m in network.backbone(pictures)]  # (2, 100, 64), (2, 100, 192)
+    expected = torch.einsum("bnk,bnp->bkp", tokens[1], tokens[0]).flatten(1)
+    torch.testing.assert_close(network.features(pictures), expected, rtol=1e-4, atol=1e-3)
+    assert next(network.each_part()).local_features == 100
+
+
 def test_one_layer_is_not_enough_for_two(photos: Tensor) -> None:
     with pytest.raises(CxlpError, match=r"layers is \['layer3'\]: cross takes two layers"):
         build(layers=("layer3",))

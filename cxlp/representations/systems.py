@@ -18,6 +18,9 @@ _LOWER_PAIRS: dict[str, tuple[str, str]] = {
 #: What the paper's CL-45 is made of.
 PAPERS = {"name": "caffenet", "layers": ("conv4", "conv5"), "pca_dim": 500, "size": 3}
 
+#: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
+GUIDE_DIM, SKETCH = 64, 8192
+
 #: Accuracy or mean average precision in percent, by data set: recalled, not read. Check the PDF before you cite.
 RECALLED: dict[str, dict[str, float]] = {
     "CNN-Global": {"mit67": 57.9, "voc2007": 71.7, "cub200": 59.2, "h3d": 74.1},
@@ -57,7 +60,8 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
         Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
         pair of layers lower; of other backbones they are called CL and CL-lower.
     """
-    cross = replace(base.pooling, method="cross", sign=False)
+    # The full form: where the base has another one, that is a system of its own.
+    cross = replace(base.pooling, method="cross", sign=False, guide_dim=None, sketch=None, spectral=False)
     pair, lower = ("CL-45", "CL-34") if base.backbone.name == "caffenet" else ("CL", "CL-lower")
     layers = cross.layers_of(base.backbone)
     below = _LOWER_PAIRS.get(base.backbone.name)
@@ -81,6 +85,12 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
     finer = replace(cross, views=ViewsConfig("blocks"))
     upper = replace(cross, size=1, padding="valid", stride=1, channels=None, pca_dim=kept(layers[1]))
     average = replace(upper, method="average_guide", pca_dim=None, sqrt=False)
+    bilinear = replace(upper, method="bilinear")
+    used = cross.channels or channels[layers[1]]
+
+    def compact(pooling: PoolingConfig, guides: int, local: str) -> PoolingConfig:
+        features = guides * (pooling.pca_dim or channels[local] * pooling.size**2)
+        return replace(pooling, sketch=min(SKETCH, features), channel_l2=False)  # a sketch has no channels
 
     found = {
         "CNN-Global": network(fc),
@@ -90,18 +100,24 @@ def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
         "regions + trained guide": network(replace(regions, method="trained_guide", atoms=100)),
     }
     if below is not None:
-        found[lower] = network(replace(cross, layers=below, pca_dim=kept(below[0], cross.size)))
+        under = replace(cross, layers=below, pca_dim=kept(below[0], cross.size))
+        found[lower] = network(under)
+        found[f"{pair} + {lower}"] = network(cross, under)
     other = 3 if cross.size == 1 else 1
     return found | {
         pair: network(cross),
         f"{pair}, {other}x{other}": network(with_size(other)),
         f"{pair}, signs": network(replace(cross, sign=True)),
+        f"{pair}, low rank": network(replace(cross, guide_dim=min(GUIDE_DIM, used))),
+        f"{pair}, compact": network(compact(cross, used, layers[0])),
+        f"{pair}, matrix root": network(replace(cross, spectral=True, sqrt=False)),
         f"{pair}F": network(finer),
         f"{pair}C": network(cross, finer),
         "CL + CNN-Global": network(cross, fc),
         "CL + CNN-Jitter": network(cross, jitter),
         "average": network(average),
         "average, root": network(replace(average, sqrt=True)),
-        "bilinear": network(replace(upper, method="bilinear")),
+        "bilinear": network(bilinear),
+        "bilinear, compact": network(compact(bilinear, channels[layers[1]], layers[1])),
         "iSQRT-COV": network(replace(upper, method="covariance", sqrt=False)),
     }

@@ -32,6 +32,10 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
         ("CL-45", 500 * 256, 1, 227),
         ("CL-45, 1x1", 384 * 256, 1, 227),  # conv4 has 384 channels
         ("CL-45, signs", 500 * 256, 1, 227),
+        ("CL-45, low rank", 500 * 64, 1, 227),
+        ("CL-45, compact", 8192, 1, 227),
+        ("CL-45, matrix root", 500 * 256, 1, 227),
+        ("CL-45 + CL-34", 500 * 256 + 500 * 384, 1, 227),
         ("CL + CNN-Global", 500 * 256 + 4096, 1, 227),
         ("average, root", 256, 1, 227),
         ("CL-45F", 500 * 256, 4, 454),
@@ -39,6 +43,7 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
         ("CL + CNN-Jitter", 500 * 256 + 4096, 11, 256),
         ("average", 256, 1, 227),
         ("bilinear", 256 * 256, 1, 227),
+        ("bilinear, compact", 8192, 1, 227),
         ("iSQRT-COV", 256 * 257 // 2, 1, 227),
     ],
 )
@@ -61,6 +66,8 @@ def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> N
     found = systems(base)
     assert "CL" in found and "CL-lower" not in found and "CL, 3x3" in found
     assert found["CLF"].pooling.views == ViewsConfig("blocks")
+    assert found["CL, low rank"].pooling.guide_dim == 9  # as many as there are
+    assert found["CL, compact"].pooling.sketch == min(8192, 9 * (pca_dim or 256))
     for name, config in found.items():
         assert Network(config).out_features > 0, name
 
@@ -72,6 +79,11 @@ def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> N
 def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> None:
     base = NetworkConfig(BackboneConfig(name, layers, weights=None), PoolingConfig(pca_dim=256))
     assert Network(systems(base)["CL-lower"]).passes == 1
+
+
+def test_the_full_form_stands_beside_the_shorter_ones() -> None:
+    short = replace(CAFFENET, pooling=replace(CAFFENET.pooling, guide_dim=16, sketch=500, spectral=False))
+    assert systems(short) == systems(CAFFENET)
 
 
 def test_recalled_values_stand_beside_the_papers_network_only() -> None:
