@@ -22,10 +22,10 @@ from torch import Tensor
 
 from cxlp.errors import CxlpError
 from cxlp.network import Network, Part
+from cxlp.normalisation import Normalise
 from cxlp.pooling import (
     AveragePooling,
     CrossLayerPooling,
-    Normalise,
     align_maps,
     cross_layer_pooling,
     local_vectors,
@@ -180,6 +180,11 @@ def check_explainable(network: Network) -> None:
                 "or a generative model comes before the classifier), so the score cannot be split exactly; methods "
                 "that can be explained: cross, bilinear, trained_guide, average_local, average_guide"
             )
+        if part.config.spectral:
+            raise CxlpError(
+                "model.network.pooling.spectral is true: a matrix root mixes all places, so the score cannot be split "
+                "exactly"
+            )
 
 
 @torch.inference_mode(False)  # it takes derivatives, also where a Trainer has switched that off
@@ -261,6 +266,8 @@ def _explain_part(part: Part, maps: list[Tensor], weights: Tensor, network: Netw
         with torch.enable_grad():
             guide = activations.detach().clone().requires_grad_()
             pooled = pool(local.detach(), guide).sum(dim=0)  # (K, p)
+            if isinstance(encoding, CrossLayerPooling) and encoding.sketch is not None:
+                pooled = encoding.sketch(pooled[None])  # (1, D), linear, too
             effective = effective_weights(normalise, pooled.detach(), weights.view_as(pooled))
             # P is linear in the guide: an activation times its derivative is what it contributes.
             (slopes,) = torch.autograd.grad((pooled * effective).sum(), guide)
