@@ -13,6 +13,7 @@ from cxlp.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_di
 from cxlp.cutting import PENULTIMATE, cut
 from cxlp.errors import CxlpError, did_you_mean
 from cxlp.fetching import Remote, fetch
+from cxlp.recomputing import Recomputation
 from cxlp.weights import in_order, load_strictly, pretrained, read_state_dict
 
 
@@ -75,6 +76,9 @@ class Backbone(nn.Module):
         map_sizes: Their ``(H, W)`` at ``image_size``.
         strides: Input pixels per cell of each map, vertically.
         same: For each layer the first one that means the same map.
+        recompute: Whether training holds few maps and computes the others again for their gradients
+            (gradient checkpointing, see :mod:`cxlp.recomputing`); off at first, and no part of the config: it
+            changes no value.
 
     Raises:
         CxlpError: For an unknown network or layer, weights that do not fit, or an image size too
@@ -90,6 +94,8 @@ class Backbone(nn.Module):
         self.layers = tuple(layers or config.layers)
         self.image_size = config.image_size or source.expects.size
         self.bgr = source.expects.bgr
+        self.recompute = False
+        self._recomputation = Recomputation()
         # Not in the state dict: they are the network's definition, not learnt.
         self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
@@ -122,7 +128,8 @@ class Backbone(nn.Module):
         if self.bgr:
             x = x.flip(1)
         x = (x - self.mean) / self.std
-        outputs: dict[str, Tensor] = self.trunk(x)
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
+        outputs: dict[str, Tensor] = self._recomputation(self.trunk, x) if recompute else self.trunk(x)
         return [outputs[layer] for layer in self.layers]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

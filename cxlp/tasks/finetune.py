@@ -43,6 +43,10 @@ class FineTune(CrossLayerTask):
             :class:`~cxlp.tasks.averaging.AverageWeights`.
         freeze_batch_norm: Keep the backbone's BatchNorm statistics as they are: small batches
             estimate them badly, and step 0 would not be the frozen solution.
+        recompute: Gradient checkpointing of the backbone: hold few maps and compute the others again in the backward
+            pass, for larger batches or images at about a third more time. Changes no value.
+        compile: Have ``torch.compile`` make faster code for backbone and pooling, within the first steps (which take
+            a minute or more; on the CPU it needs a C++ compiler). Values stay up to rounding.
     """
 
     def __init__(
@@ -56,13 +60,18 @@ class FineTune(CrossLayerTask):
         mix_alpha: float = 0.2,
         ema: float = 0.0,
         freeze_batch_norm: bool = True,
+        recompute: bool = False,
+        compile: bool = False,
     ) -> None:
         for name, value in (("label_smoothing", label_smoothing), ("ema", ema)):
             if not 0 <= value < 1:
                 raise CxlpError(f"model.{name} is {value}: it must lie in [0, 1)")
         if not mix_alpha > 0:
             raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
+        if recompute and compile:
+            raise CxlpError("model.recompute and model.compile exclude each other: choose less memory or more speed")
         super().__init__(network, frozen)
+        self.network.backbone.recompute, self.compile_parts = recompute, compile
         self.optimizer_config = optimizer
         self.start = start
         self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
@@ -77,6 +86,10 @@ class FineTune(CrossLayerTask):
             if self.network.multi_label:
                 raise CxlpError(f"model.mix is {self.mix}, but these images show several classes each: leave it out")
             self._mixing = Mixing(self.mix, self.mix_alpha, len(self.network.classes))
+        if self.compile_parts and stage == "fit":
+            # In place, so that names in checkpoints stay; each is compiled when it is first called.
+            for module in (self.network.backbone, *self.network.parts):
+                module.compile()
         if self.start == "scratch" and any(isinstance(p.encoding, Codebook) for p in self.network.each_part()):
             raise CxlpError(
                 "model.start is scratch, but a Fisher vector's codebook is fitted, not trained: start from frozen"

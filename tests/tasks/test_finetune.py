@@ -337,3 +337,53 @@ def test_gradients_are_clipped_as_asked(folder: Path, tmp_path: Path) -> None:
     # the first step of Nesterov momentum m is (1 + m) times the gradient
     assert moved[0] > 0.1
     assert moved[1] == pytest.approx(1.9e-3, rel=1e-2)
+
+
+# --- less memory, more speed
+
+
+def two_epochs(folder: Path, tmp_path: Path, **options: Any) -> tuple[FineTune, pl.Trainer]:
+    """A frozen epoch and one with gradients, with validation."""
+    tuned = task(start="frozen", **options)
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(tuned, pictures(folder, validation=0.25))
+    return tuned, run
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_recomputation_changes_nothing(folder: Path, tmp_path: Path, freeze: bool) -> None:
+    runs = [two_epochs(folder, tmp_path, freeze_batch_norm=freeze, recompute=on) for on in (False, True)]
+    (plain, _), (again, _) = runs
+    assert again.network.backbone._recomputation.cuts and plain.network.backbone._recomputation.cuts is None
+    assert again.options() == plain.options()  # so that a run may be resumed with the other choice
+    torch.testing.assert_close(again.network.state_dict(), plain.network.state_dict(), rtol=1e-5, atol=1e-6)
+    losses = [run.callback_metrics["train/loss_epoch"] for _, run in runs]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+def test_compiled_parts_train_alike_under_the_same_names(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    in_place = torch.nn.Module.compile
+
+    def quickly(module: torch.nn.Module) -> None:
+        """Trace forward and backward pass, without making machine code of them."""
+        compiled.append(module)
+        in_place(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quickly)
+    torch._dynamo.reset()
+    plain, _ = two_epochs(folder, tmp_path)
+    fast, _ = two_epochs(folder, tmp_path, compile=True)
+    assert compiled == [fast.network.backbone, *fast.network.parts]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-5)
+    assert fast.options() == plain.options()
+
+
+def test_recomputation_and_compilation_exclude_each_other() -> None:
+    with pytest.raises(CxlpError, match=r"model\.recompute and model\.compile exclude each other"):
+        task(recompute=True, compile=True)
