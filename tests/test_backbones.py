@@ -426,6 +426,19 @@ def test_compiles_without_graph_breaks(squeeze: Backbone, photos: Tensor) -> Non
         torch.testing.assert_close(one, other)
 
 
+def test_synchronised_batch_norm_leaves_the_trunk_as_it_is(photos: Tensor) -> None:
+    # what trainer.sync_batchnorm does; its training needs several GPUs
+    plain = build("timm/test_resnet", ("layer3.0.conv2", "layer3"), image_size=64)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert list(converted.state_dict()) == list(plain.state_dict())
+    for one, other in zip(converted.eval()(photos), plain(photos), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    trunk: Any = converted.trunk
+    assert trunk.train().graph is trunk.train_graph and trunk.eval().graph is trunk.eval_graph
+
+
 def test_gradients_reach_the_first_layer(squeeze: Backbone, photos: Tensor) -> None:
     twin = copy.deepcopy(squeeze)
     local, guide = twin(photos)

@@ -56,3 +56,18 @@ def test_loading_benchmark_measures_both_and_their_difference(tmp_path: Path) ->
     assert 0 < mean < 2
     assert mean < most <= largest
     assert 0 < found["apart"]["cxlp - plain"][0] < 10
+
+
+@pytest.mark.slow
+def test_step_benchmark_measures_each_head(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    network = ["--name", "squeezenet1_0", "--layers", "features.11", "features.12", "--image", "64", "--pca", "6"]
+    heads = ["--heads", "cross-layer", "cross-layer, recomputed"]
+    shown = run("step.py", *network, *heads, "--classes", "3", "--rounds", "2", "--threads", "1", "--out", str(out))
+    assert "average pooling" in shown and "peak MB" in shown
+    found = json.loads(out.read_text())
+    cross = found["cross-layer"]
+    assert len(cross["seconds"]) == 2 and min(cross["seconds"]) > 0
+    # projection and classifier, with their biases
+    assert cross["head"] == 512 * 6 + 6 + 512 * 6 * 3 + 3 > found["average pooling"]["head"] == 512 * 3 + 3
+    assert found["cross-layer, recomputed"]["peak"] < cross["peak"]

@@ -233,42 +233,45 @@ def test_wandb_offline_holds_curves_summary_tables_and_config(work: Path, monkey
     assert len(runs) == 2 and all(saved["wandb_id"] in r.name for r in runs)
 
 
-#: A trained network: a random one diverges at the rates of finetune.yaml, and divergence blows up rounding.
-TRAINED = [
-    *("--config", "efficientnet_lite0.yaml"),
-    *("--model.network.backbone.weights", "default"),
-    *("--model.network.backbone.image_size", "96"),
-    *("--model.network.pooling.pca_dim", "8"),
-]
-
-
 @pytest.mark.slow
-def test_two_processes_agree_with_one(work: Path) -> None:
+@pytest.mark.parametrize("mode", [[], FINETUNE], ids=["frozen", "finetune"])
+def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
     write_cub200(work / "odd", classes=3, train=7, test=3)  # 21 training and 9 test images: odd numbers
-    common = [*TRAINED, "--data.root", "odd/CUB_200_2011"]
-    one = run("one", *common, "--data.batch_size", "4")  # batches of one size round alike
+    # a trained network, at the rates of finetune.yaml: a random one diverges, and divergence blows up rounding
+    network = ["--config", "efficientnet_lite0.yaml", "--model.network.backbone.weights", "default"]
+    network += ["--model.network.backbone.image_size", "96", "--model.network.pooling.pca_dim", "8"]
+    common = [*network, *mode, "--data.root", "odd/CUB_200_2011", "--trainer.log_every_n_steps", "1"]
+    # gradients are of the joint batch; without them, batches of one size round alike
+    one = run("one", *common, "--data.batch_size", "8" if mode else "4")
     two_processes(*common)
-    assert_same_result(one, "two", 1e-5)
+    if mode:
+        losses = logged("one", "train/loss_epoch")
+        assert len(losses) == 2
+        assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=1e-3)
+    assert_same_result(one, "two", 1e-3 if mode else 1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one_does(work: Path) -> None:
+def test_two_processes_take_the_same_twenty_steps_as_one(work: Path) -> None:
     # 24 images to train on, three steps an epoch; 15 held out and 15 for the test: odd numbers
     write_cub200(work / "odd", classes=3, train=13, test=5)
-    common = [*TRAINED, *FINETUNE, "--data.root", "odd/CUB_200_2011", "--data.validation", "0.385"]
-    common += ["--trainer.max_epochs", "8", "--trainer.log_every_n_steps", "1"]
+    common = [*FINETUNE, "--data.root", "odd/CUB_200_2011", "--data.validation", "0.38"]
+    common += ["--trainer.max_epochs", "7", "--trainer.log_every_n_steps", "1"]
+    # No frozen fit, which rounds to float32, and double precision: the square root's steep slope at 0 makes much of
+    # rounding, step by step, so that single precision does not tell it from a mistake after so many.
+    common += ["--trainer.precision", "64-true", "--model.start", "scratch", "--model.optimizer.classifier_lr", "1.0"]
     one = run("one", *common, "--data.batch_size", "8")
     losses = logged("one", "train/loss_step", by="step")
     assert one["images"]["train"] == 24 and len(losses) == 21
-    assert min(losses.values()) < 0.9 * max(losses.values())
+    assert min(losses.values()) < 0.8 * max(losses.values())
     two_processes(*common)  # under the strategy ddp, which refuses a parameter that gets no gradient
-    assert logged("two", "train/loss_step", by="step") == pytest.approx(losses, rel=1e-3)
-    assert_same_result(one, "two", 1e-3)
+    assert logged("two", "train/loss_step", by="step") == pytest.approx(losses, rel=1e-6)
+    assert_same_result(one, "two", 1e-6)
     Path("runs/two").rename("runs/whole")
     # Lightning logs a step's last batch only, but an epoch's mean is of all
     two_processes(*common, "--trainer.accumulate_grad_batches", "2", batch=2)
-    assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-3)
-    assert_same_result(one, "two", 1e-3)
+    assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-6)
+    assert_same_result(one, "two", 1e-6)
 
 
 def assert_same_result(one: dict[str, Any], name: str, tolerance: float) -> None:

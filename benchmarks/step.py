@@ -1,0 +1,204 @@
+"""One step of fine-tuning by head: what cross-layer pooling adds to a step with average pooling.
+
+    python benchmarks/step.py
+    python benchmarks/step.py --device cuda --batch 16 --precision bf16
+
+A step is a forward pass, a backward pass and an update by SGD with momentum, of VGG-16 with random weights at
+448 px (configs/vgg16.yaml's layers, conv5_2 and conv5_3) and 200 classes, on images that lie in memory. The heads
+take turns in one process, so that a busy moment of the machine meets each; memory is that of a process of its own.
+Average pooling is what others are compared with. A last line is cross-layer pooling with ``model.recompute``.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import in_fresh_process, machine, peak_bytes, reset_peak
+from rich.console import Console
+from rich.table import Table
+
+from cxlp.backbones import BackboneConfig
+from cxlp.labels import classification_loss
+from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.tasks.optim import OptimizerConfig, build_optimizer
+
+BASELINE = "average pooling"
+RECOMPUTED = "cross-layer, recomputed"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is trained; the defaults are configs/vgg16.yaml's network at 448 px."""
+
+    name: str = "vgg16"
+    layers: tuple[str, str] = ("features.26", "features.28")
+    image: int = 448
+    batch: int = 2
+    pca: int = 256
+    classes: int = 200
+    threads: int = 2
+    device: str = "cpu"
+    precision: str = "32"
+
+
+@dataclass
+class Measured:
+    """Seconds of each round, the process's peak bytes, and how many parameters the head has."""
+
+    seconds: list[float]
+    peak: int = 0
+    head: int = 0
+
+
+def heads(sizes: Sizes) -> dict[str, PoolingConfig]:
+    """The heads by name, the one to compare with first."""
+    cross = PoolingConfig("cross", pca_dim=sizes.pca)
+    return {
+        BASELINE: PoolingConfig("average_guide"),
+        "cross-layer": cross,
+        "bilinear": PoolingConfig("bilinear", pca_dim=sizes.pca),
+        "iSQRT-COV": PoolingConfig("covariance", pca_dim=sizes.pca, sqrt=False),
+        RECOMPUTED: cross,
+    }
+
+
+def build(name: str, sizes: Sizes) -> tuple[Network, Callable[[], None]]:
+    """A network with a head, and its step."""
+    torch.manual_seed(0)
+    backbone = BackboneConfig(sizes.name, sizes.layers, weights=None, image_size=sizes.image)
+    network = Network(NetworkConfig(backbone, heads(sizes)[name]), [str(i) for i in range(sizes.classes)])
+    network.backbone.recompute = name == RECOMPUTED
+    network.to(sizes.device).train()
+    # Rates do not matter to a step's cost: small ones keep random weights from running away.
+    optimizer = build_optimizer(network, OptimizerConfig(backbone_lr=1e-6, projection_lr=1e-6, classifier_lr=1e-4))
+    images = torch.randint(0, 256, (sizes.batch, 3, sizes.image, sizes.image), dtype=torch.uint8, device=sizes.device)
+    labels = torch.arange(sizes.batch, device=sizes.device) % sizes.classes
+
+    def step() -> None:
+        half = torch.autocast(sizes.device, dtype=torch.bfloat16) if sizes.precision == "bf16" else nullcontext()
+        with half:
+            loss = classification_loss(network(images), labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return network, step
+
+
+def memory(name: str, sizes: Sizes) -> tuple[int, int]:
+    """Peak bytes of two steps (momentum comes with the first), and the head's parameters; in a fresh process.
+
+    Of the CPU, beyond what the process takes with its libraries; weights, gradients and momentum are in both.
+    """
+    torch.set_num_threads(sizes.threads)
+    build(name, replace(sizes, image=64))[1]()  # libraries load now
+    libraries = reset_peak()
+    network, step = build(name, sizes)
+    reset_peak()  # the fully connected layers of the whole network have come and gone
+    if sizes.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        step()
+    head = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in network.backbone.parameters())
+    return (peak_bytes() - libraries if sizes.device == "cpu" else torch.cuda.max_memory_allocated()), head
+
+
+def measure(sizes: Sizes, rounds: int, names: Sequence[str]) -> dict[str, Measured]:
+    """Memory of each head, then the time of all of them in turns."""
+    results = {}
+    for name in dict.fromkeys([BASELINE, *names]):
+        peak, head = in_fresh_process(memory, name, sizes)
+        results[name] = Measured([], peak, head)
+    torch.set_num_threads(sizes.threads)
+    steps = {name: build(name, sizes)[1] for name in results}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            seconds = timed(step, sizes.device)
+            if number:  # the first round warms up
+                results[name].seconds.append(seconds)
+    return results
+
+
+def timed(work: Callable[[], Any], device: str) -> float:
+    """Seconds of one call."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def ratio(own: Measured, base: Measured) -> float:
+    """The median of the rounds' ratios: a slow moment meets both of a round."""
+    return statistics.median(a / b for a, b in zip(own.seconds, base.seconds, strict=True))
+
+
+def show(results: dict[str, Measured], sizes: Sizes) -> None:
+    """Print the table."""
+    base = results[BASELINE]
+    where = torch.cuda.get_device_name() if sizes.device != "cpu" else f"{sizes.threads} threads, {machine()}"
+    table = Table(
+        title=f"one step: {sizes.name}, {sizes.batch} images of {sizes.image} px, {sizes.classes} classes, "
+        f"{sizes.precision} bits",
+        caption=f"median (min - max) of {len(base.seconds)} rounds; x: times average pooling, of time round by round; "
+        f"{where}, torch {torch.__version__}",
+    )
+    for column in ("", "ms", "x", "peak MB", "x", "head's parameters"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, own in results.items():
+        low, middle, high = (1e3 * f(own.seconds) for f in (min, statistics.median, max))
+        table.add_row(
+            name,
+            f"{middle:.0f} ({low:.0f} - {high:.0f})",
+            f"{ratio(own, base):.2f}",
+            f"{own.peak / 1e6:.0f}",
+            f"{own.peak / base.peak:.2f}" if base.peak > 0 else "-",
+            f"{own.head:,}",
+        )
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def main() -> None:
+    """Parse options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Sizes()
+    parser.add_argument("--name", default=default.name, help=f"the backbone ({default.name})")
+    parser.add_argument("--layers", nargs=2, default=default.layers, help="local features and guide")
+    for name, text in (
+        ("image", "side of the images, pixels"),
+        ("batch", "images"),
+        ("pca", "size of a projected local feature"),
+        ("classes", "classes"),
+        ("threads", "processor threads"),
+    ):
+        value = getattr(default, name)
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="32", choices=["32", "bf16"], help="bf16: autocast, as bf16-mixed (32)")
+    known = list(heads(default))
+    parser.add_argument("--heads", nargs="*", default=known, choices=known, help="beside average pooling (all)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (5)")
+    parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    options = vars(parser.parse_args())
+    rounds, out, names = options.pop("rounds"), options.pop("out"), options.pop("heads")
+    sizes = Sizes(**options | {"layers": tuple(options["layers"])})
+    results = measure(sizes, rounds, names)
+    show(results, sizes)
+    if out:
+        out.write_text(json.dumps({"sizes": asdict(sizes), **{k: asdict(v) for k, v in results.items()}}, indent=1))
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
