@@ -429,7 +429,7 @@ def test_compiles_without_graph_breaks(squeeze: Backbone, photos: Tensor) -> Non
 def test_synchronised_batch_norm_leaves_the_trunk_as_it_is(photos: Tensor) -> None:
     # what trainer.sync_batchnorm does; its training needs several GPUs
     plain = build("timm/test_resnet", ("layer3.0.conv2", "layer3"), image_size=64)
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))  # type: ignore[no-untyped-call]
     norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
     assert list(converted.state_dict()) == list(plain.state_dict())
