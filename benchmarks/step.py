@@ -77,7 +77,9 @@ def build(name: str, sizes: Sizes) -> tuple[Network, Callable[[], None]]:
     network.backbone.recompute = name == RECOMPUTED
     network.to(sizes.device).train()
     # Rates do not matter to a step's cost: small ones keep random weights from running away.
-    optimizer = build_optimizer(network, OptimizerConfig(backbone_lr=1e-6, projection_lr=1e-6, classifier_lr=1e-4))
+    optimizer = build_optimizer(
+        network, OptimizerConfig(backbone_lr=1e-6, projection_lr=1e-6, classifier_lr=1e-4), fused=True
+    )
     images = torch.randint(0, 256, (sizes.batch, 3, sizes.image, sizes.image), dtype=torch.uint8, device=sizes.device)
     labels = torch.arange(sizes.batch, device=sizes.device) % sizes.classes
 

@@ -221,7 +221,8 @@ class FineTune(CrossLayerTask):
         _ = self.trainer.estimated_stepping_batches  # makes the loaders, whose length is known then
         accumulated = self.trainer.accumulate_grad_batches
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self.network, config, data.batch_size * self.trainer.world_size * accumulated)
+        batch = data.batch_size * self.trainer.world_size * accumulated
+        optimizer = build_optimizer(self.network, config, batch, fused=not self.trainer.gradient_clip_val)
         per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
         warmup, hold = (round(per_epoch * epochs) for epochs in (config.warmup_epochs, config.hold_epochs))
         total = per_epoch * (epochs - self.ordered_epochs)

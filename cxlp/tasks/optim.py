@@ -63,13 +63,15 @@ class OptimizerConfig:
         return ratio if self.name == "sgd" else math.sqrt(ratio)
 
 
-def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1) -> Optimizer:
+def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, fused: bool = False) -> Optimizer:
     """One parameter group per part, depth and decay; a group's name is the key of its learning rate in the logs.
 
     Args:
         network: With its classifier.
         config: Rates and decay.
         batch: Images per step, over all ranks and accumulated batches.
+        fused: Whether a step is one pass over the weights rather than one per operation: ten times faster on a CPU.
+            Under mixed precision, Lightning then refuses to clip gradients.
     """
     groups = []
     for name, rate, parameters in _parts(network, config):
@@ -81,8 +83,8 @@ def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1) -
                 rate_here = rate * config.factor(batch)
                 groups.append({"name": name + suffix, "params": chosen, "lr": rate_here, "weight_decay": decay})
     if config.name == "adamw":
-        return AdamW(groups)
-    return SGD(groups, lr=config.backbone_lr, momentum=0.9, nesterov=True)
+        return AdamW(groups, fused=fused)
+    return SGD(groups, lr=config.backbone_lr, momentum=0.9, nesterov=True, fused=fused)
 
 
 def _parts(network: Network, config: OptimizerConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:

@@ -322,6 +322,16 @@ def test_two_accumulated_batches_of_four_are_one_of_eight(folder: Path, tmp_path
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_steps_are_fused_unless_gradients_are_clipped(
+    folder: Path, tmp_path: Path, precision: Any, limit: float | None
+) -> None:
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, gradient_clip_val=limit, precision=precision)
+    run.fit(task(), pictures(folder))  # Lightning would refuse to clip what is fused
+    assert run.global_step == 1 and run.optimizers[0].defaults["fused"] == (limit is None)
+
+
 def test_gradients_are_clipped_as_asked(folder: Path, tmp_path: Path) -> None:
     plain = OptimizerConfig(backbone_lr=1, projection_lr=1, classifier_lr=1, weight_decay=0, warmup_epochs=0)
     moved = []
