@@ -19,7 +19,8 @@ from measuring import machine
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.cli import CLI, find_configs, nested_as_configs, train_and_test
+from cxlp.arguments import find_configs, nested_as_configs
+from cxlp.cli import CLI, train_and_test
 from cxlp.errors import CxlpError
 from cxlp.tasks import Frozen
 

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cxlp.reports import confusion_table, draw_confusion, draw_precisions, precision_table
 from cxlp.tasks.base import CrossLayerTask
@@ -21,6 +23,29 @@ def write_whole(path: Path, content: bytes | str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a kill within leaves the earlier one as it was.
+
+    Lightning's own writes it below the system's temporary folder and moves it: where that is another disk, as a run's
+    folder often is, moving is copying, and the earlier checkpoint is lost before the new one is whole.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401 (Lightning's type)
+        """Write a checkpoint; to a remote address, as Lightning does."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One name for all attempts: the folder is one process's, and what a kill leaves is written over.
+        partial = path.with_name(f".{path.name}.part")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())  # else the rename may reach the disk before what is renamed
+        partial.replace(path)
 
 
 def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
@@ -44,6 +69,21 @@ def save_from_step_0(callback: ModelCheckpoint) -> ModelCheckpoint:
     """Have a callback save the frozen epoch, too: it takes no gradient step, and Lightning does not save at step 0."""
     callback._last_global_step_saved = -1
     return callback
+
+
+class EpochSeed(Callback):
+    """Seeds torch anew for each epoch, by the run's seed, the epoch and the rank.
+
+    So what is drawn on the device (dropout, stochastic depth, mixing of images) does not hang on what was drawn
+    before, and a resumed run draws what an uninterrupted one would have.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed, unless ``seed_everything`` is false."""
+        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning leaves it for all processes
+        if seed is not None:
+            entropy = (int(seed), trainer.current_epoch, trainer.global_rank)
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 class RunIdentity(Callback):

@@ -1,5 +1,6 @@
 """The command line: configs in, one run folder out."""
 
+import gc
 import json
 import logging
 import math
@@ -9,41 +10,51 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from jsonargparse import Namespace
-from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.callbacks import RunIdentity, TestReport, checkpoints, save_from_step_0, write_whole
+from cxlp.arguments import CLASSES, find_configs, nested_as_configs
+from cxlp.callbacks import (
+    EpochSeed,
+    RunIdentity,
+    TestReport,
+    WholeCheckpoints,
+    checkpoints,
+    save_from_step_0,
+    write_whole,
+)
 from cxlp.config_errors import explain, refuse_nulls
 from cxlp.cost import measure_cost, peak_memory
-from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
-from cxlp.errors import CxlpError, did_you_mean
+from cxlp.errors import CxlpError
 from cxlp.locking import hold, let_go
 from cxlp.logging import RunConfig, build_loggers, how_to_look
 from cxlp.metrics import SELECTION
-from cxlp.network import read_checkpoint
+from cxlp.refit import Choice, StopAfter, read_choice
+from cxlp.runs import (
+    find_resumed,
+    last_checkpoint,
+    launched_rank,
+    new_folder,
+    refit_folder,
+    run_name,
+    say,
+    take_up,
+)
+from cxlp.tables import as_text
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import CrossLayerTask
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-#: What may stand at ``class_path``, besides a user's own subclasses.
-CLASSES = {
-    "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
-    "data": tuple(DATA_MODULES.values()),
-}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -62,12 +73,19 @@ def main(args: Sequence[str] | None = None) -> int:
         if args is None:
             sys.argv[1:] = arguments  # what the processes of further ranks are started with
         cli = CLI(nested_as_configs(arguments))
+        if cli.config["seeds"] is not None:
+            from cxlp.repeats import run_seeds  # whose children are runs as below
+
+            return run_seeds(arguments, cli.config, cli.run_folder)
+        if cli.run_config.refit is True:
+            cli = CLI(nested_as_configs(_select(cli, arguments)))
+            gc.collect()  # the first run's loaders, with their processes
         train_and_test(cli)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns the first into the second.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        if _rank() == 0:
+        if launched_rank() == 0:
             print(f"\ninterrupted. {_how_to_go_on(cli)}", file=sys.stderr)  # noqa: T201
         return 130
     except Exception as error:
@@ -85,6 +103,8 @@ class CLI(LightningCLI):
     """LightningCLI without subcommands: parses, makes the run's folder, and builds everything."""
 
     run_folder: Path
+    #: Of a refit.
+    choice: Choice | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -110,6 +130,14 @@ class CLI(LightningCLI):
         """Add what belongs to a run rather than to the model, the data or the Trainer."""
         parser.add_class_arguments(RunConfig, "run")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint of a run to resume.")
+        parser.add_argument(
+            "--seeds",
+            type=int | None,
+            default=None,
+            help="Do the run with so many seeds, from seed_everything upward, one after another in one folder; mean "
+            "and deviation in the end. With the seed move order, augmentation, initial weights; what is held out "
+            "stays (data.split_seed). What is done already is not done again, given the same --run.name.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (Lightning's type)
         """Parse, and name the valid keys where one is unknown."""
@@ -123,8 +151,14 @@ class CLI(LightningCLI):
     @property
     def run_config(self) -> RunConfig:
         """What the user asked of the run as such."""
-        given = self.config_init["run"]
-        return given if isinstance(given, RunConfig) else RunConfig(**given.as_dict())
+        return RunConfig(**self.config["run"].as_dict())
+
+    def instantiate_classes(self) -> None:
+        """Build everything; of a series of runs only its folder, which each of them finds again."""
+        if self.config["seeds"] is None:
+            super().instantiate_classes()
+        else:
+            self.run_folder = Path(self.run_config.root) / run_name(self.run_config, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the run's folder, and a Trainer that writes there."""
@@ -132,15 +166,26 @@ class CLI(LightningCLI):
         trainer = self.config_init["trainer"]
         self._check_trainer(trainer)
         resumed = self.config["ckpt_path"]
-        folder, wandb_id = _resume(Path(resumed), run) if resumed else (None, None)
-        self.run_folder = folder or _new_folder(run, self.config)
-        if _rank() == 0:
+        folder, wandb_id = find_resumed(Path(resumed), run) if resumed else (None, None)
+        self.run_folder = folder or new_folder(run, self.config)
+        if launched_rank() == 0:
             hold(self.run_folder)
         if trainer["logger"] in (None, True):
-            kwargs["logger"] = build_loggers(run, self.run_folder, wandb_id, _rank())
+            kwargs["logger"] = build_loggers(run, self.run_folder, wandb_id, launched_rank())
         given = trainer["callbacks"] or []
         given = list(given) if isinstance(given, list | tuple) else [given]
-        callbacks: list[pl.Callback] = [TestReport(self.run_folder), RunIdentity()]
+        callbacks: list[pl.Callback] = [TestReport(self.run_folder), RunIdentity(), EpochSeed()]
+        if isinstance(run.refit, str):
+            self.choice = read_choice(run.refit)
+            self.choice.check_recipe(self.model.options())
+            callbacks.append(StopAfter(self.choice.epoch))
+            # Nothing is held out that could end the run, or choose.
+            given = [c for c in given if not str(getattr(c, "monitor", "")).startswith("val/")]
+            kwargs |= {"min_epochs": None, "min_steps": None}
+        plugins = trainer["plugins"] or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         if not any(isinstance(c, ModelCheckpoint) for c in given) and trainer["enable_checkpointing"] is not False:
             monitor = f"val/{SELECTION[self.datamodule.multi_label]}" if self.datamodule.validation else None
             callbacks.extend(checkpoints(self.run_folder / "checkpoints", monitor))
@@ -171,6 +216,17 @@ class CLI(LightningCLI):
                 f"trainer.limit_val_batches is 0, but data.validation holds out {self.datamodule.validation}: the best "
                 "checkpoint is chosen by these images. Leave one of them out"
             )
+        refit, held_out = self.run_config.refit, self.datamodule.validation
+        if refit is True and not (held_out and trainer["enable_checkpointing"] is not False):
+            raise CxlpError(
+                "run.refit chooses the epoch by held-out images and its checkpoint: set data.validation, such as 0.1, "
+                "and leave trainer.enable_checkpointing out"
+            )
+        if isinstance(refit, str) and held_out:
+            raise CxlpError(
+                f"run.refit is the choice of an earlier run, but data.validation holds out {held_out}: a refit takes "
+                "all training images, set data.validation: 0"
+            )
         if isinstance(self.model, Frozen) and trainer["max_epochs"] not in (None, 1):
             raise CxlpError(
                 f"trainer.max_epochs is {trainer['max_epochs']}, but the frozen mode takes one pass: leave it out, "
@@ -179,7 +235,7 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Save the whole resolved config in the run's folder and in wandb."""
-        if _rank() != 0:
+        if launched_rank() != 0 or self.config["seeds"] is not None:
             return
         if not (self.run_folder / "config.yaml").exists():  # a resumed run keeps its own
             self.save_config("config.yaml")
@@ -194,21 +250,38 @@ class CLI(LightningCLI):
         write_whole(self.run_folder / file, self.parser.dump(config, skip_unset=False))
 
 
-def train_and_test(cli: CLI) -> None:
-    """Fit, test the right checkpoint, and write down what came out.
-
-    The right checkpoint is the best on the validation images where there are any, else the last.
-    """
-    start = time.perf_counter()
-    task, data, trainer = cli.model, cli.datamodule, cli.trainer
-    task.resuming = bool(cli.config["ckpt_path"])
-    trainer.fit(task, data, ckpt_path=cli.config["ckpt_path"], weights_only=True if cli.config["ckpt_path"] else None)
+def _fit(cli: CLI) -> str:
+    """Fit, and return the path of the checkpoint to be tested: the best on the validation images, else the last."""
+    task, trainer, resumed = cli.model, cli.trainer, cli.config["ckpt_path"]
+    task.resuming = bool(resumed)
+    trainer.fit(task, cli.datamodule, ckpt_path=resumed, weights_only=True if resumed else None)
     if task.ordered_epochs and not task.report:
         raise CxlpError("the run was stopped before its first epoch was over (trainer.max_time?): nothing was fitted")
-    if cli.config["ckpt_path"] and trainer.is_global_zero:  # now that it is known to belong to the run
+    if resumed and trainer.is_global_zero:  # now that it is known to belong to the run
         cli.save_config("config-resumed.yaml")
     checkpoint = trainer.checkpoint_callback
-    best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+    return checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+
+
+def _select(cli: CLI, arguments: Sequence[str]) -> list[str]:
+    """Do the first run of ``run.refit: true``; returns the arguments of the second."""
+    best = _fit(cli)
+    choice = read_choice(best)
+    folder = refit_folder(Path(cli.trainer.strategy.broadcast(str(cli.run_folder))))
+    last = Path(cli.trainer.strategy.broadcast(str(take_up(folder) or "") if cli.trainer.is_global_zero else ""))
+    if cli.trainer.is_global_zero:
+        _finish_wandb(cli.trainer)
+        say(f"{cli.run_folder} has chosen epoch {choice.epoch}: now all training images, in {folder}")
+    place = ["--run.root", str(folder.parent), "--run.name", folder.name]
+    resumed = str(last) if last != Path() else "null"
+    return [*arguments, *place, "--run.refit", best, "--data.validation", "0", "--ckpt_path", resumed]
+
+
+def train_and_test(cli: CLI) -> None:
+    """Fit, test the right checkpoint, and write down what came out."""
+    start = time.perf_counter()
+    best = _fit(cli)
+    task, data, trainer = cli.model, cli.datamodule, cli.trainer
     results = trainer.test(task, data, ckpt_path=best or None, weights_only=True if best else None, verbose=False)
     if trainer.is_global_zero:
         # Of the checkpoint that is tested, as is all else in here.
@@ -222,6 +295,12 @@ def train_and_test(cli: CLI) -> None:
             "tested": best or "final weights",
             "images": _counts(data),
         }
+        if cli.choice is not None:
+            summary["refit"] = {
+                "chosen by": cli.choice.checkpoint,
+                "epoch": cli.choice.epoch,
+                "validated": cli.choice.validated,
+            }
         if task.made_earlier:
             summary["features made by an earlier run"] = task.made_earlier
         if cli.run_config.cost:
@@ -233,7 +312,7 @@ def train_and_test(cli: CLI) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update({f"seconds/{k}": v for k, v in times.items()})
-                logger.experiment.finish()
+        _finish_wandb(trainer)
         _closing_table(cli, metrics, times, best)
 
 
@@ -255,130 +334,10 @@ class _Parsed(CLI):
         """Write nothing."""
 
 
-def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
-
-    Raises:
-        CxlpError: If there is none; names those there are.
-    """
-    if not args or not args[0].startswith("-"):
-        what = f"{args[0]!r} stands alone" if args else "there is nothing to run"
-        raise CxlpError(f"{what}: name a config, python train.py --config {args[0] if args else 'demo.yaml'}")
-    found = list(args)
-    for i, arg in enumerate(found):
-        if arg in ("--config", "-c") and i + 1 < len(found):
-            found[i + 1] = str(_config_path(found[i + 1]))
-        elif arg.startswith("--config="):
-            found[i] = f"--config={_config_path(arg.removeprefix('--config='))}"
-    # Configs first: whatever stands on the command line itself has the last word.
-    configs: list[str] = []
-    others: list[str] = []
-    while found:
-        arg = found.pop(0)
-        if arg in ("--config", "-c") and found:
-            configs += [arg, found.pop(0)]
-        else:
-            (configs if arg.startswith("--config=") else others).append(arg)
-    _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
-    return configs + others
-
-
-def _check_overlays(paths: Sequence[str]) -> None:
-    """Refuse files that hold no keys, and overlays that come before what they change."""
-    described: set[str] = set()
-    for path in paths:
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
-        for key in CLASSES:
-            part = content.get(key) or {}
-            if isinstance(part, dict) and "class_path" in part:
-                described.add(key)
-            elif part and key not in described:
-                raise CxlpError(
-                    f"{path} is an overlay: it changes {key}, which no config before it describes. Put a whole one "
-                    "before it, such as --config cub200.yaml"
-                )
-
-
-def nested_as_configs(args: Sequence[str]) -> list[str]:
-    """Turn ``--model.a.b V`` and ``--data.a V`` into configs of one key, which are parsed more strictly.
-
-    As arguments below a class, the parser would take ``null`` for a string and ``--model.network.pooling.pca``
-    for an abbreviation of ``pca_dim``.
-    """
-    passed: list[str] = []
-    rest = list(args)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        top, _, path = name.removeprefix("--").partition(".")
-        is_nested = (
-            name.startswith("--")
-            and top in CLASSES
-            and path.split(".")[-1] not in ("", "class_path", "init_args", "help")
-        )
-        lacks_value = not equals and (not rest or rest[0].startswith("--"))
-        if is_nested and lacks_value:
-            raise CxlpError(f"{name} has no value: give {name} VALUE")
-        if not is_nested:
-            passed.append(name + equals + value)
-            continue
-        value = value if equals else rest.pop(0)
-        nested: Any = None if value in ("null", "~") else value
-        for key in reversed(["init_args", *path.removeprefix("init_args.").split(".")]):
-            nested = {key: nested}
-        passed += ["--config", json.dumps({top: nested})]
-    return passed
-
-
-def _config_path(name: str) -> Path:
-    candidates = [Path(name), Path("configs") / name, CONFIGS / name]
-    for path in candidates:
-        for spelled in (path, path.with_name(path.name + ".yaml")):
-            if spelled.is_file():
-                return spelled.absolute()
-    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml"))
-    raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")
-
-
-def _new_folder(run: RunConfig, config: Namespace) -> Path:
-    """Make a new folder for a run; one that another run made in the same moment is left to it."""
-    root = Path(run.root)
-    if _rank() != 0:
-        return root  # rank 0 tells the others its folder when the run begins
-    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
-    if run.name and Path(run.name).name != run.name:
-        raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
-    name = run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
-    for number in range(1, 10_000):
-        folder = root / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if folder.is_dir():
-                continue
-            raise CxlpError(f"cannot make a run's folder: {folder} is a file. Give another --run.root") from None
-        except OSError as error:
-            raise CxlpError(f"cannot make {folder}: {error.strerror}. Give another --run.root") from error
-        if number > 1:
-            print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
-        return folder
-    raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
-
-
-def _resume(checkpoint: Path, run: RunConfig) -> tuple[Path | None, str | None]:
-    """The folder and the wandb id of the run that a checkpoint belongs to; a copy elsewhere belongs to none."""
-    if not checkpoint.is_file():
-        near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
-        raise CxlpError(f"checkpoint not found: {checkpoint}. {did_you_mean(str(checkpoint), near) if near else ''}")
-    saved = read_checkpoint(checkpoint)
-    folder = checkpoint.absolute().parent.parent
-    if checkpoint.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
-        return None, None
-    return folder, saved["cxlp_run"]["wandb_id"]
+def _finish_wandb(trainer: pl.Trainer) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def _counts(data: ImageDataModule) -> dict[str, int]:
@@ -391,7 +350,12 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
     table.add_column("what")
     table.add_column("value", justify="right")
     for key, value in metrics.items():
-        table.add_row(key, f"{value:.2%}" if "accuracy" in key or "mAP" in key else f"{value:.4g}")
+        table.add_row(key, as_text(key, value))
+    if cli.choice is not None:
+        table.add_section()
+        table.add_row("refit: chosen epoch", str(cli.choice.epoch))
+        for key, value in cli.choice.validated.items():
+            table.add_row(f"chosen by: {key}", as_text(key, value))
     table.add_section()
     for phase, seconds in times.items():
         table.add_row(f"time: {phase}", f"{seconds:.1f} s")
@@ -405,9 +369,14 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
 
 def _how_to_go_on(cli: CLI | None) -> str:
     folder = getattr(cli, "run_folder", None)
-    if folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
+    if cli is not None and folder is not None and cli.config["seeds"] is not None:
+        return f"What is done is kept: give the same command again, with --run.name {folder.name}"
+    if cli is not None and cli.choice is not None and last_checkpoint(cli.run_folder) is None:
+        folder = Path(cli.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
+    last = None if folder is None else last_checkpoint(folder)
+    if last is None:
         return "Nothing was saved yet: begin again"
-    return f"Go on with: --config {folder}/config.yaml --ckpt_path {folder}/checkpoints/last.ckpt"
+    return f"Go on with: --config {folder}/config.yaml --ckpt_path {last}"
 
 
 def _mendable(error: BaseException | None) -> str | None:
@@ -422,14 +391,6 @@ def _mendable(error: BaseException | None) -> str | None:
             return "another process of this run has stopped: see its message"
         error = error.__cause__
     return None
-
-
-def _rank() -> int:
-    """This process's rank before there is a process group, as Lightning read it from the launcher's variables."""
-    launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    if not launched and int(os.environ.get("NODE_RANK", 0)) > 0:
-        return int(os.environ["NODE_RANK"])  # Lightning's own launcher: on other machines nobody is rank 0
-    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def _quiet() -> None:

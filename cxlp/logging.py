@@ -24,6 +24,9 @@ class RunConfig:
         project: The wandb project.
         group: Groups runs in wandb.
         tags: Tags of the wandb run.
+        refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is
+            run on all training images, ended after that epoch of the same schedule, and tested; it is in a folder
+            within this one's, NAME/NAME-refit. Or the best checkpoint of an earlier run: do only the second.
         cost: Measure, after the test, what the representation of an image costs, see :mod:`cxlp.cost`.
     """
 
@@ -33,6 +36,7 @@ class RunConfig:
     project: str = "cxlp"
     group: str | None = None
     tags: tuple[str, ...] = ()
+    refit: bool | str = False
     cost: bool = False
 
 

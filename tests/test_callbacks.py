@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cxlp.callbacks import RunIdentity, checkpoints, write_whole
+from cxlp.callbacks import EpochSeed, RunIdentity, WholeCheckpoints, checkpoints, write_whole
 
 # --- files
 
@@ -126,6 +126,49 @@ def test_without_validation_there_is_the_last_one_only(tmp_path: Path, epochs: i
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     assert saved_epoch(tmp_path / "last.ckpt") == epochs - 1
     assert last.best_model_path == str(tmp_path / "last.ckpt")
+
+
+def test_who_dies_while_saving_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, writer = tmp_path / "made" / "last.ckpt", WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, path)
+
+    def die(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            writer.save_checkpoint({"epoch": 2}, path)
+    assert writer.load_checkpoint(path)["epoch"] == 1
+    writer.save_checkpoint({"epoch": 3}, path)  # over what was left aside
+    assert writer.load_checkpoint(path)["epoch"] == 3
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_checkpoints_also_go_to_remote_addresses(tmp_path: Path) -> None:
+    writer, address = WholeCheckpoints(), f"file://{tmp_path}/a.ckpt"
+    writer.save_checkpoint({"epoch": 1}, address)
+    assert writer.load_checkpoint(address)["epoch"] == 1
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, seed: int | None, epoch: int, before: int) -> float:
+    """What is drawn first in an epoch, after other draws."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    if seed is not None:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    torch.manual_seed(before)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    trainer.fit_loop.epoch_progress.current.completed = epoch
+    EpochSeed().on_train_epoch_start(trainer, Scripted([]))
+    return float(torch.rand(()))
+
+
+def test_an_epochs_draws_hang_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawn(monkeypatch, 0, 1, before=5)
+    assert drawn(monkeypatch, 0, 1, before=6) == first
+    assert len({first, drawn(monkeypatch, 0, 2, 5), drawn(monkeypatch, 1, 1, 5), drawn(monkeypatch, 1, 0, 5)}) == 4
+    assert drawn(monkeypatch, None, 1, before=5) != drawn(monkeypatch, None, 1, before=6)
 
 
 # --- identity

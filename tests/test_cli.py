@@ -16,7 +16,8 @@ import torch
 import yaml
 from pytorch_lightning import seed_everything
 
-from cxlp.cli import CONFIGS, find_configs, main
+from cxlp.arguments import CONFIGS, find_configs
+from cxlp.cli import main
 from cxlp.data.cub200 import CUB200
 from cxlp.errors import CxlpError
 from cxlp.locking import hold, let_go

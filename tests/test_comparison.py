@@ -12,7 +12,7 @@ import pytest
 
 from cxlp.__main__ import main
 from cxlp.cli import parse
-from cxlp.comparison import RECALLED_HEAD, Comparison, Row, System, as_csv, as_markdown, table, without
+from cxlp.comparison import Comparison, System, without
 from cxlp.network import NetworkConfig
 from cxlp.representations.systems import systems
 from tests.generate import write_cub200
@@ -28,20 +28,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     write_cub200(tmp_path / "data")
     return tmp_path
-
-
-def row(name: str, quality: float) -> Row:
-    cost = {"passes": 1, "dimension": 8, "bytes": 32, "network": 0.01, "encoding": 0.002, "classification": 0.001}
-    return Row(name, quality, {**cost, "bare pass": 0.009}, 32, 5_000_000, 1.5, {"a": quality, "b": quality})
-
-
-def test_the_table_holds_numbers_and_recalled_values_under_a_head_that_says_so() -> None:
-    heads, values = table([row("CL-45", 72.44), row("mine", 80.0)], "accuracy", "cub200")
-    assert heads[-1] == RECALLED_HEAD and [record[-1] for record in values] == [72.4, ""]
-    assert values[0][:7] == ["CL-45", 72.4, 8, 1, 10.0, 2.0, 1.0]
-    assert "recalled" not in str(table([row("CL-45", 72.44)], "accuracy", None))
-    assert as_markdown(heads, values).splitlines()[1].count("---") == len(heads)
-    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["accuracy %"] == "72.4"
 
 
 def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Path) -> None:

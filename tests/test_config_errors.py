@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cxlp.cli import CLI, find_configs, nested_as_configs
+from cxlp.arguments import find_configs, nested_as_configs
+from cxlp.cli import CLI
 from cxlp.errors import CxlpError
 from cxlp.tasks import Frozen
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cxlp.cli import CONFIGS
+from cxlp.arguments import CONFIGS
 from cxlp.data import DATA_MODULES
 from cxlp.data.base import ImageDataModule
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007

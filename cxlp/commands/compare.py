@@ -39,6 +39,14 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         metavar="KEY=[V, ...]",
         help="instead of systems: the configs' own network, with values of a key",
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run each system with N seeds, from seed_everything upward: the table has mean and deviation, costs of "
+        "the first seed (default: 1)",
+    )
     parser.add_argument("--list", action="store_true", help="name the systems and stop")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of runs, table, pictures (default: by configs, in runs/)"
@@ -55,12 +63,14 @@ STORE = Path("runs") / "features"
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     from cxlp.cli import parse
-    from cxlp.comparison import Comparison, check_names, network_of, table, without, write_reports
+    from cxlp.comparison import Comparison, check_names, network_of, without
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.logging import RunConfig
     from cxlp.metrics import SELECTION
+    from cxlp.repeats import seeds_of
     from cxlp.representations.systems import is_the_papers
+    from cxlp.tables import table, write_reports
 
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
@@ -84,14 +94,18 @@ def run(args: Namespace) -> int:
         chosen = [system for system in chosen if system.name in args.systems]
     folder = args.out or Path("runs") / _folder_name(config, option, args.rest)
     store = None if args.no_store else Path(config["model"]["init_args"]["frozen"]["store"] or STORE)
-    comparison = Comparison(without(args.rest, "--model.frozen.store"), folder, SELECTION[multi_label], store)
+    seeds = seeds_of(config, args.seeds)
+    if len(seeds) > 1 and option == "seed_everything":
+        raise CxlpError("--seeds and a --sweep of seed_everything: give one of them")
+    arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[multi_label]
+    comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     if rows:
         recalled = data if is_the_papers(network) and option is None else None
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(comparison, rows, recalled, option, logged)
-        heads, values = table(rows, comparison.metric, recalled)
+        files = write_reports(folder, metric, rows, recalled, option, logged)
+        heads, values = table(rows, metric, recalled)
         _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:

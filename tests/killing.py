@@ -1,0 +1,153 @@
+"""Runs of train.py in processes that are killed: at a moment made certain, or from outside.
+
+Importing the packages takes longer than such a run. So one process (``python -m tests.killing``) imports them, and
+forks one for each run, which does what ``train.py`` does.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+ROOT = Path(__file__).parents[1]
+
+
+class Runner:
+    """Starts runs, one at a time.
+
+    Args:
+        folder: Their working directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.killing"],
+            cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.log = folder / "log.txt"
+        assert self._answer() == os.getpid()  # it has imported all
+
+    def __call__(self, arguments: Sequence[str], moment: str | None = None, after: float | None = None) -> int:
+        """Do a run.
+
+        Args:
+            arguments: Of ``train.py``.
+            moment: When it kills itself, see :func:`prepare`; ``None``: it does not.
+            after: Seconds after which it is killed; ``None``: never.
+
+        Returns:
+            Its exit status, -9 if it was killed.
+        """
+        assert self._process.stdin is not None
+        asked = {"arguments": list(arguments), "moment": moment, "log": str(self.log)}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        pid = self._answer()
+        if after is not None:
+            time.sleep(after)
+            os.kill(pid, signal.SIGKILL)  # until its parent has been told of its end, nobody else gets its number
+        return self._answer(told=True)
+
+    def _answer(self, told: bool = False) -> int:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        if told:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process that forks."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+
+def die() -> NoReturn:
+    """What no process can do anything about."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def prepare(moment: str) -> None:
+    """Have this process kill itself.
+
+    Args:
+        moment: ``start EPOCH``: before an epoch; ``batch EPOCH BATCH``: within one; ``save FILE EPOCH``: with half of a
+            checkpoint written that ends an epoch; ``test``: after the last of them.
+    """
+    import pytorch_lightning as pl
+    import torch
+
+    from cxlp.tasks import FineTune
+
+    what, *where = moment.split()
+    start, step, save, test = FineTune.on_train_epoch_start, FineTune.training_step, torch.save, pl.Trainer.test
+
+    def at_start(task: FineTune) -> None:
+        if what == "start" and [str(task.current_epoch)] == where:
+            die()
+        start(task)
+
+    def at_step(task: FineTune, batch: Any, batch_idx: int) -> Any:
+        if what == "batch" and [str(task.current_epoch), str(batch_idx)] == where:
+            die()
+        return step(task, batch, batch_idx)
+
+    def at_save(content: Any, file: Any, **options: Any) -> None:
+        name = getattr(file, "name", "")
+        if what == "save" and f"{where[0]}.ckpt" in str(name) and str(content["epoch"]) == where[1]:
+            whole = io.BytesIO()
+            save(content, whole)
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            die()
+        save(content, file, **options)
+
+    def at_test(trainer: pl.Trainer, *args: Any, **options: Any) -> Any:
+        if what == "test":
+            die()
+        return test(trainer, *args, **options)
+
+    mock.patch.object(FineTune, "on_train_epoch_start", at_start).start()
+    mock.patch.object(FineTune, "training_step", at_step).start()
+    mock.patch.object(torch, "save", at_save).start()
+    mock.patch.object(pl.Trainer, "test", at_test).start()
+
+
+def serve() -> None:
+    """Fork a process for each line of the input; tell its number, and, when asked, how it ended."""
+    from cxlp.cli import main
+
+    print(os.getppid(), flush=True)  # noqa: T201
+    for line in sys.stdin:
+        asked = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            with Path(asked["log"]).open("a") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            if asked["moment"]:
+                prepare(asked["moment"])
+            sys.argv = ["train.py", *asked["arguments"]]
+            status = 1
+            try:
+                status = main()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        print(pid, flush=True)  # noqa: T201
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    serve()

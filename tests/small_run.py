@@ -1,0 +1,59 @@
+"""``train.py`` on eighteen tiny pictures of three kinds, with a network made for tests: a second a run."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from cxlp.cli import main
+from tests.generate import write_folder
+
+#: What to train, in a working directory where :func:`write_pictures` was.
+ARGUMENTS = [
+    *("--config", "folder.yaml"),
+    *("--data.root", "pictures"),
+    *("--data.num_workers", "0"),
+    *("--data.batch_size", "4"),
+    *("--model.network.backbone.name", "timm/test_resnet"),
+    *("--model.network.backbone.layers", "[layer3.0.conv2, layer3]"),
+    *("--model.network.backbone.weights", "null"),
+    *("--model.network.backbone.image_size", "32"),
+    *("--model.network.pooling.pca_dim", "4"),
+    *("--model.frozen.c", "10"),
+    *("--run.wandb", "off"),
+    *("--trainer.accelerator", "cpu"),
+    *("--trainer.devices", "1"),
+    *("--trainer.enable_progress_bar", "false"),
+]
+#: Further: fine-tuning of three epochs, the first of them frozen.
+FINETUNE = [
+    *("--config", "finetune.yaml"),
+    *("--data.validation", "0.34"),
+    *("--trainer.max_epochs", "3"),
+    *("--model.optimizer.backbone_lr", "0.1"),
+]
+
+
+def write_pictures(folder: Path) -> None:
+    """Write the pictures, six of each kind to train, three to test."""
+    write_folder(folder / "pictures", size=48)
+
+
+def run(name: str, *more: str) -> Path:
+    """Run train.py in this process; returns the run's folder."""
+    assert main([*ARGUMENTS, "--run.name", name, *more]) == 0
+    return Path("runs", name)
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """Read ``metrics.json``."""
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def logged(folder: Path, key: str) -> dict[int, float]:
+    """A metric by epoch, from the CSV log (of all sessions of a run)."""
+    values: dict[int, float] = {}
+    for file in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
+        values |= {int(row["epoch"]): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}
+    return values

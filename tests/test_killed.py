@@ -1,0 +1,130 @@
+"""Runs that are killed at any moment, and gone on with, end as if nothing had happened."""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxlp.network import read_checkpoint
+from cxlp.runs import last_checkpoint, take_up
+from tests.killing import Runner
+from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, write_pictures
+
+RANDOM_KILLS = 6
+EPOCHS = 4
+COMMAND = [*ARGUMENTS, *FINETUNE, "--trainer.max_epochs", str(EPOCHS), "--trainer.log_every_n_steps", "1"]
+SCRATCH = ["--model.start", "scratch"]
+EMA = [
+    "--trainer.callbacks",
+    "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.5}}]",
+]
+#: Each is reached by going on from the one before: the first epoch, between epochs, within one, while saving.
+MOMENTS = {
+    "batch 0 1": None,  # what is saved by then: nothing
+    "save best 0": None,
+    "save last 0": None,
+    "start 1": 0,
+    "batch 1 1": 0,
+    "save last 1": 0,
+    "batch 2 2": 1,
+    "start 3": 2,
+    "save last 3": 2,
+    "test": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Runs in a folder of pictures."""
+    folder = tmp_path_factory.mktemp("killed")
+    write_pictures(folder)
+    runner = Runner(folder)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(params=[[], SCRATCH, [*SCRATCH, *EMA]], ids=["frozen", "scratch", "EMA"], scope="module")
+def reference(request: pytest.FixtureRequest, runner: Runner) -> tuple[list[str], Path, float]:
+    """A command, the folder of its uninterrupted run, and the seconds that it took."""
+    command = [*COMMAND, *request.param]
+    begun = time.monotonic()
+    folder = runner.log.parent / "runs" / "-".join(["whole", *(str(len(request.param)))])
+    assert runner([*command, "--run.root", str(folder.parent), "--run.name", folder.name]) == 0, runner.log.read_text()
+    return command, folder, time.monotonic() - begun
+
+
+def session(runner: Runner, command: list[str], folder: Path, **kill: Any) -> int:
+    """Begin a run, or go on with it as it says itself; whatever a kill left must not be in the way."""
+    last = take_up(folder)
+    if last is None:
+        arguments = [*command, "--run.root", str(folder.parent), "--run.name", folder.name]
+    else:
+        arguments = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(last)]
+    status = runner(arguments, **kill)
+    assert status in (0, -9), runner.log.read_text()
+    for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
+        read_checkpoint(checkpoint)  # whole
+    return status
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """The same plain values and tensors, to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            assert_same(value, other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert_same(dict(enumerate(one)), dict(enumerate(other)), where)
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    """A run ended as another one."""
+    assert metrics(folder)["metrics"] == metrics(reference)["metrics"]
+    for name in ("best.ckpt", "last.ckpt"):
+        one, other = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (folder, reference))
+        keys = ["epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "averaging_state"]
+        assert_same({k: one.get(k) for k in keys}, {k: other.get(k) for k in keys}, name)
+    for key in ("val/accuracy", "val/loss", "train/loss_epoch"):
+        assert logged(folder, key) == logged(reference, key)
+        assert len(logged(folder, key)) >= EPOCHS - 1
+    assert not [p.name for p in folder.rglob("*") if p.name.endswith((".part", ".bin"))]
+    assert [p.name for p in folder.parent.iterdir() if p.name.startswith(f"{folder.name}-")] == []
+
+
+@pytest.mark.slow
+def test_killed_at_each_kind_of_moment(runner: Runner, reference: tuple[list[str], Path, float]) -> None:
+    command, whole, _ = reference
+    folder = whole.parent / f"moments of {whole.name}"
+    for moment, epoch in MOMENTS.items():
+        assert session(runner, command, folder, moment=moment) == -9, moment
+        last = last_checkpoint(folder)
+        assert (None if last is None else torch.load(last, weights_only=True)["epoch"]) == epoch, moment
+    assert session(runner, command, folder) == 0
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(runner: Runner, reference: tuple[list[str], Path, float]) -> None:
+    command, whole, seconds = reference
+    folder = whole.parent / f"random of {whole.name}"
+    draws = random.Random(0)
+    kills: list[tuple[float, int | None]] = []
+    while len(kills) < RANDOM_KILLS and not (folder / "metrics.json").is_file():
+        after = draws.uniform(0.2, 0.9) * seconds
+        if session(runner, command, folder, after=after) == 0:
+            break
+        last = last_checkpoint(folder)
+        kills.append((round(after, 2), None if last is None else torch.load(last, weights_only=True)["epoch"]))
+    print(f"killed after seconds, with the epoch that was saved: {kills}")  # noqa: T201
+    assert len(kills) >= 2
+    assert session(runner, command, folder) == 0
+    assert_same_run(folder, whole)
