@@ -1,4 +1,4 @@
-"""Runs of train.py in processes that are killed: at a moment made certain, or from outside.
+"""Runs of train.py in processes that are killed, at a moment made certain or after a time.
 
 Importing the packages takes longer than such a run. So one process (``python -m tests.killing``) imports them, and
 forks one for each run, which does what ``train.py`` does.
@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,13 +35,12 @@ class Runner:
         self.log = folder / "log.txt"
         assert self._answer() == os.getpid()  # it has imported all
 
-    def __call__(self, arguments: Sequence[str], moment: str | None = None, after: float | None = None) -> int:
+    def __call__(self, arguments: Sequence[str], moment: str | None = None) -> int:
         """Do a run.
 
         Args:
             arguments: Of ``train.py``.
-            moment: When it kills itself, see :func:`prepare`; ``None``: it does not.
-            after: Seconds after which it is killed; ``None``: never.
+            moment: When it is killed, see :func:`prepare`; ``None``: never.
 
         Returns:
             Its exit status, -9 if it was killed.
@@ -50,17 +49,10 @@ class Runner:
         asked = {"arguments": list(arguments), "moment": moment, "log": str(self.log)}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        pid = self._answer()
-        if after is not None:
-            time.sleep(after)
-            os.kill(pid, signal.SIGKILL)  # until its parent has been told of its end, nobody else gets its number
-        return self._answer(told=True)
+        return self._answer()
 
-    def _answer(self, told: bool = False) -> int:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        if told:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
@@ -82,7 +74,8 @@ def prepare(moment: str) -> None:
 
     Args:
         moment: ``start EPOCH``: before an epoch; ``batch EPOCH BATCH``: within one; ``save FILE EPOCH``: with half of a
-            checkpoint written that ends an epoch; ``test``: after the last of them.
+            checkpoint written that ends an epoch; ``test``: after the last of them; ``after SECONDS``: wherever in training
+            or in the test that is.
     """
     import pytorch_lightning as pl
     import torch
@@ -90,7 +83,15 @@ def prepare(moment: str) -> None:
     from cxlp.tasks import FineTune
 
     what, *where = moment.split()
-    start, step, save, test = FineTune.on_train_epoch_start, FineTune.training_step, torch.save, pl.Trainer.test
+    start, step, save = FineTune.on_train_epoch_start, FineTune.training_step, torch.save
+    fit, test = pl.Trainer.fit, pl.Trainer.test
+
+    def at_fit(trainer: pl.Trainer, *args: Any, **options: Any) -> Any:
+        if what == "after":
+            timer = threading.Timer(float(where[0]), die)
+            timer.daemon = True  # a run that is over sooner is not waited for
+            timer.start()
+        return fit(trainer, *args, **options)
 
     def at_start(task: FineTune) -> None:
         if what == "start" and [str(task.current_epoch)] == where:
@@ -120,11 +121,12 @@ def prepare(moment: str) -> None:
     mock.patch.object(FineTune, "on_train_epoch_start", at_start).start()
     mock.patch.object(FineTune, "training_step", at_step).start()
     mock.patch.object(torch, "save", at_save).start()
+    mock.patch.object(pl.Trainer, "fit", at_fit).start()
     mock.patch.object(pl.Trainer, "test", at_test).start()
 
 
 def serve() -> None:
-    """Fork a process for each line of the input; tell its number, and, when asked, how it ended."""
+    """Fork a process for each line of the input, and tell how it ended."""
     from cxlp.cli import main
 
     print(os.getppid(), flush=True)  # noqa: T201
@@ -144,8 +146,6 @@ def serve() -> None:
             finally:
                 sys.stdout.flush()
                 os._exit(status)
-        print(pid, flush=True)  # noqa: T201
-        sys.stdin.readline()
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201
 
 
