@@ -74,8 +74,8 @@ def prepare(moment: str) -> None:
 
     Args:
         moment: ``start EPOCH``: before an epoch; ``batch EPOCH BATCH``: within one; ``save FILE EPOCH``: with half of a
-            checkpoint written that ends an epoch; ``test``: after the last of them; ``after SECONDS``: wherever in training
-            or in the test that is.
+            checkpoint written that ends an epoch; ``test``: after the last of them; ``after SECONDS``: wherever in
+            training or in the test that is.
     """
     import pytorch_lightning as pl
     import torch

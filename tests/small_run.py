@@ -30,7 +30,7 @@ FINETUNE = [
     *("--config", "finetune.yaml"),
     *("--data.validation", "0.34"),
     *("--trainer.max_epochs", "3"),
-    *("--model.optimizer.backbone_lr", "0.1"),
+    *("--model.optimizer.backbone_lr", "0.01"),
 ]
 
 

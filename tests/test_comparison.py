@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cxlp.__main__ import main
 from cxlp.cli import parse
@@ -133,6 +134,28 @@ def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
 
 
 @pytest.mark.slow
+def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # random weights, which hang on the seed
+    command = ["compare", *BASE, "--sweep", "model.network.pooling.pca_dim=[4]", "--out", "out", "--seeds"]
+    assert main([*command, "1"]) == 0
+    assert "±" not in Path("out/results.csv").read_text()
+    (first,) = Path("out").glob("4-????????/metrics.json")
+    capsys.readouterr()
+    assert main([*command, "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"4, seed 0: done already, in {first.parent}" in said  # a single seed is the first of several
+    (second,) = set(Path("out").glob("4-????????/metrics.json")) - {first}
+    found = [json.loads(file.read_text()) for file in (first, second)]
+    values = [100 * f["metrics"]["test/accuracy"] for f in found]
+    (row,) = csv.DictReader(Path("out/results.csv").read_text().splitlines())
+    assert float(row["accuracy %"]) == round(sum(values) / 2, 1)
+    assert float(row["±"]) == round(abs(values[0] - values[1]) / 2**0.5, 2)
+    assert float(row["network ms"]) == round(1000 * found[0]["cost"]["network"], 2)
+    assert yaml.safe_load((second.parent / "config.yaml").read_text())["seed_everything"] == 1
+    assert "| ± |" in Path("out/results.md").read_text()
+
+
+@pytest.mark.slow
 def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *BASE, "--sweep", "model.network.pooling.pca_dim=[2, 4000]", "--out", "out"]) == 1
     assert "no result: 4000" in capsys.readouterr().out
@@ -146,6 +169,8 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
         (["--sweep", "model.frozen.c=3"], "give a list of values"),
         (["--sweep", "model.frozen.c=[3"], "--sweep model.frozen.c=[3"),
         (["--sweep", "model.frozen.c=[3]", "--systems", "CL"], "--systems and --sweep: give one of them"),
+        (["--seeds", "0"], "seeds is 0: it must be 1 or more"),
+        (["--seeds", "2", "--sweep", "seed_everything=[0, 1]"], "--seeds and a --sweep of seed_everything"),
         (["--run.root", "x"], "--run.root: compare makes a run for each system in its own folder; set --out"),
         (["--data.bach_size", "3"], "unknown key data.bach_size"),
     ],

@@ -1,5 +1,8 @@
 """The epoch that held-out images choose, and the second run on all training images that ends there."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,21 @@ def test_an_interrupted_refit_goes_on(
     # and the first run, resumed from its end, finds the second
     assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut/checkpoints/last.ckpt"]) == 0
     assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
+    command = [*FINETUNE, "--run.refit", "true", "--trainer.max_epochs", "2"]
+    one = metrics(run("one", *command) / "one-refit")
+    # two processes with half batches
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
+    train = Path(__file__).parents[1] / "train.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(train), *ARGUMENTS, *command, *ddp], check=True, timeout=300, env=environment)
+    two = metrics(Path("runs/two/two-refit"))
+    assert not Path("runs/two/metrics.json").exists()
+    assert two["refit"]["epoch"] == one["refit"]["epoch"] and two["images"] == one["images"]
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
 
 
 def test_what_watches_held_out_images_is_left_out(work: Path) -> None:

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from cxlp.cli import main
 from cxlp.errors import CxlpError
+from cxlp.locking import hold, let_go
 from cxlp.repeats import seeds_of, summarise
 from tests.small_run import ARGUMENTS, FINETUNE, metrics, write_pictures
 
@@ -103,11 +104,13 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     assert torch.equal(saved[0]["cxlp"]["trained_on"], saved[1]["cxlp"]["trained_on"])
     key = "network.backbone.trunk.conv1.weight"
     assert not torch.equal(saved[0]["state_dict"][key], saved[1]["state_dict"][key])
-    # again, with one more seed, which cannot be had: what is done is left alone, and the rest is summed up
+    # again, with one more seed, which another process is at: what is done is left alone, and the rest is summed up
     before = {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*") if p.is_file()}
-    (folder / "a-seed5").touch()
+    (folder / "a-seed5").mkdir()
+    held = hold(folder / "a-seed5")
     capsys.readouterr()
     assert main([*command[:-1], "3"]) == 1
+    let_go(held)
     said = capsys.readouterr().out
     assert said.count("done already") == 2 and "no result: seed 5" in said
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -116,7 +119,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     # what another command began is not taken for this one's
     capsys.readouterr()
     assert main([*command, "--model.optimizer.backbone_lr", "0.2"]) == 1
-    assert "with model.init_args.optimizer.backbone_lr 0.1, not 0.2" in capsys.readouterr().out
+    assert "with model.init_args.optimizer.backbone_lr 0.01, not 0.2" in capsys.readouterr().out
 
 
 @pytest.mark.slow
