@@ -65,7 +65,7 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
         heading = f"[{number}/{len(seeds)}] seed {seed}"
         given = [*arguments, *own, "--seed_everything", str(seed)]
         try:
-            _check_same_run(place, given)
+            check_same_run(place, given)
             done = finished(place)
             say(f"{heading}: {place}" if done is None else f"{heading}: done already, in {done}")
             places[seed] = done or run_in(place, given, folder / "logs" / f"{place.name}.txt")
@@ -80,8 +80,16 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
     return 1 if failed else 0
 
 
-def _check_same_run(place: Path, arguments: Sequence[str]) -> None:
-    """Refuse to take a run for done, or to go on with it, that another command began."""
+def check_same_run(place: Path, arguments: Sequence[str]) -> None:
+    """Refuse to take a run for done, or to go on with it, that another command began.
+
+    Args:
+        place: The run's folder.
+        arguments: Of ``train.py``, for that run.
+
+    Raises:
+        CxlpError: Names the first key that differs.
+    """
     if finished(place) is None and last_checkpoint(place) is None:
         return  # nothing to take over
     theirs, ours = (_recipe(given) for given in (["--config", str(place / "config.yaml")], arguments))
@@ -94,7 +102,7 @@ def _check_same_run(place: Path, arguments: Sequence[str]) -> None:
 
 def _recipe(arguments: Sequence[str]) -> dict[str, Any]:
     """All keys of a command that change what comes out."""
-    values = vars(parse(arguments).flatten())
+    values = dict(parse(arguments).items())  # leaves, by their whole keys
     chosen = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
     return {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.init_args.frozen.store"}
 

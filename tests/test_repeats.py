@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 from cxlp.cli import main
 from cxlp.errors import CxlpError
 from cxlp.locking import hold, let_go
-from cxlp.repeats import seeds_of, summarise
-from tests.small_run import ARGUMENTS, FINETUNE, metrics, write_pictures
+from cxlp.repeats import check_same_run, seeds_of, summarise
+from tests.small_run import ARGUMENTS, FINETUNE, metrics, run, write_pictures
 
 
 @pytest.fixture
@@ -85,6 +85,29 @@ def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--seeds" in said and "what is held out stays (data.split_seed)" in said
 
 
+def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> None:
+    given = [
+        *ARGUMENTS,
+        *FINETUNE,
+        "--trainer.callbacks",
+        "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging}]",
+    ]
+    place = run("a", *given[len(ARGUMENTS) :])
+    # what changes nothing of what comes out: where, under which name, in which order it was said
+    check_same_run(place, [*given, "--run.root", "x", "--run.group", "y", "--model.frozen.store", "z"])
+    check_same_run(place, [*given, "--data.batch_size", "4", "--model.optimizer.backbone_lr=0.01"])
+    check_same_run(work / "nothing", given)
+    for change, said in {
+        "--seed_everything=1": "with seed_everything 0, not 1",
+        "--data.batch_size=8": "with data.init_args.batch_size 4, not 8",
+        "--trainer.precision=64-true": "with trainer.precision",
+        "--run.refit=true": "with run.refit False, not True",
+        "--trainer.callbacks=null": "with trainer.callbacks",
+    }.items():
+        with pytest.raises(CxlpError, match=said):
+            check_same_run(place, [*given, change])
+
+
 @pytest.mark.slow
 def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*ARGUMENTS, *FINETUNE, "--seed_everything", "3", "--run.name", "a", "--seeds", "2"]
@@ -102,7 +125,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     # with the seed move the weights, here random ones, not what is held out
     saved = [torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in places]
     assert torch.equal(saved[0]["cxlp"]["trained_on"], saved[1]["cxlp"]["trained_on"])
-    key = "network.backbone.trunk.conv1.weight"
+    key = next(key for key, value in saved[0]["state_dict"].items() if "backbone" in key and value.ndim == 4)
     assert not torch.equal(saved[0]["state_dict"][key], saved[1]["state_dict"][key])
     # again, with one more seed, which another process is at: what is done is left alone, and the rest is summed up
     before = {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*") if p.is_file()}
