@@ -6,14 +6,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cxlp.network import Network, load_network
     from cxlp.pooling import CrossLayerPooling, cross_layer_pooling
+    from cxlp.prediction import Prediction, Predictor, load
 
-__all__ = ["CrossLayerPooling", "Network", "__version__", "cross_layer_pooling", "load_network"]
+__all__ = [
+    "CrossLayerPooling",
+    "Network",
+    "Prediction",
+    "Predictor",
+    "__version__",
+    "cross_layer_pooling",
+    "load",
+    "load_network",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "CrossLayerPooling": "cxlp.pooling",
     "Network": "cxlp.network",
+    "Prediction": "cxlp.prediction",
+    "Predictor": "cxlp.prediction",
     "cross_layer_pooling": "cxlp.pooling",
+    "load": "cxlp.prediction",
     "load_network": "cxlp.network",
 }
 

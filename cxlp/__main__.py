@@ -1,14 +1,15 @@
 """The rest of a working day: ``python -m cxlp COMMAND``; see ``python -m cxlp --help``."""
 
+import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from cxlp.commands import check, compare, download, explain
+from cxlp.commands import check, compare, download, explain, export, predict
 from cxlp.errors import CxlpError
 
 #: The commands, in the order of a working day.
-COMMANDS = (download, check, compare, explain)
+COMMANDS = (download, check, compare, predict, explain, export)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: the command's own, 0 or what its ``--help`` says; 2 where the user can mend
-        something; 130 where the user interrupted.
+        something; 130 where the user interrupted; 141 where a pipe's reader went away, as of ``head``.
     """
     parser = ArgumentParser(
         prog="python -m cxlp",
@@ -42,6 +43,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+    except BrokenPipeError:
+        # Nowhere to write to, also not for what Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return status
 
 

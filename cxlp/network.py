@@ -294,8 +294,7 @@ class Network(nn.Module):
 
     def _see(self, images: Tensor, views: ViewsConfig, count: int) -> dict[str, Tensor]:
         """Send an image's views through the backbone: a map ``(B * V, C, h, w)`` by layer."""
-        step = max(1, _VIEWS_AT_A_TIME // count) if count > 1 else max(1, len(images))
-        chunks = [self.backbone(views.cut(part, self.backbone.image_size)) for part in torch.split(images, step)]
+        chunks = [self.backbone(views.cut(part, self.backbone.image_size)) for part in _chunks(images, count)]
         maps = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         return dict(zip(self.backbone.layers, maps, strict=True))
 
@@ -322,9 +321,9 @@ class Network(nn.Module):
         """
         if self.test_views == 1:
             return self.features(images)
-        chunks = torch.split(images, max(1, _VIEWS_AT_A_TIME // self.test_views))
+        chunks = _chunks(images, self.test_views)
         found = [self.features(self.config.test_views.cut(chunk, self.image_size)) for chunk in chunks]
-        return torch.cat(found).view(len(images), self.test_views, self.out_features).mean(dim=1)
+        return torch.cat(found).view(-1, self.test_views, self.out_features).mean(dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Score features: ``(B, D) -> (B, classes)``."""
@@ -376,7 +375,11 @@ def load_network(path: str | Path) -> Network:
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp.
     """
-    checkpoint = read_checkpoint(path)
+    return network_of(read_checkpoint(path))
+
+
+def network_of(checkpoint: dict[str, Any]) -> Network:
+    """Build the network of a checkpoint that :func:`read_checkpoint` has read, in evaluation mode."""
     spec = checkpoint["cxlp"]["network"]
     config = NetworkConfig.from_values(spec["config"])
     # The weights come from the checkpoint: nothing is downloaded.
@@ -386,6 +389,13 @@ def load_network(path: str | Path) -> Network:
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)
     return network.eval()
+
+
+def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:
+    """Split a batch by how many views pass at a time; not in a traced graph, which takes batches of any size."""
+    if views == 1 or torch.compiler.is_compiling():
+        return (images,)
+    return torch.split(images, max(1, _VIEWS_AT_A_TIME // views))
 
 
 def _build_encoding(

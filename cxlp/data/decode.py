@@ -13,6 +13,9 @@ from cxlp.errors import CxlpError
 Box = tuple[float, float, float, float]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+#: What names of image files end in, where files are looked for.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+
 # Loading processes share the cores among them: one that starts threads of its own takes another's.
 cv2.setNumThreads(0)
 
@@ -64,6 +67,18 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
         return pixels
     left, top, right, bottom = _clip(box, pixels.shape[1], pixels.shape[0], scale)
     return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def as_pixels(image: Image.Image) -> Pixels:
+    """Turn a picture of Pillow's upright and into RGB, by the rules of :func:`read_image`: ``(H, W, 3)`` uint8.
+
+    Raises:
+        CxlpError: If it cannot be decoded, or its pixels are floating-point.
+    """
+    try:
+        return np.array(_as_rgb(ImageOps.exif_transpose(image)))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CxlpError(f"cannot decode the picture: {error}") from error
 
 
 def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> int:

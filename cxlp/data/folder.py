@@ -7,9 +7,8 @@ from typing import Any
 from sklearn.model_selection import train_test_split
 
 from cxlp.data.base import ImageDataModule, Sample, Split
+from cxlp.data.decode import SUFFIXES
 from cxlp.errors import CxlpError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 
 class Folder(ImageDataModule):

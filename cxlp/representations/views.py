@@ -125,7 +125,7 @@ def resized(images: Tensor, size: int) -> Tensor:
     """Resize square images ``(B, 3, S, S)`` of 0..255; as they are where they have that size."""
     if images.shape[-1] == size:
         return images
-    if not len(images):  # a rank's share of a last batch
+    if images.shape[0] == 0:  # a rank's share of a last batch
         return images.new_zeros(0, 3, size, size)
     # In floating point also for bytes: rounding is left to nobody, and GPUs know no cubics of bytes.
     full = images if images.is_floating_point() else images.float()

@@ -1,0 +1,137 @@
+"""``python -m cxlp predict``: what a checkpoint says of images, as a table."""
+
+import csv
+import io
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from cxlp.errors import CxlpError
+
+if TYPE_CHECKING:
+    from cxlp.prediction import Prediction
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "predict",
+        help="what a checkpoint says of images: classes and probabilities, as CSV or JSON lines",
+        description="Name the most probable classes of images, by a checkpoint of train.py and nothing else.\n"
+        "One row per file, in order, each batch as soon as it is done. A file that cannot be read gets a row\n"
+        "with an error and stops nothing.\n"
+        "Exit status: 0 all files were read; 1 some were not; 2 the arguments are wrong.",
+        epilog="Images are resized as in the test of the checkpoint's run, by its own options. A network that was\n"
+        "trained on crops to boxes (--data.bbox true) expects images that are cropped like that.\n"
+        "Probabilities are a softmax over all classes or, where an image may show several, a sigmoid of each.\n\n"
+        "examples:\n"
+        "  python -m cxlp predict runs/NAME/checkpoints/best.ckpt photo.jpg photos/ > predictions.csv\n"
+        "  python -m cxlp predict best.ckpt 'photos/**/*.png' --top 1 --format jsonl --out predictions.jsonl\n"
+        "  find photos -newer yesterday -name '*.jpg' | python -m cxlp predict best.ckpt -",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
+    )
+    parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: csv")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="written aside and put in place when whole (default: stdout)"
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many classes per image (default: 5)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode; 0: none (default: one per core, at most 8)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    for option, least in (("top", 1), ("batch_size", 1), ("workers", 0)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise CxlpError(f"--{option.replace('_', '-')} is {value}: it must be {least} or more")
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        raise CxlpError(f"--out {args.out}: there is no folder {args.out.parent}")
+
+    from tqdm import tqdm
+
+    from cxlp.data.paths import image_paths
+    from cxlp.distributed import usable_cores
+    from cxlp.prediction import load
+
+    model = load(args.checkpoint, args.device, args.precision)
+    top = min(args.top, len(model.classes))
+    workers = min(8, usable_cores()) if args.workers is None else args.workers
+    # Rows on a terminal are progress enough.
+    shown = sys.stderr.isatty() and (args.out is not None or not sys.stdout.isatty())
+    total = sum(1 for _ in image_paths(args.paths, ())) if shown and "-" not in args.paths else None
+    found = model.stream(image_paths(args.paths, _lines_of_stdin()), top, args.batch_size, workers)
+    with _output(args.out, args.format) as file:
+        write = _write_csv if args.format == "csv" else _write_json
+        files, failed = write(tqdm(found, total=total, unit="image", disable=not shown), top, file)
+    if failed:
+        print(f"{failed:,} of {files:,} files could not be read: see their errors", file=sys.stderr)  # noqa: T201
+    return 1 if failed else 0
+
+
+def _write_csv(found: Iterable["Prediction"], top: int, file: TextIO) -> tuple[int, int]:
+    """Write rows; return how many there are, and how many of them are errors."""
+    table = csv.writer(file, lineterminator="\n")
+    heads = [f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability")]
+    table.writerow(["path", *heads, "error"])
+    files = failed = 0
+    for each in found:
+        pairs = zip(each.classes, each.probabilities, strict=True)
+        cells = [cell for name, p in pairs for cell in (name, f"{p:.6g}")] or [""] * len(heads)
+        table.writerow([each.path, *cells, each.error])
+        file.flush()
+        files, failed = files + 1, failed + bool(each.error)
+    return files, failed
+
+
+def _write_json(found: Iterable["Prediction"], top: int, file: TextIO) -> tuple[int, int]:
+    files = failed = 0
+    for each in found:
+        probabilities = [float(f"{p:.6g}") for p in each.probabilities]
+        row = {"path": each.path, "classes": each.classes, "probabilities": probabilities, "error": each.error or None}
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        files, failed = files + 1, failed + bool(each.error)
+    return files, failed
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    # Names of files are bytes: what is no UTF-8 goes through as it is.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    yield from sys.stdin
+
+
+@contextmanager
+def _output(path: Path | None, form: str) -> Iterator[TextIO]:
+    """Open stdout, or a file that is put in place when all of it is written.
+
+    A name that is no UTF-8 leaves as the bytes that it is in CSV; in JSON, which is UTF-8, as an escape.
+    """
+    errors = "surrogateescape" if form == "csv" else "backslashreplace"
+    if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors=errors)
+        yield sys.stdout
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("w", encoding="utf-8", errors=errors, newline="") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""From what is said on a command line to the image files that it means."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cxlp.data.decode import SUFFIXES
+
+
+def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
+    """Go through the images that arguments name, one by one and in order: no list of all of them is made.
+
+    Args:
+        arguments: Files; folders, which are gone through in the order of names, however deep, for files that end in
+            :data:`~cxlp.data.decode.SUFFIXES` (nothing hidden, no links to folders); patterns such as
+            ``shots/**/*.jpg``, for shells that do not expand them; ``-``: what ``lines`` name.
+        lines: Files and folders, one a line.
+
+    Yields:
+        Paths. What does not exist, a pattern that nothing matches, and a folder without images stand for
+        themselves, so that whoever opens them finds out.
+    """
+    for argument in arguments:
+        if argument == "-":
+            for line in lines:
+                if name := line.rstrip("\r\n"):
+                    yield from _files(name)
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            matches = sorted(glob.iglob(argument, recursive=True))  # noqa: PTH207 (absolute or relative, as it is given)
+            for match in matches or [argument]:
+                yield from _files(match)
+        else:
+            yield from _files(argument)
+
+
+def _files(path: str) -> Iterator[str]:
+    """The file itself, or the images in a folder; the folder itself where there are none."""
+    if not Path(path).is_dir():
+        yield path
+        return
+    images = _walk(path)
+    first = next(images, None)
+    if first is None:
+        yield path
+    else:
+        yield first
+        yield from images
+
+
+def _walk(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError:  # for whoever opens it to say why
+        yield folder
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+            yield entry.path  # also a link to nothing: it is missing
