@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cxlp import __version__
 from cxlp.errors import CxlpError
+from cxlp.network import Network
 from cxlp.prediction import Predictor
 
 Format = Literal["onnx", "torch"]
@@ -109,7 +110,7 @@ def export(model: Predictor, path: Path, form: Format, dtype: DType = "uint8") -
         CxlpError: If packages are missing, or torch cannot trace or translate the network.
     """
     if form == "onnx":
-        _check_packages()
+        _check_onnx(model.network)
     size = model.transform.size
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, size, size, dtype=getattr(torch, dtype))
@@ -226,12 +227,19 @@ def _latencies(runs: Sequence[Run], images: Tensor, repeats: int = 30, seconds: 
     return [1000 * float(np.median(own[3:])) for own in spent]
 
 
-def _check_packages() -> None:
+def _check_onnx(network: Network) -> None:
+    """Refuse in advance what would take minutes to fail."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise CxlpError(
             f"ONNX needs {', '.join(missing)}, which nothing else does: pip install {' '.join(ONNX_PACKAGES)} "
             "(or --format torch)"
+        )
+
+    if any(part.config.method == "sparse_fisher" for part in network.each_part()):
+        raise CxlpError(
+            "method: sparse_fisher cannot be written as ONNX, which knows no eigenvalues, the measure of its steps to "
+            "sparse codes. As PyTorch's own file: --format torch"
         )
 
 

@@ -191,15 +191,16 @@ class Predictor:
             yield from self._judge(decoded, top)
 
     def _judge(self, decoded: "_Decoded", top: int) -> Iterator[Prediction]:
-        best = self.probabilities(decoded.pictures).topk(min(top, len(self.classes))) if len(decoded.pictures) else None
-        row = 0
+        rows: Iterator[list[float]] = iter(())
+        if len(decoded.pictures):
+            rows = iter(self.probabilities(decoded.pictures).tolist())
         for path, error in zip(decoded.paths, decoded.errors, strict=True):
-            if error or best is None:
+            if error:
                 yield Prediction(path, error=error)
                 continue
-            classes = tuple(self.classes[k] for k in best.indices[row].tolist())
-            yield Prediction(path, classes, tuple(best.values[row].tolist()))
-            row += 1
+            row = next(rows)
+            best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # of equals, the first
+            yield Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best))
 
 
 def load(

@@ -1,0 +1,69 @@
+"""``python -m cxlp export``: what it prints, and its exit status."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import cxlp.export
+from cxlp.__main__ import main
+from cxlp.export import Check
+from cxlp.network import Network
+from tests.generate import write_folder
+from tests.tasks.small import NETWORK
+
+Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = Network(NETWORK, ["gull", "tern", "wren"])
+    assert network.classifier is not None
+    nn.init.normal_(network.classifier.weight)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("run") / "last.ckpt"
+    image = {"size": network.test_size, "aspect": "warp"}
+    torch.save({"state_dict": state, "cxlp": {"network": network.spec(), "image": image}}, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_size_difference_and_times_are_printed(form: str, checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / {"onnx": "model.onnx", "torch": "model.pt2"}[form]
+    args = ["export", str(checkpoint), "--out", str(out), "--format", form]
+    if form == "onnx":
+        args += ["--check", str(write_folder(tmp_path / "images", train=1, test=2))]
+    assert main(args) == 0
+    size, difference, times = capsys.readouterr().out.splitlines()
+    assert size == f"{out}: {out.stat().st_size / 1e6:.1f} MB"
+    images = "9 of 9 given images" if form == "onnx" else "10 of 10 drawn birds"
+    found = re.fullmatch(
+        rf"largest difference of logits: (\S+) of \S+ \(tolerance .*\); .* on top of {images}", difference
+    )
+    assert found and float(found[1]) < 1e-3
+    assert re.fullmatch(r"one image: network [\d.]+ ms, (onnxruntime|exported program) [\d.]+ ms \(medians\)", times)
+
+
+def test_a_file_that_computes_something_else_is_status_1(
+    checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cxlp.export, "check", lambda *_: Check(3, 0.2, 1.0, 1, 1.0, 1.0))
+    args = ["export", str(checkpoint), "--out", str(tmp_path / "model.pt2"), "--format", "torch"]
+    assert main(args) == 1
+    assert capsys.readouterr().out.endswith("it does NOT compute the same: do not use it\n")
+
+
+def test_wrong_arguments(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    for args, said in (
+        (["--out", "model.pt"], "--out model.pt: a file of --format onnx ends in .onnx"),
+        (["--out", "model.onnx", "--format", "torch"], "a file of --format torch ends in .pt2"),
+        (["--out", "no/such/model.onnx"], "there is no folder no/such"),
+        (["--out", str(tmp_path / "m.onnx"), "--check", "none.jpg"], "image not found: none.jpg"),
+    ):
+        assert main(["export", str(checkpoint), *args]) == 2
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

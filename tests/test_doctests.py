@@ -1,0 +1,25 @@
+"""The examples in docstrings, run as they stand."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import cxlp
+
+ROOT = Path(cxlp.__file__).parent
+FILES = sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES])
+def test_examples(file: Path) -> None:
+    module = importlib.import_module(".".join(("cxlp", *file.relative_to(ROOT).with_suffix("").parts)))
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0, "its output, above, says which"
+
+
+def test_the_main_entries_have_examples() -> None:
+    assert {"pooling.py", "prediction.py"} <= {file.name for file in FILES}
