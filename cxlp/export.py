@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cxlp import __version__
 from cxlp.errors import CxlpError
@@ -117,11 +117,12 @@ def export(model: Predictor, path: Path, form: Format, dtype: DType = "uint8") -
     batch = ({0: torch.export.Dim("batch", min=1)},)
     try:
         with torch.no_grad():
-            program = torch.export.export(_Scores(model), (example,), dynamic_shapes=batch)
+            program = torch.export.export(_Scores(model), (example,), dynamic_shapes=batch, strict=False)
     except Exception as error:  # of many kinds, by what in the network cannot be traced
         raise CxlpError(f"torch cannot trace the network as one graph: {_first_line(error)}") from error
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+    for graph in (module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)):
+        for node in graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
     text = json.dumps(describe(model, dtype), ensure_ascii=False)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         aside = Path(folder) / path.name

@@ -392,8 +392,8 @@ def network_of(checkpoint: dict[str, Any]) -> Network:
 
 
 def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:
-    """Split a batch by how many views pass at a time; not in a traced graph, which takes batches of any size."""
-    if views == 1 or torch.compiler.is_compiling():
+    """Split a batch by how many views pass at a time; not one of any size, as export traces it."""
+    if views == 1 or isinstance(images.shape[0], torch.SymInt):
         return (images,)
     return torch.split(images, max(1, _VIEWS_AT_A_TIME // views))
 

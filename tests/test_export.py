@@ -61,6 +61,7 @@ def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int
 # --- ONNX
 
 
+@pytest.mark.slow
 def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None:
     model = predictor(aspect="crop")
     path = tmp_path / "model.onnx"
@@ -87,6 +88,7 @@ EXPORTED: dict[str, NetworkConfig] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_other_networks(name: str, tmp_path: Path) -> None:
     model = predictor(EXPORTED[name])

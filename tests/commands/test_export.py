@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_size_difference_and_times_are_printed(form: str, checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / {"onnx": "model.onnx", "torch": "model.pt2"}[form]
     args = ["export", str(checkpoint), "--out", str(out), "--format", form]
