@@ -56,6 +56,8 @@ def _check_overlays(paths: Sequence[str]) -> None:
             raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
+        if "program" in content:
+            raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
         for key in CLASSES:
             part = content.get(key) or {}
             if isinstance(part, dict) and "class_path" in part:
@@ -103,5 +105,5 @@ def _config_path(name: str) -> Path:
         for spelled in (path, path.with_name(path.name + ".yaml")):
             if spelled.is_file():
                 return spelled.absolute()
-    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml"))
+    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != "sweep.yaml")
     raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")

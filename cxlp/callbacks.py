@@ -1,8 +1,7 @@
-"""What a run leaves behind: tables and pictures of the test, the identity of the run in its checkpoints."""
+"""Along the way of a run: its checkpoints, whose they are, and figures of training beside the loss."""
 
-import csv
-import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-
-from cxlp.reports import confusion_table, draw_confusion, draw_precisions, precision_table
-from cxlp.tasks.base import CrossLayerTask
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -93,51 +91,73 @@ class RunIdentity(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add ``cxlp_run``."""
-        wandb = _wandb(trainer)
+        wandb = wandb_logger(trainer)
         checkpoint["cxlp_run"] = {"wandb_id": None if wandb is None else wandb.version}
 
 
-class TestReport(Callback):
-    """Writes the test's result class by class as ``per_class.csv`` and as a picture, and logs both to wandb.
+class TrainingWatch(Callback):
+    """Logs, beside the loss, how many images were handed out, how fast, and the sizes of gradients.
 
-    With one label per image the picture is ``confusion_matrix.png``, with several
-    ``average_precision.png``.
-
-    Args:
-        folder: The run's folder.
+    At the logging interval: ``images_seen``, of all ranks since the run began; ``train/images_per_second``, of all
+    ranks since the epoch's last logging; and, of each group of parameters that gradient descent moves,
+    ``grad_norm/GROUP``, the Euclidean norm of its gradient before any clipping. Validation logs ``images_seen``, too,
+    so that all curves can be drawn over them.
     """
 
-    __test__ = False  # not a test case of pytest's
+    def __init__(self) -> None:
+        self.images = 0
+        self._last = (0, 0.0)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add ``cxlp_images_seen``."""
+        checkpoint["cxlp_images_seen"] = self.images
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute on every rank, write on rank 0."""
-        assert isinstance(pl_module, CrossLayerTask)
-        found: Any = pl_module.per_class.compute()  # counts, or precisions by their names
-        pl_module.per_class.reset()
-        if not trainer.is_global_zero:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on counting in a resumed run; the test of an earlier checkpoint takes nothing back."""
+        if trainer.state.fn == "fit":
+            self.images = checkpoint.get("cxlp_images_seen", 0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave validation and what else was between epochs out of the speed."""
+        self._last = (self.images, time.perf_counter())
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Measure gradients: unscaled, of all ranks."""
+        if not trainer._logger_connector.should_update_logs:
             return
-        classes = pl_module.network.classes
-        if pl_module.network.multi_label:
-            labels = torch.tensor([s.label for s in trainer.datamodule.splits["test"].samples])  # type: ignore[attr-defined]
-            names = sorted(found, key=lambda name: (name == "AP", name))  # the un-interpolated one last: it is drawn
-            columns, rows = precision_table({name: found[name].cpu() for name in names}, labels, classes)
-            name, drawing = "average_precision", draw_precisions(columns, rows)
-        else:
-            columns, rows = confusion_table(found.cpu(), classes)
-            name, drawing = "confusion_matrix", draw_confusion(found.cpu(), classes)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-        write_whole(self.folder / "per_class.csv", text.getvalue())
-        picture = self.folder / f"{name}.png"
-        write_whole(picture, drawing)
-        wandb = _wandb(trainer)
-        if wandb is not None:
-            wandb.log_table("test/per_class", columns=columns, data=rows)
-            wandb.log_image(f"test/{name}", [str(picture)])
+        for number, group in enumerate(optimizer.param_groups):
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                pl_module.log(f"grad_norm/{group.get('name', number)}", get_total_norm(gradients), rank_zero_only=True)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401 (Lightning's type is wider)
+        batch: Any,  # noqa: ANN401 (Lightning's type)
+        batch_idx: int,
+    ) -> None:
+        """Count; after a frozen pass's last batch this comes before the solution, which takes its own time."""
+        self.images += len(batch["label"]) * trainer.world_size
+        pl_module.log("images_seen", float(self.images), rank_zero_only=True)
+        if trainer._logger_connector.should_update_logs:
+            now = time.perf_counter()
+            images, then = self._last
+            pl_module.log("train/images_per_second", (self.images - images) / (now - then), rank_zero_only=True)
+            self._last = (self.images, now)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the count beside the metrics of validation."""
+        pl_module.log("images_seen", float(self.images), rank_zero_only=True)
 
 
-def _wandb(trainer: pl.Trainer) -> WandbLogger | None:
+def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:
+    """A Trainer's wandb logger, if it has one."""
     return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)

@@ -27,7 +27,7 @@ from cxlp.arguments import CLASSES, find_configs, nested_as_configs
 from cxlp.callbacks import (
     EpochSeed,
     RunIdentity,
-    TestReport,
+    TrainingWatch,
     WholeCheckpoints,
     checkpoints,
     save_from_step_0,
@@ -35,12 +35,15 @@ from cxlp.callbacks import (
 )
 from cxlp.config_errors import explain, refuse_nulls
 from cxlp.cost import measure_cost, peak_memory
+from cxlp.dashboard import write_report
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError
+from cxlp.evaluation import TestReport
 from cxlp.locking import hold, let_go
-from cxlp.logging import RunConfig, build_loggers, how_to_look
+from cxlp.logging import RunConfig, build_loggers, close_wandb, how_to_look, labelled
 from cxlp.metrics import SELECTION
+from cxlp.provenance import Provenance
 from cxlp.refit import Choice, StopAfter, read_choice
 from cxlp.runs import (
     find_resumed,
@@ -103,6 +106,7 @@ class CLI(LightningCLI):
     """LightningCLI without subcommands: parses, makes the run's folder, and builds everything."""
 
     run_folder: Path
+    watch: TrainingWatch
     #: Of a refit.
     choice: Choice | None = None
 
@@ -171,10 +175,15 @@ class CLI(LightningCLI):
         if launched_rank() == 0:
             hold(self.run_folder)
         if trainer["logger"] in (None, True):
-            kwargs["logger"] = build_loggers(run, self.run_folder, wandb_id, launched_rank())
+            network = self.model.network.config
+            facts = (network.backbone.name, type(self.model).__name__, network.pooling.method)
+            logged = labelled(run, self.datamodule.name, *facts)
+            kwargs["logger"] = build_loggers(logged, self.run_folder, wandb_id, launched_rank())
         given = trainer["callbacks"] or []
         given = list(given) if isinstance(given, list | tuple) else [given]
-        callbacks: list[pl.Callback] = [TestReport(self.run_folder), RunIdentity(), EpochSeed()]
+        self.watch = TrainingWatch()
+        own = (TestReport(self.run_folder), RunIdentity(), Provenance(self.run_folder), self.watch, EpochSeed())
+        callbacks: list[pl.Callback] = [*own]
         if isinstance(run.refit, str):
             self.choice = read_choice(run.refit)
             self.choice.check_recipe(self.model.options())
@@ -308,11 +317,12 @@ def train_and_test(cli: CLI) -> None:
             with trainer.precision_plugin.forward_context():
                 summary["cost"] = measure_cost(task.network, data.splits["test"], task.frozen.features)
         summary["memory"] = peak_memory()
+        summary["images_per_second"] = _speeds(task, data, cli.watch.images)
         write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update({f"seconds/{k}": v for k, v in times.items()})
-        _finish_wandb(trainer)
+                close_wandb(logger.experiment, summary, (best or None) if cli.run_config.log_model else None)
+        write_report(cli.run_folder)
         _closing_table(cli, metrics, times, best)
 
 
@@ -340,6 +350,13 @@ def _finish_wandb(trainer: pl.Trainer) -> None:
             logger.experiment.finish()
 
 
+def _speeds(task: CrossLayerTask, data: ImageDataModule, drawn: int) -> dict[str, float]:
+    """Images per second by phase; ``drawn``: how many were handed out for training, in all epochs."""
+    images = {"extraction": len(data.splits["train"]), "test": len(data.splits["test"])}
+    images["fine-tuning"] = drawn - task.ordered_epochs * images["extraction"]
+    return {phase: images[phase] / seconds for phase, seconds in task.times.items() if phase in images and seconds}
+
+
 def _counts(data: ImageDataModule) -> dict[str, int]:
     return {name: len(split) for name, split in data.splits.items()}
 
@@ -362,6 +379,7 @@ def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float],
     console = Console()
     console.print(table)
     console.print(f"Everything is in {cli.run_folder} (tested: {best or 'the final weights'})", soft_wrap=True)
+    console.print(f"Look at it in a browser: {cli.run_folder / 'report.html'}", soft_wrap=True, highlight=False)
     look = how_to_look(cli.run_folder)
     if look:
         console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)

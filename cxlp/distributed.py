@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from cxlp.errors import CxlpError
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -61,6 +64,15 @@ def from_rank_zero(tensor: Tensor) -> Tensor:
             tensor.zero_()
         all_sum(tensor)
     return tensor
+
+
+def gather_objects(value: T) -> list[T]:
+    """Collect a small picklable value of each rank, in the order of the ranks; every rank gets all of them."""
+    if not is_distributed():
+        return [value]
+    found = [value] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def on_rank_zero(work: Callable[[], None]) -> None:

@@ -2,9 +2,10 @@
 
 import netrc
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import wandb
@@ -22,8 +23,9 @@ class RunConfig:
         wandb: ``auto``: online where an API key is found, offline otherwise; ``online``; ``offline``;
             ``off``.
         project: The wandb project.
-        group: Groups runs in wandb.
-        tags: Tags of the wandb run.
+        group: Groups runs in wandb; null: by the benchmark.
+        tags: Tags of the wandb run, besides benchmark, backbone, mode and method.
+        log_model: Upload the tested checkpoint as an artifact, where wandb is online.
         refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is
             run on all training images, ended after that epoch of the same schedule, and tested; it is in a folder
             within this one's, NAME/NAME-refit. Or the best checkpoint of an earlier run: do only the second.
@@ -37,7 +39,14 @@ class RunConfig:
     group: str | None = None
     tags: tuple[str, ...] = ()
     refit: bool | str = False
+    log_model: bool = True
     cost: bool = False
+
+
+def labelled(run: RunConfig, benchmark: str, *facts: str) -> RunConfig:
+    """Group a run by its benchmark, unless the user groups it, and tag it by that and further facts."""
+    tags = tuple(tag[:64] for tag in dict.fromkeys((*run.tags, benchmark, *facts)) if tag)  # what wandb takes
+    return replace(run, group=run.group or benchmark or None, tags=tags)
 
 
 def has_wandb_key() -> bool:
@@ -85,8 +94,8 @@ def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int)
 def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bool) -> wandb.Run:
     """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
     try:
-        return wandb.init(
-            dir=folder,
+        started = wandb.init(
+            dir=folder.absolute(),  # wandb's own process stays where the first run of this one began
             name=folder.name,
             project=run.project,
             group=run.group,
@@ -96,11 +105,42 @@ def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bo
             mode="offline" if offline else "online",
             settings=wandb.Settings(init_timeout=30),
         )
+        _define_axes(started)
+        return started
     except wandb.Error as error:
         if offline:
             raise
         print(f"wandb is out of reach, logging offline: {str(error).partition(chr(10))[0]}")  # noqa: T201
         return _start_wandb(run, folder, wandb_id, offline=True)
+
+
+def _define_axes(run: wandb.Run) -> None:
+    """Draw training over the images seen, and validation over epochs (in wandb's panels either can be chosen)."""
+    for names, axis in {
+        "train/*": "images_seen", "lr-*": "images_seen", "grad_norm/*": "images_seen", "val/*": "epoch",
+    }.items():  # fmt: skip
+        run.define_metric(names, step_metric=axis, step_sync=True)
+
+
+def close_wandb(run: wandb.Run, summary: Mapping[str, Any], checkpoint: str | None) -> None:
+    """End a wandb run.
+
+    Args:
+        run: Which.
+        summary: As in ``metrics.json``: its metrics are those of the tested checkpoint, where the curves' last values
+            would stand otherwise.
+        checkpoint: What to upload as an artifact, if the run is online; ``None``: nothing.
+    """
+    summary = {**summary["metrics"], **{name: value for name, value in summary.items() if name != "metrics"}}
+    for name, value in summary.items():
+        run.summary.update(
+            {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    if checkpoint is not None and not run.offline:
+        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
+        artifact.add_file(checkpoint)
+        run.log_artifact(artifact, aliases=["tested"])
+    run.finish()
 
 
 def how_to_look(folder: Path) -> str | None:

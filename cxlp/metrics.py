@@ -55,8 +55,12 @@ def confusion_matrix(classes: int) -> MulticlassConfusionMatrix:
 
 
 def per_class_average_precision(classes: int) -> MetricCollection:
-    """Average precision of each class ``(classes,)``, by kind: ``AP_11point``, ``AP_allpoint``, ``AP``."""
-    metrics = {f"AP{suffix}": AveragePrecision(classes, kind) for suffix, kind in _SUFFIXES.items()}
+    """What :func:`precision_curves` gives, as ``curves``, and average precision of each class ``(classes,)``, by kind.
+
+    The kinds' names are ``AP_11point``, ``AP_allpoint``, ``AP``.
+    """
+    metrics: dict[str, Metric] = {f"AP{suffix}": AveragePrecision(classes, kind) for suffix, kind in _SUFFIXES.items()}
+    metrics["curves"] = PrecisionCurves(classes, "allpoint")
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
 
 
@@ -162,6 +166,15 @@ class MeanAveragePrecision(AveragePrecision):
         return torch.from_numpy(self._per_class()).nanmean().to(self.device, torch.float32)
 
 
+class PrecisionCurves(AveragePrecision):
+    """:func:`precision_curves` over all images of all ranks: ``(K, 101)``."""
+
+    def compute(self) -> Tensor:
+        """Return ``(K, 101)``, NaN for classes without positives."""
+        scores, labels = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.labels).cpu().numpy()
+        return torch.from_numpy(precision_curves(scores, labels)).to(self.device, torch.float32)
+
+
 def average_precision(
     scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kind: Kind = "11point"
 ) -> NDArray[np.float64]:
@@ -194,6 +207,29 @@ def average_precision(
     """
     if kind not in get_args(Kind):
         raise CxlpError(f"unknown kind of average precision {kind!r}; valid: {', '.join(get_args(Kind))}")
+    return np.array([_of_one_class(s, positive, kind) for s, positive in _by_class(scores, labels)])
+
+
+def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor) -> NDArray[np.float64]:
+    """Interpolated precision ``P(t)`` of each class at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
+
+    Args:
+        scores: As there.
+        labels: As there.
+
+    Returns:
+        ``(K, 101)`` in [0, 1]; NaN for a class without positives.
+
+    Raises:
+        CxlpError: As there.
+    """
+    return np.array([_interpolated(s, positive, 100) for s, positive in _by_class(scores, labels)])
+
+
+def _by_class(
+    scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor
+) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """For each class the scores of the images that count, and which of them are positive."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise CxlpError(
@@ -204,24 +240,39 @@ def average_precision(
         raise CxlpError(f"labels must be 1 (present), -1 (absent) or 0 (ignored), not {labels[odd][0]}")
     if np.isnan(scores[labels != 0]).any():
         raise CxlpError("some scores are NaN, so images cannot be ranked: the network or its weights are broken")
-    return np.array([_of_one_class(s[y != 0], y[y != 0] > 0, kind) for s, y in zip(scores.T, labels.T, strict=True)])
+    return [(s[y != 0], y[y != 0] > 0) for s, y in zip(scores.T, labels.T, strict=True)]
 
 
 def _of_one_class(scores: NDArray[Any], positive: NDArray[np.bool_], kind: Kind) -> float:
     positives = int(positive.sum())
     if not positives:
         return float("nan")
+    if kind == "11point":
+        return float(_interpolated(scores, positive, 10).mean())
+    found, precision = _ranked(scores, positive)
+    more = np.diff(found, prepend=0)
+    if kind == "allpoint":
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((more * precision).sum() / positives)
+
+
+def _interpolated(scores: NDArray[Any], positive: NDArray[np.bool_], steps: int) -> NDArray[np.float64]:
+    """``P(t)`` at ``t = 0, 1 / steps, ..., 1``; NaN without positives."""
+    positives = int(positive.sum())
+    if not positives:
+        return np.full(steps + 1, np.nan)
+    found, precision = _ranked(scores, positive)
+    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
+    # found / positives >= t / steps, in integers
+    reached = np.searchsorted(steps * found, np.arange(steps + 1) * positives)
+    values: NDArray[np.float64] = interpolated[reached]
+    return values
+
+
+def _ranked(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each distinct score, highest first: positives that score at least so much, and the precision there."""
     order = np.argsort(scores)[::-1]  # in any order among equals
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of each distinct score
     found = np.cumsum(positive[order])[last]
-    precision = found / (last + 1)
-    more = np.diff(found, prepend=0)
-    if kind == "uninterpolated":
-        return float((more * precision).sum() / positives)
-    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
-    if kind == "allpoint":
-        return float((more * interpolated).sum() / positives)
-    # found / positives >= t / 10, in integers
-    reached = np.searchsorted(10 * found, np.arange(11) * positives)
-    return float(interpolated[reached].mean())
+    return found, found / (last + 1)

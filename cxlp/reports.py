@@ -5,11 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 # The object interface: pyplot would look for a screen and keep state between runs.
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 
@@ -26,26 +29,62 @@ def confusion_table(counts: Tensor, classes: Sequence[str]) -> tuple[list[str], 
     return ["class", "images", "right", "accuracy", "most often taken for", "times"], rows
 
 
-def draw_confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
-    """Draw a confusion matrix, rows summing to 1; names and numbers where they can be read. Returns a PNG."""
-    n = len(classes)
-    rates = counts.float() / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    side = min(16.0, 4.0 + 0.35 * n)
+def confusion_pairs(counts: Tensor, classes: Sequence[str], shown: int = 50) -> tuple[list[str], list[list[Any]]]:
+    """Tabulate what is taken for what, most often first, at most ``shown`` pairs."""
+    rates = _rates(counts)
+    rows = [
+        [classes[i], classes[j], int(counts[i, j]), round(float(rates[i, j]), 4)] for i, j in _confused(counts)[:shown]
+    ]
+    return ["true", "taken for", "times", "part of the true class"], rows
+
+
+def draw_confusion(counts: Tensor, classes: Sequence[str], shown: int = 40) -> bytes:
+    """Draw a confusion matrix, rows summing to 1, classes that are taken for each other side by side. Returns a PNG.
+
+    With more than ``shown`` classes it is the block of those in the most frequent confusions.
+    """
+    chosen = _block(counts, shown)
+    n = len(chosen)
+    rates, block = _rates(counts)[chosen][:, chosen], counts[chosen][:, chosen]
+    side = min(14.0, 4.0 + 0.3 * n)
     figure = Figure(figsize=(side + 1.5, side), layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(rates.numpy(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="part of the true class")
+    drawn = axes.imshow(rates.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="part of the true class")
     accuracy = float(torch.trace(counts) / counts.sum().clamp_min(1))
-    axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.1%} of {int(counts.sum())} test images")
-    if n <= 60:
-        short = [name if len(name) <= 28 else name[:27] + "…" for name in classes]
-        axes.set_xticks(range(n), short, rotation=90, fontsize=8)
-        axes.set_yticks(range(n), short, fontsize=8)
-    if n <= 20:
-        for i, j in (counts > 0).nonzero().tolist():
-            colour = "white" if rates[i, j] > 0.5 else "black"
-            axes.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=colour, fontsize=8)
+    part = f"; the {n} of {len(classes)} classes confused most" if n < len(classes) else ""
+    axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.1%} of {int(counts.sum())} test images{part}")
+    short = [name if len(name) <= 28 else name[:27] + "…" for name in (classes[k] for k in chosen)]
+    axes.set_xticks(range(n), short, rotation=90, fontsize=8)
+    axes.set_yticks(range(n), short, fontsize=8)
+    for i, j in (block > 0).nonzero().tolist():
+        colour = "white" if rates[i, j] > 0.5 else "black"
+        axes.text(j, i, str(int(block[i, j])), ha="center", va="center", color=colour, fontsize=8 if n <= 20 else 6)
     return _png(figure)
+
+
+def _rates(counts: Tensor) -> Tensor:
+    return counts.float() / counts.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def _confused(counts: Tensor) -> list[tuple[int, int]]:
+    """Pairs (true, predicted) of different classes, the most frequent first; of equals, in the order of classes."""
+    wrong = (counts - torch.diag(counts.diagonal())).numpy()
+    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+
+
+def _block(counts: Tensor, most: int) -> list[int]:
+    """The classes of the most frequent confusions, at most ``most`` of them, so ordered that confused ones are near."""
+    among = dict.fromkeys(k for pair in _confused(counts) for k in pair)
+    chosen = sorted([*among, *(k for k in range(len(counts)) if k not in among)][:most])
+    if len(chosen) < 3:
+        return chosen
+    rates = _rates(counts)[chosen][:, chosen].double()
+    distance = 1 - (rates + rates.T).numpy() / 2
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    return [chosen[k] for k in leaves_list(tree)]
 
 
 def precision_table(

@@ -12,7 +12,10 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cxlp.callbacks import EpochSeed, RunIdentity, WholeCheckpoints, checkpoints, write_whole
+from cxlp.callbacks import EpochSeed, RunIdentity, TrainingWatch, WholeCheckpoints, checkpoints, write_whole
+from cxlp.tasks import FineTune
+from tests.generate import write_folder
+from tests.tasks.small import NETWORK, pictures, trainer
 
 # --- files
 
@@ -183,3 +186,71 @@ def test_a_checkpoint_says_which_wandb_run_it_belongs_to(tmp_path: Path, with_wa
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)  # plain values only
     assert saved["cxlp_run"] == {"wandb_id": "abc123" if with_wandb else None}
+
+
+# --- figures of training
+
+
+class Record(CSVLogger):
+    """Keeps what is logged."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.rows.append(metrics)
+
+
+class Norms(pl.Callback):
+    """Gradients' norms by group, measured by hand at each step."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.found.append(
+            {
+                f"grad_norm/{group['name']}": float(torch.cat([p.grad.flatten() for p in group["params"]]).norm())
+                for group in optimizer.param_groups
+            }
+        )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=4, size=32), validation=0.25)  # 9 + 3 images, batches of 4
+    record, norms, watch = Record(tmp_path), Norms(), TrainingWatch()
+    options: dict[str, Any] = {"logger": record, "callbacks": [watch, norms], "log_every_n_steps": 2}
+    trainer(tmp_path, max_epochs=3, gradient_clip_val=1e-9, **options).fit(FineTune(NETWORK), data)
+    # The ordered epoch hands out 9, the two others fill their last batch.
+    assert watch.images == 9 + 12 + 12
+    assert [row["images_seen"] for row in record.rows if "val/loss" in row] == [9, 21, 33]
+    steps = [row for row in record.rows if "train/images_per_second" in row]  # every second batch of nine
+    assert [row["images_seen"] for row in steps] == [8, 13, 21, 29]
+    assert all(row["train/images_per_second"] > 0 for row in steps)
+    assert not any(key.startswith("grad_norm") for key in steps[0])  # the frozen epoch has no gradients
+    for row, step in zip(steps[1:], (0, 2, 4), strict=True):
+        assert row["train/loss_step"] > 0
+        # before clipping, which leaves next to nothing
+        assert {k: v for k, v in row.items() if k.startswith("grad_norm")} == pytest.approx(norms.found[step], rel=1e-5)
+    assert max(norms.found[0].values()) > 1e-3
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_run_goes_on_counting_and_a_test_takes_nothing_back(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", train=4, size=32)
+    watch, resumed = TrainingWatch(), TrainingWatch()
+    first = trainer(tmp_path, max_epochs=2, callbacks=[watch], enable_checkpointing=True)
+    first.fit(FineTune(NETWORK), pictures(data))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    assert watch.images == 12 + 12
+    second = trainer(tmp_path, max_epochs=3, callbacks=[resumed])
+    task = FineTune(NETWORK)
+    task.resuming = True
+    second.fit(task, pictures(data), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert resumed.images == 12 + 12 + 12
+    second.test(task, pictures(data), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)
+    assert resumed.images == 12 + 12 + 12

@@ -83,6 +83,8 @@ def test_a_frozen_run_leaves_everything_that_is_promised(work: Path) -> None:
     with (folder / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(int(r["right"]) for r in rows) == round(9 * found["metrics"]["test/accuracy"])
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert json.loads((folder / "provenance.json").read_text())["data"]["test"] == 9
     assert not list(folder.rglob("*.part")) and not (folder / "features").exists()
 
 
@@ -249,6 +251,11 @@ def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
         losses = logged("one", "train/loss_epoch")
         assert len(losses) == 2
         assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=1e-3)
+    if not mode:  # the same images are shown, each once
+        texts = [Path("runs", name, "examples.csv").read_text().splitlines() for name in ("one", "two")]
+        shown = [[row["image"] for row in csv.DictReader(text)] for text in texts]
+        assert shown[0] == shown[1]
+        assert len(set(shown[0])) == len(shown[0]) > 0
     assert_same_result(one, "two", 1e-3 if mode else 1e-5)
 
 

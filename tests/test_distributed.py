@@ -15,7 +15,16 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from cxlp.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, usable_cores, world_size
+from cxlp.distributed import (
+    all_sum,
+    barrier,
+    from_rank_zero,
+    gather_objects,
+    is_distributed,
+    rank,
+    usable_cores,
+    world_size,
+)
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.moments import Moments
@@ -96,6 +105,7 @@ def work(index: int, folder: Path) -> None:
     found["all_sum"] = (tensor, returned is tensor)
     own = torch.tensor([index + 5])
     found["from_rank_zero"] = (from_rank_zero(own), own)
+    found["gather_objects"] = gather_objects({"rank": index})
     # The late one arrives after 0.5 s, and nobody leaves before.
     start = time.perf_counter()
     if index == 1:
@@ -151,6 +161,7 @@ def test_a_single_process_needs_no_group(tmp_path: Path) -> None:
     assert all_sum(tensor) is tensor
     assert from_rank_zero(tensor) is tensor
     assert tensor.tolist() == [1, 2]
+    assert gather_objects("mine") == ["mine"]
     barrier()
     assert usable_cores() >= 1
 
@@ -173,6 +184,11 @@ def test_from_rank_zero(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         returned, in_place = found["from_rank_zero"]
         assert returned.tolist() == in_place.tolist() == [5]
+
+
+@pytest.mark.slow
+def test_every_rank_gets_the_objects_of_all(ranks: list[dict[str, Any]]) -> None:
+    assert [found["gather_objects"] for found in ranks] == [[{"rank": 0}, {"rank": 1}]] * 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import wandb
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from cxlp.logging import RunConfig, build_loggers, has_wandb_key, how_to_look
+from cxlp.logging import RunConfig, build_loggers, close_wandb, has_wandb_key, how_to_look, labelled
 
 KEY = "0123456789" * 4
 HOST = "https://wandb.birds.test:8443"
@@ -89,6 +89,9 @@ class Started:
 
     id = "run1"
 
+    def define_metric(self, name: str, step_metric: str, step_sync: bool) -> None:
+        """Take an axis."""
+
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -150,6 +153,47 @@ def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]
     assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
     assert wandb_logger.experiment is not None
     assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv")
+
+
+def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
+    run = labelled(RunConfig(tags=("mine", "vgg16")), "CUB-200-2011", "vgg16", "Frozen", "cross", "x" * 80)
+    assert run.group == "CUB-200-2011"
+    assert run.tags == ("mine", "vgg16", "CUB-200-2011", "Frozen", "cross", "x" * 64)
+    assert labelled(RunConfig(group="seeds"), "CUB-200-2011").group == "seeds"
+
+
+class Online:
+    """Stands for a wandb run."""
+
+    id, project = "run1", "birds"
+
+    def __init__(self, offline: bool) -> None:
+        self.offline, self.summary, self.finished = offline, dict[str, Any](), False
+        self.artifacts: list[tuple[wandb.Artifact, list[str]]] = []
+
+    def log_artifact(self, artifact: wandb.Artifact, aliases: list[str]) -> None:
+        self.artifacts.append((artifact, aliases))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.mark.parametrize(("offline", "upload", "uploaded"), [(False, True, 1), (True, True, 0), (False, False, 0)])
+def test_the_tested_checkpoint_is_uploaded_by_online_runs(
+    tmp_path: Path, offline: bool, upload: bool, uploaded: int
+) -> None:
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes(b"weights")
+    run: Any = Online(offline)
+    summary = {"metrics": {"test/accuracy": 0.5}, "seconds": {"test": 3.0}, "tested": str(checkpoint)}
+    close_wandb(run, summary, str(checkpoint) if upload else None)
+    assert run.summary == {"test/accuracy": 0.5, "seconds/test": 3.0, "tested": str(checkpoint)}
+    assert run.finished
+    assert len(run.artifacts) == uploaded
+    for artifact, aliases in run.artifacts:
+        assert (artifact.name, artifact.type, aliases) == ("model-run1", "model", ["tested"])
+        assert list(artifact.manifest.entries) == ["best.ckpt"]
+        assert artifact.metadata["test/accuracy"] == 0.5
 
 
 def test_only_rank_0_starts_a_run(tmp_path: Path, starts: list[dict[str, Any]]) -> None:

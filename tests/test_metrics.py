@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, recall_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, recall_score
 from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -30,6 +30,7 @@ from cxlp.metrics import (
     confusion_matrix,
     multi_label_metrics,
     per_class_average_precision,
+    precision_curves,
     single_label_metrics,
 )
 
@@ -239,7 +240,9 @@ def test_no_class_left_is_nan_without_an_exception(labels: Tensor) -> None:
     for collection in (metrics, classes):
         collection.update(torch.rand_like(labels), labels)
     assert all(value.shape == () and value.isnan() for value in metrics.compute().values())
-    assert all(value.shape == (2,) and value.isnan().all() for value in classes.compute().values())
+    found = classes.compute()
+    assert found.pop("curves").shape == (2, 101)
+    assert all(value.shape == (2,) and value.isnan().all() for value in found.values())
 
 
 def test_wrong_input_is_refused() -> None:
@@ -311,6 +314,20 @@ def test_names_and_values_of_the_collections() -> None:
         assert found[f"AP{suffix}"].isnan().tolist() == [False] * (CLASSES - 1) + [True]
         assert found[f"test/mAP{suffix}"].item() == pytest.approx(np.mean(expected[:-1]), abs=1e-7)
     assert len({found[f"test/mAP{suffix}"].item() for suffix in ("", "_11point", "_allpoint")}) == 3
+
+
+def test_curves_are_the_best_precision_at_each_recall() -> None:
+    scores, labels, _ = (x.numpy() for x in rows())
+    curves = precision_curves(scores, labels)
+    assert curves.shape == (CLASSES, 101)
+    assert np.isnan(curves[-1]).all()  # without positives
+    for k in range(CLASSES - 1):
+        counted = labels[:, k] != 0
+        precision, recall, _ = precision_recall_curve(labels[counted, k] > 0, scores[counted, k])
+        # scikit-learn appends a point of its own, precision 1 at recall 0, that no image stands for
+        expected = [precision[:-1][recall[:-1] >= t / 100 - 1e-12].max() for t in range(101)]
+        assert curves[k] == pytest.approx(expected, abs=1e-12)
+    assert curves[:, ::10].mean(axis=1) == pytest.approx(average_precision(scores, labels, "11point"), nan_ok=True)
 
 
 def test_batches_give_what_all_rows_at_once_give() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cxlp.reports import confusion_table, draw_confusion, draw_precisions, precision_table
+from cxlp.reports import _block, confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
 
 COUNTS = torch.tensor([[8, 2, 0], [0, 0, 0], [1, 4, 5]])
 NAMES = ["gull", "tern", "wren"]
@@ -25,6 +25,31 @@ def test_confusions_are_listed_worst_class_first() -> None:
         ["gull", 10, 8, 0.8, "tern", 2],
         ["tern", 0, 0, None, "", 0],  # without images: nothing is known
     ]
+
+
+def test_pairs_are_listed_the_most_frequent_first_and_not_all_of_many() -> None:
+    columns, rows = confusion_pairs(COUNTS, NAMES)
+    assert columns == ["true", "taken for", "times", "part of the true class"]
+    assert rows == [["wren", "tern", 4, 0.4], ["gull", "tern", 2, 0.2], ["wren", "gull", 1, 0.1]]
+    many = torch.ones(200, 200, dtype=torch.long)
+    assert len(confusion_pairs(many, [str(k) for k in range(200)])[1]) == 50
+
+
+def test_of_many_classes_those_confused_most_are_drawn_side_by_side() -> None:
+    counts = torch.diag(torch.full((200,), 30))
+    pairs = [(i, 199 - i) for i in range(25)]
+    for n, (i, j) in enumerate(pairs):
+        counts[i, j] = counts[j, i] = 20 - n // 2
+    block = _block(counts, 40)
+    assert sorted(block) == sorted(k for pair in pairs[:20] for k in pair)
+    places = {k: place for place, k in enumerate(block)}
+    assert all(abs(places[i] - places[j]) == 1 for i, j in pairs[:20])
+    assert len(draw_confusion(counts, [f"a rather long name of class {k}" for k in range(200)])) < 500_000
+
+
+@pytest.mark.parametrize("classes", [2, 45])
+def test_without_confusions_there_is_a_block_all_the_same(classes: int) -> None:
+    assert sorted(_block(torch.eye(classes, dtype=torch.long), 40)) == list(range(min(40, classes)))
 
 
 @pytest.mark.parametrize("classes", [3, 30, 100])

@@ -46,7 +46,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, of either mode")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files, or folders with all below them")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin"
+    )
     parser.add_argument("--class", dest="target", metavar="NAME", help="explain this class (default: the predicted)")
     parser.add_argument(
         "--against", metavar="NAME", help="explain what the class scores above this one (default class: the best other)"
@@ -65,6 +67,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
+    from cxlp.data.paths import image_paths
     from cxlp.data.transforms import AugmentConfig, Transform
     from cxlp.explaining import check_explainable
     from cxlp.network import load_network, read_checkpoint
@@ -79,7 +82,7 @@ def run(args: Namespace) -> int:
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
     image = read_checkpoint(args.checkpoint)["cxlp"]["image"]
-    files = _files(args.images)
+    files = [Path(path) for path in image_paths(map(str, args.images), sys.stdin)]
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:
         print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
@@ -252,23 +255,6 @@ def _class(network: "Network", name: str | None) -> int | None:
     if name not in network.classes:
         raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, network.classes)}")
     return network.classes.index(name)
-
-
-def _files(given: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders' images in order, nothing hidden."""
-    from cxlp.data.folder import SUFFIXES
-
-    files: list[Path] = []
-    for path in given:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        below = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        if not below:
-            raise CxlpError(f"no images in {path} (looked for: {', '.join(SUFFIXES)})")
-        files += below
-    return files
 
 
 def _run_folder(checkpoint: Path) -> Path:

@@ -206,8 +206,9 @@ class CrossLayerTask(pl.LightningModule):
         self._keep_rows()
 
     def on_test_epoch_end(self) -> None:
-        """Keep the features of the test images."""
+        """Keep the features of the test images, and time the test; tables and pictures come after it."""
         self._keep_rows()
+        self._close_evaluation("test")
 
     def _begin_rows(self, split: Split) -> None:
         if self._kept is not None and self.scores_kept and not self.trainer.sanity_checking:
@@ -233,15 +234,12 @@ class CrossLayerTask(pl.LightningModule):
         """Time the test."""
         self._evaluation_start = self.times.now()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score test images."""
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Score test images; returns their ``score``, ``label`` and ``index``, repeats left out."""
         scores, labels = self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
         if len(labels):
             self.per_class.update(scores, labels)
-
-    def on_test_end(self) -> None:
-        """Time the test."""
-        self._close_evaluation("test")
+        return {"score": scores, "label": labels, "index": batch["index"][~batch["repeat"]]}
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, loss: MeanMetric, name: str) -> tuple[Tensor, Tensor]:
         new = ~batch["repeat"]
