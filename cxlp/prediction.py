@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cxlp.data.decode import SUFFIXES, Pixels, as_pixels, read_image
+from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.errors import CxlpError
 from cxlp.network import Network, network_of, read_checkpoint
@@ -247,7 +247,6 @@ class _Files(Dataset[tuple[str, Tensor | str]]):
         file = Path(path)
         if file.is_dir():
             next(file.iterdir(), None)  # raises where it cannot be listed
-            raise CxlpError(f"no images in the folder {path}: none ends in {', '.join(SUFFIXES)}")
         return self.transform(read_image(file, None, self.transform.needed(None)), None)
 
 

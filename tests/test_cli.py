@@ -569,7 +569,7 @@ BAD = {
         ["--data.validation", "0.5", "--trainer.limit_val_batches", "0"],
         ["trainer.limit_val_batches is 0", "data.validation"],
     ),
-    "start": ([*FINETUNE, "--model.start", "forzen"], ["model.start is 'forzen'", "frozen, scratch"]),
+    "start": ([*FINETUNE, "--model.start", "forzen"], ["model.start is 'forzen'", "frozen, projection, scratch"]),
     "no value": (["--data.bbox", "--data.seed", "3"], ["--data.bbox has no value"]),
     "label smoothing": ([*FINETUNE, "--model.label_smoothing", "3"], ["model.label_smoothing is 3.0", "[0, 1)"]),
     "no epoch left": ([*FINETUNE, "--trainer.max_epochs", "1"], ["none is left for fine-tuning"]),

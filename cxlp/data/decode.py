@@ -61,6 +61,8 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
                 pixels = _decode_any(image, scale, turned)
     except FileNotFoundError as error:
         raise CxlpError(f"image not found: {path}") from error
+    except IsADirectoryError as error:
+        raise CxlpError(f"no images in the folder {path}: none ends in {', '.join(SUFFIXES)}") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {error}") from error
     if box is None:

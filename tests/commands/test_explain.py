@@ -212,5 +212,5 @@ def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: P
     assert capsys.readouterr().err == f"error: checkpoint not found: {tmp_path / 'none.ckpt'}\n"
     (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
-    run(write_checkpoint(tmp_path / "c.ckpt"), tmp_path / "empty", status=2)
-    assert capsys.readouterr().err.startswith(f"error: no images in {tmp_path / 'empty'} (looked for: .jpg")
+    run(write_checkpoint(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
+    assert capsys.readouterr().err.startswith(f"error: no images in the folder {tmp_path / 'empty'}: none ends in .jpg")
