@@ -14,7 +14,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from cxlp.callbacks import wandb_logger, write_whole
-from cxlp.examples import Examples, Overlay, write_examples
+from cxlp.examples import Examples, write_examples
+from cxlp.explaining import is_explainable
+from cxlp.overlays import draw_evidence
 from cxlp.reports import confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
 from cxlp.tasks.base import CrossLayerTask
 
@@ -32,13 +34,12 @@ class TestReport(Callback):
 
     Args:
         folder: The run's folder.
-        overlay: Draws the evidence for a class, beside the examples' pictures.
     """
 
     __test__ = False  # not a test case of pytest's
 
-    def __init__(self, folder: Path, overlay: Overlay | None = None) -> None:
-        self.folder, self.overlay = folder, overlay
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._examples = Examples()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,7 +74,8 @@ class TestReport(Callback):
             tables = self._write_precisions(found, labels, network.classes)
         else:
             tables = self._write_confusions(found.cpu(), network.classes)
-        tables["examples"] = write_examples(self.folder, network, data, mistakes, right, self.overlay)
+        overlay = draw_evidence if is_explainable(network) else None
+        tables["examples"] = write_examples(self.folder, network, data, mistakes, right, overlay)
         for name, (columns, rows) in tables.items():
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([columns, *rows])

@@ -187,6 +187,15 @@ def check_explainable(network: Network) -> None:
             )
 
 
+def is_explainable(network: Network) -> bool:
+    """Whether :func:`check_explainable` lets a network pass."""
+    try:
+        check_explainable(network)
+    except CxlpError:
+        return False
+    return True
+
+
 @torch.inference_mode(False)  # it takes derivatives, also where a Trainer has switched that off
 @torch.no_grad()
 def explain(

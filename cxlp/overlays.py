@@ -14,7 +14,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cxlp.explaining import Explanation
+from cxlp.explaining import Explanation, explain
+from cxlp.network import Network
+from cxlp.representations.views import resized
 
 #: Red speaks for the class, blue against it, as is usual in such maps.
 EVIDENCE = colormaps["RdBu_r"]
@@ -66,6 +68,27 @@ def draw_explanation(
     if note:
         figure.supxlabel(note, fontsize=8)
     return _png(figure)
+
+
+def draw_evidence(network: Network, picture: Tensor, target: int) -> Tensor:
+    """Lay the evidence for a class over a picture, grey: the stronger, the more of its colour.
+
+    Args:
+        network: Fitted, see :func:`~cxlp.explaining.check_explainable`.
+        picture: ``(3, T, T)`` uint8, as the network's test sees it.
+        target: The class.
+
+    Returns:
+        The same shape and type.
+    """
+    image = resized(picture[None].to(network.backbone.mean.device), network.image_size)
+    (explanation,) = explain(network, image, target)
+    evidence = explanation.map(picture.shape[-1])
+    evidence = evidence / evidence.abs().max().clamp_min(1e-12)
+    colours = torch.from_numpy(EVIDENCE((0.5 + 0.5 * evidence).numpy())[..., :3]).permute(2, 0, 1)
+    opacity = 0.8 * evidence.abs().sqrt()
+    grey = picture.double().mean(dim=0, keepdim=True) / 255
+    return (255 * ((1 - opacity) * grey + opacity * colours)).round().to(torch.uint8)
 
 
 def headline(explanation: Explanation, classes: Sequence[str]) -> str:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cxlp.explaining import Explanation, PartEvidence
-from cxlp.overlays import draw_explanation, draw_patches, headline
+from cxlp.network import Network
+from cxlp.overlays import draw_evidence, draw_explanation, draw_patches, headline
 from cxlp.representations.views import Window
+from tests.tasks.small import NETWORK
 
 GREY = torch.full((3, 64, 64), 128, dtype=torch.uint8)
 Shown = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -91,3 +94,30 @@ def test_patches_stand_in_rows_by_channel() -> None:
         same = (found[:, 0] < height / 2) == (found[:, 1] < (found[:, 1].min() + found[:, 1].max()) / 2)
         assert len(found) > 1000 and same.all() == on_diagonal and same.any() == on_diagonal
     assert width > height
+
+
+def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(NETWORK, ["gull", "tern"])
+    picture = torch.full((3, 40, 40), 120, dtype=torch.uint8)
+    evidence = torch.zeros(40, 40, dtype=torch.float64)
+    evidence[:10], evidence[-10:] = 2.0, -1.0
+
+    class Found:
+        def map(self, side: int) -> Tensor:
+            assert side == 40
+            return evidence
+
+    def watch(_: Network, images: Tensor, target: int) -> list[Found]:
+        assert images.shape == (1, 3, 32, 32) and target == 1  # the size that the network is trained on
+        return [Found()]
+
+    monkeypatch.setattr("cxlp.overlays.explain", watch)
+    drawn = draw_evidence(network, picture, 1)
+    assert drawn.shape == picture.shape and drawn.dtype == torch.uint8
+    assert torch.equal(drawn[:, 10:30], picture[:, 10:30])
+    red, _, blue = drawn.float()
+    assert (red[:10] > blue[:10] + 30).all() and (blue[-10:] > red[-10:] + 30).all()
+    changed = (drawn.float() - picture.float()).norm(dim=0)
+    assert changed[:10].min() > 1.2 * changed[-10:].max()  # twice the evidence
