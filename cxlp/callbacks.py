@@ -16,9 +16,12 @@ from torch.optim import Optimizer
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file aside and rename it, so that no reader ever sees half of it."""
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file aside and rename it, so that no reader ever sees half of it.
+
+    What a kill leaves aside has one name for all attempts, and is written over: a run's folder is one process's.
+    """
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(data)
     partial.replace(path)
 
@@ -37,7 +40,6 @@ class WholeCheckpoints(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One name for all attempts: the folder is one process's, and what a kill leaves is written over.
         partial = path.with_name(f".{path.name}.part")
         with partial.open("wb") as file:
             torch.save(checkpoint, file)

@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bo
     except wandb.Error as error:
         if offline:
             raise
-        print(f"wandb is out of reach, logging offline: {str(error).partition(chr(10))[0]}")  # noqa: T201
+        print(f"wandb cannot be started online, logging offline: {str(error).partition(chr(10))[0]}")  # noqa: T201
         return _start_wandb(run, folder, wandb_id, offline=True)
 
 
@@ -147,7 +148,7 @@ def how_to_look(folder: Path) -> str | None:
     """One line on how to look at the wandb run of a folder, or ``None`` where there is none."""
     runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
     if runs:
-        return f"wandb leet {runs[-1]}   (upload: wandb sync {' '.join(map(str, runs))})"
+        return f"wandb leet {shlex.quote(str(runs[-1]))}   (upload: wandb sync {shlex.join(map(str, runs))})"
     if (folder / "wandb").is_dir():
-        return f"wandb leet {folder / 'wandb' / 'latest-run'}   (or in the browser)"
+        return f"wandb leet {shlex.quote(str(folder / 'wandb' / 'latest-run'))}   (or in the browser)"
     return None

@@ -38,7 +38,7 @@ class Patch:
         pixels = image.shape[-1]
         side = max(1, round(self.side * pixels))
         top, left = (min(round(at * pixels), pixels - side) for at in (self.top, self.left))
-        return image[:, top : top + side, left : left + side]
+        return image[:, top : top + side, left : left + side].clone()  # not a view, which would hold all of the image
 
 
 class TopPlaces:

@@ -21,6 +21,9 @@ from cxlp.network import Network, network_of, read_checkpoint
 
 T = TypeVar("T")
 
+#: What to tell who uses a network that was trained on crops.
+BOXES = "note: this network was trained on images cropped to boxes; these are taken whole: crop them first"
+
 #: A file, or a picture itself: Pillow's, or ``(H, W, 3)`` uint8, RGB.
 Picture = str | os.PathLike[str] | Image.Image | Pixels
 #: What the network computes in: float32, or bfloat16 by autocast.
@@ -52,8 +55,10 @@ class Predictor:
         network: With classes.
         aspect: How pictures become square, see :class:`~cxlp.data.base.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
+        boxes: Whether its run cropped images to boxes.
 
     Attributes:
+        boxes: Whether it expects images that are cropped to the object, as its run's were: files are taken whole.
         network: In evaluation mode.
         classes: Names, in the order of :meth:`probabilities`.
         multi_label: Whether an image may show several classes.
@@ -73,7 +78,9 @@ class Predictor:
         Prediction(path='', classes=('gull', 'tern'), probabilities=(0.25, 0.25), error='')
     """
 
-    def __init__(self, network: Network, aspect: Aspect = "warp", precision: Precision = "32") -> None:
+    def __init__(
+        self, network: Network, aspect: Aspect = "warp", precision: Precision = "32", boxes: bool = False
+    ) -> None:
         if network.classifier is None:
             raise CxlpError("the network has no classes: there is nothing to predict")
         if precision not in ("32", "bf16"):
@@ -81,7 +88,7 @@ class Predictor:
         self.network = network.eval()
         self.classes, self.multi_label = network.classes, network.multi_label
         self.transform = Transform(network.test_size, aspect, AugmentConfig())
-        self.precision = precision
+        self.precision, self.boxes = precision, boxes
         self.device = network.classifier.weight.device
 
     def to(self, device: str | torch.device) -> Self:
@@ -157,6 +164,8 @@ class Predictor:
         Raises:
             CxlpError: If an image cannot be read (:meth:`stream` goes on).
         """
+        if top < 1 or batch_size < 1:
+            raise CxlpError(f"top is {top}, batch_size {batch_size}: 1 or more")
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self.predict([images], top)[0]
         found: list[Prediction] = []
@@ -217,7 +226,8 @@ def load(
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
     saved = read_checkpoint(Path(checkpoint))
-    return Predictor(network_of(saved), saved["cxlp"]["image"]["aspect"], precision).to(device)
+    image = saved["cxlp"]["image"]
+    return Predictor(network_of(saved), image["aspect"], precision, image.get("boxes", False)).to(device)
 
 
 class _Decoded(NamedTuple):

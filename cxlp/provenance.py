@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from hashlib import blake2b
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of cxlp, Python, and the packages that numbers depend on."""
-    return {"cxlp": cxlp.__version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {name: _version(name) for name in PACKAGES}
+    return {"cxlp": cxlp.__version__, "python": platform.python_version(), **found}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # another distribution of the same module
+        return "not installed by this name"
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:
@@ -61,12 +69,12 @@ def data_facts(data: ImageDataModule) -> dict[str, Any]:
     The digest stands for the classes and, of each image in its split and order, the path below the root, the size
     of the file, the box and the label: two runs with the same digest saw the same images, wherever these lie.
     """
-    found = blake2b(repr(data.classes).encode(), digest_size=8)
+    found = blake2b(repr(data.classes).encode(errors="surrogateescape"), digest_size=8)
     for name, split in data.splits.items():
         for sample in split.samples:
             place = Path(os.path.relpath(sample.path, data.root)).as_posix()
             size = sample.path.stat().st_size if sample.path.is_file() else None
-            found.update(f"{name} {place} {size} {sample.box} {sample.label}\n".encode())
+            found.update(f"{name} {place} {size} {sample.box} {sample.label}\n".encode(errors="surrogateescape"))
     counts = {name: len(split) for name, split in data.splits.items()}
     return {"name": data.name, "classes": len(data.classes), **counts, "digest": found.hexdigest()}
 

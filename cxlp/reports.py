@@ -55,8 +55,8 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], shown: int = 40) -> b
     part = f"; the {n} of {len(classes)} classes confused most" if n < len(classes) else ""
     axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.1%} of {int(counts.sum())} test images{part}")
     short = [name if len(name) <= 28 else name[:27] + "…" for name in (classes[k] for k in chosen)]
-    axes.set_xticks(range(n), short, rotation=90, fontsize=8)
-    axes.set_yticks(range(n), short, fontsize=8)
+    axes.set_xticks(range(n), short, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(n), short, fontsize=8, parse_math=False)
     for i, j in (block > 0).nonzero().tolist():
         colour = "white" if rates[i, j] > 0.5 else "black"
         axes.text(j, i, str(int(block[i, j])), ha="center", va="center", color=colour, fontsize=8 if n <= 20 else 6)
@@ -119,7 +119,7 @@ def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> by
         axes.text(values[i] + 0.01, i, said, va="center", fontsize=8)
     defined = [row[-1] for row in rows if row[-1] is not None]
     mean = sum(defined) / len(defined) if defined else math.nan
-    axes.set_yticks(range(len(rows)), [str(row[0]) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [str(row[0]) for row in rows], fontsize=8, parse_math=False)
     axes.set(xlim=(0, 1.1), xlabel=f"average precision ({columns[-1]})")
     axes.set_title(f"mean {mean:.3f} over {len(defined)} classes")
     axes.legend(loc="lower right", fontsize=8)
@@ -146,7 +146,7 @@ def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence
         while any(abs(math.log(x / other)) < 1.2 and abs(height - beside) < 0.035 * room for other, beside in taken):
             height -= 0.012 * room
         taken.append((x, height))
-        axes.text(x * 1.08, height, name, fontsize=8, va="center")
+        axes.text(x * 1.08, height, name, fontsize=8, va="center", parse_math=False)
     axes.set(xlabel="ms per image (views, network, encoding, classification)", ylabel=f"{metric}, %")
     axes.grid(alpha=0.3)
     return _png(figure)
@@ -173,11 +173,12 @@ def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, s
         for column, g in enumerate(gain[c]):
             colour = "white" if abs(g) > 0.6 * most else "black"
             axes.text(column, row, f"{g:+.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(others)), others, rotation=60, ha="right", fontsize=8)
+    axes.set_xticks(range(len(others)), others, rotation=60, ha="right", fontsize=8, parse_math=False)
     labels = [c if len(c) <= 28 else c[:27] + "…" for c in chosen]
-    axes.set_yticks(range(len(chosen)), labels, fontsize=8)
+    axes.set_yticks(range(len(chosen)), labels, fontsize=8, parse_math=False)
     part = f" ({shown} of {len(gain)} classes)" if len(gain) > shown else ""
-    figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"points above {baseline}{part}")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.7)
+    bar.set_label(f"points above {baseline}{part}", parse_math=False)
     return _png(figure)
 
 

@@ -250,7 +250,8 @@ def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
     if mode:
         losses = logged("one", "train/loss_epoch")
         assert len(losses) == 2
-        assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=1e-3)
+        # Not closer in single precision: the square root's slope at 0 enlarges rounding (see the test below).
+        assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=5e-3)
     if not mode:  # the same images are shown, each once
         texts = [Path("runs", name, "examples.csv").read_text().splitlines() for name in ("one", "two")]
         shown = [[row["image"] for row in csv.DictReader(text)] for text in texts]

@@ -25,11 +25,14 @@ def said(*args: str) -> str:
 @pytest.mark.parametrize(
     ("key", "sentence"),
     [
-        ("sed_everything", "Did you mean 'seed_everything'? Valid: config, seed_everything, model, data, ckpt_path."),
+        (
+            "sed_everything",
+            "Did you mean 'seed_everything'? Valid: config, seed_everything, model, data, ckpt_path, seeds.",
+        ),
         (
             "run.nam",
             "Did you mean 'run.name', 'run.tags', 'run.wandb'? "
-            "Valid in run: root, name, wandb, project, group, tags, cost.",
+            "Valid in run: root, name, wandb, project, group, tags, refit, log_model, cost.",
         ),
         (
             "data.bach_size",

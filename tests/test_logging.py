@@ -223,7 +223,7 @@ def test_a_server_out_of_reach_means_offline(
     assert isinstance(wandb_logger, WandbLogger)
     assert wandb_logger.experiment.settings.mode == "offline"
     first = message.partition("\n")[0]
-    assert capsys.readouterr().out == f"wandb is out of reach, logging offline: {first}\n"
+    assert capsys.readouterr().out == f"wandb cannot be started online, logging offline: {first}\n"
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert how_to_look(tmp_path) == f"wandb leet {folder}   (upload: wandb sync {folder})"
 

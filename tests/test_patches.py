@@ -97,3 +97,9 @@ def test_a_map_of_one_place_is_the_whole_image() -> None:
     top = TopPlaces()
     top.update(0, seen(torch.ones(1, 1, 1)))
     assert top.patches(0) == [Patch(0, 1.0, 0.0, 0.0, 1.0)]
+
+
+def test_a_patch_does_not_hold_its_image() -> None:
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    cut = Patch(image=0, activation=1.0, top=0.5, left=0.5, side=0.125).cut(image)
+    assert cut.shape == (3, 8, 8) and cut.untyped_storage().nbytes() == 3 * 8 * 8

@@ -255,3 +255,10 @@ def test_the_package_imports_nothing_heavy_before_it_is_used() -> None:
 def test_what_the_package_promises_is_there() -> None:
     assert cxlp.load is load and cxlp.Predictor is Predictor and cxlp.Prediction is Prediction
     assert all(hasattr(cxlp, name) for name in cxlp.__all__)
+
+
+@pytest.mark.parametrize("option", [{"top": 0}, {"top": -1}, {"batch_size": 0}], ids=str)
+def test_numbers_below_one_are_refused(option: dict[str, int]) -> None:
+    model = Predictor(Network(NETWORK, ["gull", "tern"]))
+    with pytest.raises(CxlpError, match="1 or more"):
+        model.predict([np.zeros((8, 8, 3), np.uint8)], **option)

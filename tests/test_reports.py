@@ -7,7 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cxlp.reports import _block, confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
+from cxlp.reports import (
+    _block,
+    confusion_pairs,
+    confusion_table,
+    draw_confusion,
+    draw_costs,
+    draw_differences,
+    draw_precisions,
+    precision_table,
+)
 
 COUNTS = torch.tensor([[8, 2, 0], [0, 0, 0], [1, 4, 5]])
 NAMES = ["gull", "tern", "wren"]
@@ -76,3 +85,11 @@ def test_precisions_are_drawn_as_bars_of_their_length() -> None:
     blue = (abs(shown - np.array([31, 119, 180])).sum(axis=2) < 30).sum(axis=1)  # tab:blue, pixels per row
     lengths = blue[blue > 20]
     assert lengths.max() / lengths.min() == pytest.approx(4, rel=0.05)
+
+
+def test_names_are_no_formulas() -> None:
+    names = ["$_$", "$x^$", "US$ & A$"]
+    draw_confusion(torch.tensor([[3, 1, 0], [0, 4, 1], [1, 0, 2]]), names)
+    draw_precisions(["class", "present", "absent", "unspecified", "AP"], [[name, 1, 2, 0, 0.5] for name in names])
+    draw_differences({name: dict.fromkeys(names, 50.0) for name in names}, names[0])
+    draw_costs(names, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], "accuracy")

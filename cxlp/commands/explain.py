@@ -70,24 +70,30 @@ def run(args: Namespace) -> int:
     from cxlp.data.paths import image_paths
     from cxlp.data.transforms import AugmentConfig, Transform
     from cxlp.explaining import check_explainable
-    from cxlp.network import load_network, read_checkpoint
+    from cxlp.network import network_of, read_checkpoint
+    from cxlp.prediction import BOXES
 
     if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
         raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
     if args.limit is not None and args.limit < 1:
         raise CxlpError(f"--limit is {args.limit}: it must be 1 or more")
-    network = load_network(args.checkpoint)
+    saved = read_checkpoint(args.checkpoint)
+    network = network_of(saved)
     check_explainable(network)
     target, against = (_class(network, name) for name in (args.target, args.against))
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
-    image = read_checkpoint(args.checkpoint)["cxlp"]["image"]
+    image = saved["cxlp"]["image"]
+    if image.get("boxes", False):
+        print(BOXES, file=sys.stderr)  # noqa: T201
     files = [Path(path) for path in image_paths(map(str, args.images), sys.stdin)]
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:
         print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
     source = _Source(network, Transform(image["size"], image["aspect"], AugmentConfig()), files[:limit])
     out = args.out or _run_folder(args.checkpoint) / "explained"
+    if out.exists() and not out.is_dir():
+        raise CxlpError(f"--out {out} is a file: name a folder")
     out.mkdir(parents=True, exist_ok=True)
     if args.patches:
         _patches(source, target, against, args, out)
@@ -141,8 +147,12 @@ class _Source:
         try:
             return self.read(path)
         except CxlpError as error:
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
-            return None
+            said = str(error)
+        # Whatever else a decoder or a file system comes up with: the others wait.
+        except Exception as error:
+            said = f"cannot read {path}: {error} ({type(error).__name__})"
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201
+        return None
 
 
 def _evidence(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
@@ -158,7 +168,7 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     for number, image, proportion, explanation in source.explained(target, against):
         path = source.files[number]
         channels = _chosen(args, explanation)
-        picture = f"{number + 1:03d}-{path.stem}.png"
+        picture = f"{number + 1:03d}-{path.stem[:80]}.png"
         write_whole(out / picture, draw_explanation(image, proportion, explanation, channels, network.classes, note))
         records.append({"image": str(path), "picture": picture, **_record(explanation, network, channels)})
         said = headline(explanation, network.classes).replace("\n", ", ")

@@ -59,6 +59,8 @@ def run(args: Namespace) -> int:
     from cxlp.export import check, export
     from cxlp.prediction import load
 
+    if args.out.is_dir():
+        raise CxlpError(f"--out {args.out} is a folder: name a file")
     model = load(args.checkpoint)
     images, called = _drawn(model) if args.check is None else _given(model, args.check)
     files = export(model, args.out, args.format, args.input)
@@ -81,7 +83,9 @@ def _given(model: "Predictor", arguments: list[str]) -> tuple["Tensor", str]:
 
     from cxlp.data.paths import image_paths
 
-    paths = islice(image_paths(arguments, ()), IMAGES)
+    paths = list(islice(image_paths(arguments, ()), IMAGES))
+    if not paths:
+        raise CxlpError("--check names no images")
     return torch.stack([model.picture(path) for path in paths]), "given images"
 
 

@@ -61,16 +61,21 @@ def run(args: Namespace) -> int:
             raise CxlpError(f"--{option.replace('_', '-')} is {value}: it must be {least} or more")
     if args.out is not None and not args.out.absolute().parent.is_dir():
         raise CxlpError(f"--out {args.out}: there is no folder {args.out.parent}")
+    if args.out is not None and args.out.is_dir():
+        raise CxlpError(f"--out {args.out} is a folder: name a file")
 
     from tqdm import tqdm
 
     from cxlp.data.paths import image_paths
     from cxlp.distributed import usable_cores
-    from cxlp.prediction import load
+    from cxlp.prediction import BOXES, load
 
     model = load(args.checkpoint, args.device, args.precision)
+    if model.boxes:
+        print(BOXES, file=sys.stderr)  # noqa: T201
     top = min(args.top, len(model.classes))
-    workers = min(8, usable_cores()) if args.workers is None else args.workers
+    # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.
+    workers = (0 if "-" in args.paths else min(8, usable_cores())) if args.workers is None else args.workers
     # Rows on a terminal are progress enough.
     shown = sys.stderr.isatty() and (args.out is not None or not sys.stdout.isatty())
     total = sum(1 for _ in image_paths(args.paths, ())) if shown and "-" not in args.paths else None
@@ -78,6 +83,8 @@ def run(args: Namespace) -> int:
     with _output(args.out, args.format) as file:
         write = _write_csv if args.format == "csv" else _write_json
         files, failed = write(tqdm(found, total=total, unit="image", disable=not shown), top, file)
+    if not files:
+        print("there were no paths", file=sys.stderr)  # noqa: T201
     if failed:
         print(f"{failed:,} of {files:,} files could not be read: see their errors", file=sys.stderr)  # noqa: T201
     return 1 if failed else 0
@@ -127,6 +134,11 @@ def _output(path: Path | None, form: str) -> Iterator[TextIO]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors=errors)
         yield sys.stdout
+        return
+    path = path.resolve()  # of a link, what it leads to is replaced
+    if path.exists() and not path.is_file():  # a pipe, a device
+        with path.open("w", encoding="utf-8", errors=errors, newline="") as file:
+            yield file
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -34,6 +34,11 @@ FILES = {
     "wandb": "the same for wandb",
 }
 
+#: What stands beside an example's picture.
+EVIDENCE = (
+    "Beside a picture, where the network can be explained: the evidence for the answer and, of a mistake, for the "
+    "truth. Red speaks for it, blue against it, each map by its own strongest place."
+)
 #: Most curves of precision over recall.
 CURVES = 40
 
@@ -57,6 +62,7 @@ def build_page(folder: Path) -> str:
     body = [
         f'<h1>{escape(name)}</h1><p class="soft">{escape(_subtitle(config, origin, found))}</p>',
         f'<section class="tiles">{tiles(_headline(metrics))}</section>',
+        section("Refit", facts(_refit(found))),
         section("Fine-tuning", _curves(folder, found["images"]["train"])),
         section("What it gets wrong, the worst first", _examples(folder, "mistake")),
         section("What it gets right, the surest first", _examples(folder, "right")),
@@ -74,6 +80,14 @@ def build_page(folder: Path) -> str:
         f"<title>{escape(name)}</title><style>{STYLE}</style></head>\n<body>{chr(10).join(filter(None, body))}"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _refit(found: dict[str, Any]) -> dict[str, str]:
+    """How the epoch was chosen after which a refit ended."""
+    if "refit" not in found:
+        return {}
+    validated = {f"there, {k}": f"{v:.4g}" for k, v in found["refit"]["validated"].items()}
+    return {"epoch": str(found["refit"]["epoch"]), "chosen by": str(found["refit"]["chosen by"]), **validated}
 
 
 def _subtitle(config: dict[str, Any], origin: dict[str, Any], found: dict[str, Any]) -> str:
@@ -111,6 +125,8 @@ def _history(folder: Path) -> list[dict[str, float]]:
             continue
         with log.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
+                if None in row.values() or not row["step"]:
+                    continue  # the last row of a session that was killed
                 known = {key: float(value) for key, value in row.items() if key != "step" and value}
                 steps.setdefault(int(row["step"]), {}).update(known)
     return [steps[step] for step in sorted(steps)]
@@ -160,7 +176,9 @@ def _examples(folder: Path, kind: str) -> str:
             f'<figure title="{escape(row["image"])}">{image}'
             f"<figcaption>{said} {float(row['probability']):.0%}{truth}</figcaption></figure>"
         )
-    return f'<div class="examples">{"".join(shown)}</div>' if shown else ""
+    if not shown:
+        return ""
+    return f'<p class="soft">{EVIDENCE}</p><div class="examples">{"".join(shown)}</div>'
 
 
 def _confusions(folder: Path) -> str:

@@ -247,7 +247,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """A number ``(n,)`` for each image, by its path below the root: to tell whether two runs' splits overlap."""
         names = (str(s.path.relative_to(self.root)) for s in self.splits[split].samples)
         return torch.tensor(
-            [int.from_bytes(blake2b(n.encode(), digest_size=7).digest()) for n in names], dtype=torch.int64
+            [int.from_bytes(blake2b(os.fsencode(n), digest_size=7).digest()) for n in names], dtype=torch.int64
         )
 
     def digest(self, split: Split) -> str:
@@ -257,7 +257,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         for sample in data.samples:
             state = sample.path.stat()
             line = (sample.path.relative_to(self.root), state.st_size, state.st_mtime_ns, sample.box, sample.label)
-            found.update(f"{line}\n".encode())
+            found.update(f"{line}\n".encode(errors="surrogateescape"))
         return found.hexdigest()
 
     @property

@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from cxlp.data.decode import SUFFIXES
 
@@ -36,7 +35,7 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
 
 def _files(path: str) -> Iterator[str]:
     """The file itself, or the images in a folder; the folder itself where there are none."""
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 (pathlib's raises for what cannot be a path)
         yield path
         return
     images = _walk(path)

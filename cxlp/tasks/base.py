@@ -267,7 +267,11 @@ class CrossLayerTask(pl.LightningModule):
         checkpoint["cxlp"] = {
             "task": type(self).__name__,
             "network": self.network.spec(),
-            "image": {"size": data.splits["test"].transform.size, "aspect": data.aspect},
+            "image": {
+                "size": data.splits["test"].transform.size,
+                "aspect": data.aspect,
+                "boxes": any(sample.box is not None for sample in data.splits["test"].samples),
+            },
             "options": self.options(),
             "report": self.report,
             "validated": self._latest_validation(),

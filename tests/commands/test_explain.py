@@ -214,3 +214,16 @@ def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: P
     Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
     run(write_checkpoint(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
     assert capsys.readouterr().err.startswith(f"error: no images in the folder {tmp_path / 'empty'}: none ends in .jpg")
+
+
+def test_a_long_name_and_what_cannot_be_a_path_stop_nothing(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    long = tmp_path / f"{'n' * 245}.png"
+    long.write_bytes((photos / "test" / "kind0" / "00.png").read_bytes())
+    run(checkpoint, long, "x" * 300, "--out", tmp_path / "out", "--channels", 1, status=1)
+    assert "too long" in capsys.readouterr().err
+    (record,) = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    assert record["image"] == str(long) and (tmp_path / "out" / record["picture"]).is_file()
+    run(checkpoint, long, "--out", long, status=2)
+    assert "is a file: name a folder" in capsys.readouterr().err

@@ -67,3 +67,12 @@ def test_wrong_arguments(checkpoint: Path, tmp_path: Path, capsys: Capture) -> N
         assert main(["export", str(checkpoint), *args]) == 2
         assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_and_no_images_are_refused_before_the_work(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "d.pt2").mkdir()
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "d.pt2"), "--format", "torch"]) == 2
+    assert "is a folder: name a file" in capsys.readouterr().err
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "a.pt2"), "--format", "torch", "--check", "-"]) == 2
+    assert "--check names no images" in capsys.readouterr().err
+    assert not (tmp_path / "a.pt2").exists()

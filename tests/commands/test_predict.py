@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,46 @@ def test_wrong_arguments(args: list[str], said: str, checkpoint: Path, capsys: C
     assert said in capsys.readouterr().err
 
 
+def test_out_is_no_folder_and_other_files_are_written_to_as_they_are(
+    checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    image = shots / "a b.png"
+    assert main(["predict", str(checkpoint), str(image), "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} is a folder: name a file" in capsys.readouterr().err
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    predict(checkpoint, image, "--out", tmp_path / "link.csv", status=0, capsys=capsys)
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "real.csv").read_text().startswith("path,")
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    predict(checkpoint, image, "--out", tmp_path / "pipe", status=0, capsys=capsys)
+    reader.join(timeout=10)
+    assert read[0] == (tmp_path / "real.csv").read_text() and not (tmp_path / "pipe").is_file()
+
+
+def test_what_cannot_be_a_path_gets_a_row_like_any_other(checkpoint: Path, shots: Path, capsys: Capture) -> None:
+    printed = predict(checkpoint, "x" * 300, shots / "a b.png", status=1, capsys=capsys)
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert "too long" in rows[0]["error"] and rows[1]["class_1"]
+
+
+def test_nothing_to_predict_is_said(checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(["predict", str(checkpoint), "-"]) == 0
+    assert capsys.readouterr().err == "there were no paths\n"
+
+
+def test_a_network_of_crops_says_so(checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["cxlp"]["image"]["boxes"] = True
+    torch.save(saved, tmp_path / "boxes.ckpt")
+    assert load(tmp_path / "boxes.ckpt").boxes and not load(checkpoint).boxes
+    for command in (["predict"], ["explain", "--out", str(tmp_path / "out")]):
+        assert main([command[0], str(tmp_path / "boxes.ckpt"), str(shots / "a b.png"), *command[1:]]) == 0
+        assert "trained on images cropped to boxes" in capsys.readouterr().err
+
+
 def test_no_checkpoint(tmp_path: Path, capsys: Capture) -> None:
     assert main(["predict", str(tmp_path / "none.ckpt"), "x.jpg"]) == 2
     assert "checkpoint not found" in capsys.readouterr().err
@@ -175,7 +217,9 @@ def start(checkpoint: Path, *args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "cxlp", "predict", str(checkpoint), *args, "--device", "cpu"]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
+    # A shell starts what runs in the background deaf to interrupts, and that is inherited.
+    hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, **pipes, env=environment, start_new_session=True, preexec_fn=hear)
 
 
 @pytest.mark.slow

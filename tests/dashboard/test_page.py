@@ -148,3 +148,20 @@ def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "examples" / "mistake-0.jpg").unlink()
     assert build_page(folder).count("data:image/jpeg") == 23
+
+
+def test_a_row_that_a_kill_has_cut_is_passed_over(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    whole = build_page(folder)
+    with (folder / "csv" / "version_0" / "metrics.csv").open("a") as file:
+        file.write("1,15,0.")
+    assert build_page(folder) == whole
+
+
+def test_a_refit_says_how_its_epoch_was_chosen(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    found = json.loads((folder / "metrics.json").read_text())
+    found["refit"] = {"chosen by": "runs/a/best.ckpt", "epoch": 7, "validated": {"val/accuracy": 0.4321}}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    text = " ".join(Reader(build_page(folder)).texts)
+    assert "runs/a/best.ckpt" in text and "0.4321" in text
