@@ -14,8 +14,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from cxlp.callbacks import wandb_logger, write_whole
-from cxlp.examples import Examples, write_examples
+from cxlp.examples import Example, Examples, write_examples
 from cxlp.explaining import is_explainable
+from cxlp.network import Network
 from cxlp.overlays import draw_evidence
 from cxlp.reports import confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
 from cxlp.tasks.base import CrossLayerTask
@@ -67,7 +68,18 @@ class TestReport(Callback):
         mistakes, right = self._examples.gather()
         if not trainer.is_global_zero:
             return
-        network, data = pl_module.network, trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+        with pl_module.times.measure("pictures"):
+            self._write(trainer, pl_module.network, found, mistakes, right)
+
+    def _write(
+        self,
+        trainer: pl.Trainer,
+        network: Network,
+        found: Any,  # noqa: ANN401 (counts, or figures by their names)
+        mistakes: list[Example],
+        right: list[Example],
+    ) -> None:
+        data = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
         if network.multi_label:
             labels = torch.tensor([s.label for s in data.samples])
             found = {name: value.cpu() for name, value in found.items()}

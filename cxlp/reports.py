@@ -11,6 +11,7 @@ import torch
 # The object interface: pyplot would look for a screen and keep state between runs.
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
@@ -135,7 +136,8 @@ def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence
     axes.set_xscale("log")
     axes.set_xlim(min(milliseconds) / 1.5, max(milliseconds) * 6)  # names stand to the right
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # a few milliseconds may lie within one power of ten
+    axes.xaxis.set_minor_formatter("{x:g}")
     low, high = min(quality), max(quality)
     room = max(high - low, 1.0)
     axes.set_ylim(low - 0.15 * room, high + 0.1 * room)

@@ -19,7 +19,7 @@ from cxlp.reports import draw_costs, draw_differences, draw_sweep
 from cxlp.representations.systems import BASELINE, RECALLED
 
 #: Phases of a run that are no part of fitting.
-_NO_FIT = ("test", "validation", "total", "since resumed")
+_NO_FIT = ("test", "pictures", "validation", "total", "since resumed")
 
 #: Heads of the table; the recalled column comes only with the paper's backbone.
 RECALLED_HEAD = "paper (recalled, check the PDF)"

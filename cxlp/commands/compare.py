@@ -56,6 +56,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.set_defaults(run=run, takes_more=True)
 
 
+#: Columns of the terminal that hold the whole table, and what of it is shown in fewer, besides name and quality.
+WIDE, NARROW = 130, ("±", "size", "passes", "x bare", "kB")
+
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
 
@@ -85,6 +88,8 @@ def run(args: Namespace) -> int:
     multi_label = _is_multi_label(config["data"]["class_path"])
     network = network_of(config.as_dict())
     chosen, option = _choose(args, network)
+    if option is not None:
+        parse([*args.rest, *chosen[0].options])  # a misspelt key is told once
     if args.list:
         for system in chosen:
             print(system.name)  # noqa: T201
@@ -177,10 +182,15 @@ def _folder_name(config: Any, option: str | None, arguments: Sequence[str]) -> s
 
 
 def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
-    shown = Table(title=title)
-    for head in heads:
-        first = head == "system"
-        shown.add_column(head, justify="left" if first else "right", no_wrap=first, overflow="fold")
+    console, shown = Console(), Table(title=title)
+    columns = range(len(heads))
+    if console.width < WIDE:
+        columns = [i for i, head in enumerate(heads) if i < 2 or head in NARROW]  # type: ignore[assignment]
+    for i in columns:
+        first = heads[i] == "system"
+        shown.add_column(heads[i], justify="left" if first else "right", no_wrap=first, overflow="fold")
     for record in values:
-        shown.add_row(*map(str, record))
-    Console().print(shown)
+        shown.add_row(*(str(record[i]) for i in columns))
+    console.print(shown)
+    if len(columns) < len(heads):
+        console.print("(some columns; all of them are in results.md)")

@@ -61,7 +61,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help=f"only the first N images (default: {LIMIT}; with --patches: all)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: explained/ in the run)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where files go (default: explained/, explained-2/, ... in the run)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -91,7 +93,7 @@ def run(args: Namespace) -> int:
     if len(files) > limit:
         print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
     source = _Source(network, Transform(image["size"], image["aspect"], AugmentConfig()), files[:limit])
-    out = args.out or _run_folder(args.checkpoint) / "explained"
+    out = args.out or _new(_run_folder(args.checkpoint) / "explained")
     if out.exists() and not out.is_dir():
         raise CxlpError(f"--out {out} is a file: name a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -265,6 +267,16 @@ def _class(network: "Network", name: str | None) -> int | None:
     if name not in network.classes:
         raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, network.classes)}")
     return network.classes.index(name)
+
+
+def _new(folder: Path) -> Path:
+    """The folder, or where there is one already, one beside it: what was explained before is kept."""
+    number = 1
+    place = folder
+    while place.exists():
+        number += 1
+        place = folder.with_name(f"{folder.name}-{number}")
+    return place
 
 
 def _run_folder(checkpoint: Path) -> Path:

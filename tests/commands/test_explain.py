@@ -227,3 +227,11 @@ def test_a_long_name_and_what_cannot_be_a_path_stop_nothing(
     assert record["image"] == str(long) and (tmp_path / "out" / record["picture"]).is_file()
     run(checkpoint, long, "--out", long, status=2)
     assert "is a file: name a folder" in capsys.readouterr().err
+
+
+def test_an_earlier_explanation_is_kept(checkpoint: Path, photos: Path) -> None:
+    picture = photos / "test" / "kind0" / "00.png"
+    for _ in range(2):
+        run(checkpoint, picture, "--channels", 1)
+    found = sorted(path.name for path in checkpoint.parents[1].glob("explained*"))
+    assert found == ["explained", "explained-2"]
