@@ -60,7 +60,8 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     Returns:
         The callbacks; the first one's ``best_model_path`` is what is to be tested.
     """
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    # When an epoch is over, also where validation comes within: only then can a run be taken up.
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
     return [save_from_step_0(callback) for callback in ([best, last] if monitor else [last])]
 
@@ -133,10 +134,15 @@ class TrainingWatch(Callback):
         """Measure gradients: unscaled, of all ranks."""
         if not trainer._logger_connector.should_update_logs:
             return
+        # Those of a fused optimizer are still multiplied by the scale of mixed precision.
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = scaler.get_scale() if scaler is not None and scaled else 1.0
         for number, group in enumerate(optimizer.param_groups):
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
-                pl_module.log(f"grad_norm/{group.get('name', number)}", get_total_norm(gradients), rank_zero_only=True)
+                norm = get_total_norm(gradients) / scale
+                pl_module.log(f"grad_norm/{group.get('name', number)}", norm, rank_zero_only=True)
 
     def on_train_batch_end(
         self,

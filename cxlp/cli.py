@@ -184,6 +184,10 @@ class CLI(LightningCLI):
         self.watch = TrainingWatch()
         own = (TestReport(self.run_folder), RunIdentity(), Provenance(self.run_folder), self.watch, EpochSeed())
         callbacks: list[pl.Callback] = [*own]
+        if run.refit is True and any(isinstance(c, ModelCheckpoint) for c in given):
+            raise CxlpError(
+                "run.refit: true chooses by a checkpoint of its own: leave ModelCheckpoint out of callbacks"
+            )
         if isinstance(run.refit, str):
             self.choice = read_choice(run.refit)
             self.choice.check_recipe(self.model.options())
@@ -231,6 +235,8 @@ class CLI(LightningCLI):
                 "run.refit chooses the epoch by held-out images and its checkpoint: set data.validation, such as 0.1, "
                 "and leave trainer.enable_checkpointing out"
             )
+        if refit and (trainer["max_steps"] not in (None, -1) or trainer["max_time"]):
+            raise CxlpError("run.refit counts epochs: leave trainer.max_steps and trainer.max_time out")
         if isinstance(refit, str) and held_out:
             raise CxlpError(
                 f"run.refit is the choice of an earlier run, but data.validation holds out {held_out}: a refit takes "

@@ -101,14 +101,21 @@ def take_up(folder: Path) -> Path | None:
     """Find what a stopped run left: the checkpoint to go on from, or nothing of use, which is deleted.
 
     Raises:
-        CxlpError: If a process is working there.
+        CxlpError: If a process is working there, or there are only checkpoints that a run cannot be taken up from.
     """
     if not folder.is_dir():
         return None
-    let_go(hold(folder))
+    held = hold(folder)
     last = last_checkpoint(folder)
-    if last is None:
+    others = [] if last is not None else sorted(folder.rglob("*.ckpt"))
+    if last is None and not others:
         shutil.rmtree(folder)
+    if held is not None:
+        let_go(held)
+    if others:
+        raise CxlpError(
+            f"{folder} was stopped, and has no last.ckpt to go on from, only {others[0].name}: move it away"
+        )
     return last
 
 

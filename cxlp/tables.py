@@ -216,7 +216,3 @@ def write_reports(
             logger.experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
             logger.experiment.finish()
     return [folder / name for name in (*files, *pictures)]
-
-
-def _cell(value: Any) -> Any:  # noqa: ANN401 (a table's cell)
-    return math.nan if value == "" else value

@@ -476,7 +476,7 @@ def test_the_frozen_solution_competes_also_under_a_checkpoint_callback_of_ones_o
 
 def test_broken_weights_within_an_epoch_are_not_saved(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rates = [f"--model.optimizer.{part}_lr=1e30" for part in ("backbone", "projection", "classifier")]
-    options = [*FINETUNE, *rates, "--model.start", "scratch", "--trainer.val_check_interval", "1"]
+    options = [*FINETUNE, *rates, "--model.start", "scratch", "--trainer.val_check_interval", "2"]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a", *options]) == 2
     assert "not finite" in capsys.readouterr().err
     for path in Path("runs/a/checkpoints").glob("*.ckpt"):

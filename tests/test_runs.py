@@ -70,3 +70,14 @@ def test_a_process_that_fails_is_told_of_with_its_log(
         *("--config", "x", "--run.root", str(tmp_path), "--run.name", "a"),
         *("--ckpt_path", str(folder / "checkpoints" / "last.ckpt")),
     ]
+
+
+def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    own = tmp_path / "run" / "checkpoints" / "epoch=19.ckpt"
+    own.touch()
+    with pytest.raises(CxlpError, match=r"no last\.ckpt to go on from, only epoch=19\.ckpt: move it away"):
+        take_up(tmp_path / "run")
+    assert own.is_file()
+    own.unlink()
+    assert take_up(tmp_path / "run") is None and not (tmp_path / "run").exists()

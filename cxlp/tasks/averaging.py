@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -28,10 +29,19 @@ class AverageWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def update(average: Tensor, current: Tensor, updates: int | Tensor) -> Tensor:
-            return average + (current - average) * (1 - warmed_up(decay, updates))
+        def update(averages: list[Tensor], currents: list[Tensor], updates: int | Tensor) -> None:
+            # All tensors of one type at a time.
+            if averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, currents, 1 - warmed_up(decay, updates))
+            else:
+                torch._foreach_copy_(averages, currents)
 
-        super().__init__(avg_fn=update)
+        super().__init__(multi_avg_fn=update)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Copy the weights to where they will be: Lightning has not moved them yet."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show validation the average; after the frozen fit, that is its solution."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -95,6 +96,21 @@ class CrossLayerTask(pl.LightningModule):
         if mode and self._trainer is not None and self.in_frozen_epoch:
             self.network.eval()
         return self
+
+    def on_train_start(self) -> None:
+        """Look where a resumed run is.
+
+        Raises:
+            CxlpError: If it was saved within an epoch: which images were drawn then is not known any more.
+        """
+        if self.trainer.fit_loop.restarted_mid_epoch:
+            raise CxlpError(
+                "this checkpoint was written within an epoch (trainer.val_check_interval?), where no run can be taken "
+                "up: resume from last.ckpt, which is written when an epoch is over"
+            )
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+                self.trainer.should_stop = True  # it had ended there
 
     # --- the frozen epoch -------------------------------------------------------------------------
 

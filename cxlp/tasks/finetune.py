@@ -149,6 +149,13 @@ class FineTune(CrossLayerTask):
                     module.eval()
         return self
 
+    def on_train_start(self) -> None:
+        """See that a resumed optimizer steps as this run was told to, which may clip gradients or not."""
+        super().on_train_start()
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["fused"] = optimizer.defaults["fused"]
+
     def on_train_epoch_start(self) -> None:
         """Gradients only after the frozen epoch."""
         super().on_train_epoch_start()
@@ -187,7 +194,7 @@ class FineTune(CrossLayerTask):
             self._forget_classifier()
 
     def _forget_classifier(self) -> None:
-        """Put the classifier back to no opinion at all, and what was said of the SVMs."""
+        """Put the classifier back to no opinion at all; the report stays that of the frozen fit."""
         classifier = self.network.classifier
         assert classifier is not None
         with torch.no_grad():
@@ -198,7 +205,7 @@ class FineTune(CrossLayerTask):
     def on_validation_start(self) -> None:
         """Look for broken weights within an epoch, too: checkpoints follow validation."""
         super().on_validation_start()
-        if self.trainer.training and not self.in_frozen_epoch:
+        if self.trainer.state.fn == "fit" and not self.in_frozen_epoch:  # the stage is that of validation by now
             self._stop_unless_finite()
 
     def _stop_unless_finite(self) -> None:
@@ -212,6 +219,8 @@ class FineTune(CrossLayerTask):
         A step's batch is that of all ranks and accumulated batches together.
         """
         config = self.optimizer_config
+        if self.trainer.max_epochs == -1:
+            raise CxlpError("trainer.max_epochs is not set: the schedule needs it, also where trainer.max_steps is")
         epochs = self.trainer.max_epochs or 0
         if epochs <= self.ordered_epochs:
             raise CxlpError(
@@ -228,6 +237,11 @@ class FineTune(CrossLayerTask):
         total = per_epoch * (epochs - self.ordered_epochs)
         if self.trainer.max_steps > 0:
             total = min(total, self.trainer.max_steps)
+        if hold >= total:
+            raise CxlpError(
+                f"model.optimizer.hold_epochs is {config.hold_epochs}, but there are {total / per_epoch:g} gradient "
+                "epochs: the backbone would never learn. For that, set backbone_lr: 0"
+            )
         schedule = warmup_cosine(optimizer, warmup, total, hold)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

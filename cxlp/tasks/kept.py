@@ -52,7 +52,9 @@ class KeptFeatures:
         #: Whether the training features are there.
         self.found = self.entry.complete
         self.taken_up = False
-        self._kind: FeatureType = "sign" if config.features == "sign" else "float32"  # of scored ones: exact
+        # Of scored ones: exact. The mean of several views' signs is more than a sign.
+        signs = config.features == "sign" and network.test_views == 1
+        self._kind: FeatureType = "sign" if signs else "float32"
         self._rows: ScoredRows | None = None
 
     def take_up(self) -> None:
@@ -105,6 +107,6 @@ class KeptFeatures:
         # Rank 0's: machines may see other dates of files.
         own = 0
         if rank() == 0:
-            seen = f"{self.data.digest(split)} {self.network.config.test_views.relevant}"
+            seen = f"{self.data.digest(split)} {self.network.config.test_views.relevant} {self._kind}"
             own = int(blake2b(seen.encode(), digest_size=7).hexdigest(), 16)
         return f"{split}-{int(from_rank_zero(torch.tensor([own]))):014x}"

@@ -39,6 +39,6 @@ class Mixing:
         images = images if images.is_floating_point() else images.float()
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(state)
+            torch.default_generator.manual_seed(state)  # of the CPU alone, where proportions are drawn
             mixed, targets = self.mix(images, labels)
         return mixed, targets

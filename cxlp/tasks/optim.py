@@ -76,8 +76,8 @@ def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, f
     groups = []
     for name, rate, parameters in _parts(network, config):
         for suffix, decay, chosen in (
-            ("", config.weight_decay, [p for p in parameters if p.ndim > 1]),
-            ("/no_decay", 0.0, [p for p in parameters if p.ndim <= 1]),
+            ("", config.weight_decay, [p for p in parameters if _is_matrix(p)]),
+            ("/no_decay", 0.0, [p for p in parameters if not _is_matrix(p)]),
         ):
             if chosen:
                 rate_here = rate * config.factor(batch)
@@ -105,10 +105,15 @@ def _layers(backbone: nn.Module) -> list[list[nn.Parameter]]:
     """Trained parameters layer by layer, in the order in which the network was made: each matrix begins a layer."""
     layers: list[list[nn.Parameter]] = [[]]
     for parameter in _trained(backbone):
-        if parameter.ndim > 1 and layers[-1]:
+        if _is_matrix(parameter) and layers[-1]:
             layers.append([])
         layers[-1].append(parameter)
     return layers
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it mixes values; ConvNeXt's scale of each channel, ``(C, 1, 1)``, does not."""
+    return parameter.squeeze().ndim > 1
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

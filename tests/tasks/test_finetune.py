@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 import cxlp.tasks.finetune
@@ -193,6 +194,33 @@ def test_the_backbone_is_held_while_the_classifier_learns(folder: Path, tmp_path
     assert [backbone for backbone, _ in moved] == [False] * 3 + [True] * 6
     assert [classifier for _, classifier in moved] == [False] + [True] * 8  # seen from its first step on
     assert all(p.requires_grad for p in tuned.network.parameters())
+
+
+def test_a_backbone_that_is_held_to_the_end_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"hold_epochs is 2.0, but there are 2 gradient epochs"):
+        trainer(tmp_path, max_epochs=2).fit(task(optimizer=replace(RATES, hold_epochs=2.0)), pictures(folder))
+
+
+def test_a_checkpoint_from_within_an_epoch_is_refused_in_words(folder: Path, tmp_path: Path) -> None:
+    whole = ModelCheckpoint(tmp_path / "a", filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer(tmp_path, max_epochs=1, callbacks=[whole], enable_checkpointing=True).fit(task(), pictures(folder))
+    with pytest.raises(CxlpError, match=r"written within an epoch .* resume from last\.ckpt"):
+        trainer(tmp_path, max_epochs=2).fit(
+            task(), pictures(folder), ckpt_path=str(tmp_path / "a" / "step=2.ckpt"), weights_only=True
+        )
+
+
+def test_weights_that_break_within_an_epoch_are_not_saved(folder: Path, tmp_path: Path) -> None:
+    def break_it(trainer: pl.Trainer, task: FineTune) -> None:
+        if trainer.global_step == 3:
+            assert task.network.classifier is not None
+            task.network.classifier.bias.data[0] = torch.inf
+
+    saved = ModelCheckpoint(tmp_path / "a", filename="{step}", save_top_k=-1)
+    options = {"val_check_interval": 2, "callbacks": [AtEachBatch(break_it), saved], "enable_checkpointing": True}
+    with pytest.raises(CxlpError, match="not finite in epoch 0, step 4"):
+        trainer(tmp_path, max_epochs=2, **options).fit(task(), pictures(folder, validation=0.25, batch_size=2))
+    assert [path.name for path in (tmp_path / "a").glob("*.ckpt")] == ["step=2.ckpt"]
 
 
 # --- the loss

@@ -289,6 +289,19 @@ def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_p
         fit_with(tmp_path / "store", folder, tmp_path, features="sign")
 
 
+def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
+    network = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True), test_views=ViewsConfig("flip"))
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        task = Frozen(network, FrozenConfig(store=str(tmp_path / "store"), features="sign"))
+        run = trainer(tmp_path, max_epochs=1)
+        data = pictures(folder)
+        run.fit(task, data)
+        losses.append(run.test(task, data, verbose=False)[0]["test/loss"])
+    assert losses[0] == losses[1]
+
+
 def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) -> None:
     """Training pictures have the network's size, the others that of which the crops are cut; kept features know."""
     found = []
