@@ -48,7 +48,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         partial.replace(path)
 
 
-def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
+def checkpoints(folder: Path, monitor: str | None, validated_within: bool = False) -> list[ModelCheckpoint]:
     """Make ``last.ckpt``, and ``best.ckpt`` by a validation metric where there is one.
 
     Two callbacks, because Lightning's ``save_last`` writes only when the best one changes.
@@ -56,12 +56,18 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     Args:
         folder: Where they go.
         monitor: A metric to maximise, such as ``val/accuracy``; of equals, the earliest is the best.
+        validated_within: Whether validation comes within epochs, too. Then ``last.ckpt`` waits for their end: a run can
+            be taken up only there.
 
     Returns:
         The callbacks; the first one's ``best_model_path`` is what is to be tested.
     """
-    # When an epoch is over, also where validation comes within: only then can a run be taken up.
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    last = ModelCheckpoint(
+        folder,
+        filename="last",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True if validated_within else None,
+    )
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
     return [save_from_step_0(callback) for callback in ([best, last] if monitor else [last])]
 

@@ -107,7 +107,8 @@ def take_up(folder: Path) -> Path | None:
         return None
     held = hold(folder)
     last = last_checkpoint(folder)
-    others = [] if last is not None else sorted(folder.rglob("*.ckpt"))
+    # A best.ckpt alone is of a first epoch that was not over.
+    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name != "best.ckpt"]
     if last is None and not others:
         shutil.rmtree(folder)
     if held is not None:
