@@ -26,7 +26,8 @@ from rich.table import Table
 
 from cxlp.backbones import BackboneConfig
 from cxlp.labels import classification_loss
-from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer
 
 BASELINE = "average pooling"

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from cxlp.errors import CxlpError
-from cxlp.network import Network, Part
+from cxlp.network import Network
 from cxlp.normalisation import Normalise
+from cxlp.parts import Part
 from cxlp.pooling import (
     AveragePooling,
     CrossLayerPooling,

@@ -1,6 +1,5 @@
 """Pictures of explanations: evidence and pooling channels over the image, and what channels look at."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cxlp.explaining import Explanation, explain
 from cxlp.network import Network
+from cxlp.reports import png
 from cxlp.representations.views import resized
 
 #: Red speaks for the class, blue against it, as is usual in such maps.
@@ -67,7 +67,7 @@ def draw_explanation(
             spine.set(visible=True, color=EVIDENCE(0.5 + 0.4 * np.sign(share)), linewidth=2)
     if note:
         figure.supxlabel(note, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_evidence(network: Network, picture: Tensor, target: int) -> Tensor:
@@ -125,7 +125,7 @@ def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> by
     axes.set_yticks([i * pitch + 0.5 for i in range(len(rows))], [name for name, _ in rows], fontsize=8)
     axes.tick_params(length=0)
     axes.set_frame_on(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _show(axes: Axes, picture: Picture, proportion: float, title: str) -> None:
@@ -181,9 +181,3 @@ def _spotlight(picture: Picture, activations: Tensor) -> Picture:
     light = (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).numpy()[..., None]
     lit: Picture = light * picture + (1 - light) * 0.35 * picture.mean(axis=2, keepdims=True)
     return lit
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()

@@ -69,7 +69,8 @@ class Predictor:
         CxlpError: If the network has no classes, or the precision is unknown.
 
     Example:
-        >>> from cxlp.network import NetworkConfig, PoolingConfig
+        >>> from cxlp.network import NetworkConfig
+        >>> from cxlp.parts import PoolingConfig
         >>> from cxlp.backbones import BackboneConfig
         >>> small = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32)
         >>> network = Network(NetworkConfig(small, PoolingConfig(pca_dim=4)), ["gull", "tern", "wren", "crow"])

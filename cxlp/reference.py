@@ -23,7 +23,8 @@ from cxlp.data.base import ImageDataModule
 from cxlp.data.transforms import AugmentConfig
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.logging import RunConfig
-from cxlp.network import NetworkConfig, PoolingConfig
+from cxlp.network import NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.representations.views import ViewsConfig
 from cxlp.tasks import FineTune
 from cxlp.tasks.optim import OptimizerConfig

@@ -61,7 +61,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], shown: int = 40) -> b
     for i, j in (block > 0).nonzero().tolist():
         colour = "white" if rates[i, j] > 0.5 else "black"
         axes.text(j, i, str(int(block[i, j])), ha="center", va="center", color=colour, fontsize=8 if n <= 20 else 6)
-    return _png(figure)
+    return png(figure)
 
 
 def _rates(counts: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> by
     axes.set(xlim=(0, 1.1), xlabel=f"average precision ({columns[-1]})")
     axes.set_title(f"mean {mean:.3f} over {len(defined)} classes")
     axes.legend(loc="lower right", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence[float], metric: str) -> bytes:
@@ -151,7 +151,7 @@ def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence
         axes.text(x * 1.08, height, name, fontsize=8, va="center", parse_math=False)
     axes.set(xlabel="ms per image (views, network, encoding, classification)", ylabel=f"{metric}, %")
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, shown: int = 60) -> bytes:
@@ -181,7 +181,7 @@ def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, s
     part = f" ({shown} of {len(gain)} classes)" if len(gain) > shown else ""
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7)
     bar.set_label(f"points above {baseline}{part}", parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_sweep(option: str, values: Sequence[str], quality: Sequence[float], metric: str) -> bytes:
@@ -195,10 +195,11 @@ def draw_sweep(option: str, values: Sequence[str], quality: Sequence[float], met
     axes.set(xlabel=option, ylabel=f"{metric}, %")
     axes.margins(y=0.2)
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Draw a figure, as the bytes of a PNG."""
     FigureCanvasAgg(figure)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120)

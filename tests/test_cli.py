@@ -479,8 +479,7 @@ def test_broken_weights_within_an_epoch_are_not_saved(work: Path, capsys: pytest
     options = [*FINETUNE, *rates, "--model.start", "scratch", "--trainer.val_check_interval", "2"]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a", *options]) == 2
     assert "not finite" in capsys.readouterr().err
-    for path in Path("runs/a/checkpoints").glob("*.ckpt"):
-        assert all(torch.isfinite(p).all() for p in load_network(path).parameters()), path
+    assert not list(Path("runs/a").rglob("*.ckpt"))  # the first step broke them, before any was saved
 
 
 def test_a_finished_run_resumes_to_its_test(work: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from cxlp.cost import measure_cost
 from cxlp.data.folder import Folder
-from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.representations.views import ViewsConfig
 from cxlp.timing import PhaseTimes
 from tests.generate import write_folder

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cxlp.backbones import BackboneConfig
 from cxlp.errors import CxlpError
 from cxlp.explaining import Explanation, PartEvidence, explain
-from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.pooling import sub_arrays
 from cxlp.representations.guide import TrainedGuidePooling
 from cxlp.representations.views import ViewsConfig, Window

@@ -18,7 +18,8 @@ from cxlp.data.birds import SPECIES, draw_bird
 from cxlp.data.transforms import Aspect
 from cxlp.errors import CxlpError
 from cxlp.export import Check, DType, check, describe, export
-from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.prediction import Predictor
 from cxlp.representations.fisher import SparseFisherVector
 from cxlp.representations.views import ViewsConfig

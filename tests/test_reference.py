@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
-from cxlp.network import PoolingConfig
+from cxlp.parts import PoolingConfig
 from cxlp.reference import reference
 
 

@@ -19,7 +19,8 @@ from cxlp.frozen.projections import ProjectionFit, random_places
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
 from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
 from cxlp.labels import as_targets, strata
-from cxlp.network import Network, Part
+from cxlp.network import Network
+from cxlp.parts import Part
 from cxlp.pooling import local_vectors, project
 from cxlp.representations.fisher import Codebook
 from cxlp.representations.guide import TrainedGuidePooling

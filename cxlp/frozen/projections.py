@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cxlp.errors import CxlpError
 from cxlp.frozen.moments import Moments
-from cxlp.network import Part
+from cxlp.parts import Part
 from cxlp.pooling import AveragePooling, align_maps, centres, sub_arrays
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from cxlp.backbones import Backbone
 from cxlp.cutting import PENULTIMATE
-from cxlp.network import NetworkConfig, PoolingConfig
+from cxlp.network import NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.representations.views import ViewsConfig
 
 #: Of known backbones, the pair of layers below their usual one.

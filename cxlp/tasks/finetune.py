@@ -233,7 +233,7 @@ class FineTune(CrossLayerTask):
         batch = data.batch_size * self.trainer.world_size * accumulated
         optimizer = build_optimizer(self.network, config, batch, fused=not self.trainer.gradient_clip_val)
         per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
-        warmup, hold = (round(per_epoch * epochs) for epochs in (config.warmup_epochs, config.hold_epochs))
+        warmup, hold = (round(per_epoch * part) for part in (config.warmup_epochs, config.hold_epochs))
         total = per_epoch * (epochs - self.ordered_epochs)
         if self.trainer.max_steps > 0:
             total = min(total, self.trainer.max_steps)

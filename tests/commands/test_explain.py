@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from cxlp.__main__ import main
 from cxlp.backbones import BackboneConfig
 from cxlp.commands import explain
-from cxlp.network import Network, NetworkConfig, PoolingConfig, load_network
+from cxlp.network import Network, NetworkConfig, load_network
+from cxlp.parts import PoolingConfig
 from cxlp.representations.views import ViewsConfig
 from tests.generate import write_folder
+from tests.networks import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Capture = pytest.CaptureFixture[str]
@@ -24,23 +25,17 @@ BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weig
 CLASSES = ["gull", "tern", "wren"]
 
 
-def write_checkpoint(path: Path, *, aspect: str = "warp", classes: bool = True, **options: Any) -> Path:
+def write(path: Path, *, aspect: str = "warp", classes: bool = True, **options: Any) -> Path:
     """Write what a run writes, of a network with random weights."""
     torch.manual_seed(0)
     pooling = {"pca_dim": 4, **options.pop("pooling", {})}
     network = Network(NetworkConfig(BACKBONE, PoolingConfig(**pooling), **options), CLASSES if classes else None)
-    if network.classifier is not None:
-        nn.init.normal_(network.classifier.weight)
-    state = {f"network.{k}": v for k, v in network.state_dict().items()}
-    facts = {"network": network.spec(), "image": {"size": network.test_size, "aspect": aspect}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"cxlp": facts, "state_dict": state}, path)
-    return path
+    return write_checkpoint(path, network, aspect)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    return write(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +158,7 @@ def test_pictures_are_cut_as_in_the_run(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "wide.png")
     Image.fromarray(noise[:, 32:96]).save(tmp_path / "middle.png")
-    checkpoint = write_checkpoint(tmp_path / "last.ckpt", aspect="crop")
+    checkpoint = write(tmp_path / "last.ckpt", aspect="crop")
     run(checkpoint, tmp_path / "wide.png", tmp_path / "middle.png", "--channels", 1)
     wide, middle = json.loads((tmp_path / "explained" / "evidence.json").read_text())
     assert wide["channels"] == pytest.approx(middle["channels"])
@@ -175,7 +170,7 @@ def test_the_whole_image_is_explained_where_a_run_scores_test_views(
     image = photos / "test" / "kind0" / "00.png"
     found = []
     for kind in ("whole", "flip"):
-        checkpoint = write_checkpoint(tmp_path / kind / "last.ckpt", test_views=ViewsConfig(kind))
+        checkpoint = write(tmp_path / kind / "last.ckpt", test_views=ViewsConfig(kind))
         run(checkpoint, image, "--channels", 1)
         found.append(json.loads((tmp_path / kind / "explained" / "evidence.json").read_text())[0])
     assert found[0]["channels"] == pytest.approx(found[1]["channels"])
@@ -203,16 +198,16 @@ def test_wrong_arguments(checkpoint: Path, photos: Path, capsys: Capture, option
 
 
 def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: Path, capsys: Capture) -> None:
-    covariance = write_checkpoint(tmp_path / "a.ckpt", pooling={"method": "covariance"})
+    covariance = write(tmp_path / "a.ckpt", pooling={"method": "covariance"})
     run(covariance, photos, status=2)
     assert "model.network.pooling.method is covariance" in capsys.readouterr().err
-    run(write_checkpoint(tmp_path / "b.ckpt", classes=False), photos, status=2)
+    run(write(tmp_path / "b.ckpt", classes=False), photos, status=2)
     assert "no classes yet" in capsys.readouterr().err
     run(tmp_path / "none.ckpt", photos, status=2)
     assert capsys.readouterr().err == f"error: checkpoint not found: {tmp_path / 'none.ckpt'}\n"
     (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
-    run(write_checkpoint(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
+    run(write(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
     assert capsys.readouterr().err.startswith(f"error: no images in the folder {tmp_path / 'empty'}: none ends in .jpg")
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import cxlp.export
 from cxlp.__main__ import main
 from cxlp.export import Check
 from cxlp.network import Network
 from tests.generate import write_folder
+from tests.networks import write_checkpoint
 from tests.tasks.small import NETWORK
 
 Capture = pytest.CaptureFixture[str]
@@ -22,13 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = Network(NETWORK, ["gull", "tern", "wren"])
-    assert network.classifier is not None
-    nn.init.normal_(network.classifier.weight)
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    path = tmp_path_factory.mktemp("run") / "last.ckpt"
-    image = {"size": network.test_size, "aspect": "warp"}
-    torch.save({"state_dict": state, "cxlp": {"network": network.spec(), "image": image}}, path)
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", network)
 
 
 @pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from cxlp.__main__ import main
 from cxlp.data.decode import read_image
 from cxlp.network import Network
 from cxlp.prediction import Prediction, load
 from tests.generate import write_folder
+from tests.networks import write_checkpoint
 from tests.tasks.small import NETWORK
 
 Capture = pytest.CaptureFixture[str]
@@ -34,13 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run's checkpoint holds, of a network with names that CSV must quote."""
     torch.manual_seed(0)
     network = Network(NETWORK, ['gull, "great"', "tern", "wren\u00f6"])
-    assert network.classifier is not None
-    nn.init.normal_(network.classifier.weight)
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    path = tmp_path_factory.mktemp("run") / "last.ckpt"
-    image = {"size": network.test_size, "aspect": "warp"}
-    torch.save({"state_dict": state, "cxlp": {"network": network.spec(), "image": image}}, path)
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", network)
 
 
 @pytest.fixture

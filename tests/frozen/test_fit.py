@@ -22,7 +22,8 @@ from cxlp.frozen import fit as fit_module
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import RowStore
-from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.pooling import sub_arrays
 from cxlp.representations.views import ViewsConfig
 from cxlp.timing import PhaseTimes

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cxlp.backbones import BackboneConfig
-from cxlp.network import Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.representations.systems import BASELINE, RECALLED, is_the_papers, systems
 from cxlp.representations.views import ViewsConfig
 

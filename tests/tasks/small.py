@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 from cxlp.backbones import BackboneConfig
 from cxlp.data.folder import Folder
 from cxlp.data.transforms import AugmentConfig
-from cxlp.network import NetworkConfig, PoolingConfig
+from cxlp.network import NetworkConfig
+from cxlp.parts import PoolingConfig
 
 #: Both maps are 2 x 2; the backbone has BatchNorm.
 NETWORK = NetworkConfig(

@@ -10,7 +10,8 @@ from torch import nn
 
 from cxlp.backbones import BackboneConfig
 from cxlp.errors import CxlpError
-from cxlp.network import Method, Network, NetworkConfig, PoolingConfig
+from cxlp.network import Network, NetworkConfig
+from cxlp.parts import Method, PoolingConfig
 from cxlp.tasks.optim import DEPTHS, OptimizerConfig, build_optimizer, warmup_cosine
 
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
