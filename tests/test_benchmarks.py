@@ -61,7 +61,7 @@ def test_loading_benchmark_measures_both_and_their_difference(tmp_path: Path) ->
 @pytest.mark.slow
 def test_step_benchmark_measures_each_head(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    network = ["--name", "squeezenet1_0", "--layers", "features.11", "features.12", "--image", "64", "--pca", "6"]
+    network = ["--name", "squeezenet1_0", "--layers", "features.11", "features.12", "--image", "224", "--pca", "6"]
     heads = ["--heads", "cross-layer", "cross-layer, recomputed"]
     shown = run("step.py", *network, *heads, "--classes", "3", "--rounds", "2", "--threads", "1", "--out", str(out))
     assert "average pooling" in shown and "peak MB" in shown
