@@ -48,26 +48,20 @@ class WholeCheckpoints(TorchCheckpointIO):
         partial.replace(path)
 
 
-def checkpoints(folder: Path, monitor: str | None, validated_within: bool = False) -> list[ModelCheckpoint]:
+def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     """Make ``last.ckpt``, and ``best.ckpt`` by a validation metric where there is one.
 
-    Two callbacks, because Lightning's ``save_last`` writes only when the best one changes.
+    Two callbacks, because Lightning's ``save_last`` writes only when the best one changes. And because ``last.ckpt``
+    waits for the end of an epoch: only there can a run be taken up, even where validation comes within epochs.
 
     Args:
         folder: Where they go.
         monitor: A metric to maximise, such as ``val/accuracy``; of equals, the earliest is the best.
-        validated_within: Whether validation comes within epochs, too. Then ``last.ckpt`` waits for their end: a run can
-            be taken up only there.
 
     Returns:
         The callbacks; the first one's ``best_model_path`` is what is to be tested.
     """
-    last = ModelCheckpoint(
-        folder,
-        filename="last",
-        enable_version_counter=False,
-        save_on_train_epoch_end=True if validated_within else None,
-    )
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
     return [save_from_step_0(callback) for callback in ([best, last] if monitor else [last])]
 

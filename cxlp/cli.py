@@ -201,9 +201,7 @@ class CLI(LightningCLI):
             kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         if not any(isinstance(c, ModelCheckpoint) for c in given) and trainer["enable_checkpointing"] is not False:
             monitor = f"val/{SELECTION[self.datamodule.multi_label]}" if self.datamodule.validation else None
-            interval = trainer["val_check_interval"]
-            within = isinstance(interval, int) or interval not in (None, 1.0)
-            callbacks.extend(checkpoints(self.run_folder / "checkpoints", monitor, within))
+            callbacks.extend(checkpoints(self.run_folder / "checkpoints", monitor))
         for callback in given:
             if isinstance(callback, ModelCheckpoint):
                 save_from_step_0(callback)
