@@ -270,7 +270,7 @@ def _fit(cli: CLI) -> str:
     task, trainer, resumed = cli.model, cli.trainer, cli.config["ckpt_path"]
     task.resuming = bool(resumed)
     trainer.fit(task, cli.datamodule, ckpt_path=resumed, weights_only=True if resumed else None)
-    if task.ordered_epochs and not task.report:
+    if 0 in task.frozen_epochs and not task.report:
         raise CxlpError("the run was stopped before its first epoch was over (trainer.max_time?): nothing was fitted")
     if resumed and trainer.is_global_zero:  # now that it is known to belong to the run
         cli.save_config("config-resumed.yaml")
@@ -358,8 +358,9 @@ def _finish_wandb(trainer: pl.Trainer) -> None:
 
 def _speeds(task: CrossLayerTask, data: ImageDataModule, drawn: int) -> dict[str, float]:
     """Images per second by phase; ``drawn``: how many were handed out for training, in all epochs."""
-    images = {"extraction": len(data.splits["train"]), "test": len(data.splits["test"])}
-    images["fine-tuning"] = drawn - task.ordered_epochs * images["extraction"]
+    passes = sum(epoch < task.current_epoch for epoch in task.frozen_epochs)
+    images = {"extraction": passes * len(data.splits["train"]), "test": len(data.splits["test"])}
+    images["fine-tuning"] = drawn - images["extraction"]
     return {phase: images[phase] / seconds for phase, seconds in task.times.items() if phase in images and seconds}
 
 

@@ -46,6 +46,7 @@ FINETUNE = [
     *("--data.validation", "0.34"),
     *("--trainer.max_epochs", "3"),
 ]
+CLOSING = [*FINETUNE, "--model.closing_fit", "true"]  # of its three epochs, the last, too, goes without gradients
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_wandb_offline_holds_curves_summary_tables_and_config(work: Path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [[], FINETUNE], ids=["frozen", "finetune"])
+@pytest.mark.parametrize("mode", [[], FINETUNE, CLOSING], ids=["frozen", "finetune", "closing fit"])
 def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
     write_cub200(work / "odd", classes=3, train=7, test=3)  # 21 training and 9 test images: odd numbers
     # a trained network, at the rates of finetune.yaml: a random one diverges, and divergence blows up rounding
@@ -249,14 +250,15 @@ def test_two_processes_agree_with_one(work: Path, mode: list[str]) -> None:
     two_processes(*common)
     if mode:
         losses = logged("one", "train/loss_epoch")
-        assert len(losses) == 2
+        assert len(losses) == (1 if mode == CLOSING else 2)
         assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=1e-3)
     if not mode:  # the same images are shown, each once
         texts = [Path("runs", name, "examples.csv").read_text().splitlines() for name in ("one", "two")]
         shown = [[row["image"] for row in csv.DictReader(text)] for text in texts]
         assert shown[0] == shown[1]
         assert len(set(shown[0])) == len(shown[0]) > 0
-    assert_same_result(one, "two", 1e-3 if mode else 1e-5)
+    # the axes of a PCA that are nearly equal turn more than the features they are fitted to
+    assert_same_result(one, "two", 1e-2 if mode == CLOSING else 1e-3 if mode else 1e-5)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -68,14 +68,20 @@ class Drawer(DistributedSampler[Draw]):
     Args:
         size: Number of samples n.
         batch_size: Per rank; needed to fill batches.
-        ordered_epochs: The first epochs that go in order and without augmentation; ``None``: all.
+        ordered_epochs: The epochs that go in order and without augmentation; ``None``: all.
         seed: Of the whole run.
         ranks: W.
         rank: This one.
     """
 
     def __init__(
-        self, size: int, batch_size: int, ordered_epochs: int | None, seed: int, ranks: int = 1, rank: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        ordered_epochs: Collection[int] | None,
+        seed: int,
+        ranks: int = 1,
+        rank: int = 0,
     ) -> None:
         self.size, self.batch_size, self.ordered_epochs = size, batch_size, ordered_epochs
         self.seed, self.num_replicas, self.rank, self.epoch = seed, ranks, rank, 0
@@ -83,7 +89,7 @@ class Drawer(DistributedSampler[Draw]):
     @property
     def ordered(self) -> bool:
         """Whether the current epoch goes in order."""
-        return self.ordered_epochs is None or self.epoch < self.ordered_epochs
+        return self.ordered_epochs is None or self.epoch in self.ordered_epochs
 
     def __len__(self) -> int:
         unit = self.num_replicas * (1 if self.ordered else self.batch_size)
@@ -282,7 +288,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training images: in order while the task fits without gradients, then shuffled and augmented."""
         task = getattr(self.trainer, "lightning_module", None)
-        return self._loader("train", getattr(task, "ordered_epochs", 0))
+        return self._loader("train", getattr(task, "frozen_epochs", ()))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Held-out training images, in order; no loader where none are held out."""
@@ -292,7 +298,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Test images, in order."""
         return self._loader("test", None)
 
-    def _loader(self, split: str, ordered_epochs: int | None) -> DataLoader[dict[str, Any]]:
+    def _loader(self, split: str, ordered_epochs: Collection[int] | None) -> DataLoader[dict[str, Any]]:
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         data = self.splits[split]
         workers = self.num_workers

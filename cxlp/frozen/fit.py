@@ -103,6 +103,7 @@ class FrozenFit:
         progress: Whether rank 0 shows bars.
         stored: Whether the features lie in ``folder`` already, and the network's parts are fitted: then
             only the SVMs are.
+        keep: Whether the features are to stay there.
     """
 
     def __init__(
@@ -114,9 +115,10 @@ class FrozenFit:
         times: PhaseTimes,
         progress: bool = True,
         stored: bool = False,
+        keep: bool = False,
     ) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
-        self.progress, self.stored = progress, stored
+        self.progress, self.stored, self.keep = progress, stored, keep
         self.device = network.backbone.mean.device
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
@@ -209,7 +211,7 @@ class FrozenFit:
         with self.times.measure("SVM"):
             report = self._fit_classifier(gram)
         barrier()
-        self.close(keep=self.config.store is not None)
+        self.close(self.keep)
         return report
 
     def close(self, keep: bool) -> None:

@@ -43,18 +43,23 @@ class AverageWeights(WeightAveraging):
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have a closing fit see the average; before the first step there is none."""
+        if self._average_model is not None and self._average_model.n_averaged and _is_frozen(pl_module):
+            self._copy_average_to_current(pl_module)
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show validation the average; after the frozen fit, that is its solution."""
+        """Show validation the average; after a frozen fit, that is its solution."""
         self._begin_with_solution(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the frozen solution also where nothing is validated: the checkpoint follows."""
+        """Begin with a frozen solution also where nothing is validated: the checkpoint follows."""
         self._begin_with_solution(pl_module)
         super().on_train_epoch_end(trainer, pl_module)
 
     def _begin_with_solution(self, pl_module: pl.LightningModule) -> None:
-        if self._average_model is not None and getattr(pl_module, "in_frozen_epoch", False):
+        if self._average_model is not None and _is_frozen(pl_module):
             self._average_model.module.load_state_dict(pl_module.state_dict())
             self._average_model.n_averaged.fill_(1)  # 0 would make the next update a copy
 
@@ -64,3 +69,7 @@ class AverageWeights(WeightAveraging):
         """Go on with current and averaged weights; a test wants the averaged ones, which are loaded already."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _is_frozen(task: pl.LightningModule) -> bool:
+    return bool(getattr(task, "in_frozen_epoch", False))

@@ -28,21 +28,20 @@ Batch = dict[str, Tensor]
 
 
 class CrossLayerTask(pl.LightningModule):
-    """A network, and its fit without gradients in the first epoch.
+    """A network, and its fit without gradients, in the first epoch and perhaps again in a later one.
 
     The frozen fit is an epoch like any other, so ranks share its images, the Trainer's precision and
-    progress bar apply, and validation and checkpoints follow it. Gradient epochs, where a subclass
-    has any, come after it.
+    progress bar apply, and validation and checkpoints follow it. All other epochs, where a subclass has any, are those
+    of gradient descent.
 
     Args:
         network: Backbone and pooling.
         frozen: Options of the fit without gradients.
 
     Attributes:
-        ordered_epochs: How many epochs at the beginning fit without gradients (0 or 1); their images
-            come in order and without augmentation.
+        frozen_epochs: The epochs that fit without gradients; their images come in order and without augmentation.
         times: Seconds by phase.
-        report: What the frozen fit chose and found.
+        report: What the latest frozen fit chose and found.
         validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
         resuming: Told by the command line: a checkpoint will be restored, so that no other start is looked for.
     """
@@ -51,7 +50,7 @@ class CrossLayerTask(pl.LightningModule):
         super().__init__()
         self.network = Network(network)
         self.frozen = frozen
-        self.ordered_epochs = 1
+        self.frozen_epochs = frozenset({0})
         self.times = PhaseTimes()
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
@@ -69,7 +68,8 @@ class CrossLayerTask(pl.LightningModule):
         self.val_metrics, self.test_metrics = build(classes, "val/"), build(classes, "test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.per_class = per_class_average_precision(classes) if multi_label else confusion_matrix(classes)
-        if self.frozen.store is not None and stage in ("fit", "test"):
+        # Features that others may want are those of the network as it came: of the first epoch alone.
+        if self.frozen.store is not None and stage in ("fit", "test") and self.frozen_epochs == {0}:
             self._look_for_features(stage)
 
     def _look_for_features(self, stage: str) -> None:
@@ -77,7 +77,7 @@ class CrossLayerTask(pl.LightningModule):
         if self._kept is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self._kept = KeptFeatures(self.frozen, self.network, data, str(self.trainer.precision))
-            if stage == "fit" and self.ordered_epochs and self._kept.found and not self.resuming:
+            if stage == "fit" and self._kept.found and not self.resuming:
                 self._kept.take_up()
         if self.scores_kept:
             self._kept.offer("val" if stage == "fit" else "test")
@@ -88,7 +88,7 @@ class CrossLayerTask(pl.LightningModule):
     @property
     def in_frozen_epoch(self) -> bool:
         """Whether the current epoch fits without gradients."""
-        return self.current_epoch < self.ordered_epochs
+        return self.current_epoch in self.frozen_epochs
 
     def train(self, mode: bool = True) -> "CrossLayerTask":
         """Set training mode, except for a network that is fitted without gradients."""
@@ -135,7 +135,7 @@ class CrossLayerTask(pl.LightningModule):
         if (self.trainer.check_val_every_n_epoch or 1) > 1:
             raise CxlpError(
                 f"trainer.check_val_every_n_epoch is {self.trainer.check_val_every_n_epoch}: the frozen solution is "
-                "validated and saved after its own epoch, the first; leave it out"
+                "validated and saved after its own epoch; leave it out"
             )
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
         images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
@@ -143,7 +143,8 @@ class CrossLayerTask(pl.LightningModule):
         if self._kept is not None:
             folder = self._kept.entry.folder if found else self._kept.begin()
         progress = self.trainer.progress_bar_callback is not None
-        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress, found)
+        keep = self._kept is not None
+        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress, found, keep)
 
     def observe(self, batch: Batch) -> None:
         """Feed a batch to the frozen fit."""

@@ -27,7 +27,8 @@ class FineTune(CrossLayerTask):
     """End-to-end training.
 
     From the frozen solution, epoch 0 is the frozen fit: its validation is step 0 of the curves, and
-    its checkpoint competes for the best one. ``trainer.max_epochs`` counts it. Gradient epochs follow.
+    its checkpoint competes for the best one. ``trainer.max_epochs`` counts it. Gradient epochs follow. A closing fit
+    is the last epoch.
 
     Args:
         network: Backbone and pooling.
@@ -36,6 +37,9 @@ class FineTune(CrossLayerTask):
         start: ``frozen``; ``projection``: the frozen fit, but its classifier is put back to zero (two-stage recipes);
             ``scratch`` (pretrained backbone, random projection, zero classifier); or the checkpoint of an earlier run
             with the same network and classes.
+        closing_fit: After the gradient epochs, fit PCA and SVMs once more to what the backbone gives now, as B-CNN
+            does (Lin et al., ICCV 2015). ``trainer.max_epochs`` counts that epoch, too. Such a run neither uses nor
+            fills ``frozen.store``.
         label_smoothing: Of the cross-entropy, in [0, 1).
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
         mix_alpha: Its alpha.
@@ -55,6 +59,7 @@ class FineTune(CrossLayerTask):
         frozen: FrozenConfig = FrozenConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         start: str = "frozen",
+        closing_fit: bool = False,
         label_smoothing: float = 0.0,
         mix: Mix = "none",
         mix_alpha: float = 0.2,
@@ -73,14 +78,16 @@ class FineTune(CrossLayerTask):
         super().__init__(network, frozen)
         self.network.backbone.recompute, self.compile_parts = recompute, compile
         self.optimizer_config = optimizer
-        self.start = start
+        self.start, self.closing_fit = start, closing_fit
         self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
         self.mix, self.mix_alpha, self.ema = mix, mix_alpha, ema
-        self.ordered_epochs = 1 if start in ("frozen", "projection") else 0
+        self.frozen_epochs = frozenset({0} if start in ("frozen", "projection") else ())
         self._mixing: Mixing | None = None
 
     def setup(self, stage: str) -> None:
         """Take over an earlier run's weights; a resumed run has its own."""
+        if stage == "fit" and self.closing_fit:
+            self._plan_closing_fit()
         super().setup(stage)
         if self.mix != "none":
             if self.network.multi_label:
@@ -109,12 +116,24 @@ class FineTune(CrossLayerTask):
         except RuntimeError as error:
             raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
 
+    def _plan_closing_fit(self) -> None:
+        """Make the last epoch a frozen one."""
+        trainer = self.trainer
+        if trainer.max_steps != -1:
+            raise CxlpError(
+                f"trainer.max_steps is {trainer.max_steps}, but model.closing_fit comes after the last step: give "
+                "trainer.max_epochs alone"
+            )
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            self.frozen_epochs |= {trainer.max_epochs - 1}
+
     def options(self) -> dict[str, Any]:
         """Those of the frozen fit, and of gradient descent."""
         return {
             **super().options(),
             **{f"optimizer.{key}": value for key, value in asdict(self.optimizer_config).items()},
             "start": self.start,
+            "closing_fit": self.closing_fit,
             "label_smoothing": self.label_smoothing,
             "mix": self.mix,
             "mix_alpha": self.mix_alpha,
@@ -157,10 +176,15 @@ class FineTune(CrossLayerTask):
                 group["fused"] = optimizer.defaults["fused"]
 
     def on_train_epoch_start(self) -> None:
-        """Gradients only after the frozen epoch."""
+        """Gradients in all epochs but the frozen ones."""
         super().on_train_epoch_start()
         # Lightning asks at each batch: in manual mode it steps neither optimizer nor schedule.
         self.automatic_optimization = not self.in_frozen_epoch
+        if self.in_frozen_epoch and self.current_epoch:
+            # Nor does it know of the steps before. A closing fit counts as one more: without any, nothing is saved.
+            loop = self.trainer.fit_loop.epoch_loop
+            steps = loop.automatic_optimization.optim_progress.optimizer_steps
+            loop.manual_optimization.optim_step_progress.total.completed = steps + 1
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -190,7 +214,7 @@ class FineTune(CrossLayerTask):
             self._stop_unless_finite()
         solved = self.in_frozen_epoch and self.trainer.is_last_batch
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if solved and self.start == "projection":
+        if solved and self.start == "projection" and self.current_epoch == 0:
             self._forget_classifier()
 
     def _forget_classifier(self) -> None:
@@ -222,10 +246,10 @@ class FineTune(CrossLayerTask):
         if self.trainer.max_epochs == -1:
             raise CxlpError("trainer.max_epochs is not set: the schedule needs it, also where trainer.max_steps is")
         epochs = self.trainer.max_epochs or 0
-        if epochs <= self.ordered_epochs:
+        frozen = len(self.frozen_epochs)
+        if epochs <= frozen:
             raise CxlpError(
-                f"trainer.max_epochs is {epochs}, of which {self.ordered_epochs} fit without gradients: "
-                "none is left for fine-tuning"
+                f"trainer.max_epochs is {epochs}, of which {frozen} fit without gradients: none is left for fine-tuning"
             )
         _ = self.trainer.estimated_stepping_batches  # makes the loaders, whose length is known then
         accumulated = self.trainer.accumulate_grad_batches
@@ -234,7 +258,7 @@ class FineTune(CrossLayerTask):
         optimizer = build_optimizer(self.network, config, batch, fused=not self.trainer.gradient_clip_val)
         per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
         warmup, hold = (round(per_epoch * part) for part in (config.warmup_epochs, config.hold_epochs))
-        total = per_epoch * (epochs - self.ordered_epochs)
+        total = per_epoch * (epochs - frozen)
         if self.trainer.max_steps > 0:
             total = min(total, self.trainer.max_steps)
         if hold >= total:

@@ -68,10 +68,11 @@ def run_fit(
     config: FrozenConfig = FrozenConfig(pca_vectors=ALL_VECTORS),
     batches: Sequence[Tensor] | None = None,
     data: tuple[Tensor, Tensor] | None = None,
+    keep: bool = False,
 ) -> dict[str, float]:
     """Fit to the small images, given by positions in batches."""
     images, labels = data or small_images()
-    fit = FrozenFit(network, config, len(images), folder / "fit", PhaseTimes())
+    fit = FrozenFit(network, config, len(images), folder / "fit", PhaseTimes(), keep=keep)
     for positions in batches or torch.arange(len(images)).chunk(3):
         fit.observe(images[positions], labels[positions], positions)
     return fit.finish()
@@ -215,7 +216,7 @@ def test_maps_of_a_layer_pooled_under_itself_are_kept_once(tmp_path: Path) -> No
 
 def test_features_can_be_kept(tmp_path: Path) -> None:
     network = small_network()
-    run_fit(network, tmp_path, FrozenConfig(store="x"), torch.randperm(21).chunk(4))
+    run_fit(network, tmp_path, batches=torch.randperm(21).chunk(4), keep=True)
     assert [p.name for p in (tmp_path / "fit").iterdir()] == ["features.bin"]
     kept = RowStore(tmp_path / "fit" / "features.bin", 21, network.out_features).read(0, 21)
     with torch.no_grad():
@@ -226,7 +227,7 @@ def test_features_can_be_kept(tmp_path: Path) -> None:
 def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     images, labels = small_images()
     network = small_network()
-    fit = FrozenFit(network, FrozenConfig(store="x"), len(images), tmp_path, PhaseTimes())
+    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes(), keep=True)
     with torch.autocast("cpu", torch.bfloat16):
         fit.observe(images, labels, torch.arange(len(images)))
         expected_bytes = len(images) * 14 * 14 * (128 + 128) * 2
