@@ -98,10 +98,11 @@ class CrossLayerTask(pl.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Look where a resumed run is.
+        """Look where a resumed run is, and whether the frozen epochs ahead will see each image.
 
         Raises:
-            CxlpError: If it was saved within an epoch: which images were drawn then is not known any more.
+            CxlpError: If it was saved within an epoch: which images were drawn then is not known any more. Or where
+                options of the Trainer would spoil a frozen fit, also one that comes last.
         """
         if self.trainer.fit_loop.restarted_mid_epoch:
             raise CxlpError(
@@ -111,15 +112,12 @@ class CrossLayerTask(pl.LightningModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
                 self.trainer.should_stop = True  # it had ended there
+        if any(epoch >= self.current_epoch for epoch in self.frozen_epochs):
+            self._check_frozen_pass()
 
-    # --- the frozen epoch -------------------------------------------------------------------------
+    # --- the frozen epochs ------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
-        """Begin the frozen fit, or time a gradient epoch."""
-        self.train()
-        self._phase_start = self.times.now()
-        if not self.in_frozen_epoch:
-            return
+    def _check_frozen_pass(self) -> None:
         validated_at = self.trainer.val_check_batch
         if validated_at is not None and validated_at < self.trainer.num_training_batches:
             raise CxlpError(
@@ -137,6 +135,13 @@ class CrossLayerTask(pl.LightningModule):
                 f"trainer.check_val_every_n_epoch is {self.trainer.check_val_every_n_epoch}: the frozen solution is "
                 "validated and saved after its own epoch; leave it out"
             )
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the frozen fit, or time a gradient epoch."""
+        self.train()
+        self._phase_start = self.times.now()
+        if not self.in_frozen_epoch:
+            return
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
         images = len(self.trainer.datamodule.splits["train"])  # type: ignore[attr-defined]
         found = self._kept is not None and self._kept.found

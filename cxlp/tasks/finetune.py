@@ -38,8 +38,8 @@ class FineTune(CrossLayerTask):
             ``scratch`` (pretrained backbone, random projection, zero classifier); or the checkpoint of an earlier run
             with the same network and classes.
         closing_fit: After the gradient epochs, fit PCA and SVMs once more to what the backbone gives now, as B-CNN
-            does (Lin et al., ICCV 2015). ``trainer.max_epochs`` counts that epoch, too. Such a run neither uses nor
-            fills ``frozen.store``.
+            does (Lin et al., ICCV 2015). ``trainer.max_epochs`` counts that epoch, too; early stopping leaves it out.
+            Such a run neither uses nor fills ``frozen.store``.
         label_smoothing: Of the cross-entropy, in [0, 1).
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
         mix_alpha: Its alpha.

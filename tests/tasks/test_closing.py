@@ -96,3 +96,19 @@ def test_an_epoch_must_be_left_for_gradients(folder: Path, tmp_path: Path) -> No
         trainer(tmp_path, max_epochs=2).fit(task(), pictures(folder))
     with pytest.raises(CxlpError, match=r"max_steps is 5, but model.closing_fit comes after the last step"):
         trainer(tmp_path, max_epochs=3, max_steps=5).fit(task(), pictures(folder))
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"limit_train_batches": 2}, "was given 2"),
+        ({"check_val_every_n_epoch": 2}, "validated and saved after its own"),
+    ],
+)
+def test_what_would_spoil_it_is_refused_before_anything_is_trained(
+    folder: Path, tmp_path: Path, option: dict[str, Any], named: str
+) -> None:
+    track = Track()
+    with pytest.raises(CxlpError, match=named):
+        trainer(tmp_path, max_epochs=3, callbacks=[track], **option).fit(task(start="scratch"), pictures(folder))
+    assert track.seen == []
