@@ -1,9 +1,7 @@
 """The command line: configs in, one run folder out."""
 
 import gc
-import json
 import logging
-import math
 import os
 import re
 import sys
@@ -20,8 +18,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
-from rich.console import Console
-from rich.table import Table
 
 from cxlp.arguments import CLASSES, find_configs, nested_as_configs
 from cxlp.callbacks import (
@@ -34,17 +30,16 @@ from cxlp.callbacks import (
     write_whole,
 )
 from cxlp.config_errors import explain, refuse_nulls
-from cxlp.cost import measure_cost, peak_memory
-from cxlp.dashboard import write_report
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError
 from cxlp.evaluation import TestReport
 from cxlp.locking import hold, let_go
-from cxlp.logging import RunConfig, build_loggers, close_wandb, how_to_look, labelled
+from cxlp.logging import RunConfig, build_loggers, labelled
 from cxlp.metrics import SELECTION
 from cxlp.provenance import Provenance
 from cxlp.refit import Choice, StopAfter, read_choice
+from cxlp.results import Results
 from cxlp.runs import (
     find_resumed,
     last_checkpoint,
@@ -55,7 +50,6 @@ from cxlp.runs import (
     say,
     take_up,
 )
-from cxlp.tables import as_text
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import CrossLayerTask
 
@@ -297,39 +291,14 @@ def train_and_test(cli: CLI) -> None:
     start = time.perf_counter()
     best = _fit(cli)
     task, data, trainer = cli.model, cli.datamodule, cli.trainer
-    results = trainer.test(task, data, ckpt_path=best or None, weights_only=True if best else None, verbose=False)
+    (tested,) = trainer.test(task, data, ckpt_path=best or None, weights_only=True if best else None, verbose=False)
     if trainer.is_global_zero:
-        # Of the checkpoint that is tested, as is all else in here.
-        metrics = {**results[0], **task.validated, **{f"frozen/{k}": v for k, v in task.report.items()}}
         # Of the phases, a resumed run knows all the time they took; of what is between them, this process's only.
         whole = "since resumed" if cli.config["ckpt_path"] else "total"
-        times = {**task.times, whole: time.perf_counter() - start}
-        summary = {
-            "metrics": {k: v if math.isfinite(v) else None for k, v in metrics.items()},  # JSON knows no NaN
-            "seconds": times,
-            "tested": best or "final weights",
-            "images": _counts(data),
-        }
-        if cli.choice is not None:
-            summary["refit"] = {
-                "chosen by": cli.choice.checkpoint,
-                "epoch": cli.choice.epoch,
-                "validated": cli.choice.validated,
-            }
-        if task.made_earlier:
-            summary["features made by an earlier run"] = task.made_earlier
-        if cli.run_config.cost:
-            task.to(trainer.strategy.root_device)  # which Lightning has left
-            with trainer.precision_plugin.forward_context():
-                summary["cost"] = measure_cost(task.network, data.splits["test"], task.frozen.features)
-        summary["memory"] = peak_memory()
-        summary["images_per_second"] = _speeds(task, data, cli.watch.images)
-        write_whole(cli.run_folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                close_wandb(logger.experiment, summary, (best or None) if cli.run_config.log_model else None)
-        write_report(cli.run_folder)
-        _closing_table(cli, metrics, times, best)
+        seconds = {**task.times, whole: time.perf_counter() - start}
+        results = Results(trainer, tested, best, seconds, cli.watch.images, cli.choice)
+        results.write(cli.run_folder, cli.run_config)
+        results.show(cli.run_folder)
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -354,42 +323,6 @@ def _finish_wandb(trainer: pl.Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
-
-
-def _speeds(task: CrossLayerTask, data: ImageDataModule, drawn: int) -> dict[str, float]:
-    """Images per second by phase; ``drawn``: how many were handed out for training, in all epochs."""
-    passes = sum(epoch < task.current_epoch for epoch in task.frozen_epochs)
-    images = {"extraction": passes * len(data.splits["train"]), "test": len(data.splits["test"])}
-    images["fine-tuning"] = drawn - images["extraction"]
-    return {phase: images[phase] / seconds for phase, seconds in task.times.items() if phase in images and seconds}
-
-
-def _counts(data: ImageDataModule) -> dict[str, int]:
-    return {name: len(split) for name, split in data.splits.items()}
-
-
-def _closing_table(cli: CLI, metrics: dict[str, float], times: dict[str, float], best: str) -> None:
-    counts = _counts(cli.datamodule)
-    table = Table(title=f"{cli.datamodule.name}: {', '.join(f'{n} {k}' for k, n in counts.items())} images")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for key, value in metrics.items():
-        table.add_row(key, as_text(key, value))
-    if cli.choice is not None:
-        table.add_section()
-        table.add_row("refit: chosen epoch", str(cli.choice.epoch))
-        for key, value in cli.choice.validated.items():
-            table.add_row(f"chosen by: {key}", as_text(key, value))
-    table.add_section()
-    for phase, seconds in times.items():
-        table.add_row(f"time: {phase}", f"{seconds:.1f} s")
-    console = Console()
-    console.print(table)
-    console.print(f"Everything is in {cli.run_folder} (tested: {best or 'the final weights'})", soft_wrap=True)
-    console.print(f"Look at it in a browser: {cli.run_folder / 'report.html'}", soft_wrap=True, highlight=False)
-    look = how_to_look(cli.run_folder)
-    if look:
-        console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
 
 
 def _how_to_go_on(cli: CLI | None) -> str:
