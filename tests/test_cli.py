@@ -46,7 +46,8 @@ FINETUNE = [
     *("--data.validation", "0.34"),
     *("--trainer.max_epochs", "3"),
 ]
-CLOSING = [*FINETUNE, "--model.closing_fit", "true"]  # of its three epochs, the last, too, goes without gradients
+# Of its three epochs, the last, too, goes without gradients.
+CLOSING = [*FINETUNE, "--model.closing_fit", "true", "--model.cross_fit", "true"]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.moments import Moments
 from cxlp.frozen.store import RowStore
-from cxlp.frozen.svm import held_out_scores, solve
+from cxlp.frozen.svm import cross_validate, solve
 from cxlp.labels import as_targets
 from cxlp.timing import PhaseTimes
 from tests.frozen.test_fit import POOLING, assert_same_weights, small_images, small_network, weights
@@ -72,7 +72,7 @@ def solved(folder: Path) -> dict[str, Tensor]:
     targets = as_targets(labels, CLASSES).numpy()
     solution = solve(gram.numpy(), targets, 10.0, threads=1)
     coefficients = torch.from_numpy(solution.coefficients)
-    held_out = held_out_scores(gram.numpy(), targets, labels.numpy(), 10.0, folds=5, threads=1)
+    held_out = cross_validate(gram.numpy(), targets, labels.numpy(), 10.0, folds=5, threads=1).scores
     return {
         "gram": gram,
         "coefficients": coefficients,

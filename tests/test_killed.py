@@ -24,7 +24,7 @@ CASES = {
     "frozen": [],
     "scratch": SCRATCH,
     "EMA": [*SCRATCH, "--trainer.callbacks", EMA],
-    "closing": ["--model.closing_fit", "true", "--model.ema", "0.5"],
+    "closing": ["--model.closing_fit", "true", "--model.cross_fit", "true", "--model.ema", "0.5"],
 }
 #: Each is reached by going on from the one before: the first epoch, between epochs, within one, while saving.
 MOMENTS = {

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from cxlp.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
 from cxlp.errors import CxlpError
+from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import MapStore
 from cxlp.frozen.projections import ProjectionFit, random_places
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
-from cxlp.frozen.svm import choose_c, fit_logit_scale, held_out_scores, quality, solve
+from cxlp.frozen.svm import HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
 from cxlp.labels import as_targets, strata
 from cxlp.network import Network
 from cxlp.parts import Part
@@ -104,6 +105,10 @@ class FrozenFit:
         stored: Whether the features lie in ``folder`` already, and the network's parts are fitted: then
             only the SVMs are.
         keep: Whether the features are to stay there.
+        cross: Whether the classifiers of the cross-validation are wanted, too: :attr:`crossed`, after :meth:`finish`.
+
+    Raises:
+        CxlpError: If they are wanted, but a class has a single image.
     """
 
     def __init__(
@@ -116,9 +121,11 @@ class FrozenFit:
         progress: bool = True,
         stored: bool = False,
         keep: bool = False,
+        cross: bool = False,
     ) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
-        self.progress, self.stored, self.keep = progress, stored, keep
+        self.progress, self.stored, self.keep, self.cross = progress, stored, keep, cross
+        self.crossed: FoldClassifiers | None = None
         self.device = network.backbone.mean.device
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
@@ -343,12 +350,16 @@ class FrozenFit:
         report["C"] = c
         solution = solve(gram, targets, c, threads)
         scale = 1.0
+        if folds < 2 and self.cross:
+            raise CxlpError("model.cross_fit needs two training images of each class, but a class has a single one")
         if folds < 2:
             warnings.warn("a class has a single training image: the scale of the logits stays 1", stacklevel=2)
         else:
-            scores = held_out_scores(gram, targets, groups, c, folds, threads)
-            report[name] = quality(scores, labels)
-            scale = fit_logit_scale(scores, labels)
+            held_out = cross_validate(gram, targets, groups, c, folds, threads)
+            report[name] = quality(held_out.scores, labels)
+            scale = fit_logit_scale(held_out.scores, labels)
+            if self.cross:
+                self.crossed = self._fold_classifiers(held_out, scale)
         report["logit_scale"] = scale
         # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
         # gradient descent by s^2, and no learning rate would suit two data sets.
@@ -356,3 +367,14 @@ class FrozenFit:
         classifier.weight.copy_(from_rank_zero(weights))
         classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
         return report
+
+    def _fold_classifiers(self, held_out: HeldOut, scale: float) -> FoldClassifiers:
+        """From dual coefficients to weights, at the scale of the logits."""
+        coefficients = np.concatenate([solution.coefficients for solution in held_out.solutions])
+        intercepts = np.stack([solution.intercepts for solution in held_out.solutions])
+        weights = combine_rows(self.features, torch.from_numpy(scale * coefficients), self.device)
+        return FoldClassifiers(
+            from_rank_zero(weights).view(*intercepts.shape, -1),
+            from_rank_zero(torch.from_numpy(scale * intercepts)).to(self.device, torch.float32),
+            torch.from_numpy(held_out.folds).to(self.device),
+        )

@@ -71,10 +71,25 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share:
     return DualSolution(coefficients, intercepts)
 
 
-def held_out_scores(
+@dataclass(frozen=True)
+class HeldOut:
+    """SVMs that have not seen a fold of the training rows, and what they score there.
+
+    Attributes:
+        scores: ``(n, classes)``, of each row by the SVMs of its fold.
+        folds: ``(n,)``, which fold each row is in.
+        solutions: By fold; the coefficients of its own rows are zero.
+    """
+
+    scores: Array
+    folds: NDArray[np.int64]
+    solutions: tuple[DualSolution, ...]
+
+
+def cross_validate(
     gram: Array, targets: NDArray[np.int8], groups: NDArray[np.int64], c: float, folds: int, threads: int
-) -> Array:
-    """Score each training row by SVMs that did not see it (stratified k-fold cross-validation).
+) -> HeldOut:
+    """Fit SVMs for each fold to all other ones (stratified k-fold cross-validation).
 
     Args:
         gram: ``(n, n)``.
@@ -85,16 +100,22 @@ def held_out_scores(
         threads: Fits at a time.
 
     Returns:
-        ``(n, classes)``.
+        The same on each rank.
     """
-    scores = np.zeros((gram.shape[0], len(targets)))
+    classes, n = targets.shape
+    scores, fold_of = np.zeros((n, classes)), np.zeros(n, dtype=np.int64)
+    coefficients, intercepts = np.zeros((folds, classes, n)), np.zeros((folds, classes))
     splits = StratifiedKFold(folds, shuffle=True, random_state=0).split(groups, groups)
-    # The folds, not their classes, are dealt out, so that each rank copies its sub-matrices only.
-    for train, test in list(splits)[rank() :: world_size()]:
+    for fold, (train, test) in enumerate(splits):
+        fold_of[test] = fold
+        if fold % world_size() != rank():  # the folds, not their classes, are dealt out: each copies its rows only
+            continue
         solution = solve(np.ascontiguousarray(gram[np.ix_(train, train)]), targets[:, train], c, threads, share=False)
         scores[test] = gram[np.ix_(test, train)] @ solution.coefficients.T + solution.intercepts
-    all_sum(torch.from_numpy(scores))
-    return scores
+        coefficients[fold][:, train], intercepts[fold] = solution.coefficients, solution.intercepts
+    for found in (scores, coefficients, intercepts):
+        all_sum(torch.from_numpy(found))
+    return HeldOut(scores, fold_of, tuple(map(DualSolution, coefficients, intercepts)))
 
 
 def quality(scores: Array, labels: Tensor) -> float:
@@ -118,7 +139,7 @@ def choose_c(
         The choice, and the quality of each candidate.
     """
     groups = strata(labels, folds).numpy()
-    found = {c: quality(held_out_scores(gram, targets, groups, c, folds, threads), labels) for c in candidates}
+    found = {c: quality(cross_validate(gram, targets, groups, c, folds, threads).scores, labels) for c in candidates}
     best = max(found.values())
     return min(c for c, value in found.items() if value == best), found
 

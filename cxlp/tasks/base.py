@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from cxlp.data.base import Split
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.folds import FoldClassifiers
 from cxlp.labels import classification_loss
 from cxlp.metrics import (
     confusion_matrix,
@@ -43,6 +44,7 @@ class CrossLayerTask(pl.LightningModule):
         times: Seconds by phase.
         report: What the latest frozen fit chose and found.
         validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
+        crossed: The classifiers of the first frozen fit's cross-validation, where a subclass trains with them.
         resuming: Told by the command line: a checkpoint will be restored, so that no other start is looked for.
     """
 
@@ -55,6 +57,7 @@ class CrossLayerTask(pl.LightningModule):
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self.resuming = False
+        self.crossed: FoldClassifiers | None = None
         self._fit: FrozenFit | None = None
         self._kept: KeptFeatures | None = None
         self._phase_start = self._evaluation_start = 0.0
@@ -81,6 +84,9 @@ class CrossLayerTask(pl.LightningModule):
                 self._kept.take_up()
         if self.scores_kept:
             self._kept.offer("val" if stage == "fit" else "test")
+
+    #: Whether gradient epochs want the classifiers of the frozen fit's cross-validation.
+    cross_fit = False
 
     #: Whether held-out and test images are scored by the frozen solution only, so that features of theirs can be kept.
     scores_kept = False
@@ -114,6 +120,8 @@ class CrossLayerTask(pl.LightningModule):
                 self.trainer.should_stop = True  # it had ended there
         if any(epoch >= self.current_epoch for epoch in self.frozen_epochs):
             self._check_frozen_pass()
+        if self.crossed is not None:  # of a checkpoint, which is read before the network is moved
+            self.crossed = self.crossed.to(self.device)
 
     # --- the frozen epochs ------------------------------------------------------------------------
 
@@ -149,7 +157,8 @@ class CrossLayerTask(pl.LightningModule):
             folder = self._kept.entry.folder if found else self._kept.begin()
         progress = self.trainer.progress_bar_callback is not None
         keep = self._kept is not None
-        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress, found, keep)
+        cross = self.cross_fit and self.current_epoch == 0  # with what a later fit finds nothing is trained any more
+        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress, found, keep, cross)
 
     def observe(self, batch: Batch) -> None:
         """Feed a batch to the frozen fit."""
@@ -165,6 +174,7 @@ class CrossLayerTask(pl.LightningModule):
             # Full precision: autocast would round the solution.
             with torch.autocast(self.device.type, enabled=False):
                 self.report = self._fit.finish()
+            self.crossed = self._fit.crossed
             self._fit = None
             if self._kept is not None and not self._kept.found:
                 own = ("Gram matrix", "SVM", "validation")  # of each run, also on features that are there
@@ -299,6 +309,7 @@ class CrossLayerTask(pl.LightningModule):
             "validated": self._latest_validation(),
             "trained_on": data.fingerprints("train"),
             "times": dict(self.times),
+            "crossed": None if self.crossed is None else vars(self.crossed),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -332,6 +343,7 @@ class CrossLayerTask(pl.LightningModule):
         self.report, self.validated = saved["report"], saved["validated"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
+            self.crossed = None if saved["crossed"] is None else FoldClassifiers(**saved["crossed"])
 
     @property
     def made_earlier(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cxlp.labels import classification_loss
 from cxlp.network import NetworkConfig, load_network, read_checkpoint
 from cxlp.representations.fisher import Codebook
 from cxlp.tasks.averaging import AverageWeights
-from cxlp.tasks.base import Batch, CrossLayerTask
+from cxlp.tasks.base import Batch, CrossLayerTask, set_requires_grad
 from cxlp.tasks.mixing import Mix, Mixing
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
 
@@ -40,6 +40,9 @@ class FineTune(CrossLayerTask):
         closing_fit: After the gradient epochs, fit PCA and SVMs once more to what the backbone gives now, as B-CNN
             does (Lin et al., ICCV 2015). ``trainer.max_epochs`` counts that epoch, too; early stopping leaves it out.
             Such a run neither uses nor fills ``frozen.store``.
+        cross_fit: Train backbone and projections by the SVMs of the frozen fit's cross-validation, each image by those
+            that have not seen it, see :class:`~cxlp.frozen.folds.FoldClassifiers`. They stay as they are, as does the
+            classifier, until the closing fit, which this needs.
         label_smoothing: Of the cross-entropy, in [0, 1).
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
         mix_alpha: Its alpha.
@@ -60,6 +63,7 @@ class FineTune(CrossLayerTask):
         optimizer: OptimizerConfig = OptimizerConfig(),
         start: str = "frozen",
         closing_fit: bool = False,
+        cross_fit: bool = False,
         label_smoothing: float = 0.0,
         mix: Mix = "none",
         mix_alpha: float = 0.2,
@@ -75,10 +79,15 @@ class FineTune(CrossLayerTask):
             raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
         if recompute and compile:
             raise CxlpError("model.recompute and model.compile exclude each other: choose less memory or more speed")
+        if cross_fit and not (closing_fit and start == "frozen" and mix == "none"):
+            raise CxlpError(
+                "model.cross_fit trains by the frozen fit's cross-validation: it takes start: frozen, closing_fit: "
+                "true (else the classifier stays that of the first epoch), mix: none (a mixed image is of two folds)"
+            )
         super().__init__(network, frozen)
         self.network.backbone.recompute, self.compile_parts = recompute, compile
         self.optimizer_config = optimizer
-        self.start, self.closing_fit = start, closing_fit
+        self.start, self.closing_fit, self.cross_fit = start, closing_fit, cross_fit
         self.label_smoothing, self.freeze_batch_norm = label_smoothing, freeze_batch_norm
         self.mix, self.mix_alpha, self.ema = mix, mix_alpha, ema
         self.frozen_epochs = frozenset({0} if start in ("frozen", "projection") else ())
@@ -89,6 +98,9 @@ class FineTune(CrossLayerTask):
         if stage == "fit" and self.closing_fit:
             self._plan_closing_fit()
         super().setup(stage)
+        if self.cross_fit:
+            assert self.network.classifier is not None
+            set_requires_grad(self.network.classifier, False)  # or DDP would wait for its gradient
         if self.mix != "none":
             if self.network.multi_label:
                 raise CxlpError(f"model.mix is {self.mix}, but these images show several classes each: leave it out")
@@ -134,6 +146,7 @@ class FineTune(CrossLayerTask):
             **{f"optimizer.{key}": value for key, value in asdict(self.optimizer_config).items()},
             "start": self.start,
             "closing_fit": self.closing_fit,
+            "cross_fit": self.cross_fit,
             "label_smoothing": self.label_smoothing,
             "mix": self.mix,
             "mix_alpha": self.mix_alpha,
@@ -199,7 +212,10 @@ class FineTune(CrossLayerTask):
         images, labels = batch["image"], batch["label"]
         if self._mixing is not None:
             images, labels = self._mixing(images, labels, run_seed(), self.current_epoch, batch_idx, self.global_rank)
-        loss = classification_loss(self(images), labels, self.label_smoothing)
+        features = self.network.features(images)
+        crossed = self.crossed
+        scores = self.network.classify(features) if crossed is None else crossed(features, batch["index"])
+        loss = classification_loss(scores, labels, self.label_smoothing)
         self._finite &= torch.isfinite(loss.detach())
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC, LinearSVC
 
 from cxlp.frozen import svm
-from cxlp.frozen.svm import Array, choose_c, fit_logit_scale, held_out_scores, quality, solve
+from cxlp.frozen.svm import Array, HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
 from cxlp.labels import as_targets
 
 CLASSES = 4
@@ -93,7 +93,7 @@ def test_threads_do_not_change_the_result(data: Problem, threads: int) -> None:
 
 
 def test_held_out_scores_are_a_cross_validation(data: Problem) -> None:
-    scores = held_out_scores(data.gram, data.targets, data.labels, 10.0, folds=4, threads=2)
+    scores = cross_validate(data.gram, data.targets, data.labels, 10.0, folds=4, threads=2).scores
     expected = np.zeros_like(scores)
     for train, test in StratifiedKFold(4, shuffle=True, random_state=0).split(data.x, data.labels):
         for k in range(CLASSES):
@@ -111,7 +111,7 @@ def test_choose_c_takes_the_better_one(data: Problem) -> None:
     candidates = (1e-3, 0.1, 10.0)
     best, accuracy = choose_c(data.gram, data.targets, torch.from_numpy(data.labels), candidates, folds=4, threads=1)
     for c in candidates:
-        scores = held_out_scores(data.gram, data.targets, data.labels, c, folds=4, threads=1)
+        scores = cross_validate(data.gram, data.targets, data.labels, c, folds=4, threads=1).scores
         assert accuracy[c] == (scores.argmax(axis=1) == data.labels).mean()
     assert len(set(accuracy.values())) > 1
     assert accuracy[best] == max(accuracy.values())
@@ -122,7 +122,7 @@ def test_of_equals_the_smallest_c_is_chosen(
     data: Problem, monkeypatch: pytest.MonkeyPatch, candidates: tuple[float, ...]
 ) -> None:
     perfect, wrong = np.eye(CLASSES)[data.labels], -np.eye(CLASSES)[data.labels]
-    monkeypatch.setattr(svm, "held_out_scores", lambda g, t, y, c, *rest: wrong if c == 1.0 else perfect)
+    monkeypatch.setattr(svm, "cross_validate", lambda g, t, y, c, *rest: HeldOut(wrong if c == 1.0 else perfect, y, ()))
     best, accuracy = choose_c(data.gram, data.targets, torch.from_numpy(data.labels), candidates, folds=2, threads=1)
     assert best == 10.0
     assert accuracy == {1.0: 0.0, 10.0: 1.0, 100.0: 1.0}
@@ -138,7 +138,7 @@ def test_the_scale_of_synthetic_margins_is_recovered(scale: float) -> None:
 
 
 def test_the_scale_improves_the_likelihood_of_held_out_margins(data: Problem) -> None:
-    scores = held_out_scores(data.gram, data.targets, data.labels, 10.0, folds=4, threads=1)
+    scores = cross_validate(data.gram, data.targets, data.labels, 10.0, folds=4, threads=1).scores
     scale = fit_logit_scale(scores, torch.from_numpy(data.labels))
 
     def loss(factor: float, doubt: float = 0.0) -> float:

@@ -1,20 +1,27 @@
 """The closing fit: PCA and SVMs once more, behind what gradient descent has made of the backbone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import seed_everything
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import SVC
 from torch import Tensor
+from torch.nn import functional as F
 
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.network import load_network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.optim import OptimizerConfig
+from tests.generate import write_folder
 from tests.tasks.small import NETWORK, pictures, trainer
+from tests.tasks.test_averaging import StopAfter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,6 +85,84 @@ def test_it_sees_the_average_of_the_weights(folder: Path, tmp_path: Path) -> Non
     trainer(tmp_path, max_epochs=1).fit(frozen, pictures(folder, validation=0.25))
     assert frozen.network.classifier is not None
     torch.testing.assert_close(saved.classifier.weight, frozen.network.classifier.weight)
+
+
+# --- training by the cross-validation's classifiers
+
+
+class Scores(pl.Callback):
+    """Notes the classifier and the loss after each step."""
+
+    def __init__(self) -> None:
+        self.classifiers: list[Tensor] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, FineTune) and pl_module.network.classifier is not None
+        self.classifiers.append(pl_module.network.classifier.weight.clone())
+        if trainer.current_epoch == 1:
+            self.losses.append(float(trainer.callback_metrics["train/loss_step"]))
+
+
+def test_images_are_scored_by_classifiers_that_have_not_seen_them(folder: Path, tmp_path: Path) -> None:
+    still = OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=1.0)
+    noted, tuned = Scores(), task(optimizer=still, cross_fit=True, frozen=FrozenConfig(folds=3, pca_vectors=48))
+    trainer(tmp_path, max_epochs=2 + 1, callbacks=[noted]).fit(tuned, pictures(folder))
+    first, *later = noted.classifiers[3:6]
+    assert first.any() and all(torch.equal(first, w) for w in later)  # whatever its learning rate
+    assert tuned.crossed is None  # freed by the closing fit
+
+    # an independent cross-validation of the same features
+    data, network = pictures(folder, image_size=32), tuned.network.eval()
+    data.setup()
+    samples = [data.splits["train"][i] for i in range(12)]
+    with torch.no_grad():
+        x = network.features(torch.stack([s["image"] for s in samples])).double().numpy()
+    y = np.array([int(s["label"]) for s in samples])
+    scores = np.zeros((12, 3))
+    for train, test in StratifiedKFold(3, shuffle=True, random_state=0).split(x, y):
+        for k in range(3):
+            svm = SVC(kernel="linear", C=10.0, tol=1e-8).fit(x[train], y[train] == k)
+            scores[test, k] = svm.decision_function(x[test])
+    logits = torch.from_numpy(scores) * tuned.report["logit_scale"]
+    assert np.mean(noted.losses) == pytest.approx(float(F.cross_entropy(logits, torch.from_numpy(y))), rel=1e-3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_backbone_learns_by_them_and_a_resumed_run_does_the_same(folder: Path, tmp_path: Path, ema: float) -> None:
+    found = []
+    for stops in ([4], [2, 4]):
+        checkpoint: str | None = None
+        for stop in stops:
+            tuned = task(cross_fit=True, ema=ema)
+            run = trainer(tmp_path / f"{len(stops)}-{stop}", max_epochs=4, enable_checkpointing=True)
+            if stop < 4:
+                run.callbacks.append(StopAfter(stop))  # type: ignore[attr-defined]
+            run.fit(tuned, pictures(folder), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+            checkpoint = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+        saved = torch.load(str(checkpoint), weights_only=True)
+        assert saved["cxlp"]["crossed"] is None  # nothing is trained with them after the closing fit
+        found.append(saved["state_dict"])
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+    before = task(cross_fit=True).network.backbone.state_dict()
+    assert any(not torch.equal(found[0][f"network.backbone.{k}"], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("options", [{"start": "scratch"}, {"closing_fit": False}, {"mix": "mixup"}], ids=str)
+def test_it_needs_the_frozen_fit_and_a_closing_one(options: dict[str, Any]) -> None:
+    with pytest.raises(CxlpError, match="it takes start: frozen, closing_fit: true"):
+        task(**{"cross_fit": True, **options})
+
+
+def test_it_needs_two_images_of_each_class(tmp_path: Path) -> None:
+    write_folder(tmp_path / "few", train=1, test=1, size=32)
+    with pytest.raises(CxlpError, match=r"model.cross_fit needs two training images of each class"):
+        network = replace(NETWORK, pooling=replace(NETWORK.pooling, pca_dim=2))
+        trainer(tmp_path, max_epochs=3).fit(task(network=network, cross_fit=True), pictures(tmp_path / "few"))
+
+
+# --- what it does not do
 
 
 def test_its_features_are_not_kept(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Classifiers that have not seen the image that they score."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class FoldClassifiers:
+    """For each fold of the training images, SVMs that were fitted to all others.
+
+    SVMs separate the images that they were fitted to, whatever the features are: there are more dimensions than images.
+    So the loss on these images says little of what is wrong with the features, and its gradients move a backbone to
+    nowhere in particular. Scored by the SVMs of its own fold, an image has the residuals of a new one.
+
+    Of F folds, K classes, D features and n images; takes ``4 F K D`` bytes, and as much time as F classifiers.
+
+    Attributes:
+        weight: ``(F, K, D)``.
+        bias: ``(F, K)``.
+        fold: ``(n,)``, int64: which one each image is in.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    fold: Tensor
+
+    def __call__(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Score images: features ``(B, D)`` at places ``(B,)`` among the n ``-> (B, K)``."""
+        folds, classes = self.bias.shape
+        with torch.autocast(features.device.type, enabled=False):  # as the network's own classifier
+            # All folds' scores rather than each image's own: no copy of weights, and nothing that waits for a GPU.
+            scores = F.linear(features.to(self.weight.dtype), self.weight.flatten(0, 1), self.bias.flatten())
+        rows = torch.arange(len(features), device=features.device)
+        own: Tensor = scores.view(-1, folds, classes)[rows, self.fold[positions]]
+        return own
+
+    def to(self, device: torch.device) -> "FoldClassifiers":
+        """Move it."""
+        return FoldClassifiers(self.weight.to(device), self.bias.to(device), self.fold.to(device))
