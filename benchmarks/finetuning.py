@@ -56,7 +56,7 @@ def main() -> None:
             draw(root, images, options.test)
             common = ["--config", "folder.yaml", "--config", "efficientnet_lite0.yaml", "--data.root", str(root)]
             common += ["--model.network.backbone.image_size", str(options.size), "--run.root", folder]
-            common += ["--run.wandb", "off"]
+            common += ["--run.wandb", "off", "--trainer.enable_progress_bar", "false"]
             frozen, _ = run([*common, "--data.validation", "0.2"], root.with_name(f"frozen-{images}"))
             epochs = ["--trainer.max_epochs", str(options.epochs + 2)]
             recipe = [*RECIPE, "--data.validation", "0.2", *epochs]
