@@ -71,12 +71,3 @@ def test_step_benchmark_measures_each_head(tmp_path: Path) -> None:
     # projection and classifier, with their biases
     assert cross["head"] == 512 * 6 + 6 + 512 * 6 * 3 + 3 > found["average pooling"]["head"] == 512 * 3 + 3
     assert found["cross-layer, recomputed"]["peak"] < cross["peak"]
-
-
-@pytest.mark.slow
-def test_fine_tuning_benchmark_draws_trains_and_compares() -> None:
-    shown = run("finetuning.py", "--images", "10", "--test", "2", "--size", "64", "--epochs", "1")
-    (row,) = [line for line in shown.splitlines() if line.startswith("│ ") and " 100 " in line]
-    _, frozen, tuned, gain, curve = (cell.strip() for cell in row.strip("│").split("│"))
-    assert float(tuned) - float(frozen) == pytest.approx(float(gain), abs=0.11)
-    assert len(curve.split()) == 3  # the frozen fit, one epoch of gradients, the closing fit
