@@ -185,7 +185,7 @@ class CLI(LightningCLI):
         if isinstance(run.refit, str):
             self.choice = read_choice(run.refit)
             self.choice.check_recipe(self.model.options())
-            callbacks.append(StopAfter(self.choice.epoch))
+            callbacks.append(StopAfter(self.choice))
             # Nothing is held out that could end the run, or choose.
             given = [c for c in given if not str(getattr(c, "monitor", "")).startswith("val/")]
             kwargs |= {"min_epochs": None, "min_steps": None}

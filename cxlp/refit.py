@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback
 
 from cxlp.errors import CxlpError
 from cxlp.network import read_checkpoint
+from cxlp.tasks.base import CrossLayerTask
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Choice:
             checkpoint from within an epoch, that epoch: it is fitted to its end.
         validated: What the held-out images said of it.
         options: The recipe, see :meth:`cxlp.tasks.base.CrossLayerTask.options`.
+        frozen_epochs: Those that fit without gradients.
     """
 
     checkpoint: str
     epoch: int
     validated: dict[str, float]
     options: dict[str, Any]
+    frozen_epochs: tuple[int, ...]
 
     def check_recipe(self, options: dict[str, Any]) -> None:
         """Refuse another recipe: its best epoch is another.
@@ -57,25 +60,29 @@ def read_choice(checkpoint: str) -> Choice:
             f"run.refit is {checkpoint!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
     saved = read_checkpoint(checkpoint)
-    return Choice(checkpoint, int(saved["epoch"]), saved["cxlp"]["validated"], saved["cxlp"]["options"])
+    facts = saved["cxlp"]
+    epochs = tuple(facts["frozen_epochs"])
+    return Choice(checkpoint, int(saved["epoch"]), facts["validated"], facts["options"], epochs)
 
 
 class StopAfter(Callback):
-    """Ends a run after an epoch, with the schedule of ``trainer.max_epochs``.
+    """Ends a run after the chosen epoch, with the schedule of ``trainer.max_epochs``.
 
     Args:
-        epoch: The last one, counted from 0.
+        choice: Its epoch, and which ones fit without gradients.
     """
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, choice: Choice) -> None:
+        self.choice, self.epoch = choice, choice.epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look where a resumed run is.
 
         Raises:
-            CxlpError: If it is past the epoch already, or would end before it.
+            CxlpError: If it is past the epoch already, or would end before it, or has its closing fit elsewhere.
         """
+        if isinstance(pl_module, CrossLayerTask):
+            pl_module.check_same_epochs(self.choice.frozen_epochs)
         if trainer.current_epoch > self.epoch + 1:
             raise CxlpError(
                 f"run.refit: epoch {self.epoch} was chosen, but this run has got to epoch {trainer.current_epoch - 1}: "

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,4 +163,15 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit_loop.epoch_progress.current.completed = 3
     with pytest.raises(CxlpError, match="epoch 0 was chosen, but this run has got to epoch 2"):
-        StopAfter(0).on_train_start(trainer, pl.LightningModule())
+        StopAfter(replace(choice, epoch=0)).on_train_start(trainer, pl.LightningModule())
+
+
+def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    closing = ["--model.closing_fit", "true"]
+    chosen = run("a", *FINETUNE, *closing) / "checkpoints" / "last.ckpt"
+    assert read_choice(str(chosen)).frozen_epochs == (0, 2)
+    again = [*FINETUNE, *closing, *ALL_IMAGES, "--run.refit", str(chosen)]
+    assert main([*ARGUMENTS, *again, "--trainer.max_epochs", "5"]) == 2
+    assert "fits without gradients in epochs 0, 2, this one in epochs 0, 4" in capsys.readouterr().err
+    refitted = run("b", *again)
+    assert torch.load(refitted / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2

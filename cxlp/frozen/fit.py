@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -105,10 +106,10 @@ class FrozenFit:
         stored: Whether the features lie in ``folder`` already, and the network's parts are fitted: then
             only the SVMs are.
         keep: Whether the features are to stay there.
-        cross: Whether the classifiers of the cross-validation are wanted, too: :attr:`crossed`, after :meth:`finish`.
-
-    Raises:
-        CxlpError: If they are wanted, but a class has a single image.
+        cross: Whether the classifiers of the cross-validation are wanted, too: :attr:`fold_classifiers`, after
+            :meth:`finish`.
+        settled: C and the scale of the logits, where they are known: then nothing is cross-validated. Features that
+            were trained with these labels are no ground for it.
     """
 
     def __init__(
@@ -122,10 +123,13 @@ class FrozenFit:
         stored: bool = False,
         keep: bool = False,
         cross: bool = False,
+        settled: tuple[float, float] | None = None,
     ) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
         self.progress, self.stored, self.keep, self.cross = progress, stored, keep, cross
-        self.crossed: FoldClassifiers | None = None
+        self.settled = settled
+        self.settled = settled
+        self.fold_classifiers: FoldClassifiers | None = None
         self.device = network.backbone.mean.device
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
@@ -191,7 +195,7 @@ class FrozenFit:
             the training images) and the like.
 
         Raises:
-            CxlpError: If images were left out.
+            CxlpError: If images were left out, or a class has a single one where the cross-validation is needed.
         """
         all_sum(self.seen)
         all_sum(self.labels)
@@ -334,38 +338,46 @@ class FrozenFit:
     def _fit_classifier(self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, float]:
         classifier = self.network.classifier
         assert classifier is not None
-        labels = self.labels
-        targets = as_targets(labels, len(self.network.classes)).numpy()
+        targets = as_targets(self.labels, len(self.network.classes)).numpy()
         threads = max(1, usable_cores() // world_size())
+        if self.settled is None:
+            report = self._cross_validate(gram, targets, threads)
+        else:
+            report = dict(zip(("C", "logit_scale"), self.settled, strict=True))
+        solution, scale = solve(gram, targets, report["C"], threads), report["logit_scale"]
+        # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
+        # gradient descent by s^2, and no learning rate would suit two data sets.
+        weights = combine_rows(self.features, torch.from_numpy(scale * solution.coefficients), self.device)
+        classifier.weight.copy_(from_rank_zero(weights))
+        classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
+        return report
+
+    def _cross_validate(
+        self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]], targets: NDArray[np.int8], threads: int
+    ) -> dict[str, float]:
+        """Choose C where it is ``auto``, and fit the scale of the logits."""
+        labels, c = self.labels, self.config.c
         folds = min(self.config.folds, int((targets == 1).sum(axis=1).min()))
-        groups = strata(labels, folds).numpy()
+        if folds < 2 and self.cross:
+            raise CxlpError("model.cross_fit needs two training images of each class, but a class has a single one")
         name = "cv_mAP" if self.network.multi_label else "cv_accuracy"
         report: dict[str, float] = {}
-        c = self.config.c
         if c == "auto":
             if folds < 2:
                 raise CxlpError("C cannot be cross-validated: a class has a single training image; give model.frozen.c")
             c, found = choose_c(gram, targets, labels, self.config.c_candidates, folds, threads)
             report |= {f"{name}_C{candidate:g}": value for candidate, value in found.items()}
         report["C"] = c
-        solution = solve(gram, targets, c, threads)
         scale = 1.0
-        if folds < 2 and self.cross:
-            raise CxlpError("model.cross_fit needs two training images of each class, but a class has a single one")
         if folds < 2:
             warnings.warn("a class has a single training image: the scale of the logits stays 1", stacklevel=2)
         else:
-            held_out = cross_validate(gram, targets, groups, c, folds, threads)
+            held_out = cross_validate(gram, targets, strata(labels, folds).numpy(), c, folds, threads)
             report[name] = quality(held_out.scores, labels)
             scale = fit_logit_scale(held_out.scores, labels)
             if self.cross:
-                self.crossed = self._fold_classifiers(held_out, scale)
+                self.fold_classifiers = self._fold_classifiers(held_out, scale)
         report["logit_scale"] = scale
-        # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
-        # gradient descent by s^2, and no learning rate would suit two data sets.
-        weights = combine_rows(self.features, torch.from_numpy(scale * solution.coefficients), self.device)
-        classifier.weight.copy_(from_rank_zero(weights))
-        classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
         return report
 
     def _fold_classifiers(self, held_out: HeldOut, scale: float) -> FoldClassifiers:

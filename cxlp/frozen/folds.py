@@ -11,9 +11,9 @@ from torch.nn import functional as F
 class FoldClassifiers:
     """For each fold of the training images, SVMs that were fitted to all others.
 
-    SVMs separate the images that they were fitted to, whatever the features are: there are more dimensions than images.
-    So the loss on these images says little of what is wrong with the features, and its gradients move a backbone to
-    nowhere in particular. Scored by the SVMs of its own fold, an image has the residuals of a new one.
+    Where there are more dimensions than images, SVMs separate the images that they were fitted to, whatever the
+    features are: the loss on these images says little of what is wrong with the features. Scored by the SVMs that leave
+    its fold out, an image has the residuals of a new one, until the backbone has learnt its label.
 
     Of F folds, K classes, D features and n images; takes ``4 F K D`` bytes, and as much time as F classifiers.
 

@@ -76,7 +76,7 @@ class HeldOut:
     """SVMs that have not seen a fold of the training rows, and what they score there.
 
     Attributes:
-        scores: ``(n, classes)``, of each row by the SVMs of its fold.
+        scores: ``(n, classes)``, of each row by the SVMs that leave its fold out.
         folds: ``(n,)``, which fold each row is in.
         solutions: By fold; the coefficients of its own rows are zero.
     """

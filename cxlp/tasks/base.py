@@ -1,5 +1,6 @@
 """What both modes share: the frozen fit inside the Trainer, evaluation, and what a checkpoint holds."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class CrossLayerTask(pl.LightningModule):
         times: Seconds by phase.
         report: What the latest frozen fit chose and found.
         validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
-        crossed: The classifiers of the first frozen fit's cross-validation, where a subclass trains with them.
+        fold_classifiers: Of the first frozen fit's cross-validation, where a subclass trains with them.
         resuming: Told by the command line: a checkpoint will be restored, so that no other start is looked for.
     """
 
@@ -57,7 +58,7 @@ class CrossLayerTask(pl.LightningModule):
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self.resuming = False
-        self.crossed: FoldClassifiers | None = None
+        self.fold_classifiers: FoldClassifiers | None = None
         self._fit: FrozenFit | None = None
         self._kept: KeptFeatures | None = None
         self._phase_start = self._evaluation_start = 0.0
@@ -120,8 +121,8 @@ class CrossLayerTask(pl.LightningModule):
                 self.trainer.should_stop = True  # it had ended there
         if any(epoch >= self.current_epoch for epoch in self.frozen_epochs):
             self._check_frozen_pass()
-        if self.crossed is not None:  # of a checkpoint, which is read before the network is moved
-            self.crossed = self.crossed.to(self.device)
+        if self.fold_classifiers is not None:  # of a checkpoint, which is read before the network is moved
+            self.fold_classifiers = self.fold_classifiers.to(self.device)
 
     # --- the frozen epochs ------------------------------------------------------------------------
 
@@ -157,8 +158,13 @@ class CrossLayerTask(pl.LightningModule):
             folder = self._kept.entry.folder if found else self._kept.begin()
         progress = self.trainer.progress_bar_callback is not None
         keep = self._kept is not None
-        cross = self.cross_fit and self.current_epoch == 0  # with what a later fit finds nothing is trained any more
-        self._fit = FrozenFit(self.network, self.frozen, images, folder, self.times, progress, found, keep, cross)
+        first = self.current_epoch == 0
+        # A later fit sees features that were trained with the labels: a cross-validation of them would flatter.
+        settled = None if first else (self.report["C"], self.report["logit_scale"])
+        cross = self.cross_fit and first
+        self._fit = FrozenFit(
+            self.network, self.frozen, images, folder, self.times, progress, found, keep, cross, settled
+        )
 
     def observe(self, batch: Batch) -> None:
         """Feed a batch to the frozen fit."""
@@ -174,7 +180,7 @@ class CrossLayerTask(pl.LightningModule):
             # Full precision: autocast would round the solution.
             with torch.autocast(self.device.type, enabled=False):
                 self.report = self._fit.finish()
-            self.crossed = self._fit.crossed
+            self.fold_classifiers = self._fit.fold_classifiers
             self._fit = None
             if self._kept is not None and not self._kept.found:
                 own = ("Gram matrix", "SVM", "validation")  # of each run, also on features that are there
@@ -309,7 +315,8 @@ class CrossLayerTask(pl.LightningModule):
             "validated": self._latest_validation(),
             "trained_on": data.fingerprints("train"),
             "times": dict(self.times),
-            "crossed": None if self.crossed is None else vars(self.crossed),
+            "frozen_epochs": sorted(self.frozen_epochs),
+            "fold_classifiers": None if self.fold_classifiers is None else vars(self.fold_classifiers),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -331,6 +338,7 @@ class CrossLayerTask(pl.LightningModule):
             self._check_same(f"model.network.{part}", config[part], mine["config"][part])
         for key, value in self.options().items():
             self._check_same(f"model.{key}", saved["options"].get(key), value)
+        self.check_same_epochs(saved.get("frozen_epochs", self.frozen_epochs))
         self._check_same("multi_label of the data", saved["network"]["multi_label"], mine["multi_label"])
         self._check_same("the classes of the data", saved["network"]["classes"], mine["classes"])
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -343,7 +351,24 @@ class CrossLayerTask(pl.LightningModule):
         self.report, self.validated = saved["report"], saved["validated"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
-            self.crossed = None if saved["crossed"] is None else FoldClassifiers(**saved["crossed"])
+            folds = saved.get("fold_classifiers")
+            self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
+
+    def check_same_epochs(self, saved: Collection[int]) -> None:
+        """Refuse to go on with, or to repeat, a run whose frozen epochs were others.
+
+        Args:
+            saved: Those of a checkpoint's run.
+
+        Raises:
+            CxlpError: Says where they are.
+        """
+        if frozenset(saved) != self.frozen_epochs:
+            theirs, ours = (", ".join(map(str, sorted(epochs))) or "none" for epochs in (saved, self.frozen_epochs))
+            raise CxlpError(
+                f"the checkpoint's run fits without gradients in epochs {theirs}, this one in epochs {ours}: give the "
+                "same trainer.max_epochs, after which model.closing_fit comes"
+            )
 
     @property
     def made_earlier(self) -> dict[str, Any]:

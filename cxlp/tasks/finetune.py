@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping, Timer, WeightAveraging
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,12 +38,14 @@ class FineTune(CrossLayerTask):
         start: ``frozen``; ``projection``: the frozen fit, but its classifier is put back to zero (two-stage recipes);
             ``scratch`` (pretrained backbone, random projection, zero classifier); or the checkpoint of an earlier run
             with the same network and classes.
-        closing_fit: After the gradient epochs, fit PCA and SVMs once more to what the backbone gives now, as B-CNN
-            does (Lin et al., ICCV 2015). ``trainer.max_epochs`` counts that epoch, too; early stopping leaves it out.
-            Such a run neither uses nor fills ``frozen.store``.
+        closing_fit: After the gradient epochs, fit PCA and SVMs once more to what the backbone gives now (SVMs, after
+            Lin et al., ICCV 2015), with the first fit's C and scale of the logits. ``trainer.max_epochs`` counts that
+            epoch, too. Of equals on the held-out images, an earlier epoch is the best one still. Such a run neither
+            uses nor fills ``frozen.store``.
         cross_fit: Train backbone and projections by the SVMs of the frozen fit's cross-validation, each image by those
             that have not seen it, see :class:`~cxlp.frozen.folds.FoldClassifiers`. They stay as they are, as does the
-            classifier, until the closing fit, which this needs.
+            classifier, until the closing fit, which this needs. Until then each checkpoint holds them, too:
+            ``frozen.folds`` times the size of the classifier.
         label_smoothing: Of the cross-entropy, in [0, 1).
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
         mix_alpha: Its alpha.
@@ -83,6 +86,11 @@ class FineTune(CrossLayerTask):
             raise CxlpError(
                 "model.cross_fit trains by the frozen fit's cross-validation: it takes start: frozen, closing_fit: "
                 "true (else the classifier stays that of the first epoch), mix: none (a mixed image is of two folds)"
+            )
+        if closing_fit and start not in ("frozen", "projection"):
+            raise CxlpError(
+                f"model.closing_fit takes C and the scale of the logits from a first fit, but model.start is {start}: "
+                "start from frozen or projection"
             )
         super().__init__(network, frozen)
         self.network.backbone.recompute, self.compile_parts = recompute, compile
@@ -129,15 +137,25 @@ class FineTune(CrossLayerTask):
             raise CxlpError(f"{self.start} holds another network than model.network describes: {error}") from error
 
     def _plan_closing_fit(self) -> None:
-        """Make the last epoch a frozen one."""
+        """Make the last epoch a frozen one, and refuse what would end the run before it, or undo it.
+
+        Raises:
+            CxlpError: Names what.
+        """
         trainer = self.trainer
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            name = type(callback).__name__
+            if isinstance(callback, EarlyStopping | Timer):
+                raise CxlpError(f"{name} (trainer.max_time?) would end the run before model.closing_fit: leave one out")
+            if isinstance(callback, WeightAveraging) and not isinstance(callback, AverageWeights):
+                raise CxlpError(f"{name} would undo model.closing_fit by an average: take model.ema instead")
         if trainer.max_steps != -1:
             raise CxlpError(
                 f"trainer.max_steps is {trainer.max_steps}, but model.closing_fit comes after the last step: give "
                 "trainer.max_epochs alone"
             )
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            self.frozen_epochs |= {trainer.max_epochs - 1}
+            self.frozen_epochs = frozenset({0, trainer.max_epochs - 1})
 
     def options(self) -> dict[str, Any]:
         """Those of the frozen fit, and of gradient descent."""
@@ -213,8 +231,11 @@ class FineTune(CrossLayerTask):
         if self._mixing is not None:
             images, labels = self._mixing(images, labels, run_seed(), self.current_epoch, batch_idx, self.global_rank)
         features = self.network.features(images)
-        crossed = self.crossed
-        scores = self.network.classify(features) if crossed is None else crossed(features, batch["index"])
+        if self.cross_fit:
+            assert self.fold_classifiers is not None
+            scores = self.fold_classifiers(features, batch["index"])
+        else:
+            scores = self.network.classify(features)
         loss = classification_loss(scores, labels, self.label_smoothing)
         self._finite &= torch.isfinite(loss.detach())
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ class OptimizerConfig:
         name: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
         backbone_lr: Peak learning rate of the backbone.
         projection_lr: Peak learning rate of the projections (the PCA, and of a trained guide).
-        classifier_lr: Peak learning rate of the classifier.
+        classifier_lr: Peak learning rate of the classifier; under ``cross_fit`` it is not moved.
         weight_decay: On weights of two dimensions and more (not on biases and BatchNorm).
         warmup_epochs: Epochs of linear growth to the peak; fractions are fine.
         hold_epochs: Gradient epochs in which the backbone's learning rate is 0, before its own warm-up begins.

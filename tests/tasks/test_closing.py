@@ -9,18 +9,20 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxlp.data.voc2007 import VOC2007
 from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.network import load_network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.optim import OptimizerConfig
-from tests.generate import write_folder
-from tests.tasks.small import NETWORK, pictures, trainer
+from tests.generate import write_folder, write_voc2007
+from tests.tasks.small import NETWORK, PLAIN, pictures, trainer
 from tests.tasks.test_averaging import StopAfter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,23 +52,26 @@ class Track(pl.Callback):
         self.backbones.append({k: v.clone() for k, v in pl_module.network.backbone.state_dict().items()})
 
 
-@pytest.mark.parametrize("start", ["frozen", "projection", "scratch"])
+@pytest.mark.parametrize("start", ["frozen", "projection"])
 def test_it_is_the_frozen_fit_of_the_trained_backbone(folder: Path, tmp_path: Path, start: str) -> None:
     track, tuned = Track(), task(start=start)
     trainer(tmp_path, max_epochs=3, callbacks=[track]).fit(tuned, pictures(folder))
     assert [s[0] for s in track.seen] == [0] * 3 + [1] * 3 + [2] * 3
-    first = [1, 2, 3] if start == "scratch" else [0] * 3
-    second = [first[-1] + i for i in (1, 2, 3)]
-    assert [s[1] for s in track.seen] == [*first, *second, *[second[-1] + 1] * 3]  # the closing fit counts as one
+    assert [s[1] for s in track.seen] == [0, 0, 0, 1, 2, 3, 4, 4, 4]  # the closing fit counts as a step
     assert [i for s in track.seen[6:] for i in s[3]] == list(range(12))  # in order
     assert track.seen[5][2] == pytest.approx(0.0, abs=1e-9)  # the schedule has come to its end
 
-    frozen = Frozen(NETWORK)
-    frozen.network.backbone.load_state_dict(track.backbones[5])
-    trainer(tmp_path, max_epochs=1).fit(frozen, pictures(folder))
+    first, frozen = Frozen(NETWORK), Frozen(NETWORK)
+    for solved, backbone in ((first, track.backbones[0]), (frozen, track.backbones[5])):
+        solved.network.backbone.load_state_dict(backbone)
+        trainer(tmp_path, max_epochs=1).fit(solved, pictures(folder))
+    assert first.report["logit_scale"] != frozen.report["logit_scale"]
+    # The same up to the scale of the logits: a cross-validation of features that have seen the labels would flatter.
+    ratio = tuned.report["logit_scale"] / frozen.report["logit_scale"]
+    assert tuned.report == {"C": frozen.report["C"], "logit_scale": first.report["logit_scale"]}
     for key, value in frozen.network.state_dict().items():
-        torch.testing.assert_close(tuned.network.state_dict()[key], value)
-    assert tuned.report == pytest.approx(frozen.report)
+        scale = ratio if key.startswith("classifier") else 1.0
+        torch.testing.assert_close(tuned.network.state_dict()[key], scale * value if scale != 1.0 else value)
     assert any(not torch.equal(track.backbones[0][k], v) for k, v in track.backbones[5].items())
 
 
@@ -84,7 +89,8 @@ def test_it_sees_the_average_of_the_weights(folder: Path, tmp_path: Path) -> Non
     frozen.network.backbone.load_state_dict(average)
     trainer(tmp_path, max_epochs=1).fit(frozen, pictures(folder, validation=0.25))
     assert frozen.network.classifier is not None
-    torch.testing.assert_close(saved.classifier.weight, frozen.network.classifier.weight)
+    ratio = tuned.report["logit_scale"] / frozen.report["logit_scale"]
+    torch.testing.assert_close(saved.classifier.weight, ratio * frozen.network.classifier.weight)
 
 
 # --- training by the cross-validation's classifiers
@@ -110,7 +116,7 @@ def test_images_are_scored_by_classifiers_that_have_not_seen_them(folder: Path, 
     trainer(tmp_path, max_epochs=2 + 1, callbacks=[noted]).fit(tuned, pictures(folder))
     first, *later = noted.classifiers[3:6]
     assert first.any() and all(torch.equal(first, w) for w in later)  # whatever its learning rate
-    assert tuned.crossed is None  # freed by the closing fit
+    assert tuned.fold_classifiers is None  # freed by the closing fit
 
     # an independent cross-validation of the same features
     data, network = pictures(folder, image_size=32), tuned.network.eval()
@@ -141,12 +147,22 @@ def test_the_backbone_learns_by_them_and_a_resumed_run_does_the_same(folder: Pat
             run.fit(tuned, pictures(folder), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             checkpoint = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
         saved = torch.load(str(checkpoint), weights_only=True)
-        assert saved["cxlp"]["crossed"] is None  # nothing is trained with them after the closing fit
+        assert saved["cxlp"]["fold_classifiers"] is None  # nothing is trained with them after the closing fit
         found.append(saved["state_dict"])
     for name, value in found[0].items():
         assert torch.equal(found[1][name], value), name
-    before = task(cross_fit=True).network.backbone.state_dict()
-    assert any(not torch.equal(found[0][f"network.backbone.{k}"], v) for k, v in before.items())
+    plain = task(ema=ema)  # by the SVMs of all images, the backbone learns something else
+    trainer(tmp_path, max_epochs=4).fit(plain, pictures(folder))
+    learnt = plain.network.backbone.state_dict()
+    assert any(not torch.equal(found[0][f"network.backbone.{k}"], v) for k, v in learnt.items())
+
+
+def test_several_labels_per_image_are_cross_fitted_too(tmp_path: Path) -> None:
+    write_voc2007(tmp_path, size=32)
+    data = VOC2007(tmp_path / "VOCdevkit" / "VOC2007", num_workers=0, batch_size=16, augment=PLAIN)
+    tuned, noted = task(cross_fit=True, frozen=FrozenConfig(folds=2)), Scores()
+    trainer(tmp_path, max_epochs=3, callbacks=[noted]).fit(tuned, data)
+    assert len(noted.losses) > 0 and np.isfinite(noted.losses).all()
 
 
 @pytest.mark.parametrize("options", [{"start": "scratch"}, {"closing_fit": False}, {"mix": "mixup"}], ids=str)
@@ -195,5 +211,40 @@ def test_what_would_spoil_it_is_refused_before_anything_is_trained(
 ) -> None:
     track = Track()
     with pytest.raises(CxlpError, match=named):
-        trainer(tmp_path, max_epochs=3, callbacks=[track], **option).fit(task(start="scratch"), pictures(folder))
+        trainer(tmp_path, max_epochs=3, callbacks=[track], **option).fit(task(), pictures(folder))
     assert track.seen == []
+
+
+@pytest.mark.parametrize("start", ["scratch", "runs/a/checkpoints/best.ckpt"])
+def test_without_a_first_fit_there_is_no_closing_one(start: str) -> None:
+    with pytest.raises(CxlpError, match=f"takes C and the scale of the logits from a first fit, but .* is {start}"):
+        task(start=start)
+
+
+@pytest.mark.parametrize(
+    ("callback", "named"),
+    [
+        (EarlyStopping("val/loss"), "EarlyStopping .* would end the run before model.closing_fit"),
+        (Timer("00:01:00:00"), "Timer .* would end the run before model.closing_fit"),
+        (EMAWeightAveraging(), "EMAWeightAveraging would undo model.closing_fit by an average: take model.ema"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_end_the_run_before_it_or_undo_it_is_refused(
+    folder: Path, tmp_path: Path, callback: pl.Callback, named: str
+) -> None:
+    with pytest.raises(CxlpError, match=named):
+        trainer(tmp_path, max_epochs=3, callbacks=[callback]).fit(task(), pictures(folder, validation=0.25))
+
+
+def test_a_run_of_another_length_is_no_resumption(folder: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=3, enable_checkpointing=True)
+    run.fit(task(), pictures(folder))
+    checkpoint = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    with pytest.raises(CxlpError, match=r"in epochs 0, 2, this one in epochs 0, 4: give the same trainer.max_epochs"):
+        trainer(tmp_path, max_epochs=5).fit(task(), pictures(folder), ckpt_path=checkpoint, weights_only=True)
+    # the same task again plans anew
+    again = task()
+    for epochs in (3, 4):
+        trainer(tmp_path, max_epochs=epochs).fit(again, pictures(folder))
+        assert again.frozen_epochs == {0, epochs - 1}
