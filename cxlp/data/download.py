@@ -15,6 +15,9 @@ from cxlp.errors import CxlpError
 from cxlp.fetching import Remote, fetch, verify
 from cxlp.locking import locked
 
+if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, Debian 12's among them
+    from backports import tarfile  # type: ignore[no-redef]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(Remote):

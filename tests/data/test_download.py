@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import cxlp.data.download
 import cxlp.locking
 from cxlp.data import DATA_MODULES, cub200
 from cxlp.data.cub200 import CUB200
@@ -23,6 +24,9 @@ from cxlp.errors import CxlpError
 from cxlp.fetching import Remote
 from tests.generate import write_cub200
 from tests.server import Answer, Server, serving
+
+#: What unpacks: the standard library's, or where that is too old, its successor.
+UNPACKER: Any = vars(cxlp.data.download)["tarfile"]
 
 
 @pytest.fixture
@@ -209,7 +213,7 @@ def test_full_disk_is_told_and_the_download_is_kept(
 
     root, archive = tmp_path / "birds", offer(server, tar(BIRDS))
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile, "copyfileobj", full)
+        patch.setattr(UNPACKER, "copyfileobj", full)
         with pytest.raises(CxlpError, match=rf"cannot make {root}: .*No space left.* is kept: make room there"):
             obtain([archive], root, "Birds")
     assert left(tmp_path) == [".birds.partial", ".birds.partial/birds.tgz"]
@@ -294,14 +298,14 @@ def test_another_run_that_was_faster_keeps_its_files(
 ) -> None:
     monkeypatch.setattr(cxlp.locking, "fcntl", None)  # with locks, they would not run at the same time
     root = tmp_path / "birds"
-    unpack = tarfile.TarFile.extractall
+    unpack = UNPACKER.TarFile.extractall
 
     def meanwhile(*arguments: Any, **options: Any) -> None:
         root.mkdir(parents=True)
         (root / "images.txt").write_text("theirs")
         unpack(*arguments, **options)
 
-    monkeypatch.setattr(tarfile.TarFile, "extractall", meanwhile)
+    monkeypatch.setattr(UNPACKER.TarFile, "extractall", meanwhile)
     obtain([offer(server, tar(BIRDS))], root, "Birds")
     assert left(tmp_path) == ["birds", "birds/images.txt"]
     assert (root / "images.txt").read_text() == "theirs"
