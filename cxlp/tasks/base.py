@@ -156,14 +156,19 @@ class CrossLayerTask(pl.LightningModule):
         found = self._kept is not None and self._kept.found
         if self._kept is not None:
             folder = self._kept.entry.folder if found else self._kept.begin()
-        progress = self.trainer.progress_bar_callback is not None
-        keep = self._kept is not None
         first = self.current_epoch == 0
-        # A later fit sees features that were trained with the labels: a cross-validation of them would flatter.
-        settled = None if first else (self.report["C"], self.report["logit_scale"])
-        cross = self.cross_fit and first
         self._fit = FrozenFit(
-            self.network, self.frozen, images, folder, self.times, progress, found, keep, cross, settled
+            self.network,
+            self.frozen,
+            images,
+            folder,
+            self.times,
+            progress=self.trainer.progress_bar_callback is not None,
+            stored=found,
+            keep=self._kept is not None,
+            cross=self.cross_fit and first,
+            # A later fit sees features that were trained with the labels: a cross-validation of them would flatter.
+            settled=None if first else (self.report["C"], self.report["logit_scale"]),
         )
 
     def observe(self, batch: Batch) -> None:
