@@ -11,7 +11,7 @@ import torch
 # The object interface: pyplot would look for a screen and keep state between runs.
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
@@ -194,6 +194,34 @@ def draw_sweep(option: str, values: Sequence[str], quality: Sequence[float], met
     axes.set_xticks(range(len(values)), values, rotation=30 if max(map(len, values)) > 8 else 0)
     axes.set(xlabel=option, ylabel=f"{metric}, %")
     axes.margins(y=0.2)
+    axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def draw_validations(
+    curves: Mapping[str, Sequence[Mapping[int, float]]], metric: str, reach: float | None = None
+) -> bytes:
+    """Draw quality in percent over epochs: of several seeds the mean, and the range between them. Returns a PNG.
+
+    Args:
+        curves: By system, of each seed, by epoch.
+        metric: What they are of.
+        reach: A height to mark.
+    """
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    for name, seeds in curves.items():
+        epochs = sorted(set.intersection(*(set(curve) for curve in seeds)))
+        values = np.array([[curve[epoch] for epoch in epochs] for curve in seeds])
+        (line,) = axes.plot(epochs, values.mean(axis=0), "o-", markersize=3, label=name)
+        if len(seeds) > 1:
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.12)
+    if reach is not None:
+        axes.axhline(reach, color="black", linewidth=0.8, linestyle="--")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel=f"{metric} of the images held out, %")
+    for text in axes.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
     axes.grid(alpha=0.3)
     return png(figure)
 

@@ -13,9 +13,10 @@ from typing import Any
 from pytorch_lightning.loggers import WandbLogger
 
 from cxlp.callbacks import write_whole
+from cxlp.curves import by_epoch
 from cxlp.errors import CxlpError
 from cxlp.logging import RunConfig, build_loggers
-from cxlp.reports import draw_costs, draw_differences, draw_sweep
+from cxlp.reports import draw_costs, draw_differences, draw_sweep, draw_validations
 from cxlp.representations.systems import BASELINE, RECALLED
 
 #: Phases of a run that are no part of fitting.
@@ -38,6 +39,7 @@ class Row:
         peak_bytes: Most memory of the whole run.
         fit_seconds: From images to the solution.
         per_class: Accuracy or average precision by class, in percent; of several seeds the mean.
+        validations: Of each seed, the same metric of the images held out, in percent, by epoch; empty: none are.
     """
 
     name: str
@@ -48,6 +50,17 @@ class Row:
     peak_bytes: int
     fit_seconds: float
     per_class: dict[str, float]
+    validations: tuple[dict[int, float], ...] = ()
+
+    @property
+    def validation(self) -> float | None:
+        """The best epoch's, which is the one that is tested; of several seeds the mean."""
+        return mean(max(curve.values()) for curve in self.validations) if self.validations else None
+
+    def epochs_to(self, percent: float) -> int | None:
+        """The first epoch in which the seeds' mean validation reaches so much; ``None``: none does."""
+        shared = sorted(set.intersection(*map(set, self.validations))) if self.validations else []
+        return next((e for e in shared if mean(curve[e] for curve in self.validations) >= percent), None)
 
     @property
     def seconds(self) -> float:
@@ -75,6 +88,8 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
     # Of a fit on features that an earlier run made, what they cost there belongs to it.
     earlier = found.get("features made by an earlier run", {})
     seconds = {**found["seconds"], **earlier.get("seconds", {})}
+    # A refit, which holds nothing out, lies in the folder of the run that chose its epoch.
+    curves = [by_epoch(place, f"val/{metric}") or by_epoch(place.parent, f"val/{metric}") for place in places]
     return Row(
         name,
         mean(quality),
@@ -84,6 +99,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
         max(found["memory"].get("peak_bytes", 0), earlier.get("peak_bytes", 0)),
         sum(spent for phase, spent in seconds.items() if phase not in _NO_FIT),
         _per_class(places, "AP" if metric == "mAP" else "accuracy"),
+        tuple({epoch: 100 * value for epoch, value in curve.items()} for curve in curves) if all(curves) else (),
     )
 
 
@@ -107,19 +123,26 @@ def _per_class(places: Sequence[Path], column: str) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def table(rows: Sequence[Row], metric: str, data: str | None) -> tuple[list[str], list[list[Any]]]:
-    """Tabulate rows, plain values; with a column of deviations where there are several seeds.
+def table(
+    rows: Sequence[Row], metric: str, data: str | None, reach: float | None = None
+) -> tuple[list[str], list[list[Any]]]:
+    """Tabulate rows, plain values; with columns of deviations and validation where there are such.
 
     Args:
         rows: In the order of the table.
         metric: ``accuracy`` or ``mAP``.
         data: The data set's name, for a column of recalled values; ``None``: no such column.
+        reach: A percentage of the images held out, for a column of the first epoch that has it; ``None``: no such
+            column.
     """
     repeated = any(row.deviation is not None for row in rows)
+    validated = any(row.validations for row in rows)
     heads = [
         "system",
         f"{metric} %",
         *(["±"] if repeated else []),
+        *(["val %"] if validated else []),
+        *([] if reach is None else [f"epochs to {reach:g} %"]),
         "size",
         "passes",
         "network ms",
@@ -136,7 +159,9 @@ def table(rows: Sequence[Row], metric: str, data: str | None) -> tuple[list[str]
         values.append(
             [
                 row.name, round(row.quality, 1),
-                *(["" if row.deviation is None else round(row.deviation, 2)] if repeated else []),
+                *([_or_empty(row.deviation, 2)] if repeated else []),
+                *([_or_empty(row.validation, 1)] if validated else []),
+                *([] if reach is None else [_or_empty(row.epochs_to(reach))]),
                 int(row.cost["dimension"]), int(row.cost["passes"]), *milliseconds,
                 round(row.seconds / row.cost["bare pass"], 2),
                 round(row.row_bytes / 1000, 1), round(row.peak_bytes / 1e6), round(row.fit_seconds, 1),
@@ -147,6 +172,10 @@ def table(rows: Sequence[Row], metric: str, data: str | None) -> tuple[list[str]
         for record in values:
             record.append(RECALLED.get(record[0], {}).get(data, ""))
     return heads, values
+
+
+def _or_empty(value: float | None, digits: int | None = None) -> float | str:
+    return "" if value is None else round(value, digits)
 
 
 def as_markdown(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
@@ -163,7 +192,13 @@ def as_csv(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
 
 
 def write_reports(
-    folder: Path, metric: str, rows: Sequence[Row], data: str | None, option: str | None, run: RunConfig
+    folder: Path,
+    metric: str,
+    rows: Sequence[Row],
+    data: str | None,
+    option: str | None,
+    run: RunConfig,
+    reach: float | None = None,
 ) -> list[Path]:
     """Write table and pictures into a folder and into a wandb run.
 
@@ -172,13 +207,14 @@ def write_reports(
         metric: ``accuracy`` or ``mAP``.
         rows: At least one.
         data: See :func:`table`.
-        option: The option of a sweep; ``None``: the rows are systems.
+        option: The option of a sweep; ``None``: the rows are systems or recipes.
         run: The wandb options of the runs.
+        reach: See :func:`table`.
 
     Returns:
         The files.
     """
-    heads, values = table(rows, metric, data)
+    heads, values = table(rows, metric, data, reach)
     note = (
         "\nsize: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
         "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; "
@@ -188,6 +224,8 @@ def write_reports(
         note += (
             "\n±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.\n"
         )
+    if "val %" in heads:
+        note += "\nval %: of the images held out, in the epoch that was best on them, which is tested.\n"
     files: dict[str, str] = {"results.md": as_markdown(heads, values) + note, "results.csv": as_csv(heads, values)}
     pictures: dict[str, bytes] = {}
     quality = [row.quality for row in rows]
@@ -200,6 +238,18 @@ def write_reports(
     baseline = BASELINE if any(row.name == BASELINE for row in rows) else rows[0].name
     if len(rows) > 1:
         pictures["per_class.png"] = draw_differences({row.name: row.per_class for row in rows}, baseline)
+    curves = {row.name: row.validations for row in rows if any(len(curve) > 1 for curve in row.validations)}
+    if curves:
+        files["validation.csv"] = as_csv(
+            ["system", "seed", "epoch", f"val/{metric} %"],
+            [
+                [name, number, epoch, round(value, 2)]
+                for name, seeds in curves.items()
+                for number, curve in enumerate(seeds)
+                for epoch, value in curve.items()
+            ],
+        )
+        pictures["validation.png"] = draw_validations(curves, metric, reach)
     for name, text in files.items():
         write_whole(folder / name, text)
     for name, picture in pictures.items():

@@ -134,6 +134,30 @@ def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
 
 
 @pytest.mark.slow
+def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path) -> None:
+    held = ["--data.validation", "0.34"]
+    command = ["compare", *BASE, *held, "--recipes", "none", "mine.yaml", "--reach", "1", "--out", "out"]
+    tuned = {"class_path": "cxlp.tasks.FineTune", "init_args": {"network": {"pooling": {"pca_dim": 4}}}}
+    overlay = {"model": tuned, "data": {"init_args": {"validation": 0.2}}, "trainer": {"max_epochs": 3}}
+    Path("mine.yaml").write_text(yaml.safe_dump(overlay))
+    assert main(command) == 0
+    rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert [r["system"] for r in rows] == ["none", "mine"]
+    # the command line has the last word over a recipe, too
+    assert [int(r["size"]) for r in rows] == [8 * 512] * 2
+    (folder,) = Path("out").glob("mine-????????")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["init_args"]["validation"] == 0.34 and config["trainer"]["max_epochs"] == 3
+    points = list(csv.DictReader(Path("out/validation.csv").read_text().splitlines()))
+    assert [(p["system"], p["epoch"]) for p in points] == [("mine", str(epoch)) for epoch in range(3)]
+    values = [float(p["val/accuracy %"]) for p in points]
+    assert float(rows[1]["val %"]) == round(max(values), 1)
+    assert rows[1]["epochs to 1 %"] == str(next(epoch for epoch, value in enumerate(values) if value >= 1))
+    assert float(rows[0]["val %"]) == round(values[0], 1)  # epoch 0 is the frozen fit
+    assert Path("out/validation.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
 def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # random weights, which hang on the seed
     command = ["compare", *BASE, "--sweep", "model.network.pooling.pca_dim=[4]", "--out", "out", "--seeds"]
@@ -169,6 +193,9 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
         (["--sweep", "model.frozen.c=3"], "give a list of values"),
         (["--sweep", "model.frozen.c=[3"], "--sweep model.frozen.c=[3"),
         (["--sweep", "model.frozen.c=[3]", "--systems", "CL"], "--systems and --sweep: give one of them"),
+        (["--recipes", "squeezenet.yaml", "--sweep", "a=[3]"], "--sweep and --recipes: give one of them"),
+        (["--recipes", "a/x.yaml", "b/x.yaml"], "two of them have one name"),
+        (["--recipes", "squeezenet.yaml", "finetun.yaml"], "config file not found: finetun.yaml"),
         (["--seeds", "0"], "seeds is 0: it must be 1 or more"),
         (["--seeds", "2", "--sweep", "seed_everything=[0, 1]"], "--seeds and a --sweep of seed_everything"),
         (["--run.root", "x"], "--run.root: compare makes a run for each system in its own folder; set --out"),

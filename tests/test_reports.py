@@ -15,6 +15,7 @@ from cxlp.reports import (
     draw_costs,
     draw_differences,
     draw_precisions,
+    draw_validations,
     precision_table,
 )
 
@@ -87,9 +88,27 @@ def test_precisions_are_drawn_as_bars_of_their_length() -> None:
     assert lengths.max() / lengths.min() == pytest.approx(4, rel=0.05)
 
 
+def test_validations_are_drawn_as_the_seeds_mean_and_range() -> None:
+    up, down = {epoch: 10.0 * epoch for epoch in range(9)}, {epoch: 80 - 10.0 * epoch for epoch in range(9)}
+    shown = picture(draw_validations({"level": [up, down], "up": [up]}, "accuracy", 70.0))
+    inside = shown[60:-80, 80:-20]
+    blue, orange, black = (
+        abs(inside - np.array(c)).sum(axis=2) < 30 for c in ((31, 119, 180), (255, 127, 14), (0, 0, 0))
+    )
+    pale = (inside[..., 2] - inside[..., 0] > 15) & ~blue  # the range, wide at both ends
+    edges = [pale[:, part].sum() for part in (slice(0, 200), slice(350, 450), slice(-200, None))]
+    assert min(edges[0], edges[2]) > 2 * edges[1]
+    rows, columns = np.nonzero(blue)
+    assert np.median(rows) == pytest.approx(np.percentile(rows, 75), abs=6)  # the mean is a level line
+    rows, columns = np.nonzero(orange)
+    assert np.corrcoef(rows, columns)[0, 1] < -0.9  # and this one climbs
+    assert black.sum() > 200  # the height to reach
+
+
 def test_names_are_no_formulas() -> None:
     names = ["$_$", "$x^$", "US$ & A$"]
     draw_confusion(torch.tensor([[3, 1, 0], [0, 4, 1], [1, 0, 2]]), names)
     draw_precisions(["class", "present", "absent", "unspecified", "AP"], [[name, 1, 2, 0, 0.5] for name in names])
     draw_differences({name: dict.fromkeys(names, 50.0) for name in names}, names[0])
+    draw_validations({name: [{0: 1.0, 1: 2.0}] for name in names}, "accuracy")
     draw_costs(names, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], "accuracy")

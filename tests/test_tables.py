@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_metrics_for_people() -> None:
     assert as_text("test/loss", 0.123456) == "0.1235"
 
 
+def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() -> None:
+    curves = ({0: 84.0, 1: 80.0, 2: 91.0}, {0: 86.0, 1: 88.0, 2: 95.0, 3: 99.0})
+    fine = replace(row("CL", 72.44), validations=curves)
+    assert fine.validation == 95.0  # of each seed its best
+    # means by epoch: 85, 84, 93; one seed's fourth is no mean
+    assert [fine.epochs_to(percent) for percent in (80, 85.5, 93, 93.5)] == [0, 2, 2, None]
+    heads, values = table([fine, row("mine", 80.0)], "accuracy", None, 85.5)
+    assert heads[:5] == ["system", "accuracy %", "val %", "epochs to 85.5 %", "size"]
+    assert [record[2:5] for record in values] == [[95.0, 2, 8], ["", "", 8]]
+    assert "val %" not in table([row("mine", 80.0)], "accuracy", None)[0]
+
+
 def left(folder: Path, accuracy: float, seconds: float, classes: dict[str, str]) -> Path:
     """Write what a run leaves."""
     folder.mkdir()
@@ -65,6 +78,20 @@ def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) 
     assert found.fit_seconds == 1.0 and found.peak_bytes == 7
     assert found.per_class == {"a": 75.0, "b": 25.0}
     assert read_row("CL", [two], "accuracy").deviation is None
+
+
+def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_chosen(tmp_path: Path) -> None:
+    places = []
+    for name, values in (("one", [0.5, 0.75]), ("two", [0.25, 1.0])):
+        run = left(tmp_path / name, 0.5, 1.0, {})
+        (run / "csv" / "version_0").mkdir(parents=True)
+        lines = ["epoch,step,val/accuracy,train/loss", *(f"{i},{5 * i + 4},{v}," for i, v in enumerate(values))]
+        (run / "csv" / "version_0" / "metrics.csv").write_text("\n".join([*lines, "1,9,,0.125"]))
+        places.append(run)
+    places[1] = left(places[1] / "two-refit", 0.7, 1.0, {})
+    assert read_row("CL", places, "accuracy").validations == ({0: 50.0, 1: 75.0}, {0: 25.0, 1: 100.0})
+    places.append(left(tmp_path / "three", 0.7, 1.0, {}))  # no image was held out
+    assert read_row("CL", places, "accuracy").validations == ()
 
 
 def test_a_run_without_the_metric_is_named(tmp_path: Path) -> None:

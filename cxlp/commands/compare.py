@@ -20,15 +20,16 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "compare",
-        help="run the paper's systems, or the values of one option, on one benchmark",
-        description="Run several systems on one benchmark, one after another, and put accuracy, size and cost into\n"
-        "one table (terminal, Markdown, CSV, wandb) and two pictures. What is done already is not done again.\n"
-        "All other arguments are those of train.py.\n"
+        help="run the paper's systems, several recipes, or the values of one option, on one benchmark",
+        description="Run several systems, or recipes, on one benchmark, one after another, and put accuracy, size\n"
+        "and cost into one table (terminal, Markdown, CSV, wandb) and pictures. What is done already is not done\n"
+        "again. All other arguments are those of train.py.\n"
         "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  python -m cxlp compare --config cub200.yaml\n"
         "  python -m cxlp compare --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
         "  python -m cxlp compare --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
+        "  python -m cxlp compare --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
         "  python -m cxlp compare --config cub200.yaml --list",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -38,6 +39,18 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "--sweep",
         metavar="KEY=[V, ...]",
         help="instead of systems: the configs' own network, with values of a key",
+    )
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="CONFIG",
+        help="instead of systems: the configs' own network, with each of these overlays; none: without any",
+    )
+    parser.add_argument(
+        "--reach",
+        type=float,
+        metavar="PERCENT",
+        help="tell in which epoch the images held out first have so much (of several seeds, their mean)",
     )
     parser.add_argument(
         "--seeds",
@@ -57,7 +70,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 
 #: Columns of the terminal that hold the whole table, and what of it is shown in fewer, besides name and quality.
-WIDE, NARROW = 130, ("±", "size", "passes", "x bare", "kB")
+WIDE, NARROW = 130, ("±", "val %", "size", "passes", "x bare", "kB")
 
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
@@ -88,8 +101,9 @@ def run(args: Namespace) -> int:
     multi_label = _is_multi_label(config["data"]["class_path"])
     network = network_of(config.as_dict())
     chosen, option = _choose(args, network)
-    if option is not None:
-        parse([*args.rest, *chosen[0].options])  # a misspelt key is told once
+    if option is not None or args.recipes:
+        for system in chosen if args.recipes else chosen[:1]:
+            parse([*args.rest, *system.options])  # what is misspelt is told once, and before anything runs
     if args.list:
         for system in chosen:
             print(system.name)  # noqa: T201
@@ -97,7 +111,7 @@ def run(args: Namespace) -> int:
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
-    folder = args.out or Path("runs") / _folder_name(config, option, args.rest)
+    folder = args.out or Path("runs") / _folder_name(config, "recipes" if args.recipes else option, args.rest)
     store = None if args.no_store else Path(config["model"]["init_args"]["frozen"]["store"] or STORE)
     seeds = seeds_of(config, args.seeds)
     if len(seeds) > 1 and option == "seed_everything":
@@ -106,11 +120,11 @@ def run(args: Namespace) -> int:
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     if rows:
-        recalled = data if is_the_papers(network) and option is None else None
+        recalled = data if is_the_papers(network) and not (args.sweep or args.recipes) else None
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, recalled, option, logged)
-        heads, values = table(rows, metric, recalled)
+        files = write_reports(folder, metric, rows, recalled, option, logged, args.reach)
+        heads, values = table(rows, metric, recalled, args.reach)
         _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
@@ -145,14 +159,21 @@ def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], 
     from cxlp.comparison import System
     from cxlp.representations.systems import systems
 
+    given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name)]
+    if len(given) > 1:
+        raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
+    if args.recipes:
+        recipes = {Path(name).stem: name for name in args.recipes}
+        if len(recipes) < len(args.recipes):
+            raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
+        overlays = {stem: () if name == "none" else ("--config", name) for stem, name in recipes.items()}
+        return [System(stem, None, overlay) for stem, overlay in overlays.items()], None
     if not args.sweep:
         # signs take two bits a value
         packed = ("--model.frozen.features", "sign")
         return [
             System(name, made, packed if made.pooling.sign else ()) for name, made in systems(network).items()
         ], None
-    if args.systems:
-        raise CxlpError("--systems and --sweep: give one of them")
     option, _, text = args.sweep.partition("=")
     option = option.removeprefix("--")
     try:
@@ -171,21 +192,21 @@ def _as_yaml(value: Any) -> str:  # noqa: ANN401 (any value of a config)
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _folder_name(config: Any, option: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
-    """A name by the configs' files, and by what the command line changes in them."""
+def _folder_name(config: Any, what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
+    """A name by what is compared, if not systems, the configs' files, and what the command line changes in them."""
     from cxlp.comparison import without
 
     files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
     changes = without(arguments, "--config", "-c", "--run.", "--trainer.")
     number = [blake2b(" ".join(changes).encode(), digest_size=3).hexdigest()] if changes else []
-    return "-".join([option.rpartition(".")[2] if option else "compare", *files, *number])
+    return "-".join([what.rpartition(".")[2] if what else "compare", *files, *number])
 
 
 def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
     console, shown = Console(), Table(title=title)
     columns = range(len(heads))
     if console.width < WIDE:
-        columns = [i for i, head in enumerate(heads) if i < 2 or head in NARROW]  # type: ignore[assignment]
+        columns = [i for i, head in enumerate(heads) if i < 2 or head in NARROW or head.startswith("epochs")]  # type: ignore[assignment]
     for i in columns:
         first = heads[i] == "system"
         shown.add_column(heads[i], justify="left" if first else "right", no_wrap=first, overflow="fold")

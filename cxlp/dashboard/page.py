@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cxlp.callbacks import write_whole
+from cxlp.curves import history
 from cxlp.dashboard.charts import Points, line_chart
 from cxlp.dashboard.parts import facts, folded, picture, section, table, tiles
 from cxlp.dashboard.style import SCRIPT, STYLE
@@ -116,24 +117,8 @@ def _headline(metrics: Mapping[str, float]) -> dict[str, str]:
 # --- curves -------------------------------------------------------------------------------------------
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
-    """The CSV logs of all sessions as one row per step; of what was done twice, the later values."""
-    steps: dict[int, dict[str, float]] = {}
-    versions = sorted((folder / "csv").glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
-    for log in (version / "metrics.csv" for version in versions):
-        if not log.is_file():
-            continue
-        with log.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if None in row.values() or not row["step"]:
-                    continue  # the last row of a session that was killed
-                known = {key: float(value) for key, value in row.items() if key != "step" and value}
-                steps.setdefault(int(row["step"]), {}).update(known)
-    return [steps[step] for step in sorted(steps)]
-
-
 def _curves(folder: Path, train_images: int) -> str:
-    rows = _history(folder)
+    rows = history(folder)
     if not any(key.startswith("train/loss") for row in rows for key in row):
         return ""
     passes = 0.0
