@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -30,6 +31,7 @@ from cxlp.callbacks import (
     write_whole,
 )
 from cxlp.config_errors import explain, refuse_nulls
+from cxlp.cutting import fused_batch_norms
 from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError
@@ -50,7 +52,7 @@ from cxlp.runs import (
     say,
     take_up,
 )
-from cxlp.tasks import Frozen
+from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import CrossLayerTask
 
 
@@ -134,7 +136,7 @@ class CLI(LightningCLI):
             default=None,
             help="Do the run with so many seeds, from seed_everything upward, one after another in one folder; mean "
             "and deviation in the end. With the seed move order, augmentation, initial weights; what is held out "
-            "stays (data.split_seed). What is done already is not done again, given the same --run.name.",
+            "stays, unless data.split_seed is null. What is done already is not done again, given the same --run.name.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (Lightning's type)
@@ -184,7 +186,6 @@ class CLI(LightningCLI):
             )
         if isinstance(run.refit, str):
             self.choice = read_choice(run.refit)
-            self.choice.check_recipe(self.model.options())
             callbacks.append(StopAfter(self.choice))
             # Nothing is held out that could end the run, or choose.
             given = [c for c in given if not str(getattr(c, "monitor", "")).startswith("val/")]
@@ -236,10 +237,28 @@ class CLI(LightningCLI):
                 f"run.refit is the choice of an earlier run, but data.validation holds out {held_out}: a refit takes "
                 "all training images, set data.validation: 0"
             )
+        if trainer["sync_batchnorm"]:
+            self._check_sync()
         if isinstance(self.model, Frozen) and trainer["max_epochs"] not in (None, 1):
             raise CxlpError(
                 f"trainer.max_epochs is {trainer['max_epochs']}, but the frozen mode takes one pass: leave it out, "
                 "or add --config finetune.yaml"
+            )
+
+    def _check_sync(self) -> None:
+        """Refuse to synchronise BatchNorm where nothing would be synchronised, or more than that would change."""
+        if not isinstance(self.model, FineTune) or self.model.freeze_batch_norm:
+            raise CxlpError(
+                "trainer.sync_batchnorm shares statistics that this run does not take: it keeps those there are. Leave "
+                "it out, or fine-tune with model.freeze_batch_norm: false"
+            )
+        if self.config_init["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available():
+            raise CxlpError("trainer.sync_batchnorm needs GPUs: torch has no such BatchNorm for the CPU")
+        fused = fused_batch_norms(self.model.network.backbone)
+        if fused:
+            raise CxlpError(
+                f"trainer.sync_batchnorm would lose the activations that timm fuses with {len(fused)} BatchNorms of "
+                f"this backbone ({fused[0]}, ...): leave it out"
             )
 
     def after_instantiate_classes(self) -> None:

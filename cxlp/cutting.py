@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxlp.errors import CxlpError, did_you_mean
 
@@ -60,8 +61,7 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     # Not torchvision's create_feature_extractor, which would not look into its own blocks, such as a transformer's MLP.
     graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
     trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__).eval()
-    if activation == "before":
-        _unfuse(trunk)
+    _unfuse(trunk, activation)
     _protect_from_in_place(trunk)
     return trunk
 
@@ -167,27 +167,33 @@ def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op == "call_method" and node.target in _ACTIVATION_METHODS
 
 
-def _unfuse(trunk: fx.GraphModule) -> None:
-    """Move the activation that timm fuses into a normalisation behind the tap of that normalisation.
+def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
+    """Move the activation that timm fuses into a BatchNorm, or into a norm that is tapped before it, behind that norm.
 
-    The norm keeps its place, so its parameters keep their names; its activation becomes a node of
-    its own, for those who read on from there.
+    A BatchNorm that becomes a synchronised one would lose it. The norm keeps its place, so its parameters keep their
+    names; its activation becomes a node of its own, for those who read on from there.
     """
-    calls = [tap for graph in _graphs(trunk) for tap in _output(graph).all_input_nodes if tap.op == "call_module"]
-    for path in dict.fromkeys(str(tap.target) for tap in calls):
+    taps = {str(tap.target) for graph in _graphs(trunk) for tap in _output(graph).all_input_nodes}
+    calls = [node for graph in _graphs(trunk) for node in graph.nodes if node.op == "call_module"]
+    for path in dict.fromkeys(str(call.target) for call in calls):
         norm = trunk.get_submodule(path)
-        activation = _fused(norm)
-        if activation is None:
+        fused, tapped = _fused(norm), activation == "before" and path in taps
+        if fused is None or not (tapped or isinstance(norm, _BatchNorm)):
             continue
         norm.act = nn.Identity()
-        trunk.add_submodule(f"{path}_act", activation)
-        for tap in (tap for tap in calls if tap.target == path):
-            with tap.graph.inserting_after(tap):
-                moved = tap.graph.call_module(f"{path}_act", (tap,))
-            for user in list(tap.users):
-                if user.op != "output" and user is not moved:
-                    user.replace_input_with(tap, moved)
-            tap.graph.eliminate_dead_code()
+        trunk.add_submodule(f"{path}_act", fused)
+        for call in (call for call in calls if call.target == path):
+            with call.graph.inserting_after(call):
+                moved = call.graph.call_module(f"{path}_act", (call,))
+            for user in list(call.users):
+                if user is not moved and not (tapped and user.op == "output"):
+                    user.replace_input_with(call, moved)
+            call.graph.eliminate_dead_code()
+
+
+def fused_batch_norms(module: nn.Module) -> list[str]:
+    """Names of BatchNorms that hold an activation still: those within what timm has traced as one."""
+    return [name for name, norm in module.named_modules() if isinstance(norm, _BatchNorm) and _fused(norm) is not None]
 
 
 def _fused(module: nn.Module | None) -> nn.Module | None:

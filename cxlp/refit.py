@@ -25,28 +25,13 @@ class Choice:
         epoch: The last of that checkpoint, from 0; in fine-tuning from the frozen solution, 0 is the frozen fit. Of a
             checkpoint from within an epoch, that epoch: it is fitted to its end.
         validated: What the held-out images said of it.
-        options: The recipe, see :meth:`cxlp.tasks.base.CrossLayerTask.options`.
-        frozen_epochs: Those that fit without gradients.
+        saved: What the checkpoint holds of the run, its recipe among it.
     """
 
     checkpoint: str
     epoch: int
     validated: dict[str, float]
-    options: dict[str, Any]
-    frozen_epochs: tuple[int, ...]
-
-    def check_recipe(self, options: dict[str, Any]) -> None:
-        """Refuse another recipe: its best epoch is another.
-
-        Raises:
-            CxlpError: Names the option.
-        """
-        for key, value in options.items():
-            if self.options.get(key) != value:
-                raise CxlpError(
-                    f"run.refit: model.{key} is {value!r}, but the run of {self.checkpoint} had "
-                    f"{self.options.get(key)!r}: refit with its own configs, such as --config runs/NAME/config.yaml"
-                )
+    saved: dict[str, Any]
 
 
 def read_choice(checkpoint: str) -> Choice:
@@ -60,16 +45,14 @@ def read_choice(checkpoint: str) -> Choice:
             f"run.refit is {checkpoint!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
     saved = read_checkpoint(checkpoint)
-    facts = saved["cxlp"]
-    epochs = tuple(facts["frozen_epochs"])
-    return Choice(checkpoint, int(saved["epoch"]), facts["validated"], facts["options"], epochs)
+    return Choice(checkpoint, int(saved["epoch"]), saved["cxlp"]["validated"], saved["cxlp"])
 
 
 class StopAfter(Callback):
     """Ends a run after the chosen epoch, with the schedule of ``trainer.max_epochs``.
 
     Args:
-        choice: Its epoch, and which ones fit without gradients.
+        choice: Its epoch, and the recipe that it was chosen for: another one's best epoch is another.
     """
 
     def __init__(self, choice: Choice) -> None:
@@ -79,21 +62,18 @@ class StopAfter(Callback):
         """Look where a resumed run is.
 
         Raises:
-            CxlpError: If it is past the epoch already, or would end before it, or has its closing fit elsewhere.
+            CxlpError: If it is past the epoch already, or is of another recipe.
         """
-        if isinstance(pl_module, CrossLayerTask):
-            pl_module.check_same_epochs(self.choice.frozen_epochs)
         if trainer.current_epoch > self.epoch + 1:
             raise CxlpError(
                 f"run.refit: epoch {self.epoch} was chosen, but this run has got to epoch {trainer.current_epoch - 1}: "
                 "delete it, and refit anew"
             )
-        epochs = trainer.max_epochs
-        if epochs is not None and 0 <= epochs <= self.epoch:
-            raise CxlpError(
-                f"run.refit: epoch {self.epoch} was chosen, but trainer.max_epochs is {epochs}: give the schedule of "
-                "the run that chose it"
-            )
+        if isinstance(pl_module, CrossLayerTask):
+            try:
+                pl_module.check_recipe(self.choice.saved)
+            except CxlpError as error:
+                raise CxlpError(f"run.refit: {error}") from error
         if trainer.current_epoch > self.epoch:
             trainer.should_stop = True
 

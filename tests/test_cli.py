@@ -427,7 +427,7 @@ def test_a_resumption_must_be_of_the_same_run(
     again = ["--run.name", "a", "--ckpt_path", "runs/a/checkpoints/last.ckpt"]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again, *change]) == 2
     message = capsys.readouterr().err
-    assert said in message and "resume with the run's own configs" in message
+    assert said in message and "take the run's own configs" in message
     assert Path("runs/a/config.yaml").read_text() == before
     assert not Path("runs/a/config-resumed.yaml").exists()
 
@@ -457,6 +457,21 @@ def test_a_resumption_cannot_change_the_rates(work: Path, capsys: pytest.Capture
     again = [*FINETUNE, "--ckpt_path", "runs/a/checkpoints/last.ckpt", "--model.optimizer.backbone_lr", "0.5"]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
     assert "model.optimizer.backbone_lr is 0.5, but the checkpoint's run had 0.0005" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "shares statistics that this run does not take"),
+        (FINETUNE, "shares statistics that this run does not take"),
+        ([*FINETUNE, "--model.freeze_batch_norm", "false"], "trainer.sync_batchnorm needs GPUs"),
+    ],
+)
+def test_batch_norm_is_synchronised_where_it_has_an_effect(
+    work: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *more, "--trainer.sync_batchnorm", "true"]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [["--data.split_seed", "5"], ["--data.validation", "0.5"]])

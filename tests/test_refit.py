@@ -149,8 +149,12 @@ def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture
     choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt")]
     for change, said in {
         "--data.validation=0.34": "data.validation holds out 0.34",
-        "--model.optimizer.backbone_lr=0.5": "model.optimizer.backbone_lr is 0.5, but the run of",
-        "--trainer.max_epochs=2": "epoch 2 was chosen, but trainer.max_epochs is 2",
+        "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
+        "--model.network.pooling.pca_dim=3": "run.refit: model.network.pooling.pca_dim is 3",
+        "--data.augment.crop_scale=0.9": "run.refit: data.augment.crop_scale is 0.9",
+        "--data.batch_size=2": "images per step (data.batch_size, processes, accumulated batches) is 2",
+        "--trainer.max_epochs=2": "run.refit: trainer.max_epochs is 2",
+        "--trainer.max_epochs=9": "run.refit: trainer.max_epochs is 9",
     }.items():
         assert main([*ARGUMENTS, *FINETUNE, *ALL_IMAGES, *choice, change]) == 2
         assert said in capsys.readouterr().err
@@ -169,9 +173,9 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
 def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closing = ["--model.closing_fit", "true"]
     chosen = run("a", *FINETUNE, *closing) / "checkpoints" / "last.ckpt"
-    assert read_choice(str(chosen)).frozen_epochs == (0, 2)
+    assert read_choice(str(chosen)).saved["frozen_epochs"] == [0, 2]
     again = [*FINETUNE, *closing, *ALL_IMAGES, "--run.refit", str(chosen)]
     assert main([*ARGUMENTS, *again, "--trainer.max_epochs", "5"]) == 2
-    assert "fits without gradients in epochs 0, 2, this one in epochs 0, 4" in capsys.readouterr().err
+    assert "run.refit: trainer.max_epochs is 5" in capsys.readouterr().err
     refitted = run("b", *again)
     assert torch.load(refitted / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2

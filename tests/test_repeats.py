@@ -82,7 +82,7 @@ def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "--seeds" in said and "what is held out stays (data.split_seed)" in said
+    assert "--seeds" in said and "what is held out stays, unless data.split_seed is null" in said
 
 
 def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> None:
@@ -90,7 +90,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> No
         *ARGUMENTS,
         *FINETUNE,
         "--trainer.callbacks",
-        "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging}]",
+        "[{class_path: pytorch_lightning.callbacks.Timer}]",
     ]
     place = run("a", *given[len(ARGUMENTS) :])
     # what changes nothing of what comes out: where, under which name, in which order it was said

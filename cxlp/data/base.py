@@ -167,7 +167,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         validation: What is held out of the training images: a part of each class, such as 0.1;
             ``official``: the benchmark's own list, where it has one; 0: nothing, all of them are
             fitted. The test images never choose anything.
-        split_seed: Of the held-out part. Order and augmentation follow ``seed_everything``.
+        split_seed: Of the held-out part; null: ``seed_everything``, which order and augmentation follow anyway.
 
     Attributes:
         classes: Names, after :meth:`setup`.
@@ -188,7 +188,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         image_size: int | None = None,
         aspect: Aspect = "warp",
         validation: float | Literal["official"] = 0.0,
-        split_seed: int = 0,
+        split_seed: int | None = 0,
     ) -> None:
         super().__init__()
         if validation != "official" and not 0 <= validation < 1:
@@ -241,9 +241,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if self.validation == 0:
             return pool, []
         groups = strata(torch.tensor([s.label for s in pool])).tolist()
+        seed = run_seed() if self.split_seed is None else self.split_seed
         try:
             train, val = train_test_split(
-                range(len(pool)), test_size=self.validation, stratify=groups, random_state=self.split_seed
+                range(len(pool)), test_size=self.validation, stratify=groups, random_state=seed
             )
         except ValueError as error:
             raise CxlpError(f"{self.name}: cannot hold out {self.validation:.0%} of each class: {error}") from error

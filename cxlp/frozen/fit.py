@@ -84,6 +84,29 @@ def _check_type(kind: FeatureType, network: Network) -> None:
         )
 
 
+def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cross: bool) -> int:
+    """How many folds there can be: as many as asked for, or as images of the rarest class.
+
+    Args:
+        labels: Of the training images, see :mod:`cxlp.labels`.
+        classes: Names.
+        config: Options.
+        cross: Whether the classifiers of the folds are wanted.
+
+    Raises:
+        CxlpError: If there is one at most, and it is needed.
+    """
+    images = (as_targets(labels, len(classes)) == 1).sum(dim=1)
+    folds = min(config.folds, int(images.min()))
+    if folds < 2 and (cross or config.c == "auto"):
+        needing = "model.cross_fit" if cross else "model.frozen.c: auto"
+        raise CxlpError(
+            f"{needing} needs two training images of each class, but {classes[int(images.argmin())]!r} has "
+            f"{int(images.min())}"
+        )
+    return folds
+
+
 class FrozenFit:
     """Fits a network's projections (PCA), codebooks and classifier (SVMs) to one pass over the training images.
 
@@ -127,7 +150,6 @@ class FrozenFit:
     ) -> None:
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
         self.progress, self.stored, self.keep, self.cross = progress, stored, keep, cross
-        self.settled = settled
         self.settled = settled
         self.fold_classifiers: FoldClassifiers | None = None
         self.device = network.backbone.mean.device
@@ -357,14 +379,10 @@ class FrozenFit:
     ) -> dict[str, float]:
         """Choose C where it is ``auto``, and fit the scale of the logits."""
         labels, c = self.labels, self.config.c
-        folds = min(self.config.folds, int((targets == 1).sum(axis=1).min()))
-        if folds < 2 and self.cross:
-            raise CxlpError("model.cross_fit needs two training images of each class, but a class has a single one")
+        folds = count_folds(labels, self.network.classes, self.config, self.cross)
         name = "cv_mAP" if self.network.multi_label else "cv_accuracy"
         report: dict[str, float] = {}
         if c == "auto":
-            if folds < 2:
-                raise CxlpError("C cannot be cross-validated: a class has a single training image; give model.frozen.c")
             c, found = choose_c(gram, targets, labels, self.config.c_candidates, folds, threads)
             report |= {f"{name}_C{candidate:g}": value for candidate, value in found.items()}
         report["C"] = c

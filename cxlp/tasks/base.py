@@ -1,19 +1,19 @@
 """What both modes share: the frozen fit inside the Trainer, evaluation, and what a checkpoint holds."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from cxlp.data.base import Split
 from cxlp.errors import CxlpError
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.fit import FrozenConfig, FrozenFit, count_folds
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.labels import classification_loss
 from cxlp.metrics import (
@@ -23,6 +23,7 @@ from cxlp.metrics import (
     single_label_metrics,
 )
 from cxlp.network import Network, NetworkConfig
+from cxlp.tasks.averaging import AverageWeights
 from cxlp.tasks.kept import KeptFeatures
 from cxlp.timing import PhaseTimes
 
@@ -59,6 +60,7 @@ class CrossLayerTask(pl.LightningModule):
         self.validated: dict[str, float] = {}
         self.resuming = False
         self.fold_classifiers: FoldClassifiers | None = None
+        self._seen: Tensor | None = None
         self._fit: FrozenFit | None = None
         self._kept: KeptFeatures | None = None
         self._phase_start = self._evaluation_start = 0.0
@@ -72,9 +74,30 @@ class CrossLayerTask(pl.LightningModule):
         self.val_metrics, self.test_metrics = build(classes, "val/"), build(classes, "test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.per_class = per_class_average_precision(classes) if multi_label else confusion_matrix(classes)
+        if stage == "fit":
+            self._check_plan()
         # Features that others may want are those of the network as it came: of the first epoch alone.
         if self.frozen.store is not None and stage in ("fit", "test") and self.frozen_epochs == {0}:
             self._look_for_features(stage)
+
+    def _check_plan(self) -> None:
+        """Refuse what would be found out only after the pass over the images, or not at all.
+
+        Raises:
+            CxlpError: Names it.
+        """
+        trainer = self.trainer
+        averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+        foreign = [c for c in averages if not isinstance(c, AverageWeights)]
+        if foreign and (self.frozen_epochs or len(averages) > len(foreign)):
+            raise CxlpError(
+                f"{type(foreign[0]).__name__} averages the weights before the frozen fit, too, or beside model.ema: "
+                "leave it out, and take model.ema"
+            )
+        if 0 in self.frozen_epochs:
+            samples = trainer.datamodule.splits["train"].samples  # type: ignore[attr-defined]
+            labels = torch.tensor([sample.label for sample in samples])
+            count_folds(labels, self.network.classes, self.frozen, self.cross_fit)
 
     def _look_for_features(self, stage: str) -> None:
         """Tell the data which pictures need not be decoded: workers may start before any later hook."""
@@ -117,12 +140,18 @@ class CrossLayerTask(pl.LightningModule):
                 "up: resume from last.ckpt, which is written when an epoch is over"
             )
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-                self.trainer.should_stop = True  # it had ended there
+            if isinstance(callback, EarlyStopping) and self._had_ended_by(callback):
+                self.trainer.should_stop = True
         if any(epoch >= self.current_epoch for epoch in self.frozen_epochs):
             self._check_frozen_pass()
         if self.fold_classifiers is not None:  # of a checkpoint, which is read before the network is moved
             self.fold_classifiers = self.fold_classifiers.to(self.device)
+
+    def _had_ended_by(self, callback: EarlyStopping) -> bool:
+        enough, last = callback.stopping_threshold, self.validated.get(callback.monitor)
+        if enough is not None and last is not None and callback.monitor_op(torch.tensor(last), torch.tensor(enough)):
+            return True  # perhaps in epoch 0, which the callback does not tell from none
+        return bool(callback.stopped_epoch)
 
     # --- the frozen epochs ------------------------------------------------------------------------
 
@@ -290,7 +319,9 @@ class CrossLayerTask(pl.LightningModule):
         if "features" in batch:
             features = batch["features"][new]
         else:
-            features = self.network.test_features(batch["image"][new])
+            # Where all are repeats, one of them is passed through: not every network takes an empty batch.
+            images = batch["image"][new] if len(labels) else batch["image"][:1]
+            features = self.network.test_features(images)[: len(labels)]
             if self._kept is not None:
                 self._kept.write_scored(batch["index"][new], features)
         scores = self.network.classify(features).float()
@@ -315,10 +346,11 @@ class CrossLayerTask(pl.LightningModule):
                 "aspect": data.aspect,
                 "boxes": any(sample.box is not None for sample in data.splits["test"].samples),
             },
-            "options": self.options(),
+            "recipe": self.recipe(),
             "report": self.report,
             "validated": self._latest_validation(),
             "trained_on": data.fingerprints("train"),
+            "seen": self._all_seen(),
             "times": dict(self.times),
             "frozen_epochs": sorted(self.frozen_epochs),
             "fold_classifiers": None if self.fold_classifiers is None else vars(self.fold_classifiers),
@@ -331,21 +363,12 @@ class CrossLayerTask(pl.LightningModule):
             CxlpError: If the checkpoint is of another mode, network or classes than this run's.
         """
         saved = checkpoint["cxlp"]
-        self._check_same("model.class_path", saved["task"], type(self).__name__)
-        mine = self.network.spec()
-        # With the defaults of what came later than the checkpoint.
-        config = asdict(NetworkConfig.from_values(saved["network"]["config"]))
-        for part in ("backbone", "pooling"):
-            theirs, ours = config[part], mine["config"][part]
-            for key in ours.keys() - {"weights"}:  # they come from the checkpoint
-                self._check_same(f"model.network.{part}.{key}", theirs[key], ours[key])
-        for part in ("also", "test_views"):
-            self._check_same(f"model.network.{part}", config[part], mine["config"][part])
-        for key, value in self.options().items():
-            self._check_same(f"model.{key}", saved["options"].get(key), value)
-        self.check_same_epochs(saved.get("frozen_epochs", self.frozen_epochs))
-        self._check_same("multi_label of the data", saved["network"]["multi_label"], mine["multi_label"])
-        self._check_same("the classes of the data", saved["network"]["classes"], mine["classes"])
+        self._check_network(saved)
+        if self.trainer.state.fn == "fit":
+            # A run may be made longer, if no closing fit is in the way.
+            self.check_recipe(saved, but=("trainer.max_epochs",))
+        self._check_same("multi_label of the data", saved["network"]["multi_label"], self.network.multi_label)
+        self._check_same("the classes of the data", saved["network"]["classes"], self.network.classes)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not torch.equal(data.fingerprints("train"), saved["trained_on"]):
             raise CxlpError(
@@ -356,35 +379,59 @@ class CrossLayerTask(pl.LightningModule):
         self.report, self.validated = saved["report"], saved["validated"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
-            folds = saved.get("fold_classifiers")
+            self._seen = saved["seen"]
+            folds = saved["fold_classifiers"]
             self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
 
-    def check_same_epochs(self, saved: Collection[int]) -> None:
-        """Refuse to go on with, or to repeat, a run whose frozen epochs were others.
+    def _all_seen(self) -> Tensor:
+        """The training images' fingerprints, and those of the runs whose weights this one began with."""
+        mine: Tensor = self.trainer.datamodule.fingerprints("train")  # type: ignore[attr-defined]
+        return mine if self._seen is None else torch.unique(torch.cat([mine, self._seen]))
+
+    def check_recipe(self, saved: Mapping[str, Any], but: Collection[str] = ()) -> None:
+        """Refuse to go on with, or to repeat, a run of another recipe.
 
         Args:
-            saved: Those of a checkpoint's run.
+            saved: What a checkpoint holds as ``cxlp``.
+            but: Keys that may differ.
 
         Raises:
-            CxlpError: Says where they are.
+            CxlpError: Names the first key that differs.
         """
-        if frozenset(saved) != self.frozen_epochs:
-            theirs, ours = (", ".join(map(str, sorted(epochs))) or "none" for epochs in (saved, self.frozen_epochs))
+        self._check_network(saved)
+        for key, value in self.recipe().items():
+            if key not in but:
+                self._check_same(key, saved["recipe"].get(key), value)
+        if frozenset(saved["frozen_epochs"]) != self.frozen_epochs:
+            theirs, ours = (
+                ", ".join(map(str, sorted(epochs))) or "none" for epochs in (saved["frozen_epochs"], self.frozen_epochs)
+            )
             raise CxlpError(
                 f"the checkpoint's run fits without gradients in epochs {theirs}, this one in epochs {ours}: give the "
                 "same trainer.max_epochs, after which model.closing_fit comes"
             )
+
+    def _check_network(self, saved: Mapping[str, Any]) -> None:
+        self._check_same("model.class_path", saved["task"], type(self).__name__)
+        # With the defaults of what came later than the checkpoint.
+        theirs = asdict(NetworkConfig.from_values(saved["network"]["config"]))
+        ours = self.network.spec()["config"]
+        for part in ("backbone", "pooling"):
+            for key in ours[part].keys() - {"weights"}:  # they come from the checkpoint
+                self._check_same(f"model.network.{part}.{key}", theirs[part][key], ours[part][key])
+        for part in ("also", "test_views"):
+            self._check_same(f"model.network.{part}", theirs[part], ours[part])
 
     @property
     def made_earlier(self) -> dict[str, Any]:
         """Of training features that an earlier run left: what they took there (seconds by phase, memory)."""
         return self._kept.entry.facts() if self._kept is not None and self._kept.taken_up else {}
 
-    def options(self) -> dict[str, Any]:
-        """The fit's options by key, as plain values: a resumed run cannot change them."""
+    def recipe(self) -> dict[str, Any]:
+        """What the weights hang on besides network and images, by key, as plain values."""
         options = asdict(self.frozen)
         del options["store"]  # where features are kept changes nothing
-        return {f"frozen.{key}": _plain(value) for key, value in options.items()}
+        return {f"model.frozen.{key}": _plain(value) for key, value in options.items()}
 
     def _latest_validation(self) -> dict[str, float]:
         return {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
@@ -393,8 +440,8 @@ class CrossLayerTask(pl.LightningModule):
     def _check_same(what: str, saved: Any, given: Any) -> None:  # noqa: ANN401 (any value of a config)
         if _plain(saved) != _plain(given):
             raise CxlpError(
-                f"{what} is {given!r}, but the checkpoint's run had {saved!r}: resume with the run's own configs, such "
-                "as --config runs/NAME/config.yaml"
+                f"{what} is {given!r}, but the checkpoint's run had {saved!r}: take the run's own configs, such as "
+                "--config runs/NAME/config.yaml"
             )
 
 

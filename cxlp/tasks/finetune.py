@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, Timer, WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -100,6 +100,7 @@ class FineTune(CrossLayerTask):
         self.mix, self.mix_alpha, self.ema = mix, mix_alpha, ema
         self.frozen_epochs = frozenset({0} if start in ("frozen", "projection") else ())
         self._mixing: Mixing | None = None
+        self._finite = torch.ones((), dtype=torch.bool)
 
     def setup(self, stage: str) -> None:
         """Take over an earlier run's weights; a resumed run has its own."""
@@ -112,6 +113,10 @@ class FineTune(CrossLayerTask):
         if self.mix != "none":
             if self.network.multi_label:
                 raise CxlpError(f"model.mix is {self.mix}, but these images show several classes each: leave it out")
+            if self.trainer.datamodule.batch_size < 2:  # type: ignore[attr-defined]
+                raise CxlpError(
+                    f"model.mix is {self.mix}, but data.batch_size is 1: there is no other image to mix with"
+                )
             self._mixing = Mixing(self.mix, self.mix_alpha, len(self.network.classes))
         if self.compile_parts and stage == "fit":
             # In place, so that names in checkpoints stay; each is compiled when it is first called.
@@ -147,7 +152,7 @@ class FineTune(CrossLayerTask):
             name = type(callback).__name__
             if isinstance(callback, EarlyStopping | Timer):
                 raise CxlpError(f"{name} (trainer.max_time?) would end the run before model.closing_fit: leave one out")
-            if isinstance(callback, WeightAveraging) and not isinstance(callback, AverageWeights):
+            if isinstance(callback, StochasticWeightAveraging):
                 raise CxlpError(f"{name} would undo model.closing_fit by an average: take model.ema instead")
         if trainer.max_steps != -1:
             raise CxlpError(
@@ -157,10 +162,10 @@ class FineTune(CrossLayerTask):
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             self.frozen_epochs = frozenset({0, trainer.max_epochs - 1})
 
-    def options(self) -> dict[str, Any]:
-        """Those of the frozen fit, and of gradient descent."""
-        return {
-            **super().options(),
+    def recipe(self) -> dict[str, Any]:
+        """That of the frozen fit, and of gradient descent."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        chosen = {
             **{f"optimizer.{key}": value for key, value in asdict(self.optimizer_config).items()},
             "start": self.start,
             "closing_fit": self.closing_fit,
@@ -171,6 +176,19 @@ class FineTune(CrossLayerTask):
             "ema": self.ema,
             "freeze_batch_norm": self.freeze_batch_norm,
         }
+        return {
+            **super().recipe(),
+            **{f"model.{key}": value for key, value in chosen.items()},
+            **{f"data.augment.{key}": value for key, value in asdict(data.augment).items()},
+            "trainer.max_epochs": self.trainer.max_epochs,
+            # of which the schedule has so many
+            "the number of images per step (data.batch_size, processes, accumulated batches)": self._images_per_step(),
+        }
+
+    def _images_per_step(self) -> int:
+        """Of all ranks and accumulated batches together."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return int(data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Average the weights, if asked to."""
@@ -178,10 +196,10 @@ class FineTune(CrossLayerTask):
 
     def _check_overlap(self) -> None:
         """Refuse to test on what the earlier run was trained on; warn where validation is."""
-        trained_on = read_checkpoint(self.start)["cxlp"]["trained_on"]
+        self._seen = read_checkpoint(self.start)["cxlp"]["seen"]
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for split in ("test", "val"):
-            seen = int(torch.isin(data.fingerprints(split), trained_on).sum())
+            seen = int(torch.isin(data.fingerprints(split), self._seen).sum())
             if seen and split == "test":
                 raise CxlpError(f"{self.start} was trained on {seen} of these test images: give it the same split")
             if seen:
@@ -204,7 +222,10 @@ class FineTune(CrossLayerTask):
         super().on_train_start()
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["fused"] = optimizer.defaults["fused"]
+                fused = group["fused"] = optimizer.defaults["fused"]
+                for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+                    if "step" in state:  # AdamW's count: fused steps want it beside the weights, others on the CPU
+                        state["step"] = state["step"].to(self.device if fused else "cpu")
 
     def on_train_epoch_start(self) -> None:
         """Gradients in all epochs but the frozen ones."""
@@ -266,7 +287,8 @@ class FineTune(CrossLayerTask):
     def on_validation_start(self) -> None:
         """Look for broken weights within an epoch, too: checkpoints follow validation."""
         super().on_validation_start()
-        if self.trainer.state.fn == "fit" and not self.in_frozen_epoch:  # the stage is that of validation by now
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking  # the stage is validation's now
+        if fitting and not self.in_frozen_epoch:
             self._stop_unless_finite()
 
     def _stop_unless_finite(self) -> None:
@@ -275,10 +297,7 @@ class FineTune(CrossLayerTask):
         self._stop_unless(finite, "a weight is not finite")
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's type is a union of nine)
-        """SGD or AdamW by parts, with warm-up and cosine over the gradient epochs.
-
-        A step's batch is that of all ranks and accumulated batches together.
-        """
+        """SGD or AdamW by parts, with warm-up and cosine over the gradient epochs."""
         config = self.optimizer_config
         if self.trainer.max_epochs == -1:
             raise CxlpError("trainer.max_epochs is not set: the schedule needs it, also where trainer.max_steps is")
@@ -290,9 +309,9 @@ class FineTune(CrossLayerTask):
             )
         _ = self.trainer.estimated_stepping_batches  # makes the loaders, whose length is known then
         accumulated = self.trainer.accumulate_grad_batches
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        batch = data.batch_size * self.trainer.world_size * accumulated
-        optimizer = build_optimizer(self.network, config, batch, fused=not self.trainer.gradient_clip_val)
+        optimizer = build_optimizer(
+            self.network, config, self._images_per_step(), fused=not self.trainer.gradient_clip_val
+        )
         per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
         warmup, hold = (round(per_epoch * part) for part in (config.warmup_epochs, config.hold_epochs))
         total = per_epoch * (epochs - frozen)
@@ -301,7 +320,7 @@ class FineTune(CrossLayerTask):
         if hold >= total:
             raise CxlpError(
                 f"model.optimizer.hold_epochs is {config.hold_epochs}, but there are {total / per_epoch:g} gradient "
-                "epochs: the backbone would never learn. For that, set backbone_lr: 0"
+                "epochs: the classifier alone would learn. For that, set backbone_lr and projection_lr: 0"
             )
         schedule = warmup_cosine(optimizer, warmup, total, hold)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -28,7 +28,8 @@ class OptimizerConfig:
         classifier_lr: Peak learning rate of the classifier; under ``cross_fit`` it is not moved.
         weight_decay: On weights of two dimensions and more (not on biases and BatchNorm).
         warmup_epochs: Epochs of linear growth to the peak; fractions are fine.
-        hold_epochs: Gradient epochs in which the backbone's learning rate is 0, before its own warm-up begins.
+        hold_epochs: Gradient epochs in which the classifier alone learns: the rates of backbone and projections are 0,
+            before their own warm-up begins.
         layer_decay: Learning rate of the backbone's first layers as a part of its last ones'; in between it grows
             geometrically, in six steps. 1: all layers alike.
         reference_batch: Images per step (over all ranks and accumulated batches) that the learning rates are meant for;
@@ -127,7 +128,8 @@ def warmup_cosine(optimizer: Optimizer, warmup: int, total: int, hold: int = 0) 
         optimizer: Of :func:`build_optimizer`.
         warmup: Steps.
         total: Steps.
-        hold: Steps in which the backbone's groups stay at 0; their own growth begins after them, to the same cosine.
+        hold: Steps in which all groups but the classifier's stay at 0; their own growth begins after them, to the same
+            cosine.
     """
 
     def cosine(step: int) -> float:
@@ -139,5 +141,5 @@ def warmup_cosine(optimizer: Optimizer, warmup: int, total: int, hold: int = 0) 
     def free(step: int) -> float:
         return min(1.0, (step + 1) / (warmup + 1)) * cosine(step)
 
-    is_backbone = [str(group.get("name", "")).startswith("backbone") for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [held if backbone else free for backbone in is_backbone])
+    is_classifier = [str(group.get("name", "")).startswith("classifier") for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [free if classifier else held for classifier in is_classifier])

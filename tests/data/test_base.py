@@ -216,12 +216,14 @@ def test_validation_images_are_held_out_of_training_class_by_class(tmp_path: Pat
     assert len(held.val_dataloader()) == 1
 
 
-def test_held_out_part_depends_on_its_own_seed_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_part_depends_on_its_own_seed_unless_that_is_null(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = []
-    for split_seed, run_seed in ((0, "0"), (0, "1"), (1, "0")):
+    for split_seed, run_seed in ((0, "0"), (0, "1"), (1, "0"), (None, "0"), (None, "1")):
         monkeypatch.setenv("PL_GLOBAL_SEED", run_seed)
         parts.append(paths(ready(tmp_path, validation=0.5, split_seed=split_seed), "val"))
-    assert parts[0] == parts[1] != parts[2]
+    assert parts[0] == parts[1] == parts[3] != parts[2] == parts[4]
 
 
 class Listed3(Listed):

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import Tensor
 
+from cxlp.errors import CxlpError
 from cxlp.network import load_network
-from cxlp.tasks import FineTune
+from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.averaging import warmed_up
+from cxlp.tasks.base import CrossLayerTask
 from cxlp.tasks.optim import OptimizerConfig
 from tests.tasks.small import NETWORK, pictures, trainer
 
@@ -100,3 +103,13 @@ class StopAfter(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+@pytest.mark.parametrize("task", [Frozen(NETWORK), FineTune(NETWORK), FineTune(NETWORK, start="scratch", ema=0.5)])
+def test_another_average_beside_the_frozen_fit_or_our_own_is_refused(
+    folder: Path, tmp_path: Path, task: CrossLayerTask
+) -> None:
+    with pytest.raises(
+        CxlpError, match="EMAWeightAveraging averages the weights before the frozen fit, too, or beside"
+    ):
+        trainer(tmp_path, max_epochs=2, callbacks=[EMAWeightAveraging()]).fit(task, pictures(folder))

@@ -1,6 +1,7 @@
 """Fine-tuning under a Trainer: what moves, what does not, what is refused, and the Trainer's own options."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 import cxlp.tasks.finetune
+from cxlp.callbacks import checkpoints
 from cxlp.errors import CxlpError
 from cxlp.labels import classification_loss
 from cxlp.network import Network
@@ -124,7 +126,7 @@ def save(path: Path, classes: list[str], **pooling: Any) -> Path:
     torch.nn.init.normal_(network.classifier.weight)
     state = {f"network.{k}": v for k, v in network.state_dict().items()}
     nothing = torch.zeros(0, dtype=torch.int64)
-    torch.save({"state_dict": state, "cxlp": {"network": network.spec(), "trained_on": nothing}}, path)
+    torch.save({"state_dict": state, "cxlp": {"network": network.spec(), "trained_on": nothing, "seen": nothing}}, path)
     return path
 
 
@@ -178,21 +180,26 @@ def test_from_the_projection_the_classifier_starts_at_zero(folder: Path, tmp_pat
 
 
 def test_the_backbone_is_held_while_the_classifier_learns(folder: Path, tmp_path: Path) -> None:
-    moved: list[tuple[bool, bool]] = []
+    moved: list[tuple[bool, bool, bool]] = []
     start: dict[str, Tensor] = {}
 
     def look(trainer: pl.Trainer, task: FineTune) -> None:
         now = weights(task.network)
-        parts = [[k for k in now if k.startswith(p) and k.endswith("weight")] for p in ("backbone", "classifier")]
-        backbone, classifier = (any(not torch.equal(now[k], start[k]) for k in keys if k in start) for keys in parts)
-        moved.append((backbone, classifier))
+        parts = [
+            [k for k in now if k.startswith(p) and k.endswith("weight")] for p in ("backbone", "parts", "classifier")
+        ]
+        backbone, projection, classifier = (
+            any(not torch.equal(now[k], start[k]) for k in keys if k in start) for keys in parts
+        )
+        moved.append((backbone, projection, classifier))
         start.update({k: v for k, v in now.items() if k not in start})
 
     tuned = task(optimizer=replace(RATES, hold_epochs=1.0, weight_decay=0.1))
     start.update(weights(tuned.network))
     trainer(tmp_path, max_epochs=3, callbacks=[AtEachBatch(look)]).fit(tuned, pictures(folder))
-    assert [backbone for backbone, _ in moved] == [False] * 3 + [True] * 6
-    assert [classifier for _, classifier in moved] == [False] + [True] * 8  # seen from its first step on
+    backbone, projection, classifier = zip(*moved, strict=True)
+    assert backbone == projection == (False,) * 3 + (True,) * 6
+    assert classifier == (False,) + (True,) * 8  # seen from its first step on
     assert all(p.requires_grad for p in tuned.network.parameters())
 
 
@@ -210,6 +217,45 @@ def test_a_checkpoint_from_within_an_epoch_is_refused_in_words(folder: Path, tmp
         )
 
 
+def test_a_run_that_a_threshold_ended_in_epoch_0_is_over(folder: Path, tmp_path: Path) -> None:
+    def run(ckpt: str | None = None) -> pl.Trainer:
+        enough = EarlyStopping("val/accuracy", mode="max", stopping_threshold=-0.1)
+        saving = checkpoints(tmp_path, "val/accuracy")
+        begun = trainer(tmp_path, max_epochs=4, callbacks=[enough, *saving], enable_checkpointing=True)
+        tuned = task(start="frozen")
+        begun.fit(tuned, pictures(folder, validation=0.25), ckpt_path=ckpt, weights_only=True if ckpt else None)
+        return begun
+
+    first = run()
+    assert first.current_epoch == 1
+    assert run(str(tmp_path / "last.ckpt")).global_step == 0
+
+
+def test_a_resumption_takes_as_many_images_per_step(folder: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=2, enable_checkpointing=True)
+    run.fit(task(), pictures(folder))
+    checkpoint = str(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    for data, accumulated, fits in ((2, 2, True), (2, 1, False), (4, 2, False)):
+        again = trainer(tmp_path, max_epochs=3, accumulate_grad_batches=accumulated)
+        with (
+            nullcontext()
+            if fits
+            else pytest.raises(CxlpError, match=r"images per step .* but the checkpoint's run had 4")
+        ):
+            again.fit(task(), pictures(folder, batch_size=data), ckpt_path=checkpoint, weights_only=True)
+            assert again.current_epoch == 3  # a run may be made longer
+
+
+def test_what_an_earlier_run_of_an_earlier_run_has_seen_is_told_of(folder: Path, tmp_path: Path) -> None:
+    start, still = "scratch", OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=0)
+    for name, validation in (("a", 0.0), ("b", 0.25), ("c", 0.25)):
+        run = trainer(tmp_path / name, max_epochs=1, enable_checkpointing=True)
+        expected = pytest.warns(UserWarning, match="trained on 3 of the images") if name != "a" else nullcontext()
+        with expected:
+            run.fit(task(start=start, optimizer=still), pictures(folder, validation=validation))
+        start = str(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+
+
 def test_weights_that_break_within_an_epoch_are_not_saved(folder: Path, tmp_path: Path) -> None:
     def break_it(trainer: pl.Trainer, task: FineTune) -> None:
         if trainer.global_step == 3:
@@ -224,6 +270,17 @@ def test_weights_that_break_within_an_epoch_are_not_saved(folder: Path, tmp_path
 
 
 # --- the loss
+
+
+def test_a_single_image_cannot_be_mixed(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"model.mix is cutmix, but data.batch_size is 1"):
+        trainer(tmp_path, max_epochs=2).fit(task(mix="cutmix"), pictures(folder, batch_size=1))
+
+
+def test_a_sanity_check_before_the_first_step_passes(folder: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1)
+    run.fit(task(), pictures(folder, validation=0.25))
+    assert run.global_step == 3
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
@@ -393,7 +450,7 @@ def test_recomputation_changes_nothing(folder: Path, tmp_path: Path, freeze: boo
     runs = [two_epochs(folder, tmp_path, freeze_batch_norm=freeze, recompute=on) for on in (False, True)]
     (plain, _), (again, _) = runs
     assert again.network.backbone._recomputation.cuts and plain.network.backbone._recomputation.cuts is None
-    assert again.options() == plain.options()  # so that a run may be resumed with the other choice
+    assert again.recipe() == plain.recipe()  # so that a run may be resumed with the other choice
     torch.testing.assert_close(again.network.state_dict(), plain.network.state_dict(), rtol=1e-5, atol=1e-6)
     losses = [run.callback_metrics["train/loss_epoch"] for _, run in runs]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
@@ -419,7 +476,7 @@ def test_compiled_parts_train_alike_under_the_same_names(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
     assert list(fast.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-5)
-    assert fast.options() == plain.options()
+    assert fast.recipe() == plain.recipe()
 
 
 def test_recomputation_and_compilation_exclude_each_other() -> None:

@@ -12,11 +12,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from cxlp.backbones import BackboneConfig
 from cxlp.data.decode import read_image
 from cxlp.errors import CxlpError
 from cxlp.frozen.cache import Entry, clean
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.network import Network, NetworkConfig
+from cxlp.parts import PoolingConfig
 from cxlp.representations.views import ViewsConfig
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import Batch
@@ -316,3 +318,30 @@ def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) ->
         found.append(run.test(task, data, verbose=False)[0]["test/loss"])
     assert found[0] != found[1] == found[2]
     assert len(list((tmp_path / "store").glob("*/test-*.bin"))) == 2  # of one training entry
+
+
+class Repeated(pl.Callback):
+    """Makes all test batches but the first one repeats, and notes the shapes of what comes out."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def on_test_batch_start(self, *arguments: Any) -> None:
+        if arguments[3]:
+            arguments[2]["repeat"][:] = True
+
+    def on_test_batch_end(self, *arguments: Any) -> None:
+        outputs = arguments[2]
+        self.shapes.append((*outputs["score"].shape, len(outputs["label"]), len(outputs["index"])))
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_resnet"])
+def test_a_batch_of_repeats_alone_scores_nothing(folder: Path, tmp_path: Path, name: str) -> None:
+    # as the last one of a rank may be; transformers take no batch of none
+    layers = ("blocks.4", "blocks.5.mlp.act") if "vit" in name else ("layer3.0.conv2", "layer3")
+    network = NetworkConfig(BackboneConfig(name, layers, weights=None, image_size=160), PoolingConfig(pca_dim=4))
+    frozen, repeated = Frozen(network), Repeated()
+    run = trainer(tmp_path, max_epochs=1, callbacks=[repeated])
+    run.fit(frozen, pictures(folder))
+    run.test(frozen, pictures(folder), verbose=False)
+    assert repeated.shapes == [(4, 3, 4, 4), (0, 3, 0, 0)]

@@ -58,7 +58,9 @@ def test_a_run_shorter_than_its_warm_up_only_grows(total: int) -> None:
 
 
 def test_the_backbone_is_held_and_then_warms_up_to_the_same_cosine() -> None:
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "name": name} for name in ("backbone/0", "classifier")]
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))], "name": name} for name in ("backbone/0", "projection", "classifier")
+    ]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     schedule = warmup_cosine(optimizer, warmup=2, total=12, hold=5)
     found: list[list[float]] = []
@@ -66,7 +68,8 @@ def test_the_backbone_is_held_and_then_warms_up_to_the_same_cosine() -> None:
         found.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
-    held, free = zip(*found, strict=True)
+    held, projection, free = zip(*found, strict=True)
+    assert projection == held
     assert list(free) == pytest.approx(factors(warmup=2, total=12, steps=13))
     assert list(free) != [2 * f for f in factors(2, 12, 13)]
     assert held[:5] == (0,) * 5
