@@ -90,7 +90,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> No
         *ARGUMENTS,
         *FINETUNE,
         "--trainer.callbacks",
-        "[{class_path: pytorch_lightning.callbacks.Timer}]",
+        "[{class_path: pytorch_lightning.callbacks.ModelSummary}]",
     ]
     place = run("a", *given[len(ARGUMENTS) :])
     # what changes nothing of what comes out: where, under which name, in which order it was said
