@@ -6,13 +6,13 @@ chosen epoch depends on the learning rates until then. Only the second run is te
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from cxlp.errors import CxlpError
 from cxlp.network import read_checkpoint
+from cxlp.tasks.agreement import Saved
 from cxlp.tasks.base import CrossLayerTask
 
 
@@ -31,7 +31,7 @@ class Choice:
     checkpoint: str
     epoch: int
     validated: dict[str, float]
-    saved: dict[str, Any]
+    saved: Saved
 
 
 def read_choice(checkpoint: str) -> Choice:

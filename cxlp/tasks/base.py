@@ -1,6 +1,5 @@
 """What both modes share: the frozen fit inside the Trainer, evaluation, and what a checkpoint holds."""
 
-from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from cxlp.metrics import (
     single_label_metrics,
 )
 from cxlp.network import Network, NetworkConfig
+from cxlp.tasks.agreement import Saved, check_images, check_network, check_recipe, plain
 from cxlp.tasks.averaging import AverageWeights
 from cxlp.tasks.kept import KeptFeatures
 from cxlp.timing import PhaseTimes
@@ -363,19 +363,12 @@ class CrossLayerTask(pl.LightningModule):
             CxlpError: If the checkpoint is of another mode, network or classes than this run's.
         """
         saved = checkpoint["cxlp"]
-        self._check_network(saved)
+        check_network(saved, type(self).__name__, self.network)
         if self.trainer.state.fn == "fit":
             # A run may be made longer, if no closing fit is in the way.
-            self.check_recipe(saved, but=("trainer.max_epochs",))
-        self._check_same("multi_label of the data", saved["network"]["multi_label"], self.network.multi_label)
-        self._check_same("the classes of the data", saved["network"]["classes"], self.network.classes)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not torch.equal(data.fingerprints("train"), saved["trained_on"]):
-            raise CxlpError(
-                "the training images are others than those of the checkpoint's run (data.root, validation, split_seed, "
-                "test_fraction?): what is held out now may have been trained on. Resume with the run's own configs, "
-                "such as --config runs/NAME/config.yaml"
-            )
+            recipe = {key: value for key, value in self.recipe().items() if key != "trainer.max_epochs"}
+            check_recipe(saved, recipe, self.frozen_epochs)
+        check_images(saved, self.trainer.datamodule.fingerprints("train"))  # type: ignore[attr-defined]
         self.report, self.validated = saved["report"], saved["validated"]
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
@@ -388,39 +381,17 @@ class CrossLayerTask(pl.LightningModule):
         mine: Tensor = self.trainer.datamodule.fingerprints("train")  # type: ignore[attr-defined]
         return mine if self._seen is None else torch.unique(torch.cat([mine, self._seen]))
 
-    def check_recipe(self, saved: Mapping[str, Any], but: Collection[str] = ()) -> None:
-        """Refuse to go on with, or to repeat, a run of another recipe.
+    def check_recipe(self, saved: Saved) -> None:
+        """Refuse to repeat a run of another network or recipe.
 
         Args:
-            saved: What a checkpoint holds as ``cxlp``.
-            but: Keys that may differ.
+            saved: Of a checkpoint of that run.
 
         Raises:
             CxlpError: Names the first key that differs.
         """
-        self._check_network(saved)
-        for key, value in self.recipe().items():
-            if key not in but:
-                self._check_same(key, saved["recipe"].get(key), value)
-        if frozenset(saved["frozen_epochs"]) != self.frozen_epochs:
-            theirs, ours = (
-                ", ".join(map(str, sorted(epochs))) or "none" for epochs in (saved["frozen_epochs"], self.frozen_epochs)
-            )
-            raise CxlpError(
-                f"the checkpoint's run fits without gradients in epochs {theirs}, this one in epochs {ours}: give the "
-                "same trainer.max_epochs, after which model.closing_fit comes"
-            )
-
-    def _check_network(self, saved: Mapping[str, Any]) -> None:
-        self._check_same("model.class_path", saved["task"], type(self).__name__)
-        # With the defaults of what came later than the checkpoint.
-        theirs = asdict(NetworkConfig.from_values(saved["network"]["config"]))
-        ours = self.network.spec()["config"]
-        for part in ("backbone", "pooling"):
-            for key in ours[part].keys() - {"weights"}:  # they come from the checkpoint
-                self._check_same(f"model.network.{part}.{key}", theirs[part][key], ours[part][key])
-        for part in ("also", "test_views"):
-            self._check_same(f"model.network.{part}", theirs[part], ours[part])
+        check_network(saved, type(self).__name__, self.network)
+        check_recipe(saved, self.recipe(), self.frozen_epochs)
 
     @property
     def made_earlier(self) -> dict[str, Any]:
@@ -431,22 +402,10 @@ class CrossLayerTask(pl.LightningModule):
         """What the weights hang on besides network and images, by key, as plain values."""
         options = asdict(self.frozen)
         del options["store"]  # where features are kept changes nothing
-        return {f"model.frozen.{key}": _plain(value) for key, value in options.items()}
+        return {f"model.frozen.{key}": plain(value) for key, value in options.items()}
 
     def _latest_validation(self) -> dict[str, float]:
         return {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
-
-    @staticmethod
-    def _check_same(what: str, saved: Any, given: Any) -> None:  # noqa: ANN401 (any value of a config)
-        if _plain(saved) != _plain(given):
-            raise CxlpError(
-                f"{what} is {given!r}, but the checkpoint's run had {saved!r}: take the run's own configs, such as "
-                "--config runs/NAME/config.yaml"
-            )
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of a config)
-    return list(value) if isinstance(value, tuple) else value
 
 
 class _LeaveNothingHalfMade(pl.Callback):
