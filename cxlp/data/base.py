@@ -305,10 +305,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(1, usable_cores() // (self.trainer.num_devices if self.trainer else 1)))
+        drawer = Drawer(len(data), self.batch_size, ordered_epochs, run_seed(), ranks, rank)
+        if split == "train" and self.trainer is not None:
+            # A resumed run's Trainer tells the epoch only after workers have begun to fetch the first batches.
+            drawer.set_epoch(self.trainer.current_epoch)
         return DataLoader(
             data,
             batch_size=self.batch_size,
-            sampler=Drawer(len(data), self.batch_size, ordered_epochs, run_seed(), ranks, rank),
+            sampler=drawer,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0 and split != "test",

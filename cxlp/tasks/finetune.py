@@ -307,12 +307,11 @@ class FineTune(CrossLayerTask):
             raise CxlpError(
                 f"trainer.max_epochs is {epochs}, of which {frozen} fit without gradients: none is left for fine-tuning"
             )
-        _ = self.trainer.estimated_stepping_batches  # makes the loaders, whose length is known then
         accumulated = self.trainer.accumulate_grad_batches
         optimizer = build_optimizer(
             self.network, config, self._images_per_step(), fused=not self.trainer.gradient_clip_val
         )
-        per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
+        per_epoch = math.ceil(self._batches() / accumulated)
         warmup, hold = (round(per_epoch * part) for part in (config.warmup_epochs, config.hold_epochs))
         total = per_epoch * (epochs - frozen)
         if self.trainer.max_steps > 0:
@@ -324,6 +323,17 @@ class FineTune(CrossLayerTask):
             )
         schedule = warmup_cosine(optimizer, warmup, total, hold)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _batches(self) -> int:
+        """How many a gradient epoch has on each rank.
+
+        Not asked of the Trainer, which would make the loaders for that: before a resumed run knows its epoch, and
+        workers begin with the first one's images at once.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        whole = math.ceil(len(data.splits["train"]) / (data.batch_size * self.trainer.world_size))
+        limit = self.trainer.limit_train_batches
+        return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
     def _stop_unless(self, good: bool, trouble: str) -> None:
         """Stop all ranks together where one is in trouble; what is saved stays the last good state."""

@@ -231,6 +231,32 @@ def test_a_run_that_a_threshold_ended_in_epoch_0_is_over(folder: Path, tmp_path:
     assert run(str(tmp_path / "last.ckpt")).global_step == 0
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("start", ["frozen", "scratch"])
+def test_a_resumed_run_draws_the_images_of_its_epoch(folder: Path, tmp_path: Path, start: str, workers: int) -> None:
+    # workers fetch the first batches before the Trainer tells the sampler which epoch it is
+    drawn: dict[str, list[list[int]]] = {"whole": [], "first": [], "second": []}
+    for name, epochs in (("whole", 4), ("first", 2), ("second", 4)):
+        run = trainer(tmp_path / name, max_epochs=epochs, enable_checkpointing=True)
+        run.callbacks.append(Positions(drawn[name]))  # type: ignore[attr-defined]
+        checkpoint = str(tmp_path / "first" / "last.ckpt") if name == "second" else None
+        data = pictures(folder, num_workers=workers)
+        run.fit(task(start=start), data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        run.save_checkpoint(tmp_path / name / "last.ckpt")
+    assert drawn["first"] + drawn["second"] == drawn["whole"]
+    assert len(drawn["whole"]) == 12
+
+
+class Positions(pl.Callback):
+    """Notes the positions of each batch's images."""
+
+    def __init__(self, drawn: list[list[int]]) -> None:
+        self.drawn = drawn
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
+        self.drawn.append(batch["index"].tolist())
+
+
 def test_a_resumption_takes_as_many_images_per_step(folder: Path, tmp_path: Path) -> None:
     run = trainer(tmp_path, max_epochs=2, enable_checkpointing=True)
     run.fit(task(), pictures(folder))
