@@ -41,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        resumable = getattr(chosen, "takes_more", False)  # a series of runs
+        print(f"interrupted{'. Give the same command again: it goes on' * resumable}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         # Nowhere to write to, also not for what Python flushes at its end.

@@ -125,6 +125,8 @@ class Comparison:
             )
         described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
         described["model"]["init_args"]["frozen"]["store"] = None  # where features are kept changes nothing
+        for shown in ("enable_progress_bar", "enable_model_summary", "logger"):
+            del described["trainer"][shown]
         if config["run"]["refit"]:
             described["refit"] = config["run"]["refit"]
         text = json.dumps([cxlp.__version__, described], sort_keys=True, default=str)

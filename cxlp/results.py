@@ -56,6 +56,12 @@ class Results:
         return data
 
     @property
+    def epoch(self) -> int:
+        """The tested weights' last one, from 0."""
+        loaded = self.task.epoch_tested if self.checkpoint else None
+        return self.task.current_epoch - 1 if loaded is None else loaded
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Of the tested checkpoint: its test, its validation, and what its frozen fit found."""
         return {**self.tested, **self.task.validated, **{f"frozen/{k}": v for k, v in self.task.report.items()}}
@@ -92,6 +98,7 @@ class Results:
             "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},  # JSON knows no NaN
             "seconds": self.seconds,
             "tested": self.checkpoint or "final weights",
+            "epoch": self.epoch,
             "images": self.images,
         }
         if self.choice is not None:
@@ -123,6 +130,9 @@ class Results:
             for key, value in self.choice.validated.items():
                 table.add_row(f"chosen by: {key}", as_text(key, value))
         table.add_section()
+        if self.task.current_epoch > 1:
+            frozen = self.epoch in self.task.frozen_epochs
+            table.add_row("tested: epoch", f"{self.epoch} of {self.task.current_epoch}{', the frozen fit' * frozen}")
         for phase, seconds in self.seconds.items():
             table.add_row(f"time: {phase}", f"{seconds:.1f} s")
         console = Console()

@@ -218,14 +218,19 @@ def write_reports(
     note = (
         "\nsize: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
         "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; "
-        "fit s: from images to SVMs.\n"
+        "fit s: from images to the solution, gradient epochs included.\n"
     )
     if "±" in heads:
         note += (
             "\n±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.\n"
         )
     if "val %" in heads:
-        note += "\nval %: of the images held out, in the epoch that was best on them, which is tested.\n"
+        note += "\nval %: of the images held out, in the epoch that was best on them, which is tested; mean of seeds.\n"
+    if reach is not None:
+        note += (
+            "\nepochs to: the first epoch, from 0, in which the images held out have so much (of several seeds, their "
+            "mean in that epoch); empty: none. From a frozen start, 0 is the frozen fit.\n"
+        )
     files: dict[str, str] = {"results.md": as_markdown(heads, values) + note, "results.csv": as_csv(heads, values)}
     pictures: dict[str, bytes] = {}
     quality = [row.quality for row in rows]
@@ -249,6 +254,8 @@ def write_reports(
                 for epoch, value in curve.items()
             ],
         )
+        note += "\nvalidation.png: means over the seeds, shaded from the lowest to the highest.\n"
+        files["results.md"] = as_markdown(heads, values) + note
         pictures["validation.png"] = draw_validations(curves, metric, reach)
     for name, text in files.items():
         write_whole(folder / name, text)

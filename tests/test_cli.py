@@ -427,7 +427,7 @@ def test_a_resumption_must_be_of_the_same_run(
     again = ["--run.name", "a", "--ckpt_path", "runs/a/checkpoints/last.ckpt"]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again, *change]) == 2
     message = capsys.readouterr().err
-    assert said in message and "take the run's own configs" in message
+    assert said in message and "leave it as it was; --config runs/NAME/config.yaml" in message
     assert Path("runs/a/config.yaml").read_text() == before
     assert not Path("runs/a/config-resumed.yaml").exists()
 

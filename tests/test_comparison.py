@@ -44,6 +44,7 @@ def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Pat
     assert first.startswith("CL-3x3-")
     assert name(*base, "--run.wandb", "offline", "--model.frozen.store", "x") == first
     assert name(*base, "--model.frozen.c", "10") == first
+    assert name(*base, "--trainer.enable_progress_bar", "true") == first
     assert name(*base, "--model.frozen.c", "1") != first
     config.write_text("model: {init_args: {frozen: {c: 1.0}}}")
     assert name(*base) == name(*base, "--model.frozen.c", "1") != first
@@ -135,10 +136,10 @@ def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
 
 @pytest.mark.slow
 def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path) -> None:
-    held = ["--data.validation", "0.34"]
-    command = ["compare", *BASE, *held, "--recipes", "none", "mine.yaml", "--reach", "1", "--out", "out"]
+    held = ["--data.validation", "0.34", "--trainer.max_epochs", "3"]  # of which the frozen row takes one
+    command = ["compare", *BASE, *held, "--recipes", "none", "mine.yaml", "--reach", "2", "--out", "out"]
     tuned = {"class_path": "cxlp.tasks.FineTune", "init_args": {"network": {"pooling": {"pca_dim": 4}}}}
-    overlay = {"model": tuned, "data": {"init_args": {"validation": 0.2}}, "trainer": {"max_epochs": 3}}
+    overlay = {"model": tuned, "data": {"init_args": {"validation": 0.2}}, "trainer": {"max_epochs": 7}}
     Path("mine.yaml").write_text(yaml.safe_dump(overlay))
     assert main(command) == 0
     rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
@@ -152,7 +153,7 @@ def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path)
     assert [(p["system"], p["epoch"]) for p in points] == [("mine", str(epoch)) for epoch in range(3)]
     values = [float(p["val/accuracy %"]) for p in points]
     assert float(rows[1]["val %"]) == round(max(values), 1)
-    assert rows[1]["epochs to 1 %"] == str(next(epoch for epoch, value in enumerate(values) if value >= 1))
+    assert rows[1]["epochs to 2 %"] == str(next(epoch for epoch, value in enumerate(values) if value >= 2))
     assert float(rows[0]["val %"]) == round(values[0], 1)  # epoch 0 is the frozen fit
     assert Path("out/validation.png").stat().st_size > 5000
 
@@ -194,6 +195,8 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
         (["--sweep", "model.frozen.c=[3"], "--sweep model.frozen.c=[3"),
         (["--sweep", "model.frozen.c=[3]", "--systems", "CL"], "--systems and --sweep: give one of them"),
         (["--recipes", "squeezenet.yaml", "--sweep", "a=[3]"], "--sweep and --recipes: give one of them"),
+        (["--recipes", "none", "--reach", "88"], "--reach looks at the images held out, and there are none"),
+        (["--data.validation", "0.34", "--reach", "0.88"], "--reach is 0.88: give a percentage"),
         (["--recipes", "a/x.yaml", "b/x.yaml"], "two of them have one name"),
         (["--recipes", "squeezenet.yaml", "finetun.yaml"], "config file not found: finetun.yaml"),
         (["--seeds", "0"], "seeds is 0: it must be 1 or more"),

@@ -24,7 +24,16 @@ CASES = {
     "frozen": [],
     "scratch": SCRATCH,
     "EMA": [*SCRATCH, "--trainer.callbacks", EMA],
-    "closing": ["--model.closing_fit", "true", "--model.cross_fit", "true", "--model.ema", "0.5"],
+    "closing": [
+        "--model.closing_fit",
+        "true",
+        "--model.cross_fit",
+        "true",
+        "--model.ema",
+        "0.5",
+        "--data.num_workers",
+        "1",
+    ],
 }
 GRADIENT_EPOCHS = {"whole frozen": 3, "whole scratch": 4, "whole EMA": 4, "whole closing": 2}
 #: Each is reached by going on from the one before: the first epoch, between epochs, within one, while saving.

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,9 +102,12 @@ def run(args: Namespace) -> int:
     multi_label = _is_multi_label(config["data"]["class_path"])
     network = network_of(config.as_dict())
     chosen, option = _choose(args, network)
+    configs = [config]
     if option is not None or args.recipes:
-        for system in chosen if args.recipes else chosen[:1]:
-            parse([*args.rest, *system.options])  # what is misspelt is told once, and before anything runs
+        # What is misspelt is told once, and before anything runs.
+        configs = [parse([*args.rest, *s.options]) for s in (chosen if args.recipes else chosen[:1])]
+    if args.recipes:
+        chosen = [_in_one_pass(s) if _is_frozen(c) else s for s, c in zip(chosen, configs, strict=True)]
     if args.list:
         for system in chosen:
             print(system.name)  # noqa: T201
@@ -111,6 +115,8 @@ def run(args: Namespace) -> int:
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
+    if args.reach is not None:
+        _check_reach(args.reach, [c["data"]["init_args"]["validation"] for c in configs])
     folder = args.out or Path("runs") / _folder_name(config, "recipes" if args.recipes else option, args.rest)
     store = None if args.no_store else Path(config["model"]["init_args"]["frozen"]["store"] or STORE)
     seeds = seeds_of(config, args.seeds)
@@ -133,6 +139,22 @@ def run(args: Namespace) -> int:
     for name in failed:
         print(f"no result: {name}")  # noqa: T201
     return 1 if failed else 0
+
+
+def _is_frozen(config: Any) -> bool:  # noqa: ANN401 (a namespace)
+    return str(config["model"]["class_path"]).endswith(".Frozen")
+
+
+def _in_one_pass(system: "System") -> "System":
+    """A frozen recipe among others, for which the number of epochs is meant."""
+    return replace(system, options=(*system.options, "--trainer.max_epochs", "1"))
+
+
+def _check_reach(percent: float, validations: Sequence[float | str]) -> None:
+    if not 1 < percent <= 100:
+        raise CxlpError(f"--reach is {percent:g}: give a percentage, such as 88")
+    if not any(validations):
+        raise CxlpError("--reach looks at the images held out, and there are none: set data.validation, such as 0.1")
 
 
 def _clean(store: Path) -> str:

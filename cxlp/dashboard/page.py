@@ -56,7 +56,7 @@ def build_page(folder: Path) -> str:
         folder: A run's, with ``metrics.json``.
     """
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    config = _yaml(folder / "config.yaml")
+    config = _yaml(folder / "config-resumed.yaml") or _yaml(folder / "config.yaml")
     origin = json.loads(_text(folder / "provenance.json") or "{}")
     metrics = {k: v for k, v in found["metrics"].items() if v is not None}
     name = folder.resolve().name

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
@@ -247,7 +248,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 range(len(pool)), test_size=self.validation, stratify=groups, random_state=seed
             )
         except ValueError as error:
-            raise CxlpError(f"{self.name}: cannot hold out {self.validation:.0%} of each class: {error}") from error
+            raise CxlpError(
+                f"{self.name}: cannot hold out {self.validation:g} of each class{rarest(groups, self.classes)}: {error}"
+            ) from error
         return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
 
     def fingerprints(self, split: Split) -> Tensor:
@@ -323,6 +326,12 @@ def widened(box: Box, margin: float) -> Box:
     """A box with more of its surroundings: ``margin`` times its width and height on each side."""
     x, y, w, h = box
     return x - margin * w, y - margin * h, w * (1 + 2 * margin), h * (1 + 2 * margin)
+
+
+def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
+    """Name the class that has the fewest of some images, in brackets; those without any are left out."""
+    label, count = min(Counter(labels).items(), key=lambda found: found[1])
+    return f" (the rarest, {classes[label]!r}, has {count})" if label < len(classes) else ""
 
 
 def check_margin(margin: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sklearn.model_selection import train_test_split
 
-from cxlp.data.base import ImageDataModule, Sample, Split
+from cxlp.data.base import ImageDataModule, Sample, Split, rarest
 from cxlp.data.decode import SUFFIXES
 from cxlp.errors import CxlpError
 
@@ -73,12 +73,8 @@ class Folder(ImageDataModule):
                 samples, test_size=self.test_fraction, stratify=[s.label for s in samples], random_state=0
             )
         except ValueError as error:
-            counts = {c: sum(s.label == k for s in samples) for k, c in enumerate(classes)}
-            smallest = min(counts, key=lambda c: counts[c])
-            raise CxlpError(
-                f"folder: cannot split {self.root} into train and test: {error} "
-                f"(the smallest class, {smallest!r}, has {counts[smallest]} images)"
-            ) from error
+            named = rarest([s.label for s in samples], classes)  # type: ignore[misc]
+            raise CxlpError(f"folder: cannot split {self.root} into train and test{named}: {error}") from error
         return {"train": sorted(train), "test": sorted(test)}
 
 

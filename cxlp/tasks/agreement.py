@@ -80,8 +80,8 @@ def check_same(key: str, saved: Any, given: Any) -> None:  # noqa: ANN401 (any v
     """
     if plain(saved) != plain(given):
         raise CxlpError(
-            f"{key} is {given!r}, but the checkpoint's run had {saved!r}: take the run's own configs, such as "
-            "--config runs/NAME/config.yaml"
+            f"{key} is {given!r}, but the checkpoint's run had {saved!r}: leave it as it was; "
+            "--config runs/NAME/config.yaml has all of that run"
         )
 
 

@@ -46,6 +46,7 @@ class CrossLayerTask(pl.LightningModule):
         times: Seconds by phase.
         report: What the latest frozen fit chose and found.
         validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
+        epoch_tested: Of the loaded checkpoint; ``None``: none was loaded.
         fold_classifiers: Of the first frozen fit's cross-validation, where a subclass trains with them.
         resuming: Told by the command line: a checkpoint will be restored, so that no other start is looked for.
     """
@@ -58,6 +59,7 @@ class CrossLayerTask(pl.LightningModule):
         self.times = PhaseTimes()
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
+        self.epoch_tested: int | None = None
         self.resuming = False
         self.fold_classifiers: FoldClassifiers | None = None
         self._seen: Tensor | None = None
@@ -369,7 +371,7 @@ class CrossLayerTask(pl.LightningModule):
             recipe = {key: value for key, value in self.recipe().items() if key != "trainer.max_epochs"}
             check_recipe(saved, recipe, self.frozen_epochs)
         check_images(saved, self.trainer.datamodule.fingerprints("train"))  # type: ignore[attr-defined]
-        self.report, self.validated = saved["report"], saved["validated"]
+        self.report, self.validated, self.epoch_tested = saved["report"], saved["validated"], int(checkpoint["epoch"])
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
             self._seen = saved["seen"]

@@ -305,7 +305,8 @@ class FineTune(CrossLayerTask):
         frozen = len(self.frozen_epochs)
         if epochs <= frozen:
             raise CxlpError(
-                f"trainer.max_epochs is {epochs}, of which {frozen} fit without gradients: none is left for fine-tuning"
+                f"trainer.max_epochs is {epochs}, of which {frozen} fit without gradients: none is left for "
+                f"fine-tuning; give {frozen + 1} or more"
             )
         accumulated = self.trainer.accumulate_grad_batches
         optimizer = build_optimizer(

@@ -146,5 +146,5 @@ def test_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
 
 def test_class_of_one_image_cannot_be_split_and_is_named(tmp_path: Path) -> None:
     fill(tmp_path, "lonely/1.png", *(f"many/{i}.png" for i in range(9)))
-    with pytest.raises(CxlpError, match="the smallest class, 'lonely', has 1 images"):
+    with pytest.raises(CxlpError, match="the rarest, 'lonely', has 1"):
         Folder(tmp_path).read()
