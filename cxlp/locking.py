@@ -106,6 +106,12 @@ def let_go(file: IO[str] | None = None) -> None:
         held.close()
 
 
+if hasattr(os, "register_at_fork"):
+    # A loader's worker would have the files, too, and keep the locks for the seconds by which it outlives a killed run.
+    # Its own copies are closed, which gives nothing free.
+    os.register_at_fork(after_in_child=let_go)
+
+
 def _flock(fcntl: ModuleType, descriptor: int, what: str) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

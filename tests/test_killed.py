@@ -21,7 +21,7 @@ SCRATCH = ["--model.start", "scratch"]
 EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.5}}]"
 #: What is trained, by further arguments.
 CASES = {
-    "frozen": [],
+    "frozen": ["--data.num_workers", "1"],
     "scratch": SCRATCH,
     "EMA": [*SCRATCH, "--trainer.callbacks", EMA],
     "closing": [

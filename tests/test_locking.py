@@ -1,5 +1,6 @@
 """Locks: one at a time, told while waited for, left by those who die."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ import pytest
 
 import cxlp.locking
 from cxlp.errors import CxlpError
-from cxlp.locking import locked
+from cxlp.locking import hold, let_go, locked
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_lock_is_held_by_one_at_a_time_though_its_file_goes_and_comes(tmp_path: Path) -> None:
@@ -77,3 +80,31 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(CxlpError, match=rf"cannot write into {tmp_path}/taken"), locked(tmp_path / "taken" / "x", "it"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_holds_nothing_and_frees_nothing(tmp_path: Path) -> None:
+    tmp_path.joinpath("a").mkdir()
+    held = hold(tmp_path / "a")
+    ready, wait = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(ready[1], b".")
+        os.read(wait[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    code = (
+        "from cxlp.locking import abandoned; import sys; from pathlib import Path; print(abandoned(Path(sys.argv[1])))"
+    )
+
+    def is_free() -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "a")]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+    try:
+        assert is_free() == "False"  # the child has closed its copy, which frees nothing
+        let_go(held)
+        assert is_free() == "True"  # though the child lives
+    finally:
+        os.write(wait[1], b".")
+        os.waitpid(child, 0)

@@ -311,7 +311,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         drawer = Drawer(len(data), self.batch_size, ordered_epochs, run_seed(), ranks, rank)
         if split == "train" and self.trainer is not None:
             # A resumed run's Trainer tells the epoch only after workers have begun to fetch the first batches.
-            drawer.set_epoch(self.trainer.current_epoch)
+            task = self.trainer.lightning_module
+            drawer.set_epoch(max(self.trainer.current_epoch, getattr(task, "first_epoch", 0)))
         return DataLoader(
             data,
             batch_size=self.batch_size,

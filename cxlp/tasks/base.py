@@ -48,6 +48,7 @@ class CrossLayerTask(pl.LightningModule):
         validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
         epoch_tested: Of the loaded checkpoint; ``None``: none was loaded.
         fold_classifiers: Of the first frozen fit's cross-validation, where a subclass trains with them.
+        first_epoch: Where a resumed run goes on: known before the Trainer's own count is.
         resuming: Told by the command line: a checkpoint will be restored, so that no other start is looked for.
     """
 
@@ -61,6 +62,7 @@ class CrossLayerTask(pl.LightningModule):
         self.validated: dict[str, float] = {}
         self.epoch_tested: int | None = None
         self.resuming = False
+        self.first_epoch = 0
         self.fold_classifiers: FoldClassifiers | None = None
         self._seen: Tensor | None = None
         self._fit: FrozenFit | None = None
@@ -374,6 +376,7 @@ class CrossLayerTask(pl.LightningModule):
         self.report, self.validated, self.epoch_tested = saved["report"], saved["validated"], int(checkpoint["epoch"])
         if self.trainer.state.fn == "fit":
             self.times.update(saved["times"])
+            self.first_epoch = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
             self._seen = saved["seen"]
             folds = saved["fold_classifiers"]
             self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)

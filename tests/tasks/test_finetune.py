@@ -232,26 +232,38 @@ def test_a_run_that_a_threshold_ended_in_epoch_0_is_over(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("end", ["cut off", "over"])
 @pytest.mark.parametrize("start", ["frozen", "scratch"])
-def test_a_resumed_run_draws_the_images_of_its_epoch(folder: Path, tmp_path: Path, start: str, workers: int) -> None:
+def test_a_resumed_run_draws_the_images_of_its_epoch(
+    folder: Path, tmp_path: Path, start: str, end: str, workers: int
+) -> None:
     # workers fetch the first batches before the Trainer tells the sampler which epoch it is
     drawn: dict[str, list[list[int]]] = {"whole": [], "first": [], "second": []}
-    for name, epochs in (("whole", 4), ("first", 2), ("second", 4)):
-        run = trainer(tmp_path / name, max_epochs=epochs, enable_checkpointing=True)
-        run.callbacks.append(Positions(drawn[name]))  # type: ignore[attr-defined]
-        checkpoint = str(tmp_path / "first" / "last.ckpt") if name == "second" else None
-        data = pictures(folder, num_workers=workers)
-        run.fit(task(start=start), data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-        run.save_checkpoint(tmp_path / name / "last.ckpt")
+    last = tmp_path / "first" / "last.ckpt"
+    for name in drawn:
+        first = name == "first"
+        callbacks = [Positions(drawn[name], until=2 if first and end == "cut off" else None)]
+        saving = checkpoints(tmp_path / name, None)
+        epochs = 2 if first and end == "over" else 4
+        run = trainer(tmp_path, max_epochs=epochs, enable_checkpointing=True, callbacks=[*callbacks, *saving])
+        resumed: dict[str, Any] = {"ckpt_path": last, "weights_only": True} if name == "second" else {}
+        with pytest.raises(SystemExit) if first and end == "cut off" else nullcontext():
+            run.fit(task(start=start), pictures(folder, num_workers=workers), **resumed)
+        if first and end == "over":
+            run.save_checkpoint(last)
     assert drawn["first"] + drawn["second"] == drawn["whole"]
     assert len(drawn["whole"]) == 12
 
 
 class Positions(pl.Callback):
-    """Notes the positions of each batch's images."""
+    """Notes the positions of each batch's images; ends the process before an epoch."""
 
-    def __init__(self, drawn: list[list[int]]) -> None:
-        self.drawn = drawn
+    def __init__(self, drawn: list[list[int]], until: int | None) -> None:
+        self.drawn, self.until = drawn, until
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.until:
+            raise SystemExit
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
         self.drawn.append(batch["index"].tolist())
