@@ -246,7 +246,7 @@ def write_reports(
     curves = {row.name: row.validations for row in rows if any(len(curve) > 1 for curve in row.validations)}
     if curves:
         files["validation.csv"] = as_csv(
-            ["system", "seed", "epoch", f"val/{metric} %"],
+            ["system", "run", "epoch", f"val/{metric} %"],
             [
                 [name, number, epoch, round(value, 2)]
                 for name, seeds in curves.items()
