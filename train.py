@@ -4,6 +4,6 @@ if __name__ == "__main__":
     # Imported here: worker processes import this file, too, and need nothing of it.
     import sys
 
-    from cxlp.cli import main
+    from cxlp.commands.train import main
 
     sys.exit(main())

@@ -19,10 +19,11 @@ from measuring import machine
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.arguments import find_configs, nested_as_configs
-from cxlp.cli import CLI, train_and_test
-from cxlp.errors import CxlpError
+from cxlp.runs.arguments import find_configs, nested_as_configs
+from cxlp.runs.cli import CLI
+from cxlp.runs.stages import train_and_test
 from cxlp.tasks import Frozen
+from cxlp.utils.errors import CxlpError
 
 PHASES = ("extraction", "PCA", "pooling", "Gram matrix", "SVM", "test")
 

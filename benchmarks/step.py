@@ -24,11 +24,11 @@ from measuring import in_fresh_process, machine, peak_bytes, reset_peak
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.backbones import BackboneConfig
-from cxlp.labels import classification_loss
-from cxlp.network import Network, NetworkConfig
-from cxlp.parts import PoolingConfig
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer
+from cxlp.utils.labels import classification_loss
 
 BASELINE = "average pooling"
 RECOMPUTED = "cross-layer, recomputed"

@@ -29,7 +29,7 @@ from torch import Tensor
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import RowStore
 from cxlp.frozen.svm import solve
-from cxlp.labels import as_targets
+from cxlp.utils.labels import as_targets
 
 Array = NDArray[np.floating[Any]]
 BLOCK = 200  # rows made at a time

@@ -3,10 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from cxlp.version import __version__
+
 if TYPE_CHECKING:
-    from cxlp.network import Network, load_network
-    from cxlp.pooling import CrossLayerPooling, cross_layer_pooling
-    from cxlp.prediction import Prediction, Predictor, load
+    from cxlp.deploy.predictor import Prediction, Predictor, load
+    from cxlp.heads.cross_layer import CrossLayerPooling, cross_layer_pooling
+    from cxlp.models.checkpoint import load_network
+    from cxlp.models.network import Network
 
 __all__ = [
     "CrossLayerPooling",
@@ -18,16 +21,15 @@ __all__ = [
     "load",
     "load_network",
 ]
-__version__ = "0.1.0"
 
 _HOMES = {
-    "CrossLayerPooling": "cxlp.pooling",
-    "Network": "cxlp.network",
-    "Prediction": "cxlp.prediction",
-    "Predictor": "cxlp.prediction",
-    "cross_layer_pooling": "cxlp.pooling",
-    "load": "cxlp.prediction",
-    "load_network": "cxlp.network",
+    "CrossLayerPooling": "cxlp.heads.cross_layer",
+    "Network": "cxlp.models.network",
+    "Prediction": "cxlp.deploy.predictor",
+    "Predictor": "cxlp.deploy.predictor",
+    "cross_layer_pooling": "cxlp.heads.cross_layer",
+    "load": "cxlp.deploy.predictor",
+    "load_network": "cxlp.models.network",
 }
 
 

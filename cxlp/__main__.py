@@ -6,7 +6,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from cxlp.commands import check, compare, download, explain, export, predict
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 #: The commands, in the order of a working day.
 COMMANDS = (download, check, compare, predict, explain, export)

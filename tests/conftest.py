@@ -1,5 +1,6 @@
 """Fixtures that several rooms of the tests use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +36,11 @@ def h3d(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Official files beside the repository, where somebody has put them there."""
-    folder = Path(__file__).parents[2] / "shared" / "real"
-    if not folder.is_dir():
-        pytest.skip("no official files in ../shared/real")
-    return folder
+    """Official files of the benchmarks: the folder that the environment variable CXLP_REAL_DATA names."""
+    folder = os.environ.get("CXLP_REAL_DATA")
+    if not folder:
+        pytest.skip("CXLP_REAL_DATA names no folder of official files")
+    return Path(folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cxlp.fetching import Remote
+from cxlp.utils.fetching import Remote
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:

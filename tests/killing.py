@@ -127,7 +127,7 @@ def prepare(moment: str) -> None:
 
 def serve() -> None:
     """Fork a process for each line of the input, and tell how it ended."""
-    from cxlp.cli import main
+    from cxlp.commands.train import main
 
     print(os.getppid(), flush=True)  # noqa: T201
     for line in sys.stdin:

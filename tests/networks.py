@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cxlp.backbones import BackboneConfig
-from cxlp.network import Network, NetworkConfig
-from cxlp.parts import PoolingConfig
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
 
 # A network made for tests: 48 channels under 192, on 64 x 64 pixels 8x8 under 4x4, or both 4x4.
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv1", "layer3"), weights=None, image_size=64)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cxlp.cli import main
+from cxlp.commands.train import main
 from tests.generate import write_folder
 
 #: What to train, in a working directory where :func:`write_pictures` was.

@@ -22,4 +22,4 @@ def test_examples(file: Path) -> None:
 
 
 def test_the_main_entries_have_examples() -> None:
-    assert {"pooling.py", "prediction.py"} <= {file.name for file in FILES}
+    assert {"cross_layer.py", "predictor.py"} <= {file.name for file in FILES}

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cxlp.commands import add_data_set
 from cxlp.data import data_module
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
     from cxlp.data.checking import Report
@@ -38,7 +38,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     from cxlp.data.checking import check
-    from cxlp.distributed import usable_cores
+    from cxlp.utils.distributed import usable_cores
 
     workers = usable_cores() if args.workers is None else args.workers
     if workers < 1:

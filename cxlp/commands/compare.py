@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
-    from cxlp.comparison import System
-    from cxlp.network import NetworkConfig
+    from cxlp.models.network import NetworkConfig
+    from cxlp.studies.comparison import System
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -79,15 +79,15 @@ STORE = Path("runs") / "features"
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
-    from cxlp.cli import parse
-    from cxlp.comparison import Comparison, check_names, network_of, without
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
-    from cxlp.logging import RunConfig
-    from cxlp.metrics import SELECTION
-    from cxlp.repeats import seeds_of
-    from cxlp.representations.systems import is_the_papers
-    from cxlp.tables import table, write_reports
+    from cxlp.metrics.classification import SELECTION
+    from cxlp.runs.cli import parse
+    from cxlp.runs.loggers import RunConfig
+    from cxlp.studies.comparison import Comparison, check_names, network_of, without
+    from cxlp.studies.seeds import seeds_of
+    from cxlp.studies.systems import is_the_papers
+    from cxlp.studies.tables import table, write_reports
 
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
@@ -178,8 +178,8 @@ def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], 
     """The systems to choose from, and a sweep's option."""
     import yaml
 
-    from cxlp.comparison import System
-    from cxlp.representations.systems import systems
+    from cxlp.studies.comparison import System
+    from cxlp.studies.systems import systems
 
     given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name)]
     if len(given) > 1:
@@ -216,7 +216,7 @@ def _as_yaml(value: Any) -> str:  # noqa: ANN401 (any value of a config)
 
 def _folder_name(config: Any, what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
     """A name by what is compared, if not systems, the configs' files, and what the command line changes in them."""
-    from cxlp.comparison import without
+    from cxlp.studies.comparison import without
 
     files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
     changes = without(arguments, "--config", "-c", "--run.", "--trainer.")

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxlp.errors import CxlpError, did_you_mean
+from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cxlp.data.transforms import Transform
-    from cxlp.explaining import Explanation
-    from cxlp.network import Network
+    from cxlp.explain.attribution import Explanation
+    from cxlp.models.network import Network
 
 #: Images that are explained unless told otherwise: each gets a picture.
 LIMIT = 50
@@ -69,11 +69,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
-    from cxlp.data.paths import image_paths
+    from cxlp.commands.image_paths import image_paths
     from cxlp.data.transforms import AugmentConfig, Transform
-    from cxlp.explaining import check_explainable
-    from cxlp.network import network_of, read_checkpoint
-    from cxlp.prediction import BOXES
+    from cxlp.deploy.predictor import BOXES
+    from cxlp.explain.attribution import check_explainable
+    from cxlp.models.checkpoint import network_of, read_checkpoint
 
     if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
         raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
@@ -129,8 +129,8 @@ class _Source:
         """Go through the images: number, input, height by width, explanation."""
         import torch
 
-        from cxlp.distributed import usable_cores
-        from cxlp.explaining import explain
+        from cxlp.explain.attribution import explain
+        from cxlp.utils.distributed import usable_cores
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.to(device)
@@ -159,8 +159,8 @@ class _Source:
 
 def _evidence(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
     """Write a picture per image, and the records of all."""
-    from cxlp.callbacks import write_whole
-    from cxlp.overlays import draw_explanation, headline
+    from cxlp.reports.overlays import draw_explanation, headline
+    from cxlp.utils.files import write_whole
 
     network, records, note = source.network, [], ""
     if network.test_views > 1:
@@ -200,9 +200,9 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     from rich.console import Console
     from rich.progress import track
 
-    from cxlp.callbacks import write_whole
-    from cxlp.overlays import draw_patches
-    from cxlp.patches import TopPlaces
+    from cxlp.explain.patches import TopPlaces
+    from cxlp.reports.overlays import draw_patches
+    from cxlp.utils.files import write_whole
 
     top = TopPlaces()
     explained = source.explained(target, against)

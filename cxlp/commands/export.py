@@ -6,12 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cxlp.prediction import Predictor
+    from cxlp.deploy.predictor import Predictor
 
 #: How many images a check compares.
 IMAGES = 32
@@ -56,8 +56,8 @@ def run(args: Namespace) -> int:
     if not args.out.absolute().parent.is_dir():
         raise CxlpError(f"--out {args.out}: there is no folder {args.out.parent}")
 
-    from cxlp.export import check, export
-    from cxlp.prediction import load
+    from cxlp.deploy.export import check, export
+    from cxlp.deploy.predictor import load
 
     if args.out.is_dir():
         raise CxlpError(f"--out {args.out} is a folder: name a file")
@@ -81,7 +81,7 @@ def run(args: Namespace) -> int:
 def _given(model: "Predictor", arguments: list[str]) -> tuple["Tensor", str]:
     import torch
 
-    from cxlp.data.paths import image_paths
+    from cxlp.commands.image_paths import image_paths
 
     paths = list(islice(image_paths(arguments, ()), IMAGES))
     if not paths:
@@ -93,7 +93,7 @@ def _drawn(model: "Predictor") -> tuple["Tensor", str]:
     import numpy as np
     import torch
 
-    from cxlp.data.birds import SPECIES, draw_bird
+    from cxlp.data.demo.birds import SPECIES, draw_bird
 
     birds = [draw_bird(species, np.random.default_rng(k)) for k, species in enumerate(SPECIES)]
     return torch.stack([model.picture(bird) for bird in birds]), "drawn birds"

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
-    from cxlp.prediction import Prediction
+    from cxlp.deploy.predictor import Prediction
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -66,9 +66,9 @@ def run(args: Namespace) -> int:
 
     from tqdm import tqdm
 
-    from cxlp.data.paths import image_paths
-    from cxlp.distributed import usable_cores
-    from cxlp.prediction import BOXES, load
+    from cxlp.commands.image_paths import image_paths
+    from cxlp.deploy.predictor import BOXES, load
+    from cxlp.utils.distributed import usable_cores
 
     model = load(args.checkpoint, args.device, args.precision)
     if model.boxes:

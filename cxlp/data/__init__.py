@@ -4,10 +4,10 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxlp.errors import CxlpError, did_you_mean
+from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
-    from cxlp.data.base import ImageDataModule
+    from cxlp.data.datamodule import ImageDataModule
 
 #: The DataModules by the name of their config; as paths, so that none is imported before it is asked for.
 DATA_MODULES = {

@@ -14,11 +14,12 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from cxlp.data.base import ImageDataModule, Sample, Split, list_defects
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Sample, Split, list_defects
 from cxlp.data.decode import Box
 from cxlp.data.inspection import Finding, Inspection, Kind, inspect_image
 from cxlp.data.lists import TotalsError
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 #: Files that a process gets at once: few enough for an interrupt to be quick, many enough to keep it busy.
 _CHUNK = 4

@@ -6,10 +6,11 @@ Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Da
 from pathlib import Path
 from typing import Any
 
-from cxlp.data.base import ImageDataModule, Sample, Split, check_margin, widened
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.download import Archive, obtain
-from cxlp.data.lists import as_box, check_totals, read_lines, require
-from cxlp.errors import CxlpError
+from cxlp.data.lists import as_box, check_margin, check_totals, read_lines, require, widened
+from cxlp.utils.errors import CxlpError
 
 FILES = (
     Archive(
@@ -32,7 +33,7 @@ def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> tuple[tuple[st
     Args:
         folder: ``CUB_200_2011``, or a release of fewer classes in the same layout.
         bbox: Whether samples carry the bird's box.
-        margin: What is added to the box, see :func:`~cxlp.data.base.widened`.
+        margin: What is added to the box, see :func:`~cxlp.data.lists.widened`.
 
     Returns:
         Class names such as ``001.Black_footed_Albatross``, and the samples by split.
@@ -80,7 +81,7 @@ class CUB200(ImageDataModule):
         bbox: Crop each image to the bird's box, in training and in test; belongs to every result.
         bbox_margin: What a crop keeps around the box, in parts of its width and height on each side.
         download: Fetch and unpack the data set (1.15 GB) where it is missing.
-        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
     name = "CUB-200-2011"

@@ -11,9 +11,9 @@ from secrets import token_hex
 
 from tqdm import tqdm
 
-from cxlp.errors import CxlpError
-from cxlp.fetching import Remote, fetch, verify
-from cxlp.locking import locked
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.fetching import Remote, fetch, verify
+from cxlp.utils.locking import locked
 
 if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, Debian 12's among them
     from backports import tarfile  # type: ignore[no-redef]

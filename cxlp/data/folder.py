@@ -6,9 +6,10 @@ from typing import Any
 
 from sklearn.model_selection import train_test_split
 
-from cxlp.data.base import ImageDataModule, Sample, Split, rarest
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Sample, Split, rarest
 from cxlp.data.decode import SUFFIXES
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 
 class Folder(ImageDataModule):
@@ -18,7 +19,7 @@ class Folder(ImageDataModule):
         root: The folder.
         test_fraction: Without ``train`` and ``test`` folders: the part of each class that becomes the
             test set, the same in every run.
-        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
     name = "folder"

@@ -7,11 +7,12 @@ ICCV 2011.
 from pathlib import Path
 from typing import Any
 
-from cxlp.data.base import ImageDataModule, Sample, Split, check_margin, widened
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.decode import Box
 from cxlp.data.download import Archive, obtain
-from cxlp.data.lists import as_box, check_totals, read_lines, require
-from cxlp.errors import CxlpError
+from cxlp.data.lists import as_box, check_margin, check_totals, read_lines, require, widened
+from cxlp.utils.errors import CxlpError
 
 FILES = (
     Archive(
@@ -42,7 +43,7 @@ def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> tuple[tupl
     Args:
         folder: ``attributes_dataset``, or a release of fewer people in the same layout.
         bbox: Whether samples carry the person's box; where it is NaN, as for 23 people, all of the image.
-        margin: What is added to the box, see :func:`~cxlp.data.base.widened`.
+        margin: What is added to the box, see :func:`~cxlp.data.lists.widened`.
 
     Returns:
         The nine attributes, and the samples by split, labelled 1 present, -1 absent, 0 unspecified.
@@ -72,7 +73,7 @@ class H3D(ImageDataModule):
             box is given, and others are in the picture, too.
         bbox_margin: What a crop keeps around the box, in parts of its width and height on each side.
         download: Fetch and unpack the data set where it is missing.
-        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
     name = "H3D attributes"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cxlp.data.decode import Box, read_image
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 #: Sides shorter than this, in pixels, are worth a word: a picture or a crop of which networks see a blur.
 SMALL = 16

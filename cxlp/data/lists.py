@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from cxlp.data.base import Sample, Split
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.decode import Box
 from cxlp.data.download import by_hand, missing
-from cxlp.errors import CxlpError
-from cxlp.fetching import Remote
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.fetching import Remote
 
 
 def require(lists: Sequence[str], root: Path, files: Sequence[Remote], name: str) -> None:
@@ -109,3 +109,15 @@ def check_totals(
         have, should = (" + ".join(str(total) for total in totals.values()) for totals in (found, official))
         message = f"{folder}: {have} images, officially {should} ({' + '.join(official)})"
         raise TotalsError(message, (tuple(classes), samples))
+
+
+def widened(box: Box, margin: float) -> Box:
+    """A box with more of its surroundings: ``margin`` times its width and height on each side."""
+    x, y, w, h = box
+    return x - margin * w, y - margin * h, w * (1 + 2 * margin), h * (1 + 2 * margin)
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that would leave nothing of a box."""
+    if not margin > -0.5:
+        raise CxlpError(f"data.bbox_margin is {margin}: it must be greater than -0.5 (0: the box itself)")

@@ -6,11 +6,12 @@ Quattoni and Torralba, "Recognizing Indoor Scenes", CVPR 2009.
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cxlp.data.base import ImageDataModule, Sample, Split
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.download import Archive, obtain
 from cxlp.data.lists import check_totals, read_lines, require
-from cxlp.errors import CxlpError
-from cxlp.fetching import Remote
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.fetching import Remote
 
 IMAGES = Archive(
     urls=("http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar",),
@@ -72,7 +73,7 @@ class MIT67(ImageDataModule):
     Args:
         root: The folder with ``Images``, ``TrainImages.txt`` and ``TestImages.txt``.
         download: Fetch and unpack the data set (2.4 GB) where it is missing.
-        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
     name = "MIT Indoor-67"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cxlp.data.decode import Pixels
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 # Before the import: it would ask PyPI for news, which stalls without a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -52,7 +52,7 @@ class Transform:
 
     Args:
         size: Side of the square output, pixels.
-        aspect: ``warp`` or ``crop``, see :class:`~cxlp.data.base.ImageDataModule`.
+        aspect: ``warp`` or ``crop``, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         augment: Random changes, made where a seed is given.
     """
 

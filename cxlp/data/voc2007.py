@@ -7,10 +7,11 @@ IJCV 2010.
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cxlp.data.base import ImageDataModule, Sample, Split
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.download import Archive, obtain
 from cxlp.data.lists import check_totals, read_lines, require
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 
 FILES = tuple(
     Archive(
@@ -86,7 +87,7 @@ class VOC2007(ImageDataModule):
             part in nothing for that class. ``negative``: it counts as one without the class;
             ``positive``: as one with it. Results of different choices cannot be compared.
         download: Fetch and unpack the data set (0.9 GB) where it is missing.
-        **common: See :class:`~cxlp.data.base.ImageDataModule`.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
     name = "Pascal VOC 2007"

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cxlp.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
-from cxlp.errors import CxlpError
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import MapStore
 from cxlp.frozen.projections import ProjectionFit, random_places
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
 from cxlp.frozen.svm import HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
-from cxlp.labels import as_targets, strata
-from cxlp.network import Network
-from cxlp.parts import Part
-from cxlp.pooling import local_vectors, project
-from cxlp.representations.fisher import Codebook
-from cxlp.representations.guide import TrainedGuidePooling
-from cxlp.timing import PhaseTimes
+from cxlp.heads.cross_layer import local_vectors, project
+from cxlp.heads.fisher_vector import Codebook
+from cxlp.heads.trained_guide import TrainedGuidePooling
+from cxlp.models.branch import Part
+from cxlp.models.network import Network
+from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import as_targets, strata
+from cxlp.utils.profiling import PhaseTimes
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cr
     """How many folds there can be: as many as asked for, or as images of the rarest class.
 
     Args:
-        labels: Of the training images, see :mod:`cxlp.labels`.
+        labels: Of the training images, see :mod:`cxlp.utils.labels`.
         classes: Names.
         config: Options.
         cross: Whether the classifiers of the folds are wanted.
@@ -183,7 +183,7 @@ class FrozenFit:
 
         Args:
             images: ``(b, 3, H, W)`` on the network's device; not looked at where the features are stored.
-            labels: ``(b,)`` or ``(b, classes)``, see :mod:`cxlp.labels`.
+            labels: ``(b,)`` or ``(b, classes)``, see :mod:`cxlp.utils.labels`.
             positions: ``(b,)`` each image's place among the n, no place twice.
         """
         positions = positions.cpu()

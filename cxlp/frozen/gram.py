@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cxlp.distributed import all_sum, rank, world_size
 from cxlp.frozen.store import RowStore, SignStore
+from cxlp.utils.distributed import all_sum, rank, world_size
 
 _TILE = 512  # rows multiplied at a time: small enough to skip most of the lower triangle
 _WIDTH = 2048  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cxlp.errors import CxlpError
-from cxlp.frozen.moments import Moments
-from cxlp.parts import Part
-from cxlp.pooling import AveragePooling, align_maps, centres, sub_arrays
+from cxlp.frozen.pca import Moments
+from cxlp.heads.average import AveragePooling
+from cxlp.heads.cross_layer import align_maps, centres, sub_arrays
+from cxlp.models.branch import Part
+from cxlp.utils.errors import CxlpError
 
 
 def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxlp.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, world_size
-from cxlp.errors import CxlpError
+from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, world_size
+from cxlp.utils.errors import CxlpError
 
 FeatureType = Literal["float32", "float16", "sign"]
 

@@ -12,9 +12,9 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 from torch import Tensor
 
-from cxlp.distributed import all_sum, rank, world_size
-from cxlp.labels import classification_loss, strata
-from cxlp.metrics import average_precision
+from cxlp.metrics.average_precision import average_precision
+from cxlp.utils.distributed import all_sum, rank, world_size
+from cxlp.utils.labels import classification_loss, strata
 
 Array = NDArray[np.float64]
 
@@ -123,7 +123,7 @@ def quality(scores: Array, labels: Tensor) -> float:
 
     Args:
         scores: ``(n, classes)``.
-        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.labels`.
+        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
     """
     if labels.ndim == 1:
         return float((scores.argmax(axis=1) == labels.numpy()).mean())
@@ -153,7 +153,7 @@ def fit_logit_scale(scores: Array, labels: Tensor) -> float:
 
     Args:
         scores: ``(n, classes)`` held-out margins.
-        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.labels`.
+        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
 
     Returns:
         The scale, between 0.1 and 100.

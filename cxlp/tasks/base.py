@@ -10,22 +10,22 @@ from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from cxlp.data.base import Split
-from cxlp.errors import CxlpError
+from cxlp.data.dataset import Split
 from cxlp.frozen.fit import FrozenConfig, FrozenFit, count_folds
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.labels import classification_loss
-from cxlp.metrics import (
+from cxlp.metrics.classification import (
     confusion_matrix,
     multi_label_metrics,
     per_class_average_precision,
     single_label_metrics,
 )
-from cxlp.network import Network, NetworkConfig
-from cxlp.tasks.agreement import Saved, check_images, check_network, check_recipe, plain
-from cxlp.tasks.averaging import AverageWeights
-from cxlp.tasks.kept import KeptFeatures
-from cxlp.timing import PhaseTimes
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.tasks.compatibility import Saved, check_images, check_network, check_recipe, plain
+from cxlp.tasks.ema import AverageWeights
+from cxlp.tasks.feature_reuse import KeptFeatures
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import classification_loss
+from cxlp.utils.profiling import PhaseTimes
 
 Batch = dict[str, Tensor]
 
@@ -261,7 +261,7 @@ class CrossLayerTask(pl.LightningModule):
     # --- evaluation -------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images, see :class:`~cxlp.network.Network`."""
+        """Score images, see :class:`~cxlp.models.network.Network`."""
         scores: Tensor = self.network(images)
         return scores
 

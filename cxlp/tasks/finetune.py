@@ -12,16 +12,17 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cxlp.data.base import run_seed
-from cxlp.errors import CxlpError
+from cxlp.data.datamodule import run_seed
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.labels import classification_loss
-from cxlp.network import NetworkConfig, load_network, read_checkpoint
-from cxlp.representations.fisher import Codebook
-from cxlp.tasks.averaging import AverageWeights
+from cxlp.heads.fisher_vector import Codebook
+from cxlp.models.checkpoint import load_network, read_checkpoint
+from cxlp.models.network import NetworkConfig
 from cxlp.tasks.base import Batch, CrossLayerTask, set_requires_grad
+from cxlp.tasks.ema import AverageWeights
 from cxlp.tasks.mixing import Mix, Mixing
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import classification_loss
 
 
 class FineTune(CrossLayerTask):
@@ -50,7 +51,7 @@ class FineTune(CrossLayerTask):
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
         mix_alpha: Its alpha.
         ema: Decay of a moving average of the weights, which is what is validated, tested and saved; 0: none. See
-            :class:`~cxlp.tasks.averaging.AverageWeights`.
+            :class:`~cxlp.tasks.ema.AverageWeights`.
         freeze_batch_norm: Keep the backbone's BatchNorm statistics as they are: small batches
             estimate them badly, and step 0 would not be the frozen solution.
         recompute: Gradient checkpointing of the backbone: hold few maps and compute the others again in the backward

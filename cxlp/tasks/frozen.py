@@ -1,7 +1,7 @@
 """The frozen mode: one pass, no gradients."""
 
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.network import NetworkConfig
+from cxlp.models.network import NetworkConfig
 from cxlp.tasks.base import Batch, CrossLayerTask, set_requires_grad
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cxlp.errors import CxlpError
-from cxlp.network import Network
+from cxlp.models.network import Network
+from cxlp.utils.errors import CxlpError
 
 #: Into how many groups of one learning rate each a backbone is divided under layer decay.
 DEPTHS = 6

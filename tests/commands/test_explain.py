@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from cxlp.__main__ import main
-from cxlp.backbones import BackboneConfig
+from cxlp.backbones.backbone import BackboneConfig
 from cxlp.commands import explain
-from cxlp.network import Network, NetworkConfig, load_network
-from cxlp.parts import PoolingConfig
-from cxlp.representations.views import ViewsConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.checkpoint import load_network
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig
 from tests.generate import write_folder
 from tests.networks import write_checkpoint
 

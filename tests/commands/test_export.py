@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import cxlp.export
+import cxlp.deploy.export
 from cxlp.__main__ import main
-from cxlp.export import Check
-from cxlp.network import Network
+from cxlp.deploy.export import Check
+from cxlp.models.network import Network
 from tests.generate import write_folder
 from tests.networks import write_checkpoint
 from tests.tasks.small import NETWORK
@@ -45,7 +45,7 @@ def test_size_difference_and_times_are_printed(form: str, checkpoint: Path, tmp_
 def test_a_file_that_computes_something_else_is_status_1(
     checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cxlp.export, "check", lambda *_: Check(3, 0.2, 1.0, 1, 1.0, 1.0))
+    monkeypatch.setattr(cxlp.deploy.export, "check", lambda *_: Check(3, 0.2, 1.0, 1, 1.0, 1.0))
     args = ["export", str(checkpoint), "--out", str(tmp_path / "model.pt2"), "--format", "torch"]
     assert main(args) == 1
     assert capsys.readouterr().out.endswith("it does NOT compute the same: do not use it\n")

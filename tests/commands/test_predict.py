@@ -19,8 +19,8 @@ from PIL import Image
 
 from cxlp.__main__ import main
 from cxlp.data.decode import read_image
-from cxlp.network import Network
-from cxlp.prediction import Prediction, load
+from cxlp.deploy.predictor import Prediction, load
+from cxlp.models.network import Network
 from tests.generate import write_folder
 from tests.networks import write_checkpoint
 from tests.tasks.small import NETWORK
@@ -136,7 +136,7 @@ def test_a_file_is_put_in_place_when_it_is_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cxlp.prediction.Predictor.stream", fail)
+        patch.setattr("cxlp.deploy.predictor.Predictor.stream", fail)
         assert predict(checkpoint, shots, "--out", out, status=130, capsys=capsys) == ""
     assert out.read_text() == "earlier" and len(seen) == 1
     assert not list(tmp_path.glob(".*.part"))

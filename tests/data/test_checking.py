@@ -16,7 +16,7 @@ from cxlp.data.inspection import Kind
 from cxlp.data.lists import TotalsError
 from cxlp.data.mit67 import MIT67
 from cxlp.data.voc2007 import VOC2007
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.editing import edit, edit_line
 from tests.generate import write_folder
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cxlp.data.cub200 import CUB200, OFFICIAL_COUNTS, read_cub200
 from cxlp.data.decode import read_image
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.editing import edit, windows_ends
 from tests.generate import write_cub200
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cxlp.data import decode
 from cxlp.data.decode import Box, read_image
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.generate import Pixels, texture, write_image
 
 PHOTO: Pixels = cv2.GaussianBlur(texture(1, 3, np.random.default_rng(0), 301, 203), (0, 0), 1.5).astype(np.uint8)
@@ -296,7 +296,7 @@ def test_stray_marker_that_ends_the_data_early_is_refused(tmp_path: Path) -> Non
 def test_truncated_photo_of_voc_is_refused(real_data: Path) -> None:
     path = real_data / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
     if not path.exists():
-        pytest.skip("no VOC photos in ../shared/real")
+        pytest.skip("no VOC photos in CXLP_REAL_DATA")
     for needed in (None, 100):
         with pytest.raises(CxlpError, match=r"000001\.jpg.*truncated"):
             read_image(path, None, needed)

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 import cxlp.data.download
-import cxlp.locking
+import cxlp.utils.locking
 from cxlp.data import DATA_MODULES, cub200
 from cxlp.data.cub200 import CUB200
 from cxlp.data.download import Archive, by_hand, missing, obtain
-from cxlp.errors import CxlpError
-from cxlp.fetching import Remote
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.fetching import Remote
 from tests.generate import write_cub200
 from tests.server import Answer, Server, serving
 
@@ -296,7 +296,7 @@ def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: S
 def test_another_run_that_was_faster_keeps_its_files(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cxlp.locking, "fcntl", None)  # with locks, they would not run at the same time
+    monkeypatch.setattr(cxlp.utils.locking, "fcntl", None)  # with locks, they would not run at the same time
     root = tmp_path / "birds"
     unpack = UNPACKER.TarFile.extractall
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxlp.data.base import Sample
+from cxlp.data.dataset import Sample
 from cxlp.data.folder import Folder
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.generate import write_folder, write_image
 
 DOT = np.zeros((4, 4, 3), np.uint8)

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxlp.data.base import Split, widened
+from cxlp.data.dataset import Split
 from cxlp.data.decode import read_image
 from cxlp.data.h3d import ATTRIBUTES, FILES, H3D, OFFICIAL_COUNTS, read_h3d
+from cxlp.data.lists import widened
 from cxlp.data.transforms import AugmentConfig, Transform
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.editing import edit, edit_line, pack, unverified, windows_ends
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from cxlp.data import inspection
 from cxlp.data.decode import Box, read_image
 from cxlp.data.inspection import SMALL, Finding, Kind, inspect_image
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.generate import texture
 
 PHOTO = texture(0, 3, np.random.default_rng(0), 60, 40)

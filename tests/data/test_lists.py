@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cxlp.data.base import Sample, Split
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.download import Archive
 from cxlp.data.lists import as_box, check_totals, read_lines, require
-from cxlp.errors import CxlpError
-from cxlp.fetching import Remote
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.fetching import Remote
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

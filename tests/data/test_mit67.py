@@ -8,7 +8,7 @@ from PIL import Image
 
 from cxlp.data.decode import read_image
 from cxlp.data.mit67 import FILES, MIT67, OFFICIAL_COUNTS, read_mit67
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.editing import edit, edit_line, pack, unverified, windows_ends
 
 

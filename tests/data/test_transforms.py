@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.generate import Pixels, texture
 
 STILL = AugmentConfig(crop_scale=1.0, flip=0.0, colour=0.0)

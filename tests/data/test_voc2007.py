@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cxlp.data.base import Sample, Split
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.voc2007 import CLASSES, FILES, OFFICIAL_COUNTS, VOC2007, Difficult, read_voc2007
-from cxlp.errors import CxlpError
+from cxlp.utils.errors import CxlpError
 from tests.editing import edit, edit_line, pack, unverified, windows_ends
 
 

@@ -16,17 +16,17 @@ from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 from torch import Tensor
 
-from cxlp.backbones import BackboneConfig
-from cxlp.errors import CxlpError
+from cxlp.backbones.backbone import BackboneConfig
 from cxlp.frozen import fit as fit_module
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import RowStore
-from cxlp.network import Network, NetworkConfig
-from cxlp.parts import PoolingConfig
-from cxlp.pooling import sub_arrays
-from cxlp.representations.views import ViewsConfig
-from cxlp.timing import PhaseTimes
+from cxlp.heads.cross_layer import sub_arrays
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.profiling import PhaseTimes
 
 CLASSES = ("wren", "jay", "crow")
 PER_CLASS = 7  # 21 images: batches and ranks come out uneven

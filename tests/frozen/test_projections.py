@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.projections import random_places
-from cxlp.pooling import align_maps, centres
-from cxlp.timing import PhaseTimes
+from cxlp.heads.cross_layer import align_maps, centres
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import POOLING, run_fit, small_images, small_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxlp.errors import CxlpError
 from cxlp.frozen.store import RowStore, check_space, open_rows
+from cxlp.utils.errors import CxlpError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

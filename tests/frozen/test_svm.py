@@ -13,7 +13,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from cxlp.frozen import svm
 from cxlp.frozen.svm import Array, HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
-from cxlp.labels import as_targets
+from cxlp.utils.labels import as_targets
 
 CLASSES = 4
 

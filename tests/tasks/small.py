@@ -5,11 +5,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from cxlp.backbones import BackboneConfig
+from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data.folder import Folder
 from cxlp.data.transforms import AugmentConfig
-from cxlp.network import NetworkConfig
-from cxlp.parts import PoolingConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import NetworkConfig
 
 #: Both maps are 2 x 2; the backbone has BatchNorm.
 NETWORK = NetworkConfig(

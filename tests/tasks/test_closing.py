@@ -14,17 +14,17 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxlp.data.base import ImageDataModule
+from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.voc2007 import VOC2007
-from cxlp.errors import CxlpError
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.labels import classification_loss, strata
-from cxlp.network import load_network
+from cxlp.models.checkpoint import load_network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.optim import OptimizerConfig
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import classification_loss, strata
 from tests.generate import write_folder, write_voc2007
 from tests.tasks.small import NETWORK, PLAIN, pictures, trainer
-from tests.tasks.test_averaging import StopAfter
+from tests.tasks.test_ema import StopAfter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,13 +14,13 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 import cxlp.tasks.finetune
-from cxlp.callbacks import checkpoints
-from cxlp.errors import CxlpError
-from cxlp.labels import classification_loss
-from cxlp.network import Network
+from cxlp.models.network import Network
+from cxlp.runs.callbacks import checkpoints
 from cxlp.tasks import FineTune
 from cxlp.tasks.base import Batch
 from cxlp.tasks.optim import OptimizerConfig
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import classification_loss
 from tests.tasks.small import NETWORK, pictures, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

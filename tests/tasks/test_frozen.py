@@ -12,16 +12,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from cxlp.backbones import BackboneConfig
+from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data.decode import read_image
-from cxlp.errors import CxlpError
 from cxlp.frozen.cache import Entry, clean
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.network import Network, NetworkConfig
-from cxlp.parts import PoolingConfig
-from cxlp.representations.views import ViewsConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig
 from cxlp.tasks import Frozen
 from cxlp.tasks.base import Batch
+from cxlp.utils.errors import CxlpError
 from tests.tasks.small import NETWORK, pictures, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,7 +164,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(path)
         return read_image(path, *args)
 
-    monkeypatch.setattr("cxlp.data.base.read_image", watched)
+    monkeypatch.setattr("cxlp.data.datamodule.read_image", watched)
     return seen
 
 

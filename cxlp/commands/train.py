@@ -1,0 +1,91 @@
+"""``train.py`` and ``cxlp train``: one run, or a series with several seeds."""
+
+import gc
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+
+from cxlp.runs.arguments import find_configs, nested_as_configs
+from cxlp.runs.cli import CLI, quiet
+from cxlp.runs.folder import (
+    last_checkpoint,
+    launched_rank,
+)
+from cxlp.runs.stages import choose_epoch, train_and_test
+from cxlp.studies.seeds import run_seeds
+from cxlp.utils.distributed import is_distributed
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import let_go
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``train.py``.
+
+    Args:
+        args: Arguments; ``None``: those of the process.
+
+    Returns:
+        The exit status: 0; 2 where the user can mend something; 130 where the user interrupted.
+    """
+    quiet()
+    cli: CLI | None = None
+    try:
+        arguments = find_configs(sys.argv[1:] if args is None else args)
+        if args is None:
+            sys.argv[1:] = arguments  # what the processes of further ranks are started with
+        cli = CLI(nested_as_configs(arguments))
+        if cli.config["seeds"] is not None:
+            return run_seeds(arguments, cli.config, cli.run_folder)
+        if cli.run_config.refit is True:
+            cli = CLI(nested_as_configs(choose_epoch(cli, arguments)))
+            gc.collect()  # the first run's loaders, with their processes
+        train_and_test(cli)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns the first into the second.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if launched_rank() == 0:
+            print(f"\ninterrupted. {_how_to_go_on(cli)}", file=sys.stderr)  # noqa: T201
+        return 130
+    except Exception as error:
+        said = _mendable(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201
+        return 2
+    finally:
+        let_go()
+    return 0
+
+
+def _how_to_go_on(cli: CLI | None) -> str:
+    folder = getattr(cli, "run_folder", None)
+    if cli is not None and folder is not None and cli.config["seeds"] is not None:
+        return f"What is done is kept: give the same command again, with --run.name {folder.name}"
+    if cli is not None and cli.choice is not None and last_checkpoint(cli.run_folder) is None:
+        folder = Path(cli.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
+    last = None if folder is None else last_checkpoint(folder)
+    if last is None:
+        return "Nothing was saved yet: begin again"
+    return f"Go on with: --config {folder}/config.yaml --ckpt_path {last}"
+
+
+def _mendable(error: BaseException | None) -> str | None:
+    """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
+    while error is not None:  # the parser wraps what constructors raise
+        if isinstance(error, CxlpError):
+            # From a loader's worker, the message carries the worker's traceback.
+            return str(error).rpartition("CxlpError: ")[2].strip()
+        if isinstance(error, MisconfigurationException):
+            return " ".join(str(error).split())
+        if is_distributed() and re.search("Connection (closed by|reset by) peer|Socket closed", str(error)):
+            return "another process of this run has stopped: see its message"
+        error = error.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Samples of a data set, and the data set of their pictures."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cxlp.data.decode import Box, read_image
+from cxlp.data.transforms import Transform
+from cxlp.utils.labels import as_targets
+
+Split = Literal["train", "val", "test"]
+
+
+class Sample(NamedTuple):
+    """One image of a data set.
+
+    Attributes:
+        path: The file.
+        label: Class index; or, for each class, 1 present, -1 absent, 0 unspecified.
+        box: ``x, y, w, h`` in pixels, or ``None`` for all of the image.
+    """
+
+    path: Path
+    label: int | tuple[int, ...]
+    box: Box | None = None
+
+
+class Draw(NamedTuple):
+    """One request to a dataset.
+
+    Attributes:
+        item: Which sample.
+        seed: What its augmentation is drawn from; ``None``: no augmentation.
+        repeat: Whether the sample was handed out already, to even the ranks' shares.
+    """
+
+    item: int
+    seed: int | None = None
+    repeat: bool = False
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Samples, decoded and transformed.
+
+    Args:
+        samples: What it holds.
+        classes: Names by class index.
+        transform: Makes the network's input of a picture.
+    """
+
+    def __init__(self, samples: Sequence[Sample], classes: Sequence[str], transform: Transform) -> None:
+        self.samples, self.classes, self.transform = list(samples), tuple(classes), transform
+        #: Features by sample, where they are known: then pictures in order, not augmented, are not decoded.
+        self.features: Callable[[int], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
+        """Return ``image`` (uint8, ``(3, H, W)``), ``label`` (int64, ``()`` or ``(K,)``), ``index`` and ``repeat``.
+
+        Where the features are known, ``features`` takes the place of ``image``.
+
+        Raises:
+            CxlpError: If the file cannot be decoded; names it.
+        """
+        draw = draw if isinstance(draw, Draw) else Draw(draw)
+        sample = self.samples[draw.item]
+        item = {"label": torch.tensor(sample.label), "index": draw.item, "repeat": draw.repeat}
+        if self.features is not None and draw.seed is None:
+            return {"features": self.features(draw.item), **item}
+        return {"image": self.picture(draw), **item}
+
+    def picture(self, draw: Draw) -> Tensor:
+        """Decode and transform a sample's picture: uint8, ``(3, H, W)``.
+
+        Raises:
+            CxlpError: If the file cannot be decoded; names it.
+        """
+        sample = self.samples[draw.item]
+        pixels = read_image(sample.path, sample.box, self.transform.needed(draw.seed))
+        return self.transform(pixels, draw.seed)
+
+
+def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
+    """Name the class that has the fewest of some images, in brackets; those without any are left out."""
+    label, count = min(Counter(labels).items(), key=lambda found: found[1])
+    return f" (the rarest, {classes[label]!r}, has {count})" if label < len(classes) else ""
+
+
+def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> Iterator[str]:
+    """Say, one by one, what of a data set's lists stops a run, whatever the images hold.
+
+    Args:
+        classes: Names.
+        samples: By split; ``train``: all that are fitted.
+    """
+    if not samples["train"]:
+        yield "there are no training images"
+    elif len(classes) < 2 and isinstance(samples["train"][0].label, int):
+        yield f"there is only one class, {', '.join(classes)}: nothing to tell apart"
+    else:
+        targets = as_targets(torch.tensor([s.label for s in samples["train"]]), len(classes))
+        for sign, what in ((1, "no training image of"), (-1, "not one training image lacks")):
+            without = [c for c, row in zip(classes, targets, strict=True) if not (row == sign).any()]
+            if without:
+                yield f"{what} {len(without)} of {len(classes)} classes: {', '.join(without[:5])}"
+    if not samples["test"]:
+        yield "there are no test images"
+    for one, other in combinations(samples, 2):
+        both = {s.path for s in samples[one]} & {s.path for s in samples[other]}
+        if both:
+            yield f"{len(both)} images are in {one} and in {other}, such as {min(both)}"

@@ -1,0 +1,1 @@
+"""A fitted network elsewhere: prediction in Python, and export to other runtimes."""

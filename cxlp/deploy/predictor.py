@@ -1,0 +1,278 @@
+"""A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cxlp.data.decode import Pixels, as_pixels, read_image
+from cxlp.data.transforms import Aspect, AugmentConfig, Transform
+from cxlp.models.checkpoint import network_of, read_checkpoint
+from cxlp.models.network import Network
+from cxlp.utils.errors import CxlpError
+
+T = TypeVar("T")
+
+#: What to tell who uses a network that was trained on crops.
+BOXES = "note: this network was trained on images cropped to boxes; these are taken whole: crop them first"
+
+#: A file, or a picture itself: Pillow's, or ``(H, W, 3)`` uint8, RGB.
+Picture = str | os.PathLike[str] | Image.Image | Pixels
+#: What the network computes in: float32, or bfloat16 by autocast.
+Precision = Literal["32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image.
+
+    Attributes:
+        path: As it was given; empty where the picture itself was.
+        classes: The most probable ones, best first; none where the file could not be read.
+        probabilities: Theirs. With one label per image they are a softmax's, and those of all classes sum to 1;
+            with several, each class has its own sigmoid.
+        error: Why the file could not be read; empty where it could.
+    """
+
+    path: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+class Predictor:
+    """A fitted network together with what makes its input of a file, as in the test of its run.
+
+    Args:
+        network: With classes.
+        aspect: How pictures become square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
+        precision: ``32`` or ``bf16`` (autocast).
+        boxes: Whether its run cropped images to boxes.
+
+    Attributes:
+        boxes: Whether it expects images that are cropped to the object, as its run's were: files are taken whole.
+        network: In evaluation mode.
+        classes: Names, in the order of :meth:`probabilities`.
+        multi_label: Whether an image may show several classes.
+        transform: Makes ``(3, T, T)`` of a picture.
+        device: Where the network is.
+
+    Raises:
+        CxlpError: If the network has no classes, or the precision is unknown.
+
+    Example:
+        >>> from cxlp.models.network import NetworkConfig
+        >>> from cxlp.models.branch import PoolingConfig
+        >>> from cxlp.backbones.backbone import BackboneConfig
+        >>> small = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32)
+        >>> network = Network(NetworkConfig(small, PoolingConfig(pca_dim=4)), ["gull", "tern", "wren", "crow"])
+        >>> model = Predictor(network)  # or: load("runs/NAME/checkpoints/best.ckpt")
+        >>> model.predict(np.zeros((48, 64, 3), np.uint8), top=2)  # not trained yet: no opinion
+        Prediction(path='', classes=('gull', 'tern'), probabilities=(0.25, 0.25), error='')
+    """
+
+    def __init__(
+        self, network: Network, aspect: Aspect = "warp", precision: Precision = "32", boxes: bool = False
+    ) -> None:
+        if network.classifier is None:
+            raise CxlpError("the network has no classes: there is nothing to predict")
+        if precision not in ("32", "bf16"):
+            raise CxlpError(f"precision is {precision!r}; valid: 32, bf16")
+        self.network = network.eval()
+        self.classes, self.multi_label = network.classes, network.multi_label
+        self.transform = Transform(network.test_size, aspect, AugmentConfig())
+        self.precision, self.boxes = precision, boxes
+        self.device = network.classifier.weight.device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network.
+
+        Args:
+            device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: a GPU where there is one.
+
+        Raises:
+            CxlpError: If there is no such device.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            self.network.to(self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
+            raise CxlpError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        return self
+
+    def picture(self, image: Picture) -> Tensor:
+        """Make the network's input ``(3, T, T)`` uint8 of a file or a picture, as in the test.
+
+        A file is decoded at reduced size where that is enough, see :func:`~cxlp.data.decode.read_image`: photos
+        that are opened elsewhere and given as pictures differ from it by 2 of 255 in the mean.
+
+        Raises:
+            CxlpError: If it cannot be decoded, or an array is not ``(H, W, 3)`` uint8.
+        """
+        if isinstance(image, Image.Image):
+            pixels = as_pixels(image)
+        elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise CxlpError(f"the picture is {image.dtype} of shape {image.shape}: give (H, W, 3) uint8, RGB")
+            pixels = np.ascontiguousarray(image)
+        else:
+            pixels = read_image(Path(image), None, self.transform.needed(None))
+        return self.transform(pixels, None)
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Tensor) -> Tensor:
+        """Compute probabilities of all classes.
+
+        Args:
+            pictures: ``(B, 3, T, T)``, RGB, 0..255, uint8 or floating point, on any device.
+
+        Returns:
+            ``(B, K)`` float32 on the CPU, in the order of :attr:`classes`.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            scores = self.network.score(pictures.to(self.device)).float()
+        return (scores.sigmoid() if self.multi_label else scores.softmax(dim=1)).cpu()
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is an Iterable, too: a path all the same
+        self, images: Picture, top: int = ..., batch_size: int = ...
+    ) -> Prediction: ...
+    @overload
+    def predict(self, images: Iterable[Picture], top: int = ..., batch_size: int = ...) -> list[Prediction]: ...
+    def predict(
+        self, images: Picture | Iterable[Picture], top: int = 5, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """Name the most probable classes.
+
+        Args:
+            images: A file, a picture of Pillow's, an ``(H, W, 3)`` uint8 array in RGB; or any number of them.
+            top: How many classes; at most all are named.
+            batch_size: Images that pass through the network together.
+
+        Returns:
+            A prediction, or a list of them in the order given.
+
+        Raises:
+            CxlpError: If an image cannot be read (:meth:`stream` goes on).
+        """
+        if top < 1 or batch_size < 1:
+            raise CxlpError(f"top is {top}, batch_size {batch_size}: 1 or more")
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            return self.predict([images], top)[0]
+        found: list[Prediction] = []
+        for batch in _batches(images, batch_size):
+            names = [os.fspath(image) if isinstance(image, str | os.PathLike) else "" for image in batch]
+            decoded = _Decoded(names, [""] * len(names), torch.stack([self.picture(image) for image in batch]))
+            found.extend(self._judge(decoded, top))
+        return found
+
+    def stream(
+        self, paths: Iterable[str], top: int = 5, batch_size: int = 32, workers: int = 0
+    ) -> Iterator[Prediction]:
+        """Predict for any number of files, one batch after another; a file that cannot be read stops nothing.
+
+        Args:
+            paths: Taken a few batches ahead, never all at once.
+            top: How many classes; at most all are named.
+            batch_size: Images that pass through the network together.
+            workers: Processes that decode; 0: this one.
+
+        Yields:
+            A prediction for each path, in order; with its ``error`` where the file could not be read.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            _Files(self),
+            batch_sampler=_batches(paths, batch_size),  # what it calls indices are paths here
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
+        )
+        for decoded in loader:
+            yield from self._judge(decoded, top)
+
+    def _judge(self, decoded: "_Decoded", top: int) -> Iterator[Prediction]:
+        rows: Iterator[list[float]] = iter(())
+        if len(decoded.pictures):
+            rows = iter(self.probabilities(decoded.pictures).tolist())
+        for path, error in zip(decoded.paths, decoded.errors, strict=True):
+            if error:
+                yield Prediction(path, error=error)
+                continue
+            row = next(rows)
+            best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # of equals, the first
+            yield Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best))
+
+
+def load(
+    checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu", precision: Precision = "32"
+) -> Predictor:
+    """Make a predictor of a checkpoint of either mode; nothing else is needed, and no code in it is run.
+
+    Args:
+        checkpoint: A file that a run wrote, such as ``runs/NAME/checkpoints/best.ckpt``.
+        device: See :meth:`Predictor.to`.
+        precision: ``32`` or ``bf16`` (autocast).
+
+    Raises:
+        CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
+    """
+    saved = read_checkpoint(Path(checkpoint))
+    image = saved["cxlp"]["image"]
+    return Predictor(network_of(saved), image["aspect"], precision, image.get("boxes", False)).to(device)
+
+
+class _Decoded(NamedTuple):
+    """A batch of files: for each its path and what is wrong with it, and the pictures ``(b, 3, T, T)`` of the rest."""
+
+    paths: list[str]
+    errors: list[str]
+    pictures: Tensor
+
+
+class _Files(Dataset[tuple[str, Tensor | str]]):
+    """Files by their paths: an item is the path, and its picture or what is wrong with it."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.transform = predictor.transform  # not the network: this goes to the workers
+
+    def __getitem__(self, path: str) -> tuple[str, Tensor | str]:
+        try:
+            return path, self._picture(path)
+        except CxlpError as error:
+            return path, str(error)
+        # Whatever else a decoder or a file system comes up with: thousands of other files wait.
+        except Exception as error:
+            return path, f"cannot read {path}: {error} ({type(error).__name__})"
+
+    def _picture(self, path: str) -> Tensor:
+        file = Path(path)
+        if file.is_dir():
+            next(file.iterdir(), None)  # raises where it cannot be listed
+        return self.transform(read_image(file, None, self.transform.needed(None)), None)
+
+
+def _collate(items: Sequence[tuple[str, Tensor | str]]) -> _Decoded:
+    pictures = [found for _, found in items if isinstance(found, Tensor)]
+    errors = ["" if isinstance(found, Tensor) else found for _, found in items]
+    return _Decoded([path for path, _ in items], errors, torch.stack(pictures) if pictures else torch.empty(0))
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,308 @@
+"""Why an image has its score: the score of a class, split exactly over pooling channels and over places.
+
+Before normalisation the pooled vector is a sum over places, ``P_k = sum_i a_ik x_i``, and for a given image the
+normalisation only scales its entries: ``n(P)_kj = r_kj P_kj`` with ``r_kj = n(P)_kj / P_kj``. (For the signed square
+root and L2 that is ``1 / (sqrt|P_kj| ||.||)``; for signs ``1 / |P_kj|`` and the length; ``zscore`` subtracts the
+vector's mean before, which is linear in P, too.) With the weights w and the bias b of a class, its score is
+
+    s = b + sum_kj w_kj n(P)_kj = b + sum_i sum_k e_ik,        e_ik = a_ik sum_j u_kj x_ij,
+
+where ``u_kj = w_kj r_kj`` (less its mean under ``zscore``). That is algebra, no approximation: the ``e_ik`` add up to
+the score, over places, over channels, or over both. What it holds fixed is the image's own scaling r: another image has
+another. (Of the signed square root it is what gradients give that are integrated along the straight path from P = 0,
+Sundararajan et al., ICML 2017.) Entries of P that almost cancel have a large r, those of signs above all: places may
+then hold large shares of opposite sign.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cxlp.heads.average import AveragePooling
+from cxlp.heads.cross_layer import CrossLayerPooling, align_maps, cross_layer_pooling, local_vectors, project
+from cxlp.heads.normalisation import Normalise
+from cxlp.heads.trained_guide import TrainedGuidePooling
+from cxlp.models.branch import Part
+from cxlp.models.network import Network
+from cxlp.models.views import Window
+from cxlp.utils.errors import CxlpError
+
+
+@dataclass(frozen=True)
+class PartEvidence:
+    """What one part of the network contributes to an image's score.
+
+    A place is a cell of the map that guides the pooling: the centre of its sub-array, where that is larger. (Maps of
+    different sizes are brought onto one grid before.) The pooling channels of an average are the channels of its map.
+
+    Attributes:
+        shares: ``e_ik``: ``(V, K, h, w)``, float64, of V views, K pooling channels and h x w places; zero where no
+            sub-array is centred.
+        activations: ``a_ik``, the same shape; of an average the map itself.
+        windows: Where the views lie in the image.
+        size: Side of a view, pixels.
+        image_size: Side of the image that the views are cut of, pixels.
+    """
+
+    shares: Tensor
+    activations: Tensor
+    windows: tuple[Window, ...]
+    size: int
+    image_size: int
+
+    @property
+    def channels(self) -> Tensor:
+        """Shares of the pooling channels: ``(K,)``."""
+        return self.shares.sum(dim=(0, 2, 3))
+
+    @property
+    def places(self) -> Tensor:
+        """Shares of the places: ``(V, h, w)``."""
+        return self.shares.sum(dim=1)
+
+    @property
+    def cell(self) -> float:
+        """Area of a place, in parts of the image."""
+        return (self.size / self.image_size) ** 2 / (self.shares.shape[2] * self.shares.shape[3])
+
+    def lay_out(self, values: Tensor, pixels: int) -> Tensor:
+        """Draw values of the places over the image, by bilinear interpolation; views that overlap add up.
+
+        Args:
+            values: ``(V, h, w)``.
+            pixels: Side S of the result.
+
+        Returns:
+            ``(S, S)``; its mean is the sum of the values times :attr:`cell`.
+        """
+        canvas = values.new_zeros(pixels, pixels)
+        side = self.size / self.image_size
+        for view, window in zip(values, self.windows, strict=True):
+            rows = _tents(view.shape[0], window.top / self.image_size, side, pixels).to(values)
+            columns = _tents(view.shape[1], window.left / self.image_size, side, pixels).to(values)
+            canvas += rows @ (view.flip(-1) if window.mirrored else view) @ columns.T
+        return canvas
+
+    def centre(self, place: int) -> tuple[float, float]:
+        """Find a place, given by its number in the order of ``(V, h, w)``, in the image: y and x in [0, 1]."""
+        height, width = self.shares.shape[-2:]
+        view, row, column = place // (height * width), place // width % height, place % width
+        window = self.windows[view]
+        x = (column + 0.5) / width
+        down, right = (row + 0.5) / height * self.size, (1 - x if window.mirrored else x) * self.size
+        return (window.top + down) / self.image_size, (window.left + right) / self.image_size
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The score of a class for an image, or how much a class scores above another, and what it is made of.
+
+    Attributes:
+        target: The class.
+        against: The other class, whose score is subtracted; ``None``: none is.
+        probabilities: Of all classes: ``(classes,)``.
+        bias: The classifier's, the only term that is no evidence.
+        parts: The evidence of each part of the network.
+    """
+
+    target: int
+    against: int | None
+    probabilities: Tensor
+    bias: float
+    parts: tuple[PartEvidence, ...]
+
+    @property
+    def channels(self) -> Tensor:
+        """Shares of the pooling channels of all parts, one part's after the other's."""
+        return torch.cat([part.channels for part in self.parts])
+
+    @property
+    def evidence(self) -> float:
+        """The sum of all shares."""
+        return float(sum(part.shares.sum() for part in self.parts))
+
+    @property
+    def score(self) -> float:
+        """The score: bias and evidence."""
+        return self.bias + self.evidence
+
+    @property
+    def cell(self) -> float:
+        """Area that :meth:`map` is given by, in parts of the image: that of a place of the first part."""
+        return self.parts[0].cell
+
+    def map(self, pixels: int) -> Tensor:
+        """Draw the evidence of all parts over the image.
+
+        Args:
+            pixels: Side S of the result.
+
+        Returns:
+            ``(S, S)``: score per area of a place of the first part, so its mean is the evidence times :attr:`cell`.
+        """
+        densities = [part.lay_out(part.places, pixels) / part.cell for part in self.parts]
+        return torch.stack(densities).sum(dim=0) * self.cell
+
+    def activation(self, channel: int, pixels: int) -> Tensor:
+        """Draw a channel's activations over the image: ``(S, S)``; it is numbered as in :attr:`channels`."""
+        part, k = self.locate(channel)
+        return self.parts[part].lay_out(self.parts[part].activations[:, k], pixels)
+
+    def locate(self, channel: int) -> tuple[int, int]:
+        """Find the part that a channel, numbered as in :attr:`channels`, belongs to, and its number there."""
+        for i, part in enumerate(self.parts):
+            if channel < part.shares.shape[1]:
+                return i, channel
+            channel -= part.shares.shape[1]
+        raise IndexError(channel)
+
+
+def check_explainable(network: Network) -> None:
+    """Refuse a network whose scores are no sums over places.
+
+    Raises:
+        CxlpError: Names the part and its method, or says that there is no classifier.
+    """
+    if network.classifier is None:
+        raise CxlpError("the network has no classes yet, so there is no score to explain: fit it first")
+    for i, part in enumerate(network.each_part()):
+        if not isinstance(part.encoding, AveragePooling | CrossLayerPooling | TrainedGuidePooling):
+            key = "pooling" if i == 0 else f"also[{i - 1}]"
+            raise CxlpError(
+                f"model.network.{key}.method is {part.config.method}: its vector is no sum over places (a matrix root "
+                "or a generative model comes before the classifier), so the score cannot be split exactly; methods "
+                "that can be explained: cross, bilinear, trained_guide, average_local, average_guide"
+            )
+        if part.config.spectral:
+            raise CxlpError(
+                "model.network.pooling.spectral is true: a matrix root mixes all places, so the score cannot be split "
+                "exactly"
+            )
+
+
+def is_explainable(network: Network) -> bool:
+    """Whether :func:`check_explainable` lets a network pass."""
+    try:
+        check_explainable(network)
+    except CxlpError:
+        return False
+    return True
+
+
+@torch.inference_mode(False)  # it takes derivatives, also where a Trainer has switched that off
+@torch.no_grad()
+def explain(
+    network: Network, images: Tensor, target: int | None = None, against: int | None = None
+) -> Iterator[Explanation]:
+    """Split scores of images over pooling channels and places, see the module.
+
+    Explained is :meth:`~cxlp.models.network.Network.forward`: the image as in training, without test views. Shares are
+    computed in float64 from the backbone's maps, so they add up to the score but for the rounding of the latter.
+
+    Args:
+        network: In evaluation mode, fitted.
+        images: ``(B, 3, S, S)``, RGB 0..255.
+        target: The class to explain; ``None``: each image's best one (other than ``against``).
+        against: A class whose score is subtracted, so that the difference of the two is explained.
+
+    Yields:
+        An explanation per image, on the CPU; each is made when it is asked for.
+
+    Raises:
+        CxlpError: See :func:`check_explainable`.
+    """
+    check_explainable(network)
+    classifier = network.classifier
+    assert classifier is not None
+    parts, found = list(network.each_part()), network.inputs(images)
+    vectors = [network.encode(part, maps) for part, maps in zip(parts, found, strict=True)]
+    for i, scores in enumerate(network.classify(torch.cat(vectors, dim=1)).float()):
+        chosen = _best(scores, against) if target is None else target
+        weights, bias = classifier.weight[chosen].double(), classifier.bias[chosen].double()
+        if against is not None:
+            weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
+        split = torch.split(weights * len(parts) ** -0.5, [part.out_features for part in parts])
+        evidence = [
+            _explain_part(part, [_own(m, i, part.views) for m in maps], own, network)
+            for part, maps, own in zip(parts, found, split, strict=True)
+        ]
+        probabilities = scores.sigmoid() if network.multi_label else scores.softmax(dim=0)
+        yield Explanation(chosen, against, probabilities.cpu(), float(bias), tuple(evidence))
+
+
+def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> Tensor:
+    """Weights u of the pooled vector before normalisation, holding its scaling fixed: see the module.
+
+    Args:
+        normalise: The steps.
+        pooled: P of one image: ``(K, p)``, float64.
+        weights: Weights w of the normalised vector: ``(K, p)``.
+
+    Returns:
+        ``(K, p)`` with ``sum u P = sum w n(P)``. (Where an entry is zero and scaled only, any weight would do.)
+    """
+    zscore = normalise.steps["zscore"]
+    centred = pooled - pooled.mean() if zscore else pooled
+    scaled = weights * torch.where(centred == 0, 0.0, normalise(pooled[None]).view_as(pooled) / centred)
+    return scaled - scaled.mean() if zscore else scaled
+
+
+def _explain_part(part: Part, maps: list[Tensor], weights: Tensor, network: Network) -> PartEvidence:
+    encoding, views = part.encoding, part.config.views
+    normalise = encoding.normalise
+    assert isinstance(normalise, Normalise)
+    if isinstance(encoding, AveragePooling):
+        (activations,) = maps  # (V, C, h, w)
+        pooled = activations.mean(dim=(0, 2, 3))[None]  # (1, C)
+        effective = effective_weights(normalise, pooled, weights[None]).view(1, -1, 1, 1)
+        shares = activations * effective / (activations.numel() / activations.shape[1])
+    else:
+        if isinstance(encoding, CrossLayerPooling):
+            local, activations = align_maps(maps[0], maps[1], encoding.align)
+            pool = encoding.pool
+        else:
+            assert isinstance(encoding, TrainedGuidePooling) and encoding.projection is not None
+            local, pool = project(encoding.projection, maps[0]), cross_layer_pooling
+            guide = encoding.activations(local_vectors(local)).transpose(1, 2)  # (V, K, h w)
+            activations = guide.reshape(*guide.shape[:2], *local.shape[-2:])
+        with torch.enable_grad():
+            guide = activations.detach().clone().requires_grad_()
+            pooled = pool(local.detach(), guide).sum(dim=0)  # (K, p)
+            if isinstance(encoding, CrossLayerPooling) and encoding.sketch is not None:
+                pooled = encoding.sketch(pooled[None])  # (1, D), linear, too
+            effective = effective_weights(normalise, pooled.detach(), weights.view_as(pooled))
+            # P is linear in the guide: an activation times its derivative is what it contributes.
+            (slopes,) = torch.autograd.grad((pooled * effective).sum(), guide)
+        shares = activations * slopes
+    size = network.backbone.image_size
+    windows = tuple(views.windows(size))
+    return PartEvidence(shares.cpu(), activations.cpu(), windows, size, views.image_size(size))
+
+
+def _own(maps: Tensor, image: int, views: int) -> Tensor:
+    """An image's maps; a copy, since autograd takes none that were made in inference mode."""
+    return maps[image * views : (image + 1) * views].to(torch.float64, copy=True)
+
+
+def _best(scores: Tensor, besides: int | None) -> int:
+    if besides is not None:
+        scores = scores.clone()
+        scores[besides] = -torch.inf
+    return int(scores.argmax())
+
+
+def _tents(cells: int, start: float, length: float, pixels: int) -> Tensor:
+    """Weights of bilinear interpolation along a side: ``(pixels, cells)``, the outermost cells' constant to the edge.
+
+    Args:
+        cells: Cells that divide the part of the side from ``start`` on.
+        start: Where they begin, in [0, 1].
+        length: The part of the side that they take; beyond it, weights are zero.
+        pixels: Pixels of the whole side.
+    """
+    at = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels - start) / length * cells - 0.5
+    inside = (at >= -0.5) & (at < cells - 0.5)
+    near = at.clamp(0, cells - 1)[:, None] - torch.arange(cells, dtype=torch.float64)
+    return (1 - near.abs()).clamp_min(0) * inside[:, None]

@@ -1,0 +1,109 @@
+"""What each pooling channel looks at across a data set: the places where it responds most."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cxlp.explain.attribution import Explanation
+
+#: Side of a patch, in cells of the guide's map: the place and its neighbours. In theory a deep layer's cell sees far
+#: more, often the whole image, but what it depends on lies near its centre (Luo et al., NIPS 2016).
+PATCH_CELLS = 3
+#: Of the mean activation within the patch, added to the activation: decides where activations are equal, as those of a
+#: ReLU6 are that has reached 6.
+_TIE = 1e-6
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A place of an image where a channel responds.
+
+    Attributes:
+        image: The image's number.
+        activation: The channel's activation there.
+        top, left, side: The square around the place, moved inside the image where it crosses the border, in parts of
+            the image's side.
+    """
+
+    image: int
+    activation: float
+    top: float
+    left: float
+    side: float
+
+    def cut(self, image: Tensor) -> Tensor:
+        """Cut it out of the image: ``(3, S, S) -> (3, s, s)``."""
+        pixels = image.shape[-1]
+        side = max(1, round(self.side * pixels))
+        top, left = (min(round(at * pixels), pixels - side) for at in (self.top, self.left))
+        return image[:, top : top + side, left : left + side].clone()  # not a view, which would hold all of the image
+
+
+class TopPlaces:
+    """Keeps each channel's strongest places, at most one per image, and what channels contribute.
+
+    Numbers only are kept, ``kept`` per channel, whatever the number of images.
+
+    Args:
+        kept: How many places per channel.
+
+    Attributes:
+        images: How many images were seen.
+    """
+
+    def __init__(self, kept: int = 9) -> None:
+        self.kept, self.images = kept, 0
+        self._last: Explanation | None = None
+
+    def update(self, number: int, explanation: Explanation) -> None:
+        """Take in an image.
+
+        Args:
+            number: The image's.
+            explanation: Its explanation; those of all images come from the same network.
+        """
+        found = [_strongest(part.activations) for part in explanation.parts]
+        ranks, places, values = (torch.cat(own)[None] for own in zip(*found, strict=True))  # (1, K)
+        shares = explanation.channels
+        if self._last is None:
+            self._shares, self._sizes = torch.zeros_like(shares), torch.zeros_like(shares)
+            self._ranks, self._values, self._places, self._numbers = ranks[:0], values[:0], places[:0], places[:0]
+        self._shares += shares
+        self._sizes += shares.abs()
+        merged = torch.cat([self._ranks, ranks])  # (kept + 1, K)
+        self._ranks, order = merged.topk(min(self.kept, len(merged)), dim=0)
+        self._values = torch.cat([self._values, values]).gather(0, order)
+        self._places = torch.cat([self._places, places]).gather(0, order)
+        self._numbers = torch.cat([self._numbers, torch.full_like(places, number)]).gather(0, order)
+        self.images += 1
+        self._last = explanation
+
+    def strongest(self, count: int) -> list[int]:
+        """Name the channels whose shares are largest in the mean over the images, whatever their sign."""
+        return self._sizes.topk(min(count, len(self._sizes))).indices.tolist()
+
+    def mean_share(self, channel: int) -> float:
+        """Mean share of a channel in the explained scores."""
+        return float(self._shares[channel]) / self.images
+
+    def patches(self, channel: int) -> list[Patch]:
+        """Return a channel's places, the strongest first."""
+        assert self._last is not None
+        part = self._last.parts[self._last.locate(channel)[0]]
+        cell = part.size / part.image_size / min(part.shares.shape[-2:])
+        side = min(1.0, PATCH_CELLS * cell)
+        found = []
+        for row in range(len(self._values)):
+            y, x = part.centre(int(self._places[row, channel]))
+            top, left = (min(max(at - side / 2, 0.0), 1 - side) for at in (y, x))
+            found.append(Patch(int(self._numbers[row, channel]), float(self._values[row, channel]), top, left, side))
+        return found
+
+
+def _strongest(activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find each channel's strongest place of ``(V, K, h, w)``: what it is ranked by, its number, its activation."""
+    around = F.avg_pool2d(activations, PATCH_CELLS, stride=1, padding=PATCH_CELLS // 2)
+    ranks, places = (activations + _TIE * around).transpose(0, 1).flatten(1).max(dim=1)  # (K,)
+    return ranks, places, activations.transpose(0, 1).flatten(1).gather(1, places[:, None])[:, 0]

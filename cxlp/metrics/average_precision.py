@@ -1,0 +1,114 @@
+"""Average precision: interpolated at 11 points, over all points, and not interpolated."""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxlp.utils.errors import CxlpError
+
+Kind = Literal["11point", "allpoint", "uninterpolated"]
+
+
+def average_precision(
+    scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kind: Kind = "11point"
+) -> NDArray[np.float64]:
+    """Average precision of each class.
+
+    Images labelled 0 are dropped, class by class. The others are ranked by decreasing score; at each distinct
+    score ``s``, the precision ``p`` and the recall ``r`` are those of the images that score at least ``s``. With
+    ``P(t) = max {p : r >= t}``, the interpolated precision (0 where no recall is that high):
+
+    - ``"11point"``: ``1/11 sum_(t = 0, .1, ..., 1) P(t)`` (Pascal VOC 2007; Everingham et al., IJCV 2010). The
+      recall is compared exactly: 3 of 10 positives reach t = 0.3, which they miss in floating point.
+    - ``"allpoint"``: the area under ``P`` over [0, 1] (Pascal VOC 2010 and later).
+    - ``"uninterpolated"``: ``sum_j (r_j - r_(j-1)) p_j`` (scikit-learn's ``average_precision_score``).
+
+    Images of equal score enter at once, so values depend neither on the order of images nor on how processes
+    share them. The official VOC devkit puts tied images in the order of its list instead; the two interpolated
+    kinds here are its value for the worst such order (the absent first), hence never above it, and equal to it
+    unless a positive and a negative image tie.
+
+    Args:
+        scores: ``(n, K)``, any real numbers, infinities too. Tensors must be on the CPU.
+        labels: ``(n, K)``: 1 present, -1 absent, 0 ignored (so not the {0, 1} of other libraries).
+        kind: Which of the three.
+
+    Returns:
+        ``(K,)`` in [0, 1]; NaN for a class without positives, for which nothing is defined.
+
+    Raises:
+        CxlpError: If shapes differ, the kind or a label is unknown, or the score of an image that counts is NaN.
+    """
+    if kind not in get_args(Kind):
+        raise CxlpError(f"unknown kind of average precision {kind!r}; valid: {', '.join(get_args(Kind))}")
+    return np.array([_of_one_class(s, positive, kind) for s, positive in _by_class(scores, labels)])
+
+
+def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor) -> NDArray[np.float64]:
+    """Interpolated precision ``P(t)`` of each class at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
+
+    Args:
+        scores: As there.
+        labels: As there.
+
+    Returns:
+        ``(K, 101)`` in [0, 1]; NaN for a class without positives.
+
+    Raises:
+        CxlpError: As there.
+    """
+    return np.array([_interpolated(s, positive, 100) for s, positive in _by_class(scores, labels)])
+
+
+def _by_class(
+    scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor
+) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """For each class the scores of the images that count, and which of them are positive."""
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise CxlpError(
+            f"average precision takes scores and labels of one shape (n, K), not {scores.shape} and {labels.shape}"
+        )
+    odd = ~np.isin(labels, (-1, 0, 1))
+    if odd.any():
+        raise CxlpError(f"labels must be 1 (present), -1 (absent) or 0 (ignored), not {labels[odd][0]}")
+    if np.isnan(scores[labels != 0]).any():
+        raise CxlpError("some scores are NaN, so images cannot be ranked: the network or its weights are broken")
+    return [(s[y != 0], y[y != 0] > 0) for s, y in zip(scores.T, labels.T, strict=True)]
+
+
+def _of_one_class(scores: NDArray[Any], positive: NDArray[np.bool_], kind: Kind) -> float:
+    positives = int(positive.sum())
+    if not positives:
+        return float("nan")
+    if kind == "11point":
+        return float(_interpolated(scores, positive, 10).mean())
+    found, precision = _ranked(scores, positive)
+    more = np.diff(found, prepend=0)
+    if kind == "allpoint":
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((more * precision).sum() / positives)
+
+
+def _interpolated(scores: NDArray[Any], positive: NDArray[np.bool_], steps: int) -> NDArray[np.float64]:
+    """``P(t)`` at ``t = 0, 1 / steps, ..., 1``; NaN without positives."""
+    positives = int(positive.sum())
+    if not positives:
+        return np.full(steps + 1, np.nan)
+    found, precision = _ranked(scores, positive)
+    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
+    # found / positives >= t / steps, in integers
+    reached = np.searchsorted(steps * found, np.arange(steps + 1) * positives)
+    values: NDArray[np.float64] = interpolated[reached]
+    return values
+
+
+def _ranked(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each distinct score, highest first: positives that score at least so much, and the precision there."""
+    order = np.argsort(scores)[::-1]  # in any order among equals
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of each distinct score
+    found = np.cumsum(positive[order])[last]
+    return found, found / (last + 1)

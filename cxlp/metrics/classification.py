@@ -1,0 +1,174 @@
+"""The metrics of a benchmark, as torchmetrics objects (right under DDP, never the mean of batch means).
+
+Average precision ranks images by raw scores, whatever their range: nothing here takes a sigmoid.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
+
+from cxlp.metrics.average_precision import Kind, average_precision, precision_curves
+from cxlp.utils.errors import CxlpError
+
+#: What the best checkpoint and C are chosen by, on training images: by whether an image may show several classes.
+SELECTION = {False: "accuracy", True: "mAP"}
+
+# Published "VOC07 mAP" may be any of the three, so they are reported side by side.
+_SUFFIXES: dict[str, Kind] = {"_11point": "11point", "_allpoint": "allpoint", "": "uninterpolated"}
+
+
+def single_label_metrics(classes: int, prefix: str) -> MetricCollection:
+    """Top-1 accuracy over images, and the mean over classes of each class's accuracy.
+
+    Args:
+        classes: Number of classes.
+        prefix: Such as ``"test/"``.
+    """
+    return MetricCollection(
+        {"accuracy": MulticlassAccuracy(classes, average="micro"), "mean_class_accuracy": MeanClassAccuracy(classes)},
+        prefix=prefix,
+    )
+
+
+def multi_label_metrics(classes: int, prefix: str) -> MetricCollection:
+    """Mean average precision of each kind: ``mAP_11point``, ``mAP_allpoint``, ``mAP`` (un-interpolated).
+
+    Args:
+        classes: Number of classes.
+        prefix: Such as ``"test/"``.
+    """
+    metrics = {f"mAP{suffix}": MeanAveragePrecision(classes, kind) for suffix, kind in _SUFFIXES.items()}
+    # No compute groups: the lists hold the same tensors anyhow, and the groups copy them all at each items().
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+
+
+def confusion_matrix(classes: int) -> MulticlassConfusionMatrix:
+    """Counts ``(true class, predicted class)``."""
+    return MulticlassConfusionMatrix(classes)
+
+
+def per_class_average_precision(classes: int) -> MetricCollection:
+    """What :func:`precision_curves` gives, as ``curves``, and average precision of each class ``(classes,)``, by kind.
+
+    The kinds' names are ``AP_11point``, ``AP_allpoint``, ``AP``.
+    """
+    metrics: dict[str, Metric] = {f"AP{suffix}": AveragePrecision(classes, kind) for suffix, kind in _SUFFIXES.items()}
+    metrics["curves"] = PrecisionCurves(classes, "allpoint")
+    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
+
+
+class MeanClassAccuracy(Metric):
+    """Mean over the classes that have images of the share of each class's images that are recognised.
+
+    A class without images has no accuracy, even where other classes' images are taken for it, so it is
+    left out of the mean (torchmetrics' macro accuracy counts it as 0). NaN without any image.
+
+    Args:
+        classes: Number of classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    images: Tensor
+    right: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("images", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("right", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count a batch: scores ``(B, classes)``, class indices ``(B,)``."""
+        right = labels[scores.argmax(dim=1) == labels]
+        self.images += torch.bincount(labels, minlength=self.classes)
+        self.right += torch.bincount(right, minlength=self.classes)
+
+    def compute(self) -> Tensor:
+        """Return a scalar in [0, 1]."""
+        there = self.images > 0
+        return (self.right[there] / self.images[there]).mean()
+
+
+class AveragePrecision(Metric):
+    """Average precision of each class over all images of all ranks, see :func:`average_precision`.
+
+    Args:
+        classes: Number of classes K.
+        kind: Which of the three definitions.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, classes: int, kind: Kind) -> None:
+        super().__init__()
+        self.classes, self.kind = classes, kind
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Keep a batch.
+
+        Args:
+            scores: ``(B, K)``, any real numbers; kept as float32.
+            labels: ``(B, K)``: 1 present, -1 absent, 0 ignored.
+
+        Raises:
+            CxlpError: If the shapes are others.
+        """
+        if scores.shape != labels.shape or scores.shape[1:] != (self.classes,):
+            raise CxlpError(
+                f"average precision takes scores and labels of shape (images, {self.classes}), "
+                f"not {tuple(scores.shape)} and {tuple(labels.shape)}"
+            )
+        self._keep(scores.detach().float(), labels.detach().to(torch.int8))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the images of all ranks, see torchmetrics."""
+        # In the place of an empty list torchmetrics gathers a tensor of another shape and type, which breaks
+        # the collective: a rank without images says what its rows would be like.
+        if not len(self.scores):
+            empty = torch.zeros(0, self.classes, device=self.device)
+            self._keep(empty, empty.to(torch.int8))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Tensor:
+        """Return ``(K,)``, NaN for classes without positives."""
+        return torch.from_numpy(self._per_class()).to(self.device, torch.float32)
+
+    def _keep(self, scores: Tensor, labels: Tensor) -> None:
+        self.scores.append(scores)
+        self.labels.append(labels)
+
+    def _per_class(self) -> NDArray[np.float64]:
+        scores, labels = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.labels).cpu().numpy()
+        return average_precision(scores, labels, self.kind)
+
+
+class MeanAveragePrecision(AveragePrecision):
+    """Mean of :class:`AveragePrecision` over the classes that have positives; NaN where none has."""
+
+    def compute(self) -> Tensor:
+        """Return a scalar in [0, 1], or NaN."""
+        # The mean of the float64 values; float32 for devices that know no other.
+        return torch.from_numpy(self._per_class()).nanmean().to(self.device, torch.float32)
+
+
+class PrecisionCurves(AveragePrecision):
+    """:func:`precision_curves` over all images of all ranks: ``(K, 101)``."""
+
+    def compute(self) -> Tensor:
+        """Return ``(K, 101)``, NaN for classes without positives."""
+        scores, labels = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.labels).cpu().numpy()
+        return torch.from_numpy(precision_curves(scores, labels)).to(self.device, torch.float32)

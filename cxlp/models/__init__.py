@@ -1,0 +1,1 @@
+"""Backbone, heads and classifier as one network, and its checkpoints."""

@@ -1,0 +1,30 @@
+"""Figures and tables as text, Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+from statistics import stdev
+from typing import Any
+
+
+def as_text(metric: str, value: float) -> str:
+    """A metric's value for people: parts in percent."""
+    return f"{value:.2%}" if "accuracy" in metric or "mAP" in metric else f"{value:.4g}"
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample, with n - 1; ``None`` of a single value."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def as_markdown(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
+    """Write a table in Markdown."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *values]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def as_csv(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
+    """Write a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heads, *values])
+    return text.getvalue()

@@ -1,0 +1,45 @@
+"""What a run logged, read back from its folder."""
+
+import csv
+import shlex
+from pathlib import Path
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """The CSV logs of all sessions as one row per step; of what was done twice, the later values.
+
+    Args:
+        folder: A run's.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    versions = sorted((folder / "csv").glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
+    for log in (version / "metrics.csv" for version in versions):
+        if not log.is_file():
+            continue
+        with log.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if None in row.values() or not row["step"]:
+                    continue  # the last row of a session that was killed
+                known = {key: float(value) for key, value in row.items() if key != "step" and value}
+                steps.setdefault(int(row["step"]), {}).update(known)
+    return [steps[step] for step in sorted(steps)]
+
+
+def by_epoch(folder: Path, metric: str) -> dict[int, float]:
+    """A metric by epoch, from 0; of several values in an epoch the last; empty where it was not logged.
+
+    Args:
+        folder: A run's.
+        metric: Such as ``val/accuracy``.
+    """
+    return {int(row["epoch"]): row[metric] for row in history(folder) if metric in row}
+
+
+def how_to_look(folder: Path) -> str | None:
+    """One line on how to look at the wandb run of a folder, or ``None`` where there is none."""
+    runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
+    if runs:
+        return f"wandb leet {shlex.quote(str(runs[-1]))}   (upload: wandb sync {shlex.join(map(str, runs))})"
+    if (folder / "wandb").is_dir():
+        return f"wandb leet {shlex.quote(str(folder / 'wandb' / 'latest-run'))}   (or in the browser)"
+    return None

@@ -1,0 +1,183 @@
+"""Pictures of explanations: evidence and pooling channels over the image, and what channels look at."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cxlp.explain.attribution import Explanation, explain
+from cxlp.models.network import Network
+from cxlp.models.views import resized
+from cxlp.reports.figures import png
+
+#: Red speaks for the class, blue against it, as is usual in such maps.
+EVIDENCE = colormaps["RdBu_r"]
+#: Pictures in a row.
+COLUMNS = 4
+
+Picture = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def draw_explanation(
+    image: Tensor,
+    proportion: float,
+    explanation: Explanation,
+    channels: Sequence[int],
+    classes: Sequence[str],
+    note: str = "",
+) -> bytes:
+    """Draw an image, the evidence over it, the shares of channels as bars, and each channel's activations.
+
+    Args:
+        image: ``(3, S, S)``, 0..255, as the network sees it.
+        proportion: Height by width, to which the square is stretched back.
+        explanation: Its explanation.
+        channels: Pooling channels to show, numbered through all parts.
+        classes: Names.
+        note: A line below.
+
+    Returns:
+        A PNG.
+    """
+    picture = image.permute(1, 2, 0).numpy() / 255.0
+    rows, height = math.ceil(len(channels) / COLUMNS), 3.0 * min(max(proportion, 0.5), 2.0) + 0.3
+    figure = Figure(figsize=(12.5, 0.7 + (1 + rows) * height), layout="constrained")
+    figure.suptitle(headline(explanation, classes), fontsize=11, parse_math=False)
+    # Apart, since the colour bar's room would make a gap in each row of channels.
+    grid = figure.add_gridspec(2, 1, height_ratios=(1, rows))
+    above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    axes = above.subplots(1, 3, width_ratios=(1, 1.25, 1.75))
+    _show(axes[0], picture, proportion, "the image")
+    _draw_map(axes[1], picture, proportion, explanation)
+    _draw_sum(axes[2], explanation)
+    for i, channel in enumerate(channels):
+        beside = below.add_subplot(rows, COLUMNS, i + 1)
+        share = float(explanation.channels[channel])
+        title = f"{_called(explanation, channel)}: {_share(explanation, share)}"
+        _show(beside, _spotlight(picture, explanation.activation(channel, len(picture))), proportion, title)
+        for spine in beside.spines.values():
+            spine.set(visible=True, color=EVIDENCE(0.5 + 0.4 * np.sign(share)), linewidth=2)
+    if note:
+        figure.supxlabel(note, fontsize=8)
+    return png(figure)
+
+
+def draw_evidence(network: Network, picture: Tensor, target: int) -> Tensor:
+    """Lay the evidence for a class over a picture, grey: the stronger, the more of its colour.
+
+    Args:
+        network: Fitted, see :func:`~cxlp.explain.attribution.check_explainable`.
+        picture: ``(3, T, T)`` uint8, as the network's test sees it.
+        target: The class.
+
+    Returns:
+        The same shape and type.
+    """
+    image = resized(picture[None].to(network.backbone.mean.device), network.image_size)
+    (explanation,) = explain(network, image, target)
+    evidence = explanation.map(picture.shape[-1])
+    evidence = evidence / evidence.abs().max().clamp_min(1e-12)
+    colours = torch.from_numpy(EVIDENCE((0.5 + 0.5 * evidence).numpy())[..., :3]).permute(2, 0, 1)
+    opacity = 0.8 * evidence.abs().sqrt()
+    grey = picture.double().mean(dim=0, keepdim=True) / 255
+    return (255 * ((1 - opacity) * grey + opacity * colours)).round().to(torch.uint8)
+
+
+def headline(explanation: Explanation, classes: Sequence[str]) -> str:
+    """Say what is explained, how probable it is, and what its score is made of."""
+
+    def named(k: int) -> str:
+        return f"{classes[k]} (probability {float(explanation.probabilities[k]):.3f})"
+
+    over = "" if explanation.against is None else f" rather than {named(explanation.against)}"
+    what = "score" if explanation.against is None else "difference of scores"
+    parts = f"{explanation.score:+.3f} = evidence {explanation.evidence:+.3f}, bias {explanation.bias:+.3f}"
+    return f"{named(explanation.target)}{over}\n{what} {parts}"
+
+
+def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> bytes:
+    """Draw patches of images, one row per pooling channel.
+
+    Args:
+        rows: For each channel its name and its patches ``(3, s, s)``, 0..255, each with a line about it.
+
+    Returns:
+        A PNG.
+    """
+    columns = max(len(patches) for _, patches in rows)
+    pitch = 1.16  # of rows, in sides of a patch: room for the lines
+    figure = Figure(figsize=(1.15 + 1.25 * columns, 0.3 + 1.25 * pitch * len(rows)), layout="constrained")
+    axes = figure.add_subplot()  # one for all: with one for each, layout takes a minute
+    for i, (_, patches) in enumerate(rows):
+        for j, (patch, said) in enumerate(patches):
+            picture = patch.permute(1, 2, 0).numpy()
+            axes.imshow(picture, extent=(j + 0.02, j + 0.98, i * pitch + 0.98, i * pitch + 0.02))
+            axes.text(j + 0.5, i * pitch, said, ha="center", va="bottom", fontsize=7, parse_math=False)
+    axes.set(xlim=(0, columns), ylim=(len(rows) * pitch, -pitch + 1), xticks=[])
+    axes.set_yticks([i * pitch + 0.5 for i in range(len(rows))], [name for name, _ in rows], fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
+    return png(figure)
+
+
+def _show(axes: Axes, picture: Picture, proportion: float, title: str) -> None:
+    axes.imshow(picture, extent=(0, 1, proportion, 0))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_map(axes: Axes, picture: Picture, proportion: float, explanation: Explanation) -> None:
+    evidence = explanation.map(len(picture)).numpy()
+    most = max(float(np.abs(evidence).max()), 1e-12)
+    norm = Normalize(-most, most)
+    grey = picture.mean(axis=2, keepdims=True)
+    opacity = 0.8 * (np.abs(evidence) / most)[..., None] ** 0.7
+    _show(axes, (1 - opacity) * grey + opacity * EVIDENCE(norm(evidence))[..., :3], proportion, "evidence")
+    bar = axes.figure.colorbar(ScalarMappable(norm, EVIDENCE), ax=axes, shrink=0.8)
+    bar.set_label(f"score per 1/{1 / explanation.cell:.0f} of the image", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _draw_sum(axes: Axes, explanation: Explanation) -> None:
+    """The score as channels are added to the bias, those of the largest shares first."""
+    shares = explanation.channels
+    ordered = shares[shares.abs().argsort(descending=True)]
+    total = explanation.bias + torch.cat([ordered.new_zeros(1), ordered.cumsum(dim=0)])
+    axes.plot(total.numpy(), color="black")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    half = int((ordered.abs().cumsum(dim=0) < ordered.abs().sum() / 2).sum()) + 1
+    axes.set_title(f"the {half:,} strongest of {len(shares):,} channels hold half of all shares", fontsize=9)
+    axes.plot(len(shares), explanation.score, "o", color="black")
+    axes.set_xlabel("channels, strongest first", fontsize=8)
+    axes.set_ylabel("score", fontsize=8)
+    axes.tick_params(labelsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _called(explanation: Explanation, channel: int) -> str:
+    part, k = explanation.locate(channel)
+    return f"channel {k}" if len(explanation.parts) == 1 else f"channel {channel} (part {part + 1}: {k})"
+
+
+def _share(explanation: Explanation, share: float) -> str:
+    whole = abs(explanation.evidence)
+    return f"{share:+.3f}" + (f" ({share / whole:+.1%})" if whole > 0 else "")
+
+
+def _spotlight(picture: Picture, activations: Tensor) -> Picture:
+    """Light an image where a channel responds, relative to its largest magnitude; elsewhere it is dark and grey."""
+    values = activations.abs()
+    light = (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).numpy()[..., None]
+    lit: Picture = light * picture + (1 - light) * 0.35 * picture.mean(axis=2, keepdims=True)
+    return lit

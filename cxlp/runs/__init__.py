@@ -1,0 +1,1 @@
+"""One run: its command line, stages, folder, loggers and results."""

@@ -1,0 +1,109 @@
+"""The command line before it is parsed: configs by their names and first, overrides as configs of one key."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cxlp.data import DATA_MODULES
+from cxlp.utils.errors import CxlpError, did_you_mean
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+#: What may stand at ``class_path``, besides a user's own subclasses.
+CLASSES = {
+    "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
+    "data": tuple(DATA_MODULES.values()),
+}
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
+
+    Raises:
+        CxlpError: If there is none; names those there are.
+    """
+    if not args or not args[0].startswith("-"):
+        what = f"{args[0]!r} stands alone" if args else "there is nothing to run"
+        raise CxlpError(f"{what}: name a config, python train.py --config {args[0] if args else 'demo.yaml'}")
+    found = list(args)
+    for i, arg in enumerate(found):
+        if arg in ("--config", "-c") and i + 1 < len(found):
+            found[i + 1] = str(_config_path(found[i + 1]))
+        elif arg.startswith("--config="):
+            found[i] = f"--config={_config_path(arg.removeprefix('--config='))}"
+    # Configs first: whatever stands on the command line itself has the last word.
+    configs: list[str] = []
+    others: list[str] = []
+    while found:
+        arg = found.pop(0)
+        if arg in ("--config", "-c") and found:
+            configs += [arg, found.pop(0)]
+        else:
+            (configs if arg.startswith("--config=") else others).append(arg)
+    _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
+    return configs + others
+
+
+def _check_overlays(paths: Sequence[str]) -> None:
+    """Refuse files that hold no keys, and overlays that come before what they change."""
+    described: set[str] = set()
+    for path in paths:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
+        if "program" in content:
+            raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
+        for key in CLASSES:
+            part = content.get(key) or {}
+            if isinstance(part, dict) and "class_path" in part:
+                described.add(key)
+            elif part and key not in described:
+                raise CxlpError(
+                    f"{path} is an overlay: it changes {key}, which no config before it describes. Put a whole one "
+                    "before it, such as --config cub200.yaml"
+                )
+
+
+def nested_as_configs(args: Sequence[str]) -> list[str]:
+    """Turn ``--model.a.b V`` and ``--data.a V`` into configs of one key, which are parsed more strictly.
+
+    As arguments below a class, the parser would take ``null`` for a string and ``--model.network.pooling.pca``
+    for an abbreviation of ``pca_dim``.
+    """
+    passed: list[str] = []
+    rest = list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        top, _, path = name.removeprefix("--").partition(".")
+        is_nested = (
+            name.startswith("--")
+            and top in CLASSES
+            and path.split(".")[-1] not in ("", "class_path", "init_args", "help")
+        )
+        lacks_value = not equals and (not rest or rest[0].startswith("--"))
+        if is_nested and lacks_value:
+            raise CxlpError(f"{name} has no value: give {name} VALUE")
+        if not is_nested:
+            passed.append(name + equals + value)
+            continue
+        value = value if equals else rest.pop(0)
+        nested: Any = None if value in ("null", "~") else value
+        for key in reversed(["init_args", *path.removeprefix("init_args.").split(".")]):
+            nested = {key: nested}
+        passed += ["--config", json.dumps({top: nested})]
+    return passed
+
+
+def _config_path(name: str) -> Path:
+    candidates = [Path(name), Path("configs") / name, CONFIGS / name]
+    for path in candidates:
+        for spelled in (path, path.with_name(path.name + ".yaml")):
+            if spelled.is_file():
+                return spelled.absolute()
+    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != "sweep.yaml")
+    raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")

@@ -1,0 +1,160 @@
+"""A run's folder: made, found again by its checkpoint, taken up by a process of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from cxlp.models.checkpoint import read_checkpoint
+from cxlp.runs.loggers import RunConfig
+from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.locking import hold, let_go
+
+
+def launched_rank() -> int:
+    """This process's rank before there is a process group, as Lightning read it from the launcher's variables."""
+    launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    if not launched and int(os.environ.get("NODE_RANK", 0)) > 0:
+        return int(os.environ["NODE_RANK"])  # Lightning's own launcher: on other machines nobody is rank 0
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def run_name(run: RunConfig, config: Namespace) -> str:
+    """The name of a run: the user's, or one by the configs' files and the time.
+
+    Raises:
+        CxlpError: If the name is a path.
+    """
+    if run.name and Path(run.name).name != run.name:
+        raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
+    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    return run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
+
+
+def new_folder(run: RunConfig, config: Namespace) -> Path:
+    """Make a new folder for a run; one that another run made in the same moment is left to it.
+
+    Raises:
+        CxlpError: If none can be made there.
+    """
+    root = Path(run.root)
+    if launched_rank() != 0:
+        return root  # rank 0 tells the others its folder when the run begins
+    name = run_name(run, config)
+    for number in range(1, 10_000):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+            raise CxlpError(f"cannot make a run's folder: {folder} is a file. Give another --run.root") from None
+        except OSError as error:
+            raise CxlpError(f"cannot make {folder}: {error.strerror}. Give another --run.root") from error
+        if number > 1:
+            print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
+        return folder
+    raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
+
+
+def find_resumed(checkpoint: Path, run: RunConfig) -> tuple[Path | None, str | None]:
+    """The folder and the wandb id of the run that a checkpoint belongs to; a copy elsewhere belongs to none.
+
+    Raises:
+        CxlpError: If there is no such checkpoint.
+    """
+    if not checkpoint.is_file():
+        near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
+        raise CxlpError(f"checkpoint not found: {checkpoint}. {did_you_mean(str(checkpoint), near) if near else ''}")
+    saved = read_checkpoint(checkpoint)
+    folder = checkpoint.absolute().parent.parent
+    if checkpoint.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
+        return None, None
+    return folder, saved["cxlp_run"]["wandb_id"]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """What a run can be resumed from; ``None``: nothing was saved yet."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def refit_folder(folder: Path) -> Path:
+    """Where the second run of ``run.refit: true`` is, which is the one that is tested."""
+    return folder / f"{folder.name}-refit"
+
+
+def finished(folder: Path) -> Path | None:
+    """The folder that holds a run's results: its own, or that of its refit; ``None``: it has not come to its end."""
+    places = (folder, refit_folder(folder))
+    return next((place for place in places if (place / "metrics.json").is_file()), None)
+
+
+def take_up(folder: Path) -> Path | None:
+    """Find what a stopped run left: the checkpoint to go on from, or nothing of use, which is deleted.
+
+    Raises:
+        CxlpError: If a process is working there, or there are only checkpoints that a run cannot be taken up from.
+    """
+    if not folder.is_dir():
+        return None
+    held = hold(folder)
+    last = last_checkpoint(folder)
+    # A best.ckpt alone is of a first epoch that was not over.
+    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name != "best.ckpt"]
+    if last is None and not others:
+        shutil.rmtree(folder)
+    if held is not None:
+        let_go(held)
+    if others:
+        raise CxlpError(
+            f"{folder} was stopped, and has no last.ckpt to go on from, only {others[0].name}: move it away"
+        )
+    return last
+
+
+def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
+    """Start a run in a process of its own, or go on with what is in its folder, and wait for its end.
+
+    Args:
+        folder: The run's.
+        arguments: Of ``train.py``, without the run's place.
+        log: Takes what it prints, except errors.
+
+    Returns:
+        The folder of its results, see :func:`finished`.
+
+    Raises:
+        CxlpError: If it failed, or is running already.
+    """
+    last = take_up(folder)
+    place = ["--run.root", str(folder.parent), "--run.name", folder.name]
+    command = [
+        sys.executable,
+        "-m",
+        "cxlp.commands.train",
+        *arguments,
+        *place,
+        *(["--ckpt_path", str(last)] if last else []),
+    ]
+    # The package may not be installed, but stand beside train.py.
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        status = subprocess.run(command, stdout=file, env=environment, check=False).returncode
+    results = finished(folder)
+    if status or results is None:
+        raise CxlpError(f"failed, see above and {log}")
+    return results
+
+
+def say(line: str) -> None:
+    """Tell how far a series of runs has come, also where nobody reads it at once."""
+    print(line, flush=True)  # noqa: T201

@@ -1,0 +1,143 @@
+"""Where a run's numbers go: wandb (online where a key is found, offline otherwise) and a CSV file."""
+
+import netrc
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import wandb
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run.
+
+    Attributes:
+        root: Folder that gets one folder per run.
+        name: Name of the run's folder and of the wandb run; null: from the configs and the time. A name
+            that is taken gets a number.
+        wandb: ``auto``: online where an API key is found, offline otherwise; ``online``; ``offline``;
+            ``off``.
+        project: The wandb project.
+        group: Groups runs in wandb; null: by the benchmark.
+        tags: Tags of the wandb run, besides benchmark, backbone, mode and method.
+        log_model: Upload the tested checkpoint as an artifact, where wandb is online.
+        refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is
+            run on all training images, ended after that epoch of the same schedule, and tested; it is in a folder
+            within this one's, NAME/NAME-refit. Or the best checkpoint of an earlier run: do only the second.
+        cost: Measure, after the test, what the representation of an image costs, see :mod:`cxlp.runs.cost`.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "cxlp"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    refit: bool | str = False
+    log_model: bool = True
+    cost: bool = False
+
+
+def labelled(run: RunConfig, benchmark: str, *facts: str) -> RunConfig:
+    """Group a run by its benchmark, unless the user groups it, and tag it by that and further facts."""
+    tags = tuple(tag[:64] for tag in dict.fromkeys((*run.tags, benchmark, *facts)) if tag)  # what wandb takes
+    return replace(run, group=run.group or benchmark or None, tags=tags)
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb could log in without asking: a key in the environment or in the netrc file.
+
+    Asking wandb itself prompts on a terminal and crashes elsewhere.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    # wandb knows the host: from WANDB_BASE_URL, its settings file, or its own default, which has changed before.
+    # (A fresh wandb.Settings would not have read them.) With its port: so wandb files it.
+    host = urlparse(wandb.setup().settings.base_url).netloc
+    # wandb's own service has moved: a key that is filed under its earlier name still counts
+    hosts = [host, "api.wandb.ai"] if host.endswith(".coreweave.com") else [host]
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        found = [netrc.netrc(str(file)).authenticators(host) for host in hosts]
+    except (OSError, UnicodeError, netrc.NetrcParseError):
+        return False
+    return any(entry is not None and entry[2] for entry in found)
+
+
+def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int) -> list[Logger]:
+    """Make the loggers of a run.
+
+    Args:
+        run: What the user asked for.
+        folder: The run's folder.
+        wandb_id: The wandb run to continue, on resume.
+        rank: This process's; only rank 0 talks to wandb.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, name="csv")]
+    mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
+    if mode in ("off", "disabled"):
+        return loggers
+    experiment = None
+    if rank == 0:
+        # dryrun is wandb's older word for offline
+        offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
+        experiment = _start_wandb(run, folder, wandb_id, offline)
+    # wandb first: Lightning takes the first logger's folder for what it writes itself.
+    return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
+
+
+def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bool) -> wandb.Run:
+    """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
+    try:
+        started = wandb.init(
+            dir=folder.absolute(),  # wandb's own process stays where the first run of this one began
+            name=folder.name,
+            project=run.project,
+            group=run.group,
+            tags=run.tags,
+            id=wandb_id,
+            resume="allow",
+            mode="offline" if offline else "online",
+            settings=wandb.Settings(init_timeout=30),
+        )
+        _define_axes(started)
+        return started
+    except wandb.Error as error:
+        if offline:
+            raise
+        print(f"wandb cannot be started online, logging offline: {str(error).partition(chr(10))[0]}")  # noqa: T201
+        return _start_wandb(run, folder, wandb_id, offline=True)
+
+
+def _define_axes(run: wandb.Run) -> None:
+    """Draw training over the images seen, and validation over epochs (in wandb's panels either can be chosen)."""
+    for names, axis in {
+        "train/*": "images_seen", "lr-*": "images_seen", "grad_norm/*": "images_seen", "val/*": "epoch",
+    }.items():  # fmt: skip
+        run.define_metric(names, step_metric=axis, step_sync=True)
+
+
+def close_wandb(run: wandb.Run, summary: Mapping[str, Any], checkpoint: str | None) -> None:
+    """End a wandb run.
+
+    Args:
+        run: Which.
+        summary: As in ``metrics.json``: its metrics are those of the tested checkpoint, where the curves' last values
+            would stand otherwise.
+        checkpoint: What to upload as an artifact, if the run is online; ``None``: nothing.
+    """
+    summary = {**summary["metrics"], **{name: value for name, value in summary.items() if name != "metrics"}}
+    for name, value in summary.items():
+        run.summary.update(
+            {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    if checkpoint is not None and not run.offline:
+        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
+        artifact.add_file(checkpoint)
+        run.log_artifact(artifact, aliases=["tested"])
+    run.finish()

@@ -1,0 +1,116 @@
+"""Where a run's numbers come from: the code's state, the versions of what it stands on, and the data."""
+
+import json
+import os
+import platform
+import subprocess
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.runs.callbacks import wandb_logger
+from cxlp.utils.distributed import usable_cores
+from cxlp.utils.files import write_whole
+from cxlp.version import __version__
+
+#: The packages that numbers and pictures depend on.
+PACKAGES = (
+    "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "scikit-learn", "scipy", "numpy",
+    "albumentations", "opencv-python-headless", "pillow", "wandb",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of cxlp, Python, and the packages that numbers depend on."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"cxlp": __version__, "python": platform.python_version(), **found}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # another distribution of the same module
+        return "not installed by this name"
+
+
+def git_state(folder: Path | None = None) -> dict[str, Any] | None:
+    """The commit of a git checkout, and whether tracked files differ from it.
+
+    Args:
+        folder: Its root; ``None``: where this code lies.
+
+    Returns:
+        ``commit`` and ``dirty``; ``None`` where the folder is no checkout, or git cannot tell.
+    """
+    root = Path(__file__).parents[2] if folder is None else folder
+    if not (root / ".git").exists():  # nor any folder around it: a site-packages inside of someone's checkout is not it
+        return None
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=30
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def data_facts(data: ImageDataModule) -> dict[str, Any]:
+    """What a DataModule holds: ``name``, number of ``classes``, images by split, and a ``digest``.
+
+    The digest stands for the classes and, of each image in its split and order, the path below the root, the size
+    of the file, the box and the label: two runs with the same digest saw the same images, wherever these lie.
+    """
+    found = blake2b(repr(data.classes).encode(errors="surrogateescape"), digest_size=8)
+    for name, split in data.splits.items():
+        for sample in split.samples:
+            place = Path(os.path.relpath(sample.path, data.root)).as_posix()
+            size = sample.path.stat().st_size if sample.path.is_file() else None
+            found.update(f"{name} {place} {size} {sample.box} {sample.label}\n".encode(errors="surrogateescape"))
+    counts = {name: len(split) for name, split in data.splits.items()}
+    return {"name": data.name, "classes": len(data.classes), **counts, "digest": found.hexdigest()}
+
+
+class Provenance(Callback):
+    """Writes where the numbers come from as ``provenance.json``, and into wandb's config.
+
+    A resumed run keeps the first session's and writes ``provenance-resumed.json``.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look when the run begins: what changes later is not what ran."""
+        if not trainer.is_global_zero:
+            return
+        facts = {
+            "data": data_facts(trainer.datamodule),  # type: ignore[attr-defined]
+            "git": git_state(),
+            "versions": versions(),
+            "machine": {
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+                "processes": trainer.world_size,
+                "cores": usable_cores(),
+                "system": platform.platform(),
+            },
+        }
+        first = self.folder / "provenance.json"
+        write_whole(
+            first.with_stem("provenance-resumed") if first.exists() else first, json.dumps(facts, indent=2) + "\n"
+        )
+        logger = wandb_logger(trainer)
+        if logger is not None:
+            logger.experiment.config.update({"provenance": facts}, allow_val_change=True)

@@ -1,0 +1,1 @@
+"""Several runs: seeds, comparisons of systems, their tables."""

@@ -1,0 +1,178 @@
+"""Several systems on one benchmark: run one after another, taken up where they were stopped."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from cxlp.models.network import NetworkConfig
+from cxlp.runs.cli import parse
+from cxlp.runs.folder import finished, run_in, say
+from cxlp.studies.tables import Row, read_row
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import write_whole
+from cxlp.version import __version__
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table.
+
+    Attributes:
+        name: For people.
+        network: What it is, in the place of the configs' network; ``None``: theirs.
+        options: Further arguments of ``train.py``.
+    """
+
+    name: str
+    network: NetworkConfig | None = None
+    options: tuple[str, ...] = ()
+
+
+class Comparison:
+    """A folder with one run for each system and seed.
+
+    A run's folder bears the system's name and a number that stands for its whole resolved config.
+    So the same command takes up what is there, and another one does not mix with it.
+
+    Args:
+        arguments: Of ``train.py``, for all systems.
+        folder: Where runs, table and pictures go.
+        metric: ``accuracy`` or ``mAP``.
+        store: Where features are kept for later runs; ``None``: nowhere.
+        seeds: Each system is run with each of them; ``None``: the configs' own.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        metric: str,
+        store: Path | None,
+        seeds: Sequence[int | None] = (None,),
+    ) -> None:
+        self.arguments, self.folder, self.metric, self.store = tuple(arguments), folder, metric, store
+        self.seeds = tuple(seeds)
+
+    def run(self, systems: Sequence[System]) -> tuple[list[Row], list[str]]:
+        """Run what has not been run yet.
+
+        Returns:
+            The rows of the systems that have a result with each seed, and the names of those that failed.
+        """
+        rows: list[Row] = []
+        failed: list[str] = []
+        for number, system in enumerate(systems, 1):
+            places = []
+            for seed in self.seeds:
+                name = system.name if seed is None else f"{system.name}, seed {seed}"
+                try:
+                    places.append(self._run(system, seed, f"[{number}/{len(systems)}] {name}"))
+                except CxlpError as error:  # the others can do without it
+                    say(f"[{number}/{len(systems)}] {name}: {error}")
+                    failed.append(name)
+            if len(places) == len(self.seeds):
+                rows.append(read_row(system.name, places, self.metric))
+        return rows, failed
+
+    def _run(self, system: System, seed: int | None, heading: str) -> Path:
+        """Run a system with a seed, unless that is done; returns the folder of its results."""
+        arguments = self._arguments(system)
+        if seed is not None:
+            arguments += ["--seed_everything", str(seed)]
+        place = self.folder / self._run_name(system, arguments)
+        results = finished(place)
+        if results is not None:
+            say(f"{heading}: done already, in {results}")
+            return results
+        say(f"{heading}: {place}")
+        own = ["--run.cost", "true"]
+        if self.store is not None:
+            own += ["--model.frozen.store", str(self.store)]
+        if not any(a.startswith("--run.group") for a in arguments):
+            own += ["--run.group", self.folder.name]
+        if not any(a.startswith("--run.log_model") for a in arguments):
+            own += ["--run.log_model", "false"]  # twenty checkpoints are for nobody's account
+        return run_in(place, [*arguments, *own], self.folder / "logs" / f"{place.name}.txt")
+
+    def _arguments(self, system: System) -> list[str]:
+        """The arguments of ``train.py`` that say what a system is."""
+        if system.network is None:
+            return [*self.arguments, *system.options]
+        # JSON is YAML.
+        content = json.dumps({"model": {"init_args": {"network": asdict(system.network)}}}, indent=2) + "\n"
+        number = blake2b(content.encode(), digest_size=4).hexdigest()
+        file = self.folder / "systems" / f"{_plain(system.name)}-{number}.yaml"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content)
+        # What the command line says of the network is in it already; there, it would override the system.
+        return [*without(self.arguments, "--model.network.", "--model.init_args.network."),
+                "--config", str(file), *system.options]  # fmt: skip
+
+    def _run_name(self, system: System, arguments: Sequence[str]) -> str:
+        """A run's name: another one where anything in its resolved config is another."""
+        config = parse(arguments).as_dict()
+        if system.network is not None and network_of(config) != system.network:
+            raise CxlpError(
+                "the command line sets the network as a whole (--model, --model.network): put that into a config, of "
+                "which systems can be made"
+            )
+        described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
+        described["model"]["init_args"]["frozen"]["store"] = None  # where features are kept changes nothing
+        for shown in ("enable_progress_bar", "enable_model_summary", "logger"):
+            del described["trainer"][shown]
+        if config["run"]["refit"]:
+            described["refit"] = config["run"]["refit"]
+        text = json.dumps([__version__, described], sort_keys=True, default=str)
+        return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def network_of(config: dict[str, Any]) -> NetworkConfig:
+    """Read the network of a resolved config."""
+    return NetworkConfig.from_values(_values(config["model"]["init_args"]["network"]))
+
+
+def _values(config: Any) -> Any:  # noqa: ANN401 (a config's part)
+    """Plain values: the parser describes members of lists as classes with arguments, in namespaces."""
+    if isinstance(config, Namespace):
+        config = config.as_dict()
+    if isinstance(config, dict):
+        if config.keys() == {"class_path", "init_args"}:
+            return _values(config["init_args"])
+        return {key: _values(value) for key, value in config.items()}
+    return tuple(map(_values, config)) if isinstance(config, list | tuple) else config
+
+
+def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
+    """Leave out options that begin so, with their values."""
+    left: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith(prefixes):
+            left.append(argument)
+        elif "=" not in argument and rest:
+            rest.pop(0)
+    return left
+
+
+def _plain(name: str) -> str:
+    """A system's name as part of a file's."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
+def check_names(wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse unknown systems.
+
+    Raises:
+        CxlpError: Names the known ones.
+    """
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise CxlpError(f"unknown system {unknown[0]!r}. Valid: {', '.join(map(repr, known))}")

@@ -1,0 +1,113 @@
+"""A run's dealings with features that earlier runs left, and those that it leaves itself."""
+
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Split
+from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights, on_rank_zero_word
+from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.store import FeatureType
+from cxlp.models.network import Network
+from cxlp.utils.distributed import from_rank_zero, rank
+from cxlp.utils.profiling import peak_memory
+
+
+class KeptFeatures:
+    """Features in ``model.frozen.store``: of training images, and of those that the frozen solution scores.
+
+    All ranks call each method together.
+
+    Args:
+        config: Options of the frozen fit, with a store.
+        network: Before its fit.
+        data: Set up.
+        precision: Of the Trainer.
+    """
+
+    def __init__(self, config: FrozenConfig, network: Network, data: ImageDataModule, precision: str) -> None:
+        assert config.store is not None
+        self.network, self.data = network, data
+
+        def key() -> dict[str, Any]:
+            values = asdict(network.config)
+            del values["backbone"]["weights"]  # where they came from; what they are follows
+            del values["test_views"]  # of other images, see _name
+            return {
+                "network": values,
+                "weights": digest_of_weights(network.backbone),
+                "precision": precision,
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                "TF32": torch.backends.cudnn.allow_tf32,
+                "pca_vectors": config.pca_vectors,
+                "features": config.features,
+                "images": data.digest("train"),
+            }
+
+        self.entry = Entry(Path(config.store), key)
+        #: Whether the training features are there.
+        self.found = self.entry.complete
+        self.taken_up = False
+        # Of scored ones: exact. The mean of several views' signs is more than a sign.
+        signs = config.features == "sign" and network.test_views == 1
+        self._kind: FeatureType = "sign" if signs else "float32"
+        self._rows: ScoredRows | None = None
+
+    def take_up(self) -> None:
+        """Take over the parts that made the features, and have no training picture decoded in the ordered epoch."""
+        parts = torch.load(self.entry.folder / "parts.pt", map_location="cpu", weights_only=True)
+        self.network.parts.load_state_dict(parts)
+        self.data.splits["train"].features = StoredFeatures(None)
+        self.taken_up = True
+
+    def offer(self, split: Split) -> None:
+        """Have the pictures of a split not decoded whose features are there."""
+        size = len(self.data.splits[split])
+        path = self.entry.folder / f"{self._name(split)}.bin"
+        if size and self.entry.was_made_by(self.network) and on_rank_zero_word(path.is_file):
+            self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
+
+    def begin(self) -> Path:
+        """Make the folder for training features."""
+        return self.entry.begin()
+
+    def commit(self, seconds: dict[str, float]) -> None:
+        """Keep the training features."""
+        self.entry.commit(self.network, {"seconds": seconds, **peak_memory()})
+
+    def begin_scored(self, split: Split) -> None:
+        """Make room for the features of a split, unless they are there, or the entry is of another run's parts."""
+        data = self.data.splits[split]
+        if data.features is None and self.entry.was_made_by(self.network):
+            self._rows = ScoredRows(self.entry, self._name(split), len(data), self.network.out_features, self._kind)
+
+    def write_scored(self, positions: Tensor, features: Tensor) -> None:
+        """Take in a batch's features, where there is room for them."""
+        if self._rows is not None:
+            self._rows.write(positions, features)
+
+    def end_scored(self) -> None:
+        """Keep the features of a split, if none is missing."""
+        if self._rows is not None:
+            self._rows.close(keep=True)
+            self._rows = None
+
+    def give_up(self) -> None:
+        """Delete what is half-made."""
+        if self._rows is not None:
+            self._rows.close(keep=False)
+            self._rows = None
+        self.entry.give_up()
+
+    def _name(self, split: Split) -> str:
+        # Rank 0's: machines may see other dates of files.
+        own = 0
+        if rank() == 0:
+            seen = f"{self.data.digest(split)} {self.network.config.test_views.relevant} {self._kind}"
+            own = int(blake2b(seen.encode(), digest_size=7).hexdigest(), 16)
+        return f"{split}-{int(from_rank_zero(torch.tensor([own]))):014x}"

@@ -1,0 +1,276 @@
+"""Fetching a file: by HTTP from the first mirror that has it, resumed where it broke off, verified."""
+
+import hashlib
+import http.client
+import json
+import re
+import secrets
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+from tqdm import tqdm
+
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import locked
+
+#: Seconds without a byte after which a connection counts as lost.
+STALL = 30.0
+#: Seconds before each further attempt at the same mirror; counted anew whenever another ``PROGRESS`` bytes have come.
+WAITS = (1.0, 4.0)
+PROGRESS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A file on the web.
+
+    Attributes:
+        urls: Where it is: mirrors, tried in this order.
+        file: What it is called on disk.
+        checksum: ``md5:...``, ``sha1:...`` or ``sha256:...`` in hexadecimal digits; ``None``: none is published.
+        size: The exact number of bytes, which is checked; or in words, for people.
+    """
+
+    urls: tuple[str, ...]
+    file: str
+    checksum: str | None
+    size: int | str
+
+    def __str__(self) -> str:
+        size = self.size if isinstance(self.size, str) else _readable(self.size)
+        checksum = "no checksum published" if self.checksum is None else _titled(*self.checksum.split(":"))
+        return f"{self.file} ({size}, {checksum}) from {' or '.join(self.urls)}"
+
+
+def fetch(
+    remote: Remote, folder: Path, by_hand: str = "", *, stall: float = STALL, waits: Sequence[float] = WAITS
+) -> Path:
+    """Download a file once.
+
+    It grows as ``NAME.part``, which a later call goes on with, and bears its name only when it is whole and
+    verified. Of several processes that fetch it into one folder, one does; the others wait and use what came.
+
+    Args:
+        remote: Which file. One that is there already is verified, not fetched.
+        folder: Where it goes.
+        by_hand: What to do without a network, for the error.
+        stall: Seconds without a byte after which a connection counts as lost.
+        waits: Seconds before each further attempt at a mirror.
+
+    Returns:
+        Its path.
+
+    Raises:
+        CxlpError: If no mirror gives the right bytes, the file that is there has others, or the disk is full.
+    """
+    target = folder / remote.file
+    if not target.exists():
+        with locked(folder / f".{remote.file}.lock", remote.file) as is_locked:
+            if not target.exists():
+                part = _Part(target.with_name(f"{remote.file}{'' if is_locked else '.' + secrets.token_hex(8)}.part"))
+                try:
+                    _download(remote, part, by_hand, stall, waits)
+                    part.file.replace(target)
+                finally:
+                    if not (is_locked and part.size):  # without a lock nobody knows whose it is later
+                        part.discard()
+                return target
+    verify(target, remote)
+    return target
+
+
+def verify(path: Path, remote: Remote) -> None:
+    """Compare a file with what is known of it.
+
+    Raises:
+        CxlpError: If it is another one, incomplete, or unreadable.
+    """
+    try:
+        problem = _mismatch(path, remote)
+    except OSError as error:
+        raise CxlpError(f"cannot read {path}: {error.strerror}") from error
+    if problem:
+        raise CxlpError(f"{path} {problem}: incomplete, or another file. Delete it and run again.")
+
+
+class _FailedError(Exception):
+    """A mirror did not give the file."""
+
+    def __init__(self, reason: str, worth_retrying: bool) -> None:
+        super().__init__(reason)
+        self.worth_retrying = worth_retrying
+
+
+class _Part:
+    """The bytes that have come, and in ``NAME.part.json`` of which file they are: url, validator, total size."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.note = file, file.with_name(f"{file.name}.json")
+        self.in_one_piece = False
+        try:
+            note = json.loads(self.note.read_text())
+            self.url, self.validator, self.total = str(note["url"]), str(note["validator"]), int(note["total"])
+        except (OSError, ValueError, TypeError, KeyError):  # none, or torn when its process was killed
+            self.url, self.validator, self.total = "", "", -1
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size if self.file.exists() else 0
+
+    def begin(self, url: str, validator: str, total: int) -> None:
+        """Start over; -1: the total is not known."""
+        self.url, self.validator, self.total, self.in_one_piece = url, validator, total, True
+        self.file.write_bytes(b"")  # before the note: old bytes never stand beside a new note
+        self.note.write_text(json.dumps({"url": url, "validator": validator, "total": total}))
+
+    def discard(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def _download(remote: Remote, part: _Part, by_hand: str, stall: float, waits: Sequence[float]) -> None:
+    """Fill the part with the right bytes."""
+    problems = []
+    for url in remote.urls:
+        for _ in range(2):  # again from the beginning, if bytes of different times do not fit together
+            try:
+                _transfer(url, remote, part, stall, waits)
+            except _FailedError as error:
+                problem = str(error)
+                break
+            wrong = _mismatch(part.file, remote)
+            if not wrong:
+                return
+            problem = f"what came {wrong}"
+            part.discard()
+            if part.in_one_piece:
+                break
+        problems.append(f"cannot download {url}: {problem}")
+    raise CxlpError(f"{'; '.join(problems)}. {by_hand}".strip())
+
+
+def _transfer(url: str, remote: Remote, part: _Part, stall: float, waits: Sequence[float]) -> None:
+    """Receive from one mirror, again and again while that helps."""
+    furthest, left = part.size, list(waits)
+    while True:
+        try:
+            return _receive(url, remote, part, stall)
+        except _FailedError as error:
+            if part.size >= furthest + PROGRESS:
+                furthest, left = part.size, list(waits)
+            if not error.worth_retrying or not left:
+                raise
+            time.sleep(left.pop(0))
+
+
+def _receive(url: str, remote: Remote, part: _Part, stall: float) -> None:
+    """Receive by one request; of a part that is there, only the rest."""
+    same_source = bool(part.validator) and part.url == url
+    # Without a checksum, nothing but the server's word tells that the rest belongs to the same file.
+    is_resumable = 0 < part.size <= part.total and (remote.checksum is not None or same_source)
+    if is_resumable and part.size == part.total:
+        return None
+    headers = {"User-Agent": "cxlp", "Accept-Encoding": "identity"}
+    if is_resumable:
+        headers["Range"] = f"bytes={part.size}-"
+        if same_source:
+            headers["If-Range"] = part.validator
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=stall)
+    except HTTPError as error:
+        error.close()
+        if error.code == 416 and is_resumable:  # the file there has become shorter
+            part.discard()
+            return _receive(url, remote, part, stall)
+        raise _FailedError(str(error), error.code >= 500 or error.code in (408, 429)) from error
+    except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
+        raise _FailedError(_reason(error, stall), worth_retrying=True) from error
+    except OSError as error:  # no such host, nobody listens, no valid certificate
+        raise _FailedError(str(getattr(error, "reason", error)), worth_retrying=False) from error
+    with response:
+        validator, total = _validator(response.headers), _number(response.headers.get("Content-Length"))
+        is_rest = response.status == 206
+        if is_rest:
+            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            begins_at, total = (int(found[1]), int(found[2])) if found else (-1, -1)
+            has_changed = same_source and validator != part.validator
+            if (begins_at, total) != (part.size, part.total) or has_changed:
+                if not is_resumable:
+                    raise _FailedError("it sent a part of the file, unasked", worth_retrying=False)
+                part.discard()
+                return _receive(url, remote, part, stall)
+        if isinstance(remote.size, int) and total not in (-1, remote.size):
+            raise _FailedError(f"the file there has {total:,} bytes, expected {remote.size:,}", worth_retrying=False)
+        try:
+            if is_rest:
+                part.in_one_piece = False
+            else:
+                part.begin(url, validator, total)
+            _write(response, part, remote.file, stall)
+        except OSError as error:  # of the disk: the network's are told apart in _write
+            raise CxlpError(
+                f"cannot write {part.file}: {error.strerror}. What has come is kept: make room there, then run again"
+            ) from error
+    if part.size < total:
+        raise _FailedError(f"the connection was lost after {part.size:,} of {total:,} bytes", worth_retrying=True)
+    return None
+
+
+def _write(response: Any, part: _Part, name: str, stall: float) -> None:  # noqa: ANN401 (urlopen's type)
+    total = part.total if part.total >= 0 else None
+    with (
+        tqdm(total=total, initial=part.size, unit="B", unit_scale=True, desc=name) as progress,
+        part.file.open("ab") as file,
+    ):
+        while True:
+            try:
+                chunk = response.read1(1 << 20)  # what is there: a slow connection moves the bar, too
+            except (OSError, http.client.HTTPException) as error:
+                raise _FailedError(_reason(error, stall), worth_retrying=True) from error
+            if not chunk:
+                return
+            file.write(chunk)
+            progress.update(len(chunk))
+
+
+def _mismatch(path: Path, remote: Remote) -> str | None:
+    """Say what is wrong with a file; ``None``: nothing."""
+    size = path.stat().st_size
+    if isinstance(remote.size, int) and size != remote.size:
+        return f"has {size:,} bytes, expected {remote.size:,}"
+    algorithm, _, expected = (remote.checksum or "sha256:").partition(":")
+    with path.open("rb") as stream:
+        got = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    if not expected:
+        tqdm.write(f"No checksum of {remote.file} is published; this one has {_titled(algorithm, got)}")
+    elif got != expected:
+        return f"has {_titled(algorithm, got)}, expected {expected}"
+    return None
+
+
+def _validator(headers: Mapping[str, str]) -> str:
+    """What ``If-Range`` may hold: a strong ETag, else the date."""
+    tag = headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else -1
+
+
+def _reason(error: Exception, stall: float) -> str:
+    return f"nothing came for {stall:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+
+
+def _titled(algorithm: str, digest: str) -> str:
+    return f"{algorithm.upper().replace('SHA', 'SHA-')} {digest}"
+
+
+def _readable(size: int) -> str:
+    unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u[0]), (1, "bytes"))
+    return f"{size / unit:.3g} {name}"

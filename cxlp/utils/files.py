@@ -1,0 +1,14 @@
+"""Files that are whole or not there at all."""
+
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file aside and rename it, so that no reader ever sees half of it.
+
+    What a kill leaves aside has one name for all attempts, and is written over: a run's folder is one process's.
+    """
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(data)
+    partial.replace(path)

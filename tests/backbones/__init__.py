@@ -1,0 +1,1 @@
+"""Tests of cxlp.backbones.backbone."""

@@ -1,0 +1,88 @@
+"""``python -m cxlp``: what it prints, and its exit status."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxlp.__main__ import main
+from cxlp.data import DATA_MODULES
+from cxlp.data.cub200 import CUB200
+from cxlp.data.datamodule import ImageDataModule
+
+
+@pytest.mark.parametrize("name", DATA_MODULES)
+def test_each_data_set_is_a_module_that_bears_its_name(name: str) -> None:
+    path, _, class_name = DATA_MODULES[name].rpartition(".")
+    assert path == f"cxlp.data.{name}"
+    assert issubclass(getattr(importlib.import_module(path), class_name), ImageDataModule)
+
+
+def test_download_finds_what_is_there(cub200: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "cub200", "--root", str(cub200)]) == 0
+    assert capsys.readouterr().out == f"CUB-200-2011: 18 train + 9 test images in {cub200}\n"
+
+
+def test_download_goes_to_the_default_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 1, "test": 1})
+    assert main(["download", "demo"]) == 0
+    assert capsys.readouterr().out.endswith("demo: 10 train + 10 test images in data/demo\n")
+    assert len(list(Path("data/demo").rglob("*.jpg"))) == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["cub"], "there is no data set 'cub'. Did you mean 'cub200'?"),
+        (["imagenet"], "there is no data set 'imagenet'. Valid: 'cub200', 'demo', "),
+        (["folder", "--root", "nowhere"], "folder: "),
+        (["demo", "--root", "."], "demo: . holds something else"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").touch()
+    assert main(["download", *args]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_interrupt_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self: CUB200) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CUB200, "prepare_data", interrupt)
+    assert main(["download", "cub200", "--root", str(tmp_path / "x")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("args", [[], ["downlaod", "cub200"], ["download"], ["download", "cub200", "--rot", "x", "y"]])
+def test_wrong_arguments_end_with_status_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    assert "usage: python -m cxlp" in capsys.readouterr().err
+
+
+def test_help_names_the_data_sets_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["download", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "python -m cxlp download cub200" in text
+    assert ", ".join(DATA_MODULES) in text
+
+
+def test_it_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-m", "cxlp", "download", "x"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: there is no data set 'x'")

@@ -1,0 +1,386 @@
+"""What all data sets share: who gets which image when, and holding out."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Draw, ImageDataset, Sample, Split
+from cxlp.data.decode import read_image
+from cxlp.data.lists import widened
+from cxlp.data.sampler import Drawer
+from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.utils.errors import CxlpError
+from tests.generate import texture, write_image
+
+Batch = list[Draw]
+
+
+def batches(
+    size: int, batch_size: int, ranks: int, epoch: int, ordered_epochs: Collection[int] | None, seed: int = 0
+) -> list[Batch]:
+    """The union of the ranks' batches, step by step."""
+    shares = []
+    for rank in range(ranks):
+        drawer = Drawer(size, batch_size, ordered_epochs, seed, ranks, rank)
+        drawer.set_epoch(epoch)
+        draws = list(drawer)
+        assert len(draws) == len(drawer)
+        shares.append(draws)
+    assert len({len(share) for share in shares}) == 1, "ranks must take equally many steps"
+    steps = range(0, len(shares[0]), batch_size)
+    return [[draw for share in shares for draw in share[i : i + batch_size]] for i in steps]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 7, 13, 17])
+@pytest.mark.parametrize("ordered_epochs", [None, ()])
+def test_each_sample_is_new_exactly_once_over_the_ranks(
+    size: int, ranks: int, ordered_epochs: tuple[int, ...] | None
+) -> None:
+    draws = [draw for batch in batches(size, 4, ranks, 0, ordered_epochs) for draw in batch]
+    assert sorted(draw.item for draw in draws if not draw.repeat) == list(range(size))
+    assert all(0 <= draw.item < size for draw in draws)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ordered_epochs_repeat_as_little_as_they_can_and_do_not_augment(ranks: int) -> None:
+    draws = [draw for batch in batches(13, 4, ranks, 0, None) for draw in batch]
+    assert sum(draw.repeat for draw in draws) == -13 % ranks
+    assert all(draw.seed is None for draw in draws)
+
+
+def test_order_on_one_rank_is_that_of_the_lists() -> None:
+    assert [draw.item for draw in Drawer(7, 4, None, seed=3)] == list(range(7))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 13, 24])
+def test_shuffled_batches_are_full(size: int, ranks: int) -> None:
+    assert {len(batch) for batch in batches(size, 4, ranks, 1, [0])} == {4 * ranks}
+
+
+def test_shuffled_epochs_differ_and_repeat_under_the_same_seed() -> None:
+    epochs = [batches(20, 4, 1, epoch, ()) for epoch in range(3)]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert [d.item for b in epochs[one] for d in b] != [d.item for b in epochs[other] for d in b]
+    seeds = {draw.seed for epoch in epochs for batch in epoch for draw in batch}
+    assert None not in seeds
+    assert len(seeds) == 60, "each image of each epoch is augmented in its own way"
+    assert epochs[1] == batches(20, 4, 1, 1, ())
+    assert epochs[1] != batches(20, 4, 1, 1, (), seed=1)
+
+
+@pytest.mark.parametrize("size", [16, 21])
+def test_two_ranks_together_see_the_batches_of_one(size: int) -> None:
+    two, one = batches(size, 4, 2, 5, ()), batches(size, 8, 1, 5, ())
+    # Augmentation seeds and marks of repeats included.
+    assert [set(batch) for batch in two] == [set(batch) for batch in one]
+    assert [len(batch) for batch in two] == [len(batch) for batch in one]
+
+
+def test_first_epochs_go_in_order_and_the_later_ones_do_not() -> None:
+    drawer = Drawer(10, 4, {0, 1}, seed=0)
+    seen = []
+    for epoch in range(4):
+        drawer.set_epoch(epoch)
+        assert drawer.ordered == (epoch < 2)
+        assert len(drawer) == (10 if epoch < 2 else 12)
+        seen.append([draw.item for draw in drawer])
+    assert seen[0] == seen[1] == list(range(10))
+    assert seen[2][:10] != list(range(10))
+    assert seen[2] != seen[3]
+
+
+class Listed(ImageDataModule):
+    """Samples given by hand."""
+
+    name = "listed"
+
+    def __init__(self, root: Path, counts: Sequence[int] = (8, 8), **common: Any) -> None:
+        super().__init__(root, image_size=16, **common)
+        self.counts = counts
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        parts: dict[Split, list[Sample]] = {"train": [], "test": []}
+        for k, count in enumerate(self.counts):
+            for i in range(count + 2):
+                path = self.root / f"{k}_{i}.png"
+                if not path.exists():
+                    write_image(path, texture(k, len(self.counts), np.random.default_rng((k, i)), 24, 24))
+                parts["train" if i < count else "test"].append(Sample(path, k))
+        return tuple(f"class {k}" for k in range(len(self.counts))), parts
+
+
+class Watch(pl.LightningModule):
+    """Trains one number, and notes what it is shown."""
+
+    def __init__(self, frozen_epochs: set[int]) -> None:
+        super().__init__()
+        self.frozen_epochs = frozen_epochs
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        self.seen[-1] += batch["index"].tolist()
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    model = Watch({0, 3})
+    trainer = pl.Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0))
+    expected = []
+    for epoch in range(4):
+        drawer = Drawer(16, 4, {0, 3}, seed=3)
+        drawer.set_epoch(epoch)
+        expected.append([draw.item for draw in drawer])
+    assert model.seen == expected
+    assert model.seen[0] == model.seen[3] == list(range(16))
+    assert model.seen[1] != model.seen[2]
+
+
+# The dataset
+
+
+# Slow: torch waits 5 s for a worker that has raised.
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_loader_names_the_image_that_cannot_be_decoded(tmp_path: Path, workers: int) -> None:
+    path = tmp_path / "spoilt.jpg"
+    path.write_bytes(b"<html>404 Not Found</html>")
+    data = ImageDataset([Sample(path, 0)], ["a"], Transform(16, "warp", AugmentConfig()))
+    with pytest.raises(CxlpError, match=r"spoilt\.jpg"):
+        list(DataLoader(data, num_workers=workers))
+
+
+def test_one_pixel_is_enlarged(tmp_path: Path) -> None:
+    write_image(tmp_path / "dot.png", np.full((1, 1, 3), (9, 99, 199), np.uint8))
+    for aspect in ("warp", "crop"):
+        data = ImageDataset([Sample(tmp_path / "dot.png", 0)], ["a"], Transform(32, aspect, AugmentConfig()))
+        for draw in (Draw(0), Draw(0, 5)):
+            assert data[draw]["image"].shape == (3, 32, 32)
+        assert (data[0]["image"] == torch.tensor([9, 99, 199]).view(3, 1, 1)).all()
+
+
+def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "large.jpg", texture(0, 1, np.random.default_rng(0), 240, 180))
+    transform = Transform(32, "warp", AugmentConfig(crop_scale=0.5))
+    data = ImageDataset([Sample(path, 0), Sample(path, 0, (20.0, 10.0, 200.0, 160.0))], ["a"], transform)
+    for item, box in enumerate((None, (20.0, 10.0, 200.0, 160.0))):
+        for draw, needed in ((Draw(item), 32), (Draw(item, 5), 53)):
+            expected = transform(read_image(path, box, needed), draw.seed)
+            assert torch.equal(data[draw]["image"], expected)
+            assert not torch.equal(data[draw]["image"], transform(read_image(path, box), draw.seed))
+
+
+# The DataModule
+
+
+def paths(module: ImageDataModule, split: str) -> set[Path]:
+    return {sample.path for sample in module.splits[split].samples}
+
+
+def ready(root: Path, **arguments: Any) -> Listed:
+    module = Listed(root, **({"num_workers": 0} | arguments))
+    module.setup()
+    return module
+
+
+def test_validation_images_are_held_out_of_training_class_by_class(tmp_path: Path) -> None:
+    whole = ready(tmp_path, counts=(8, 16))
+    assert whole.val_dataloader() == []
+    held = ready(tmp_path, counts=(8, 16), validation=0.25)
+    assert [sum(s.label == k for s in held.splits["val"].samples) for k in (0, 1)] == [2, 4]
+    assert paths(held, "train") & paths(held, "val") == set()
+    assert paths(held, "train") | paths(held, "val") == paths(whole, "train")
+    assert paths(held, "test") == paths(whole, "test")
+    assert len(held.val_dataloader()) == 1
+
+
+def test_held_out_part_depends_on_its_own_seed_unless_that_is_null(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+    for split_seed, run_seed in ((0, "0"), (0, "1"), (1, "0"), (None, "0"), (None, "1")):
+        monkeypatch.setenv("PL_GLOBAL_SEED", run_seed)
+        parts.append(paths(ready(tmp_path, validation=0.5, split_seed=split_seed), "val"))
+    assert parts[0] == parts[1] == parts[3] != parts[2] == parts[4]
+
+
+class Listed3(Listed):
+    """With an official validation list: the last two training images of each class."""
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        classes, parts = super().read()
+        parts["val"] = [s for s in parts["train"] if s.path.stem[-1] in "67"]
+        parts["train"] = [s for s in parts["train"] if s not in parts["val"]]
+        return classes, parts
+
+
+def test_official_validation_images_are_one_switch_from_being_trained_on(tmp_path: Path) -> None:
+    def split(validation: float | Literal["official"]) -> dict[str, set[Path]]:
+        module = Listed3(tmp_path, num_workers=0, validation=validation)
+        module.setup()
+        return {name: paths(module, name) for name in ("train", "val", "test")}
+
+    official, everything, part = split("official"), split(0), split(0.25)
+    assert sorted(p.stem for p in official["val"]) == ["0_6", "0_7", "1_6", "1_7"]
+    assert everything["train"] == official["train"] | official["val"] and not everything["val"]
+    assert part["train"] | part["val"] == everything["train"] and len(part["val"]) == 4
+    assert official["test"] == everything["test"] == part["test"]
+    with pytest.raises(CxlpError, match="listed has no official validation images"):
+        ready(tmp_path, validation="official")
+
+
+class Tagged(Listed):
+    """Several labels per image: the class, one that each image has, one that is never said."""
+
+    multi_label = True
+    third = (1, -1, 0)
+
+    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+        _, parts = super().read()
+        tagged: dict[Split, list[Sample]] = {
+            split: [Sample(s.path, (1 - 2 * int(s.label == 1), self.third[i % 3])) for i, s in enumerate(part)]
+            for split, part in parts.items()
+        }
+        return ("zero", "third"), tagged
+
+
+def test_several_labels_come_as_a_row(tmp_path: Path) -> None:
+    module = Tagged(tmp_path, batch_size=4, num_workers=0)
+    module.setup()
+    batch = next(iter(module.test_dataloader()))
+    assert batch["label"].dtype == torch.int64
+    assert batch["label"].tolist() == [[1, 1], [1, -1], [-1, 0], [-1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("third", "said"), [((0, 0, 0), "no training image of 1 of 2"), ((1, 0, 1), "not one training image lacks 1 of 2")]
+)
+def test_a_class_needs_images_with_and_without_it(tmp_path: Path, third: tuple[int, int, int], said: str) -> None:
+    module = Tagged(tmp_path, num_workers=0)
+    module.third = third
+    with pytest.raises(CxlpError, match=rf"listed: {said} classes: third"):
+        module.setup()
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="listed: there is only one class, class 0"):
+        ready(tmp_path, counts=(8,))
+
+
+def test_a_margin_keeps_the_centre_of_the_box() -> None:
+    assert widened((10.0, 20.0, 8.0, 4.0), 0.25) == (8.0, 19.0, 12.0, 6.0)
+    assert widened((10.0, 20.0, 8.0, 4.0), 0.0) == (10.0, 20.0, 8.0, 4.0)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.5, float("nan")])
+def test_validation_out_of_range_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(CxlpError, match=rf"validation is {fraction}"):
+        Listed(tmp_path, validation=fraction)
+
+
+@pytest.mark.parametrize(("counts", "fraction"), [((8, 1), 0.25), ((8, 8), 0.01), ((2, 40), 0.9)])
+def test_fraction_that_the_classes_do_not_allow_is_refused(
+    tmp_path: Path, counts: tuple[int, ...], fraction: float
+) -> None:
+    with pytest.raises(CxlpError, match=r"listed: (cannot hold out|no training image of 1 of 2 classes: class 0)"):
+        ready(tmp_path, counts=counts, validation=fraction)
+
+
+def test_class_of_one_image_is_fine_where_nothing_is_held_out(tmp_path: Path) -> None:
+    assert len(ready(tmp_path, counts=(8, 1)).splits["train"]) == 9
+
+
+def test_image_in_training_and_in_test_is_named(tmp_path: Path) -> None:
+    module = Listed(tmp_path)
+    classes, parts = module.read()
+    parts["test"].append(parts["train"][3])
+    module.read = lambda: (classes, parts)  # type: ignore[method-assign]
+    with pytest.raises(CxlpError, match=r"1 images are in train and in test, such as .*0_3\.png"):
+        module.setup()
+
+
+def test_no_test_images_is_an_error(tmp_path: Path) -> None:
+    module = Listed(tmp_path)
+    classes, parts = module.read()
+    module.read = lambda: (classes, parts | {"test": []})  # type: ignore[method-assign]
+    with pytest.raises(CxlpError, match="no test images"):
+        module.setup()
+
+
+def test_image_size_must_come_from_somewhere(tmp_path: Path) -> None:
+    module = Listed(tmp_path)
+    module.image_size = None
+    with pytest.raises(CxlpError, match="image_size is not set"):
+        module.setup()
+
+
+def test_batches_hold_what_the_task_needs(tmp_path: Path) -> None:
+    module = ready(tmp_path, batch_size=4)
+    batch = next(iter(module.test_dataloader()))
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (4, 3, 16, 16)
+    assert batch["label"].tolist() == [0, 0, 1, 1]
+    assert batch["index"].tolist() == [0, 1, 2, 3]
+    assert batch["repeat"].tolist() == [False] * 4
+
+
+def epochs(root: Path, workers: int) -> list[dict[int, Tensor]]:
+    """Two epochs of augmented training images by index."""
+    module = ready(root, batch_size=4, num_workers=workers)
+    loader = module.train_dataloader()
+    seen = []
+    for epoch in range(2):
+        assert isinstance(loader.sampler, Drawer)
+        loader.sampler.set_epoch(epoch)
+        drawn: dict[int, Tensor] = {}
+        for batch in loader:
+            drawn.update(zip(batch["index"].tolist(), batch["image"], strict=True))
+        seen.append(drawn)
+    return seen
+
+
+def test_draws_are_new_for_each_image_and_epoch_and_do_not_depend_on_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Listed(tmp_path).read()
+    # One content for all files: what differs between two images is the augmentation alone.
+    for path in tmp_path.glob("*.png"):
+        write_image(path, texture(0, 1, np.random.default_rng(0), 24, 24))
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    torch.manual_seed(1)
+    alone = epochs(tmp_path, workers=0)
+    torch.manual_seed(2)  # nor on what else has drawn random numbers
+    spread = epochs(tmp_path, workers=2)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # what seed_everything leaves behind
+    other = epochs(tmp_path, workers=0)
+    assert set(alone[0]) == set(range(16))
+    pictures = {image.numpy().tobytes() for epoch in alone for image in epoch.values()}
+    assert len(pictures) == 32, "every image of every epoch has its own draw"
+    for epoch in range(2):
+        assert all(torch.equal(alone[epoch][i], spread[epoch][i]) for i in range(16))
+        assert not any(torch.equal(alone[epoch][i], other[epoch][i]) for i in range(16))

@@ -1,0 +1,195 @@
+"""Exported files: opened as their users open them, they compute the network's scores, for any batch."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.data.demo.birds import SPECIES, draw_bird
+from cxlp.data.transforms import Aspect
+from cxlp.deploy.export import Check, DType, check, describe, export
+from cxlp.deploy.predictor import Predictor
+from cxlp.heads.fisher_vector import SparseFisherVector
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig
+from cxlp.utils.errors import CxlpError
+from tests.tasks.small import NETWORK
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def predictor(config: NetworkConfig = NETWORK, aspect: Aspect = "warp") -> Predictor:
+    """A network with opinions."""
+    torch.manual_seed(0)
+    network = Network(config, ["gull", "tern", "wrenö"])
+    assert network.classifier is not None
+    nn.init.normal_(network.classifier.weight)
+    return Predictor(network, aspect)
+
+
+def birds(model: Predictor, count: int = 3) -> Tensor:
+    drawn = [draw_bird(SPECIES[k], np.random.default_rng(k), size=96) for k in range(count)]
+    return torch.stack([model.picture(bird) for bird in drawn])
+
+
+def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int = 3) -> dict[str, Any]:
+    """Run an ONNX file without any of cxlp's code, by one and by more; what its metadata say."""
+    images = birds(model, count).to(getattr(torch, dtype))
+    with torch.no_grad():
+        expected = model.network.score(images)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for part in (images[:1], images):
+        (found,) = session.run(None, {"images": part.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected[: len(part)], rtol=1e-4, atol=1e-4)
+    about: dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map["cxlp"])
+    (given,), (returned,) = session.get_inputs(), session.get_outputs()
+    assert given.type == {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[dtype]
+    assert [given.name, given.shape] == [about["input"]["name"], about["input"]["shape"]]
+    assert [returned.name, returned.shape] == [about["output"]["name"], about["output"]["shape"]]
+    return about
+
+
+# --- ONNX
+
+
+@pytest.mark.slow
+def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None:
+    model = predictor(aspect="crop")
+    path = tmp_path / "model.onnx"
+    assert export(model, path, "onnx") == [path]
+    about = assert_same(model, path)
+    assert about == describe(model, "uint8")
+    assert about["classes"] == ["gull", "tern", "wrenö"] and about["multi_label"] is False
+    assert about["size"] == 32 and about["aspect"] == "crop" and "the short side to 32" in about["resize"]
+    assert about["input"]["shape"] == ["batch", 3, 32, 32] and about["output"]["probabilities"] == "softmax"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"], "nothing else is left"
+    onnx.checker.check_model(str(path))
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
+
+
+EXPORTED: dict[str, NetworkConfig] = {
+    "sub-arrays, test crops": replace(
+        NETWORK, pooling=PoolingConfig(pca_dim=4, size=3, padding="same"), test_views=ViewsConfig("crops")
+    ),
+    "blocks beside the whole image": replace(
+        NETWORK, also=(PoolingConfig(method="average_guide", views=ViewsConfig("blocks")),)
+    ),
+    "covariance": replace(NETWORK, pooling=PoolingConfig("covariance", pca_dim=4)),
+    "Fisher vector": replace(NETWORK, pooling=PoolingConfig("fisher", pca_dim=4, atoms=3)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
+def test_other_networks(name: str, tmp_path: Path) -> None:
+    model = predictor(EXPORTED[name])
+    export(model, tmp_path / "model.onnx", "onnx", "float32")
+    about = assert_same(model, tmp_path / "model.onnx", "float32")
+    assert about["input"]["dtype"] == "float32" and about["size"] == model.network.test_size
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0(tmp_path: Path) -> None:
+    backbone = BackboneConfig("efficientnet_lite0", ("blocks.5", "blocks.6"), weights=None)
+    model = predictor(NetworkConfig(backbone, PoolingConfig(pca_dim=16)))
+    export(model, tmp_path / "model.onnx", "onnx")
+    assert_same(model, tmp_path / "model.onnx", count=2)
+
+
+def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
+    model = predictor(replace(NETWORK, pooling=PoolingConfig("sparse_fisher", pca_dim=4, atoms=3)))
+    encoding = next(model.network.each_part()).encoding
+    assert isinstance(encoding, SparseFisherVector)
+    encoding.dictionary.copy_(nn.functional.normalize(torch.rand_like(encoding.dictionary), dim=1))
+    encoding.iterations = 5
+    with pytest.raises(CxlpError, match=r"method: sparse_fisher cannot be written as ONNX.*--format torch"):
+        export(model, tmp_path / "model.onnx", "onnx")
+    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "model.pt2"
+    export(model, path, "torch")
+    assert check(model, path, "torch", birds(model)).passed
+
+
+def test_what_the_translation_stumbles_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("three steps\nand advice") from ValueError(
+            "No ONNX function for aten.x.\nMore"
+        )
+
+    monkeypatch.setattr("torch.onnx.export", stumble)
+    with pytest.raises(
+        CxlpError, match=r"ONNX: ValueError: No ONNX function for aten.x. As PyTorch's own: --format torch$"
+    ):
+        export(predictor(), tmp_path / "model.onnx", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setattr("cxlp.deploy.export.find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr("torch.export.export", None)
+    with pytest.raises(CxlpError, match=r"ONNX needs onnxscript, .*pip install onnx onnxruntime onnxscript"):
+        export(predictor(), tmp_path / "model.onnx", "onnx")
+
+
+# --- torch.export
+
+
+def test_torch_export_needs_nothing_of_cxlp(tmp_path: Path) -> None:
+    model = predictor()
+    path = tmp_path / "model.pt2"
+    assert export(model, path, "torch") == [path]
+    extra = {"cxlp.json": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+    assert json.loads(extra["cxlp.json"]) == describe(model, "uint8")
+    images = birds(model)
+    with torch.no_grad():
+        for part in (images[:1], images):
+            torch.testing.assert_close(module(part), model.network.score(part), rtol=1e-5, atol=1e-5)
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
+
+
+def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = predictor()
+    score = model.network.score
+    monkeypatch.setattr(model.network, "score", lambda images: score(images) if images.sum().item() > 0 else images)
+    with pytest.raises(CxlpError, match=r"torch cannot trace the network as one graph: .+"):
+        export(model, tmp_path / "model.pt2", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the check
+
+
+def test_the_check_finds_another_network(tmp_path: Path) -> None:
+    model = predictor()
+    path = tmp_path / "model.pt2"
+    export(model, path, "torch")
+    images = birds(model)
+    found = check(model, path, "torch", images)
+    assert found.passed and found.images == found.same == 3 and found.difference < 1e-5
+    with torch.no_grad():
+        assert found.largest == pytest.approx(model.network.score(images).abs().max().item(), rel=1e-5)
+    assert found.network_ms > 0 and found.exported_ms > 0
+    assert model.network.classifier is not None
+    with torch.no_grad():
+        model.network.classifier.bias[1] += 0.5
+    changed = check(model, path, "torch", images)
+    assert not changed.passed and changed.difference == pytest.approx(0.5, abs=1e-5)
+
+
+def test_tolerance() -> None:
+    assert Check(1, 0.9e-3, 0.1, 1, 1.0, 1.0).passed
+    assert not Check(1, 1.1e-3, 0.1, 1, 1.0, 1.0).passed
+    assert Check(1, 9e-3, 10.0, 1, 1.0, 1.0).passed
+    assert not Check(1, float("nan"), 10.0, 1, 1.0, 1.0).passed

@@ -1,0 +1,264 @@
+"""Prediction in Python: what comes out is what the test saw, of files and pictures, and bad files stop no stream."""
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import cxlp
+from cxlp.data.decode import read_image
+from cxlp.data.transforms import Aspect
+from cxlp.deploy.predictor import Picture, Prediction, Predictor, load
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import Kind, ViewsConfig
+from cxlp.tasks import FineTune, Frozen
+from cxlp.utils.errors import CxlpError
+from tests.generate import write_folder, write_image
+from tests.tasks.small import NETWORK, pictures, trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = ("gull", "tern", "wren", "crow")
+
+
+def predictor(config: NetworkConfig = NETWORK, multi_label: bool = False, aspect: Aspect = "warp") -> Predictor:
+    """A network with opinions, the same ones at each call."""
+    torch.manual_seed(0)
+    network = Network(config, CLASSES, multi_label)
+    assert network.classifier is not None
+    nn.init.normal_(network.classifier.weight)
+    return Predictor(network, aspect)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three kinds of pictures, larger than the network's input."""
+    return write_folder(tmp_path_factory.mktemp("pictures"), train=4, test=2, size=40)
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path) -> list[str]:
+    return [str(path) for path in sorted((folder / "test").rglob("*.png"))]
+
+
+# --- what the test saw
+
+
+@pytest.mark.parametrize(
+    ("mode", "aspect", "views"), [(Frozen, "warp", "whole"), (FineTune, "crop", "flip")], ids=["frozen", "fine-tuned"]
+)
+def test_a_checkpoint_says_what_its_test_saw(
+    mode: type[Frozen] | type[FineTune], aspect: Aspect, views: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(tmp_path / "data", train=4, test=2, size=40)
+    for path in root.rglob("*.png"):  # longer than wide: the aspect shows
+        write_image(path, read_image(path)[:, :36])
+    data = pictures(root, aspect=aspect)
+    config = replace(NETWORK, test_views=ViewsConfig(views))
+    task = mode(config)
+    run = trainer(tmp_path, max_epochs=1 if mode is Frozen else 2, limit_val_batches=0)
+    run.fit(task, data)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    seen: list[Tensor] = []
+    classify = task.network.classify
+
+    def listen(features: Tensor) -> Tensor:
+        seen.append(classify(features))
+        return seen[-1]
+
+    monkeypatch.setattr(task.network, "classify", listen)
+    run.test(task, data, verbose=False)
+    paths = [str(sample.path) for sample in data.splits["test"].samples]
+    moved = [shutil.copy(path, tmp_path / f"{k}.png") for k, path in enumerate(paths)]
+    shutil.rmtree(root)  # nothing but the checkpoint is needed
+
+    model = load(tmp_path / "last.ckpt")
+    found = model.predict(moved, top=3, batch_size=4)
+    assert model.classes == data.classes
+    for prediction, row in zip(found, torch.cat(seen).softmax(dim=1), strict=True):
+        order = row.argsort(descending=True)
+        assert prediction.classes == tuple(data.classes[k] for k in order)
+        torch.testing.assert_close(torch.tensor(prediction.probabilities), row[order], rtol=1e-5, atol=1e-6)
+
+
+def test_several_labels_are_sigmoids(files: list[str]) -> None:
+    model = predictor(multi_label=True)
+    picture = model.picture(files[0])
+    with torch.no_grad():
+        expected = model.network.score(picture[None])[0].sigmoid()
+    found = model.predict(files[0])
+    assert dict(zip(found.classes, found.probabilities, strict=True)) == pytest.approx(
+        dict(zip(CLASSES, expected.tolist(), strict=True)), abs=1e-6
+    )
+    assert list(found.probabilities) == sorted(found.probabilities, reverse=True)
+    assert sum(found.probabilities) != pytest.approx(1, abs=1e-3)
+
+
+# --- what may be given
+
+
+def test_a_file_is_its_picture_and_its_pixels(files: list[str]) -> None:
+    model = predictor()
+    by_file = model.predict(Path(files[0]))
+    assert by_file.path == files[0] and by_file.error == ""
+    pixels = read_image(Path(files[0]))
+    for same in (pixels, Image.open(files[0]), Image.fromarray(pixels).convert("RGBA")):
+        assert model.predict(same) == replace(by_file, path="")
+
+
+def test_a_picture_of_pillow_is_turned_upright(files: list[str], tmp_path: Path) -> None:
+    stored = Image.open(files[0])
+    turned = stored.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    model = predictor()
+    with Image.open(tmp_path / "turned.png") as image:
+        assert torch.equal(model.picture(image), model.picture(stored))
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros((0, 8, 3), "u1")]
+)
+def test_an_array_that_is_no_picture_is_refused(wrong: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+    with pytest.raises(CxlpError, match=r"give \(H, W, 3\) uint8, RGB"):
+        predictor().predict(wrong)
+
+
+def test_a_list_keeps_its_order_whatever_the_batch(files: list[str]) -> None:
+    model = predictor()
+    given: list[Picture] = [files[3], files[0], read_image(Path(files[5])), files[1]]
+    whole, by_two = model.predict(given, top=2, batch_size=4), model.predict(iter(given), top=2, batch_size=3)
+    assert [p.path for p in whole] == [p.path for p in by_two] == [files[3], files[0], "", files[1]]
+    for one, other, alone in zip(whole, by_two, given, strict=True):
+        assert one.classes == other.classes == model.predict(alone, top=2).classes
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+        assert len(one.classes) == 2
+    assert model.predict([]) == []
+
+
+def test_no_more_classes_than_there_are(files: list[str]) -> None:
+    found = predictor().predict(files[0], top=99)
+    assert set(found.classes) == set(CLASSES)
+    assert sum(found.probabilities) == pytest.approx(1, abs=1e-6)
+
+
+def test_an_unreadable_file_is_an_error_in_python(files: list[str], tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"image not found: .*none\.png"):
+        predictor().predict([files[0], str(tmp_path / "none.png")])
+
+
+# --- streams
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_files_get_their_reasons_and_stop_nothing(files: list[str], workers: int, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.jpg").touch()
+    Image.fromarray(read_image(Path(files[0]))).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (tmp_path / "folder.jpg").mkdir()
+    bad = {
+        str(tmp_path / "text.jpg"): "cannot decode image .*text.jpg.*10 bytes",
+        str(tmp_path / "empty.jpg"): "cannot decode image .*empty.jpg.*0 bytes",
+        str(tmp_path / "cut.jpg"): "cannot decode image .*cut.jpg.*truncated",
+        str(tmp_path / "folder.jpg"): "no images in the folder .*folder.jpg",
+        str(tmp_path / "none.jpg"): "image not found: .*none.jpg",
+        str(tmp_path / ("x" * 300)): "too long",
+        "a\0b.jpg": "null",
+    }
+    order = [*files[:2], *bad, *files[2:]]
+    model = predictor()
+    found = list(model.stream(order, top=2, batch_size=3, workers=workers))  # one batch has bad ones only
+    assert [p.path for p in found] == order
+    expected = {p.path: p for p in model.predict(files, top=2)}
+    for p in found:
+        if p.path in bad:
+            assert p.classes == () and p.probabilities == ()
+            assert re.search(bad[p.path], p.error), p.error
+        else:
+            assert p.error == "" and p.classes == expected[p.path].classes
+            assert p.probabilities == pytest.approx(expected[p.path].probabilities, abs=1e-6)
+
+
+def test_a_stream_takes_paths_as_it_goes(files: list[str]) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        for path in itertools.cycle(files):
+            taken += 1
+            yield path
+
+    first = list(itertools.islice(predictor().stream(endless(), batch_size=2), 5))
+    assert [p.path for p in first] == files[:5]
+    assert taken == 6
+
+
+# --- where, and in what precision
+
+
+def test_half_precision_is_close_and_its_probabilities_are_full(files: list[str]) -> None:
+    full = predictor()
+    half = Predictor(full.network, precision="bf16")
+    images = torch.stack([full.picture(path) for path in files])
+    exact, rounded = full.probabilities(images), half.probabilities(images)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(rounded.sum(dim=1), torch.ones(len(files)))
+    with pytest.raises(CxlpError, match="precision is '16'; valid: 32, bf16"):
+        Predictor(full.network, precision="16")  # type: ignore[arg-type]
+
+
+def test_devices() -> None:
+    model = predictor()
+    assert model.to("auto") is model
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for wrong in ("cuda:99", "quantum"):
+        with pytest.raises(CxlpError, match=f"device '{wrong}' cannot be used"):
+            predictor().to(wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_says_the_same(files: list[str]) -> None:
+    here, there = predictor().predict(files), predictor().to("cuda").predict(files)
+    for one, other in zip(here, there, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=5e-3)  # TF32
+
+
+def test_a_network_without_classes_has_nothing_to_say() -> None:
+    with pytest.raises(CxlpError, match="no classes"):
+        Predictor(Network(NETWORK))
+
+
+# --- the package
+
+
+def test_the_package_imports_nothing_heavy_before_it_is_used() -> None:
+    code = "import sys, cxlp; print({'torch', 'numpy', 'timm', 'pytorch_lightning'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"
+
+
+def test_what_the_package_promises_is_there() -> None:
+    assert cxlp.load is load and cxlp.Predictor is Predictor and cxlp.Prediction is Prediction
+    assert all(hasattr(cxlp, name) for name in cxlp.__all__)
+
+
+@pytest.mark.parametrize("option", [{"top": 0}, {"top": -1}, {"batch_size": 0}], ids=str)
+def test_numbers_below_one_are_refused(option: dict[str, int]) -> None:
+    model = Predictor(Network(NETWORK, ["gull", "tern"]))
+    with pytest.raises(CxlpError, match="1 or more"):
+        model.predict([np.zeros((8, 8, 3), np.uint8)], **option)

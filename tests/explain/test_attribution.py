@@ -1,0 +1,314 @@
+"""The split of a score: it adds up, share by share it is its formula, and it lies where its places are."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.explain.attribution import Explanation, PartEvidence, explain
+from cxlp.heads.cross_layer import sub_arrays
+from cxlp.heads.trained_guide import TrainedGuidePooling
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig, Window
+from cxlp.utils.errors import CxlpError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# 48 channels under 192: on 64 x 64 pixels 8x8 under 4x4, or both 4x4; on 160 x 160 both 10x10.
+EVEN = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
+UNEVEN = replace(EVEN, layers=("layer3.0.conv1", "layer3"))
+LARGE = replace(EVEN, image_size=160)
+CLASSES = ["gull", "tern", "wren"]
+
+
+def build(*parts: PoolingConfig, backbone: BackboneConfig = EVEN, **options: Any) -> Network:
+    """Make a network with random weights, in float64."""
+    torch.manual_seed(0)
+    first, *also = parts or (PoolingConfig(pca_dim=6),)
+    network = Network(NetworkConfig(backbone, first, tuple(also), **options), CLASSES).double().eval()
+    assert network.classifier is not None
+    nn.init.normal_(network.classifier.weight)
+    nn.init.normal_(network.classifier.bias)
+    return network
+
+
+def photos(network: Network, count: int = 2) -> Tensor:
+    shape = (count, 3, network.image_size, network.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+POOLINGS = {
+    "cross": (EVEN, PoolingConfig(pca_dim=6)),
+    "cross, no PCA": (EVEN, PoolingConfig(pca_dim=None)),
+    "cross, fewer channels": (EVEN, PoolingConfig(pca_dim=6, channels=5)),
+    "3x3, valid": (EVEN, PoolingConfig(pca_dim=6, size=3)),
+    "3x3, same, stride 2": (LARGE, PoolingConfig(pca_dim=6, size=3, stride=2, padding="same")),
+    "3x3, no PCA, stride 2": (LARGE, PoolingConfig(pca_dim=None, size=3, stride=2)),
+    "to_local": (UNEVEN, PoolingConfig(pca_dim=6, align="to_local")),
+    "to_guide": (UNEVEN, PoolingConfig(pca_dim=6, align="to_guide")),
+    "bilinear": (EVEN, PoolingConfig("bilinear", pca_dim=None)),
+    "bilinear, PCA": (EVEN, PoolingConfig("bilinear", pca_dim=6, channels=9)),
+    "low rank": (EVEN, PoolingConfig(pca_dim=6, guide_dim=5)),
+    "compact": (EVEN, PoolingConfig(pca_dim=6, sketch=100)),
+    "low rank, compact, no PCA": (LARGE, PoolingConfig(pca_dim=None, size=3, guide_dim=5, sketch=100, zscore=True)),
+    "average_local": (EVEN, PoolingConfig("average_local")),
+    "average_guide": (EVEN, PoolingConfig("average_guide")),
+    "trained_guide": (EVEN, PoolingConfig("trained_guide", pca_dim=6, atoms=7)),
+    "zscore": (EVEN, PoolingConfig(pca_dim=6, zscore=True)),
+    "zscore of an average": (EVEN, PoolingConfig("average_guide", zscore=True)),
+    "channel_l2": (EVEN, PoolingConfig(pca_dim=6, channel_l2=True)),
+    "sign": (EVEN, PoolingConfig(pca_dim=6, sign=True)),
+    "zscore, channel_l2, sign": (EVEN, PoolingConfig(pca_dim=6, zscore=True, channel_l2=True, sign=True)),
+    "no normalisation": (EVEN, PoolingConfig(pca_dim=6, sqrt=False, l2=False)),
+    "flip": (EVEN, PoolingConfig(pca_dim=6, views=ViewsConfig("flip"))),
+    "crops": (EVEN, PoolingConfig(pca_dim=6, views=ViewsConfig("crops"))),
+    "blocks": (EVEN, PoolingConfig(pca_dim=6, views=ViewsConfig("blocks"))),
+    "regions": (EVEN, PoolingConfig("trained_guide", pca_dim=6, views=ViewsConfig("regions", stride=0.7))),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_the_parts_add_up_to_the_score(name: str) -> None:
+    backbone, pooling = POOLINGS[name]
+    network = build(pooling, backbone=backbone)
+    images = photos(network)
+    with torch.no_grad():
+        scores = network(images)
+    for k in range(3):
+        for explanation, score in zip(explain(network, images, k), scores[:, k], strict=True):
+            assert explanation.score == pytest.approx(float(score), rel=1e-10)
+            assert explanation.bias == float(network.classifier.bias.detach()[k])  # type: ignore[union-attr]
+            (part,) = explanation.parts
+            for parts in (part.places, part.channels, explanation.channels):
+                assert float(parts.sum()) == pytest.approx(explanation.evidence, rel=1e-9)
+            assert explanation.evidence != 0
+
+
+def test_in_single_precision_too() -> None:
+    network = build().float()
+    images = photos(network)
+    with torch.no_grad():
+        scores = network(images)
+    for explanation, score in zip(explain(network, images, 1), scores[:, 1], strict=True):
+        assert explanation.score == pytest.approx(float(score), rel=1e-4)
+
+
+def test_several_parts_add_up_and_number_their_channels_in_turn() -> None:
+    parts = (
+        PoolingConfig(pca_dim=6, channels=5),
+        PoolingConfig("average_local"),
+        PoolingConfig(pca_dim=4, views=ViewsConfig("blocks")),
+    )
+    network = build(*parts)
+    images = photos(network, 1)
+    (explanation,) = explain(network, images, 2)
+    with torch.no_grad():
+        assert explanation.score == pytest.approx(float(network(images)[0, 2]), rel=1e-10)
+    assert [len(part.channels) for part in explanation.parts] == [5, 48, 192]
+    assert [explanation.locate(k) for k in (0, 4, 5, 52, 53)] == [(0, 0), (0, 4), (1, 0), (1, 47), (2, 0)]
+    assert float(explanation.channels[53]) == float(explanation.parts[2].channels[0])
+    with pytest.raises(IndexError):
+        explanation.locate(245)
+
+
+def scale(pooled: Tensor) -> Tensor:
+    """What root and L2 multiply each entry by."""
+    root = pooled.abs().sqrt()
+    factors: Tensor = 1 / (root * root.norm())
+    return factors
+
+
+@torch.no_grad()
+def test_each_share_is_its_formula() -> None:
+    network = build(PoolingConfig(pca_dim=6, size=3), backbone=LARGE)
+    images = photos(network, 1)
+    local, guide = network.backbone(images)
+    projection = network.projection
+    assert projection is not None and projection.bias is not None and network.classifier is not None
+    x = sub_arrays(local, 3)[0] @ projection.weight.flatten(1).T + projection.bias  # (64, 6)
+    a = guide[0, :, 1:-1, 1:-1].flatten(1)  # (192, 64)
+    pooled = a @ x
+    weights = network.classifier.weight[1].view_as(pooled) * scale(pooled)
+    expected = torch.einsum("ki,kj,ij->ki", a, torch.where(pooled == 0, 0.0, weights), x)
+    (explanation,) = explain(network, images, 1)
+    shares = explanation.parts[0].shares[0]  # (192, 10, 10)
+    torch.testing.assert_close(shares[:, 1:-1, 1:-1].flatten(1), expected)
+    inner = shares[:, 1:-1, 1:-1].abs().sum()
+    assert shares.abs().sum() == inner, "no sub-array is centred on the border"
+
+
+@torch.no_grad()
+def test_shares_of_an_average_are_those_of_its_channels() -> None:
+    network = build(PoolingConfig("average_guide"))
+    images = photos(network, 1)
+    (features,) = network.inputs(images)[0]
+    mean = features[0].mean(dim=(1, 2))
+    assert network.classifier is not None
+    weights = network.classifier.weight[0] * torch.where(mean == 0, 0.0, scale(mean))
+    (explanation,) = explain(network, images, 0)
+    torch.testing.assert_close(explanation.parts[0].shares[0], features[0] * weights[:, None, None] / 16)
+    torch.testing.assert_close(explanation.parts[0].activations[0], features[0])
+
+
+@torch.no_grad()
+def test_a_trained_guides_shares_are_their_formula() -> None:
+    network = build(PoolingConfig("trained_guide", pca_dim=6, atoms=7, sqrt=False, l2=False))
+    images = photos(network, 1)
+    encoding = next(network.each_part()).encoding
+    assert isinstance(encoding, TrainedGuidePooling) and encoding.projection is not None
+    x = encoding.projection(network.inputs(images)[0][0])[0].flatten(1).T  # (16, 6)
+    a = encoding.activations(x)  # (16, 7)
+    assert network.classifier is not None
+    expected = a.T * (network.classifier.weight[1].view(7, 6) @ x.T)
+    (explanation,) = explain(network, images, 1)
+    torch.testing.assert_close(explanation.parts[0].shares[0].flatten(1), expected)
+
+
+def test_silent_channels_contribute_nothing() -> None:
+    class Silenced(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            local, guide = backbone(images)
+            return local, torch.cat([guide[:, :-1], torch.zeros_like(guide[:, -1:])], dim=1)
+
+    for options in ({}, {"zscore": True}, {"sign": True}, {"channel_l2": True}):
+        network = build(PoolingConfig(pca_dim=6, **options))  # type: ignore[arg-type]
+        backbone = network.backbone
+        silenced = Silenced()
+        silenced.layers, silenced.image_size = backbone.layers, backbone.image_size  # type: ignore[assignment]
+        network.backbone = silenced  # type: ignore[assignment]
+        (explanation,) = explain(network, photos(network, 1), 0)
+        assert float(explanation.parts[0].shares[:, -1].abs().max()) == 0
+        assert float(explanation.channels[:-1].abs().max()) > 0
+
+
+def test_against_is_the_difference_of_two_explanations() -> None:
+    network = build()
+    images = photos(network, 1)
+    gull, tern, both = (next(explain(network, images, *pair)) for pair in ((0,), (1,), (0, 1)))
+    torch.testing.assert_close(both.parts[0].shares, gull.parts[0].shares - tern.parts[0].shares)
+    assert both.bias == pytest.approx(gull.bias - tern.bias)
+    assert both.score == pytest.approx(gull.score - tern.score)
+    assert (both.target, both.against) == (0, 1)
+
+
+def test_the_best_class_is_explained_unless_told_otherwise() -> None:
+    network = build()
+    images = photos(network, 2)
+    with torch.no_grad():
+        scores = network(images)
+    order = scores.argsort(dim=1, descending=True).tolist()
+    for i, explanation in enumerate(explain(network, images)):
+        assert explanation.target == order[i][0] and explanation.against is None
+        torch.testing.assert_close(explanation.probabilities.double(), scores[i].softmax(dim=0))
+    for first in {row[0] for row in order}:
+        for i, explanation in enumerate(explain(network, images, against=first)):
+            assert explanation.target == next(k for k in order[i] if k != first)
+
+
+def test_probabilities_of_several_labels_are_sigmoids() -> None:
+    network = build()
+    network.multi_label = True
+    images = photos(network, 1)
+    with torch.no_grad():
+        expected = network(images)[0].sigmoid()
+    torch.testing.assert_close(next(explain(network, images)).probabilities.double(), expected)
+
+
+@pytest.mark.parametrize("method", ["covariance", "fisher", "sparse_fisher"])
+def test_methods_that_are_no_sums_are_refused(method: Any) -> None:
+    refused = PoolingConfig(method, pca_dim=4, atoms=3)
+    for network, key in ((build(refused), "pooling"), (build(PoolingConfig(pca_dim=4), refused), "also[0]")):
+        with pytest.raises(CxlpError) as caught:
+            next(explain(network, photos(network, 1)))
+        assert f"model.network.{key}.method is {method}" in str(caught.value)
+        assert "methods that can be explained: cross, bilinear" in str(caught.value)
+
+
+def test_a_network_without_classes_has_no_score() -> None:
+    network = build()
+    network.classifier = None
+    with pytest.raises(CxlpError, match="no classes yet"):
+        next(explain(network, photos(network, 1)))
+
+
+def test_it_works_where_derivatives_are_switched_off_and_leaves_none_behind() -> None:
+    network = build(PoolingConfig(pca_dim=6), PoolingConfig("trained_guide", pca_dim=4, atoms=3))
+    images = photos(network, 1)
+    expected = next(explain(network, images, 0)).channels
+    with torch.inference_mode():
+        (found,) = explain(network, images.clone(), 0)
+        assert torch.is_inference_mode_enabled()
+    torch.testing.assert_close(found.channels, expected)
+    assert not found.channels.requires_grad
+    assert all(p.grad is None for p in network.parameters())
+
+
+# --- where evidence lies --------------------------------------------------------------------------
+
+
+def evidence(shares: Tensor, *windows: Window, size: int, image_size: int) -> PartEvidence:
+    return PartEvidence(shares.double(), shares.double().abs(), windows, size, image_size)
+
+
+def at(view: int, row: int, column: int, views: int = 1) -> Tensor:
+    """One channel's shares: 1 in one of ``views`` x 4 x 4 places."""
+    shares = torch.zeros(views, 1, 4, 4)
+    shares[view, 0, row, column] = 1
+    return shares
+
+
+def peak(picture: Tensor) -> tuple[int, int]:
+    """The first one: from a place at the border on, the picture is constant."""
+    return divmod(int(picture.argmax()), picture.shape[1])
+
+
+def test_a_place_is_drawn_where_it_lies() -> None:
+    part = evidence(at(0, 1, 3), Window(0, 0, False), size=64, image_size=64)
+    picture = part.lay_out(part.places, 44)  # a cell is 11 pixels wide
+    assert peak(picture) == (16, 43 - 5)
+    assert part.centre(1 * 4 + 3) == pytest.approx((1.5 / 4, 3.5 / 4))
+    assert float(picture.mean()) == pytest.approx(part.cell) == 1 / 16
+    assert float(picture.max()) == pytest.approx(1)
+    assert float(picture[:, :22].abs().max()) == 0, "two cells away there is none of it"
+    torch.testing.assert_close(picture[:, -1], picture[:, -5])  # to the edge as at the centre of the last cell
+
+
+def test_a_mirrored_view_is_turned_back() -> None:
+    part = evidence(at(1, 1, 3, views=2), Window(0, 0, False), Window(0, 0, True), size=64, image_size=64)
+    plain = evidence(at(0, 1, 3), Window(0, 0, False), size=64, image_size=64)
+    torch.testing.assert_close(part.lay_out(part.places, 44), plain.lay_out(plain.places, 44).flip(1))
+    assert part.centre(16 + 1 * 4 + 3) == pytest.approx((1.5 / 4, 0.5 / 4))
+
+
+def test_a_view_covers_its_part_of_the_image() -> None:
+    views = ViewsConfig("blocks")
+    part = evidence(at(1, 3, 0, views=4), *views.windows(64), size=64, image_size=128)
+    picture = part.lay_out(part.places, 88)
+    assert peak(picture) == (3 * 11 + 5, 44)
+    assert float(picture[:, :44].abs().max()) == 0 and float(picture[44:].abs().max()) == 0, "other blocks"
+    assert float(picture.mean()) == pytest.approx(part.cell) == 1 / 64
+    assert part.centre(16 + 3 * 4) == pytest.approx((3.5 / 8, 4.5 / 8))
+
+
+def test_views_that_overlap_add_up_and_parts_by_their_area() -> None:
+    once = evidence(torch.ones(1, 1, 4, 4), Window(0, 0, False), size=64, image_size=64)
+    twice = evidence(torch.ones(2, 1, 4, 4), Window(0, 0, False), Window(0, 0, True), size=64, image_size=64)
+    torch.testing.assert_close(twice.lay_out(twice.places, 8), 2 * once.lay_out(once.places, 8))
+    fine = evidence(torch.ones(4, 1, 4, 4), *ViewsConfig("blocks").windows(64), size=64, image_size=128)
+    explanation = Explanation(0, None, torch.ones(1), 0.0, (once, fine))
+    # Of a place of the first part: its own share, and those of four places of the second.
+    torch.testing.assert_close(explanation.map(8), torch.full((8, 8), 5.0, dtype=torch.float64))
+    assert explanation.evidence == pytest.approx(float(explanation.map(8).mean()) / explanation.cell)
+
+
+@torch.no_grad()
+def test_activations_are_drawn_from_the_channels_own_map() -> None:
+    network = build(PoolingConfig(pca_dim=4, channels=3), PoolingConfig(pca_dim=4))
+    images = photos(network, 1)
+    (explanation,) = explain(network, images, 0)
+    guide = network.backbone(images)[1][0]
+    torch.testing.assert_close(explanation.activation(3 + 7, 4), guide[7])

@@ -1,0 +1,43 @@
+"""Covariance pooling against NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from cxlp.heads.covariance import CovariancePooling
+from cxlp.heads.normalisation import matrix_sqrt
+from cxlp.utils.errors import CxlpError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_gradients() -> None:
+    head = CovariancePooling(5, 3).double()
+    torch.autograd.gradcheck(head, torch.rand(2, 5, 3, 3, dtype=torch.float64).requires_grad_())
+
+
+@torch.no_grad()
+def test_it_is_its_formula() -> None:
+    torch.manual_seed(0)
+    head = CovariancePooling(8, 4).double()
+    maps = torch.rand(2, 8, 5, 5, dtype=torch.float64)
+    assert head.projection is not None
+    x = head.projection(maps).flatten(2).transpose(1, 2)  # (2, 25, 4)
+    roots = matrix_sqrt(torch.stack([torch.from_numpy(np.cov(m.T.numpy(), bias=True)) for m in x]))
+    # inner products of vectors are those of the whole matrices
+    found = head(maps)
+    whole = torch.nn.functional.normalize(roots.flatten(1), dim=1)
+    torch.testing.assert_close(found @ found.T, whole @ whole.T)
+    assert found.shape == (2, head.out_features) == (2, 10)
+
+
+@torch.no_grad()
+def test_views_are_pooled_together() -> None:
+    maps = torch.rand(4, 8, 3, 3, dtype=torch.float64)
+    head = CovariancePooling(8, None).double()
+    torch.testing.assert_close(head(maps, views=2)[:1], head(torch.cat([maps[0], maps[1]], dim=2)[None]))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
+        CovariancePooling(8, 9)

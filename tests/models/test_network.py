@@ -1,0 +1,213 @@
+"""The network: its methods' lengths and values, its classes, its precision, and coming back from a checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.checkpoint import load_network
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import Kind, ViewsConfig, resized
+from cxlp.utils.errors import CxlpError
+from tests.networks import BACKBONE, CLASSES, EVEN, build, randomise, rooted
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def photos() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+# --- views, layers, concatenation
+
+
+def test_a_part_may_take_other_layers_and_views(photos: Tensor) -> None:
+    plain = build()
+    other = PoolingConfig("average_guide", layers=("layer3.0.conv2", "penultimate"), views=ViewsConfig("crops"))
+    both = Network(NetworkConfig(EVEN, plain.config.pooling, (other,)), CLASSES).eval()
+    assert both.backbone.layers == ("layer3.0.conv2", "layer3", "penultimate")
+    assert both.image_size == round(64 * 256 / 227) and both.passes == 1 + 10
+    assert both.out_features == 192 * 6 + both.backbone.channels[2]
+    images = torch.rand(2, 3, both.image_size, both.image_size) * 255
+    with torch.no_grad():
+        found = both.features(images)
+        first = both.parts[0](*both.backbone(resized(images, 64))[:2])
+        pooled = both.backbone(other.views.cut(images, 64))[2].view(2, 10, -1).mean(1)
+    second = torch.from_numpy(rooted(pooled.double().numpy()))
+    # each of unit length, so that neither drowns the other; of unit length together
+    torch.testing.assert_close(found, torch.cat([first, second.float()], 1) / 2**0.5, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+
+
+def test_parts_of_one_view_share_its_pass(photos: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(NetworkConfig(EVEN, PoolingConfig(pca_dim=6), (PoolingConfig("average_guide"),)))
+    assert network.passes == 1
+    seen: list[int] = []
+    network.backbone.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    inputs = network.inputs(photos)
+    assert seen == [2] and inputs[0][1] is inputs[1][0]
+
+
+@torch.no_grad()
+def test_many_views_pass_in_chunks_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build(views=ViewsConfig("blocks"))
+    images = torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 255
+    whole = network.features(images)
+    monkeypatch.setattr("cxlp.models.network._VIEWS_AT_A_TIME", 8)
+    seen: list[int] = []
+    network.backbone.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    torch.testing.assert_close(network.features(images), whole, atol=1e-5, rtol=1e-3)
+    assert seen == [8, 8, 4]
+
+
+@pytest.mark.parametrize(("kind", "views"), [("whole", 1), ("flip", 2), ("crops", 10)])
+@torch.no_grad()
+def test_test_views_are_averaged_in_scores(kind: Kind, views: int) -> None:
+    shown = ViewsConfig(kind)
+    config = NetworkConfig(EVEN, PoolingConfig(pca_dim=6), test_views=shown)
+    network = randomise(Network(config, CLASSES)).eval()
+    assert network.image_size == 64 and network.test_size == shown.image_size(64) and network.passes == views
+    pictures = torch.rand(14, 3, network.test_size, network.test_size) * 255  # more than one chunk of ten crops
+    expected = torch.stack([network(shown.cut(picture[None], 64)).mean(0) for picture in pictures])
+    torch.testing.assert_close(network.score(pictures), expected, rtol=1e-4, atol=1e-5)
+    assert network.score(pictures[:0]).shape == (0, 3)
+
+
+# --- classes
+
+
+def test_no_classes_no_scores(photos: Tensor) -> None:
+    with pytest.raises(CxlpError, match="no classes yet: call set_classes"):
+        build()(photos)
+
+
+def test_classes_are_set_once(photos: Tensor) -> None:
+    network = build()
+    network.set_classes(CLASSES)
+    assert not network(photos).any()  # no opinion at first
+    randomise(network)
+    before = network(photos)
+    network.set_classes(tuple(CLASSES))  # again: nothing is reset
+    assert torch.equal(network(photos), before)
+    with pytest.raises(
+        CxlpError, match=r"fitted to 3 classes \(gull, tern, wren, \.\.\.\), the data has 2 \(gull, owl"
+    ):
+        network.set_classes(["gull", "owl"])
+    with pytest.raises(CxlpError):
+        network.set_classes(CLASSES[::-1])  # the order is part of it
+    assert network.classes == tuple(CLASSES)
+
+
+@torch.no_grad()
+def test_scores_are_linear_in_the_features(photos: Tensor) -> None:
+    network = randomise(build(classes=CLASSES))
+    assert network.classifier is not None
+    features = network.features(photos)
+    scores = features @ network.classifier.weight.T + network.classifier.bias
+    torch.testing.assert_close(network(photos), scores)
+    torch.testing.assert_close(network.classify(features), scores)
+
+
+@torch.no_grad()
+def test_features_and_scores_stay_float32_under_autocast(photos: Tensor) -> None:
+    network = randomise(build(classes=CLASSES))
+    features = network.features(photos)
+    scores = network.classify(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network.backbone(photos)[0].dtype == torch.bfloat16  # the expensive part is in half precision
+        assert torch.equal(network.classify(features), scores)  # the classifier is not
+        assert network.features(photos).dtype == torch.float32
+        assert network(photos).dtype == torch.float32
+        torch.testing.assert_close(network.features(photos), features, atol=0.02, rtol=0)
+
+
+# --- coming back
+
+
+def save(network: Network, path: Path) -> Path:
+    """Write what a run's checkpoint holds of a network, among other things."""
+    state = {"network." + k: v for k, v in network.state_dict().items()} | {"metric.total": torch.ones(1)}
+    torch.save({"state_dict": state, "cxlp": {"network": network.spec()}, "epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pooling"),
+    [
+        (EVEN, {"size": 3, "padding": "same", "sign": True}),
+        (BACKBONE, {"align": "to_guide", "pca_dim": None, "zscore": True}),
+        (BACKBONE, {"method": "average_guide", "sqrt": False}),
+        (EVEN, {"guide_dim": 5, "sketch": 20}),
+        (EVEN, {"method": "bilinear", "spectral": True}),
+        (EVEN, {"method": "fisher", "atoms": 3}),
+        (EVEN, {"method": "sparse_fisher", "atoms": 4, "sparsity": 0.2}),
+        (EVEN, {"method": "trained_guide", "views": ViewsConfig("regions", stride=0.5, scale=1.0)}),
+    ],
+)
+def test_round_trip(backbone: BackboneConfig, pooling: dict[str, Any], photos: Tensor, tmp_path: Path) -> None:
+    network = randomise(build(backbone, CLASSES, **pooling))
+    path = save(network, tmp_path / "last.ckpt")
+    torch.load(path, weights_only=True)  # plain values and tensors only
+    again = load_network(str(path))
+    assert not again.training and not again.backbone.trunk.training
+    assert again.classes == tuple(CLASSES)
+    assert again.config.pooling == network.config.pooling
+    with torch.no_grad():
+        assert torch.equal(again(photos), network(photos))
+
+
+def test_loading_asks_for_no_pretrained_weights(tmp_path: Path, photos: Tensor) -> None:
+    network = build(classes=CLASSES)
+    missing = replace(EVEN, weights=str(tmp_path / "no longer here.pth"))
+    network.config = replace(network.config, backbone=missing)
+    assert torch.equal(load_network(save(network, tmp_path / "a.ckpt")).features(photos), network.features(photos))
+
+
+def test_a_network_without_classes_comes_back_without(tmp_path: Path, photos: Tensor) -> None:
+    network = build()
+    again = load_network(save(network, tmp_path / "a.ckpt"))
+    assert again.classifier is None
+    assert torch.equal(again.features(photos), network.features(photos))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"checkpoint not found: .*none.ckpt"):
+        load_network(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"cxlp": {}}, [1], {"cxlp": None}])
+def test_a_foreign_checkpoint_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CxlpError, match=r"other.ckpt is not a checkpoint of cxlp"):
+        load_network(tmp_path / "other.ckpt")
+
+
+def test_garbage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.ckpt").write_text("<html>")
+    with pytest.raises(CxlpError, match=r"page.ckpt is not a checkpoint of cxlp"):
+        load_network(tmp_path / "page.ckpt")
+
+
+def test_a_checkpoint_without_the_newest_options_has_their_defaults(tmp_path: Path, photos: Tensor) -> None:
+    network = randomise(build(classes=CLASSES))
+    path = save(network, tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    for name in ("guide_dim", "sketch", "spectral"):
+        del content["cxlp"]["network"]["config"]["pooling"][name]
+    torch.save(content, path)
+    assert load_network(path).config == replace(network.config, backbone=replace(EVEN, weights=None))
+
+
+def test_an_earlier_checkpoint_is_called_so(tmp_path: Path) -> None:
+    path = save(build(classes=CLASSES), tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    del content["cxlp"]["network"]["config"]["also"]
+    torch.save(content, path)
+    with pytest.raises(CxlpError, match="written by an earlier cxlp"):
+        load_network(path)

@@ -1,0 +1,104 @@
+"""The worst mistakes and some right answers: which they are, whatever the batches and ranks, and their thumbnails."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import cxlp.reports.examples
+from cxlp.data.dataset import ImageDataset, Sample
+from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.models.network import Network
+from cxlp.reports.examples import MISTAKES, RIGHT, SIDE, Example, Examples, write_examples
+from tests.generate import write_image
+from tests.tasks.small import NETWORK
+
+
+def many() -> tuple[Tensor, Tensor]:
+    """Scores of 300 images of 20 classes, half of them right, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(20, (300,), generator=generator)
+    scores = torch.randn(300, 20, generator=generator)
+    scores[torch.arange(300), labels] += 1.8
+    return scores, labels
+
+
+def collected(scores: Tensor, labels: Tensor, *parts: Tensor) -> Examples:
+    found = Examples()
+    for part in parts:
+        found.update(scores[part], labels[part], part)
+    return found
+
+
+def test_mistakes_are_those_of_least_probable_truth() -> None:
+    scores, labels = many()
+    mistakes, right = collected(scores, labels, torch.arange(300)).gather()
+    probabilities = scores.softmax(dim=1)
+    of_truth = probabilities[torch.arange(300), labels]
+    wrong = [i for i in of_truth.argsort().tolist() if int(scores[i].argmax()) != labels[i]]
+    assert [e.position for e in mistakes] == wrong[:MISTAKES]
+    for e in mistakes:
+        assert (e.true, e.answered) == (int(labels[e.position]), int(scores[e.position].argmax()))
+        assert e.probability == pytest.approx(float(probabilities[e.position].max()))
+        assert e.loss == pytest.approx(-float(of_truth[e.position].log()), rel=1e-5)
+    assert len(right) == RIGHT and len({e.answered for e in right}) == RIGHT  # of different classes
+    assert all(e.true == e.answered == e.shown for e in right)
+    surest = max(i for i in range(300) if int(scores[i].argmax()) == labels[i] and of_truth[i] == max(
+        of_truth[j] for j in range(300) if int(scores[j].argmax()) == labels[j]
+    ))  # fmt: skip
+    assert right[0].position == surest
+
+
+def test_neither_batches_nor_ranks_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = many()
+    scores[5], labels[5] = scores[6], labels[6]  # equals
+    whole = collected(scores, labels, torch.arange(300)).gather()
+    assert collected(scores, labels, *torch.arange(300).flip(0).chunk(7)).gather() == whole
+    ranks = [collected(scores, labels, *torch.arange(300)[r::3].chunk(25)) for r in range(3)]
+    everywhere = [(list(rank.mistakes), dict(rank.right)) for rank in ranks]
+    monkeypatch.setattr(cxlp.reports.examples, "gather_objects", lambda mine: everywhere)
+    assert [rank.gather() for rank in ranks] == [whole] * 3
+
+
+def test_of_several_labels_each_is_an_answer_and_unspecified_ones_are_none() -> None:
+    scores = torch.tensor([[3.0, -1.0, 9.0], [-2.0, 4.0, -9.0]])
+    labels = torch.tensor([[-1, 1, 0], [1, 1, 0]])
+    mistakes, right = collected(scores, labels, torch.tensor([0, 1])).gather()
+    classes = ["car", "dog", "cow"]
+    assert [(e.position, *e.names(classes)) for e in mistakes] == [
+        (0, "no car", "car"), (1, "car", "no car"), (0, "dog", "no dog"),
+    ]  # fmt: skip
+    assert [e.probability for e in mistakes] == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist())
+    assert [(e.position, *e.names(classes)) for e in right] == [
+        (1, "dog", "dog")
+    ]  # that something is absent is not shown
+
+
+def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path: Path) -> None:
+    grey = write_image(tmp_path / "a.png", np.full((64, 96, 3), 100, dtype=np.uint8))
+    data = ImageDataset([Sample(grey, 1)], ["gull", "tern", "wren"], Transform(32, "warp", AugmentConfig()))
+    mistake = Example(2.0, 0, shown=2, true=1, answered=2, probability=0.8)
+    right = Example(0.1, 0, shown=1, true=1, answered=1, probability=0.9)
+    asked: list[int] = []
+
+    def overlay(network: Network, picture: Tensor, k: int) -> Tensor:
+        assert picture.shape == (3, 32, 32) and picture.dtype == torch.uint8
+        asked.append(k)
+        return torch.full_like(picture, 50 * k)
+
+    columns, rows = write_examples(tmp_path, Network(NETWORK), data, [mistake], [right], overlay)
+    assert asked == [2, 1, 1]  # the answer first, then the truth where it is another
+    assert [row[0] for row in rows] == ["mistake-01.jpg", "right-01.jpg"]
+    strip = np.asarray(Image.open(tmp_path / "examples" / "mistake-01.jpg")).astype(int)
+    assert strip.shape == (SIDE, 3 * SIDE + 2 * 4, 3)
+    assert [strip[80, x].mean() for x in (80, 244, 408)] == pytest.approx([100, 100, 50], abs=3)
+    assert dict(zip(columns, rows[0], strict=True)) == {
+        "picture": "mistake-01.jpg", "kind": "mistake", "true": "tern", "answered": "wren", "probability": 0.8,
+        "loss": 2.0, "image": str(grey),
+    }  # fmt: skip
+    write_examples(tmp_path, Network(NETWORK), data, [mistake], [])
+    (plain,) = (tmp_path / "examples").iterdir()  # nothing of the earlier test is left
+    assert Image.open(plain).size == (SIDE, SIDE)

@@ -1,0 +1,114 @@
+"""Tables and pictures of a test, class by class."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cxlp.reports.figures import (
+    _block,
+    confusion_pairs,
+    confusion_table,
+    draw_confusion,
+    draw_costs,
+    draw_differences,
+    draw_precisions,
+    draw_validations,
+    precision_table,
+)
+
+COUNTS = torch.tensor([[8, 2, 0], [0, 0, 0], [1, 4, 5]])
+NAMES = ["gull", "tern", "wren"]
+
+
+def picture(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int64)
+
+
+def test_confusions_are_listed_worst_class_first() -> None:
+    columns, rows = confusion_table(COUNTS, NAMES)
+    assert columns == ["class", "images", "right", "accuracy", "most often taken for", "times"]
+    assert rows == [
+        ["wren", 10, 5, 0.5, "tern", 4],
+        ["gull", 10, 8, 0.8, "tern", 2],
+        ["tern", 0, 0, None, "", 0],  # without images: nothing is known
+    ]
+
+
+def test_pairs_are_listed_the_most_frequent_first_and_not_all_of_many() -> None:
+    columns, rows = confusion_pairs(COUNTS, NAMES)
+    assert columns == ["true", "taken for", "times", "part of the true class"]
+    assert rows == [["wren", "tern", 4, 0.4], ["gull", "tern", 2, 0.2], ["wren", "gull", 1, 0.1]]
+    many = torch.ones(200, 200, dtype=torch.long)
+    assert len(confusion_pairs(many, [str(k) for k in range(200)])[1]) == 50
+
+
+def test_of_many_classes_those_confused_most_are_drawn_side_by_side() -> None:
+    counts = torch.diag(torch.full((200,), 30))
+    pairs = [(i, 199 - i) for i in range(25)]
+    for n, (i, j) in enumerate(pairs):
+        counts[i, j] = counts[j, i] = 20 - n // 2
+    block = _block(counts, 40)
+    assert sorted(block) == sorted(k for pair in pairs[:20] for k in pair)
+    places = {k: place for place, k in enumerate(block)}
+    assert all(abs(places[i] - places[j]) == 1 for i, j in pairs[:20])
+    assert len(draw_confusion(counts, [f"a rather long name of class {k}" for k in range(200)])) < 500_000
+
+
+@pytest.mark.parametrize("classes", [2, 45])
+def test_without_confusions_there_is_a_block_all_the_same(classes: int) -> None:
+    assert sorted(_block(torch.eye(classes, dtype=torch.long), 40)) == list(range(min(40, classes)))
+
+
+@pytest.mark.parametrize("classes", [3, 30, 100])
+def test_a_confusion_matrix_is_drawn_in_its_colours(classes: int) -> None:
+    shown = picture(draw_confusion(torch.diag(torch.full((classes,), 5)), [f"class {k}" for k in range(classes)]))
+    dark = (shown[..., 2] - shown[..., 0] > 60) & (shown[..., 0] < 60)  # the diagonal's blue
+    rows, columns = np.nonzero(dark[:, : int(shown.shape[1] * 0.8)])  # without the colour bar
+    assert len(rows) > 200
+    assert np.corrcoef(rows, columns)[0, 1] > 0.85  # from the upper left to the lower right
+
+
+def test_precisions_are_listed_worst_class_first() -> None:
+    labels = torch.tensor([[1, -1, -1], [1, -1, 0], [-1, -1, 1]])
+    found = {"AP_11point": torch.tensor([0.75, torch.nan, 0.25]), "AP": torch.tensor([0.8, torch.nan, 0.31])}
+    columns, rows = precision_table(found, labels, NAMES)
+    assert columns == ["class", "present", "absent", "unspecified", "AP_11point", "AP"]
+    assert rows == [["wren", 1, 1, 1, 0.25, 0.31], ["gull", 2, 1, 0, 0.75, 0.8], ["tern", 0, 3, 0, None, None]]
+
+
+def test_precisions_are_drawn_as_bars_of_their_length() -> None:
+    columns = ["class", "present", "absent", "unspecified", "AP"]
+    rows = [["low", 1, 9, 0, 0.2], ["high", 1, 9, 0, 0.8], ["none", 0, 9, 0, None]]
+    shown = picture(draw_precisions(columns, rows))
+    blue = (abs(shown - np.array([31, 119, 180])).sum(axis=2) < 30).sum(axis=1)  # tab:blue, pixels per row
+    lengths = blue[blue > 20]
+    assert lengths.max() / lengths.min() == pytest.approx(4, rel=0.05)
+
+
+def test_validations_are_drawn_as_the_seeds_mean_and_range() -> None:
+    up, down = {epoch: 10.0 * epoch for epoch in range(9)}, {epoch: 80 - 10.0 * epoch for epoch in range(9)}
+    shown = picture(draw_validations({"level": [up, down], "up": [up]}, "accuracy", 70.0))
+    inside = shown[60:-80, 80:-20]
+    blue, orange, black = (
+        abs(inside - np.array(c)).sum(axis=2) < 30 for c in ((31, 119, 180), (255, 127, 14), (0, 0, 0))
+    )
+    pale = (inside[..., 2] - inside[..., 0] > 15) & ~blue  # the range, wide at both ends
+    edges = [pale[:, part].sum() for part in (slice(0, 200), slice(350, 450), slice(-200, None))]
+    assert min(edges[0], edges[2]) > 2 * edges[1]
+    rows, columns = np.nonzero(blue)
+    assert np.median(rows) == pytest.approx(np.percentile(rows, 75), abs=6)  # the mean is a level line
+    rows, columns = np.nonzero(orange)
+    assert np.corrcoef(rows, columns)[0, 1] < -0.9  # and this one climbs
+    assert black.sum() > 200  # the height to reach
+
+
+def test_names_are_no_formulas() -> None:
+    names = ["$_$", "$x^$", "US$ & A$"]
+    draw_confusion(torch.tensor([[3, 1, 0], [0, 4, 1], [1, 0, 2]]), names)
+    draw_precisions(["class", "present", "absent", "unspecified", "AP"], [[name, 1, 2, 0, 0.5] for name in names])
+    draw_differences({name: dict.fromkeys(names, 50.0) for name in names}, names[0])
+    draw_validations({name: [{0: 1.0, 1: 2.0}] for name in names}, "accuracy")
+    draw_costs(names, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], "accuracy")

@@ -1,0 +1,167 @@
+"""The page: what it shows of a run's folder, whatever is in it, self-contained, escaped and bounded."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cxlp.reports.page import CURVES, build_page, write_report
+
+VOID = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Checks that elements close in order; keeps texts, links and sources."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for key, value in attrs if key in ("href", "src")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def write_csv(path: Path, *rows: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_run(folder: Path, classes: int = 3, name: str = "gull {}") -> Path:
+    """Write what a fine-tuning run leaves."""
+    (folder / "examples").mkdir(parents=True)
+    metrics = {"test/accuracy": 0.8125, "test/loss": 0.5, "val/accuracy": 0.75, "frozen/C": 10.0, "test/none": None}
+    found = {
+        "metrics": metrics, "seconds": {"extraction": 2.0, "test": 4.0}, "images_per_second": {"test": 2.25},
+        "tested": "checkpoints/best.ckpt", "images": {"train": 10, "val": 2, "test": 9}, "memory": {"peak_bytes": 3e8},
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(found))
+    (folder / "config.yaml").write_text("seed_everything: 3\nmodel: {class_path: cxlp.tasks.FineTune}\n")
+    (folder / "provenance.json").write_text(json.dumps({"data": {"name": "birds <&>"}, "git": None}))
+    names = [name.format(k) for k in range(classes)]
+    write_csv(folder / "per_class.csv", ["class", "images", "accuracy"], *([n, 3, 0.5] for n in names))
+    write_csv(folder / "confusions.csv", ["true", "taken for", "times"], [names[0], names[1], 4])
+    noise = np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 255, (300, 300, 3), np.uint8)).save(folder / "confusion_matrix.png")
+    rows = []
+    for kind, count in (("mistake", 16), ("right", 8)):
+        for i in range(count):
+            strip = noise.integers(0, 255, (160, 488, 3), np.uint8)
+            Image.fromarray(strip).save(folder / "examples" / f"{kind}-{i}.jpg", quality=85)
+            rows.append([f"{kind}-{i}.jpg", kind, names[0], names[1], 0.75, 1.5, f"data/<{i}>.jpg"])
+    write_csv(folder / "examples.csv", ["picture", "kind", "true", "answered", "probability", "loss", "image"], *rows)
+    header = ["epoch", "images_seen", "train/loss_step", "val/loss", "val/accuracy", "lr-SGD/backbone", "step"]
+    write_csv(folder / "csv" / "version_0" / "metrics.csv", header,
+              [0, 10, "", 0.9, 0.5, "", 9], [1, 15, 0.75, "", "", "", 14], ["", "", "", "", "", 0.01, 14],
+              [1, 18, 7.75, "", "", "", 17])  # fmt: skip
+    # The session after a resumption does its steps again; the tenth one sorts behind the second.
+    write_csv(folder / "csv" / "version_2" / "metrics.csv", header, [1, 18, 7.5, "", "", "", 17])
+    write_csv(folder / "csv" / "version_10" / "metrics.csv", header,
+              [1, 18, 0.625, "", "", "", 17], [1, 20, "", 0.7, 0.75, "", 19])  # fmt: skip
+    return folder
+
+
+def test_the_page_shows_figures_curves_and_pictures(tmp_path: Path) -> None:
+    page = build_page(write_run(tmp_path / "run"))
+    text = " ".join(Reader(page).texts)
+    for shown in (
+        "81.25%", "test/accuracy", "75.00%", "frozen/C", "2.2", "300 MB", "seed_everything", "birds <&>", "gull 2",
+        "training: 0.625", "validation: 0.7", "accuracy: 0.75", "backbone: 0.01", "best.ckpt", "Learning rates",
+    ):  # fmt: skip
+        assert shown in text, shown
+    assert "7.5" not in text  # what was done again counts as it was done last
+    assert "test/none" not in text
+    assert page.count("data:image/jpeg") == 24 and page.count("data:image/png") == 1
+
+
+def test_nothing_is_fetched_and_links_lead_to_files_of_the_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    page = build_page(folder)
+    reader = Reader(page)
+    for link in reader.links:
+        assert link.startswith("data:image/") or (folder / link).exists(), link[:60]
+    assert not {"link", "iframe", "object", "embed"} & set(reader.tags)
+    assert "http" not in page and "@import" not in page and "url(" not in page
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+
+
+def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
+    page = build_page(write_run(tmp_path / "a<b>&", name='<script>alert("{}")</script>'))
+    reader = Reader(page)
+    assert reader.tags.count("script") == 1  # our own
+    assert '<script>alert("2")</script>' in reader.texts
+    assert "a<b>&" in reader.texts
+
+
+def test_the_page_is_bounded(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", classes=3000, name="a rather long name of class {}")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (800, 800, 3), np.uint8)).save(
+        folder / "confusion_matrix.png"
+    )
+    write_csv(folder / "precision_recall.csv", ["class", *(i / 100 for i in range(101))],
+              *([f"a rather long name of class {k}", *[0.5] * 101] for k in range(3000)))  # fmt: skip
+    page = build_page(folder)
+    assert len(page) < 3_000_000
+    assert "and 2000 more" in page
+    assert page.count("precision at full recall") == CURVES
+    assert "data:image/png" not in page and "confusion_matrix.png" in page  # too large to be taken in
+
+
+def test_a_run_without_loggers_and_provenance_has_a_page(tmp_path: Path) -> None:
+    found = {
+        "metrics": {"test/mAP": 0.5},
+        "seconds": {},
+        "tested": "final weights",
+        "images": {"train": 1},
+        "memory": {},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(found))
+    write_report(tmp_path)
+    reader = Reader((tmp_path / "report.html").read_text())
+    assert "50.00%" in reader.texts and "Fine-tuning" not in reader.texts and "Confusions" not in reader.texts
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "examples" / "mistake-0.jpg").unlink()
+    assert build_page(folder).count("data:image/jpeg") == 23
+
+
+def test_a_row_that_a_kill_has_cut_is_passed_over(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    whole = build_page(folder)
+    with (folder / "csv" / "version_0" / "metrics.csv").open("a") as file:
+        file.write("1,15,0.")
+    assert build_page(folder) == whole
+
+
+def test_a_refit_says_how_its_epoch_was_chosen(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    found = json.loads((folder / "metrics.json").read_text())
+    found["refit"] = {"chosen by": "runs/a/best.ckpt", "epoch": 7, "validated": {"val/accuracy": 0.4321}}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    text = " ".join(Reader(build_page(folder)).texts)
+    assert "runs/a/best.ckpt" in text and "0.4321" in text

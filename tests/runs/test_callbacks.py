@@ -1,0 +1,257 @@
+"""What a run leaves: files that are whole, the right checkpoints, and whose they are."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cxlp.runs.callbacks import EpochSeed, RunIdentity, TrainingWatch, WholeCheckpoints, checkpoints
+from cxlp.tasks import FineTune
+from cxlp.utils.files import write_whole
+from tests.generate import write_folder
+from tests.tasks.small import NETWORK, pictures, trainer
+
+# --- files
+
+
+@pytest.mark.parametrize(("content", "written"), [("Möwe\n", "Möwe\n".encode()), (b"\x89PNG\r\n", b"\x89PNG\r\n")])
+def test_what_is_written_is_there_byte_by_byte(tmp_path: Path, content: str | bytes, written: bytes) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("something longer that was there before")
+    write_whole(file, content)
+    assert file.read_bytes() == written
+    assert os.listdir(tmp_path) == ["a.txt"]  # noqa: PTH208 (hidden ones, too)
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_who_dies_while_writing_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    file = tmp_path / "metrics.json"
+    if before is not None:
+        file.write_text(before)
+
+    def die(path: Path, data: bytes) -> int:
+        with path.open("wb") as half:
+            half.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(file, '{"accuracy": 0.5}')
+    assert (file.read_text() if file.exists() else None) == before
+    monkeypatch.undo()
+    write_whole(file, "whole")  # and what was left aside is in nobody's way
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+# --- checkpoints
+
+
+class Scripted(pl.LightningModule):
+    """Validates to given values; its first epoch takes no gradient steps, as the frozen fit's."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values, self.weight = values, nn.Parameter(torch.zeros(1))
+        self.epoch: Tensor
+        self.register_buffer("epoch", torch.tensor(-1))
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch.fill_(self.current_epoch)
+        self.automatic_optimization = self.current_epoch > 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return self.weight.square().sum() if self.automatic_optimization else None
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/accuracy", self.values[self.current_epoch])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(folder: Path, values: list[float], monitor: str | None = "val/accuracy") -> list[ModelCheckpoint]:
+    """One epoch of two batches for each value."""
+    callbacks = checkpoints(folder, monitor)
+    loader = DataLoader(TensorDataset(torch.zeros(2, 1)))
+    trainer = pl.Trainer(
+        max_epochs=len(values),
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Scripted(values), loader, loader if monitor else None)
+    assert trainer.checkpoint_callback is callbacks[0]  # the one whose choice is tested
+    return callbacks
+
+
+def saved_epoch(file: Path) -> int:
+    return int(torch.load(file, weights_only=True)["state_dict"]["epoch"])
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([0.5], 0),  # an epoch without gradient steps alone
+        ([0.1, 0.7, 0.7, 0.3], 1),  # of equals, the earliest
+        ([0.7, 0.7, 0.7], 0),  # the frozen solution, where fine-tuning brings nothing
+        ([0.1, 0.2, 0.3], 2),
+        ([0.0, 0.0], 0),
+        ([0.2, float("nan"), 0.1], 0),  # no number is no best
+    ],
+)
+def test_the_best_is_the_earliest_of_equals_and_the_last_is_the_latest(
+    tmp_path: Path, values: list[float], best: int
+) -> None:
+    callbacks = run(tmp_path, values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert saved_epoch(tmp_path / "best.ckpt") == best
+    assert saved_epoch(tmp_path / "last.ckpt") == len(values) - 1
+    assert callbacks[0].best_model_path == str(tmp_path / "best.ckpt")
+    assert float(callbacks[0].best_model_score or 0) == pytest.approx(values[best])
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_without_validation_there_is_the_last_one_only(tmp_path: Path, epochs: int) -> None:
+    (last,) = run(tmp_path, [0.0] * epochs, monitor=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert saved_epoch(tmp_path / "last.ckpt") == epochs - 1
+    assert last.best_model_path == str(tmp_path / "last.ckpt")
+
+
+def test_who_dies_while_saving_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, writer = tmp_path / "made" / "last.ckpt", WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, path)
+
+    def die(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            writer.save_checkpoint({"epoch": 2}, path)
+    assert writer.load_checkpoint(path)["epoch"] == 1
+    writer.save_checkpoint({"epoch": 3}, path)  # over what was left aside
+    assert writer.load_checkpoint(path)["epoch"] == 3
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_checkpoints_also_go_to_remote_addresses(tmp_path: Path) -> None:
+    writer, address = WholeCheckpoints(), f"file://{tmp_path}/a.ckpt"
+    writer.save_checkpoint({"epoch": 1}, address)
+    assert writer.load_checkpoint(address)["epoch"] == 1
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, seed: int | None, epoch: int, before: int) -> float:
+    """What is drawn first in an epoch, after other draws."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    if seed is not None:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    torch.manual_seed(before)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    trainer.fit_loop.epoch_progress.current.completed = epoch
+    EpochSeed().on_train_epoch_start(trainer, Scripted([]))
+    return float(torch.rand(()))
+
+
+def test_an_epochs_draws_hang_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawn(monkeypatch, 0, 1, before=5)
+    assert drawn(monkeypatch, 0, 1, before=6) == first
+    assert len({first, drawn(monkeypatch, 0, 2, 5), drawn(monkeypatch, 1, 1, 5), drawn(monkeypatch, 1, 0, 5)}) == 4
+    assert drawn(monkeypatch, None, 1, before=5) != drawn(monkeypatch, None, 1, before=6)
+
+
+# --- identity
+
+
+@pytest.mark.parametrize("with_wandb", [True, False])
+def test_a_checkpoint_says_which_wandb_run_it_belongs_to(tmp_path: Path, with_wandb: bool) -> None:
+    csv = CSVLogger(tmp_path)
+    loggers = [csv, WandbLogger(save_dir=tmp_path, id="abc123", offline=True)] if with_wandb else [csv]
+    trainer = pl.Trainer(logger=loggers, accelerator="cpu", devices=1, callbacks=[RunIdentity()])
+    trainer.strategy.connect(Scripted([]))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)  # plain values only
+    assert saved["cxlp_run"] == {"wandb_id": "abc123" if with_wandb else None}
+
+
+# --- figures of training
+
+
+class Record(CSVLogger):
+    """Keeps what is logged."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.rows.append(metrics)
+
+
+class Norms(pl.Callback):
+    """Gradients' norms by group, measured by hand at each step."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.found.append(
+            {
+                f"grad_norm/{group['name']}": float(torch.cat([p.grad.flatten() for p in group["params"]]).norm())
+                for group in optimizer.param_groups
+            }
+        )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=4, size=32), validation=0.25)  # 9 + 3 images, batches of 4
+    record, norms, watch = Record(tmp_path), Norms(), TrainingWatch()
+    options: dict[str, Any] = {"logger": record, "callbacks": [watch, norms], "log_every_n_steps": 2}
+    trainer(tmp_path, max_epochs=3, gradient_clip_val=1e-9, **options).fit(FineTune(NETWORK), data)
+    # The ordered epoch hands out 9, the two others fill their last batch.
+    assert watch.images == 9 + 12 + 12
+    assert [row["images_seen"] for row in record.rows if "val/loss" in row] == [9, 21, 33]
+    steps = [row for row in record.rows if "train/images_per_second" in row]  # every second batch of nine
+    assert [row["images_seen"] for row in steps] == [8, 13, 21, 29]
+    assert all(row["train/images_per_second"] > 0 for row in steps)
+    assert not any(key.startswith("grad_norm") for key in steps[0])  # the frozen epoch has no gradients
+    for row, step in zip(steps[1:], (0, 2, 4), strict=True):
+        assert row["train/loss_step"] > 0
+        # before clipping, which leaves next to nothing
+        assert {k: v for k, v in row.items() if k.startswith("grad_norm")} == pytest.approx(norms.found[step], rel=1e-5)
+    assert max(norms.found[0].values()) > 1e-3
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_run_goes_on_counting_and_a_test_takes_nothing_back(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", train=4, size=32)
+    watch, resumed = TrainingWatch(), TrainingWatch()
+    first = trainer(tmp_path, max_epochs=2, callbacks=[watch], enable_checkpointing=True)
+    first.fit(FineTune(NETWORK), pictures(data))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    assert watch.images == 12 + 12
+    second = trainer(tmp_path, max_epochs=3, callbacks=[resumed])
+    task = FineTune(NETWORK)
+    task.resuming = True
+    second.fit(task, pictures(data), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert resumed.images == 12 + 12 + 12
+    second.test(task, pictures(data), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)
+    assert resumed.images == 12 + 12 + 12

@@ -1,0 +1,40 @@
+"""What is said of costs is measured, and of the right thing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxlp.data.folder import Folder
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig
+from cxlp.runs.cost import measure_cost
+from cxlp.utils.profiling import PhaseTimes
+from tests.generate import write_folder
+from tests.tasks.small import NETWORK
+
+
+def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooling = PoolingConfig(pca_dim=4, views=ViewsConfig("blocks"))
+    network = Network(NetworkConfig(NETWORK.backbone, pooling, (PoolingConfig("average_guide"),)), ["a", "b"])
+    data = Folder(write_folder(tmp_path, size=64), image_size=network.image_size)
+    data.setup()
+    hand = [0.0]  # a clock that moves where images pass through
+    monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
+    network.backbone.register_forward_hook(lambda _m, args, _o: hand.__setitem__(0, hand[0] + len(args[0])))
+    found = measure_cost(network, data.splits["test"])
+    assert found["passes"] == 5 and found["dimension"] == network.out_features
+    assert found["bytes"] == 4 * network.out_features
+    assert found["network"] == 5.0 and found["bare pass"] == 1.0  # one second for each image that passes
+    assert found["encoding"] == found["classification"] == 0.0
+
+
+def test_the_peak_is_of_this_process() -> None:
+    code = (
+        "import numpy as np; from cxlp.runs.cost import peak_memory; before = peak_memory()['peak_bytes'];"
+        "x = np.ones(50_000_000); del x; print(peak_memory()['peak_bytes'] - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 350e6 < int(done.stdout) < 450e6  # 400 MB, although they are free again

@@ -1,0 +1,183 @@
+"""What a run leaves of its test, in files and in wandb: an offline run, read back by wandb's own reader."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.generate import write_cub200, write_voc2007
+from tests.runs.test_cli import FINETUNE, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def read_back(folder: Path, *options: str) -> str:
+    """What ``wandb leet inspect`` prints of a run's only offline run."""
+    (place,) = (folder / "wandb").glob("offline-run-*")
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(place)],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout
+
+
+class Offline:
+    """A finished run's folder and its offline run: ``summary``, ``config``, ``tags``, ``group`` and ``records``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = json.loads(read_back(folder, "--summary"))
+        self.summary, self.config, self.tags = found["summary"], found["config"], found["tags"]
+        self.state = found["state"]
+        self.records = [json.loads(line) for line in read_back(folder).splitlines()]
+        (self.run,) = (record["run"] for record in self.records if record["type"] == "run")
+        (place,) = (folder / "wandb").glob("offline-run-*")
+        self.files = place / "files"
+        self.metrics = json.loads((folder / "metrics.json").read_text())
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """A table among the run's files."""
+        with (self.folder / f"{name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def table(self, key: str) -> dict[str, Any]:
+        """A table in wandb."""
+        found: dict[str, Any] = json.loads((self.files / self.summary[key]["path"]).read_text())
+        return found
+
+    def pictures(self, key: str) -> list[Path]:
+        """The pictures of a panel, which are there."""
+        entry = self.summary[key]
+        paths = [self.files / name for name in entry.get("filenames", [entry.get("path")])]
+        assert all(path.stat().st_size > 500 for path in paths)
+        return paths
+
+
+def offline(folder: Path, config: str, *more: str) -> Iterator[Offline]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("NETRC", str(folder / "none"))
+        run("a", *more, "--run.wandb", "auto", "--run.tags", "[mine]", config=config)
+        yield Offline(folder / "runs" / "a")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
+    """Fine-tuning on three classes of birds."""
+    folder = tmp_path_factory.mktemp("tuned")
+    write_cub200(folder / "data")
+    yield from offline(folder, "cub200.yaml", *FINETUNE, "--trainer.log_every_n_steps", "1", "--data.bbox", "true")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
+    """A frozen run on several labels per image."""
+    folder = tmp_path_factory.mktemp("several")
+    write_voc2007(folder / "data", (2, 1, 1), size=48)
+    yield from offline(folder, "voc2007.yaml")
+
+
+def test_curves_have_axes_and_names(tuned: Offline) -> None:
+    axes = {
+        record["metric"]["glob_name"]: record["metric"]["step_metric"]
+        for record in tuned.records
+        if record["type"] == "metric" and "glob_name" in record["metric"]
+    }
+    assert axes == {
+        "train/*": "images_seen", "lr-*": "images_seen", "grad_norm/*": "images_seen", "val/*": "epoch",
+    }  # fmt: skip
+    history = json.dumps([record for record in tuned.records if record["type"] == "history"])
+    for key in (
+        "epoch", "images_seen", "train/loss_step", "train/loss_epoch", "train/images_per_second", "val/loss",
+        "val/accuracy", "val/mean_class_accuracy", "lr-SGD/backbone", "lr-SGD/classifier", "grad_norm/backbone",
+        "grad_norm/classifier", "grad_norm/projection", "test/accuracy",
+    ):  # fmt: skip
+        assert f'"{key}"' in history, key
+
+
+def test_the_summary_is_of_the_tested_checkpoint(tuned: Offline) -> None:
+    assert tuned.state == "finished"
+    assert tuned.metrics["tested"].endswith("best.ckpt") and tuned.summary["tested"] == tuned.metrics["tested"]
+    for key, value in tuned.metrics["metrics"].items():
+        assert tuned.summary[key] == pytest.approx(value), key
+    for key, value in tuned.metrics["seconds"].items():
+        assert tuned.summary[f"seconds/{key}"] == pytest.approx(value), key
+    assert {"extraction", "fine-tuning", "test"} == tuned.metrics["images_per_second"].keys()
+    # Two epochs of gradients, each of two full batches of 8 for 11 images.
+    spent = tuned.metrics["seconds"]["fine-tuning"]
+    assert tuned.summary["images_per_second/fine-tuning"] == pytest.approx(2 * 16 / spent)
+    assert tuned.summary["memory/peak_bytes"] > 50_000_000
+
+
+def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several: Offline) -> None:
+    assert sorted(tuned.tags) == sorted(["mine", "CUB-200-2011", "squeezenet1_0", "FineTune", "cross"])
+    assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "cross"])
+    assert [tuned.run["run_group"], several.run["run_group"]] == ["CUB-200-2011", "Pascal VOC 2007"]
+    assert tuned.config["model"]["init_args"]["network"]["pooling"]["pca_dim"] == 8
+    assert tuned.config["trainer"]["max_epochs"] == 3
+    written = json.loads((tuned.folder / "provenance.json").read_text())
+    assert tuned.config["provenance"] == written
+    assert written["data"]["name"] == "CUB-200-2011" and written["data"]["train"] == 11
+    assert written["versions"]["torch"] and written["machine"]["processes"] == 1
+
+
+def test_confusions_are_tables_and_a_picture(tuned: Offline) -> None:
+    per_class = tuned.table("test/per_class")
+    assert [str(row[0]) for row in per_class["data"]] == [row["class"] for row in tuned.rows("per_class")]
+    wrong = sum(int(row["images"]) - int(row["right"]) for row in tuned.rows("per_class"))
+    pairs = tuned.table("test/confusions")
+    assert pairs["columns"] == ["true", "taken for", "times", "part of the true class"]
+    assert sum(row[2] for row in pairs["data"]) == wrong
+    assert len(tuned.pictures("test/confusion_matrix")) == 1
+
+
+def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline) -> None:
+    rows = tuned.rows("examples")
+    right = round(9 * tuned.metrics["metrics"]["test/accuracy"])
+    mistakes = [row for row in rows if row["kind"] == "mistake"]
+    assert len(mistakes) == 9 - right
+    assert all(row["true"] != row["answered"] and row["true"] in row["image"] for row in mistakes)
+    shown = {"mistake": "test/mistakes", "right": "test/right_answers"}
+    for kind in {row["kind"] for row in rows}:
+        assert len(tuned.pictures(shown[kind])) == sum(row["kind"] == kind for row in rows)
+        captions = [
+            f"{r['answered']} {float(r['probability']):.0%}, is: {r['true']}" for r in rows if r["kind"] == kind
+        ]
+        assert tuned.summary[shown[kind]]["captions"] == captions
+    assert len(tuned.table("test/examples")["data"]) == len(rows) == len(list((tuned.folder / "examples").iterdir()))
+
+
+def test_of_several_labels_there_are_bars_and_curves(several: Offline) -> None:
+    precisions = {row["class"]: float(row["AP"]) for row in several.rows("per_class") if row["AP"]}
+    bars = several.table("test/average_precision_by_class_table")
+    assert {row[0]: row[1] for row in bars["data"]} == precisions
+    curves = several.rows("precision_recall")
+    assert {row["class"] for row in curves} == precisions.keys()
+    assert all(0 <= float(row["1.0"]) <= float(row["0.0"]) <= 1 for row in curves)  # falling
+    points = several.table("test/precision_recall_table")["data"]
+    assert len(points) == 101 * len(curves)
+    assert len(several.pictures("test/average_precision")) == 1
+    mistakes = [row for row in several.rows("examples") if row["kind"] == "mistake"]
+    assert len(mistakes) == 16  # at most
+    assert all({row["true"], row["answered"]} in [{c, f"no {c}"} for c in precisions] for row in mistakes)
+
+
+@pytest.mark.parametrize("which", ["tuned", "several"])
+def test_the_report_shows_what_the_files_hold(which: str, request: pytest.FixtureRequest) -> None:
+    found: Offline = request.getfixturevalue(which)
+    page = (found.folder / "report.html").read_text()
+    assert len(page) < 3_000_000
+    for key, value in found.metrics["metrics"].items():
+        if value is not None:
+            assert key in page and f"{value:.6g}" in page, key
+    assert page.count("data:image/jpeg") == len(found.rows("examples"))
+    assert page.count("data:image/png") == 1
+    assert ("Learning rates" in page) == (which == "tuned")
+    assert ("Precision and recall" in page) == (which == "several")

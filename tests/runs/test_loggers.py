@@ -1,0 +1,261 @@
+"""Loggers: when wandb finds a key, what each mode makes, and what a dead server leads to. Nothing here goes online."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+import wandb
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+
+from cxlp.reports.history import how_to_look
+from cxlp.runs.loggers import RunConfig, build_loggers, close_wandb, has_wandb_key, labelled
+
+KEY = "0123456789" * 4
+HOST = "https://wandb.birds.test:8443"
+
+
+@pytest.fixture(autouse=True)
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user without wandb: no variables, no settings, and a netrc file that is not there; returns its path."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(file))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it reads the variables once in a process
+    yield file
+    wandb.teardown()
+
+
+# --- the key
+
+
+def test_a_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    assert not has_wandb_key()
+
+
+def test_a_key_in_the_netrc_file_counts_for_its_server_only(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # of wandb's own service, also under the name that it had before
+    for name in (urlparse(wandb.setup().settings.base_url).netloc, "api.wandb.ai"):
+        nobody.write_text(f"machine {name} login user password {KEY}\n")
+        assert has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", HOST)
+    wandb.teardown()
+    assert not has_wandb_key()
+    # wandb login --host writes the port, too
+    nobody.write_text(f"machine wandb.birds.test:8443 login user password {KEY}\n")
+    assert has_wandb_key()
+
+
+def test_the_netrc_file_of_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert not has_wandb_key()  # NETRC names another one
+    monkeypatch.delenv("NETRC")
+    assert has_wandb_key()
+    monkeypatch.setenv("NETRC", "~/.netrc")
+    assert has_wandb_key()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"machine api.wandb.ai login user\n",
+        b"machine github.com login user password secret\n",
+        b"machine api.wandb.ai user\n",
+        b"\xff\xfe\x00 no text\n",
+    ],
+    ids=["empty", "no password", "another machine", "bad syntax", "bytes"],
+)
+def test_a_netrc_file_without_a_key(nobody: Path, content: bytes) -> None:
+    nobody.write_bytes(content)
+    assert not has_wandb_key()
+
+
+# --- the modes
+
+
+class Started:
+    """Stands for a wandb run."""
+
+    id = "run1"
+
+    def define_metric(self, name: str, step_metric: str, step_sync: bool) -> None:
+        """Take an axis."""
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of each ``wandb.init``, which starts nothing."""
+    calls: list[dict[str, Any]] = []
+
+    def init(**kwargs: Any) -> Started:
+        calls.append(kwargs)
+        return Started()
+
+    monkeypatch.setattr(wandb, "init", init)
+    return calls
+
+
+def kinds(run: RunConfig, folder: Path, rank: int = 0) -> list[type]:
+    return [type(logger) for logger in build_loggers(run, folder, None, rank)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "key", "started"),
+    [
+        ("auto", None, False, "offline"),
+        ("auto", None, True, "online"),
+        ("auto", "offline", True, "offline"),
+        ("auto", "dryrun", True, "offline"),  # wandb's older word for it
+        ("auto", "online", False, "online"),
+        ("auto", "disabled", True, None),
+        ("off", "online", True, None),
+        ("offline", "online", True, "offline"),  # what the config says goes before the variable
+        ("online", "disabled", False, "online"),
+    ],
+)
+def test_modes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    starts: list[dict[str, Any]],
+    mode: Any,
+    variable: str | None,
+    key: bool,
+    started: str | None,
+) -> None:
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    loggers = kinds(RunConfig(wandb=mode), tmp_path)
+    assert [call["mode"] for call in starts] == ([started] if started else [])
+    # wandb's comes first: Lightning writes into the first one's folder
+    assert loggers == ([WandbLogger, CSVLogger] if started else [CSVLogger])
+
+
+def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
+    run = RunConfig(wandb="offline", project="birds", group="seeds", tags=("a", "b"))
+    wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", "run1", rank=0)
+    assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
+    (call,) = starts
+    expected = {"dir": tmp_path / "first", "name": "first", "project": "birds", "group": "seeds", "tags": ("a", "b")}
+    assert {k: call[k] for k in expected} == expected
+    assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
+    assert wandb_logger.experiment is not None
+    assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv")
+
+
+def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
+    run = labelled(RunConfig(tags=("mine", "vgg16")), "CUB-200-2011", "vgg16", "Frozen", "cross", "x" * 80)
+    assert run.group == "CUB-200-2011"
+    assert run.tags == ("mine", "vgg16", "CUB-200-2011", "Frozen", "cross", "x" * 64)
+    assert labelled(RunConfig(group="seeds"), "CUB-200-2011").group == "seeds"
+
+
+class Online:
+    """Stands for a wandb run."""
+
+    id, project = "run1", "birds"
+
+    def __init__(self, offline: bool) -> None:
+        self.offline, self.summary, self.finished = offline, dict[str, Any](), False
+        self.artifacts: list[tuple[wandb.Artifact, list[str]]] = []
+
+    def log_artifact(self, artifact: wandb.Artifact, aliases: list[str]) -> None:
+        self.artifacts.append((artifact, aliases))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.mark.parametrize(("offline", "upload", "uploaded"), [(False, True, 1), (True, True, 0), (False, False, 0)])
+def test_the_tested_checkpoint_is_uploaded_by_online_runs(
+    tmp_path: Path, offline: bool, upload: bool, uploaded: int
+) -> None:
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes(b"weights")
+    run: Any = Online(offline)
+    summary = {"metrics": {"test/accuracy": 0.5}, "seconds": {"test": 3.0}, "tested": str(checkpoint)}
+    close_wandb(run, summary, str(checkpoint) if upload else None)
+    assert run.summary == {"test/accuracy": 0.5, "seconds/test": 3.0, "tested": str(checkpoint)}
+    assert run.finished
+    assert len(run.artifacts) == uploaded
+    for artifact, aliases in run.artifacts:
+        assert (artifact.name, artifact.type, aliases) == ("model-run1", "model", ["tested"])
+        assert list(artifact.manifest.entries) == ["best.ckpt"]
+        assert artifact.metadata["test/accuracy"] == 0.5
+
+
+def test_only_rank_0_starts_a_run(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
+    # as many loggers everywhere, or the ranks would not agree on the folder
+    assert kinds(RunConfig(wandb="online"), tmp_path, rank=1) == [WandbLogger, CSVLogger]
+    assert starts == []
+
+
+# --- out of reach
+
+
+@pytest.mark.parametrize("message", ["no answer in 30 seconds\nmore of it", ""])
+def test_a_server_out_of_reach_means_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], message: str
+) -> None:
+    started = wandb.init
+
+    def init(**kwargs: Any) -> Any:
+        if kwargs["mode"] == "online":
+            raise wandb.Error(message)
+        return started(**kwargs)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked the user"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    wandb_logger, _ = build_loggers(RunConfig(), tmp_path, None, rank=0)
+    assert isinstance(wandb_logger, WandbLogger)
+    assert wandb_logger.experiment.settings.mode == "offline"
+    first = message.partition("\n")[0]
+    assert capsys.readouterr().out == f"wandb cannot be started online, logging offline: {first}\n"
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert how_to_look(tmp_path) == f"wandb leet {folder}   (upload: wandb sync {folder})"
+
+
+def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**kwargs: Any) -> None:
+        raise wandb.Error("no space left")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(wandb.Error, match="no space left"):
+        build_loggers(RunConfig(wandb="offline"), tmp_path, None, rank=0)
+
+
+# --- how to look
+
+
+def test_a_run_without_wandb_has_nothing_to_look_at(tmp_path: Path) -> None:
+    assert how_to_look(tmp_path) is None
+
+
+def test_of_several_offline_runs_the_latest_is_shown_and_all_are_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "wandb" / f"offline-run-20260101_00000{i}-x" for i in (1, 2, 3)]
+    for folder, seconds in zip(folders, (10, 30, 20), strict=True):  # by its time of writing, not by its name
+        folder.mkdir(parents=True)
+        os.utime(folder, (seconds, seconds))
+    oldest_first = f"{folders[0]} {folders[2]} {folders[1]}"
+    assert how_to_look(tmp_path) == f"wandb leet {folders[1]}   (upload: wandb sync {oldest_first})"
+
+
+def test_an_online_run_is_shown_by_its_link(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "run-20260101_000000-x").mkdir(parents=True)
+    assert how_to_look(tmp_path) == f"wandb leet {tmp_path / 'wandb' / 'latest-run'}   (or in the browser)"

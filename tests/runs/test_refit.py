@@ -1,0 +1,181 @@
+"""The epoch that held-out images choose, and the second run on all training images that ends there."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from cxlp.commands.train import main
+from cxlp.runs.refit import StopAfter, read_choice
+from cxlp.utils.errors import CxlpError
+from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, run, write_pictures
+
+EACH_EPOCH = (
+    "[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {save_top_k: -1, filename: 'x{epoch}'}}]"
+)
+ALL_IMAGES = ["--data.validation", "0"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
+    """A fresh working directory with pictures in it."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+def saved(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return found
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run("a", *FINETUNE, "--run.refit", "true")
+    second = first / "a-refit"
+    assert not (first / "metrics.json").exists() and not (first / "per_class.csv").exists()
+    assert not logged(first, "test/accuracy")
+    curve = logged(first, "val/accuracy")
+    best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
+    found = metrics(second)
+    assert found["images"] == {"train": 18, "val": 0, "test": 9}
+    assert found["refit"]["epoch"] == best and found["refit"]["validated"]["val/accuracy"] == max(curve.values())
+    assert Path(found["refit"]["chosen by"]).samefile(first / "checkpoints" / "best.ckpt")
+    assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == best
+    said = capsys.readouterr().out
+    assert "refit: chosen epoch" in said and f"has chosen epoch {best}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_refit_is_the_run_on_all_images_up_to_the_epoch(work: Path, epoch: int) -> None:
+    chosen = run("chosen", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints" / f"xepoch={epoch}.ckpt"
+    whole = run("whole", *FINETUNE, *ALL_IMAGES, "--trainer.callbacks", EACH_EPOCH)
+    refit = run("refit", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
+    assert_same(saved(refit / "checkpoints" / "last.ckpt"), saved(whole / "checkpoints" / f"xepoch={epoch}.ckpt"))
+    assert metrics(refit)["refit"]["epoch"] == epoch
+    # resumed from its end, it stays there; done again by its own config, it is the same
+    assert main(["--config", "runs/refit/config.yaml", "--ckpt_path", "runs/refit/checkpoints/last.ckpt"]) == 0
+    assert torch.load(refit / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == epoch
+    assert main(["--config", "runs/refit/config.yaml"]) == 0
+    assert metrics(Path("runs/refit-2"))["metrics"] == metrics(refit)["metrics"]
+
+
+def test_a_frozen_refit_is_the_frozen_fit_of_all_images(work: Path) -> None:
+    whole = run("whole")
+    refit = run("a", "--data.validation", "0.34", "--run.refit", "true") / "a-refit"
+    assert metrics(refit)["metrics"] == metrics(whole)["metrics"]
+    assert_same(saved(refit / "checkpoints" / "last.ckpt"), saved(whole / "checkpoints" / "last.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["before", "within"])
+def test_an_interrupted_refit_goes_on(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: str
+) -> None:
+    whole = run("whole", *FINETUNE, "--run.refit", "true") / "whole-refit"
+    end = StopAfter.on_train_epoch_end
+
+    def power_cut(callback: StopAfter, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if at == "before":
+            raise KeyboardInterrupt
+        end(callback, trainer, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopAfter, "on_train_epoch_end", power_cut)
+        if at == "within":  # the checkpoint is there, the test is not
+            patch.setattr(pl.Trainer, "test", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*ARGUMENTS, "--run.name", "cut", *FINETUNE, "--run.refit", "true"]) == 130
+    said = capsys.readouterr().err.strip().rpartition("Go on with: ")[2]
+    where = {"before": "runs/cut/config.yaml", "within": "runs/cut/cut-refit/config.yaml"}[at]
+    assert Path(said.split()[1]).samefile(where)
+    assert main(said.split()) == 0
+    assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
+    assert sorted(p.name for p in Path("runs/cut").iterdir() if "refit" in p.name) == ["cut-refit"]
+    # and the first run, resumed from its end, finds the second
+    assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut/checkpoints/last.ckpt"]) == 0
+    assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
+    command = [*FINETUNE, "--run.refit", "true", "--trainer.max_epochs", "2"]
+    one = metrics(run("one", *command) / "one-refit")
+    # two processes with half batches
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
+    train = Path(__file__).parents[2] / "train.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(train), *ARGUMENTS, *command, *ddp], check=True, timeout=300, env=environment)
+    two = metrics(Path("runs/two/two-refit"))
+    assert not Path("runs/two/metrics.json").exists()
+    assert two["refit"]["epoch"] == one["refit"]["epoch"] and two["images"] == one["images"]
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
+
+
+def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
+    patience = "[{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {monitor: val/loss}}]"
+    refit = run("a", *FINETUNE, "--run.refit", "true", "--trainer.callbacks", patience) / "a-refit"
+    assert metrics(refit)["images"]["val"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--run.refit", "true", *ALL_IMAGES], "set data.validation, such as 0.1"),
+        (["--run.refit", "true", "--trainer.enable_checkpointing", "false"], "leave trainer.enable_checkpointing out"),
+        (["--run.refit", "nowhere.ckpt", *ALL_IMAGES], "run.refit is 'nowhere.ckpt': expected true, false, or"),
+    ],
+)
+def test_what_cannot_be_refitted_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    assert main([*ARGUMENTS, *FINETUNE, *change]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt")]
+    for change, said in {
+        "--data.validation=0.34": "data.validation holds out 0.34",
+        "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
+        "--model.network.pooling.pca_dim=3": "run.refit: model.network.pooling.pca_dim is 3",
+        "--data.augment.crop_scale=0.9": "run.refit: data.augment.crop_scale is 0.9",
+        "--data.batch_size=2": "images per step (data.batch_size, processes, accumulated batches) is 2",
+        "--trainer.max_epochs=2": "run.refit: trainer.max_epochs is 2",
+        "--trainer.max_epochs=9": "run.refit: trainer.max_epochs is 9",
+    }.items():
+        assert main([*ARGUMENTS, *FINETUNE, *ALL_IMAGES, *choice, change]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
+    folder = run("a", *FINETUNE, *ALL_IMAGES)
+    choice = read_choice(str(folder / "checkpoints" / "last.ckpt"))
+    assert choice.epoch == 2 and choice.validated == {}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    trainer.fit_loop.epoch_progress.current.completed = 3
+    with pytest.raises(CxlpError, match="epoch 0 was chosen, but this run has got to epoch 2"):
+        StopAfter(replace(choice, epoch=0)).on_train_start(trainer, pl.LightningModule())
+
+
+def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    closing = ["--model.closing_fit", "true"]
+    chosen = run("a", *FINETUNE, *closing) / "checkpoints" / "last.ckpt"
+    assert read_choice(str(chosen)).saved["frozen_epochs"] == [0, 2]
+    again = [*FINETUNE, *closing, *ALL_IMAGES, "--run.refit", str(chosen)]
+    assert main([*ARGUMENTS, *again, "--trainer.max_epochs", "5"]) == 2
+    assert "run.refit: trainer.max_epochs is 5" in capsys.readouterr().err
+    refitted = run("b", *again)
+    assert torch.load(refitted / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2

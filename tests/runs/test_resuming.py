@@ -1,0 +1,36 @@
+"""Runs that go on elsewhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_run import ARGUMENTS, FINETUNE, write_pictures
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+
+    def train(*arguments: str) -> None:
+        script = Path(__file__).parents[2] / "train.py"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, str(script), *arguments], check=True, timeout=300, env=environment, cwd=tmp_path
+        )
+
+    train(*ARGUMENTS, *FINETUNE, "--run.name", "one", "--trainer.max_epochs", "2")
+    shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2"]  # half of one's
+    found = []
+    for name, more in (("one", []), ("two", ddp)):
+        last = f"runs/{name}/checkpoints/last.ckpt"
+        train("--config", f"runs/{name}/config.yaml", "--ckpt_path", last, "--trainer.max_epochs", "4", *more)
+        found.append(torch.load(tmp_path / last, weights_only=True))
+    assert [saved["epoch"] for saved in found] == [3, 3]
+    for key, value in found[0]["state_dict"].items():
+        torch.testing.assert_close(found[1]["state_dict"][key], value, rtol=1e-4, atol=1e-5)

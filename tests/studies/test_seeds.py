@@ -1,0 +1,154 @@
+"""``train.py --seeds N``: runs in processes of their own, once each, and what they have in common."""
+
+import json
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from cxlp.commands.train import main
+from cxlp.studies.seeds import check_same_run, seeds_of, summarise
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import hold
+from tests.small_run import ARGUMENTS, FINETUNE, metrics, run, write_pictures
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh working directory with pictures in it, started by no launcher."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+def from_seed(seed: int) -> Namespace:
+    config = Namespace()  # type: ignore[no-untyped-call]
+    config["seed_everything"] = seed
+    return config
+
+
+def test_mean_and_deviation_are_of_what_is_defined() -> None:
+    found = summarise({4: {"a": 1.0, "b": None, "c": 2.0}, 5: {"a": 2.0, "b": 3.0}, 6: {"a": 6.0, "b": 4.0}})
+    assert found["a"] == {"values": [1.0, 2.0, 6.0], "mean": 3.0, "deviation": pytest.approx(7**0.5)}
+    assert found["b"] == {"values": [None, 3.0, 4.0], "mean": 3.5, "deviation": pytest.approx(0.5**0.5)}
+    assert found["c"] == {"values": [2.0, None, None], "mean": 2.0, "deviation": None}
+
+
+def test_seeds_are_counted_from_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert seeds_of(from_seed(7), 3) == [7, 8, 9]
+    # a job of one task, as on a cluster of which one takes a single machine
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert seeds_of(from_seed(0), 1) == [0]
+
+
+@pytest.mark.parametrize(
+    "launched", [{"RANK": "0"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}], ids=["torchrun", "srun"]
+)
+def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, launched: dict[str, str]) -> None:
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CxlpError, match="one job per seed, with --seed_everything 0, 1"):
+        seeds_of(from_seed(0), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--seeds", "0"], "seeds is 0: it must be 1 or more"),
+        (["--seeds", "x"], "seeds is 'x': expected int (or null)"),
+        (["--seeds", "2", "--seed_everything", "false"], "seed_everything is false"),
+        (["--seeds", "2", "--ckpt_path", "a.ckpt"], "the same --run.name"),
+        (["--seeds", "2", "--run.name", "single"], "runs/single holds a single run"),
+        (["--seeds", "2", "--run.name", "a/b"], "without slashes"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    work: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    (work / "runs" / "single").mkdir(parents=True)
+    (work / "runs" / "single" / "config.yaml").touch()
+    assert main([*ARGUMENTS, *change]) == 2
+    assert said in capsys.readouterr().err
+    assert [p.name for p in work.rglob("*seed*")] == []
+
+
+def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--seeds" in said and "what is held out stays, unless data.split_seed is null" in said
+
+
+def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> None:
+    given = [
+        *ARGUMENTS,
+        *FINETUNE,
+        "--trainer.callbacks",
+        "[{class_path: pytorch_lightning.callbacks.ModelSummary}]",
+    ]
+    place = run("a", *given[len(ARGUMENTS) :])
+    # what changes nothing of what comes out: where, under which name, in which order it was said
+    check_same_run(place, [*given, "--run.root", "x", "--run.group", "y", "--model.frozen.store", "z"])
+    check_same_run(place, [*given, "--data.batch_size", "4", "--model.optimizer.backbone_lr=0.01"])
+    check_same_run(work / "nothing", given)
+    for change, said in {
+        "--seed_everything=1": "with seed_everything 0, not 1",
+        "--data.batch_size=8": "with data.init_args.batch_size 4, not 8",
+        "--trainer.precision=64-true": "with trainer.precision",
+        "--run.refit=true": "with run.refit False, not True",
+        "--trainer.callbacks=null": "with trainer.callbacks",
+    }.items():
+        with pytest.raises(CxlpError, match=said):
+            check_same_run(place, [*given, change])
+
+
+@pytest.mark.slow
+def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*ARGUMENTS, *FINETUNE, "--seed_everything", "3", "--run.name", "a", "--seeds", "2"]
+    assert main(command) == 0
+    folder = Path("runs/a")
+    places = [folder / "a-seed3", folder / "a-seed4"]
+    singles = [metrics(place)["metrics"] for place in places]
+    found = json.loads((folder / "results.json").read_text())
+    assert found["seeds"] == [3, 4] and found["failed"] == [] and found["runs"] == [str(place) for place in places]
+    loss = found["metrics"]["test/loss"]
+    assert loss["values"] == [single["test/loss"] for single in singles]
+    assert loss["mean"] == pytest.approx(sum(loss["values"]) / 2) and loss["deviation"] == stdev(loss["values"]) > 0
+    assert "| test/loss |" in (folder / "results.md").read_text()
+    assert "test/loss" in capsys.readouterr().out
+    # with the seed move the weights, here random ones, not what is held out
+    saved = [torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in places]
+    assert torch.equal(saved[0]["cxlp"]["trained_on"], saved[1]["cxlp"]["trained_on"])
+    key = next(key for key, value in saved[0]["state_dict"].items() if "backbone" in key and value.ndim == 4)
+    assert not torch.equal(saved[0]["state_dict"][key], saved[1]["state_dict"][key])
+    # again, with one more seed, which another process is at: what is done is left alone, and the rest is summed up
+    before = {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*") if p.is_file()}
+    (folder / "a-seed5").mkdir()
+    hold(folder / "a-seed5")  # until train.py ends, which lets go of all
+    capsys.readouterr()
+    assert main([*command[:-1], "3"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("done already") == 2 and "no result: seed 5" in said
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    again = json.loads((folder / "results.json").read_text())
+    assert again["failed"] == [5] and again["metrics"] == found["metrics"]
+    # what another command began is not taken for this one's
+    capsys.readouterr()
+    assert main([*command, "--model.optimizer.backbone_lr", "0.2"]) == 1
+    assert "with model.init_args.optimizer.backbone_lr 0.01, not 0.2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_series_of_refits_is_of_their_tests(work: Path) -> None:
+    assert (
+        main([*ARGUMENTS, "--data.validation", "0.34", "--run.refit", "true", "--run.name", "a", "--seeds", "1"]) == 0
+    )
+    found = json.loads(Path("runs/a/results.json").read_text())
+    assert found["runs"] == ["runs/a/a-seed0/a-seed0-refit"]
+    assert found["metrics"]["test/accuracy"]["deviation"] is None

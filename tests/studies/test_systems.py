@@ -1,0 +1,93 @@
+"""The named systems: made of one network, built, and of the sizes that the paper's table has."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cxlp.backbones.backbone import BackboneConfig
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.models.views import ViewsConfig
+from cxlp.studies.systems import BASELINE, RECALLED, is_the_papers, systems
+
+CAFFENET = NetworkConfig(BackboneConfig(weights=None), PoolingConfig(size=3))
+
+
+def test_with_the_papers_network_they_bear_the_papers_names() -> None:
+    found = systems(CAFFENET)
+    assert {"CL-34", "CL-45", "CL-45F", "CL-45C", "R-CNN SCFV", "CNN-Jitter", "CL + CNN-Jitter"} <= found.keys()
+    assert found["CL-45"] == CAFFENET
+    assert RECALLED.keys() <= found.keys() and BASELINE in found
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "passes", "pixels"),
+    [
+        ("CNN-Global", 4096, 1, 227),
+        ("CNN-Jitter", 4096, 10, 256),
+        ("R-CNN SCFV", 500 * 100, 36, 512),
+        ("R-CNN FV", 2 * 500 * 64, 36, 512),
+        ("regions + trained guide", 500 * 100, 36, 512),
+        ("CL-34", 500 * 384, 1, 227),
+        ("CL-45", 500 * 256, 1, 227),
+        ("CL-45, 1x1", 384 * 256, 1, 227),  # conv4 has 384 channels
+        ("CL-45, signs", 500 * 256, 1, 227),
+        ("CL-45, low rank", 500 * 64, 1, 227),
+        ("CL-45, compact", 8192, 1, 227),
+        ("CL-45, matrix root", 500 * 256, 1, 227),
+        ("CL-45 + CL-34", 500 * 256 + 500 * 384, 1, 227),
+        ("CL + CNN-Global", 500 * 256 + 4096, 1, 227),
+        ("average, root", 256, 1, 227),
+        ("CL-45F", 500 * 256, 4, 454),
+        ("CL-45C", 2 * 500 * 256, 5, 454),
+        ("CL + CNN-Jitter", 500 * 256 + 4096, 11, 256),
+        ("average", 256, 1, 227),
+        ("bilinear", 256 * 256, 1, 227),
+        ("bilinear, compact", 8192, 1, 227),
+        ("iSQRT-COV", 256 * 257 // 2, 1, 227),
+    ],
+)
+def test_their_sizes_and_passes(name: str, size: int, passes: int, pixels: int) -> None:
+    with torch.device("cpu"):
+        network = Network(systems(CAFFENET)[name])
+    assert (network.out_features, network.passes, network.image_size) == (size, passes, pixels)
+
+
+def test_every_system_was_built_above() -> None:
+    built = test_their_sizes_and_passes.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert {case[0] for case in built} == systems(CAFFENET).keys()
+
+
+@pytest.mark.parametrize("pca_dim", [200, None])
+def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> None:
+    layers = ("layer3.0.conv1", "layer3.0.conv2")
+    backbone = BackboneConfig("resnet18", layers, weights=None, image_size=64)
+    base = NetworkConfig(backbone, PoolingConfig(pca_dim=pca_dim, channels=9))
+    found = systems(base)
+    assert "CL" in found and "CL-lower" not in found and "CL, 3x3" in found
+    assert found["CLF"].pooling.views == ViewsConfig("blocks")
+    assert found["CL, low rank"].pooling.guide_dim == 9  # as many as there are
+    assert found["CL, compact"].pooling.sketch == min(8192, 9 * (pca_dim or 256))
+    for name, config in found.items():
+        assert Network(config).out_features > 0, name
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("squeezenet1_0", ("features.11", "features.12")), ("efficientnet_lite0", ("blocks.6.0", "conv_head"))],
+)
+def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> None:
+    base = NetworkConfig(BackboneConfig(name, layers, weights=None), PoolingConfig(pca_dim=256))
+    assert Network(systems(base)["CL-lower"]).passes == 1
+
+
+def test_the_full_form_stands_beside_the_shorter_ones() -> None:
+    short = replace(CAFFENET, pooling=replace(CAFFENET.pooling, guide_dim=16, sketch=500, spectral=False))
+    assert systems(short) == systems(CAFFENET)
+
+
+def test_recalled_values_stand_beside_the_papers_network_only() -> None:
+    assert is_the_papers(CAFFENET)
+    assert not is_the_papers(replace(CAFFENET, pooling=replace(CAFFENET.pooling, size=1)))
+    assert not is_the_papers(replace(CAFFENET, backbone=replace(CAFFENET.backbone, layers=("conv3", "conv4"))))

@@ -1,0 +1,101 @@
+"""What came out of a comparison: what the runs left, and the table that is made of it."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cxlp.reports.formatting import as_csv, as_markdown, as_text, spread
+from cxlp.studies.tables import RECALLED_HEAD, Row, read_row, table
+from cxlp.utils.errors import CxlpError
+
+
+def row(name: str, quality: float, deviation: float | None = None) -> Row:
+    cost = {"passes": 1, "dimension": 8, "bytes": 32, "network": 0.01, "encoding": 0.002, "classification": 0.001}
+    return Row(name, quality, deviation, {**cost, "bare pass": 0.009}, 32, 5_000_000, 1.5, {"a": quality, "b": quality})
+
+
+def test_the_table_holds_numbers_and_recalled_values_under_a_head_that_says_so() -> None:
+    heads, values = table([row("CL-45", 72.44), row("mine", 80.0)], "accuracy", "cub200")
+    assert heads[-1] == RECALLED_HEAD and [record[-1] for record in values] == [72.4, ""]
+    assert values[0][:7] == ["CL-45", 72.4, 8, 1, 10.0, 2.0, 1.0]
+    assert "recalled" not in str(table([row("CL-45", 72.44)], "accuracy", None))
+    assert as_markdown(heads, values).splitlines()[1].count("---") == len(heads)
+    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["accuracy %"] == "72.4"
+
+
+def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> None:
+    heads, values = table([row("CL", 72.44, 0.456), row("mine", 80.0)], "accuracy", None)
+    assert heads[:4] == ["system", "accuracy %", "±", "size"]
+    assert [record[1:4] for record in values] == [[72.4, 0.46, 8], [80.0, "", 8]]
+    assert "±" not in table([row("CL", 72.44)], "accuracy", None)[0]
+    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["±"] == "0.46"
+
+
+def test_a_deviation_is_of_the_sample() -> None:
+    assert spread([1.0, 2.0, 4.0]) == pytest.approx((((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2) ** 0.5)
+    assert spread([1.0]) is None
+
+
+def test_metrics_for_people() -> None:
+    assert as_text("test/accuracy", 0.8125) == "81.25%" and as_text("val/mAP", 0.5) == "50.00%"
+    assert as_text("test/loss", 0.123456) == "0.1235"
+
+
+def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() -> None:
+    curves = ({0: 84.0, 1: 80.0, 2: 91.0}, {0: 86.0, 1: 88.0, 2: 95.0, 3: 99.0})
+    fine = replace(row("CL", 72.44), validations=curves)
+    assert fine.validation == 95.0  # of each seed its best
+    # means by epoch: 85, 84, 93; one seed's fourth is no mean
+    assert [fine.epochs_to(percent) for percent in (80, 85.5, 93, 93.5)] == [0, 2, 2, None]
+    heads, values = table([fine, row("mine", 80.0)], "accuracy", None, 85.5)
+    assert heads[:5] == ["system", "accuracy %", "val %", "epochs to 85.5 %", "size"]
+    assert [record[2:5] for record in values] == [[95.0, 2, 8], ["", "", 8]]
+    assert "val %" not in table([row("mine", 80.0)], "accuracy", None)[0]
+
+
+def left(folder: Path, accuracy: float, seconds: float, classes: dict[str, str]) -> Path:
+    """Write what a run leaves."""
+    folder.mkdir()
+    found = {
+        "metrics": {"test/accuracy": accuracy},
+        "seconds": {"SVM": seconds, "test": 100.0, "total": 200.0},
+        "cost": {"bytes": 32},
+        "memory": {"peak_bytes": 7},
+    }
+    (folder / "metrics.json").write_text(json.dumps(found))
+    lines = ["class,accuracy", *(f"{name},{value}" for name, value in classes.items())]
+    (folder / "per_class.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) -> None:
+    one = left(tmp_path / "one", 0.5, 1.0, {"a": "0.5", "b": ""})
+    two = left(tmp_path / "two", 0.7, 9.0, {"a": "1.0", "b": "0.25"})
+    found = read_row("CL", [one, two], "accuracy")
+    assert found.quality == pytest.approx(60) and found.deviation == pytest.approx(200**0.5)
+    assert found.fit_seconds == 1.0 and found.peak_bytes == 7
+    assert found.per_class == {"a": 75.0, "b": 25.0}
+    assert read_row("CL", [two], "accuracy").deviation is None
+
+
+def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_chosen(tmp_path: Path) -> None:
+    places = []
+    for name, values in (("one", [0.5, 0.75]), ("two", [0.25, 1.0])):
+        run = left(tmp_path / name, 0.5, 1.0, {})
+        (run / "csv" / "version_0").mkdir(parents=True)
+        lines = ["epoch,step,val/accuracy,train/loss", *(f"{i},{5 * i + 4},{v}," for i, v in enumerate(values))]
+        (run / "csv" / "version_0" / "metrics.csv").write_text("\n".join([*lines, "1,9,,0.125"]))
+        places.append(run)
+    places[1] = left(places[1] / "two-refit", 0.7, 1.0, {})
+    assert read_row("CL", places, "accuracy").validations == ({0: 50.0, 1: 75.0}, {0: 25.0, 1: 100.0})
+    places.append(left(tmp_path / "three", 0.7, 1.0, {}))  # no image was held out
+    assert read_row("CL", places, "accuracy").validations == ()
+
+
+def test_a_run_without_the_metric_is_named(tmp_path: Path) -> None:
+    one = left(tmp_path / "one", 0.5, 1.0, {})
+    with pytest.raises(CxlpError, match=r"one/metrics.json has no test/mAP"):
+        read_row("CL", [one], "mAP")

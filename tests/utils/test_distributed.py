@@ -1,0 +1,240 @@
+"""Two processes against one: collectives, and the fit without gradients that the ranks share.
+
+The two processes are started once, do everything, and leave their results in files.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.gram import combine_rows, gram_matrix
+from cxlp.frozen.pca import Moments
+from cxlp.frozen.store import RowStore
+from cxlp.frozen.svm import cross_validate, solve
+from cxlp.utils.distributed import (
+    all_sum,
+    barrier,
+    from_rank_zero,
+    gather_objects,
+    is_distributed,
+    rank,
+    usable_cores,
+    world_size,
+)
+from cxlp.utils.labels import as_targets
+from cxlp.utils.profiling import PhaseTimes
+from tests.frozen.test_fit import POOLING, assert_same_weights, small_images, small_network, weights
+
+CPU = torch.device("cpu")
+RANKS = 2
+ROWS, DIM, CLASSES = 35, 50, 3
+POOLINGS = {
+    "with PCA": POOLING,
+    "without PCA": replace(POOLING, pca_dim=None),
+    "low-rank and compact": replace(POOLING, guide_dim=4, sketch=12),
+}
+TIMEOUT = 240
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    """Unit-length rows of three classes, and the classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(ROWS) % CLASSES
+    x = torch.randn(CLASSES, DIM, generator=generator)[labels] + 2 * torch.randn(ROWS, DIM, generator=generator)
+    return torch.nn.functional.normalize(x), labels
+
+
+def vectors() -> Tensor:
+    """Vectors with a large mean and clear principal axes, whose halves differ."""
+    x = 100 + torch.randn(101, 6, generator=torch.Generator().manual_seed(1)) * 2 ** torch.arange(6)
+    x[50:] += 5
+    return x
+
+
+def solved(folder: Path) -> dict[str, Tensor]:
+    """Gram matrix, SVMs and weight vectors of the rows; each rank writes its share of them."""
+    x, labels = rows()
+    store = RowStore(folder / "rows.bin", ROWS, DIM)
+    mine = torch.arange(rank(), ROWS, world_size())
+    store.write(mine, x[mine])
+    store.sync()
+    barrier()
+    gram = gram_matrix(store, CPU, block_bytes=4 * ROWS * 7)
+    targets = as_targets(labels, CLASSES).numpy()
+    solution = solve(gram.numpy(), targets, 10.0, threads=1)
+    coefficients = torch.from_numpy(solution.coefficients)
+    held_out = cross_validate(gram.numpy(), targets, labels.numpy(), 10.0, folds=5, threads=1).scores
+    return {
+        "gram": gram,
+        "coefficients": coefficients,
+        "intercepts": torch.from_numpy(solution.intercepts),
+        "weights": combine_rows(store, coefficients, CPU, block_bytes=4 * DIM * 4),
+        "held out": torch.from_numpy(held_out),
+    }
+
+
+def fitted(folder: Path, pooling: str, share: slice) -> dict[str, Any]:
+    """The whole fit, this process observing its share of the images."""
+    network = small_network(POOLINGS[pooling])
+    images, labels = small_images()
+    fit = FrozenFit(network, FrozenConfig(), len(images), folder, PhaseTimes())
+    for positions in torch.arange(len(images))[share].chunk(2):
+        fit.observe(images[positions], labels[positions], positions)
+    report = fit.finish()
+    barrier()
+    return {"report": report, "weights": weights(network), "left": folder.exists()}
+
+
+def work(index: int, folder: Path) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder / 'rendezvous'}"  # a file instead of a port: nobody can take it
+    dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=RANKS)
+    found: dict[str, Any] = {"who": (is_distributed(), rank(), world_size())}
+    tensor = torch.tensor([1.0, 10.0]) * (index + 1)
+    returned = all_sum(tensor)
+    found["all_sum"] = (tensor, returned is tensor)
+    own = torch.tensor([index + 5])
+    found["from_rank_zero"] = (from_rank_zero(own), own)
+    found["gather_objects"] = gather_objects({"rank": index})
+    # The late one arrives after 0.5 s, and nobody leaves before.
+    start = time.perf_counter()
+    if index == 1:
+        time.sleep(0.5)
+    barrier()
+    found["waited"] = time.perf_counter() - start
+    moments, empty = Moments(6, CPU), Moments(6, CPU)
+    moments.update(vectors()[:50] if index == 0 else vectors()[50:])
+    if index == 0:
+        empty.update(vectors())
+    for name, m in (("moments", moments), ("moments of one rank", empty)):
+        m.merge_ranks()
+        found[name] = (m.count, m.mean, m.scatter, m.principal_axes(3), m.principal_axes(3, centred=False))
+    found |= solved(folder)
+    for pooling in POOLINGS:
+        found[pooling] = fitted(folder / "fit", pooling, slice(index, None, RANKS))
+    found["one idle"] = fitted(folder / "fit", "with PCA", slice(None) if index == 0 else slice(0))
+    torch.save(found, folder / f"rank{index}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes found."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    context = spawn(work, (folder,), nprocs=RANKS, join=False)  # type: ignore[no-untyped-call]
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not context.join(timeout=5):  # raises where a process failed
+            assert time.monotonic() < deadline, f"two processes did not finish within {TIMEOUT} s"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"rank{i}.pt", weights_only=False) for i in range(RANKS)]
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    """Two ranks ended with the same numbers, to the last bit."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_bits(one[key], other[key])
+    else:
+        assert one == other
+
+
+def test_a_single_process_needs_no_group(tmp_path: Path) -> None:
+    assert (is_distributed(), rank(), world_size()) == (False, 0, 1)
+    tensor = torch.tensor([1.0, 2.0])
+    assert all_sum(tensor) is tensor
+    assert from_rank_zero(tensor) is tensor
+    assert tensor.tolist() == [1, 2]
+    assert gather_objects("mine") == ["mine"]
+    barrier()
+    assert usable_cores() >= 1
+
+
+@pytest.mark.slow
+def test_ranks_know_themselves(ranks: list[dict[str, Any]]) -> None:
+    assert [r["who"] for r in ranks] == [(True, 0, 2), (True, 1, 2)]
+
+
+@pytest.mark.slow
+def test_all_sum_works_in_place_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        tensor, in_place = found["all_sum"]
+        assert tensor.tolist() == [3, 30]
+        assert in_place
+
+
+@pytest.mark.slow
+def test_from_rank_zero(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        returned, in_place = found["from_rank_zero"]
+        assert returned.tolist() == in_place.tolist() == [5]
+
+
+@pytest.mark.slow
+def test_every_rank_gets_the_objects_of_all(ranks: list[dict[str, Any]]) -> None:
+    assert [found["gather_objects"] for found in ranks] == [[{"rank": 0}, {"rank": 1}]] * 2
+
+
+@pytest.mark.slow
+def test_barrier_waits_for_the_last(ranks: list[dict[str, Any]]) -> None:
+    assert all(found["waited"] > 0.4 for found in ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moments", "moments of one rank"])
+def test_merged_moments_are_those_of_one_process(ranks: list[dict[str, Any]], name: str) -> None:
+    whole = Moments(6, CPU)
+    whole.update(vectors())
+    for count, mean, scatter, axes, uncentred in (found[name] for found in ranks):
+        assert count == whole.count == 101
+        torch.testing.assert_close(mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(scatter, whole.scatter, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(axes, whole.principal_axes(3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(uncentred, whole.principal_axes(3, centred=False), rtol=0, atol=1e-5)
+    for one, other in zip(ranks[0][name], ranks[1][name], strict=True):
+        assert_same_bits(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gram", "coefficients", "intercepts", "weights", "held out"])
+def test_shared_work_is_that_of_one_process(ranks: list[dict[str, Any]], tmp_path: Path, name: str) -> None:
+    alone = solved(tmp_path)[name]
+    assert_same_bits(ranks[0][name], ranks[1][name])
+    torch.testing.assert_close(ranks[0][name], alone, rtol=0, atol=1e-5 if name == "gram" else 1e-3)
+    assert alone.abs().max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*POOLINGS, "one idle"])
+def test_the_fit_of_an_odd_number_of_images_is_that_of_one_process(
+    ranks: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    alone = fitted(tmp_path / "fit", name if name in POOLINGS else "with PCA", slice(None))
+    first, second = (found[name] for found in ranks)
+    assert_same_bits(first, second)
+    assert_same_weights(alone["weights"], first["weights"])
+    assert first["report"]["cv_accuracy"] == alone["report"]["cv_accuracy"]
+    assert not first["left"]  # the folder of maps and features is gone
+
+
+@pytest.mark.slow
+def test_held_out_accuracy_is_counted_over_all_rows(ranks: list[dict[str, Any]]) -> None:
+    scores, labels = ranks[0]["held out"].numpy(), rows()[1].numpy()
+    assert (np.abs(scores).max(axis=1) > 0).all()  # no row was forgotten by the deal of folds
+    assert (scores.argmax(axis=1) == labels).mean() > 1 / CLASSES

@@ -1,0 +1,111 @@
+"""Locks: one at a time, told while waited for, left by those who die."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+import cxlp.utils.locking
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import hold, let_go, locked
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_lock_is_held_by_one_at_a_time_though_its_file_goes_and_comes(tmp_path: Path) -> None:
+    inside: list[int] = []
+    seen: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(25):
+            with locked(tmp_path / ".lock", "it") as is_locked:
+                assert is_locked
+                inside.append(number)
+                time.sleep(0.0005)
+                seen.append(len(inside))
+                inside.remove(number)
+
+    threads = [Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert seen == [1] * 150
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / ".lock"
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    entered: list[bool] = []
+
+    def work() -> None:
+        with locked(file, "the birds") as is_locked:
+            entered.append(is_locked)
+
+    waiting = Thread(target=work)
+    waiting.start()
+    waiting.join(timeout=0.2)
+    assert entered == []
+    holder.kill()
+    holder.communicate(timeout=20)
+    waiting.join(timeout=20)
+    assert entered == [True]
+    assert capsys.readouterr().out == "Another process fetches the birds: waiting for it\n"
+
+
+def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), locked(tmp_path / ".lock", "it"):
+        raise ValueError("mine")
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / ".lock", "it") as is_locked:
+        assert is_locked
+
+
+def test_without_flock_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cxlp.utils.locking, "fcntl", None)
+    with locked(tmp_path / "new" / ".lock", "it") as first, locked(tmp_path / "new" / ".lock", "it") as second:
+        assert (first, second) == (False, False)
+        assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(CxlpError, match=rf"cannot write into {tmp_path}/taken"), locked(tmp_path / "taken" / "x", "it"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_holds_nothing_and_frees_nothing(tmp_path: Path) -> None:
+    tmp_path.joinpath("a").mkdir()
+    held = hold(tmp_path / "a")
+    ready, wait = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(ready[1], b".")
+        os.read(wait[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    code = (
+        "import sys; from pathlib import Path; from cxlp.utils.locking import abandoned; "
+        "print(abandoned(Path(sys.argv[1])))"
+    )
+
+    def is_free() -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "a")]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+    try:
+        assert is_free() == "False"  # the child has closed its copy, which frees nothing
+        let_go(held)
+        assert is_free() == "True"  # though the child lives
+    finally:
+        os.write(wait[1], b".")
+        os.waitpid(child, 0)

@@ -1,0 +1,49 @@
+"""Phases: how long, in which order, and what errors and repetitions do to them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cxlp.utils.profiling import PhaseTimes
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A clock of one hand, turned by the test."""
+    hand = [100.0]
+    monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
+    yield hand
+
+
+def test_repeated_phases_add_up_in_the_order_in_which_they_began(clock: list[float]) -> None:
+    times = PhaseTimes()
+    for phase, seconds in (("pooling", 3.0), ("SVM", 1.0), ("pooling", 0.5)):
+        with times.measure(phase):
+            clock[0] += seconds
+        clock[0] += 1000  # between phases nothing is counted
+    assert list(times.items()) == [("pooling", 3.5), ("SVM", 1.0)]
+
+
+def test_a_phase_within_a_phase_counts_for_both_and_stands_behind_it(clock: list[float]) -> None:
+    times = PhaseTimes()
+    with times.measure("fit"):
+        clock[0] += 1
+        with times.measure("SVM"):
+            clock[0] += 2
+    assert list(times.items()) == [("fit", 3.0), ("SVM", 2.0)]
+
+
+def test_a_phase_that_fails_is_timed_and_its_error_goes_on(clock: list[float]) -> None:
+    times = PhaseTimes()
+    with pytest.raises(ValueError, match="mine"), times.measure("PCA"):
+        clock[0] += 2
+        raise ValueError("mine")
+    assert times == {"PCA": 2.0}
+
+
+def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: waited.append(True))
+    monkeypatch.setattr("time.perf_counter", lambda: float(len(waited)))
+    assert PhaseTimes.now() == 1.0  # read after the wait, not before it
