@@ -25,11 +25,11 @@ ARGUMENTS = [
     *("--trainer.devices", "1"),
     *("--trainer.enable_progress_bar", "false"),
 ]
-#: Further: fine-tuning of three epochs, the first of them frozen.
+#: Further: a frozen fit, and two gradient epochs.
 FINETUNE = [
     *("--config", "finetune.yaml"),
     *("--data.validation", "0.34"),
-    *("--trainer.max_epochs", "3"),
+    *("--trainer.max_epochs", "2"),
     *("--model.optimizer.backbone_lr", "0.01"),
 ]
 
@@ -54,6 +54,6 @@ def metrics(folder: Path) -> dict[str, Any]:
 def logged(folder: Path, key: str) -> dict[int, float]:
     """A metric by epoch, from the CSV log (of all sessions of a run)."""
     values: dict[int, float] = {}
-    for file in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
-        values |= {int(row["epoch"]): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}
+    for file in sorted((folder / "csv").glob("*/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
+        values |= {int(float(row["epoch"])): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}
     return values

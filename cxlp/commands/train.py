@@ -3,18 +3,18 @@
 import gc
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-from cxlp.runs.arguments import find_configs, nested_as_configs
-from cxlp.runs.cli import CLI, quiet
-from cxlp.runs.folder import (
-    last_checkpoint,
-    launched_rank,
-)
-from cxlp.runs.stages import choose_epoch, train_and_test
+from cxlp.runs.arguments import find_configs
+from cxlp.runs.cli import parse
+from cxlp.runs.folder import last_checkpoint, launched_rank, run_name
+from cxlp.runs.loggers import RunConfig
+from cxlp.runs.results import Results
+from cxlp.runs.stages import Run, choose_epoch
 from cxlp.studies.seeds import run_seeds
 from cxlp.utils.distributed import is_distributed
 from cxlp.utils.errors import CxlpError
@@ -30,25 +30,28 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 where the user can mend something; 130 where the user interrupted.
     """
-    quiet()
-    cli: CLI | None = None
+    run: Run | None = None
+    series: Path | None = None
     try:
         arguments = find_configs(sys.argv[1:] if args is None else args)
         if args is None:
             sys.argv[1:] = arguments  # what the processes of further ranks are started with
-        cli = CLI(nested_as_configs(arguments))
-        if cli.config["seeds"] is not None:
-            return run_seeds(arguments, cli.config, cli.run_folder)
-        if cli.run_config.refit is True:
-            cli = CLI(nested_as_configs(choose_epoch(cli, arguments)))
+        config = parse(arguments)
+        if config["seeds"] is not None:
+            settings = RunConfig(**config["run"].as_dict())
+            series = Path(settings.root) / run_name(settings, config)
+            return run_seeds(arguments, config, series)
+        run = Run(config)
+        if run.settings.refit is True:
+            run = Run(parse(choose_epoch(run, arguments)))
             gc.collect()  # the first run's loaders, with their processes
-        train_and_test(cli)
+        _train_and_test(run)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns the first into the second.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
         if launched_rank() == 0:
-            print(f"\ninterrupted. {_how_to_go_on(cli)}", file=sys.stderr)  # noqa: T201
+            print(f"\ninterrupted. {_how_to_go_on(run, series)}", file=sys.stderr)  # noqa: T201
         return 130
     except Exception as error:
         said = _mendable(error)
@@ -61,16 +64,28 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _how_to_go_on(cli: CLI | None) -> str:
-    folder = getattr(cli, "run_folder", None)
-    if cli is not None and folder is not None and cli.config["seeds"] is not None:
-        return f"What is done is kept: give the same command again, with --run.name {folder.name}"
-    if cli is not None and cli.choice is not None and last_checkpoint(cli.run_folder) is None:
-        folder = Path(cli.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
-    last = None if folder is None else last_checkpoint(folder)
-    if last is None:
+def _train_and_test(run: Run) -> None:
+    """Do the stages, test the best of them, and write down what came out."""
+    start = time.perf_counter()
+    stage = run.fit()
+    tested = run.test(stage)
+    if run.trainer.is_global_zero:
+        # Of the phases, a resumed run knows all the time they took; of what is between them, this process's only.
+        whole = "total" if run.resumed is None else "since resumed"
+        results = Results(run, stage, tested, {**run.times, whole: time.perf_counter() - start})
+        results.write()
+        results.show()
+
+
+def _how_to_go_on(run: Run | None, series: Path | None) -> str:
+    if series is not None:
+        return f"What is done is kept: give the same command again, with --run.name {series.name}"
+    folder = None if run is None else run.folder
+    if run is not None and run.choice is not None and last_checkpoint(run.folder) is None:
+        folder = Path(run.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
+    if folder is None or last_checkpoint(folder) is None:
         return "Nothing was saved yet: begin again"
-    return f"Go on with: --config {folder}/config.yaml --ckpt_path {last}"
+    return f"Go on with: --config {folder}/config.yaml --ckpt_path {folder}"
 
 
 def _mendable(error: BaseException | None) -> str | None:

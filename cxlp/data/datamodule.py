@@ -1,8 +1,8 @@
-"""What all data sets share: samples, drawing them in order or at random, and the DataModule."""
+"""A data set's splits as loaders, for Lightning or for a loop of one's own."""
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cxlp.data.dataset import ImageDataset, Sample, Split, list_defects, rarest
-from cxlp.data.sampler import Drawer
+from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
-from cxlp.models.network import Network
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import strata
+from cxlp.utils.seeding import run_seed
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -31,14 +31,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: Loading processes per rank; null: the cores that this process may use, divided
             among the ranks of the machine, at most 8.
         augment: Random changes in training with gradients (the frozen fit and tests see none).
-        image_size: Side of the square pictures where these loaders are used without a Trainer; under one
-            they have the size that the network's views are cut of, see ``model.network.backbone.image_size``.
+        image_size: Side of the square pictures, pixels; null: what the LightningModule asks for, whose attributes
+            ``image_size`` and ``test_size`` say it (those of cxlp do).
         aspect: ``warp``: the whole image, its aspect ratio not kept (the paper); ``crop``: the short
             side to ``image_size``, the centre of the rest.
         validation: What is held out of the training images: a part of each class, such as 0.1;
             ``official``: the benchmark's own list, where it has one; 0: nothing, all of them are
             fitted. The test images never choose anything.
         split_seed: Of the held-out part; null: ``seed_everything``, which order and augmentation follow anyway.
+
+    Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
+    (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged. All else comes so anyway.
+
+    A batch is a dictionary: ``image`` (uint8, ``(B, 3, S, S)``), ``label``, ``index`` (place in the split), ``repeat``
+    (whether the image was dealt already, to even the ranks' shares).
 
     Attributes:
         classes: Names, after :meth:`setup`.
@@ -72,7 +78,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.image_size, self.aspect = image_size, aspect
         self.validation, self.split_seed = validation, split_seed
         self.classes: tuple[str, ...] = ()
-        self.splits: dict[str, ImageDataset] = {}
+        self.splits: dict[Split, ImageDataset] = {}
+        self._first_epoch = 0
 
     @abstractmethod
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
@@ -86,21 +93,19 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the lists once, hold out the validation images, and tell the network its classes.
-
-        Here rather than in the task: Lightning sets callbacks up in between, and one that copies the
-        network (weight averaging) needs it whole.
-        """
+        """Read the lists once, and hold out the validation images."""
         if self.splits:
             return
         self.classes, samples = self.read()
         train, val = self._hold_out(samples)
         _check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
-        parts = {"train": train, "val": val, "test": samples["test"]}
-        transforms = {name: Transform(self._image_size(name), self.aspect, self.augment) for name in parts}
-        self.splits = {name: ImageDataset(part, self.classes, transforms[name]) for name, part in parts.items()}
-        if self._network is not None:
-            self._network.set_classes(self.classes, self.multi_label)
+        parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
+        # Their pictures' size may only be known once there is a module to feed, see _loader.
+        size = self.image_size or 1
+        self.splits = {
+            name: ImageDataset(part, self.classes, Transform(size, self.aspect, self.augment))
+            for name, part in parts.items()
+        }
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
@@ -140,62 +145,68 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             found.update(f"{line}\n".encode(errors="surrogateescape"))
         return found.hexdigest()
 
-    @property
-    def _network(self) -> Network | None:
-        """The network that the loaders feed, if they work for one."""
-        network = getattr(self.trainer.lightning_module, "network", None) if self.trainer else None
-        return network if isinstance(network, Network) else None
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch that a resumed run begins with: workers fetch before the Trainer has counted to it."""
+        return {"epoch": self.trainer.current_epoch + 1 if self.trainer else 0}
 
-    def _image_size(self, split: str) -> int:
-        if self._network is None:
-            if self.image_size is None:
-                raise CxlpError("image_size is not set, and there is no Trainer whose network would know it")
-            return self.image_size
-        expected = self._network.image_size
-        if self.image_size not in (None, expected):
-            raise CxlpError(
-                f"data.image_size is {self.image_size}, but the network is built for {expected} pixels: "
-                "set model.network.backbone.image_size, which the data follow"
-            )
-        return expected if split == "train" else self._network.test_size
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the epoch, see :meth:`state_dict`; Lightning calls this before it makes the loaders."""
+        self._first_epoch = state_dict["epoch"]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Training images: in order while the task fits without gradients, then shuffled and augmented."""
-        task = getattr(self.trainer, "lightning_module", None)
-        return self._loader("train", getattr(task, "frozen_epochs", ()))
+        """Training images: shuffled and augmented, unless the module wants them as they are."""
+        return self._loader("train", shuffle=bool(self._ask("augment", True)))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Held-out training images, in order; no loader where none are held out."""
-        return self._loader("val", None) if len(self.splits["val"]) else []
+        return self._loader("val") if len(self.splits["val"]) else []
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Test images, in order."""
-        return self._loader("test", None)
+        return self._loader("test")
 
-    def _loader(self, split: str, ordered_epochs: Collection[int] | None) -> DataLoader[dict[str, Any]]:
+    def resize(self, image_size: int, test_size: int | None = None) -> None:
+        """Set the side of the pictures, pixels: of training images, and of those that are scored if it differs.
+
+        Raises:
+            CxlpError: If the DataModule was given another ``image_size``.
+        """
+        if self.image_size not in (None, image_size):
+            raise CxlpError(
+                f"data.image_size is {self.image_size}, but the network takes images of {image_size} pixels: set "
+                "model.backbone.image_size, which the data follow"
+            )
+        for name, data in self.splits.items():
+            size = image_size if name == "train" else test_size or image_size
+            data.transform = Transform(size, self.aspect, self.augment)
+
+    def _ask(self, name: str, default: Any) -> Any:  # noqa: ANN401 (whatever the module says)
+        """Return an attribute of the LightningModule that the loaders feed, if there is one."""
+        return getattr(self.trainer.lightning_module, name, default) if self.trainer else default
+
+    def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        size = self._ask("image_size", self.image_size)
+        if size is None:
+            raise CxlpError(f"{self.name}: image_size is not set, and there is no module that says it: give image_size")
+        self.resize(size, self._ask("test_size", None))
         data = self.splits[split]
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(1, usable_cores() // (self.trainer.num_devices if self.trainer else 1)))
-        drawer = Drawer(len(data), self.batch_size, ordered_epochs, run_seed(), ranks, rank)
-        if split == "train" and self.trainer is not None:
-            # A resumed run's Trainer tells the epoch only after workers have begun to fetch the first batches.
-            task = self.trainer.lightning_module
-            drawer.set_epoch(max(self.trainer.current_epoch, getattr(task, "first_epoch", 0)))
+        sampler = EpochSampler(len(data), self.batch_size, shuffle, run_seed(), ranks, rank)
+        # Workers fetch an epoch's first batches before the Trainer tells which epoch it is.
+        if shuffle and self.trainer is not None:
+            sampler.set_epoch(max(self._first_epoch, self.trainer.current_epoch))
+        self._first_epoch = 0
         return DataLoader(
             data,
             batch_size=self.batch_size,
-            sampler=drawer,
+            sampler=sampler,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0 and split != "test",
         )
-
-
-def run_seed() -> int:
-    """The run's seed, as ``seed_everything`` leaves it for all processes; 0 where nobody called it."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:

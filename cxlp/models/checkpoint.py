@@ -52,3 +52,22 @@ def network_of(checkpoint: dict[str, Any]) -> Network:
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)
     return network.eval()
+
+
+def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> None:
+    """Give a network the weights of a checkpoint that :func:`read_checkpoint` has read.
+
+    Args:
+        network: Built as the checkpoint's was.
+        checkpoint: Of either task.
+        source: What to call it in the error.
+
+    Raises:
+        CxlpError: If it holds another network.
+    """
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CxlpError(f"{source} holds another network than the model's keys describe: {error}") from error

@@ -1,7 +1,7 @@
 """The one network that both modes fit: backbone, projection, pooling, linear classifier."""
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -122,14 +122,18 @@ class Network(nn.Module):
         if self.classifier is None:
             self.classes, self.multi_label = tuple(classes), multi_label
             self.classifier = nn.Linear(self.out_features, len(classes))
-            # Features have unit length and 10^4 to 10^6 entries: start from no opinion at all.
-            nn.init.zeros_(self.classifier.weight)
-            nn.init.zeros_(self.classifier.bias)
+            self.reset_classifier()
         elif (self.classes, self.multi_label) != (tuple(classes), multi_label):
             raise CxlpError(
                 f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
                 f"the data has {len(classes)} ({', '.join(list(classes)[:3])}, ...)"
             )
+
+    def reset_classifier(self) -> None:
+        """Put the classifier back to no opinion at all: features have unit length and 10^4 to 10^6 entries."""
+        assert self.classifier is not None
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
 
     def inputs(self, images: Tensor) -> list[tuple[Tensor, ...]]:
         """Compute what each part encodes.
@@ -198,6 +202,13 @@ class Network(nn.Module):
     def score(self, images: Tensor) -> Tensor:
         """Score images by the test views: ``(B, 3, T, T)``, RGB 0..255 ``-> (B, classes)``."""
         return self.classify(self.test_features(images))
+
+    @classmethod
+    def from_spec(cls, spec: Any) -> "Network":  # noqa: ANN401 (plain values)
+        """Build a network from the plain values of :meth:`spec`, with random weights."""
+        config = NetworkConfig.from_values(spec["config"])
+        config = replace(config, backbone=replace(config.backbone, weights=None))
+        return cls(config, spec["classes"] or None, spec["multi_label"])
 
     def spec(self) -> dict[str, Any]:
         """Plain values that :func:`load_network` builds the network from."""

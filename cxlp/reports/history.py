@@ -4,25 +4,31 @@ import csv
 import shlex
 from pathlib import Path
 
+#: The stages of a run, in their order: each logs into a folder of its own.
+STAGES = ("frozen", "finetune", "closing", "test")
+
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """The CSV logs of all sessions as one row per step; of what was done twice, the later values.
+    """Read the CSV logs of all stages, one row per step; of what was done twice, the later values.
 
     Args:
         folder: A run's.
     """
-    steps: dict[int, dict[str, float]] = {}
-    versions = sorted((folder / "csv").glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
-    for log in (version / "metrics.csv" for version in versions):
-        if not log.is_file():
-            continue
-        with log.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if None in row.values() or not row["step"]:
-                    continue  # the last row of a session that was killed
-                known = {key: float(value) for key, value in row.items() if key != "step" and value}
-                steps.setdefault(int(row["step"]), {}).update(known)
-    return [steps[step] for step in sorted(steps)]
+    found: list[dict[str, float]] = []
+    for stage in STAGES:
+        steps: dict[int, dict[str, float]] = {}
+        versions = sorted((folder / "csv" / stage).glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
+        for log in (version / "metrics.csv" for version in versions):
+            if not log.is_file():
+                continue
+            with log.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    if None in row.values() or not row["step"]:
+                        continue  # the last row of a session that was killed
+                    known = {key: float(value) for key, value in row.items() if key != "step" and value}
+                    steps.setdefault(int(row["step"]), {}).update(known)
+        found += (steps[step] for step in sorted(steps))
+    return found
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:

@@ -1,9 +1,7 @@
-"""The command line before it is parsed: configs by their names and first, overrides as configs of one key."""
+"""The command line before it is parsed: configs by their names, and first."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,10 +10,7 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: What may stand at ``class_path``, besides a user's own subclasses.
-CLASSES = {
-    "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
-    "data": tuple(DATA_MODULES.values()),
-}
+CLASSES = {"data": tuple(DATA_MODULES.values())}
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -67,36 +62,6 @@ def _check_overlays(paths: Sequence[str]) -> None:
                     f"{path} is an overlay: it changes {key}, which no config before it describes. Put a whole one "
                     "before it, such as --config cub200.yaml"
                 )
-
-
-def nested_as_configs(args: Sequence[str]) -> list[str]:
-    """Turn ``--model.a.b V`` and ``--data.a V`` into configs of one key, which are parsed more strictly.
-
-    As arguments below a class, the parser would take ``null`` for a string and ``--model.network.pooling.pca``
-    for an abbreviation of ``pca_dim``.
-    """
-    passed: list[str] = []
-    rest = list(args)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        top, _, path = name.removeprefix("--").partition(".")
-        is_nested = (
-            name.startswith("--")
-            and top in CLASSES
-            and path.split(".")[-1] not in ("", "class_path", "init_args", "help")
-        )
-        lacks_value = not equals and (not rest or rest[0].startswith("--"))
-        if is_nested and lacks_value:
-            raise CxlpError(f"{name} has no value: give {name} VALUE")
-        if not is_nested:
-            passed.append(name + equals + value)
-            continue
-        value = value if equals else rest.pop(0)
-        nested: Any = None if value in ("null", "~") else value
-        for key in reversed(["init_args", *path.removeprefix("init_args.").split(".")]):
-            nested = {key: nested}
-        passed += ["--config", json.dumps({top: nested})]
-    return passed
 
 
 def _config_path(name: str) -> Path:

@@ -2,17 +2,20 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from cxlp.tasks.batch import read_batch
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -38,34 +41,28 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
-    """Make ``last.ckpt``, and ``best.ckpt`` by a validation metric where there is one.
+    """Make ``last.ckpt``, and ``finetuned.ckpt`` by a validation metric where there is one.
 
     Two callbacks, because Lightning's ``save_last`` writes only when the best one changes. And because ``last.ckpt``
     waits for the end of an epoch: only there can a run be taken up, even where validation comes within epochs.
 
     Args:
         folder: Where they go.
-        monitor: A metric to maximise, such as ``val/accuracy``; of equals, the earliest is the best.
+        monitor: A metric to maximise, such as ``val/accuracy``; ties keep the earlier epoch.
 
     Returns:
-        The callbacks; the first one's ``best_model_path`` is what is to be tested.
+        The callbacks; the first one's ``best_model_path`` is the best of the stage.
     """
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
-    return [save_from_step_0(callback) for callback in ([best, last] if monitor else [last])]
-
-
-def save_from_step_0(callback: ModelCheckpoint) -> ModelCheckpoint:
-    """Have a callback save the frozen epoch, too: it takes no gradient step, and Lightning does not save at step 0."""
-    callback._last_global_step_saved = -1
-    return callback
+    best = ModelCheckpoint(folder, filename="finetuned", monitor=monitor, mode="max", enable_version_counter=False)
+    return [best, last] if monitor else [last]
 
 
 class EpochSeed(Callback):
     """Seeds torch anew for each epoch, by the run's seed, the epoch and the rank.
 
-    So what is drawn on the device (dropout, stochastic depth, mixing of images) does not hang on what was drawn
-    before, and a resumed run draws what an uninterrupted one would have.
+    So what is drawn on the device (dropout, stochastic depth) does not depend on what was drawn before, and a resumed
+    run draws what an uninterrupted one would have.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,42 +73,31 @@ class EpochSeed(Callback):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
-class RunIdentity(Callback):
-    """Puts into each checkpoint which wandb run it belongs to, so that a resumed run continues it."""
+class StopWhereItStopped(Callback):
+    """Ends a resumed stage at once that early stopping had ended before."""
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add ``cxlp_run``."""
-        wandb = wandb_logger(trainer)
-        checkpoint["cxlp_run"] = {"wandb_id": None if wandb is None else wandb.version}
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at what the checkpoint says of early stopping."""
+        if any(isinstance(c, EarlyStopping) and c.stopped_epoch for c in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.should_stop = True
 
 
-class TrainingWatch(Callback):
-    """Logs, beside the loss, how many images were handed out, how fast, and the sizes of gradients.
+class Progress(Callback):
+    """Logs, beside the loss, where a run is, how fast it goes, and the sizes of gradients.
 
-    At the logging interval: ``images_seen``, of all ranks since the run began; ``train/images_per_second``, of all
-    ranks since the epoch's last logging; and, of each group of parameters that gradient descent moves,
-    ``grad_norm/GROUP``, the Euclidean norm of its gradient before any clipping. Validation logs ``images_seen``, too,
-    so that all curves can be drawn over them.
+    A run has several stages, each with a Trainer that counts from 0. Logged are ``epoch``, counted over all stages;
+    ``images_seen``, of all ranks and stages; at the logging interval ``train/images_per_second``, of all ranks, and, of
+    each group of parameters that gradient descent moves, ``grad_norm/GROUP``, the Euclidean norm of its gradient before
+    any clipping.
+
+    Attributes:
+        first_epoch: Of the present stage, among all.
+        images: Seen so far.
     """
 
     def __init__(self) -> None:
-        self.images = 0
+        self.first_epoch = self.images = 0
         self._last = (0, 0.0)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add ``cxlp_images_seen``."""
-        checkpoint["cxlp_images_seen"] = self.images
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Go on counting in a resumed run; the test of an earlier checkpoint takes nothing back."""
-        if trainer.state.fn == "fit":
-            self.images = checkpoint.get("cxlp_images_seen", 0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave validation and what else was between epochs out of the speed."""
@@ -121,7 +107,8 @@ class TrainingWatch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Measure gradients: unscaled, of all ranks."""
-        if not trainer._logger_connector.should_update_logs:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (trainer.global_step + 1) % every:
             return
         # Those of a fused optimizer are still multiplied by the scale of mixed precision.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -142,17 +129,48 @@ class TrainingWatch(Callback):
         batch_idx: int,
     ) -> None:
         """Count; after a frozen pass's last batch this comes before the solution, which takes its own time."""
-        self.images += len(batch["label"]) * trainer.world_size
-        pl_module.log("images_seen", float(self.images), rank_zero_only=True)
-        if trainer._logger_connector.should_update_logs:
+        self.images += len(read_batch(batch).labels) * trainer.world_size
+        self._tell(trainer, pl_module)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (batch_idx + 1) % every == 0:
             now = time.perf_counter()
             images, then = self._last
             pl_module.log("train/images_per_second", (self.images - images) / (now - then), rank_zero_only=True)
             self._last = (self.images, now)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put epoch and count beside the epoch's means."""
+        self._tell(trainer, pl_module)
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the count beside the metrics of validation."""
+        """Put epoch and count beside the metrics of validation."""
+        self._tell(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the tested weights' epoch beside the metrics of the test."""
+        self._tell(trainer, pl_module)
+
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pl_module.log("images_seen", float(self.images), rank_zero_only=True)
+        pl_module.log("epoch", float(self.first_epoch + trainer.current_epoch), rank_zero_only=True)
+
+
+class Record(Callback):
+    """Puts into each checkpoint what it is of, as plain values: ``cxlp_run``, and ``image`` for prediction.
+
+    Args:
+        facts: Makes them.
+    """
+
+    def __init__(self, facts: Callable[[], dict[str, Any]], image: dict[str, Any]) -> None:
+        self.facts, self.image = facts, image
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add them."""
+        checkpoint["cxlp_run"] = self.facts()
+        checkpoint.setdefault("cxlp", {})["image"] = self.image
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:

@@ -13,13 +13,14 @@ import wandb
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from cxlp.data.datamodule import ImageDataModule
 from cxlp.explain.attribution import is_explainable
 from cxlp.models.network import Network
 from cxlp.reports.examples import Example, Examples, write_examples
 from cxlp.reports.figures import confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
 from cxlp.reports.overlays import draw_evidence
 from cxlp.runs.callbacks import wandb_logger
-from cxlp.tasks.base import CrossLayerTask
+from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.files import write_whole
 
 #: Headings and rows.
@@ -36,12 +37,13 @@ class TestReport(Callback):
 
     Args:
         folder: The run's folder.
+        data: What is tested on.
     """
 
     __test__ = False  # not a test case of pytest's
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, data: ImageDataModule) -> None:
+        self.folder, self.data = folder, data
         self._examples = Examples()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,7 +65,7 @@ class TestReport(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute on every rank, write on rank 0."""
-        assert isinstance(pl_module, CrossLayerTask)
+        assert isinstance(pl_module, ClassificationTask)
         found: Any = pl_module.per_class.compute()  # counts, or precisions and curves by their names
         pl_module.per_class.reset()
         mistakes, right = self._examples.gather()
@@ -80,7 +82,7 @@ class TestReport(Callback):
         mistakes: list[Example],
         right: list[Example],
     ) -> None:
-        data = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+        data = self.data.splits["test"]
         if network.multi_label:
             labels = torch.tensor([s.label for s in data.samples])
             found = {name: value.cpu() for name, value in found.items()}

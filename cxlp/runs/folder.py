@@ -63,26 +63,42 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
     raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
 
 
-def find_resumed(checkpoint: Path, run: RunConfig) -> tuple[Path | None, str | None]:
-    """The folder and the wandb id of the run that a checkpoint belongs to; a copy elsewhere belongs to none.
+def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | None]:
+    """Find what to go on with.
+
+    Args:
+        given: A run's folder, or a checkpoint in it; or a checkpoint elsewhere, which belongs to no run.
+        run: Where runs are.
+
+    Returns:
+        The run's folder, if there is one, its newest checkpoint, and its wandb id.
 
     Raises:
         CxlpError: If there is no such checkpoint.
     """
-    if not checkpoint.is_file():
+    if given.is_dir():
+        newest = last_checkpoint(given)
+        if newest is None:
+            raise CxlpError(f"{given} holds no checkpoint to go on from")
+        given = newest
+    if not given.is_file():
         near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
-        raise CxlpError(f"checkpoint not found: {checkpoint}. {did_you_mean(str(checkpoint), near) if near else ''}")
-    saved = read_checkpoint(checkpoint)
-    folder = checkpoint.absolute().parent.parent
-    if checkpoint.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
-        return None, None
-    return folder, saved["cxlp_run"]["wandb_id"]
+        raise CxlpError(f"checkpoint not found: {given}. {did_you_mean(str(given), near) if near else ''}")
+    saved = read_checkpoint(given)
+    folder = given.absolute().parent.parent
+    if given.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
+        return None, given, None
+    return folder, last_checkpoint(folder) or given, saved["cxlp_run"]["wandb_id"]
+
+
+#: Checkpoints that a run can be gone on with, the newest first.
+_NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt", "start.ckpt")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """What a run can be resumed from; ``None``: nothing was saved yet."""
-    path = folder / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None
+    """Return what a run can be resumed from; ``None``: nothing was saved yet."""
+    paths = [folder / "checkpoints" / name for name in _NEWEST]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def refit_folder(folder: Path) -> Path:
@@ -106,15 +122,16 @@ def take_up(folder: Path) -> Path | None:
         return None
     held = hold(folder)
     last = last_checkpoint(folder)
-    # A best.ckpt alone is of a first epoch that was not over.
-    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name != "best.ckpt"]
+    # finetuned.ckpt alone is of a first epoch that was not over.
+    own = ("best.ckpt", "finetuned.ckpt")
+    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name not in own]
     if last is None and not others:
         shutil.rmtree(folder)
     if held is not None:
         let_go(held)
     if others:
         raise CxlpError(
-            f"{folder} was stopped, and has no last.ckpt to go on from, only {others[0].name}: move it away"
+            f"{folder} was stopped, and has no checkpoint to go on from, but {others[0].name}: move it away"
         )
     return last
 

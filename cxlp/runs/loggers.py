@@ -69,24 +69,34 @@ def has_wandb_key() -> bool:
     return any(entry is not None and entry[2] for entry in found)
 
 
-def build_loggers(run: RunConfig, folder: Path, wandb_id: str | None, rank: int) -> list[Logger]:
-    """Make the loggers of a run.
+def start_wandb(run: RunConfig, folder: Path, wandb_id: str | None = None) -> wandb.Run | None:
+    """Start a wandb run; ``None`` where it is off.
 
     Args:
         run: What the user asked for.
         folder: The run's folder.
         wandb_id: The wandb run to continue, on resume.
-        rank: This process's; only rank 0 talks to wandb.
     """
-    loggers: list[Logger] = [CSVLogger(folder, name="csv")]
     mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
     if mode in ("off", "disabled"):
+        return None
+    # dryrun is wandb's older word for offline
+    offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
+    return _start_wandb(run, folder, wandb_id, offline)
+
+
+def build_loggers(run: RunConfig, folder: Path, stage: str, experiment: wandb.Run | None) -> list[Logger]:
+    """Make the loggers of a stage: CSV files of its own, and the one wandb run of all stages.
+
+    Args:
+        run: What the user asked for.
+        folder: The run's folder.
+        stage: Its name.
+        experiment: The wandb run, on rank 0; ``None``: there is none.
+    """
+    loggers: list[Logger] = [CSVLogger(folder / "csv", name=stage)]
+    if experiment is None:
         return loggers
-    experiment = None
-    if rank == 0:
-        # dryrun is wandb's older word for offline
-        offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
-        experiment = _start_wandb(run, folder, wandb_id, offline)
     # wandb first: Lightning takes the first logger's folder for what it writes itself.
     return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
 

@@ -76,7 +76,7 @@ def data_facts(data: ImageDataModule) -> dict[str, Any]:
             place = Path(os.path.relpath(sample.path, data.root)).as_posix()
             size = sample.path.stat().st_size if sample.path.is_file() else None
             found.update(f"{name} {place} {size} {sample.box} {sample.label}\n".encode(errors="surrogateescape"))
-    counts = {name: len(split) for name, split in data.splits.items()}
+    counts = {str(name): len(split) for name, split in data.splits.items()}
     return {"name": data.name, "classes": len(data.classes), **counts, "digest": found.hexdigest()}
 
 
@@ -87,17 +87,20 @@ class Provenance(Callback):
 
     Args:
         folder: The run's folder.
+        data: What is fitted and tested.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, data: ImageDataModule) -> None:
+        self.folder, self.data = folder, data
+        self._written = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look when the run begins: what changes later is not what ran."""
-        if not trainer.is_global_zero:
+        """Look when the first stage begins: what changes later is not what ran."""
+        if self._written or not trainer.is_global_zero:
             return
+        self._written = True
         facts = {
-            "data": data_facts(trainer.datamodule),  # type: ignore[attr-defined]
+            "data": data_facts(self.data),
             "git": git_state(),
             "versions": versions(),
             "machine": {

@@ -6,13 +6,12 @@ chosen epoch depends on the learning rates until then. Only the second run is te
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.tasks.base import CrossLayerTask
-from cxlp.tasks.compatibility import Saved
 from cxlp.utils.errors import CxlpError
 
 
@@ -22,16 +21,18 @@ class Choice:
 
     Attributes:
         checkpoint: Its best one.
-        epoch: The last of that checkpoint, from 0; in fine-tuning from the frozen solution, 0 is the frozen fit. Of a
-            checkpoint from within an epoch, that epoch: it is fitted to its end.
+        stage: Of that checkpoint.
+        epoch: The last one that it has seen, counted over all stages: 0 is the frozen fit. Of a checkpoint from within
+            an epoch, that epoch: it is fitted to its end.
         validated: What the held-out images said of it.
-        saved: What the checkpoint holds of the run, its recipe among it.
+        recipe: Which recipe it was chosen for: another one's best epoch is another.
     """
 
     checkpoint: str
+    stage: Literal["frozen", "finetune", "closing"]
     epoch: int
     validated: dict[str, float]
-    saved: Saved
+    recipe: dict[str, Any]
 
 
 def read_choice(checkpoint: str) -> Choice:
@@ -45,35 +46,36 @@ def read_choice(checkpoint: str) -> Choice:
             f"run.refit is {checkpoint!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
     saved = read_checkpoint(checkpoint)
-    return Choice(checkpoint, int(saved["epoch"]), saved["cxlp"]["validated"], saved["cxlp"])
+    run = saved["cxlp_run"]
+    if saved["cxlp"]["task"] == "FineTune":
+        return Choice(
+            checkpoint, "finetune", run["first_epoch"] + saved["epoch"], saved["cxlp"]["validated"], run["recipe"]
+        )
+    stage: Literal["frozen", "closing"] = "closing" if run["first_epoch"] else "frozen"
+    return Choice(checkpoint, stage, run["first_epoch"], saved["cxlp"]["validated"], run["recipe"])
 
 
 class StopAfter(Callback):
-    """Ends a run after the chosen epoch, with the schedule of ``trainer.max_epochs``.
+    """Ends the gradient epochs after the chosen one, with the schedule of ``trainer.max_epochs``.
 
     Args:
-        choice: Its epoch, and the recipe that it was chosen for: another one's best epoch is another.
+        epoch: Counted by the Trainer, from 0.
     """
 
-    def __init__(self, choice: Choice) -> None:
-        self.choice, self.epoch = choice, choice.epoch
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look where a resumed run is.
 
         Raises:
-            CxlpError: If it is past the epoch already, or is of another recipe.
+            CxlpError: If it is past the epoch already.
         """
         if trainer.current_epoch > self.epoch + 1:
             raise CxlpError(
-                f"run.refit: epoch {self.epoch} was chosen, but this run has got to epoch {trainer.current_epoch - 1}: "
-                "delete it, and refit anew"
+                f"run.refit: gradient epoch {self.epoch} was chosen, but this run has got to epoch "
+                f"{trainer.current_epoch - 1}: delete it, and refit anew"
             )
-        if isinstance(pl_module, CrossLayerTask):
-            try:
-                pl_module.check_recipe(self.choice.saved)
-            except CxlpError as error:
-                raise CxlpError(f"run.refit: {error}") from error
         if trainer.current_epoch > self.epoch:
             trainer.should_stop = True
 

@@ -4,22 +4,18 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.data.datamodule import ImageDataModule
+from cxlp.models.checkpoint import read_checkpoint
 from cxlp.reports.formatting import as_text
 from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
-from cxlp.runs.loggers import RunConfig, close_wandb
-from cxlp.runs.refit import Choice
-from cxlp.tasks.base import CrossLayerTask
+from cxlp.runs.loggers import close_wandb
+from cxlp.runs.stages import Done, Run
 from cxlp.utils.files import write_whole
 from cxlp.utils.profiling import peak_memory
 
@@ -29,112 +25,100 @@ class Results:
     """What came out, on rank 0.
 
     Attributes:
-        trainer: It has fitted and tested.
+        run: It has fitted and tested.
+        stage: What was tested.
         tested: The test's metrics.
-        checkpoint: What was tested; empty: the weights as they were in the end.
         seconds: By phase, and altogether.
-        drawn: How many images were handed out for training, in all epochs.
-        choice: Of a refit.
     """
 
-    trainer: pl.Trainer
+    run: Run
+    stage: Done
     tested: Mapping[str, float]
-    checkpoint: str
     seconds: dict[str, float]
-    drawn: int
-    choice: Choice | None
 
     @property
-    def task(self) -> CrossLayerTask:
-        """With the tested weights, and what their checkpoint says of itself."""
-        task = self.trainer.lightning_module
-        assert isinstance(task, CrossLayerTask)
-        return task
-
-    @property
-    def data(self) -> ImageDataModule:
-        """What it was fitted to and tested on."""
-        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
-
-    @property
-    def epoch(self) -> int:
-        """The tested weights' last one, from 0."""
-        loaded = self.task.epoch_tested if self.checkpoint else None
-        return self.task.current_epoch - 1 if loaded is None else loaded
+    def checkpoint(self) -> str:
+        """The tested one; empty: the weights as they were in the end."""
+        return str(self.run.folder / self.stage.checkpoint) if self.run.saves else ""
 
     @property
     def metrics(self) -> dict[str, float]:
         """Of the tested checkpoint: its test, its validation, and what its frozen fit found."""
-        return {**self.tested, **self.task.validated, **{f"frozen/{k}": v for k, v in self.task.report.items()}}
+        report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
+        report = report or self.run.report
+        return {**self.tested, **self.stage.validated, **{f"frozen/{k}": v for k, v in report.items()}}
 
     @property
     def images(self) -> dict[str, int]:
         """How many there are, by split."""
-        return {name: len(split) for name, split in self.data.splits.items()}
+        return {str(name): len(split) for name, split in self.run.data.splits.items()}
 
     @property
     def images_per_second(self) -> dict[str, float]:
-        """By phase."""
-        passes = sum(epoch < self.task.current_epoch for epoch in self.task.frozen_epochs)
-        images = {"extraction": passes * self.images["train"], "test": self.images["test"]}
-        images["fine-tuning"] = self.drawn - images["extraction"]
-        return {phase: images[phase] / spent for phase, spent in self.task.times.items() if phase in images and spent}
+        """By phase; of features that an earlier run made, nothing was extracted."""
+        stored = self.run.reuse is not None and self.run.reuse.taken_up
+        passes = sum(name in ("frozen", "closing") for name in self.run.done) - stored
+        images = {"extraction": max(0, passes) * self.images["train"], "test": self.images["test"]}
+        images["fine-tuning"] = self.run.progress.images - (max(0, passes) + stored) * self.images["train"]
+        return {p: images[p] / spent for p, spent in self.run.times.items() if images.get(p, 0) > 0 and spent}
 
-    def write(self, folder: Path, run: RunConfig) -> None:
-        """Write ``metrics.json``, end the wandb run, and make the report.
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return list(self.run.done.values())[-1].epochs
 
-        Args:
-            folder: The run's.
-            run: Whether cost is measured, and the checkpoint uploaded.
-        """
-        summary = self._summary(run.cost)
-        write_whole(folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        for logger in self.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                close_wandb(logger.experiment, summary, (self.checkpoint or None) if run.log_model else None)
-        write_report(folder)
+    def write(self) -> None:
+        """Write ``metrics.json``, end the wandb run, and make the report."""
+        run = self.run
+        summary = self._summary()
+        write_whole(run.folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        if run.experiment is not None:
+            close_wandb(run.experiment, summary, (self.checkpoint or None) if run.settings.log_model else None)
+        write_report(run.folder)
 
-    def _summary(self, cost: bool) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
+        run = self.run
         summary: dict[str, Any] = {
             "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},  # JSON knows no NaN
             "seconds": self.seconds,
-            "tested": self.checkpoint or "final weights",
-            "epoch": self.epoch,
+            "tested": self.stage.checkpoint if self.checkpoint else "final weights",
+            "epoch": self.stage.epoch,
             "images": self.images,
         }
-        if self.choice is not None:
+        if run.choice is not None:
             summary["refit"] = {
-                "chosen by": self.choice.checkpoint,
-                "epoch": self.choice.epoch,
-                "validated": self.choice.validated,
+                "chosen by": run.choice.checkpoint,
+                "epoch": run.choice.epoch,
+                "validated": run.choice.validated,
             }
-        if self.task.made_earlier:
-            summary["features made by an earlier run"] = self.task.made_earlier
-        if cost:
-            self.task.to(self.trainer.strategy.root_device)  # which Lightning has left
-            with self.trainer.precision_plugin.forward_context():
-                summary["cost"] = measure_cost(self.task.network, self.data.splits["test"], self.task.frozen.features)
+        if run.reuse is not None and run.reuse.taken_up:
+            summary["features made by an earlier run"] = run.reuse.entry.facts()
+        if run.settings.cost:
+            run.network.to(run.trainer.strategy.root_device)  # which Lightning has left
+            with run.trainer.precision_plugin.forward_context():
+                features = run.model.frozen.features
+                summary["cost"] = measure_cost(run.network, run.data.splits["test"], features)
         summary["memory"] = peak_memory()
         summary["images_per_second"] = self.images_per_second
         return summary
 
-    def show(self, folder: Path) -> None:
+    def show(self) -> None:
         """Print a table, and where to look."""
-        table = Table(title=f"{self.data.name}: {', '.join(f'{n} {k}' for k, n in self.images.items())} images")
+        run, folder = self.run, self.run.folder
+        table = Table(title=f"{run.data.name}: {', '.join(f'{n} {k}' for k, n in self.images.items())} images")
         table.add_column("what")
         table.add_column("value", justify="right")
         for key, value in self.metrics.items():
             table.add_row(key, as_text(key, value))
-        if self.choice is not None:
+        if run.choice is not None:
             table.add_section()
-            table.add_row("refit: chosen epoch", str(self.choice.epoch))
-            for key, value in self.choice.validated.items():
+            table.add_row("refit: chosen epoch", str(run.choice.epoch))
+            for key, value in run.choice.validated.items():
                 table.add_row(f"chosen by: {key}", as_text(key, value))
         table.add_section()
-        if self.task.current_epoch > 1:
-            frozen = self.epoch in self.task.frozen_epochs
-            table.add_row("tested: epoch", f"{self.epoch} of {self.task.current_epoch}{', the frozen fit' * frozen}")
+        if len(run.done) > 1:
+            name = next(name for name, stage in run.done.items() if stage == self.stage)
+            table.add_row("tested: epoch", f"{self.stage.epoch} of 0 to {self.epochs - 1} ({name})")
         for phase, seconds in self.seconds.items():
             table.add_row(f"time: {phase}", f"{seconds:.1f} s")
         console = Console()

@@ -104,7 +104,7 @@ def _recipe(arguments: Sequence[str]) -> dict[str, Any]:
     """All keys of a command that change what comes out."""
     values = dict(parse(arguments).items())  # leaves, by their whole keys
     chosen = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
-    return {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.init_args.frozen.store"}
+    return {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.frozen.store"}
 
 
 def summarise(results: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:

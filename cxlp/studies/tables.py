@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pytorch_lightning.loggers import WandbLogger
+import wandb
 
 from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_validations
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.history import by_epoch
-from cxlp.runs.loggers import RunConfig, build_loggers
+from cxlp.runs.loggers import RunConfig, start_wandb
 from cxlp.studies.systems import BASELINE, RECALLED
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -238,15 +238,11 @@ def write_reports(
         write_whole(folder / name, text)
     for name, picture in pictures.items():
         write_whole(folder / name, picture)
-    for logger in build_loggers(run, folder, None, 0):
-        if isinstance(logger, WandbLogger):
-            logger.log_table(
-                "compare/results",
-                columns=heads,
-                data=[[math.nan if v == "" else v for v in record] for record in values],
-            )
-            for name in pictures:
-                logger.log_image(f"compare/{Path(name).stem}", [str(folder / name)])
-            logger.experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
-            logger.experiment.finish()
+    experiment = start_wandb(run, folder)
+    if experiment is not None:
+        logged = [[math.nan if v == "" else v for v in record] for record in values]
+        panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in pictures}
+        experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})
+        experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
+        experiment.finish()
     return [folder / name for name in (*files, *pictures)]

@@ -18,21 +18,36 @@ from cxlp.utils.distributed import from_rank_zero, rank
 from cxlp.utils.profiling import peak_memory
 
 
-class KeptFeatures:
+class FeatureReuse:
     """Features in ``model.frozen.store``: of training images, and of those that the frozen solution scores.
 
-    All ranks call each method together.
+    All ranks call each method together, :meth:`open` first.
 
     Args:
         config: Options of the frozen fit, with a store.
-        network: Before its fit.
-        data: Set up.
-        precision: Of the Trainer.
+        data: Set up, its pictures in the network's size.
+
+    Attributes:
+        found: Whether the training features are there.
+        taken_up: Whether they are used.
     """
 
-    def __init__(self, config: FrozenConfig, network: Network, data: ImageDataModule, precision: str) -> None:
+    def __init__(self, config: FrozenConfig, data: ImageDataModule) -> None:
+        self.config, self.data = config, data
+        self.found = self.taken_up = False
+        self._rows: ScoredRows | None = None
+
+    def open(self, network: Network, precision: str) -> None:
+        """Look for the features, before the network is fitted; a second call changes nothing.
+
+        Args:
+            network: Before its fit.
+            precision: Of the Trainer.
+        """
+        if hasattr(self, "entry"):
+            return
+        config, self.network = self.config, network
         assert config.store is not None
-        self.network, self.data = network, data
 
         def key() -> dict[str, Any]:
             values = asdict(network.config)
@@ -46,17 +61,14 @@ class KeptFeatures:
                 "TF32": torch.backends.cudnn.allow_tf32,
                 "pca_vectors": config.pca_vectors,
                 "features": config.features,
-                "images": data.digest("train"),
+                "images": self.data.digest("train"),
             }
 
         self.entry = Entry(Path(config.store), key)
-        #: Whether the training features are there.
         self.found = self.entry.complete
-        self.taken_up = False
         # Of scored ones: exact. The mean of several views' signs is more than a sign.
         signs = config.features == "sign" and network.test_views == 1
         self._kind: FeatureType = "sign" if signs else "float32"
-        self._rows: ScoredRows | None = None
 
     def take_up(self) -> None:
         """Take over the parts that made the features, and have no training picture decoded in the ordered epoch."""

@@ -1,31 +1,273 @@
-"""The frozen mode: one pass, no gradients."""
+"""The frozen mode: PCA, pooled features and SVMs fitted in one pass, without gradients."""
 
-from cxlp.frozen.fit import FrozenConfig
-from cxlp.models.network import NetworkConfig
-from cxlp.tasks.base import Batch, CrossLayerTask, set_requires_grad
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.folds import FoldClassifiers
+from cxlp.models.network import Network
+from cxlp.tasks.base import ClassificationTask
+from cxlp.tasks.batch import Batch, read_batch
+from cxlp.tasks.feature_reuse import FeatureReuse
+from cxlp.utils.distributed import rank, world_size
+from cxlp.utils.errors import CxlpError
 
 
-class Frozen(CrossLayerTask):
-    """Cross-layer pooling as in the paper: PCA, pooled features, SVMs on a precomputed kernel.
+class Frozen(ClassificationTask):
+    """Cross-layer pooling as in the paper: PCA of local features, pooled vectors, SVMs on a precomputed kernel.
+
+    One epoch is the whole fit: images pass through the backbone once, ranks share them, and the solution is there when
+    validation comes. Nothing is trained by gradients.
 
     Args:
-        network: Backbone and pooling.
-        frozen: Options of the fit.
+        network: See :class:`~cxlp.tasks.base.ClassificationTask`. It holds the solution afterwards.
+        config: Options of the fit.
+        keep_folds: Whether the classifiers of the cross-validation are wanted: :attr:`fold_classifiers`.
+        settled: C and the scale of the logits, where an earlier fit has chosen them: then nothing is cross-validated.
+        reuse: Features of earlier runs, see :mod:`cxlp.tasks.feature_reuse`; not part of a checkpoint.
+
+    Attributes:
+        fold_classifiers: Of the cross-validation, if ``keep_folds``.
+
+    Example:
+        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``.
     """
 
-    scores_kept = True
+    augment = False
 
-    def __init__(self, network: NetworkConfig = NetworkConfig(), frozen: FrozenConfig = FrozenConfig()) -> None:
-        super().__init__(network, frozen)
-        # There is no loss; the projection and the classifier keep requires_grad for DDP's sake.
-        self.automatic_optimization = False
-        set_requires_grad(self.network.backbone, False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Feed a batch to the fit."""
-        self.observe(batch)
-        if self.trainer.is_last_batch:
-            self.trainer.should_stop = True  # one pass is the whole fit, whatever max_epochs says
+    def __init__(
+        self,
+        network: Network | Mapping[str, Any],
+        config: FrozenConfig | Mapping[str, Any] = FrozenConfig(),
+        keep_folds: bool = False,
+        settled: tuple[float, float] | None = None,
+        reuse: FeatureReuse | None = None,
+    ) -> None:
+        super().__init__(network)
+        self.config = config if isinstance(config, FrozenConfig) else FrozenConfig(**config)
+        self.keep_folds, self.settled, self.reuse = keep_folds, settled, reuse
+        self.automatic_optimization = False  # there is no loss
+        self.fold_classifiers: FoldClassifiers | None = None
+        self._fit: FrozenFit | None = None
+        self._trainable: list[torch.nn.Parameter] = []
+        self._taken = 0  # images of this rank so far
 
     def configure_optimizers(self) -> None:
         """Nothing is optimised by gradients."""
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Have Lightning tell of exceptions: it tells callbacks only."""
+        return [_LeaveNothingHalfMade()]
+
+    def setup(self, stage: str) -> None:
+        """Take the backbone's parameters out of DDP's books for the fit, and look for features that are there."""
+        if self.reuse is not None and stage in ("fit", "test"):
+            self.reuse.open(self.network, str(self.trainer.precision))
+            # Workers may start before any later hook: tell the data which pictures need not be decoded.
+            if stage == "fit" and self.reuse.found:
+                self.reuse.take_up()
+            self.reuse.offer("val" if stage == "fit" else "test")
+        if stage == "fit":
+            self._trainable = [p for p in self.network.backbone.parameters() if p.requires_grad]
+            for parameter in self._trainable:
+                parameter.requires_grad_(False)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the parameters as they were: the network may be trained next."""
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
+        self._trainable = []
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Set training mode; the network keeps evaluating."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    # --- the fit ----------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Refuse what would spoil the pass.
+
+        Raises:
+            CxlpError: Names the option of the Trainer.
+        """
+        trainer = self.trainer
+        validated_at = trainer.val_check_batch
+        if validated_at is not None and validated_at < trainer.num_training_batches:
+            raise CxlpError(
+                f"val_check_interval is {trainer.val_check_interval}: the frozen fit has nothing to validate before "
+                "its pass is over; leave it out"
+            )
+        batches, given = len(_loader(trainer)), trainer.num_training_batches
+        if given < batches:
+            raise CxlpError(
+                f"the frozen fit needs each training image, {batches} batches of them, and was given {given}: leave "
+                "out limit_train_batches and fast_dev_run"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the fit."""
+        self.train()  # which Lightning leaves to those who build the module
+        self._phase_start = self.times.now()
+        self._taken = 0
+        folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
+        found = self.reuse is not None and self.reuse.found
+        if self.reuse is not None:
+            folder = self.reuse.entry.folder if found else self.reuse.begin()
+        self._fit = FrozenFit(
+            self.network,
+            self.config,
+            _count(_loader(self.trainer)),
+            folder,
+            self.times,
+            progress=self.trainer.progress_bar_callback is not None,
+            stored=found,
+            keep=self.reuse is not None,
+            cross=self.keep_folds,
+            settled=self.settled,
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (whatever a loader yields)
+        """Feed a batch to the fit."""
+        assert self._fit is not None
+        read = read_batch(batch)
+        positions, new = self._positions(read, self._fit.images)
+        self._fit.observe(read.images[new], read.labels[new], positions[new])
+        if self.trainer.is_last_batch:
+            self.trainer.should_stop = True  # one pass is the whole fit, whatever max_epochs says
+
+    def _positions(self, batch: Batch, images: int) -> tuple[Tensor, Tensor]:
+        """Say which place each image has among all, and which of them are new.
+
+        A loader that does not tell places deals images in turn (torch's DistributedSampler does): the k-th of rank r is
+        the one at ``k W + r`` of W ranks, and those beyond the number of images are repeats.
+        """
+        if batch.index is not None:
+            return batch.index, batch.new
+        count, ranks = len(batch.labels), world_size()
+        places = (self._taken + torch.arange(count, device=batch.labels.device)) * ranks + rank()
+        self._taken += count
+        return places, places < images if ranks > 1 else batch.new
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
+        """After the last batch: solve, so that validation sees the solution."""
+        if not self.trainer.is_last_batch or self._fit is None:
+            return
+        self._close_phase("extraction")
+        # Full precision: autocast would round the solution.
+        with torch.autocast(self.device.type, enabled=False):
+            self.report = self._fit.finish()
+        self.fold_classifiers = self._fit.fold_classifiers
+        self._fit = None
+        if self.reuse is not None and not self.reuse.found:
+            own = ("Gram matrix", "SVM", "validation")  # of each run, also on features that are there
+            self.reuse.commit({phase: spent for phase, spent in self.times.items() if phase not in own})
+        self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse a pass that something has ended early: there is no solution.
+
+        Raises:
+            CxlpError: On every rank.
+        """
+        if self._fit is not None:
+            self.abandon_fit()
+            raise CxlpError(
+                "the frozen fit was stopped before it had seen each training image (max_time, a callback?): nothing "
+                "was fitted"
+            )
+
+    def abandon_fit(self) -> None:
+        """Delete what an interrupted fit has on disk."""
+        if self._fit is not None:
+            self._fit.close(keep=False)
+            self._fit = None
+        if self.reuse is not None:
+            self.reuse.give_up()
+
+    # --- features that later runs may want --------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the features of the held-out images."""
+        if self.reuse is not None and not self.trainer.sanity_checking:
+            self.reuse.begin_scored("val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the features of the held-out images."""
+        if self.reuse is not None:
+            self.reuse.end_scored()
+
+    def on_test_epoch_start(self) -> None:
+        """Make room for the features of the test images."""
+        if self.reuse is not None:
+            self.reuse.begin_scored("test")
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the features of the test images."""
+        if self.reuse is not None:
+            self.reuse.end_scored()
+        super().on_test_epoch_end()
+
+    def _features(self, batch: Batch, count: int) -> Tensor:
+        features = super()._features(batch, count)
+        if self.reuse is not None and not batch.stored and batch.index is not None:
+            self.reuse.write_scored(batch.index[batch.new], features)
+        return features
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as plain values."""
+        settled = None if self.settled is None else list(self.settled)
+        config = {**asdict(self.config), "c_candidates": list(self.config.c_candidates)}
+        return {**super().arguments(), "config": config, "keep_folds": self.keep_folds, "settled": settled}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the classifiers of the cross-validation, if they are wanted."""
+        super().on_save_checkpoint(checkpoint)
+        folds = self.fold_classifiers
+        checkpoint["cxlp"]["fold_classifiers"] = None if folds is None else vars(folds)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what the fit found."""
+        super().on_load_checkpoint(checkpoint)
+        folds = checkpoint["cxlp"]["fold_classifiers"]
+        self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
+
+
+class _LeaveNothingHalfMade(pl.Callback):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, Frozen)
+        pl_module.abandon_fit()
+
+
+def _loader(trainer: pl.Trainer) -> DataLoader[Any]:
+    """Return the training loader.
+
+    Raises:
+        CxlpError: If there are several, or its length is not known.
+    """
+    loader: Any = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
+        raise CxlpError(
+            f"the frozen fit needs to know how many training images there are: give a DataLoader of a data set that "
+            f"has a length, not {type(loader).__name__}"
+        )
+    return loader
+
+
+def _count(loader: DataLoader[Any]) -> int:
+    """Return how many images a pass over all ranks sees, each counted once."""
+    sampler: Any = loader.sampler
+    # Several ranks each have a part; one rank's sampler may choose some of the images.
+    if world_size() == 1 and not hasattr(sampler, "num_replicas"):
+        return len(sampler)
+    return len(loader.dataset)  # type: ignore[arg-type]

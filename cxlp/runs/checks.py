@@ -1,0 +1,64 @@
+"""What a run refuses before it begins: options that would have no effect, or spoil its result."""
+
+import torch
+from jsonargparse import Namespace
+
+from cxlp.runs.cli import build_parser
+from cxlp.runs.recipe import ModelConfig, check_gradient_options
+from cxlp.utils.errors import CxlpError
+
+
+def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) -> None:
+    """Refuse options of the Trainer that contradict the rest.
+
+    Args:
+        config: Resolved.
+        model: Built from it.
+        held_out: ``data.validation``.
+
+    Raises:
+        CxlpError: Names the key, and what to do.
+    """
+    trainer, refit = config["trainer"], config["run"]["refit"]
+    if trainer["default_root_dir"] is not None:
+        raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
+    limit = trainer["limit_test_batches"]
+    partial = limit not in (None, 1.0) or isinstance(limit, int)  # 1 is a batch, 1.0 all of them
+    if partial or trainer["barebones"] or trainer["fast_dev_run"]:
+        raise CxlpError(
+            "trainer.limit_test_batches, fast_dev_run, barebones: a run ends with its whole test; leave them out"
+        )
+    if not isinstance(trainer["max_epochs"], int) or trainer["max_epochs"] < 0:
+        raise CxlpError(
+            f"trainer.max_epochs is {trainer['max_epochs']}: give the number of gradient epochs, 0 for the frozen mode"
+        )
+    check_gradient_options(config, build_parser().get_defaults())
+    if not trainer["max_epochs"] and not model.fits_first:
+        raise CxlpError(
+            f"model.start is {model.start}, but trainer.max_epochs is 0: nothing would be fitted. Give "
+            "trainer.max_epochs, or add --config finetune.yaml"
+        )
+    if held_out and trainer["limit_val_batches"] == 0:
+        raise CxlpError(
+            f"trainer.limit_val_batches is 0, but data.validation holds out {held_out}: the best checkpoint is chosen "
+            "by these images. Leave one of them out"
+        )
+    if refit is True and not (held_out and trainer["enable_checkpointing"] is not False):
+        raise CxlpError(
+            "run.refit chooses the epoch by held-out images and its checkpoint: set data.validation, such as 0.1, and "
+            "leave trainer.enable_checkpointing out"
+        )
+    if refit and (trainer["max_steps"] not in (None, -1) or trainer["max_time"]):
+        raise CxlpError("run.refit counts epochs: leave trainer.max_steps and trainer.max_time out")
+    if isinstance(refit, str) and held_out:
+        raise CxlpError(
+            f"run.refit is the choice of an earlier run, but data.validation holds out {held_out}: a refit takes all "
+            "training images, set data.validation: 0"
+        )
+    if trainer["sync_batchnorm"] and model.freeze_batch_norm:
+        raise CxlpError(
+            "trainer.sync_batchnorm shares statistics that this run does not take: it keeps those there are. Leave it "
+            "out, or fine-tune with model.freeze_batch_norm: false"
+        )
+    if trainer["sync_batchnorm"] and (trainer["accelerator"] == "cpu" or not torch.cuda.is_available()):
+        raise CxlpError("trainer.sync_batchnorm needs GPUs: torch has no such BatchNorm for the CPU")

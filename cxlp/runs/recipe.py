@@ -1,0 +1,189 @@
+"""What a run trains and how: the keys below ``model``, and what must agree for two runs to be comparable."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from cxlp.frozen.fit import FrozenConfig
+from cxlp.models.network import Network, NetworkConfig
+from cxlp.tasks.mixing import Mix
+from cxlp.tasks.optim import OptimizerConfig
+from cxlp.utils.errors import CxlpError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network, and the stages that fit it.
+
+    A run fits the network without gradients, then for ``trainer.max_epochs`` epochs by gradient descent (0: not at
+    all), then, with ``closing_fit``, once more without gradients. Of these, the best on the held-out images is tested.
+
+    Attributes:
+        network: Backbone and pooling.
+        frozen: The fit without gradients.
+        optimizer: Gradient descent.
+        start: Where gradient descent starts. ``frozen``: the frozen fit; ``projection``: the frozen fit, but its
+            classifier is put back to zero (two-stage recipes); ``scratch``: pretrained backbone, random projection,
+            zero classifier, no frozen fit. Or the checkpoint of an earlier run with the same network and classes, which
+            takes the place of the frozen fit.
+        closing_fit: After the gradient epochs, fit PCA and SVMs once more to what the backbone gives now (SVMs, after
+            Lin et al., ICCV 2015), with the first fit's C and scale of the logits.
+        cross_fit: Train backbone and heads by the SVMs of the frozen fit's cross-validation, each image by those that
+            have not seen it, see :class:`~cxlp.frozen.folds.FoldClassifiers`. They stay as they are, as does the
+            classifier, until the closing fit, which this needs. Checkpoints hold them: ``frozen.folds`` times the size
+            of the classifier.
+        label_smoothing: Label smoothing factor of the cross-entropy, in [0, 1).
+        mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
+        mix_alpha: Its alpha.
+        ema: Decay of a moving average of the weights, which is what is validated, tested and saved; 0: none.
+        freeze_batch_norm: Keep the backbone's BatchNorm statistics: small batches estimate them badly, and step 0 would
+            not be the frozen solution.
+        recompute: Gradient checkpointing of the backbone: less memory for about a third more time. Changes no value.
+        compile: Have ``torch.compile`` make faster code for backbone and heads. Values stay up to rounding.
+    """
+
+    network: NetworkConfig = NetworkConfig()
+    frozen: FrozenConfig = FrozenConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    start: str = "frozen"
+    closing_fit: bool = False
+    cross_fit: bool = False
+    label_smoothing: float = 0.0
+    mix: Mix = "none"
+    mix_alpha: float = 0.2
+    ema: float = 0.0
+    freeze_batch_norm: bool = True
+    recompute: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cross_fit and not (self.closing_fit and self.start not in ("projection", "scratch")):
+            raise CxlpError(
+                "model.cross_fit trains by the frozen fit's cross-validation: it takes start: frozen, and closing_fit: "
+                "true (else the classifier stays that of the first fit)"
+            )
+        if self.closing_fit and self.start == "scratch":
+            raise CxlpError(
+                "model.closing_fit takes C and the scale of the logits from a first fit, but model.start is scratch: "
+                "start from frozen or projection"
+            )
+
+    @property
+    def fits_first(self) -> bool:
+        """Whether the run begins with a frozen fit of its own."""
+        return self.start in ("frozen", "projection")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it is called in short: backbone and head."""
+        return self.network.backbone.name, self.network.pooling.method
+
+    def build(self, classes: tuple[str, ...], multi_label: bool) -> Network:
+        """Build the network."""
+        return Network(self.network, classes, multi_label)
+
+
+#: Of the model, what only gradient epochs use.
+GRADIENT_MODEL_KEYS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("network", "frozen", "start"))
+#: Of the Trainer, what only gradient epochs use.
+GRADIENT_TRAINER_KEYS = (
+    "max_steps", "min_epochs", "min_steps", "max_time", "limit_train_batches", "overfit_batches", "val_check_interval",
+    "check_val_every_n_epoch", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+    "reload_dataloaders_every_n_epochs", "sync_batchnorm",
+)  # fmt: skip
+
+
+def check_gradient_options(config: Namespace, defaults: Namespace) -> None:
+    """Refuse options of gradient descent in a run without gradient epochs.
+
+    Raises:
+        CxlpError: Names the first one that is not at its default.
+    """
+    if config["trainer"]["max_epochs"]:
+        return
+    keys = [*(f"model.{k}" for k in GRADIENT_MODEL_KEYS), *(f"trainer.{k}" for k in GRADIENT_TRAINER_KEYS)]
+    for key in keys:
+        if config.get(key) != defaults.get(key):
+            raise CxlpError(
+                f"{key} is given, but trainer.max_epochs is 0: there are no gradient epochs. Give trainer.max_epochs, "
+                "or add --config finetune.yaml"
+            )
+
+
+#: What may differ between a run and what goes on with it, or repeats it: it changes no result, or only by rounding.
+_FREE = (
+    "model.network.backbone.weights", "model.frozen.store", "model.recompute", "model.compile", "model.start",
+    "data.root", "data.num_workers", "data.download", "data.batch_size", "data.validation", "data.split_seed",
+)  # fmt: skip
+
+
+def recipe_of(config: Namespace) -> dict[str, Any]:
+    """List what the weights depend on besides the images, by key, as plain values."""
+    found = {**dict(_leaves("model", _plain(config["model"]))), **dict(_leaves("data", _plain(config["data"])))}
+    found = {key: value for key, value in found.items() if key not in _FREE}
+    found["trainer.max_epochs"] = config["trainer"]["max_epochs"]
+    return found
+
+
+def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse another recipe than a checkpoint's.
+
+    Raises:
+        CxlpError: Names the first key that differs.
+    """
+    for key in {**saved, **given}:
+        if saved.get(key) != given.get(key):
+            raise CxlpError(
+                f"{key} is {given.get(key)!r}, but the checkpoint's run had {saved.get(key)!r}: leave it as it was; "
+                "--config runs/NAME/config.yaml has all of that run"
+            )
+
+
+def check_images_per_step(saved: int, given: int) -> None:
+    """Refuse another number of images per gradient step: the schedule has so many steps.
+
+    Raises:
+        CxlpError: If they differ.
+    """
+    if saved != given:
+        raise CxlpError(
+            f"a step takes {given} images (data.batch_size x processes x trainer.accumulate_grad_batches), but in the "
+            f"checkpoint's run it took {saved}: with other numbers of processes, change the others so that it stays"
+        )
+
+
+def check_images(saved: Tensor, given: Tensor) -> None:
+    """Refuse other training images than a checkpoint's, by their fingerprints.
+
+    Raises:
+        CxlpError: If they differ.
+    """
+    if not torch.equal(saved, given):
+        raise CxlpError(
+            "the training images are others than those of the checkpoint's run (data.root, validation, split_seed, "
+            "test_fraction?): what is held out now may have been trained on. Resume with the run's own configs, "
+            "such as --config runs/NAME/config.yaml"
+        )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of a config)
+    """A value as YAML and a checkpoint give it back."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (plain values)
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _leaves(prefix if key == "init_args" else f"{prefix}.{key}", part)
+    else:
+        yield prefix, value

@@ -1,0 +1,57 @@
+"""Batches of any loader, read alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cxlp.utils.errors import CxlpError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of a loader.
+
+    Attributes:
+        images: ``(B, 3, H, W)``; of images whose features are stored, these, ``(B, D)``.
+        labels: ``(B,)`` class indices, or ``(B, K)`` of 1 present, -1 absent, 0 unspecified.
+        index: ``(B,)``, each image's place in its data set; ``None``: the loader does not say.
+        new: ``(B,)``, False for images that were dealt already, to even the ranks' shares.
+        stored: Whether ``images`` are stored features.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor | None
+    new: Tensor
+    stored: bool = False
+
+
+def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
+    """Read a batch: a pair ``(images, labels)``, or a dictionary of :class:`~cxlp.data.datamodule.ImageDataModule`.
+
+    Raises:
+        CxlpError: If it is neither.
+    """
+    if isinstance(batch, Mapping) and "label" in batch and ("image" in batch or "features" in batch):
+        stored = "features" in batch
+        labels = batch["label"]
+        new = ~batch["repeat"] if "repeat" in batch else torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        return Batch(batch["features" if stored else "image"], labels, batch.get("index"), new, stored)
+    if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        images, labels = batch
+        return Batch(images, labels, None, torch.ones(len(labels), dtype=torch.bool, device=labels.device))
+    raise CxlpError(
+        f"the loader yields {_described(batch)}: expected pairs (images, labels) of tensors, or dictionaries with "
+        "'image' and 'label'"
+    )
+
+
+def _described(batch: Any) -> str:  # noqa: ANN401 (whatever a loader yields)
+    if isinstance(batch, Mapping):
+        return f"a dictionary with {', '.join(map(repr, batch))}"
+    if isinstance(batch, Sequence):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
+    return f"a {type(batch).__name__}"
