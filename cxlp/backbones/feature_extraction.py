@@ -89,8 +89,12 @@ def _trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Gra
     tracer = NodePathTracer(**options)
     try:
         graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError) as error:
-        raise CxlpError(f"{name} cannot be traced to be cut: {error}") from error
+    except Exception as error:  # of many kinds, by what in a network cannot be traced
+        raise CxlpError(
+            f"{name} cannot be traced by torch.fx, to be cut: {error}. Where a module's forward branches on values or "
+            "shapes of its input, give its class the attribute traced_as_one = True: it becomes one node, and layers "
+            "outside of it can be named"
+        ) from error
     return graph, {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
 
 
