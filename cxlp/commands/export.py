@@ -40,7 +40,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "--input",
         choices=("uint8", "float32"),
         default="uint8",
-        help="type of the input: uint8 of 0..255 (default), or float32 of 0..1",
+        help="of the input: uint8 (default) of 0..255, or float32 of 0..1",
     )
     parser.add_argument(
         "--check",
