@@ -1,6 +1,7 @@
 """Any network, cut after named layers: images in, their maps out."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.caffenet import CaffeNet, onnx_state_dict
-from cxlp.backbones.feature_extraction import Activation, cut
+from cxlp.backbones.feature_extraction import Activation, cut, narrow
 from cxlp.backbones.gradient_checkpointing import Recomputation
 from cxlp.backbones.layout import _as_map, _layout
 from cxlp.backbones.library import Source, find, of_module
@@ -141,6 +142,23 @@ class Backbone(nn.Module):
     def from_config(cls, config: BackboneConfig) -> "Backbone":
         """Build it from plain values."""
         return cls(**asdict(config))
+
+    def narrowed(self, layers: Collection[str]) -> "Backbone":
+        """Give a backbone with some of the layers only, in their order here, and nothing that only others need.
+
+        It has the same parameters, not copies; where all layers are asked for, it is this one.
+        """
+        kept = [i for i, layer in enumerate(self.layers) if layer in layers]
+        if len(kept) == len(self.layers):
+            return self
+        twin = copy.copy(self)
+        twin._modules, twin._buffers = dict(self._modules), dict(self._buffers)
+        twin._recomputation = Recomputation()
+        for name in ("layers", "_layouts", "same", "channels", "map_sizes", "strides"):
+            setattr(twin, name, tuple(getattr(self, name)[i] for i in kept))
+        twin._arguments = {**self._arguments, "layers": list(twin.layers)}
+        twin.trunk = narrow(self.trunk, twin.layers)
+        return twin
 
     def spec(self) -> dict[str, Any]:
         """Describe it by plain values, its arguments; ``name`` is ``None`` where it was made of a module."""

@@ -1,5 +1,6 @@
 """Cut a network after named layers, by its graph."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -64,6 +65,24 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     _unfuse(trunk, activation)
     _protect_from_in_place(trunk)
     return trunk
+
+
+def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
+    """Keep only some outputs of a cut network, and what they need; its modules are shared, not copied."""
+    from torchvision.models.feature_extraction import DualGraphModule
+
+    kept, graphs = set(layers), []
+    for whole in _graphs(trunk):
+        graph = copy.deepcopy(whole)
+        output = _output(graph)
+        taps = output.args[0]
+        assert isinstance(taps, dict)
+        output.args = ({layer: tap for layer, tap in taps.items() if layer in kept},)
+        graph = fx.GraphModule(trunk, graph).graph  # which tells what calls may do
+        graph.eliminate_dead_code()
+        graphs.append(graph)
+    narrowed: fx.GraphModule = DualGraphModule(trunk, *graphs, class_name=type(trunk).__name__)
+    return narrowed.train(trunk.training)
 
 
 def _tracing_options(model: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Network(nn.Module):
     Images are RGB: uint8 of 0..255, or floating point of 0..1.
 
     Args:
-        backbone: ``images -> maps``.
+        backbone: ``images -> maps``; layers that no head takes are cut off, with what only they need.
         head: What is made of the maps: a head, or several, whose vectors are concatenated.
         classes: Names of the classes, or how many (then named ``"0"``, ``"1"``, ...); ``None``: the classifier comes
             with :meth:`set_classes`.
@@ -31,6 +31,7 @@ class Network(nn.Module):
             Training sees whole images.
 
     Attributes:
+        backbone: With the layers that heads take.
         heads: Each makes a vector; the representation is their concatenation, divided by the square root of their
             number, so that vectors of unit length make one of unit length.
         image_size: Side of the square images that it is trained on, of which the heads' views are cut, pixels.
@@ -59,10 +60,11 @@ class Network(nn.Module):
         test_views: Views = Views(),
     ) -> None:
         super().__init__()
-        self.backbone = backbone
         heads = [head] if isinstance(head, Head) else list(head)
         if not heads:
             raise CxlpError("a network needs a head, or several")
+        # Parameters of which no score depends would have distributed training wait for their gradients.
+        self.backbone = backbone.narrowed({layer for each in heads for layer in each.layers_of(backbone.layers)})
         for each in heads:
             self._connect(each)
         self.heads = nn.ModuleList(heads)
