@@ -20,7 +20,6 @@ from cxlp.frozen import fit as fit_module
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import FeatureType, RowStore
-from cxlp.heads.cross_layer import sub_arrays
 from cxlp.heads import (
     AveragePooling,
     BilinearPooling,
@@ -31,6 +30,7 @@ from cxlp.heads import (
     SparseFisherVector,
     TrainedGuidePooling,
 )
+from cxlp.heads.cross_layer import sub_arrays
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError

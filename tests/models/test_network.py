@@ -209,7 +209,7 @@ def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos
     network = randomise(Network(backbone, CrossLayerPooling(pca_dim=4), 5)).eval()
     assert network.classes == ("0", "1", "2", "3", "4")
     checkpoint = read_checkpoint(save(network, tmp_path / "a.ckpt"))
-    with pytest.raises(CxlpError, match="made of an nn.Module, .* argument backbone"):
+    with pytest.raises(CxlpError, match=r"made of an nn.Module, .* argument backbone"):
         network_of(checkpoint)
     for given in (trunk(), Backbone(trunk(), ["0", "2"], image_size=64, mean=(0.5, 0.5, 0.5))):
         with torch.no_grad():
