@@ -6,16 +6,40 @@ from typing import TYPE_CHECKING
 from cxlp.version import __version__
 
 if TYPE_CHECKING:
+    from cxlp.backbones.backbone import Backbone
     from cxlp.deploy.predictor import Prediction, Predictor, load
-    from cxlp.heads.cross_layer import CrossLayerPooling, cross_layer_pooling
+    from cxlp.heads import (
+        AveragePooling,
+        BilinearPooling,
+        CovariancePooling,
+        CrossLayerPooling,
+        FisherVector,
+        Head,
+        SparseFisherVector,
+        TrainedGuidePooling,
+    )
+    from cxlp.heads.cross_layer import cross_layer_pooling
+    from cxlp.heads.views import Views
     from cxlp.models.checkpoint import load_network
     from cxlp.models.network import Network
+    from cxlp.tasks import FineTune, Frozen
 
 __all__ = [
+    "AveragePooling",
+    "Backbone",
+    "BilinearPooling",
+    "CovariancePooling",
     "CrossLayerPooling",
+    "FineTune",
+    "FisherVector",
+    "Frozen",
+    "Head",
     "Network",
     "Prediction",
     "Predictor",
+    "SparseFisherVector",
+    "TrainedGuidePooling",
+    "Views",
     "__version__",
     "cross_layer_pooling",
     "load",
@@ -23,13 +47,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CrossLayerPooling": "cxlp.heads.cross_layer",
+    "AveragePooling": "cxlp.heads",
+    "Backbone": "cxlp.backbones.backbone",
+    "BilinearPooling": "cxlp.heads",
+    "CovariancePooling": "cxlp.heads",
+    "CrossLayerPooling": "cxlp.heads",
+    "FineTune": "cxlp.tasks",
+    "FisherVector": "cxlp.heads",
+    "Frozen": "cxlp.tasks",
+    "Head": "cxlp.heads",
     "Network": "cxlp.models.network",
     "Prediction": "cxlp.deploy.predictor",
     "Predictor": "cxlp.deploy.predictor",
+    "SparseFisherVector": "cxlp.heads",
+    "TrainedGuidePooling": "cxlp.heads",
+    "Views": "cxlp.heads.views",
     "cross_layer_pooling": "cxlp.heads.cross_layer",
     "load": "cxlp.deploy.predictor",
-    "load_network": "cxlp.models.network",
+    "load_network": "cxlp.models.checkpoint",
 }
 
 

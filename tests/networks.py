@@ -9,18 +9,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.backbones.backbone import Backbone, BackboneConfig
+from cxlp.heads import CrossLayerPooling, Head
+from cxlp.models.network import Network
 
-# A network made for tests: 48 channels under 192, on 64 x 64 pixels 8x8 under 4x4, or both 4x4.
+# A network made for tests: 48 channels under 192, on 64 x 64 pixels 8x8 under 4x4, or both 4x4; on 32 x 32 both 2x2.
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv1", "layer3"), weights=None, image_size=64)
 EVEN = replace(BACKBONE, layers=("layer3.0.conv2", "layer3"))
+SMALL = replace(EVEN, image_size=32)
 CLASSES = ["gull", "tern", "wren"]
 
 
-def build(backbone: BackboneConfig = EVEN, classes: Sequence[str] | None = None, **pooling: Any) -> Network:
-    return Network(NetworkConfig(backbone, PoolingConfig(**{"pca_dim": 6, **pooling})), classes).eval()
+def build(
+    head: Head | Sequence[Head] | None = None,
+    backbone: BackboneConfig = EVEN,
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> Network:
+    """Make a network with random weights; without a head, of cross-layer pooling with a PCA to 6."""
+    return Network(Backbone.from_config(backbone), head or CrossLayerPooling(pca_dim=6), classes, **options).eval()
 
 
 def randomise(network: Network) -> Network:

@@ -1,54 +1,70 @@
-"""Any network, cut after two named layers: images in, the two maps out."""
+"""Any network, cut after named layers: images in, their maps out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.caffenet import CaffeNet, onnx_state_dict
-from cxlp.backbones.feature_extraction import cut
+from cxlp.backbones.feature_extraction import Activation, cut, narrow
 from cxlp.backbones.gradient_checkpointing import Recomputation
 from cxlp.backbones.layout import _as_map, _layout
-from cxlp.backbones.library import _find, _Source
+from cxlp.backbones.library import Source, find, of_module
 from cxlp.backbones.weights import load_strictly, read_state_dict
 from cxlp.utils.errors import CxlpError
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which network, cut where.
+    """Which network, cut where, by plain values: the arguments of :class:`Backbone`.
 
     Attributes:
-        name: ``caffenet``, ``efficientnet_lite0``, or any torchvision or timm classification
-            network; ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's).
-        layers: The lower layer (local features) and the upper layer (guide), each the name of a
+        name: ``caffenet``, ``efficientnet_lite0``, or any torchvision or timm classification network;
+            ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's). Or the import path of a
+            callable without arguments that returns an ``nn.Module``, such as ``my_package.nets.trunk``.
+        layers: Layers whose maps heads may take, lower before upper, each the name of a
             module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
             (of a convolutional classifier, the mean over places). Of a transformer the patch tokens on their grid are
             the map: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
-        weights: ``default`` (ImageNet), a local file (``.pth``, for caffenet also ``.onnx``), or
-            null for random ones.
-        image_size: Side of the square input in pixels; null: what the network was trained with.
+        weights: ``default`` (ImageNet; of an import path, those that the network comes with), a local file (``.pth``,
+            for caffenet also ``.onnx``), or null for random ones.
+        image_size: Side of the square input in pixels; null: what the network was trained with (224 where that is
+            not known).
+        mean: Subtracted from the channels of RGB images of 0..1; null: the network's own (ImageNet's where that is not
+            known).
+        std: What they are divided by then; null: likewise.
     """
 
     name: str = "caffenet"
-    layers: tuple[str, str] = ("conv4", "conv5")
-    activation: Literal["after", "before"] = "after"
+    layers: tuple[str, ...] = ("conv4", "conv5")
+    activation: Activation = "after"
     weights: str | None = "default"
     image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
 class Backbone(nn.Module):
     """A network cut after some layers; everything behind them is gone.
 
+    Images are RGB: uint8 of 0..255, or floating point of 0..1, as torchvision has it.
+
     Args:
-        config: Which network, cut where.
-        layers: The layers whose maps are wanted, if others than the config's two.
+        name: A network by name or import path, see :class:`BackboneConfig`, or an ``nn.Module``, which becomes the
+            backbone's: it is not copied.
+        layers: See :class:`BackboneConfig`, as for all others.
+        activation: Tap layers ``after`` the activation that follows them, or ``before`` it.
+        weights: ``default``, a local file, or ``None``; of a module, ``default`` and ``None`` leave it as it is.
+        image_size: Side of the square input, pixels.
+        mean: Of RGB images of 0..1, by channel.
+        std: Likewise.
 
     Attributes:
         layers: Their names.
@@ -57,42 +73,102 @@ class Backbone(nn.Module):
         map_sizes: Their ``(H, W)`` at ``image_size``.
         strides: Input pixels per cell of each map, vertically.
         same: For each layer the first one that means the same map.
+        name: The network's, or of a module its class's.
         recompute: Whether training holds few maps and computes the others again for their gradients
-            (gradient checkpointing, see :mod:`cxlp.backbones.gradient_checkpointing`); off at first, and no part of
-            the config: it changes no value.
+            (gradient checkpointing, see :mod:`cxlp.backbones.gradient_checkpointing`); off at first, and no argument:
+            it changes no value.
 
     Raises:
-        CxlpError: For an unknown network or layer, weights that do not fit, or an image size too
-            small for the network.
+        CxlpError: For an unknown network or layer, weights that do not fit, an image size too
+            small for the network, or a network that cannot be traced.
+
+    Example:
+        >>> backbone = Backbone("timm/test_resnet", layers=("layer2", "layer3"), weights=None, image_size=64)
+        >>> [tuple(m.shape) for m in backbone(torch.rand(2, 3, 64, 64))]
+        [(2, 64, 8, 8), (2, 192, 4, 4)]
     """
 
     mean: Tensor
     std: Tensor
+    _mean_of_bytes: Tensor
+    _std_of_bytes: Tensor
 
-    def __init__(self, config: BackboneConfig, layers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str | nn.Module,
+        layers: Sequence[str],
+        activation: Activation = "after",
+        weights: str | None = "default",
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
-        source = _find(config.name)
-        self.layers = tuple(layers or config.layers)
-        self.image_size = config.image_size or source.expects.size
+        if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
+            raise CxlpError(f"the backbone's layers are {layers!r}: name one or more, each once")
+        source = find(name) if isinstance(name, str) else of_module(name)
+        self.name = name if isinstance(name, str) else type(name).__name__
+        self.layers = tuple(layers)
+        self._arguments = {
+            "name": name if isinstance(name, str) else None,
+            "layers": list(self.layers),
+            "activation": activation,
+            "weights": weights,
+            "image_size": image_size,
+            "mean": None if mean is None else list(mean),
+            "std": None if std is None else list(std),
+        }
+        self.image_size = image_size or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False
         self._recomputation = Recomputation()
         # Not in the state dict: they are the network's definition, not learnt.
-        self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
-        self.trunk = cut(source.model, {layer: layer for layer in self.layers}, config.activation, config.name)
-        self._load(config, source)
+        for key, values in (("mean", mean or source.expects.mean), ("std", std or source.expects.std)):
+            if len(values) != 3 or (key == "std" and not all(value > 0 for value in values)):
+                raise CxlpError(f"the backbone's {key} is {list(values)}: give three numbers, for red, green and blue")
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            # Bytes are compared with 255 times these, so that whole numbers are subtracted exactly.
+            in_bytes = torch.tensor([255 * value for value in values]).view(1, 3, 1, 1)
+            self.register_buffer(f"_{key}_of_bytes", in_bytes, persistent=False)
+        self.trunk = cut(source.model, {layer: layer for layer in self.layers}, activation, self.name)
+        self._load(weights, source)
         # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
         for module in self.trunk.modules():
             if isinstance(module, nn.Conv2d):  # not the trunk as a whole: a transformer's buffers may be of rank 5
                 module.to(memory_format=torch.channels_last)
-        self._dry_run(config)
+        self._dry_run()
+
+    @classmethod
+    def from_config(cls, config: BackboneConfig) -> "Backbone":
+        """Build it from plain values."""
+        return cls(**asdict(config))
+
+    def narrowed(self, layers: Collection[str]) -> "Backbone":
+        """Give a backbone with some of the layers only, in their order here, and nothing that only others need.
+
+        It has the same parameters, not copies; where all layers are asked for, it is this one.
+        """
+        kept = [i for i, layer in enumerate(self.layers) if layer in layers]
+        if len(kept) == len(self.layers):
+            return self
+        twin = copy.copy(self)
+        twin._modules, twin._buffers = dict(self._modules), dict(self._buffers)
+        twin._recomputation = Recomputation()
+        for name in ("layers", "_layouts", "same", "channels", "map_sizes", "strides"):
+            setattr(twin, name, tuple(getattr(self, name)[i] for i in kept))
+        twin._arguments = {**self._arguments, "layers": list(twin.layers)}
+        twin.trunk = narrow(self.trunk, twin.layers)
+        return twin
+
+    def spec(self) -> dict[str, Any]:
+        """Describe it by plain values, its arguments; ``name`` is ``None`` where it was made of a module."""
+        return dict(self._arguments)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps.
 
         Args:
-            images: ``(B, 3, H, W)``, RGB, 0..255, uint8 or floating point.
+            images: ``(B, 3, H, W)``, RGB: integers of 0..255, or floating point of 0..1.
 
         Returns:
             A map ``(B, C, h, w)`` for each layer; a fully connected layer's vector is a map of 1 x 1, a transformer's
@@ -106,9 +182,11 @@ class Backbone(nn.Module):
     def _outputs(self, images: Tensor) -> list[Tensor]:
         """What the layers give, in the network's own layouts."""
         x = images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
+        floating = images.is_floating_point()
+        mean, std = (self.mean, self.std) if floating else (self._mean_of_bytes, self._std_of_bytes)
+        x = (x - mean) / std
         if self.bgr:
             x = x.flip(1)
-        x = (x - self.mean) / self.std
         recompute = self.recompute and self.training and torch.is_grad_enabled()
         outputs: dict[str, Tensor] = self._recomputation(self.trunk, x) if recompute else self.trunk(x)
         return [outputs[layer] for layer in self.layers]
@@ -118,32 +196,33 @@ class Backbone(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.trunk.train(self.training)
 
-    def _load(self, config: BackboneConfig, source: _Source) -> None:
-        if config.weights is None:
+    def _load(self, weights: str | None, source: Source) -> None:
+        if weights is None or (weights == "default" and source.default_state is None):
             return
-        if config.weights == "default":
-            state, called = source.default_state(), f"the default weights of {config.name}"
-        elif config.weights.endswith(".onnx") and isinstance(source.model, CaffeNet):
-            state, called = onnx_state_dict(Path(config.weights)), config.weights
+        if weights == "default":
+            assert source.default_state is not None
+            state, called = source.default_state(), f"the default weights of {self.name}"
+        elif weights.endswith(".onnx") and isinstance(source.model, CaffeNet):
+            state, called = onnx_state_dict(Path(weights)), weights
         else:
-            state, called = read_state_dict(Path(config.weights)), config.weights
+            state, called = read_state_dict(Path(weights)), weights
         load_strictly(self.trunk, source.model, state, called)
 
     @torch.no_grad()
-    def _dry_run(self, config: BackboneConfig) -> None:
+    def _dry_run(self) -> None:
         """Find channels and strides, and check that the taps are what was asked for."""
         training = self.training
         self.eval()
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         try:
-            outputs = self._outputs(255 * noise)
+            outputs = self._outputs(noise)
         except (RuntimeError, AssertionError) as error:  # some networks assert their one input size
             raise CxlpError(
-                f"{config.name} cannot take images of {self.image_size} x {self.image_size} pixels "
-                f"(data.image_size, model.network.backbone.image_size): {str(error).splitlines()[0]}"
+                f"{self.name} cannot take images of {self.image_size} x {self.image_size} pixels "
+                f"(the backbone's image_size): {str(error).splitlines()[0]}"
             ) from error
         self._layouts = tuple(
-            _layout(output, f"layer {layer!r} of {config.name}")
+            _layout(output, f"layer {layer!r} of {self.name}")
             for output, layer in zip(outputs, self.layers, strict=True)
         )
         maps = [_as_map(*given) for given in zip(outputs, self._layouts, self.layers, strict=True)]

@@ -1,5 +1,6 @@
 """Cut a network after named layers, by its graph."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -66,6 +67,24 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     return trunk
 
 
+def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
+    """Keep only some outputs of a cut network, and what they need; its modules are shared, not copied."""
+    from torchvision.models.feature_extraction import DualGraphModule
+
+    kept, graphs = set(layers), []
+    for whole in _graphs(trunk):
+        graph = copy.deepcopy(whole)
+        output = _output(graph)
+        taps = output.args[0]
+        assert isinstance(taps, dict)
+        output.args = ({layer: tap for layer, tap in taps.items() if layer in kept},)
+        graph = fx.GraphModule(trunk, graph).graph  # which tells what calls may do
+        graph.eliminate_dead_code()
+        graphs.append(graph)
+    narrowed: fx.GraphModule = DualGraphModule(trunk, *graphs, class_name=type(trunk).__name__)
+    return narrowed.train(trunk.training)
+
+
 def _tracing_options(model: nn.Module) -> dict[str, Any]:
     import torchvision
 
@@ -89,8 +108,12 @@ def _trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Gra
     tracer = NodePathTracer(**options)
     try:
         graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError) as error:
-        raise CxlpError(f"{name} cannot be traced to be cut: {error}") from error
+    except Exception as error:  # of many kinds, by what in a network cannot be traced
+        raise CxlpError(
+            f"{name} cannot be traced by torch.fx, to be cut: {error}. Where a module's forward branches on values or "
+            "shapes of its input, give its class the attribute traced_as_one = True: it becomes one node, and layers "
+            "outside of it can be named"
+        ) from error
     return graph, {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
 
 

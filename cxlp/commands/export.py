@@ -23,7 +23,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "export",
         help="a checkpoint as ONNX or torch.export, checked against the network",
         description="Write a checkpoint's network as a file for other runtimes: batches (B, 3, T, T) of any size in,\n"
-        "RGB of 0..255, and one logit per class out. Classes, T, how to resize, and what makes probabilities\n"
+        "RGB, and one logit per class out. Classes, T, how to resize, and what makes probabilities\n"
         'of logits are in its metadata, as JSON under "cxlp" (of a .pt2: the extra file "cxlp.json").\n'
         "The file is opened again and held against the network; sizes and times are of this machine's CPU.\n"
         "Exit status: 0 it computes the same; 1 it does not; 2 the arguments are wrong.",
@@ -37,7 +37,10 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx or model.pt2")
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
     parser.add_argument(
-        "--input", choices=("uint8", "float32"), default="uint8", help="type of the input (default: uint8)"
+        "--input",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="of the input: uint8 (default) of 0..255, or float32 of 0..1",
     )
     parser.add_argument(
         "--check",

@@ -74,7 +74,7 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
     )
     return {
         "made_by": f"cxlp {__version__}",
-        "backbone": model.network.config.backbone.name,
+        "backbone": model.network.backbone.name,
         "classes": list(model.classes),
         "multi_label": model.multi_label,
         "size": size,
@@ -84,7 +84,7 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
             "name": "images",
             "shape": ["batch", 3, size, size],
             "dtype": dtype,
-            "values": "RGB, 0..255: the file subtracts means itself",
+            "values": f"RGB, {'0..255' if dtype == 'uint8' else '0..1'}: the file subtracts means itself",
         },
         "output": {
             "name": "logits",
@@ -101,7 +101,7 @@ def export(model: Predictor, path: Path, form: Format, dtype: DType = "uint8") -
         model: On the CPU, in float32.
         path: The file; put in place when it is whole.
         form: ``onnx``, or ``torch`` (``.pt2``, for ``torch.export.load``).
-        dtype: Of the input.
+        dtype: Of the input: ``uint8`` of 0..255, or ``float32`` of 0..1.
 
     Returns:
         The files; an ONNX file above 2 GB has its weights in a second one.
@@ -187,7 +187,8 @@ def check(model: Predictor, path: Path, form: Format, images: Tensor, dtype: DTy
         dtype: Of the file's input.
     """
     run = load_onnx(path) if form == "onnx" else load_torch(path)
-    images = images.to(getattr(torch, dtype))
+    if dtype == "float32":
+        images = images.float() / 255
     with torch.no_grad():
         expected = torch.cat([model.network.score(part) for part in torch.split(images, 8)])
         found = torch.cat([run(part) for part in [images[:1], *torch.split(images[1:], 8)] if len(part)])
@@ -236,12 +237,11 @@ def _check_onnx(network: Network) -> None:
             f"ONNX needs {', '.join(missing)}, which nothing else does: pip install {' '.join(ONNX_PACKAGES)} "
             "(or --format torch)"
         )
-
-    if any(part.config.method == "sparse_fisher" for part in network.each_part()):
-        raise CxlpError(
-            "method: sparse_fisher cannot be written as ONNX, which knows no eigenvalues, the measure of its steps to "
-            "sparse codes. As PyTorch's own file: --format torch"
-        )
+    for head in network.each_head():
+        if head.onnx_obstacle is not None:
+            raise CxlpError(
+                f"{head.name} cannot be written as ONNX: {head.onnx_obstacle}. As PyTorch's own file: --format torch"
+            )
 
 
 def _first_line(error: BaseException) -> str:

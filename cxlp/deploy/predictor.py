@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, overload
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cxlp.data.decode import Pixels, as_pixels, read_image
@@ -70,11 +70,10 @@ class Predictor:
         CxlpError: If the network has no classes, or the precision is unknown.
 
     Example:
-        >>> from cxlp.models.network import NetworkConfig
-        >>> from cxlp.models.branch import PoolingConfig
-        >>> from cxlp.backbones.backbone import BackboneConfig
-        >>> small = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32)
-        >>> network = Network(NetworkConfig(small, PoolingConfig(pca_dim=4)), ["gull", "tern", "wren", "crow"])
+        >>> from cxlp.backbones.backbone import Backbone
+        >>> from cxlp.heads import CrossLayerPooling
+        >>> small = Backbone("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32)
+        >>> network = Network(small, CrossLayerPooling(pca_dim=4), ["gull", "tern", "wren", "crow"])
         >>> model = Predictor(network)  # or: load("runs/NAME/checkpoints/best.ckpt")
         >>> model.predict(np.zeros((48, 64, 3), np.uint8), top=2)  # not trained yet: no opinion
         Prediction(path='', classes=('gull', 'tern'), probabilities=(0.25, 0.25), error='')
@@ -135,7 +134,7 @@ class Predictor:
         """Compute probabilities of all classes.
 
         Args:
-            pictures: ``(B, 3, T, T)``, RGB, 0..255, uint8 or floating point, on any device.
+            pictures: ``(B, 3, T, T)``, RGB, uint8 of 0..255 or floating point of 0..1, on any device.
 
         Returns:
             ``(B, K)`` float32 on the CPU, in the order of :attr:`classes`.
@@ -215,21 +214,25 @@ class Predictor:
 
 
 def load(
-    checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu", precision: Precision = "32"
+    checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    precision: Precision = "32",
+    backbone: nn.Module | None = None,
 ) -> Predictor:
-    """Make a predictor of a checkpoint of either mode; nothing else is needed, and no code in it is run.
+    """Make a predictor of a checkpoint of either mode; nothing else is needed.
 
     Args:
         checkpoint: A file that a run wrote, such as ``runs/NAME/checkpoints/best.ckpt``.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
+        backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported.
 
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
     saved = read_checkpoint(Path(checkpoint))
     image = saved["cxlp"]["image"]
-    return Predictor(network_of(saved), image["aspect"], precision, image.get("boxes", False)).to(device)
+    return Predictor(network_of(saved, backbone), image["aspect"], precision, image.get("boxes", False)).to(device)
 
 
 class _Decoded(NamedTuple):

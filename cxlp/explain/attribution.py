@@ -1,17 +1,8 @@
 """Why an image has its score: the score of a class, split exactly over pooling channels and over places.
 
-Before normalisation the pooled vector is a sum over places, ``P_k = sum_i a_ik x_i``, and for a given image the
-normalisation only scales its entries: ``n(P)_kj = r_kj P_kj`` with ``r_kj = n(P)_kj / P_kj``. (For the signed square
-root and L2 that is ``1 / (sqrt|P_kj| ||.||)``; for signs ``1 / |P_kj|`` and the length; ``zscore`` subtracts the
-vector's mean before, which is linear in P, too.) With the weights w and the bias b of a class, its score is
-
-    s = b + sum_kj w_kj n(P)_kj = b + sum_i sum_k e_ik,        e_ik = a_ik sum_j u_kj x_ij,
-
-where ``u_kj = w_kj r_kj`` (less its mean under ``zscore``). That is algebra, no approximation: the ``e_ik`` add up to
-the score, over places, over channels, or over both. What it holds fixed is the image's own scaling r: another image has
-another. (Of the signed square root it is what gradients give that are integrated along the straight path from P = 0,
-Sundararajan et al., ICML 2017.) Entries of P that almost cancel have a large r, those of signs above all: places may
-then hold large shares of opposite sign.
+How a head splits its part of a score is in the head's own file (its ``explain``); the algebra that they share is in
+:mod:`cxlp.heads.evidence`. Here the parts are put together: the classifier's bias and the shares of all heads add up to
+the score.
 """
 
 from collections.abc import Iterator
@@ -20,27 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cxlp.heads.average import AveragePooling
-from cxlp.heads.cross_layer import CrossLayerPooling, align_maps, cross_layer_pooling, local_vectors, project
-from cxlp.heads.normalisation import Normalise
-from cxlp.heads.trained_guide import TrainedGuidePooling
-from cxlp.models.branch import Part
+from cxlp.heads.views import Window
 from cxlp.models.network import Network
-from cxlp.models.views import Window
 from cxlp.utils.errors import CxlpError
 
 
 @dataclass(frozen=True)
 class PartEvidence:
-    """What one part of the network contributes to an image's score.
+    """What one head of the network contributes to an image's score.
 
-    A place is a cell of the map that guides the pooling: the centre of its sub-array, where that is larger. (Maps of
-    different sizes are brought onto one grid before.) The pooling channels of an average are the channels of its map.
+    A place is a cell of the map that the head pools under, see the head.
 
     Attributes:
-        shares: ``e_ik``: ``(V, K, h, w)``, float64, of V views, K pooling channels and h x w places; zero where no
-            sub-array is centred.
-        activations: ``a_ik``, the same shape; of an average the map itself.
+        shares: ``e_ik``: ``(V, K, h, w)``, float64, of V views, K pooling channels and h x w places; zero where
+            nothing is pooled.
+        activations: ``a_ik``, the same shape.
         windows: Where the views lie in the image.
         size: Side of a view, pixels.
         image_size: Side of the image that the views are cut of, pixels.
@@ -104,7 +89,7 @@ class Explanation:
         against: The other class, whose score is subtracted; ``None``: none is.
         probabilities: Of all classes: ``(classes,)``.
         bias: The classifier's, the only term that is no evidence.
-        parts: The evidence of each part of the network.
+        parts: The evidence of each head of the network.
     """
 
     target: int
@@ -163,23 +148,14 @@ def check_explainable(network: Network) -> None:
     """Refuse a network whose scores are no sums over places.
 
     Raises:
-        CxlpError: Names the part and its method, or says that there is no classifier.
+        CxlpError: Names the head and says why, or says that there is no classifier.
     """
     if network.classifier is None:
         raise CxlpError("the network has no classes yet, so there is no score to explain: fit it first")
-    for i, part in enumerate(network.each_part()):
-        if not isinstance(part.encoding, AveragePooling | CrossLayerPooling | TrainedGuidePooling):
-            key = "pooling" if i == 0 else f"also[{i - 1}]"
-            raise CxlpError(
-                f"model.network.{key}.method is {part.config.method}: its vector is no sum over places (a matrix root "
-                "or a generative model comes before the classifier), so the score cannot be split exactly; methods "
-                "that can be explained: cross, bilinear, trained_guide, average_local, average_guide"
-            )
-        if part.config.spectral:
-            raise CxlpError(
-                "model.network.pooling.spectral is true: a matrix root mixes all places, so the score cannot be split "
-                "exactly"
-            )
+    for i, head in enumerate(network.each_head()):
+        if head.explanation_obstacle is not None:
+            which = head.name if len(network.heads) == 1 else f"head {i + 1}, {head.name},"
+            raise CxlpError(f"{which} cannot be explained, its scores not split exactly: {head.explanation_obstacle}")
 
 
 def is_explainable(network: Network) -> bool:
@@ -203,7 +179,7 @@ def explain(
 
     Args:
         network: In evaluation mode, fitted.
-        images: ``(B, 3, S, S)``, RGB 0..255.
+        images: ``(B, 3, S, S)``, RGB: uint8, or floating point of 0..1.
         target: The class to explain; ``None``: each image's best one (other than ``against``).
         against: A class whose score is subtracted, so that the difference of the two is explained.
 
@@ -216,69 +192,22 @@ def explain(
     check_explainable(network)
     classifier = network.classifier
     assert classifier is not None
-    parts, found = list(network.each_part()), network.inputs(images)
-    vectors = [network.encode(part, maps) for part, maps in zip(parts, found, strict=True)]
+    heads, found = list(network.each_head()), network.inputs(images)
+    vectors = [network.encode(head, maps) for head, maps in zip(heads, found, strict=True)]
+    size = network.backbone.image_size
     for i, scores in enumerate(network.classify(torch.cat(vectors, dim=1)).float()):
         chosen = _best(scores, against) if target is None else target
         weights, bias = classifier.weight[chosen].double(), classifier.bias[chosen].double()
         if against is not None:
             weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
-        split = torch.split(weights * len(parts) ** -0.5, [part.out_features for part in parts])
-        evidence = [
-            _explain_part(part, [_own(m, i, part.views) for m in maps], own, network)
-            for part, maps, own in zip(parts, found, split, strict=True)
-        ]
+        split = torch.split(weights * len(heads) ** -0.5, [head.out_features for head in heads])
+        evidence = []
+        for head, maps, own in zip(heads, found, split, strict=True):
+            shares, activations = head.explain([_own(m, i, head.view_count) for m in maps], own)
+            windows = tuple(head.views.windows(size))
+            evidence.append(PartEvidence(shares.cpu(), activations.cpu(), windows, size, head.views.image_size(size)))
         probabilities = scores.sigmoid() if network.multi_label else scores.softmax(dim=0)
         yield Explanation(chosen, against, probabilities.cpu(), float(bias), tuple(evidence))
-
-
-def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> Tensor:
-    """Weights u of the pooled vector before normalisation, holding its scaling fixed: see the module.
-
-    Args:
-        normalise: The steps.
-        pooled: P of one image: ``(K, p)``, float64.
-        weights: Weights w of the normalised vector: ``(K, p)``.
-
-    Returns:
-        ``(K, p)`` with ``sum u P = sum w n(P)``. (Where an entry is zero and scaled only, any weight would do.)
-    """
-    zscore = normalise.steps["zscore"]
-    centred = pooled - pooled.mean() if zscore else pooled
-    scaled = weights * torch.where(centred == 0, 0.0, normalise(pooled[None]).view_as(pooled) / centred)
-    return scaled - scaled.mean() if zscore else scaled
-
-
-def _explain_part(part: Part, maps: list[Tensor], weights: Tensor, network: Network) -> PartEvidence:
-    encoding, views = part.encoding, part.config.views
-    normalise = encoding.normalise
-    assert isinstance(normalise, Normalise)
-    if isinstance(encoding, AveragePooling):
-        (activations,) = maps  # (V, C, h, w)
-        pooled = activations.mean(dim=(0, 2, 3))[None]  # (1, C)
-        effective = effective_weights(normalise, pooled, weights[None]).view(1, -1, 1, 1)
-        shares = activations * effective / (activations.numel() / activations.shape[1])
-    else:
-        if isinstance(encoding, CrossLayerPooling):
-            local, activations = align_maps(maps[0], maps[1], encoding.align)
-            pool = encoding.pool
-        else:
-            assert isinstance(encoding, TrainedGuidePooling) and encoding.projection is not None
-            local, pool = project(encoding.projection, maps[0]), cross_layer_pooling
-            guide = encoding.activations(local_vectors(local)).transpose(1, 2)  # (V, K, h w)
-            activations = guide.reshape(*guide.shape[:2], *local.shape[-2:])
-        with torch.enable_grad():
-            guide = activations.detach().clone().requires_grad_()
-            pooled = pool(local.detach(), guide).sum(dim=0)  # (K, p)
-            if isinstance(encoding, CrossLayerPooling) and encoding.sketch is not None:
-                pooled = encoding.sketch(pooled[None])  # (1, D), linear, too
-            effective = effective_weights(normalise, pooled.detach(), weights.view_as(pooled))
-            # P is linear in the guide: an activation times its derivative is what it contributes.
-            (slopes,) = torch.autograd.grad((pooled * effective).sum(), guide)
-        shares = activations * slopes
-    size = network.backbone.image_size
-    windows = tuple(views.windows(size))
-    return PartEvidence(shares.cpu(), activations.cpu(), windows, size, views.image_size(size))
 
 
 def _own(maps: Tensor, image: int, views: int) -> Tensor:

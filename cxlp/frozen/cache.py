@@ -27,8 +27,8 @@ FORMAT = 1
 class Entry:
     """The features of one fit: a folder that is there when it is whole, and not before.
 
-    It holds the training features, the network's fitted parts, and the features of other images that these
-    parts made. All of it is written aside and renamed; what a killed run leaves bears another name, and is deleted
+    It holds the training features, the network's fitted heads, and the features of other images that these
+    heads made. All of it is written aside and renamed; what a killed run leaves bears another name, and is deleted
     by the next one. Two runs that compute the same at the same time both write; the first one's is kept. All
     ranks call each method together.
 
@@ -92,7 +92,7 @@ class Entry:
 
     def _commit(self, network: Network, facts: dict[str, Any]) -> None:
         assert self.part is not None
-        torch.save(network.parts.state_dict(), self.part / "parts.pt")
+        torch.save(network.heads.state_dict(), self.part / "heads.pt")
         facts = {**facts, "made by": _maker(network)}
         (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
         if self.folder.is_dir() and not (self.folder / "entry.json").is_file():
@@ -115,12 +115,12 @@ class Entry:
         self.part = None
 
     def was_made_by(self, network: Network) -> bool:
-        """Whether the features are there, and backbone and parts are those that made them, bit by bit."""
+        """Whether the features are there, and backbone and heads are those that made them, bit by bit."""
         return self.complete and on_rank_zero_word(lambda: self.facts()["made by"] == _maker(network))
 
 
 class ScoredRows:
-    """Features of held-out or test images, which an entry's parts have made, as they come.
+    """Features of held-out or test images, which an entry's heads have made, as they come.
 
     Args:
         entry: A complete one.
@@ -236,4 +236,4 @@ def on_rank_zero_word(ask: Callable[[], bool]) -> bool:
 
 
 def _maker(network: Network) -> str:
-    return digest_of_weights(network.backbone) + digest_of_weights(network.parts)
+    return digest_of_weights(network.backbone) + digest_of_weights(network.heads)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,14 +15,11 @@ from tqdm import tqdm
 
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.maps import MapStore
-from cxlp.frozen.projections import ProjectionFit, random_places
+from cxlp.frozen.maps import STEP, MapStore
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
 from cxlp.frozen.svm import HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
-from cxlp.heads.cross_layer import local_vectors, project
-from cxlp.heads.fisher_vector import Codebook
-from cxlp.heads.trained_guide import TrainedGuidePooling
-from cxlp.models.branch import Part
+from cxlp.heads.base import Head
+from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
 from cxlp.utils.errors import CxlpError
@@ -63,24 +61,18 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
-#: Images per step of training a guide, over all ranks.
-GUIDE_BATCH = 64
-
-
 def _check_type(kind: FeatureType, network: Network) -> None:
     """Refuse to keep two bits of what is more than signs, or half precision of what may be large."""
-    parts = list(network.each_part())
-    if kind == "float16" and not all(part.config.l2 for part in parts):
+    heads = list(network.each_head())
+    if kind == "float16" and not all(head.unit_length for head in heads):
         raise CxlpError(
-            "model.frozen.features is float16, which overflows at 65,504: it takes vectors of unit length, "
-            "model.network.pooling.l2: true"
+            "frozen.features is float16, which overflows at 65,504: it takes heads whose vectors have unit length, l2: "
+            "true"
         )
-    if kind != "sign":
-        return
-    if len(parts) > 1 or not (parts[0].config.sign and parts[0].config.l2):
+    if kind == "sign" and (len(heads) > 1 or not heads[0].signs_only):
         raise CxlpError(
-            "model.frozen.features is sign, but the network's vectors are more than signs: it takes a single part with "
-            "model.network.pooling.sign: true and l2: true"
+            "frozen.features is sign, but the network's vectors are more than signs: it takes a single head with sign: "
+            "true and l2: true"
         )
 
 
@@ -108,13 +100,12 @@ def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cr
 
 
 class FrozenFit:
-    """Fits a network's projections (PCA), codebooks and classifier (SVMs) to one pass over the training images.
+    """Fits a network's heads (PCA, codebooks) and its classifier (SVMs) to one pass over the training images.
 
-    Each image is decoded and sent through the backbone once: :meth:`observe` feeds the PCA and
-    keeps the maps on disk (they are smaller than what is pooled from them); :meth:`finish`
-    solves the PCA, fits what lies behind it, encodes the kept maps, and solves the SVMs. What needs no
-    fit is encoded at once. Memory holds one batch, one block of features, the d x d scatter and the n x n
-    Gram matrix, whatever the number of features.
+    Each image is decoded and sent through the backbone once: :meth:`observe` shows the maps to the heads' own fits and
+    keeps them on disk (they are smaller than what is pooled from them); :meth:`finish` has the heads solve, encodes the
+    kept maps, and solves the SVMs. A head that has nothing to fit encodes at once. Memory holds one batch, one block of
+    features, the d x d scatter and the n x n Gram matrix, whatever the number of features.
 
     With several ranks, each observes its share of the images and all call :meth:`finish` together;
     they end with the same weights.
@@ -126,7 +117,7 @@ class FrozenFit:
         folder: Where features and maps are kept meanwhile; all ranks name the same one.
         times: Gets the time of each phase.
         progress: Whether rank 0 shows bars.
-        stored: Whether the features lie in ``folder`` already, and the network's parts are fitted: then
+        stored: Whether the features lie in ``folder`` already, and the network's heads are fitted: then
             only the SVMs are.
         keep: Whether the features are to stay there.
         cross: Whether the classifiers of the cross-validation are wanted, too: :attr:`fold_classifiers`, after
@@ -158,23 +149,25 @@ class FrozenFit:
         self.seen = torch.zeros(images, dtype=torch.int64)
         self.positions: list[int] = []  # of this rank's images, in the order of its map store
         self.maps: MapStore | None = None
-        #: Of the parts that have something to fit: by their place among the network's parts.
-        self.projections: dict[int, ProjectionFit] = {}
-        self.columns: list[int] = []  # where each part's vector begins in a row
+        #: Of the heads that have something to fit: by their place among the network's heads.
+        self.fits: dict[int, HeadFit] = {}
+        self.columns: list[int] = []  # where each head's vector begins in a row
+        # About as many local features as asked for, from each image as many.
+        data = TrainingSet(images, len(network.classes), -(-config.pca_vectors // images), self.device)
         width = 0
-        for i, part in enumerate(network.each_part()):
+        for i, head in enumerate(network.each_head()):
             self.columns.append(width)
-            width += part.out_features
-            if not stored and (part.projection is not None or part.guide_projection is not None):
-                self.projections[i] = ProjectionFit(part, images, self._per_image, self.device)
-                self._check_codebook(part)
+            width += head.out_features
+            fit = None if stored else head.start_fit(data)
+            if fit is not None:
+                self.fits[i] = fit
         _check_type(config.features, network)
         if not stored:
             check_shared(folder)
         self.features = open_rows(
             folder / "features.bin", images, network.out_features, config.features, to_write=not stored
         )
-        if not self.projections and not stored:  # else the maps count, too, once their size is known
+        if not self.fits and not stored:  # else the maps count, too, once their size is known
             self._check_space(0)
 
     @torch.no_grad()
@@ -192,17 +185,17 @@ class FrozenFit:
         if len(images) == 0 or self.stored:
             return
         inputs = self.network.inputs(images)
-        for i, part in enumerate(self.network.each_part()):
-            if i in self.projections:
-                self.projections[i].observe(inputs[i], positions)
+        for i, head in enumerate(self.network.each_head()):
+            if i in self.fits:
+                self.fits[i].observe(inputs[i], positions)
             else:
-                self.features.write(positions, self.network.encode(part, inputs[i]), self.columns[i])
-        if not self.projections:
+                self.features.write(positions, self.network.encode(head, inputs[i]), self.columns[i])
+        if not self.fits:
             return
-        waiting = [inputs[i] for i in self.projections]
+        waiting = [inputs[i] for i in self.fits]
         if self.maps is None:
             share = -(-self.images // world_size())
-            names = [self._part(i).map_names for i in self.projections]
+            names = [self.network.map_names(self._head(i)) for i in self.fits]
             self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, names, len(images), waiting)
             self._check_space(self.maps.rows.row_bytes)
         self.maps.append(waiting)
@@ -226,12 +219,9 @@ class FrozenFit:
                 f"the frozen fit needs each of the {self.images} training images once, it saw "
                 f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run"
             )
-        if self.projections:
-            with self.times.measure("PCA"):
-                for fit in self.projections.values():
-                    fit.solve()
-            for place, i in enumerate(self.projections):
-                self._learn(place, self._part(i))
+        if self.fits:
+            for place, fit in enumerate(self.fits.values()):
+                fit.solve(_KeptMaps(self, place))
             with self.times.measure("pooling"):
                 self._pool()
             self._drop_maps()  # before the barrier: rank 0 removes the folder once it is empty
@@ -267,81 +257,10 @@ class FrozenFit:
             self.folder.mkdir(parents=True, exist_ok=True)
             check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
 
-    def _part(self, i: int) -> Part:
-        part = self.network.parts[i]
-        assert isinstance(part, Part)
-        return part
-
-    def _check_codebook(self, part: Part) -> None:
-        """Refuse, on all ranks and before the pass, what the codebook would refuse after it."""
-        if isinstance(part.encoding, Codebook):
-            part.encoding.check_enough(self.images * min(part.local_features, self._per_image))
-
-    @property
-    def _per_image(self) -> int:
-        """How many local features each image gives to PCA and codebook, if it has so many."""
-        return -(-self.config.pca_vectors // self.images)
-
-    def _learn(self, place: int, part: Part) -> None:
-        """Fit what an encoding has besides the PCA: a codebook or a trained guide."""
-        encoding = part.encoding
-        if isinstance(encoding, Codebook):
-            with self.times.measure("codebook"):
-                vectors = self._sample_projected(place, part)
-                on_rank_zero(lambda: encoding.learn(vectors))
-                for value in encoding.buffers():
-                    from_rank_zero(value)
-        elif isinstance(encoding, TrainedGuidePooling):
-            with self.times.measure("guide"):
-                self._train_guide(place, part, encoding)
-
-    def _projected(self, place: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's local features after the PCA, ``(b, N, p)``, and the positions of their images."""
-        if self.maps is None:  # more ranks than images
-            return
-        assert part.projection is not None
-        for start, waiting in self.maps.batches(self.device):
-            x = local_vectors(project(part.projection, waiting[place][0]), part.views)
-            yield x, torch.tensor(self.positions[start : start + len(x)])
-
-    def _sample_projected(self, place: int, part: Part) -> Tensor:
-        """Projected local features of all ranks ``(n k, p)``, k at random places of each image, on the CPU."""
-        assert part.projection is not None
-        k = min(part.local_features, self._per_image)
-        found = torch.zeros(self.images, k, part.projection.out_channels)
-        for x, positions in self._projected(place, part):
-            places = random_places(x.shape[1], k, positions).to(x.device).unsqueeze(2)
-            found[positions] = torch.take_along_dim(x, places, dim=1).cpu()
-        return all_sum(found).flatten(0, 1)
-
-    def _train_guide(self, place: int, part: Part, encoding: TrainedGuidePooling) -> None:
-        """Train a guide on local features that lie on disk, projected: each pass reads them once."""
-        assert part.projection is not None
-        shape = part.local_features, part.projection.out_channels
-        rows = max(1, len(self.positions))
-        store = RowStore(self.folder / f"projected-{rank()}.bin", rows, shape[0] * shape[1])
-        try:
-            on_rank_zero(lambda: check_space(self.folder, self.images * store.row_bytes))
-            start = 0
-            for x, _ in self._projected(place, part):
-                store.write(torch.arange(start, start + len(x)), x.flatten(1))
-                start += len(x)
-            row = {position: i for i, position in enumerate(self.positions)}
-            # A mixed order, the same on each rank: data sets list one class after another.
-            order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-
-            def batches() -> Iterator[tuple[Tensor, Tensor]]:
-                for chosen in torch.split(order, GUIDE_BATCH):
-                    mine = [position for position in chosen.tolist() if position in row]
-                    x = torch.zeros(len(mine), *shape)
-                    for i, position in enumerate(mine):
-                        x[i] = store.read(row[position], row[position] + 1).view(shape)
-                    yield x.to(self.device), self.labels[mine].to(self.device)
-
-            encoding.learn(batches, len(self.network.classes))
-        finally:
-            store.close()
-            store.path.unlink()
+    def _head(self, i: int) -> Head:
+        head = self.network.heads[i]
+        assert isinstance(head, Head)
+        return head
 
     def _pool(self) -> None:
         """Encode this rank's kept maps into the shared store of features."""
@@ -349,9 +268,8 @@ class FrozenFit:
             return
         bar = tqdm(desc="Pooling", total=len(self.positions), disable=not self.progress or rank() != 0, leave=False)
         for start, waiting in self.maps.batches(self.device):
-            for i, maps in zip(self.projections, waiting, strict=True):
-                part = self._part(i)
-                features = self.network.encode(part, maps)
+            for i, maps in zip(self.fits, waiting, strict=True):
+                features = self.network.encode(self._head(i), maps)
                 positions = torch.tensor(self.positions[start : start + len(features)])
                 self.features.write(positions, features, self.columns[i])
             bar.update(len(positions))
@@ -408,3 +326,37 @@ class FrozenFit:
             from_rank_zero(torch.from_numpy(scale * intercepts)).to(self.device, torch.float32),
             torch.from_numpy(held_out.folds).to(self.device),
         )
+
+
+class _KeptMaps:
+    """What a head's fit reads when it solves, see :class:`~cxlp.heads.fitting.KeptMaps`.
+
+    Args:
+        fit: The fit, which has the maps.
+        place: The head's place among those that have something to fit.
+    """
+
+    def __init__(self, fit: FrozenFit, place: int) -> None:
+        self._fit, self._place = fit, place
+        self.labels = fit.labels
+
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        fit = self._fit
+        if fit.maps is None:  # more ranks than images
+            return
+        for start, waiting in fit.maps.batches(fit.device):
+            yield waiting[self._place], torch.tensor(fit.positions[start : start + STEP])
+
+    @contextmanager
+    def scratch(self, width: int) -> Iterator[RowStore]:
+        fit = self._fit
+        store = RowStore(fit.folder / f"scratch-{rank()}.bin", max(1, len(fit.positions)), width)
+        try:
+            on_rank_zero(lambda: check_space(fit.folder, fit.images * store.row_bytes))
+            yield store
+        finally:
+            store.close()
+            store.path.unlink()
+
+    def measure(self, phase: str) -> AbstractContextManager[None]:
+        return self._fit.times.measure(phase)

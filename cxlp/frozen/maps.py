@@ -1,4 +1,4 @@
-"""Feature maps on disk, while they wait for what their encoding needs to be fitted."""
+"""Feature maps on disk, while they wait for their head to be fitted."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from functools import reduce
@@ -10,18 +10,18 @@ from torch import Tensor
 from cxlp.frozen.store import RowStore
 
 #: Images read at a time.
-_STEP = 32
+STEP = 32
 
 
 class MapStore:
-    """The maps of images, one row each; a map that several encodings take is kept once.
+    """The maps of images, one row each; a map that several heads take is kept once.
 
     Args:
         path: The file.
         images: How many images will come.
-        names: For each encoding what tells its maps from others; the same name, the same map.
+        names: For each head what tells its maps from others; the same name, the same map.
         batch: How many images are in ``first``.
-        first: The first batch: for each encoding its maps ``(b * V, c, h, w)``, V views of each image. It is an
+        first: The first batch: for each head its maps ``(b * V, c, h, w)``, V views of each image. It is an
             example only, and not written.
     """
 
@@ -56,10 +56,10 @@ class MapStore:
         """Go through the images in the order in which they came.
 
         Yields:
-            The number of the first image, and for each encoding its maps, as they were given.
+            The number of the first image, and for each head its maps, as they were given.
         """
-        for start in range(0, self.count, _STEP):
-            rows = self.rows.read(start, min(start + _STEP, self.count)).to(device)
+        for start in range(0, self.count, STEP):
+            rows = self.rows.read(start, min(start + STEP, self.count)).to(device)
             maps = [
                 part.reshape(-1, *shape[1:]).permute(0, 3, 1, 2)  # (b V, c, h, w), channels last in memory
                 for part, shape in zip(torch.split(rows, self.sizes, dim=1), self.shapes, strict=True)

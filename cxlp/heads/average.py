@@ -1,24 +1,50 @@
 """Global average pooling, the baseline."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cxlp.heads.cross_layer import local_vectors
+from cxlp.heads.base import Head, Shape
+from cxlp.heads.evidence import effective_weights
 from cxlp.heads.normalisation import Normalise, full_precision
+from cxlp.heads.projection import local_vectors
+from cxlp.heads.views import Views
 
 
-class AveragePooling(nn.Module):
-    """Global average pooling with the same normalisation: the baseline to compare with.
+class AveragePooling(Head):
+    """Global average pooling with the normalisation of the other heads: the baseline to compare with.
 
     Args:
-        channels: Channels C of the map.
-        normalise: What follows; the map's mean counts as one pooling channel.
+        zscore, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`.
+        layers: The layer; ``None``: the backbone's last.
+        views: The views of an image whose places are averaged together.
+
+    Attributes:
+        out_features: Channels C of the map.
+
+    Example:
+        >>> head = AveragePooling(sqrt=False).connect((8, 13, 13))
+        >>> head(torch.rand(2, 8, 13, 13)).shape
+        torch.Size([2, 8])
     """
 
-    def __init__(self, channels: int, normalise: nn.Module | None = None) -> None:
-        super().__init__()
-        self.normalise = Normalise() if normalise is None else normalise
-        self.out_features = channels
+    def __init__(
+        self,
+        zscore: bool = False,
+        sign: bool = False,
+        sqrt: bool = True,
+        l2: bool = True,
+        layers: Sequence[str] | None = None,
+        views: Views = Views(),
+    ) -> None:
+        super().__init__(layers, views)
+        self.zscore, self.sign, self.sqrt, self.l2 = zscore, sign, sqrt, l2
+        self.normalise = Normalise(zscore=zscore, sign=sign, sqrt=sqrt, l2=l2)
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Note the length."""
+        self.out_features = shapes[0][0]
 
     def forward(self, features: Tensor, views: int = 1) -> Tensor:
         """``(B * V, C, H, W) -> (B, C)``, the mean over V consecutive maps, too; float32 for half inputs."""
@@ -26,3 +52,10 @@ class AveragePooling(nn.Module):
             pooled = local_vectors(full_precision(features), views).mean(dim=1, keepdim=True)  # (B, 1, C)
         vector: Tensor = self.normalise(pooled)
         return vector
+
+    def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a score over channels and places, see :mod:`cxlp.heads.evidence`; the map itself is activation."""
+        (activations,) = maps  # (V, C, h, w)
+        pooled = activations.mean(dim=(0, 2, 3))[None]  # (1, C)
+        effective = effective_weights(self.normalise, pooled, weights[None]).view(1, -1, 1, 1)
+        return activations * effective / (activations.numel() / activations.shape[1]), activations

@@ -43,7 +43,7 @@ class CountSketch(nn.Module):
         super().__init__()
         if not 1 <= dim <= rows * columns:
             raise CxlpError(
-                f"model.network.pooling.sketch is {dim}, but there are {rows} x {columns} pooled features: choose 1 to "
+                f"sketch is {dim}, but there are {rows} x {columns} pooled features: choose 1 to "
                 f"{rows * columns}, or null"
             )
         self.dim = dim

@@ -1,27 +1,54 @@
 """Second-order pooling with matrix square root normalisation, in pure torch."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cxlp.heads.encoding import LocalEncoding
+from cxlp.heads.base import Shape
+from cxlp.heads.local import LocalHead
 from cxlp.heads.normalisation import Normalise, matrix_sqrt
+from cxlp.heads.views import Views
 
 
-class CovariancePooling(LocalEncoding):
+class CovariancePooling(LocalHead):
     """Covariance pooling with matrix square root: iSQRT-COV (Li et al., CVPR 2018).
 
     The covariance ``S = 1/N sum_i (x_i - m)(x_i - m)^T`` of an image's N projected local features, its square root by
-    :func:`matrix_sqrt`, and of that the upper triangle, ``p (p + 1) / 2`` values: entries off the diagonal count
-    ``sqrt(2)`` times, so that inner products are those of the whole matrices.
+    :func:`~cxlp.heads.normalisation.matrix_sqrt`, and of that the upper triangle, ``p (p + 1) / 2`` values: entries off
+    the diagonal count ``sqrt(2)`` times, so that inner products are those of the whole matrices.
 
     Args:
-        channels: Channels C of the map.
         pca_dim: Size p of a projected local feature; ``None``: no projection.
-        normalise: What follows; L2 alone is usual, since the root is taken already.
+        zscore, sign, sqrt, l2: What follows, see :func:`~cxlp.heads.normalisation.normalise`. A signed square root is
+            off, since the root is taken already.
+        layers: The layer; ``None``: the backbone's last.
+        views: The views of an image whose local features are taken together.
+
+    Example:
+        >>> head = CovariancePooling(pca_dim=4).connect((8, 13, 13))
+        >>> head(torch.rand(2, 8, 13, 13)).shape
+        torch.Size([2, 10])
     """
 
-    def __init__(self, channels: int, pca_dim: int | None, normalise: nn.Module | None = None) -> None:
-        super().__init__(channels, pca_dim, Normalise(sqrt=False) if normalise is None else normalise)
+    explanation_obstacle = "a matrix root comes before the classifier, so its vector is no sum over places"
+
+    def __init__(
+        self,
+        pca_dim: int | None = 500,
+        zscore: bool = False,
+        sign: bool = False,
+        sqrt: bool = False,
+        l2: bool = True,
+        layers: Sequence[str] | None = None,
+        views: Views = Views(),
+    ) -> None:
+        super().__init__(pca_dim, Normalise(zscore=zscore, sign=sign, sqrt=sqrt, l2=l2), layers, views)
+        self.zscore, self.sign, self.sqrt, self.l2 = zscore, sign, sqrt, l2
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make the projection."""
+        super().build(shapes)
         self.out_features = self.dim * (self.dim + 1) // 2
 
     def encode(self, x: Tensor) -> Tensor:

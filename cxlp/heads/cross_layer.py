@@ -11,32 +11,24 @@ steps are linear in the map, so together they *are* one convolution (weight: the
 ``(p, C, r, r)``; bias: minus the projected mean), and the whole head can be trained.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cxlp.heads.base import Head, Shape
 from cxlp.heads.count_sketch import CountSketch
+from cxlp.heads.evidence import shares_of_guide
+from cxlp.heads.fitting import HeadFit, KeptMaps, TrainingSet
 from cxlp.heads.normalisation import Normalise, full_precision
+from cxlp.heads.projection import PrincipalAxes, project
+from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 
 Padding = Literal["valid", "same"]
 Align = Literal["strict", "to_local", "to_guide"]
-
-
-def local_vectors(features: Tensor, views: int = 1) -> Tensor:
-    """List the vectors at all places of an image's maps: ``(B * V, C, H, W) -> (B, V H W, C)``."""
-    vectors = features.flatten(2).transpose(1, 2)  # (B V, H W, C)
-    return vectors.reshape(-1, views * vectors.shape[1], vectors.shape[2])
-
-
-def project(projection: nn.Conv2d, features: Tensor) -> Tensor:
-    """Apply a convolution in float32 or wider, whatever the precision of its weights and of the map."""
-    x = full_precision(features)
-    bias = None if projection.bias is None else projection.bias.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x, projection.weight.to(x.dtype), bias, projection.stride, projection.padding)
 
 
 def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Tensor, Tensor]:
@@ -160,13 +152,13 @@ def cross_layer_pooling(
         return torch.bmm(centres(guide, size, stride, padding).flatten(2), features)  # (B, K, p)
 
 
-class CrossLayerPooling(nn.Module):
+class CrossLayerPooling(Head):
     """Cross-convolutional-layer pooling as a head: two maps in, one normalised vector out.
 
     For networks with many channels there are two shorter forms of the K p pooled features, which combine:
 
-    - low-rank: the guide's K channels are projected to k by ``V`` of orthonormal rows, and the rows ``V P`` pooled. The
-      frozen fit takes the leading eigenvectors of the guide's second moment ``E[a a^T]``, not centred, so that
+    - low-rank: the guide's K channels are projected to k by ``V`` of orthonormal rows, and the rows ``V P`` pooled. Its
+      fit takes the leading eigenvectors of the guide's second moment ``E[a a^T]``, not centred, so that
       ``V^T V a`` is the best approximation of rank k of its activations, and ``V^T (V P)`` one of ``P``; gradient
       descent trains it. (Low-rank bilinear forms: Kong and Fowlkes, CVPR 2017.)
     - compact: a count sketch adds them up in D bins, see :class:`~cxlp.heads.count_sketch.CountSketch`.
@@ -186,72 +178,116 @@ class CrossLayerPooling(nn.Module):
     32,768 values and 238 million.
 
     Args:
-        local_channels: Channels C of the lower map.
-        guide_channels: Channels K of the upper map, the pooling channels.
         pca_dim: Size p of a projected local feature; ``None``: no projection.
-        size: Side r of the sub-array, odd.
-        stride: Step between sub-arrays.
-        padding: ``"valid"`` or ``"same"``.
+        size: Side r of the sub-array that is a local feature, odd.
+        stride: Step between sub-arrays, in cells of the map.
+        padding: ``"valid"``: whole sub-arrays only; ``"same"``: zeros beyond the border.
         align: Rule for maps of different sizes, see :func:`align_maps`.
-        normalise: What follows the pooling; signed square root and L2 if not given.
+        channels: How many pooling channels of the guide are used, the first ones; ``None``: all.
         guide_dim: Number k of pooling channels that the guide is projected to; ``None``: no projection.
         sketch: Length D of the count sketch of the pooled features; ``None``: none.
+        spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
+            :func:`~cxlp.heads.normalisation.normalise`.
+        layers: The layer of the local features and the layer of the guide; ``None``: the backbone's last two.
+        views: The views of an image whose local features are pooled together.
 
     Attributes:
         projection: The convolution that cuts and reduces local features, or ``None``.
         guide_projection: The 1 x 1 convolution without bias that reduces the guide, or ``None``.
-        sketch: The count sketch, or ``None``.
+        count_sketch: The count sketch, or ``None``.
         local_dim: Size of a local feature before the projection, ``C r r``.
+        local_features: How many of them an image has, N of all views.
         out_features: Length of the vector.
 
+    Raises:
+        CxlpError: For options without meaning; by :meth:`connect`, for those that do not fit the maps.
+
     Example:
-        >>> pool = CrossLayerPooling(local_channels=8, guide_channels=4, pca_dim=6, size=3)
-        >>> pool(torch.rand(2, 8, 13, 13), torch.rand(2, 4, 13, 13)).shape
+        >>> head = CrossLayerPooling(pca_dim=6, size=3).connect((8, 13, 13), (4, 13, 13))
+        >>> head(torch.rand(2, 8, 13, 13), torch.rand(2, 4, 13, 13)).shape
         torch.Size([2, 24])
     """
 
+    takes: ClassVar[int] = 2
+
     def __init__(
         self,
-        local_channels: int,
-        guide_channels: int,
-        pca_dim: int | None = None,
+        pca_dim: int | None = 500,
         size: int = 1,
         stride: int = 1,
         padding: Padding = "valid",
         align: Align = "strict",
-        normalise: nn.Module | None = None,
+        channels: int | None = None,
         guide_dim: int | None = None,
         sketch: int | None = None,
+        spectral: bool = False,
+        zscore: bool = False,
+        channel_l2: bool = False,
+        sign: bool = False,
+        sqrt: bool = True,
+        l2: bool = True,
+        layers: Sequence[str] | None = None,
+        views: Views = Views(),
     ) -> None:
-        super().__init__()
+        super().__init__(layers, views)
         _check_options(size, stride, padding)
-        self.local_dim = local_channels * size * size
-        if pca_dim is not None and not 1 <= pca_dim <= self.local_dim:
+        for option, on in (("spectral", spectral), ("channel_l2", channel_l2)):
+            if sketch is not None and on:
+                raise CxlpError(
+                    f"{option} is true, but a sketch has no pooling channels any more: set {option} to false, or "
+                    "sketch to null"
+                )
+        self.pca_dim, self.size, self.stride, self.padding, self.align = pca_dim, size, stride, padding, align
+        self.channels, self.guide_dim, self.sketch = channels, guide_dim, sketch
+        self.spectral, self.zscore, self.channel_l2 = spectral, zscore, channel_l2
+        self.sign, self.sqrt, self.l2 = sign, sqrt, l2
+        self.normalise = Normalise(
+            spectral=spectral, zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2
+        )  # fmt: skip
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make the projections and the sketch."""
+        local, guide = shapes
+        if local[1:] != guide[1:] and self.align == "strict":
             raise CxlpError(
-                f"pca_dim is {pca_dim}, but a local feature has {self.local_dim} values "
-                f"({local_channels} channels x {size} x {size}): choose 1 to {self.local_dim}, or null"
+                f"the two layers have maps of {local[1]}x{local[2]} and {guide[1]}x{guide[2]}: choose layers of one "
+                "resolution, or set align to to_local or to_guide"
             )
-        if guide_dim is not None and not 1 <= guide_dim <= guide_channels:
+        if self.channels is not None and not 1 <= self.channels <= guide[0]:
             raise CxlpError(
-                f"guide_dim is {guide_dim}, but the guide has {guide_channels} channels: choose 1 to {guide_channels}, "
-                "or null"
+                f"channels is {self.channels}, but the guide has {guide[0]}: choose 1 to {guide[0]}, or null"
             )
-        self.size, self.stride, self.padding, self.align = size, stride, padding, align
+        guides = self.channels or guide[0]
+        self.local_dim = local[0] * self.size**2
+        if self.pca_dim is not None and not 1 <= self.pca_dim <= self.local_dim:
+            raise CxlpError(
+                f"pca_dim is {self.pca_dim}, but a local feature has {self.local_dim} values "
+                f"({local[0]} channels x {self.size} x {self.size}): choose 1 to {self.local_dim}, or null"
+            )
+        if self.guide_dim is not None and not 1 <= self.guide_dim <= guides:
+            raise CxlpError(
+                f"guide_dim is {self.guide_dim}, but the guide has {guides} channels: choose 1 to {guides}, or null"
+            )
+        self.local_features = self.view_count * self.places(*(guide if self.align == "to_guide" else local)[1:])
         self.projection: nn.Conv2d | None = None
-        if pca_dim is not None:
-            pad = size // 2 if padding == "same" else 0
-            self.projection = nn.Conv2d(local_channels, pca_dim, size, stride=stride, padding=pad)
+        if self.pca_dim is not None:
+            pad = self.size // 2 if self.padding == "same" else 0
+            self.projection = nn.Conv2d(local[0], self.pca_dim, self.size, stride=self.stride, padding=pad)
         self.guide_projection: nn.Conv2d | None = None
-        if guide_dim is not None:
-            self.guide_projection = nn.Conv2d(guide_channels, guide_dim, 1, bias=False)
+        if self.guide_dim is not None:
+            self.guide_projection = nn.Conv2d(guides, self.guide_dim, 1, bias=False)
             nn.init.orthogonal_(self.guide_projection.weight)
-        self.normalise = Normalise() if normalise is None else normalise
-        shape = guide_dim or guide_channels, pca_dim or self.local_dim
-        self.sketch = None if sketch is None else CountSketch(*shape, sketch)
-        self.out_features = sketch or shape[0] * shape[1]
+        pooled = self.guide_dim or guides, self.pca_dim or self.local_dim
+        self.count_sketch = None if self.sketch is None else CountSketch(*pooled, self.sketch)
+        self.out_features = self.sketch or pooled[0] * pooled[1]
+
+    def select(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Give local map and guide, of which only the first channels may be used."""
+        local, guide = maps
+        return local, guide if self.channels is None else guide[:, : self.channels]
 
     def pool(self, local: Tensor, guide: Tensor) -> Tensor:
-        """Pool without sketch and normalisation: ``(B, C, H, W), (B, K, H, W) -> (B, K, p)``, or ``(B, k, p)``."""
+        """Pool selected maps without sketch and normalisation: ``(B, C, H, W), (B, K, H, W) -> (B, K, p)``."""
         if self.guide_projection is not None:
             guide = project(self.guide_projection, guide)  # before it is resampled: both are linear
         weight, bias = (None, None) if self.projection is None else (self.projection.weight, self.projection.bias)
@@ -277,28 +313,82 @@ class CrossLayerPooling(nn.Module):
         rows, columns = ((side - edge - 1) // self.stride + 1 for side in (height, width))
         return rows * columns
 
-    def forward(self, local: Tensor, guide: Tensor, views: int = 1) -> Tensor:
+    def forward(self, *maps: Tensor, views: int = 1) -> Tensor:
         """Pool and normalise.
 
         Args:
-            local: ``(B * V, C, H, W)``.
-            guide: ``(B * V, K, H, W)``.
+            maps: ``(B * V, C, H, W)`` of the local features and ``(B * V, K, H, W)`` of the guide.
             views: V, how many consecutive maps belong to one image: their local features are pooled together.
 
         Returns:
-            ``(B, out_features)``.
+            ``(B, out_features)``, float32 for half inputs.
         """
-        pooled = self.pool(local, guide)  # (B V, K, p)
+        pooled = self.pool(*self.select(*maps))  # (B V, K, p)
         if views > 1:
             pooled = pooled.view(-1, views, *pooled.shape[1:]).sum(dim=1)
-        if self.sketch is not None:
-            pooled = self.sketch(pooled).unsqueeze(1)  # (B, 1, D)
+        if self.count_sketch is not None:
+            pooled = self.count_sketch(pooled).unsqueeze(1)  # (B, 1, D)
         vector: Tensor = self.normalise(pooled)
         return vector
+
+    def start_fit(self, data: TrainingSet) -> HeadFit | None:
+        """Begin with the projections, of local features or guide or both, where there are any."""
+        return None if self.projection is None and self.guide_projection is None else _AxesFit(self, data)
+
+    @property
+    def explanation_obstacle(self) -> str | None:
+        """A matrix root mixes all places."""
+        return "spectral is true: a matrix root mixes all places" if self.spectral else None
+
+    def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a score over the guide's channels and places, see :mod:`cxlp.heads.evidence`.
+
+        A place is a cell of the guide on the grid that both maps are brought onto: the centre of its sub-array. Where
+        no sub-array is centred, shares are zero.
+        """
+        if self.explanation_obstacle is not None:
+            return super().explain(maps, weights)
+        local, activations = align_maps(*self.select(*maps), self.align)
+
+        def pool(guide: Tensor) -> Tensor:
+            pooled = self.pool(local.detach(), guide).sum(dim=0)  # (K, p)
+            return pooled if self.count_sketch is None else self.count_sketch(pooled[None])  # linear, too: (1, D)
+
+        return shares_of_guide(pool, activations, self.normalise, weights), activations
 
     def extra_repr(self) -> str:
         """Show the options that the submodules do not."""
         return f"size={self.size}, stride={self.stride}, padding={self.padding}, align={self.align}"
+
+
+class _AxesFit(HeadFit):
+    """Fits the projections that a head has to the maps as it pools them."""
+
+    def __init__(self, head: CrossLayerPooling, data: TrainingSet) -> None:
+        self.head = head
+        self.local: PrincipalAxes | None = None
+        self.guide: PrincipalAxes | None = None
+        if head.projection is not None:
+            self.local = PrincipalAxes(head.projection, data, head.local_features, "PCA", "pca_dim")
+        if head.guide_projection is not None:
+            what = "projection of the guide"
+            self.guide = PrincipalAxes(head.guide_projection, data, head.local_features, what, "guide_dim")
+
+    def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
+        head = self.head
+        local, guide = (m.float() for m in head.select(*maps))
+        local, guide = align_maps(local, guide, head.align)
+        if self.local is not None:
+            self.local.observe(sub_arrays(local, head.size, head.stride, head.padding), positions)
+        if self.guide is not None:
+            vectors = centres(guide, head.size, head.stride, head.padding).flatten(2).transpose(1, 2)  # (b V, N, K)
+            self.guide.observe(vectors, positions)
+
+    def solve(self, kept: KeptMaps) -> None:
+        with kept.measure("PCA"):
+            for axes in (self.local, self.guide):
+                if axes is not None:
+                    axes.solve()
 
 
 def _resample(x: Tensor, height: int, width: int) -> Tensor:

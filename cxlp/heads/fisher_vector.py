@@ -6,38 +6,46 @@ that was fitted to features of the training images.
 
 import math
 import warnings
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cxlp.heads.encoding import LocalEncoding
+from cxlp.heads.base import Shape
+from cxlp.heads.fitting import KeptMaps, TrainingSet
+from cxlp.heads.local import LocalHead
+from cxlp.heads.normalisation import Normalise
+from cxlp.heads.projection import random_places
+from cxlp.heads.views import Views
+from cxlp.utils.distributed import all_sum, from_rank_zero, on_rank_zero
 from cxlp.utils.errors import CxlpError
 
 
-class Codebook(LocalEncoding):
+class Codebook(LocalHead):
     """What the two Fisher vectors share: a model of local features with K atoms, which is fitted, not trained.
 
     Args:
-        channels: Channels C of the map whose places are the local features.
         pca_dim: Size p of a projected local feature.
         atoms: Size K of the codebook.
         normalise: What follows.
-        blocks: Vectors of length p per atom in the result.
+        layers: The layer, if another than the backbone's last.
+        views: The views that are encoded together.
     """
 
+    needs_fit: ClassVar[bool] = True
+    explanation_obstacle = "a generative model comes before the classifier, so its vector is no sum over places"
+
     def __init__(
-        self, channels: int, pca_dim: int | None, atoms: int, normalise: nn.Module | None, blocks: int
+        self, pca_dim: int | None, atoms: int, normalise: Normalise, layers: Sequence[str] | None, views: Views
     ) -> None:
-        super().__init__(channels, pca_dim, normalise)
+        super().__init__(pca_dim, normalise, layers, views)
         if atoms < 2:
-            raise CxlpError(f"model.network.pooling.atoms is {atoms}: a codebook has 2 or more")
+            raise CxlpError(f"atoms is {atoms}: a codebook has 2 or more")
         if pca_dim is None:
-            raise CxlpError(
-                f"model.network.pooling.pca_dim is null, but a Fisher vector needs a PCA: choose 1 to {channels}"
-            )
+            raise CxlpError("pca_dim is null, but a Fisher vector needs a PCA: choose 1 to the layer's channels")
         self.atoms = atoms
-        self.out_features = blocks * atoms * self.dim
 
     def learn(self, x: Tensor, seed: int = 0) -> None:
         """Fit the model to projected local features ``(n, p)`` of the training images."""
@@ -52,11 +60,28 @@ class Codebook(LocalEncoding):
         if n < self.atoms:
             raise CxlpError(
                 f"a codebook of {self.atoms} atoms needs as many local features, the training images give {n}: "
-                "lower model.network.pooling.atoms"
+                "lower atoms"
             )
 
+    def check_training(self, data: TrainingSet) -> None:
+        """Refuse, on all ranks and before the pass, too few local features."""
+        self.check_enough(data.images * min(self.local_features, data.per_image))
 
-class GaussianFisherVector(Codebook):
+    def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
+        """Fit the model, on rank 0, to projected local features at random places of each image of all ranks."""
+        with kept.measure("codebook"):
+            k = min(self.local_features, data.per_image)
+            found = torch.zeros(data.images, k, self.dim)
+            for x, positions in self.projected(kept):
+                places = random_places(x.shape[1], k, positions).to(x.device).unsqueeze(2)
+                found[positions] = torch.take_along_dim(x, places, dim=1).cpu()
+            vectors = all_sum(found).flatten(0, 1)  # (n k, p)
+            on_rank_zero(lambda: self.learn(vectors))
+            for value in self.buffers():
+                from_rank_zero(value)
+
+
+class FisherVector(Codebook):
     """Fisher vector of a Gaussian mixture with diagonal covariances (Sanchez et al., IJCV 2013).
 
     With posteriors ``g_ik`` of component k (weight ``w_k``, mean ``m_k``, deviations ``s_k``) for feature ``x_i``,
@@ -67,21 +92,46 @@ class GaussianFisherVector(Codebook):
     Length ``2 K p``. By three products with ``(K, p)`` matrices, never an ``(N, K, p)`` array.
 
     Args:
-        channels: Channels C of the map.
         pca_dim: Size p of a projected local feature.
         atoms: Number K of components.
-        normalise: What follows; signed square root and L2 if not given.
+        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`; a
+            component is a pooling channel.
+        layers: The layer whose places are the local features; ``None``: the backbone's last.
+        views: The views of an image whose local features are taken together.
+
+    Example:
+        >>> head = FisherVector(pca_dim=4, atoms=3).connect((8, 13, 13))
+        >>> head(torch.rand(2, 8, 13, 13)).shape
+        torch.Size([2, 24])
     """
 
     weights: Tensor
     means: Tensor
     deviations: Tensor
 
-    def __init__(self, channels: int, pca_dim: int | None, atoms: int = 64, normalise: nn.Module | None = None) -> None:
-        super().__init__(channels, pca_dim, atoms, normalise, blocks=2)
-        self.register_buffer("weights", torch.full((atoms,), 1 / atoms))
-        self.register_buffer("means", torch.zeros(atoms, self.dim))
-        self.register_buffer("deviations", torch.ones(atoms, self.dim))
+    def __init__(
+        self,
+        pca_dim: int | None = 500,
+        atoms: int = 100,
+        zscore: bool = False,
+        channel_l2: bool = False,
+        sign: bool = False,
+        sqrt: bool = True,
+        l2: bool = True,
+        layers: Sequence[str] | None = None,
+        views: Views = Views(),
+    ) -> None:
+        normalise = Normalise(zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2)
+        super().__init__(pca_dim, atoms, normalise, layers, views)
+        self.zscore, self.channel_l2, self.sign, self.sqrt, self.l2 = zscore, channel_l2, sign, sqrt, l2
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make the projection, and a mixture of one standard normal distribution, K times."""
+        super().build(shapes)
+        self.register_buffer("weights", torch.full((self.atoms,), 1 / self.atoms))
+        self.register_buffer("means", torch.zeros(self.atoms, self.dim))
+        self.register_buffer("deviations", torch.ones(self.atoms, self.dim))
+        self.out_features = 2 * self.atoms * self.dim
 
     def posteriors(self, x: Tensor) -> Tensor:
         """Compute ``g``: ``(B, N, p) -> (B, N, K)``."""
@@ -134,32 +184,55 @@ class SparseFisherVector(Codebook):
     ``sparsity`` suits all layers. Codes are found by FISTA, for all features of a batch at once.
 
     Args:
-        channels: Channels C of the map.
         pca_dim: Size p of a projected local feature.
         atoms: Number K of dictionary atoms.
-        normalise: What follows; signed square root and L2 if not given.
         sparsity: Weight of the L1 norm.
+        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`; an atom
+            is a pooling channel.
+        layers: The layer whose places are the local features; ``None``: the backbone's last.
+        views: The views of an image whose local features are taken together.
+
+    Attributes:
         iterations: Steps of FISTA.
+
+    Example:
+        >>> head = SparseFisherVector(pca_dim=4, atoms=3).connect((8, 13, 13))
+        >>> head(torch.rand(2, 8, 13, 13)).shape
+        torch.Size([2, 12])
     """
+
+    onnx_obstacle: ClassVar[str | None] = "ONNX knows no eigenvalues, the measure of its steps to sparse codes"
 
     dictionary: Tensor
     unit: Tensor
 
     def __init__(
         self,
-        channels: int,
-        pca_dim: int | None,
+        pca_dim: int | None = 500,
         atoms: int = 100,
-        normalise: nn.Module | None = None,
         sparsity: float = 0.1,
-        iterations: int = 100,
+        zscore: bool = False,
+        channel_l2: bool = False,
+        sign: bool = False,
+        sqrt: bool = True,
+        l2: bool = True,
+        layers: Sequence[str] | None = None,
+        views: Views = Views(),
     ) -> None:
-        super().__init__(channels, pca_dim, atoms, normalise, blocks=1)
+        normalise = Normalise(zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2)
+        super().__init__(pca_dim, atoms, normalise, layers, views)
         if not sparsity > 0:
-            raise CxlpError(f"model.network.pooling.sparsity is {sparsity}: it must be greater than 0")
-        self.sparsity, self.iterations = sparsity, iterations
-        self.register_buffer("dictionary", torch.zeros(atoms, self.dim))
+            raise CxlpError(f"sparsity is {sparsity}: it must be greater than 0")
+        self.sparsity = sparsity
+        self.zscore, self.channel_l2, self.sign, self.sqrt, self.l2 = zscore, channel_l2, sign, sqrt, l2
+        self.iterations = 100
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make the projection, and a dictionary that is empty yet."""
+        super().build(shapes)
+        self.register_buffer("dictionary", torch.zeros(self.atoms, self.dim))
         self.register_buffer("unit", torch.ones(()))
+        self.out_features = self.atoms * self.dim
 
     def codes(self, x: Tensor) -> Tensor:
         """Find sparse codes: ``(..., p) -> (..., K)``, in units of ``unit``.

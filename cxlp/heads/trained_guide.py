@@ -1,12 +1,19 @@
 """Cross-layer pooling over a trained guide: the journal version's second scheme (arXiv 1510.00921)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxlp.heads.encoding import LocalEncoding
+from cxlp.heads.base import Shape
+from cxlp.heads.cross_layer import cross_layer_pooling
+from cxlp.heads.evidence import shares_of_guide
+from cxlp.heads.fitting import KeptMaps, TrainingSet
+from cxlp.heads.local import LocalHead
+from cxlp.heads.normalisation import Normalise
+from cxlp.heads.projection import local_vectors, project
+from cxlp.heads.views import Views
 from cxlp.utils.distributed import all_sum
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
@@ -14,8 +21,11 @@ from cxlp.utils.labels import classification_loss
 #: What :meth:`TrainedGuidePooling.learn` goes over: local features ``(b, N, p)`` and labels of some images.
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
+#: Images per step of training a guide, over all ranks.
+GUIDE_BATCH = 64
 
-class TrainedGuidePooling(LocalEncoding):
+
+class TrainedGuidePooling(LocalHead):
     """Pool one layer's local features under channels that were trained on them.
 
     Local features, such as fully connected activations of an image's regions, are reduced by PCA to ``x_i``. A
@@ -28,27 +38,47 @@ class TrainedGuidePooling(LocalEncoding):
     afterwards. (That the guide is trained under class supervision is the paper's; the recipe is ours.)
 
     Args:
-        channels: Channels C of the map.
         pca_dim: Size p of a projected local feature.
-        guide_channels: Number K of trained pooling channels.
-        normalise: What follows the pooling; signed square root and L2 if not given.
+        channels: Number K of trained pooling channels.
+        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`.
+        layers: The layer; ``None``: the backbone's last.
+        views: The views of an image whose local features are pooled together.
+
+    Example:
+        >>> head = TrainedGuidePooling(pca_dim=4, channels=3).connect((8, 13, 13))
+        >>> head(torch.rand(2, 8, 13, 13)).shape
+        torch.Size([2, 12])
     """
 
     unit: Tensor
 
     def __init__(
-        self, channels: int, pca_dim: int | None, guide_channels: int = 100, normalise: nn.Module | None = None
+        self,
+        pca_dim: int | None = 500,
+        channels: int = 100,
+        zscore: bool = False,
+        channel_l2: bool = False,
+        sign: bool = False,
+        sqrt: bool = True,
+        l2: bool = True,
+        layers: Sequence[str] | None = None,
+        views: Views = Views(),
     ) -> None:
-        super().__init__(channels, pca_dim, normalise)
+        normalise = Normalise(zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2)
+        super().__init__(pca_dim, normalise, layers, views)
         if pca_dim is None:
-            raise CxlpError(
-                f"model.network.pooling.pca_dim is null, but a trained guide needs a PCA: choose 1 to {channels}"
-            )
-        if guide_channels < 1:
-            raise CxlpError(f"model.network.pooling.atoms is {guide_channels}: a guide has 1 channel or more")
-        self.guide = nn.Linear(self.dim, guide_channels)
+            raise CxlpError("pca_dim is null, but a trained guide needs a PCA: choose 1 to the layer's channels")
+        if channels < 1:
+            raise CxlpError(f"channels is {channels}: a guide has 1 channel or more")
+        self.channels = channels
+        self.zscore, self.channel_l2, self.sign, self.sqrt, self.l2 = zscore, channel_l2, sign, sqrt, l2
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make the projection and the guide."""
+        super().build(shapes)
+        self.guide = nn.Linear(self.dim, self.channels)
         self.register_buffer("unit", torch.ones(()))
-        self.out_features = guide_channels * self.dim
+        self.out_features = self.channels * self.dim
 
     def activations(self, x: Tensor) -> Tensor:
         """Compute the guide of projected local features: ``(B, N, p) -> (B, N, K)``."""
@@ -58,6 +88,39 @@ class TrainedGuidePooling(LocalEncoding):
     def encode(self, x: Tensor) -> Tensor:
         """Pool: ``(B, N, p) -> (B, K, p)``."""
         return self.activations(x).transpose(1, 2) @ x
+
+    def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a score over the trained channels and places, see :mod:`cxlp.heads.evidence`."""
+        assert self.projection is not None
+        local = project(self.projection, maps[0])  # (V, p, h, w)
+        guide = self.activations(local_vectors(local)).transpose(1, 2)  # (V, K, h w)
+        activations = guide.reshape(*guide.shape[:2], *local.shape[-2:])
+
+        def pool(guide: Tensor) -> Tensor:
+            return cross_layer_pooling(local.detach(), guide).sum(dim=0)  # (K, p)
+
+        return shares_of_guide(pool, activations, self.normalise, weights), activations
+
+    def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
+        """Train the guide on local features that lie on disk, projected: each pass reads them once."""
+        shape = self.local_features, self.dim
+        with kept.measure("guide"), kept.scratch(shape[0] * shape[1]) as store:
+            row: dict[int, int] = {}  # of this rank's images, by position
+            for x, positions in self.projected(kept):
+                store.write(torch.arange(len(row), len(row) + len(x)), x.flatten(1))
+                row.update((position, len(row)) for position in positions.tolist())
+            # A mixed order, the same on each rank: data sets list one class after another.
+            order = torch.randperm(data.images, generator=torch.Generator().manual_seed(0))
+
+            def batches() -> Iterator[tuple[Tensor, Tensor]]:
+                for chosen in torch.split(order, GUIDE_BATCH):
+                    mine = [position for position in chosen.tolist() if position in row]
+                    x = torch.zeros(len(mine), *shape)
+                    for i, position in enumerate(mine):
+                        x[i] = store.read(row[position], row[position] + 1).view(shape)
+                    yield x.to(data.device), kept.labels[mine].to(data.device)
+
+            self.learn(batches, data.classes)
 
     @torch.enable_grad()
     def learn(self, batches: Batches, classes: int, epochs: int = 30, rate: float = 3e-3) -> None:

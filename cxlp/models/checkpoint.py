@@ -1,12 +1,13 @@
 """Reading a checkpoint, and the network in it."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.backbones.backbone import Backbone
+from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
 
@@ -20,34 +21,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CxlpError(f"checkpoint not found: {path}")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _ = checkpoint["cxlp"]["network"]["config"]
+        _ = checkpoint["cxlp"]["network"]["heads"]
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
         # Only its kind: the message advises to load the file without the protection against code in it.
         raise CxlpError(f"{path} is not a checkpoint of cxlp ({type(error).__name__})") from error
-    if "also" not in checkpoint["cxlp"]["network"]["config"]:
-        raise CxlpError(f"{path} was written by an earlier cxlp, whose networks were built otherwise: run it again")
     return checkpoint
 
 
-def load_network(path: str | Path) -> Network:
-    """Build the network of a checkpoint, in evaluation mode; nothing else is needed, no code is run.
+def load_network(path: str | Path, backbone: Backbone | nn.Module | None = None) -> Network:
+    """Build the network of a checkpoint, in evaluation mode.
+
+    Nothing else is needed, and no code is run, except that heads and backbones of the user's own are imported by the
+    paths in the checkpoint.
 
     Args:
         path: A checkpoint that a run wrote.
+        backbone: A network like the one that was cut, where that was an ``nn.Module`` without a name.
 
     Raises:
-        CxlpError: If the file is missing or not a checkpoint of cxlp.
+        CxlpError: If the file is missing or not a checkpoint of cxlp, or the network cannot be built again.
     """
-    return network_of(read_checkpoint(path))
+    return network_of(read_checkpoint(path), backbone)
 
 
-def network_of(checkpoint: dict[str, Any]) -> Network:
-    """Build the network of a checkpoint that :func:`read_checkpoint` has read, in evaluation mode."""
-    spec = checkpoint["cxlp"]["network"]
-    config = NetworkConfig.from_values(spec["config"])
+def network_of(checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None = None) -> Network:
+    """Build the network of a checkpoint that :func:`read_checkpoint` has read, see :func:`load_network`."""
     # The weights come from the checkpoint: nothing is downloaded.
-    config = replace(config, backbone=replace(config.backbone, weights=None))
-    network = Network(config, spec["classes"] or None, spec["multi_label"])  # no classes yet: no classifier either
+    network = Network.from_spec(checkpoint["cxlp"]["network"], backbone)
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)

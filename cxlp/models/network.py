@@ -1,117 +1,113 @@
-"""The one network that both modes fit: backbone, projection, pooling, linear classifier."""
+"""The one network that both modes fit: backbone, heads, linear classifier."""
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cxlp.backbones.backbone import Backbone, BackboneConfig
-from cxlp.models.branch import Part, PoolingConfig
-from cxlp.models.views import ViewsConfig
+from cxlp.backbones.backbone import Backbone
+from cxlp.heads.base import Head
+from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 
 #: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
 _VIEWS_AT_A_TIME = 128
 
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """A whole network, by plain values: enough to build it again.
-
-    Attributes:
-        backbone: The network to cut, and where.
-        pooling: What is made of its maps.
-        also: Further vectors, each made by a pooling of its own; all of them are concatenated.
-        test_views: Views of an image that is scored (validation, test, prediction): the mean of their scores counts.
-            Training sees whole images.
-    """
-
-    backbone: BackboneConfig = BackboneConfig()
-    pooling: PoolingConfig = PoolingConfig()
-    also: tuple[PoolingConfig, ...] = ()
-    test_views: ViewsConfig = ViewsConfig()
-
-    @property
-    def parts(self) -> tuple[PoolingConfig, ...]:
-        """All poolings."""
-        return self.pooling, *self.also
-
-    @staticmethod
-    def from_values(values: dict[str, Any]) -> "NetworkConfig":
-        """Build it from plain values, such as :func:`dataclasses.asdict`'s; what is not said keeps its default."""
-
-        def pooling(part: dict[str, Any]) -> PoolingConfig:
-            return PoolingConfig(**{**part, "views": ViewsConfig(**part.get("views", {}))})
-
-        backbone = BackboneConfig(**values["backbone"])
-        return NetworkConfig(
-            backbone,
-            pooling(values["pooling"]),
-            tuple(pooling(part) for part in values["also"]),
-            ViewsConfig(**values.get("test_views", {})),
-        )
-
-
 class Network(nn.Module):
-    """Images in, one score per class out; the parts are fitted by either mode.
+    """Images in, one score per class out; heads and classifier are fitted by either mode.
+
+    Images are RGB: uint8 of 0..255, or floating point of 0..1.
 
     Args:
-        config: Backbone and pooling.
-        classes: Names of the classes; without them the classifier comes with :meth:`set_classes`.
+        backbone: ``images -> maps``; layers that no head takes are cut off, with what only they need.
+        head: What is made of the maps: a head, or several, whose vectors are concatenated.
+        classes: Names of the classes, or how many (then named ``"0"``, ``"1"``, ...); ``None``: the classifier comes
+            with :meth:`set_classes`.
         multi_label: Whether an image may show several of them.
+        test_views: Views of an image that is scored (validation, test, prediction): the mean of their scores counts.
+            Training sees whole images.
 
     Attributes:
-        backbone: ``images -> maps``.
-        parts: What is made of the maps, each part a vector; the representation is their concatenation, divided by
-            the square root of their number, so that vectors of unit length make one of unit length.
-        image_size: Side of the square images that it is trained on, of which the parts' views are cut, pixels.
+        backbone: With the layers that heads take.
+        heads: Each makes a vector; the representation is their concatenation, divided by the square root of their
+            number, so that vectors of unit length make one of unit length.
+        image_size: Side of the square images that it is trained on, of which the heads' views are cut, pixels.
         test_size: Side of the square images that :meth:`score` takes, of which the test views are cut, pixels.
         out_features: Length D of the representation.
         classifier: ``(B, D) -> (B, classes)``: logits. Fitted as SVMs, they are the margins times one
             fitted number, so that their softmax (or sigmoid, with several labels) is a sensible probability.
+
+    Raises:
+        CxlpError: If a head does not fit the backbone's layers.
+
+    Example:
+        >>> from cxlp.heads import CrossLayerPooling
+        >>> backbone = Backbone("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
+        >>> network = Network(backbone, CrossLayerPooling(pca_dim=6), classes=["gull", "tern", "wren"])
+        >>> network(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 3])
     """
 
-    def __init__(self, config: NetworkConfig, classes: Sequence[str] | None = None, multi_label: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head | Sequence[Head],
+        classes: int | Sequence[str] | None = None,
+        multi_label: bool = False,
+        test_views: Views = Views(),
+    ) -> None:
         super().__init__()
-        self.config = config
-        layers = [part.layers_of(config.backbone) for part in config.parts]
-        self.backbone = Backbone(config.backbone, list(dict.fromkeys(chain.from_iterable(layers))))
-        self.parts = nn.ModuleList(
-            Part(part, self.backbone, taken) for part, taken in zip(config.parts, layers, strict=True)
-        )
-        self.image_size = max(part.views.image_size(self.backbone.image_size) for part in config.parts)
-        self.test_size = config.test_views.image_size(self.image_size)
-        self.out_features = sum(part.out_features for part in self.each_part())
+        heads = [head] if isinstance(head, Head) else list(head)
+        if not heads:
+            raise CxlpError("a network needs a head, or several")
+        # Parameters of which no score depends would have distributed training wait for their gradients.
+        self.backbone = backbone.narrowed({layer for each in heads for layer in each.layers_of(backbone.layers)})
+        for each in heads:
+            self._connect(each)
+        self.heads = nn.ModuleList(heads)
+        self.test_views = test_views
+        self.image_size = max(each.views.image_size(backbone.image_size) for each in heads)
+        self.test_size = test_views.image_size(self.image_size)
+        self.out_features = sum(each.out_features for each in heads)
         self.classifier: nn.Linear | None = None
         self.classes: tuple[str, ...] = ()
         self.multi_label = multi_label
         if classes is not None:
-            self.set_classes(classes, multi_label)
+            names = [str(k) for k in range(classes)] if isinstance(classes, int) else classes
+            self.set_classes(names, multi_label)
 
-    def each_part(self) -> Iterator[Part]:
-        """Go through the parts (which a ModuleList knows as modules only)."""
-        for part in self.parts:
-            assert isinstance(part, Part)
-            yield part
+    def _connect(self, head: Head) -> None:
+        backbone = self.backbone
+        places = self._places(head)
+        if len({backbone.same[i] for i in places}) < len(places):
+            names = " and ".join(repr(backbone.layers[i]) for i in places)
+            raise CxlpError(f"layers {names} are one and the same map: {head.name} takes different ones")
+        shapes = [(backbone.channels[i], *backbone.map_sizes[i]) for i in places]
+        head.connect(*shapes, views=head.views.count(backbone.image_size))
+
+    def _places(self, head: Head) -> list[int]:
+        """The head's layers, by their places among the backbone's."""
+        return [self.backbone.layers.index(layer) for layer in head.layers_of(self.backbone.layers)]
+
+    def each_head(self) -> Iterator[Head]:
+        """Go through the heads (which a ModuleList knows as modules only)."""
+        for head in self.heads:
+            assert isinstance(head, Head)
+            yield head
 
     @property
-    def projection(self) -> nn.Conv2d | None:
-        """The first part's PCA as a convolution; ``None`` where it has none."""
-        return next(self.each_part()).projection
+    def test_view_count(self) -> int:
+        """Views of an image that is scored."""
+        return self.test_views.count(self.image_size)
 
     @property
     def passes(self) -> int:
         """Forward passes of the backbone per image that is scored."""
-        views = {part.config.views.relevant: part.views for part in self.each_part()}
-        return sum(views.values()) * self.test_views
-
-    @property
-    def test_views(self) -> int:
-        """Views of an image that is scored."""
-        return self.config.test_views.count(self.image_size)
+        views = {head.views.relevant: head.view_count for head in self.each_head()}
+        return sum(views.values()) * self.test_view_count
 
     def set_classes(self, classes: Sequence[str], multi_label: bool = False) -> None:
         """Give the network its classifier; done once, repeated calls must agree.
@@ -136,37 +132,40 @@ class Network(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def inputs(self, images: Tensor) -> list[tuple[Tensor, ...]]:
-        """Compute what each part encodes.
+        """Compute what each head takes.
 
         Args:
-            images: ``(B, 3, S, S)``, RGB 0..255; S is :attr:`image_size`.
+            images: ``(B, 3, S, S)``; S is :attr:`image_size`.
 
         Returns:
-            For each part its maps ``(B * V, C, h, w)``. Parts with the same views share their passes.
+            For each head its maps ``(B * V, C, h, w)``. Heads with the same views share their passes.
         """
-        seen: dict[Hashable, dict[str, Tensor]] = {}
+        seen: dict[Hashable, tuple[Tensor, ...]] = {}
         found = []
-        for part in self.each_part():
-            views = part.config.views
+        for head in self.each_head():
+            views = head.views
             if views.relevant not in seen:
-                seen[views.relevant] = self._see(images, views, part.views)
-            found.append(part.select([seen[views.relevant][layer] for layer in part.layers]))
+                seen[views.relevant] = self._see(images, views, head.view_count)
+            found.append(tuple(seen[views.relevant][i] for i in self._places(head)))
         return found
 
-    def _see(self, images: Tensor, views: ViewsConfig, count: int) -> dict[str, Tensor]:
+    def map_names(self, head: Head) -> list[Hashable]:
+        """Tell the maps that :meth:`inputs` gives a head from those of others: the same name, the same map."""
+        return [(head.views.relevant, self.backbone.same[i]) for i in self._places(head)]
+
+    def _see(self, images: Tensor, views: Views, count: int) -> tuple[Tensor, ...]:
         """Send an image's views through the backbone: a map ``(B * V, C, h, w)`` by layer."""
         chunks = [self.backbone(views.cut(part, self.backbone.image_size)) for part in _chunks(images, count)]
-        maps = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
-        return dict(zip(self.backbone.layers, maps, strict=True))
+        return chunks[0] if len(chunks) == 1 else tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
-    def encode(self, part: Part, maps: tuple[Tensor, ...]) -> Tensor:
-        """Make a part's share ``(B, part.out_features)`` of the representation."""
-        vector: Tensor = part(*maps)
-        return vector if len(self.parts) == 1 else vector * len(self.parts) ** -0.5
+    def encode(self, head: Head, maps: tuple[Tensor, ...]) -> Tensor:
+        """Make a head's share ``(B, head.out_features)`` of the representation."""
+        vector: Tensor = head(*maps, views=head.view_count)
+        return vector if len(self.heads) == 1 else vector * len(self.heads) ** -0.5
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the image representation: ``(B, 3, S, S) -> (B, D)``, float32 or wider."""
-        vectors = [self.encode(part, maps) for part, maps in zip(self.each_part(), self.inputs(images), strict=True)]
+        vectors = [self.encode(head, maps) for head, maps in zip(self.each_head(), self.inputs(images), strict=True)]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
     def test_features(self, images: Tensor) -> Tensor:
@@ -175,16 +174,17 @@ class Network(nn.Module):
         Scores are linear in the representation, so this is the mean of the views' scores.
 
         Args:
-            images: ``(B, 3, T, T)``, RGB 0..255; T is :attr:`test_size`.
+            images: ``(B, 3, T, T)``; T is :attr:`test_size`.
 
         Returns:
             ``(B, D)``; of unit length only where there is one view.
         """
-        if self.test_views == 1:
+        views = self.test_view_count
+        if views == 1:
             return self.features(images)
-        chunks = _chunks(images, self.test_views)
-        found = [self.features(self.config.test_views.cut(chunk, self.image_size)) for chunk in chunks]
-        return torch.cat(found).view(-1, self.test_views, self.out_features).mean(dim=1)
+        chunks = _chunks(images, views)
+        found = [self.features(self.test_views.cut(chunk, self.image_size)) for chunk in chunks]
+        return torch.cat(found).view(-1, views, self.out_features).mean(dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Score features: ``(B, D) -> (B, classes)``."""
@@ -196,23 +196,49 @@ class Network(nn.Module):
             return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images by one view: ``(B, 3, S, S)``, RGB 0..255 ``-> (B, classes)``."""
+        """Score images by one view: ``(B, 3, S, S) -> (B, classes)``."""
         return self.classify(self.features(images))
 
     def score(self, images: Tensor) -> Tensor:
-        """Score images by the test views: ``(B, 3, T, T)``, RGB 0..255 ``-> (B, classes)``."""
+        """Score images by the test views: ``(B, 3, T, T) -> (B, classes)``."""
         return self.classify(self.test_features(images))
 
-    @classmethod
-    def from_spec(cls, spec: Any) -> "Network":  # noqa: ANN401 (plain values)
-        """Build a network from the plain values of :meth:`spec`, with random weights."""
-        config = NetworkConfig.from_values(spec["config"])
-        config = replace(config, backbone=replace(config.backbone, weights=None))
-        return cls(config, spec["classes"] or None, spec["multi_label"])
-
     def spec(self) -> dict[str, Any]:
-        """Plain values that :func:`load_network` builds the network from."""
-        return {"config": asdict(self.config), "classes": list(self.classes), "multi_label": self.multi_label}
+        """Describe the network by plain values, for :meth:`from_spec`."""
+        return {
+            "backbone": self.backbone.spec(),
+            "heads": [head.spec() for head in self.each_head()],
+            "test_views": asdict(self.test_views),
+            "classes": list(self.classes),
+            "multi_label": self.multi_label,
+        }
+
+    @staticmethod
+    def from_spec(spec: Mapping[str, Any], backbone: Backbone | nn.Module | None = None) -> "Network":
+        """Build a network again, with random weights.
+
+        Args:
+            spec: What :meth:`spec` gave. Modules that it names by import path, a user's head or network, are imported.
+            backbone: The network to cut, or the backbone, where it was made of an ``nn.Module`` that has no name.
+
+        Raises:
+            CxlpError: If it cannot be built again.
+        """
+        arguments = {**spec["backbone"], "weights": None}
+        if backbone is None and arguments["name"] is None:
+            raise CxlpError(
+                "the network's backbone was made of an nn.Module, which a checkpoint does not hold: give one of the "
+                "same kind as the argument backbone"
+            )
+        if not isinstance(backbone, Backbone):
+            backbone = Backbone(**(arguments if backbone is None else {**arguments, "name": backbone}))
+        return Network(
+            backbone,
+            [Head.from_spec(head) for head in spec["heads"]],
+            spec["classes"] or None,  # no classes yet: no classifier either
+            spec["multi_label"],
+            Views(**spec["test_views"]),
+        )
 
 
 def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cxlp.explain.attribution import Explanation, explain
+from cxlp.heads.views import resized
 from cxlp.models.network import Network
-from cxlp.models.views import resized
 from cxlp.reports.figures import png
 
 #: Red speaks for the class, blue against it, as is usual in such maps.
@@ -37,10 +37,10 @@ def draw_explanation(
     """Draw an image, the evidence over it, the shares of channels as bars, and each channel's activations.
 
     Args:
-        image: ``(3, S, S)``, 0..255, as the network sees it.
+        image: ``(3, S, S)`` uint8, as the network sees it.
         proportion: Height by width, to which the square is stretched back.
         explanation: Its explanation.
-        channels: Pooling channels to show, numbered through all parts.
+        channels: Pooling channels to show, numbered through all heads.
         classes: Names.
         note: A line below.
 
@@ -107,7 +107,7 @@ def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> by
     """Draw patches of images, one row per pooling channel.
 
     Args:
-        rows: For each channel its name and its patches ``(3, s, s)``, 0..255, each with a line about it.
+        rows: For each channel its name and its patches ``(3, s, s)`` uint8, each with a line about it.
 
     Returns:
         A PNG.
@@ -167,7 +167,7 @@ def _draw_sum(axes: Axes, explanation: Explanation) -> None:
 
 def _called(explanation: Explanation, channel: int) -> str:
     part, k = explanation.locate(channel)
-    return f"channel {k}" if len(explanation.parts) == 1 else f"channel {channel} (part {part + 1}: {k})"
+    return f"channel {k}" if len(explanation.parts) == 1 else f"channel {channel} (head {part + 1}: {k})"
 
 
 def _share(explanation: Explanation, share: float) -> str:

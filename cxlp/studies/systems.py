@@ -1,13 +1,30 @@
 """The systems of the paper's tables, and baselines, each as a network: what ``python -m cxlp compare`` runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
-from cxlp.backbones.backbone import Backbone
+from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.backbones.feature_extraction import PENULTIMATE
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import NetworkConfig
-from cxlp.models.views import ViewsConfig
+from cxlp.heads import (
+    AveragePooling,
+    BilinearPooling,
+    CovariancePooling,
+    CrossLayerPooling,
+    FisherVector,
+    Head,
+    SparseFisherVector,
+    TrainedGuidePooling,
+)
+from cxlp.heads.views import Views
+
+
+class System(TypedDict):
+    """A network by plain values: the backbone's layers, and its heads (see :meth:`cxlp.heads.base.Head.from_spec`)."""
+
+    layers: list[str]
+    heads: list[dict[str, Any]]
+
 
 #: Of known backbones, the pair of layers below their usual one.
 _LOWER_PAIRS: dict[str, tuple[str, str]] = {
@@ -38,87 +55,99 @@ RECALLED: dict[str, dict[str, float]] = {
 BASELINE = "CNN-Global"
 
 
-def is_the_papers(base: NetworkConfig) -> bool:
+def is_the_papers(backbone: BackboneConfig, heads: Sequence[Head]) -> bool:
     """Whether a network is the paper's CL-45, so that its table may stand beside ours."""
-    pooling = base.pooling
-    given = {
-        "name": base.backbone.name,
-        "layers": tuple(pooling.layers or base.backbone.layers),
-        "pca_dim": pooling.pca_dim,
-        "size": pooling.size,
-    }
-    return given == PAPERS and not base.also
+    if len(heads) > 1 or type(heads[0]) is not CrossLayerPooling:
+        return False
+    (head,) = heads
+    return {
+        "name": backbone.name,
+        "layers": head.layers_of(backbone.layers),
+        "pca_dim": head.pca_dim,
+        "size": head.size,
+    } == PAPERS
 
 
-def systems(base: NetworkConfig) -> dict[str, NetworkConfig]:
+def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, System]:
     """Make the systems of the paper's tables, and baselines, of one network.
 
     Args:
-        base: A network with cross-layer pooling, whose backbone, layers, sub-arrays and PCA the systems share. Where
-            a system's layer has fewer channels than the PCA would keep, it keeps as many as there are.
+        backbone: The network to cut.
+        base: A cross-layer pooling, whose layers, sub-arrays and PCA the systems share. Where a system's layer has
+            fewer channels than the PCA would keep, it keeps as many as there are.
 
     Returns:
         Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
         pair of layers lower; of other backbones they are called CL and CL-lower.
     """
+    pair, lower = ("CL-45", "CL-34") if backbone.name == "caffenet" else ("CL", "CL-lower")
+    layers = base.layers_of(backbone.layers)
+    below = _LOWER_PAIRS.get(backbone.name)
+    names = tuple(dict.fromkeys([*layers, *(below or ()), PENULTIMATE]))
+    found = Backbone.from_config(replace(backbone, weights=None, layers=names))
+    channels = dict(zip(names, found.channels, strict=True))
+
+    def kept(layer: str, size: int = 1) -> int | None:
+        return None if base.pca_dim is None else min(base.pca_dim, channels[layer] * size * size)
+
     # The full form: where the base has another one, that is a system of its own.
-    cross = replace(base.pooling, method="cross", sign=False, guide_dim=None, sketch=None, spectral=False)
-    pair, lower = ("CL-45", "CL-34") if base.backbone.name == "caffenet" else ("CL", "CL-lower")
-    layers = cross.layers_of(base.backbone)
-    below = _LOWER_PAIRS.get(base.backbone.name)
-    names = list(dict.fromkeys([*layers, *(below or ()), PENULTIMATE]))
-    channels = dict(zip(names, Backbone(replace(base.backbone, weights=None), names).channels, strict=True))
+    options = base.options() | {
+        "views": base.views, "layers": layers,
+        "sign": False, "guide_dim": None, "sketch": None, "spectral": False,
+    }  # fmt: skip
 
-    def network(pooling: PoolingConfig, *also: PoolingConfig) -> NetworkConfig:
-        return NetworkConfig(base.backbone, pooling, also)
+    def cross(**changes: Any) -> CrossLayerPooling:
+        return CrossLayerPooling(**options | changes)
 
-    def kept(layer: str, size: int = 1, wanted: int | None = cross.pca_dim) -> int | None:
-        return None if wanted is None else min(wanted, channels[layer] * size * size)
-
-    def with_size(size: int, **options: Any) -> PoolingConfig:
-        return replace(cross, size=size, pca_dim=kept(layers[0], size), **options)
-
+    # Of the upper layer alone, of single places, normalised as the base is.
+    steps = {name: getattr(base, name) for name in ("zscore", "l2")}
+    upper = {"layers": layers[1:], "views": base.views, **steps}
+    pooled = {"pca_dim": kept(layers[1]), "sqrt": base.sqrt, "channel_l2": base.channel_l2, **upper}
     # As in the paper's time: the activations themselves, of unit length.
-    fc = PoolingConfig("average_guide", layers=(PENULTIMATE,), pca_dim=None, sqrt=False)
-    jitter = replace(fc, views=ViewsConfig("crops"))
-    dim = kept(PENULTIMATE, wanted=cross.pca_dim or 500)
-    regions = PoolingConfig(layers=(PENULTIMATE,), views=ViewsConfig("regions"), pca_dim=dim)
-    finer = replace(cross, views=ViewsConfig("blocks"))
-    upper = replace(cross, size=1, padding="valid", stride=1, channels=None, pca_dim=kept(layers[1]))
-    average = replace(upper, method="average_guide", pca_dim=None, sqrt=False)
-    bilinear = replace(upper, method="bilinear")
-    used = cross.channels or channels[layers[1]]
-
-    def compact(pooling: PoolingConfig, guides: int, local: str) -> PoolingConfig:
-        features = guides * (pooling.pca_dim or channels[local] * pooling.size**2)
-        return replace(pooling, sketch=min(SKETCH, features), channel_l2=False)  # a sketch has no channels
-
-    found = {
-        "CNN-Global": network(fc),
-        "CNN-Jitter": network(jitter),
-        "R-CNN FV": network(replace(regions, method="fisher", atoms=64)),
-        "R-CNN SCFV": network(replace(regions, method="sparse_fisher", atoms=100)),
-        "regions + trained guide": network(replace(regions, method="trained_guide", atoms=100)),
+    fc = AveragePooling(layers=[PENULTIMATE], sqrt=False)
+    jitter = AveragePooling(layers=[PENULTIMATE], sqrt=False, views=Views("crops"))
+    dim = min(base.pca_dim or 500, channels[PENULTIMATE])
+    regions: dict[str, Any] = {"layers": [PENULTIMATE], "views": Views("regions"), "pca_dim": dim}
+    plain, finer = cross(), cross(views=Views("blocks"))
+    used = base.channels or channels[layers[1]]
+    local = base.pca_dim or channels[layers[0]] * base.size**2
+    own = pooled["pca_dim"] or channels[layers[1]]
+    made: dict[str, list[Head]] = {
+        "CNN-Global": [fc],
+        "CNN-Jitter": [jitter],
+        "R-CNN FV": [FisherVector(atoms=64, **regions)],
+        "R-CNN SCFV": [SparseFisherVector(atoms=100, **regions)],
+        "regions + trained guide": [TrainedGuidePooling(channels=100, **regions)],
     }
     if below is not None:
-        under = replace(cross, layers=below, pca_dim=kept(below[0], cross.size))
-        found[lower] = network(under)
-        found[f"{pair} + {lower}"] = network(cross, under)
-    other = 3 if cross.size == 1 else 1
-    return found | {
-        pair: network(cross),
-        f"{pair}, {other}x{other}": network(with_size(other)),
-        f"{pair}, signs": network(replace(cross, sign=True)),
-        f"{pair}, low rank": network(replace(cross, guide_dim=min(GUIDE_DIM, used))),
-        f"{pair}, compact": network(compact(cross, used, layers[0])),
-        f"{pair}, matrix root": network(replace(cross, spectral=True, sqrt=False)),
-        f"{pair}F": network(finer),
-        f"{pair}C": network(cross, finer),
-        "CL + CNN-Global": network(cross, fc),
-        "CL + CNN-Jitter": network(cross, jitter),
-        "average": network(average),
-        "average, root": network(replace(average, sqrt=True)),
-        "bilinear": network(bilinear),
-        "bilinear, compact": network(compact(bilinear, channels[layers[1]], layers[1])),
-        "iSQRT-COV": network(replace(upper, method="covariance", sqrt=False)),
+        under = cross(layers=below, pca_dim=kept(below[0], base.size))
+        made[lower] = [under]
+        made[f"{pair} + {lower}"] = [plain, under]
+    other = 3 if base.size == 1 else 1
+    # A sketch has no pooling channels any more.
+    made |= {
+        pair: [plain],
+        f"{pair}, {other}x{other}": [cross(size=other, pca_dim=kept(layers[0], other))],
+        f"{pair}, signs": [cross(sign=True)],
+        f"{pair}, low rank": [cross(guide_dim=min(GUIDE_DIM, used))],
+        f"{pair}, compact": [cross(sketch=min(SKETCH, used * local), channel_l2=False)],
+        f"{pair}, matrix root": [cross(spectral=True, sqrt=False)],
+        f"{pair}F": [finer],
+        f"{pair}C": [plain, finer],
+        "CL + CNN-Global": [plain, fc],
+        "CL + CNN-Jitter": [plain, jitter],
+        "average": [AveragePooling(sqrt=False, **upper)],
+        "average, root": [AveragePooling(sqrt=True, **upper)],
+        "bilinear": [BilinearPooling(**pooled)],
+        "bilinear, compact": [
+            BilinearPooling(**pooled | {"sketch": min(SKETCH, channels[layers[1]] * own), "channel_l2": False})
+        ],
+        "iSQRT-COV": [CovariancePooling(pca_dim=pooled["pca_dim"], **upper)],
     }
+    return {name: _system(heads) for name, heads in made.items()}
+
+
+def _system(heads: Sequence[Head]) -> System:
+    """A system whose backbone gives the layers that its heads name, and no others."""
+    layers = dict.fromkeys(layer for head in heads for layer in (head.layers or ()))
+    return {"layers": list(layers), "heads": [head.spec() for head in heads]}

@@ -1,6 +1,5 @@
 """A run's dealings with features that earlier runs left, and those that it leaves itself."""
 
-from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -50,11 +49,11 @@ class FeatureReuse:
         assert config.store is not None
 
         def key() -> dict[str, Any]:
-            values = asdict(network.config)
-            del values["backbone"]["weights"]  # where they came from; what they are follows
-            del values["test_views"]  # of other images, see _name
+            spec = network.spec()
+            del spec["backbone"]["weights"]  # where they came from; what they are follows
             return {
-                "network": values,
+                "backbone": spec["backbone"],
+                "heads": spec["heads"],  # not the test views, which are of other images: see _name
                 "weights": digest_of_weights(network.backbone),
                 "precision": precision,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -67,13 +66,13 @@ class FeatureReuse:
         self.entry = Entry(Path(config.store), key)
         self.found = self.entry.complete
         # Of scored ones: exact. The mean of several views' signs is more than a sign.
-        signs = config.features == "sign" and network.test_views == 1
+        signs = config.features == "sign" and network.test_view_count == 1
         self._kind: FeatureType = "sign" if signs else "float32"
 
     def take_up(self) -> None:
-        """Take over the parts that made the features, and have no training picture decoded in the ordered epoch."""
-        parts = torch.load(self.entry.folder / "parts.pt", map_location="cpu", weights_only=True)
-        self.network.parts.load_state_dict(parts)
+        """Take over the heads that made the features, and have no training picture decoded in the ordered epoch."""
+        heads = torch.load(self.entry.folder / "heads.pt", map_location="cpu", weights_only=True)
+        self.network.heads.load_state_dict(heads)
         self.data.splits["train"].features = StoredFeatures(None)
         self.taken_up = True
 
@@ -93,7 +92,7 @@ class FeatureReuse:
         self.entry.commit(self.network, {"seconds": seconds, **peak_memory()})
 
     def begin_scored(self, split: Split) -> None:
-        """Make room for the features of a split, unless they are there, or the entry is of another run's parts."""
+        """Make room for the features of a split, unless they are there, or the entry is of another run's heads."""
         data = self.data.splits[split]
         if data.features is None and self.entry.was_made_by(self.network):
             self._rows = ScoredRows(self.entry, self._name(split), len(data), self.network.out_features, self._kind)
@@ -120,6 +119,6 @@ class FeatureReuse:
         # Rank 0's: machines may see other dates of files.
         own = 0
         if rank() == 0:
-            seen = f"{self.data.digest(split)} {self.network.config.test_views.relevant} {self._kind}"
+            seen = f"{self.data.digest(split)} {self.network.test_views.relevant} {self._kind}"
             own = int(blake2b(seen.encode(), digest_size=7).hexdigest(), 16)
         return f"{split}-{int(from_rank_zero(torch.tensor([own]))):014x}"

@@ -1,6 +1,10 @@
 """Backbones: found by name, fed as they were trained, loaded with weights, described rightly."""
 
 import copy
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SQUEEZE = ("features.11", "features.12")
 
 
-def build(name: str, layers: tuple[str, str] = SQUEEZE, **options: Any) -> Backbone:
-    return Backbone(BackboneConfig(name, layers, **{"weights": None, **options})).eval()
+def build(name: str, layers: tuple[str, ...] = SQUEEZE, **options: Any) -> Backbone:
+    return Backbone(name, layers, **{"weights": None, **options}).eval()
 
 
 def hooked(model: nn.Module, layer: str, images: Tensor) -> Tensor:
@@ -155,14 +159,117 @@ def test_bytes_and_floats_of_one_image_give_one_result(
     name: str, photos: Tensor, request: pytest.FixtureRequest
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    for dtype in (torch.float32, torch.float64, torch.int64):
-        for one, other in zip(backbone(photos), backbone(photos.to(dtype)), strict=True):
-            assert torch.equal(one, other)
+    for one, other in zip(backbone(photos), backbone(photos.long()), strict=True):
+        assert torch.equal(one, other)
+    for dtype in (torch.float32, torch.float64):  # of 0..1, as torchvision has it
+        for one, other in zip(backbone(photos), backbone(photos.to(dtype) / 255), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
             assert other.dtype == torch.float32
 
 
 def test_mean_and_std_are_not_in_the_state_dict(squeeze: Backbone) -> None:
     assert all(key.startswith("trunk.features.") for key in squeeze.state_dict())
+
+
+def test_mean_and_std_may_be_given(photos: Tensor) -> None:
+    plain = build("squeezenet1_0", image_size=64)
+    other = build("squeezenet1_0", image_size=64, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 1.0))
+    other.load_state_dict(plain.state_dict())
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.5, 1.0)))
+    same = (photos / 255 - shift) / scale * plain.std + plain.mean  # what the plain one must be given
+    torch.testing.assert_close(other(photos)[1], plain(same)[1], rtol=1e-4, atol=1e-5)
+    for wrong in ({"mean": (0.1, 0.2)}, {"std": (1.0, 1.0, 0.0)}):
+        with pytest.raises(CxlpError, match=f"backbone's {next(iter(wrong))} is"):
+            build("squeezenet1_0", image_size=64, **wrong)
+
+
+def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:
+    layers = ("features.12", "features.3", "features.11")
+    backbone = build("squeezenet1_0", layers, image_size=64)
+    assert backbone.channels == (512, 128, 512) == tuple(m.shape[1] for m in backbone(photos))
+    for wrong in ((), ("features.3", "features.3"), "features.3"):
+        with pytest.raises(CxlpError, match="name one or more, each once"):
+            build("squeezenet1_0", wrong)  # type: ignore[arg-type]
+
+
+def test_a_config_is_its_arguments_and_so_is_the_description() -> None:
+    config = BackboneConfig("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64, std=(1.0, 1.0, 2.0))
+    spec = Backbone.from_config(config).spec()
+    assert spec == {**asdict(config), "layers": ["layer1", "layer2"], "std": [1.0, 1.0, 2.0]}
+    assert Backbone(**spec).std.flatten().tolist() == [1.0, 1.0, 2.0]
+
+
+# --- networks of one's own
+
+OWN = """
+from torch import nn
+
+class Trunk(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+def broken():
+    raise ValueError("no luck")
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package with networks, on Python's path."""
+    (tmp_path / "own_nets").mkdir()
+    (tmp_path / "own_nets" / "__init__.py").touch()
+    (tmp_path / "own_nets" / "trunks.py").write_text(OWN)
+    (tmp_path / "own_nets" / "unfit.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_nets.trunks"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own_nets"]:
+        del sys.modules[name]
+
+
+@torch.no_grad()
+def test_a_network_by_its_import_path(own: str, photos: Tensor, tmp_path: Path) -> None:
+    backbone = Backbone(f"{own}.Trunk", ("0", "2")).eval()
+    assert backbone.image_size == 224 and backbone.channels == (8, 6)
+    trunk = importlib.import_module(own).Trunk()
+    torch.save(trunk.state_dict(), tmp_path / "trunk.pth")
+    loaded = Backbone(f"{own}.Trunk", ("0", "2"), weights=str(tmp_path / "trunk.pth"), image_size=64).eval()
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in imagenet)
+    torch.testing.assert_close(loaded(photos)[1], trunk((photos / 255 - mean) / std), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(loaded(photos)[1], backbone(photos)[1])
+
+
+@torch.no_grad()
+def test_a_module_keeps_its_weights(photos: Tensor) -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 6, 3))
+    backbone = Backbone(trunk, ["1", "2"], image_size=64, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    torch.testing.assert_close(backbone(photos)[1], trunk(photos / 255))
+    assert backbone.spec()["name"] is None and backbone.name == "Sequential"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("own_nets.trunks.Trnk", r"own_nets.trunks has no 'Trnk'. Did you mean 'Trunk'"),
+        ("own_nets.trucks.Trunk", "own_nets has no 'trucks'"),
+        ("no_such_nets.Trunk", "there is no module 'no_such_nets'"),
+        ("own_nets.unfit.Trunk", "own_nets.unfit cannot be imported: No module named 'no_such_package'"),
+        ("own_nets.trunks.broken", "calling it without arguments fails: ValueError: no luck"),
+        ("own_nets.trunks.number", "gives int, not an nn.Module"),
+        ("own_nets.trunks.OWN", "has no 'OWN'"),
+        ("own_nets.trunks.Branching", "cannot be traced by torch.fx.*traced_as_one = True"),
+    ],
+)
+def test_what_is_no_network_of_ones_own_is_said(own: str, path: str, said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        Backbone(path, ("0", "2"))
 
 
 # --- names
@@ -232,7 +339,7 @@ def normalised(backbone: Backbone, images: Tensor) -> Tensor:
 def test_patch_tokens_are_a_map_of_their_grid(name: str, prefix: int, tmp_path: Path) -> None:
     whole, backbone = own_weights(name, ("blocks.0", "blocks.1.mlp.act"), tmp_path)
     side, grid = backbone.image_size, backbone.image_size // 16
-    images = torch.rand(2, 3, side, side) * 255
+    images = torch.rand(2, 3, side, side)
     local, guide = backbone(images)
     assert backbone.map_sizes == ((grid, grid), (grid, grid)) and backbone.strides == (16, 16)
     assert backbone.channels == (local.shape[1], guide.shape[1]) and guide.shape[2:] == (grid, grid)
@@ -248,7 +355,7 @@ def test_a_patchs_token_stands_where_the_patch_is() -> None:
     backbone = build("timm/test_vit", ("patch_embed", "blocks.0"))
     dark = torch.zeros(1, 3, 160, 160)
     lit = dark.clone()
-    lit[..., 16 * 2 : 16 * 3, 16 * 7 : 16 * 8] = 255
+    lit[..., 16 * 2 : 16 * 3, 16 * 7 : 16 * 8] = 1
     changed = (backbone(lit)[0] - backbone(dark)[0]).abs().sum(dim=(0, 1))
     assert changed.nonzero().tolist() == [[2, 7]]
 
@@ -260,7 +367,7 @@ def test_maps_with_channels_last_are_turned(activation: str, tmp_path: Path) -> 
     whole = timm.create_model("test_convnext", pretrained=False).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
     backbone = build("timm/test_convnext", layers, weights=str(tmp_path / "weights.pth"), activation=activation)
-    images = torch.rand(2, 3, 160, 160) * 255
+    images = torch.rand(2, 3, 160, 160)
     local, guide = backbone(images)
     of = "stages.1.blocks.1.mlp.act" if activation == "after" else "stages.1.blocks.1.mlp.fc1"
     torch.testing.assert_close(local, hooked(whole, layers[0], normalised(backbone, images)))
@@ -310,7 +417,7 @@ def test_layers_that_are_no_maps_are_refused(name: str, layers: tuple[str, str],
     [("squeezenet1_0", SQUEEZE, 16), ("timm/vit_tiny_patch16_224", ("blocks.0", "blocks.1"), 64)],
 )
 def test_an_image_size_that_the_network_cannot_take_is_named(name: str, layers: tuple[str, str], size: int) -> None:
-    with pytest.raises(CxlpError, match=f"{name} cannot take images of {size} x {size} .*backbone.image_size"):
+    with pytest.raises(CxlpError, match=f"{name} cannot take images of {size} x {size} .*backbone's image_size"):
         build(name, layers, image_size=size)
 
 
@@ -402,7 +509,7 @@ def test_caffenet_takes_a_torch_file_too(tmp_path: Path) -> None:
 
 
 def test_a_new_backbone_is_in_training_mode_and_left_as_it_was_found() -> None:
-    backbone = Backbone(BackboneConfig("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64))
+    backbone = Backbone("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64)
     assert backbone.training and backbone.trunk.training
     norm = backbone.trunk.get_submodule("layer1.0.bn1")
     assert isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked == 0  # the dry run taught it nothing

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import cxlp.backbones.gradient_checkpointing
-from cxlp.backbones.backbone import Backbone, BackboneConfig
+from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.gradient_checkpointing import Recomputation, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,11 +30,11 @@ NETWORKS = {
 
 def build(name: str, seed: int = 0) -> Backbone:
     torch.manual_seed(seed)
-    return Backbone(BackboneConfig(name, NETWORKS[name], weights=None, image_size=64))
+    return Backbone(name, NETWORKS[name], weights=None, image_size=64)
 
 
 def photos(count: int = 3) -> Tensor:
-    return 255 * torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def held_bytes(forward: Callable[[], Any]) -> tuple[Any, int]:

@@ -10,27 +10,22 @@ import torch
 from PIL import Image
 
 from cxlp.__main__ import main
-from cxlp.backbones.backbone import BackboneConfig
 from cxlp.commands import explain
-from cxlp.models.branch import PoolingConfig
+from cxlp.heads import CovariancePooling, CrossLayerPooling
+from cxlp.heads.views import Views
 from cxlp.models.checkpoint import load_network
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig
 from tests.generate import write_folder
-from tests.networks import write_checkpoint
+from tests.networks import CLASSES, build, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Capture = pytest.CaptureFixture[str]
-
-BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
-CLASSES = ["gull", "tern", "wren"]
 
 
 def write(path: Path, *, aspect: str = "warp", classes: bool = True, **options: Any) -> Path:
     """Write what a run writes, of a network with random weights."""
     torch.manual_seed(0)
-    pooling = {"pca_dim": 4, **options.pop("pooling", {})}
-    network = Network(NetworkConfig(BACKBONE, PoolingConfig(**pooling), **options), CLASSES if classes else None)
+    head = options.pop("head", None) or CrossLayerPooling(pca_dim=4)
+    network = build(head, classes=CLASSES if classes else None, **options)
     return write_checkpoint(path, network, aspect)
 
 
@@ -171,7 +166,7 @@ def test_the_whole_image_is_explained_where_a_run_scores_test_views(
     image = photos / "test" / "kind0" / "00.png"
     found = []
     for kind in ("whole", "flip"):
-        checkpoint = write(tmp_path / kind / "last.ckpt", test_views=ViewsConfig(kind))
+        checkpoint = write(tmp_path / kind / "last.ckpt", test_views=Views(kind))
         run(checkpoint, image, "--channels", 1)
         found.append(json.loads((tmp_path / kind / "explained" / "evidence.json").read_text())[0])
     assert found[0]["channels"] == pytest.approx(found[1]["channels"])
@@ -199,9 +194,9 @@ def test_wrong_arguments(checkpoint: Path, photos: Path, capsys: Capture, option
 
 
 def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: Path, capsys: Capture) -> None:
-    covariance = write(tmp_path / "a.ckpt", pooling={"method": "covariance"})
+    covariance = write(tmp_path / "a.ckpt", head=CovariancePooling(pca_dim=4))
     run(covariance, photos, status=2)
-    assert "model.network.pooling.method is covariance" in capsys.readouterr().err
+    assert "CovariancePooling cannot be explained" in capsys.readouterr().err
     run(write(tmp_path / "b.ckpt", classes=False), photos, status=2)
     assert "no classes yet" in capsys.readouterr().err
     run(tmp_path / "none.ckpt", photos, status=2)

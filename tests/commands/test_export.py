@@ -9,10 +9,8 @@ import torch
 import cxlp.deploy.export
 from cxlp.__main__ import main
 from cxlp.deploy.export import Check
-from cxlp.models.network import Network
 from tests.generate import write_folder
-from tests.networks import write_checkpoint
-from tests.tasks.small import NETWORK
+from tests.networks import CLASSES, SMALL, build, write_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = Network(NETWORK, ["gull", "tern", "wren"])
+    network = build(backbone=SMALL, classes=CLASSES)
     return write_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", network)
 
 

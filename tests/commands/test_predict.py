@@ -20,10 +20,8 @@ from PIL import Image
 from cxlp.__main__ import main
 from cxlp.data.decode import read_image
 from cxlp.deploy.predictor import Prediction, load
-from cxlp.models.network import Network
 from tests.generate import write_folder
-from tests.networks import write_checkpoint
-from tests.tasks.small import NETWORK
+from tests.networks import SMALL, build, write_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run's checkpoint holds, of a network with names that CSV must quote."""
     torch.manual_seed(0)
-    network = Network(NETWORK, ['gull, "great"', "tern", "wren\u00f6"])
+    network = build(backbone=SMALL, classes=['gull, "great"', "tern", "wren\u00f6"])
     return write_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", network)
 
 

@@ -1,8 +1,8 @@
 """Exported files: opened as their users open them, they compute the network's scores, for any batch."""
 
+import copy
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cxlp.backbones.backbone import BackboneConfig
+from cxlp.backbones.backbone import Backbone
 from cxlp.data.demo.birds import SPECIES, draw_bird
 from cxlp.data.transforms import Aspect
 from cxlp.deploy.export import Check, DType, check, describe, export
 from cxlp.deploy.predictor import Predictor
-from cxlp.heads.fisher_vector import SparseFisherVector
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig
+from cxlp.heads import AveragePooling, CovariancePooling, CrossLayerPooling, FisherVector, SparseFisherVector
+from cxlp.heads.views import Views
+from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
-from tests.tasks.small import NETWORK
+from tests.networks import SMALL, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def predictor(config: NetworkConfig = NETWORK, aspect: Aspect = "warp") -> Predictor:
+CLASSES = ["gull", "tern", "wrenö"]
+
+
+def cross(**options: Any) -> CrossLayerPooling:
+    return CrossLayerPooling(**{"pca_dim": 4, **options})
+
+
+def predictor(network: Network | None = None, aspect: Aspect = "warp") -> Predictor:
     """A network with opinions."""
     torch.manual_seed(0)
-    network = Network(config, ["gull", "tern", "wrenö"])
+    network = network or build(cross(), SMALL, CLASSES)
     assert network.classifier is not None
     nn.init.normal_(network.classifier.weight)
     return Predictor(network, aspect)
@@ -44,9 +50,11 @@ def birds(model: Predictor, count: int = 3) -> Tensor:
 
 def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int = 3) -> dict[str, Any]:
     """Run an ONNX file without any of cxlp's code, by one and by more; what its metadata say."""
-    images = birds(model, count).to(getattr(torch, dtype))
+    images = birds(model, count)
     with torch.no_grad():
         expected = model.network.score(images)
+    if dtype == "float32":
+        images = images / 255
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for part in (images[:1], images):
         (found,) = session.run(None, {"images": part.numpy()})
@@ -77,42 +85,41 @@ def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
 
 
-EXPORTED: dict[str, NetworkConfig] = {
-    "sub-arrays, test crops": replace(
-        NETWORK, pooling=PoolingConfig(pca_dim=4, size=3, padding="same"), test_views=ViewsConfig("crops")
-    ),
-    "blocks beside the whole image": replace(
-        NETWORK, also=(PoolingConfig(method="average_guide", views=ViewsConfig("blocks")),)
-    ),
-    "covariance": replace(NETWORK, pooling=PoolingConfig("covariance", pca_dim=4)),
-    "Fisher vector": replace(NETWORK, pooling=PoolingConfig("fisher", pca_dim=4, atoms=3)),
+EXPORTED: dict[str, Network] = {
+    "sub-arrays, test crops": build(cross(size=3, padding="same"), SMALL, CLASSES, test_views=Views("crops")),
+    "blocks beside the whole image": build([cross(), AveragePooling(views=Views("blocks"))], SMALL, CLASSES),
+    "covariance": build(CovariancePooling(pca_dim=4), SMALL, CLASSES),
+    "Fisher vector": build(FisherVector(pca_dim=4, atoms=3), SMALL, CLASSES),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_other_networks(name: str, tmp_path: Path) -> None:
-    model = predictor(EXPORTED[name])
+    model = predictor(copy.deepcopy(EXPORTED[name]))
     export(model, tmp_path / "model.onnx", "onnx", "float32")
     about = assert_same(model, tmp_path / "model.onnx", "float32")
-    assert about["input"]["dtype"] == "float32" and about["size"] == model.network.test_size
+    assert (
+        about["input"]["dtype"] == "float32"
+        and "0..1:" in about["input"]["values"]
+        and about["size"] == model.network.test_size
+    )
 
 
 @pytest.mark.slow
 def test_efficientnet_lite0(tmp_path: Path) -> None:
-    backbone = BackboneConfig("efficientnet_lite0", ("blocks.5", "blocks.6"), weights=None)
-    model = predictor(NetworkConfig(backbone, PoolingConfig(pca_dim=16)))
+    backbone = Backbone("efficientnet_lite0", ("blocks.5", "blocks.6"), weights=None)
+    model = predictor(Network(backbone, cross(pca_dim=16), CLASSES))
     export(model, tmp_path / "model.onnx", "onnx")
     assert_same(model, tmp_path / "model.onnx", count=2)
 
 
 def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
-    model = predictor(replace(NETWORK, pooling=PoolingConfig("sparse_fisher", pca_dim=4, atoms=3)))
-    encoding = next(model.network.each_part()).encoding
-    assert isinstance(encoding, SparseFisherVector)
-    encoding.dictionary.copy_(nn.functional.normalize(torch.rand_like(encoding.dictionary), dim=1))
-    encoding.iterations = 5
-    with pytest.raises(CxlpError, match=r"method: sparse_fisher cannot be written as ONNX.*--format torch"):
+    head = SparseFisherVector(pca_dim=4, atoms=3)
+    model = predictor(build(head, SMALL, CLASSES))
+    head.dictionary.copy_(nn.functional.normalize(torch.rand_like(head.dictionary), dim=1))
+    head.iterations = 5
+    with pytest.raises(CxlpError, match=r"SparseFisherVector cannot be written as ONNX.*--format torch"):
         export(model, tmp_path / "model.onnx", "onnx")
     assert list(tmp_path.iterdir()) == []
     path = tmp_path / "model.pt2"

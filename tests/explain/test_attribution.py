@@ -1,5 +1,6 @@
 """The split of a score: it adds up, share by share it is its formula, and it lies where its places are."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -8,32 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.backbone import BackboneConfig
-from cxlp.explain.attribution import Explanation, PartEvidence, explain
+from cxlp.explain.attribution import Explanation, PartEvidence, explain, is_explainable
+from cxlp.heads import (
+    AveragePooling,
+    BilinearPooling,
+    CovariancePooling,
+    CrossLayerPooling,
+    FisherVector,
+    Head,
+    SparseFisherVector,
+    TrainedGuidePooling,
+)
 from cxlp.heads.cross_layer import sub_arrays
-from cxlp.heads.trained_guide import TrainedGuidePooling
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig, Window
+from cxlp.heads.views import Views, Window
+from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
+from tests import networks
+from tests.networks import BACKBONE as UNEVEN
+from tests.networks import CLASSES, EVEN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# 48 channels under 192: on 64 x 64 pixels 8x8 under 4x4, or both 4x4; on 160 x 160 both 10x10.
-EVEN = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=64)
-UNEVEN = replace(EVEN, layers=("layer3.0.conv1", "layer3"))
-LARGE = replace(EVEN, image_size=160)
-CLASSES = ["gull", "tern", "wren"]
+LARGE = replace(EVEN, image_size=160)  # both maps 10x10
 
 
-def build(*parts: PoolingConfig, backbone: BackboneConfig = EVEN, **options: Any) -> Network:
+def cross(**options: Any) -> CrossLayerPooling:
+    return CrossLayerPooling(**{"pca_dim": 6, **options})
+
+
+def build(*heads: Head, backbone: BackboneConfig = EVEN) -> Network:
     """Make a network with random weights, in float64."""
     torch.manual_seed(0)
-    first, *also = parts or (PoolingConfig(pca_dim=6),)
-    network = Network(NetworkConfig(backbone, first, tuple(also), **options), CLASSES).double().eval()
-    assert network.classifier is not None
-    nn.init.normal_(network.classifier.weight)
-    nn.init.normal_(network.classifier.bias)
-    return network
+    return networks.randomise(networks.build(copy.deepcopy(heads), backbone, CLASSES)).double()
 
 
 def photos(network: Network, count: int = 2) -> Tensor:
@@ -41,40 +48,40 @@ def photos(network: Network, count: int = 2) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-POOLINGS = {
-    "cross": (EVEN, PoolingConfig(pca_dim=6)),
-    "cross, no PCA": (EVEN, PoolingConfig(pca_dim=None)),
-    "cross, fewer channels": (EVEN, PoolingConfig(pca_dim=6, channels=5)),
-    "3x3, valid": (EVEN, PoolingConfig(pca_dim=6, size=3)),
-    "3x3, same, stride 2": (LARGE, PoolingConfig(pca_dim=6, size=3, stride=2, padding="same")),
-    "3x3, no PCA, stride 2": (LARGE, PoolingConfig(pca_dim=None, size=3, stride=2)),
-    "to_local": (UNEVEN, PoolingConfig(pca_dim=6, align="to_local")),
-    "to_guide": (UNEVEN, PoolingConfig(pca_dim=6, align="to_guide")),
-    "bilinear": (EVEN, PoolingConfig("bilinear", pca_dim=None)),
-    "bilinear, PCA": (EVEN, PoolingConfig("bilinear", pca_dim=6, channels=9)),
-    "low rank": (EVEN, PoolingConfig(pca_dim=6, guide_dim=5)),
-    "compact": (EVEN, PoolingConfig(pca_dim=6, sketch=100)),
-    "low rank, compact, no PCA": (LARGE, PoolingConfig(pca_dim=None, size=3, guide_dim=5, sketch=100, zscore=True)),
-    "average_local": (EVEN, PoolingConfig("average_local")),
-    "average_guide": (EVEN, PoolingConfig("average_guide")),
-    "trained_guide": (EVEN, PoolingConfig("trained_guide", pca_dim=6, atoms=7)),
-    "zscore": (EVEN, PoolingConfig(pca_dim=6, zscore=True)),
-    "zscore of an average": (EVEN, PoolingConfig("average_guide", zscore=True)),
-    "channel_l2": (EVEN, PoolingConfig(pca_dim=6, channel_l2=True)),
-    "sign": (EVEN, PoolingConfig(pca_dim=6, sign=True)),
-    "zscore, channel_l2, sign": (EVEN, PoolingConfig(pca_dim=6, zscore=True, channel_l2=True, sign=True)),
-    "no normalisation": (EVEN, PoolingConfig(pca_dim=6, sqrt=False, l2=False)),
-    "flip": (EVEN, PoolingConfig(pca_dim=6, views=ViewsConfig("flip"))),
-    "crops": (EVEN, PoolingConfig(pca_dim=6, views=ViewsConfig("crops"))),
-    "blocks": (EVEN, PoolingConfig(pca_dim=6, views=ViewsConfig("blocks"))),
-    "regions": (EVEN, PoolingConfig("trained_guide", pca_dim=6, views=ViewsConfig("regions", stride=0.7))),
+HEADS: dict[str, tuple[BackboneConfig, Head]] = {
+    "cross": (EVEN, cross()),
+    "cross, no PCA": (EVEN, cross(pca_dim=None)),
+    "cross, fewer channels": (EVEN, cross(channels=5)),
+    "3x3, valid": (EVEN, cross(size=3)),
+    "3x3, same, stride 2": (LARGE, cross(size=3, stride=2, padding="same")),
+    "3x3, no PCA, stride 2": (LARGE, cross(pca_dim=None, size=3, stride=2)),
+    "to_local": (UNEVEN, cross(align="to_local")),
+    "to_guide": (UNEVEN, cross(align="to_guide")),
+    "bilinear": (EVEN, BilinearPooling(pca_dim=None)),
+    "bilinear, PCA": (EVEN, BilinearPooling(pca_dim=6, channels=9)),
+    "low rank": (EVEN, cross(guide_dim=5)),
+    "compact": (EVEN, cross(sketch=100)),
+    "low rank, compact, no PCA": (LARGE, cross(pca_dim=None, size=3, guide_dim=5, sketch=100, zscore=True)),
+    "average of the lower layer": (EVEN, AveragePooling(layers=EVEN.layers[:1])),
+    "average": (EVEN, AveragePooling()),
+    "trained guide": (EVEN, TrainedGuidePooling(pca_dim=6, channels=7)),
+    "zscore": (EVEN, cross(zscore=True)),
+    "zscore of an average": (EVEN, AveragePooling(zscore=True)),
+    "channel_l2": (EVEN, cross(channel_l2=True)),
+    "sign": (EVEN, cross(sign=True)),
+    "zscore, channel_l2, sign": (EVEN, cross(zscore=True, channel_l2=True, sign=True)),
+    "no normalisation": (EVEN, cross(sqrt=False, l2=False)),
+    "flip": (EVEN, cross(views=Views("flip"))),
+    "crops": (EVEN, cross(views=Views("crops"))),
+    "blocks": (EVEN, cross(views=Views("blocks"))),
+    "regions": (EVEN, TrainedGuidePooling(pca_dim=6, views=Views("regions", stride=0.7))),
 }
 
 
-@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("name", HEADS)
 def test_the_parts_add_up_to_the_score(name: str) -> None:
-    backbone, pooling = POOLINGS[name]
-    network = build(pooling, backbone=backbone)
+    backbone, head = HEADS[name]
+    network = build(head, backbone=backbone)
     images = photos(network)
     with torch.no_grad():
         scores = network(images)
@@ -89,7 +96,7 @@ def test_the_parts_add_up_to_the_score(name: str) -> None:
 
 
 def test_in_single_precision_too() -> None:
-    network = build().float()
+    network = build(cross()).float()
     images = photos(network)
     with torch.no_grad():
         scores = network(images)
@@ -97,13 +104,8 @@ def test_in_single_precision_too() -> None:
         assert explanation.score == pytest.approx(float(score), rel=1e-4)
 
 
-def test_several_parts_add_up_and_number_their_channels_in_turn() -> None:
-    parts = (
-        PoolingConfig(pca_dim=6, channels=5),
-        PoolingConfig("average_local"),
-        PoolingConfig(pca_dim=4, views=ViewsConfig("blocks")),
-    )
-    network = build(*parts)
+def test_several_heads_add_up_and_number_their_channels_in_turn() -> None:
+    network = build(cross(channels=5), AveragePooling(layers=EVEN.layers[:1]), cross(pca_dim=4, views=Views("blocks")))
     images = photos(network, 1)
     (explanation,) = explain(network, images, 2)
     with torch.no_grad():
@@ -124,11 +126,12 @@ def scale(pooled: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_each_share_is_its_formula() -> None:
-    network = build(PoolingConfig(pca_dim=6, size=3), backbone=LARGE)
+    network = build(cross(size=3), backbone=LARGE)
     images = photos(network, 1)
     local, guide = network.backbone(images)
-    projection = network.projection
-    assert projection is not None and projection.bias is not None and network.classifier is not None
+    (head,) = network.heads
+    assert isinstance(head, CrossLayerPooling) and head.projection is not None and network.classifier is not None
+    projection = head.projection
     x = sub_arrays(local, 3)[0] @ projection.weight.flatten(1).T + projection.bias  # (64, 6)
     a = guide[0, :, 1:-1, 1:-1].flatten(1)  # (192, 64)
     pooled = a @ x
@@ -143,7 +146,7 @@ def test_each_share_is_its_formula() -> None:
 
 @torch.no_grad()
 def test_shares_of_an_average_are_those_of_its_channels() -> None:
-    network = build(PoolingConfig("average_guide"))
+    network = build(AveragePooling())
     images = photos(network, 1)
     (features,) = network.inputs(images)[0]
     mean = features[0].mean(dim=(1, 2))
@@ -156,12 +159,12 @@ def test_shares_of_an_average_are_those_of_its_channels() -> None:
 
 @torch.no_grad()
 def test_a_trained_guides_shares_are_their_formula() -> None:
-    network = build(PoolingConfig("trained_guide", pca_dim=6, atoms=7, sqrt=False, l2=False))
+    network = build(TrainedGuidePooling(pca_dim=6, channels=7, sqrt=False, l2=False))
     images = photos(network, 1)
-    encoding = next(network.each_part()).encoding
-    assert isinstance(encoding, TrainedGuidePooling) and encoding.projection is not None
-    x = encoding.projection(network.inputs(images)[0][0])[0].flatten(1).T  # (16, 6)
-    a = encoding.activations(x)  # (16, 7)
+    (head,) = network.heads
+    assert isinstance(head, TrainedGuidePooling) and head.projection is not None
+    x = head.projection(network.inputs(images)[0][0])[0].flatten(1).T  # (16, 6)
+    a = head.activations(x)  # (16, 7)
     assert network.classifier is not None
     expected = a.T * (network.classifier.weight[1].view(7, 6) @ x.T)
     (explanation,) = explain(network, images, 1)
@@ -175,7 +178,7 @@ def test_silent_channels_contribute_nothing() -> None:
             return local, torch.cat([guide[:, :-1], torch.zeros_like(guide[:, -1:])], dim=1)
 
     for options in ({}, {"zscore": True}, {"sign": True}, {"channel_l2": True}):
-        network = build(PoolingConfig(pca_dim=6, **options))  # type: ignore[arg-type]
+        network = build(cross(**options))
         backbone = network.backbone
         silenced = Silenced()
         silenced.layers, silenced.image_size = backbone.layers, backbone.image_size  # type: ignore[assignment]
@@ -186,7 +189,7 @@ def test_silent_channels_contribute_nothing() -> None:
 
 
 def test_against_is_the_difference_of_two_explanations() -> None:
-    network = build()
+    network = build(cross())
     images = photos(network, 1)
     gull, tern, both = (next(explain(network, images, *pair)) for pair in ((0,), (1,), (0, 1)))
     torch.testing.assert_close(both.parts[0].shares, gull.parts[0].shares - tern.parts[0].shares)
@@ -196,7 +199,7 @@ def test_against_is_the_difference_of_two_explanations() -> None:
 
 
 def test_the_best_class_is_explained_unless_told_otherwise() -> None:
-    network = build()
+    network = build(cross())
     images = photos(network, 2)
     with torch.no_grad():
         scores = network(images)
@@ -210,7 +213,7 @@ def test_the_best_class_is_explained_unless_told_otherwise() -> None:
 
 
 def test_probabilities_of_several_labels_are_sigmoids() -> None:
-    network = build()
+    network = build(cross())
     network.multi_label = True
     images = photos(network, 1)
     with torch.no_grad():
@@ -218,25 +221,33 @@ def test_probabilities_of_several_labels_are_sigmoids() -> None:
     torch.testing.assert_close(next(explain(network, images)).probabilities.double(), expected)
 
 
-@pytest.mark.parametrize("method", ["covariance", "fisher", "sparse_fisher"])
-def test_methods_that_are_no_sums_are_refused(method: Any) -> None:
-    refused = PoolingConfig(method, pca_dim=4, atoms=3)
-    for network, key in ((build(refused), "pooling"), (build(PoolingConfig(pca_dim=4), refused), "also[0]")):
-        with pytest.raises(CxlpError) as caught:
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        (CovariancePooling(pca_dim=4), "a matrix root comes before"),
+        (FisherVector(pca_dim=4, atoms=3), "a generative model comes before"),
+        (SparseFisherVector(pca_dim=4, atoms=3), "a generative model comes before"),
+        (cross(spectral=True), "spectral is true: a matrix root mixes all places"),
+    ],
+)
+def test_heads_that_are_no_sums_are_refused(head: Head, why: str) -> None:
+    for network, which in ((build(head), head.name), (build(AveragePooling(), head), f"head 2, {head.name},")):
+        assert not is_explainable(network)
+        with pytest.raises(CxlpError, match=f"{which} cannot be explained, .*{why}"):
             next(explain(network, photos(network, 1)))
-        assert f"model.network.{key}.method is {method}" in str(caught.value)
-        assert "methods that can be explained: cross, bilinear" in str(caught.value)
+    with pytest.raises(CxlpError, match=why):
+        head.explain([], torch.zeros(0))
 
 
 def test_a_network_without_classes_has_no_score() -> None:
-    network = build()
+    network = build(cross())
     network.classifier = None
     with pytest.raises(CxlpError, match="no classes yet"):
         next(explain(network, photos(network, 1)))
 
 
 def test_it_works_where_derivatives_are_switched_off_and_leaves_none_behind() -> None:
-    network = build(PoolingConfig(pca_dim=6), PoolingConfig("trained_guide", pca_dim=4, atoms=3))
+    network = build(cross(), TrainedGuidePooling(pca_dim=4, channels=3))
     images = photos(network, 1)
     expected = next(explain(network, images, 0)).channels
     with torch.inference_mode():
@@ -285,7 +296,7 @@ def test_a_mirrored_view_is_turned_back() -> None:
 
 
 def test_a_view_covers_its_part_of_the_image() -> None:
-    views = ViewsConfig("blocks")
+    views = Views("blocks")
     part = evidence(at(1, 3, 0, views=4), *views.windows(64), size=64, image_size=128)
     picture = part.lay_out(part.places, 88)
     assert peak(picture) == (3 * 11 + 5, 44)
@@ -298,7 +309,7 @@ def test_views_that_overlap_add_up_and_parts_by_their_area() -> None:
     once = evidence(torch.ones(1, 1, 4, 4), Window(0, 0, False), size=64, image_size=64)
     twice = evidence(torch.ones(2, 1, 4, 4), Window(0, 0, False), Window(0, 0, True), size=64, image_size=64)
     torch.testing.assert_close(twice.lay_out(twice.places, 8), 2 * once.lay_out(once.places, 8))
-    fine = evidence(torch.ones(4, 1, 4, 4), *ViewsConfig("blocks").windows(64), size=64, image_size=128)
+    fine = evidence(torch.ones(4, 1, 4, 4), *Views("blocks").windows(64), size=64, image_size=128)
     explanation = Explanation(0, None, torch.ones(1), 0.0, (once, fine))
     # Of a place of the first part: its own share, and those of four places of the second.
     torch.testing.assert_close(explanation.map(8), torch.full((8, 8), 5.0, dtype=torch.float64))
@@ -307,7 +318,7 @@ def test_views_that_overlap_add_up_and_parts_by_their_area() -> None:
 
 @torch.no_grad()
 def test_activations_are_drawn_from_the_channels_own_map() -> None:
-    network = build(PoolingConfig(pca_dim=4, channels=3), PoolingConfig(pca_dim=4))
+    network = build(cross(pca_dim=4, channels=3), cross(pca_dim=4))
     images = photos(network, 1)
     (explanation,) = explain(network, images, 0)
     guide = network.backbone(images)[1][0]

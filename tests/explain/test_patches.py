@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cxlp.explain.attribution import Explanation, PartEvidence
 from cxlp.explain.patches import Patch, TopPlaces
-from cxlp.models.views import ViewsConfig, Window
+from cxlp.heads.views import Views, Window
 
 
 def seen(activations: Tensor, shares: Tensor | None = None) -> Explanation:
@@ -82,7 +82,7 @@ def test_channels_are_ordered_by_the_size_of_their_shares() -> None:
 
 
 def test_places_of_several_parts_and_views() -> None:
-    blocks = ViewsConfig("blocks")
+    blocks = Views("blocks")
     a = torch.zeros(4, 2, 8, 8, dtype=torch.float64)
     a[3, 1, 2, 2] = 5
     (first,) = seen(responding(1.0)).parts

@@ -4,7 +4,6 @@ import copy
 import gc
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,54 @@ from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 from torch import Tensor
 
-from cxlp.backbones.backbone import BackboneConfig
+from cxlp.backbones.backbone import Backbone
 from cxlp.frozen import fit as fit_module
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.store import RowStore
+from cxlp.frozen.store import FeatureType, RowStore
+from cxlp.heads import (
+    AveragePooling,
+    BilinearPooling,
+    CovariancePooling,
+    CrossLayerPooling,
+    FisherVector,
+    Head,
+    SparseFisherVector,
+    TrainedGuidePooling,
+)
 from cxlp.heads.cross_layer import sub_arrays
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig
+from cxlp.heads.views import Views
+from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
 
 CLASSES = ("wren", "jay", "crow")
 PER_CLASS = 7  # 21 images: batches and ranks come out uneven
 ALL_VECTORS = 10**9  # more than there are: the PCA sees each local feature
-POOLING = PoolingConfig(pca_dim=6)
 
 
 @cache
-def _built(pooling: PoolingConfig, layers: tuple[str, str], name: str) -> Network:
+def _backbone(layers: tuple[str, ...], name: str) -> Backbone:
     torch.manual_seed(0)
-    backbone = BackboneConfig(name, layers, weights=None, image_size=64)
-    return Network(NetworkConfig(backbone, pooling)).eval()
+    return Backbone(name, layers, weights=None, image_size=64)
+
+
+def cross(**options: Any) -> CrossLayerPooling:
+    """Cross-layer pooling with a PCA to 6."""
+    return CrossLayerPooling(**{"pca_dim": 6, **options})
 
 
 def small_network(
-    pooling: PoolingConfig = POOLING,
-    layers: tuple[str, str] = ("features.3", "features.4"),
+    head: Head | Sequence[Head] | None = None,
+    layers: tuple[str, ...] = ("features.3", "features.4"),
     name: str = "torchvision/squeezenet1_0",
     classes: Sequence[str] = CLASSES,
+    multi_label: bool = False,
 ) -> Network:
     """A random network with maps of 14 x 14 cells and 128 + 128 channels, the same in each call."""
-    network = copy.deepcopy(_built(pooling, layers, name))
-    network.set_classes(classes)
-    return network
+    backbone, head = copy.deepcopy((_backbone(layers, name), head or cross()))
+    torch.manual_seed(0)
+    return Network(backbone, head, classes, multi_label).eval()
 
 
 def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor]:
@@ -92,15 +104,15 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], atol: 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) -> None:
-    network = small_network(replace(POOLING, size=size))
+    network = small_network(cross(size=size))
     run_fit(network, tmp_path)
     with torch.no_grad():
         local, _ = network.backbone(small_images()[0])
     vectors = sub_arrays(local, size).flatten(0, 1).double().numpy()
     pca = PCA(6, svd_solver="covariance_eigh").fit(vectors)
-    projection = network.projection
-    assert projection is not None
-    assert projection.bias is not None
+    (head,) = network.heads
+    assert isinstance(head, CrossLayerPooling) and head.projection is not None
+    projection = head.projection
     axes = projection.weight.detach().flatten(1).double().numpy()
     signs = np.sign((axes * pca.components_).sum(axis=1))
     np.testing.assert_allclose(axes, signs[:, None] * pca.components_, atol=1e-4)
@@ -111,41 +123,38 @@ def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) 
 
 
 @pytest.mark.parametrize(
-    ("pooling", "layers"),
+    ("head", "layers"),
     [
-        pytest.param(POOLING, None, id="cross"),
-        pytest.param(replace(POOLING, size=3, stride=2, padding="same"), None, id="sub-arrays"),
-        pytest.param(replace(POOLING, pca_dim=None), None, id="without PCA"),
-        pytest.param(replace(POOLING, sign=True), None, id="signs"),
-        pytest.param(replace(POOLING, method="bilinear"), None, id="bilinear"),
-        pytest.param(replace(POOLING, method="bilinear", pca_dim=None), None, id="bilinear without PCA"),
-        pytest.param(replace(POOLING, method="average_local"), None, id="average_local"),
-        pytest.param(replace(POOLING, method="average_guide"), None, id="average_guide"),
-        pytest.param(replace(POOLING, channels=5), None, id="few channels"),
-        pytest.param(replace(POOLING, guide_dim=4), None, id="low-rank"),
-        pytest.param(replace(POOLING, guide_dim=4, pca_dim=None, channels=20), None, id="low-rank without PCA"),
-        pytest.param(replace(POOLING, sketch=300), None, id="compact"),
+        pytest.param(cross(), None, id="cross"),
+        pytest.param(cross(size=3, stride=2, padding="same"), None, id="sub-arrays"),
+        pytest.param(cross(pca_dim=None), None, id="without PCA"),
+        pytest.param(cross(sign=True), None, id="signs"),
+        pytest.param(BilinearPooling(pca_dim=6), None, id="bilinear"),
+        pytest.param(BilinearPooling(pca_dim=None), None, id="bilinear without PCA"),
+        pytest.param(AveragePooling(layers=["features.3"]), None, id="average of the lower layer"),
+        pytest.param(AveragePooling(), None, id="average of the upper layer"),
+        pytest.param(cross(channels=5), None, id="few channels"),
+        pytest.param(cross(guide_dim=4), None, id="low-rank"),
+        pytest.param(cross(guide_dim=4, pca_dim=None, channels=20), None, id="low-rank without PCA"),
+        pytest.param(cross(sketch=300), None, id="compact"),
+        pytest.param(BilinearPooling(pca_dim=6, guide_dim=8, sketch=40), None, id="bilinear, low-rank and compact"),
+        pytest.param(cross(spectral=True, sqrt=False), None, id="matrix root"),
+        pytest.param(cross(views=Views("blocks")), None, id="blocks"),
+        pytest.param(AveragePooling(views=Views("crops")), None, id="crops"),
+        pytest.param(CovariancePooling(pca_dim=6), None, id="covariance"),
+        pytest.param(FisherVector(pca_dim=6, atoms=4), None, id="fisher"),
         pytest.param(
-            replace(POOLING, method="bilinear", guide_dim=8, sketch=40), None, id="bilinear, low-rank and compact"
+            SparseFisherVector(pca_dim=6, atoms=8, views=Views("regions", stride=0.7)), None, id="sparse over regions"
         ),
-        pytest.param(replace(POOLING, spectral=True, sqrt=False), None, id="matrix root"),
-        pytest.param(replace(POOLING, views=ViewsConfig("blocks")), None, id="blocks"),
-        pytest.param(replace(POOLING, method="average_guide", views=ViewsConfig("crops")), None, id="crops"),
-        pytest.param(replace(POOLING, method="covariance", sqrt=False), None, id="covariance"),
-        pytest.param(replace(POOLING, method="fisher", atoms=4), None, id="fisher"),
-        pytest.param(
-            replace(POOLING, method="sparse_fisher", atoms=8, views=ViewsConfig("regions", stride=0.7)),
-            None,
-            id="sparse_fisher over regions",
-        ),
-        pytest.param(replace(POOLING, method="trained_guide", atoms=5), None, id="trained_guide"),
-        pytest.param(replace(POOLING, align="to_local"), ("features.4", "features.6"), id="two resolutions"),
+        pytest.param(TrainedGuidePooling(pca_dim=6, channels=5), None, id="trained_guide"),
+        pytest.param(cross(align="to_local"), ("features.4", "features.6"), id="two resolutions"),
+        pytest.param([cross(), AveragePooling(), FisherVector(pca_dim=5, atoms=3)], None, id="several heads"),
     ],
 )
 def test_the_classifier_is_the_svm_of_the_features(
-    tmp_path: Path, pooling: PoolingConfig, layers: tuple[str, str] | None
+    tmp_path: Path, head: Head | list[Head], layers: tuple[str, str] | None
 ) -> None:
-    network = small_network(pooling, layers or ("features.3", "features.4"))
+    network = small_network(head, layers or ("features.3", "features.4"))
     report = run_fit(network, tmp_path)
     images, labels = small_images()
     with torch.no_grad():
@@ -157,7 +166,7 @@ def test_the_classifier_is_the_svm_of_the_features(
         svm = SVC(kernel="linear", C=report["C"], tol=1e-6).fit(features.double().numpy(), labels == k)
         np.testing.assert_allclose(margins[:, k], svm.decision_function(features.double().numpy()), atol=5e-3)
     assert report["logit_scale"] != 1.0
-    if pooling.views.kind == "whole":  # small pictures, enlarged, lose what tells them apart
+    if network.image_size == 64:  # small pictures, enlarged, lose what tells them apart
         assert 1 / 3 < report["cv_accuracy"] <= 1  # better than chance
 
 
@@ -186,9 +195,8 @@ def test_fewer_vectors_give_another_projection(tmp_path: Path) -> None:
     few, all_of_them = small_network(), small_network()
     run_fit(few, tmp_path, FrozenConfig(pca_vectors=21 * 2))
     run_fit(all_of_them, tmp_path)
-    assert few.projection is not None
-    assert all_of_them.projection is not None
-    assert not torch.allclose(few.projection.weight, all_of_them.projection.weight, atol=1e-3)
+    one, other = (dict(network.heads.named_parameters())["0.projection.weight"] for network in (few, all_of_them))
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
@@ -207,11 +215,35 @@ def test_maps_are_on_disk_until_they_are_pooled(tmp_path: Path) -> None:
 
 def test_maps_of_a_layer_pooled_under_itself_are_kept_once(tmp_path: Path) -> None:
     images, labels = small_images()
-    network = small_network(replace(POOLING, method="bilinear"))
+    network = small_network(BilinearPooling(pca_dim=6))
     fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
     fit.observe(images, labels, torch.arange(len(images)))
     assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * 128 * 4
     fit.close(keep=False)
+
+
+def test_maps_that_several_heads_take_are_kept_once(tmp_path: Path) -> None:
+    images, labels = small_images()
+    network = small_network([cross(channels=5), cross(pca_dim=3), FisherVector(pca_dim=4, atoms=2), AveragePooling()])
+    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    fit.observe(images, labels, torch.arange(len(images)))
+    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * (128 + 128) * 4
+    fit.close(keep=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "said"),
+    [
+        ("float16", [cross(), cross(l2=False)], "float16, which overflows"),
+        ("sign", [cross()], "more than signs"),
+        ("sign", [cross(sign=True), cross(sign=True)], "more than signs"),
+    ],
+)
+def test_vectors_that_a_type_cannot_hold_are_refused(
+    tmp_path: Path, kind: FeatureType, heads: list[Head], said: str
+) -> None:
+    with pytest.raises(CxlpError, match=said):
+        FrozenFit(small_network(heads), FrozenConfig(features=kind), 21, tmp_path, PhaseTimes())
 
 
 def test_features_can_be_kept(tmp_path: Path) -> None:
@@ -252,7 +284,7 @@ def test_an_image_seen_twice_is_refused(tmp_path: Path) -> None:
 def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_path: Path) -> None:
     config = FrozenConfig(pca_vectors=21)  # one per image
     with pytest.raises(CxlpError, match=r"PCA to 100 dimensions .* 21 training images give 1 each.*pca_dim"):
-        FrozenFit(small_network(replace(POOLING, pca_dim=100)), config, 21, tmp_path / "fit", PhaseTimes())
+        FrozenFit(small_network(cross(pca_dim=100)), config, 21, tmp_path / "fit", PhaseTimes())
     assert not (tmp_path / "fit").exists()
 
 
@@ -275,8 +307,7 @@ def test_several_labels_per_image(tmp_path: Path) -> None:
     images, index = small_images()
     labels = torch.stack([1 - 2 * (index == 0), 1 - 2 * (index == 1)], dim=1)  # (n, 2) of {1, -1}
     labels[::5, 1] = 0
-    network = Network(NetworkConfig(small_network().config.backbone, POOLING), ["not gull", "not tern"], True).eval()
-    network.backbone.load_state_dict(small_network().backbone.state_dict())
+    network = small_network(classes=["not gull", "not tern"], multi_label=True)
     report = run_fit(network, tmp_path, data=(images, labels))
     assert 0.5 < report["cv_mAP"] <= 1 and "cv_accuracy" not in report
     with torch.no_grad():
@@ -350,7 +381,7 @@ def _live_bytes() -> int:
 @pytest.mark.parametrize("pca_dim", [6, None])
 def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None) -> None:
     images, labels = small_images()
-    network = small_network(replace(POOLING, pca_dim=pca_dim))
+    network = small_network(cross(pca_dim=pca_dim))
     fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
     live = []
     for positions in torch.arange(len(images)).chunk(3):
@@ -391,7 +422,7 @@ def test_finishing_reads_the_disk_block_by_block(
 
 def test_pooling_without_projection_needs_no_maps(tmp_path: Path) -> None:
     images, labels = small_images()
-    network = small_network(replace(POOLING, pca_dim=None))
+    network = small_network(cross(pca_dim=None))
     fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
     fit.observe(images, labels, torch.arange(len(images)))
     assert [p.name for p in tmp_path.iterdir()] == ["features.bin"]

@@ -12,14 +12,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_gradients() -> None:
-    head = CovariancePooling(5, 3).double()
+    head = CovariancePooling(3).connect((5, 3, 3)).double()
     torch.autograd.gradcheck(head, torch.rand(2, 5, 3, 3, dtype=torch.float64).requires_grad_())
 
 
 @torch.no_grad()
 def test_it_is_its_formula() -> None:
     torch.manual_seed(0)
-    head = CovariancePooling(8, 4).double()
+    head = CovariancePooling(4).connect((8, 5, 5)).double()
     maps = torch.rand(2, 8, 5, 5, dtype=torch.float64)
     assert head.projection is not None
     x = head.projection(maps).flatten(2).transpose(1, 2)  # (2, 25, 4)
@@ -34,10 +34,19 @@ def test_it_is_its_formula() -> None:
 @torch.no_grad()
 def test_views_are_pooled_together() -> None:
     maps = torch.rand(4, 8, 3, 3, dtype=torch.float64)
-    head = CovariancePooling(8, None).double()
+    head = CovariancePooling(None).connect((8, 3, 3)).double()
     torch.testing.assert_close(head(maps, views=2)[:1], head(torch.cat([maps[0], maps[1]], dim=2)[None]))
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
-        CovariancePooling(8, 9)
+        CovariancePooling(9).connect((8, 3, 3))
+
+
+@torch.no_grad()
+def test_by_default_no_root_is_taken_of_the_root() -> None:
+    head = CovariancePooling(None).connect((8, 3, 3)).double()
+    maps = torch.rand(2, 8, 3, 3, dtype=torch.float64)
+    bare = head.encode(head.local(maps)).flatten(1)
+    torch.testing.assert_close(head(maps), torch.nn.functional.normalize(bare, dim=1))
+    assert head.options()["sqrt"] is False

@@ -15,7 +15,7 @@ from torch.autograd import gradcheck
 
 from cxlp.heads.average import AveragePooling
 from cxlp.heads.cross_layer import Align, CrossLayerPooling, Padding, align_maps, cross_layer_pooling, sub_arrays
-from cxlp.heads.normalisation import Normalise, normalise, signed_sqrt
+from cxlp.heads.normalisation import normalise, signed_sqrt
 from cxlp.utils.errors import CxlpError
 from tests.heads.test_normalisation import SWITCHES
 
@@ -30,6 +30,17 @@ def maps(batch: int = 2, c: int = 5, k: int = 3, h: int = 7, w: int = 6, **kwarg
         torch.randn(batch, c, h, w, generator=generator, **kwargs),
         torch.randn(batch, k, h, w, generator=generator, **kwargs),
     )
+
+
+def cross(
+    c: int, k: int, pca_dim: int | None = None, *, guide: tuple[int, int] = (7, 6), **options: Any
+) -> CrossLayerPooling:
+    """A head for maps of 7 x 6, or a guide of another size."""
+    return CrossLayerPooling(pca_dim, **options).connect((c, 7, 6), (k, *guide))
+
+
+def average(**options: Any) -> AveragePooling:
+    return AveragePooling(**options).connect((5, 7, 6))
 
 
 def naive(
@@ -146,7 +157,7 @@ def test_any_batch_size_even_an_empty_one(batch: int, align: Align, pca_dim: int
     local, guide = maps(3)
     if align != "strict":
         guide = guide[..., :4, :4]
-    pool = CrossLayerPooling(5, 3, pca_dim, size=3, align=align).double()
+    pool = cross(5, 3, pca_dim, size=3, align=align, guide=guide.shape[2:]).double()
     whole, part = pool(local, guide), pool(local[:batch], guide[:batch])
     assert part.shape == (batch, pool.out_features)
     torch.testing.assert_close(part, whole[:batch])  # images do not influence one another
@@ -243,14 +254,19 @@ def test_errors_say_what_is_wrong(change: dict[str, Any], message: str) -> None:
         ({"size": 4}, "size is 4"),
         ({"stride": -1}, "stride is -1"),
         ({"padding": "SAME"}, "'SAME'"),
+        ({"channels": 4}, "channels is 4, but the guide has 3: choose 1 to 3, or null"),
+        ({"guide": (4, 3)}, "maps of 7x6 and 4x3: .*align to to_local or to_guide"),
+        ({"size": 9}, "7x6: too small for a whole 9x9"),
+        ({"sketch": 8, "spectral": True}, "spectral is true, but a sketch has no pooling channels.*spectral to false"),
+        ({"sketch": 8, "channel_l2": True}, "channel_l2 is true, but a sketch has no pooling channels"),
         ({"guide_dim": 4}, "guide_dim is 4, but the guide has 3 channels: choose 1 to 3, or null"),
         ({"guide_dim": 0}, "guide_dim is 0"),
         ({"guide_dim": 2, "sketch": 11}, "sketch is 11, but there are 2 x 5 pooled features: choose 1 to 10"),
     ],
 )
-def test_the_module_refuses_at_construction(options: dict[str, Any], message: str) -> None:
+def test_the_head_refuses_what_does_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CxlpError, match=message):
-        CrossLayerPooling(5, 3, **options)
+        cross(5, 3, options.pop("pca_dim", None), **options)
 
 
 # --- gradients
@@ -276,7 +292,7 @@ def test_gradcheck_of_pooling(projected: bool, geometry: dict[str, Any]) -> None
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "+".join(f"{k}={v}" for k, v in s.items()) or "default")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradients_are_finite_where_everything_is_zero(switches: dict[str, bool], sign: bool, autocast: bool) -> None:
-    pool = CrossLayerPooling(5, 3, pca_dim=4, size=3, normalise=Normalise(sign=sign, **switches))
+    pool = cross(5, 3, pca_dim=4, size=3, sign=sign, **switches)
     nn.init.zeros_(pool.projection.bias)  # type: ignore[union-attr, arg-type]
     local = torch.rand(2, 5, 7, 7)
     guide = torch.rand(2, 3, 7, 7)
@@ -303,7 +319,7 @@ def test_gradients_are_finite_where_everything_is_zero(switches: dict[str, bool]
 def test_autocast_is_switched_off_inside(projected: bool) -> None:
     # Offset inputs: their sums over 121 places need more than 8 bits of mantissa.
     local, guide = (t.bfloat16() + 1 for t in maps(h=11, w=11))
-    pool = CrossLayerPooling(5, 3, 4 if projected else None)
+    pool = cross(5, 3, 4 if projected else None)
     expected = pool(local.float(), guide.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for cast in (lambda t: t, Tensor.float):  # a backbone under autocast hands on bfloat16; others float32
@@ -323,12 +339,12 @@ def test_half_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(found, cross_layer_pooling(local.float(), guide.float(), weight.float(), bias.float()))
     assert normalise(found.to(dtype)).dtype == torch.float32
     assert signed_sqrt(found.to(dtype)).dtype == torch.float32
-    assert AveragePooling(5)(local).dtype == torch.float32
+    assert average()(local).dtype == torch.float32
 
 
 def test_float64_stays_float64() -> None:
     local, guide = maps()
-    assert CrossLayerPooling(5, 3)(local, guide).dtype == torch.float64
+    assert cross(5, 3)(local, guide).dtype == torch.float64
 
 
 def test_half_precision_would_have_lost_the_sum() -> None:
@@ -341,7 +357,7 @@ def test_half_precision_would_have_lost_the_sum() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cuda_agrees_with_the_processor(dtype: torch.dtype) -> None:
     local, guide = maps(h=13, w=13)
-    pool = CrossLayerPooling(5, 3, 4, size=3).double()
+    pool = cross(5, 3, 4, size=3).double()
     expected = pool(local, guide)
     pool.cuda()
     torch.testing.assert_close(pool(local.cuda(), guide.cuda()).cpu(), expected)
@@ -355,15 +371,13 @@ def test_cuda_agrees_with_the_processor(dtype: torch.dtype) -> None:
 # --- torch.compile
 
 COMPILED: list[Callable[[], nn.Module]] = [
-    lambda: CrossLayerPooling(5, 3),
-    lambda: CrossLayerPooling(5, 3, 4, size=3, normalise=Normalise(zscore=True, channel_l2=True)),
-    lambda: CrossLayerPooling(5, 3, 4, padding="same", stride=2, normalise=Normalise(sign=True)),
-    lambda: CrossLayerPooling(5, 3, 4, guide_dim=2, sketch=6),
+    lambda: cross(5, 3),
+    lambda: cross(5, 3, 4, size=3, zscore=True, channel_l2=True),
+    lambda: cross(5, 3, 4, padding="same", stride=2, sign=True),
+    lambda: cross(5, 3, 4, guide_dim=2, sketch=6),
 ]
 #: Its thirty steps take their time to trace.
-SPECTRAL = pytest.param(
-    lambda: CrossLayerPooling(5, 3, 4, normalise=Normalise(spectral=True)), marks=pytest.mark.slow, id="spectral"
-)
+SPECTRAL = pytest.param(lambda: cross(5, 3, 4, spectral=True), marks=pytest.mark.slow, id="spectral")
 
 
 def compiles(build: Callable[[], nn.Module], backend: str) -> None:
@@ -386,7 +400,7 @@ def test_compiles_into_one_graph(build: Callable[[], nn.Module]) -> None:
 
 def test_compiles_into_one_graph_under_autocast() -> None:
     torch._dynamo.reset()
-    pool, (local, guide) = CrossLayerPooling(5, 3, 4), maps(dtype=torch.float32)
+    pool, (local, guide) = cross(5, 3, 4), maps(dtype=torch.float32)
     compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = compiled(local, guide)
@@ -412,7 +426,7 @@ def test_the_module_is_the_function_and_says_its_length(
     size: int, padding: Padding, stride: int, pca_dim: int | None
 ) -> None:
     local, guide = maps(dtype=torch.float32)
-    pool = CrossLayerPooling(5, 3, pca_dim, size, stride, padding, normalise=Normalise(zscore=True))
+    pool = cross(5, 3, pca_dim, size=size, stride=stride, padding=padding, zscore=True)
     weight, bias = (None, None) if pool.projection is None else (pool.projection.weight, pool.projection.bias)
     raw = cross_layer_pooling(local, guide, weight, bias, size=size, stride=stride, padding=padding)
     assert torch.equal(pool.pool(local, guide), raw)
@@ -424,15 +438,15 @@ def test_the_module_is_the_function_and_says_its_length(
 def test_the_projection_used_alone_gives_the_local_features() -> None:
     # Frozen fitting reads local features off the convolution: it must cut them as the pooling does.
     local, guide = maps(dtype=torch.float32)
-    pool = CrossLayerPooling(5, 3, 4, size=3, stride=2, padding="same")
+    pool = cross(5, 3, 4, size=3, stride=2, padding="same")
     assert pool.projection is not None
     features = pool.projection(local).flatten(2)
     torch.testing.assert_close(pool.pool(local, guide), guide[..., ::2, ::2].flatten(2) @ features.transpose(1, 2))
 
 
 def test_the_state_dict_holds_the_projection_and_nothing_else() -> None:
-    assert not CrossLayerPooling(5, 3).state_dict()
-    one, other = CrossLayerPooling(5, 3, 4, size=3), CrossLayerPooling(5, 3, 4, size=3)
+    assert not cross(5, 3).state_dict()
+    one, other = cross(5, 3, 4, size=3), cross(5, 3, 4, size=3)
     assert {k: tuple(v.shape) for k, v in one.state_dict().items()} == {
         "projection.weight": (4, 5, 3, 3),
         "projection.bias": (4,),
@@ -446,7 +460,7 @@ def test_the_state_dict_holds_the_projection_and_nothing_else() -> None:
 def test_a_projected_guide_pools_the_projected_rows(align: Align) -> None:
     local, _ = maps()
     _, guide = maps(k=4, h=14, w=3)
-    pool = CrossLayerPooling(5, 4, 3, align=align, guide_dim=2).double()
+    pool = cross(5, 4, 3, align=align, guide_dim=2, guide=(14, 3)).double()
     assert pool.projection is not None and pool.guide_projection is not None
     rows = cross_layer_pooling(local, guide, pool.projection.weight, pool.projection.bias, align=align)  # (2, 4, 3)
     v = pool.guide_projection.weight.flatten(1)  # (2, 4)
@@ -457,8 +471,8 @@ def test_a_projected_guide_pools_the_projected_rows(align: Align) -> None:
 
 def test_as_many_directions_as_channels_keep_all_inner_products() -> None:
     local, guide = maps(batch=4)
-    plain = CrossLayerPooling(5, 3)
-    turned = CrossLayerPooling(5, 3, guide_dim=3).double()
+    plain = cross(5, 3)
+    turned = cross(5, 3, guide_dim=3).double()
     one, other = (pool.pool(local, guide).flatten(1) for pool in (plain, turned))
     assert not torch.allclose(one, other)
     torch.testing.assert_close(other @ other.T, one @ one.T, atol=1e-4, rtol=1e-5)
@@ -466,19 +480,19 @@ def test_as_many_directions_as_channels_keep_all_inner_products() -> None:
 
 def test_a_sketch_stands_between_pooling_and_normalisation() -> None:
     local, guide = maps()
-    pool = CrossLayerPooling(5, 3, 4, sketch=7, guide_dim=2, normalise=Normalise(zscore=True)).double()
-    assert pool.sketch is not None
-    sketched = pool.sketch(pool.pool(local, guide))
+    pool = cross(5, 3, 4, sketch=7, guide_dim=2, zscore=True).double()
+    assert pool.count_sketch is not None
+    sketched = pool.count_sketch(pool.pool(local, guide))
     torch.testing.assert_close(pool(local, guide), normalise(sketched[:, None], zscore=True))
     assert sketched.shape == (2, pool.out_features) == (2, 7)
     # views of an image are pooled before it is sketched: both are linear
-    together = CrossLayerPooling(5, 3, 4, sketch=7, normalise=Normalise(sqrt=False, l2=False)).double()
+    together = cross(5, 3, 4, sketch=7, sqrt=False, l2=False).double()
     torch.testing.assert_close(together(local, guide, views=2), together(local, guide).sum(0, keepdim=True))
 
 
 def test_repr_names_the_options() -> None:
     assert "size=3, stride=2, padding=same, align=to_guide" in repr(
-        CrossLayerPooling(5, 3, size=3, stride=2, padding="same", align="to_guide")
+        cross(5, 3, size=3, stride=2, padding="same", align="to_guide")
     )
 
 
@@ -486,10 +500,10 @@ def test_average_pooling_is_the_normalised_mean() -> None:
     local, _ = maps()
     mean = local.numpy().mean((2, 3))
     rooted = np.sign(mean) * np.sqrt(np.abs(mean))
-    pool = AveragePooling(5)
+    pool = average()
     assert pool.out_features == 5
     np.testing.assert_allclose(pool(local), rooted / np.linalg.norm(rooted, axis=1, keepdims=True), atol=1e-8)
-    plain = AveragePooling(5, Normalise(sqrt=False, l2=False))
+    plain = average(sqrt=False, l2=False)
     np.testing.assert_allclose(plain(local), mean, atol=1e-15)
     assert plain(local[:0]).shape == (0, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -499,4 +513,4 @@ def test_average_pooling_is_the_normalised_mean() -> None:
 def test_average_pooling_is_cross_layer_pooling_under_a_constant_guide() -> None:
     local, _ = maps()
     guide = torch.full((2, 1, 7, 6), 1 / 42, dtype=torch.float64)
-    torch.testing.assert_close(CrossLayerPooling(5, 1)(local, guide), AveragePooling(5)(local))
+    torch.testing.assert_close(cross(5, 1)(local, guide), average()(local))

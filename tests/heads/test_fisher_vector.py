@@ -9,7 +9,7 @@ from sklearn.decomposition import sparse_encode
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from cxlp.heads.fisher_vector import GaussianFisherVector, SparseFisherVector
+from cxlp.heads.fisher_vector import FisherVector, SparseFisherVector
 from cxlp.utils.errors import CxlpError
 
 #: About the root mean square norm of :func:`clustered`.
@@ -24,9 +24,9 @@ def clustered(n: int = 600, dim: int = 5, clusters: int = 3) -> Tensor:
     return centres[torch.arange(n) % clusters] + torch.randn(n, dim, generator=generator)
 
 
-def gaussian(atoms: int = 3, dim: int = 5) -> GaussianFisherVector:
+def gaussian(atoms: int = 3, dim: int = 5) -> FisherVector:
     generator = torch.Generator().manual_seed(1)
-    encoder = GaussianFisherVector(8, dim, atoms)
+    encoder = FisherVector(dim, atoms).connect((8, 3, 2))
     encoder.weights.copy_(torch.rand(atoms, generator=generator).softmax(0))
     encoder.means.copy_(torch.randn(atoms, dim, generator=generator))
     encoder.deviations.copy_(0.5 + torch.rand(atoms, dim, generator=generator))
@@ -34,7 +34,8 @@ def gaussian(atoms: int = 3, dim: int = 5) -> GaussianFisherVector:
 
 
 def sparse(atoms: int = 6, dim: int = 5) -> SparseFisherVector:
-    encoder = SparseFisherVector(8, dim, atoms, iterations=5000)
+    encoder = SparseFisherVector(dim, atoms).connect((8, 3, 2))
+    encoder.iterations = 5000
     random = torch.randn(atoms, dim, generator=torch.Generator().manual_seed(1))
     encoder.dictionary.copy_(random / random.norm(dim=1, keepdim=True))
     encoder.unit.fill_(UNIT)
@@ -64,7 +65,7 @@ def test_the_gaussian_one_is_the_gradient_of_the_likelihood_whitened() -> None:
 
 def test_its_posteriors_are_those_of_scikit_learn() -> None:
     x = clustered()
-    encoder = GaussianFisherVector(8, 5, 3)
+    encoder = FisherVector(5, 3).connect((8, 3, 2))
     encoder.learn(x)
     reference = GaussianMixture(3, covariance_type="diag", random_state=0)
     reference.weights_ = encoder.weights.double().numpy()
@@ -74,7 +75,7 @@ def test_its_posteriors_are_those_of_scikit_learn() -> None:
 
 
 def test_a_mixture_finds_its_clusters() -> None:
-    encoder = GaussianFisherVector(8, 5, 3)
+    encoder = FisherVector(5, 3).connect((8, 3, 2))
     encoder.learn(clustered())
     torch.testing.assert_close(encoder.weights, torch.full((3,), 1 / 3), atol=0.02, rtol=0)
     torch.testing.assert_close(encoder.deviations, torch.ones(3, 5), atol=0.15, rtol=0)
@@ -111,7 +112,7 @@ def test_a_dictionary_is_learnt_that_explains_the_features() -> None:
     atoms = torch.nn.functional.normalize(torch.randn(6, 10, generator=generator), dim=1)
     codes = torch.randn(2000, 6, generator=generator) * (torch.rand(2000, 6, generator=generator) < 0.3)
     x = 7 * codes @ atoms
-    encoder = SparseFisherVector(16, 10, atoms=6, sparsity=0.05)
+    encoder = SparseFisherVector(10, atoms=6, sparsity=0.05).connect((16, 3, 2))
     encoder.learn(x)
     assert float(encoder.unit) == pytest.approx(float(x.square().sum(1).mean().sqrt()), rel=1e-5)
     unit = float(encoder.unit)
@@ -127,7 +128,7 @@ def test_a_dictionary_is_learnt_that_explains_the_features() -> None:
 
 @pytest.mark.parametrize("encoder", [gaussian(), sparse()], ids=["gaussian", "sparse"])
 @torch.no_grad()
-def test_views_are_encoded_together(encoder: GaussianFisherVector | SparseFisherVector) -> None:
+def test_views_are_encoded_together(encoder: FisherVector | SparseFisherVector) -> None:
     maps = 50 * torch.rand(6, 8, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = encoder(maps, views=3)
     assert found.shape == (2, encoder.out_features)
@@ -149,13 +150,13 @@ def test_half_precision_is_encoded_in_full() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CxlpError, match="atoms is 1"):
-        GaussianFisherVector(8, 5, 1)
+        FisherVector(5, 1)
     with pytest.raises(CxlpError, match="pca_dim is null, but a Fisher vector needs a PCA"):
-        SparseFisherVector(8, None)
+        SparseFisherVector(None)
     for dim in (0, 9):
         with pytest.raises(CxlpError, match=f"pca_dim is {dim}, but the layer has 8 channels"):
-            SparseFisherVector(8, dim)
+            SparseFisherVector(dim).connect((8, 3, 2))
     with pytest.raises(CxlpError, match="sparsity is 0"):
-        SparseFisherVector(8, 5, sparsity=0)
+        SparseFisherVector(5, sparsity=0)
     with pytest.raises(CxlpError, match=r"codebook of 100 atoms .* give 30: lower"):
-        SparseFisherVector(8, 5).learn(clustered(30))
+        SparseFisherVector(5).connect((8, 3, 2)).learn(clustered(30))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @torch.no_grad()
 def test_it_is_its_formula() -> None:
     torch.manual_seed(0)
-    head = TrainedGuidePooling(8, 5, 4).double()
+    head = TrainedGuidePooling(5, 4).connect((8, 2, 3)).double()
     head.unit.fill_(3.0)
     maps = torch.rand(2, 8, 2, 3, dtype=torch.float64)
     assert head.projection is not None
@@ -47,7 +47,7 @@ def test_it_learns_what_tells_the_classes() -> None:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(x.split(16), labels.split(16), strict=True)  # type: ignore[no-untyped-call]
 
-    head = TrainedGuidePooling(6, 6, 8)
+    head = TrainedGuidePooling(6, 8).connect((6, 3, 3))
     with torch.no_grad():  # as in the fit
         head.learn(batches, classes=2)
     assert float(head.unit) == pytest.approx(float(x.square().sum(2).mean().sqrt()), rel=1e-5)
@@ -60,15 +60,15 @@ def test_it_learns_what_tells_the_classes() -> None:
 
 def test_a_rank_without_images_takes_part() -> None:
     x, labels = two_kinds(4)
-    head = TrainedGuidePooling(6, 6, 3)
+    head = TrainedGuidePooling(6, 3).connect((6, 3, 3))
     head.learn(lambda: [(x, labels), (x[:0], labels[:0])], classes=2, epochs=2)
     assert all(p.isfinite().all() for p in head.parameters())
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
-        TrainedGuidePooling(8, 9)
+        TrainedGuidePooling(9).connect((8, 2, 3))
     with pytest.raises(CxlpError, match="pca_dim is null, but a trained guide needs a PCA"):
-        TrainedGuidePooling(8, None)
-    with pytest.raises(CxlpError, match="atoms is 0"):
-        TrainedGuidePooling(8, 4, 0)
+        TrainedGuidePooling(None)
+    with pytest.raises(CxlpError, match="channels is 0"):
+        TrainedGuidePooling(4, 0)

@@ -1,18 +1,28 @@
-"""The network: its methods' lengths and values, its classes, its precision, and coming back from a checkpoint."""
+"""The network: its heads' lengths and values, its classes, its precision, and coming back from a checkpoint."""
 
+import copy
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.checkpoint import load_network
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import Kind, ViewsConfig, resized
+from cxlp.backbones.backbone import Backbone, BackboneConfig
+from cxlp.heads import (
+    AveragePooling,
+    BilinearPooling,
+    CovariancePooling,
+    CrossLayerPooling,
+    FisherVector,
+    Head,
+    SparseFisherVector,
+    TrainedGuidePooling,
+)
+from cxlp.heads.views import Kind, Views, resized
+from cxlp.models.checkpoint import load_network, network_of, read_checkpoint
+from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from tests.networks import BACKBONE, CLASSES, EVEN, build, randomise, rooted
 
@@ -27,17 +37,16 @@ def photos() -> Tensor:
 # --- views, layers, concatenation
 
 
-def test_a_part_may_take_other_layers_and_views(photos: Tensor) -> None:
-    plain = build()
-    other = PoolingConfig("average_guide", layers=("layer3.0.conv2", "penultimate"), views=ViewsConfig("crops"))
-    both = Network(NetworkConfig(EVEN, plain.config.pooling, (other,)), CLASSES).eval()
-    assert both.backbone.layers == ("layer3.0.conv2", "layer3", "penultimate")
+def test_a_head_may_take_other_layers_and_views(photos: Tensor) -> None:
+    three = replace(EVEN, layers=(*EVEN.layers, "penultimate"))
+    other = AveragePooling(views=Views("crops"))  # takes the last layer
+    both = build([CrossLayerPooling(pca_dim=6, layers=EVEN.layers), other], three, CLASSES)
     assert both.image_size == round(64 * 256 / 227) and both.passes == 1 + 10
     assert both.out_features == 192 * 6 + both.backbone.channels[2]
-    images = torch.rand(2, 3, both.image_size, both.image_size) * 255
+    images = torch.rand(2, 3, both.image_size, both.image_size)
     with torch.no_grad():
         found = both.features(images)
-        first = both.parts[0](*both.backbone(resized(images, 64))[:2])
+        first = both.heads[0](*both.backbone(resized(images, 64))[:2])
         pooled = both.backbone(other.views.cut(images, 64))[2].view(2, 10, -1).mean(1)
     second = torch.from_numpy(rooted(pooled.double().numpy()))
     # each of unit length, so that neither drowns the other; of unit length together
@@ -45,8 +54,8 @@ def test_a_part_may_take_other_layers_and_views(photos: Tensor) -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
 
 
-def test_parts_of_one_view_share_its_pass(photos: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(NetworkConfig(EVEN, PoolingConfig(pca_dim=6), (PoolingConfig("average_guide"),)))
+def test_heads_of_one_view_share_its_pass(photos: Tensor) -> None:
+    network = build([CrossLayerPooling(pca_dim=6), AveragePooling()])
     assert network.passes == 1
     seen: list[int] = []
     network.backbone.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
@@ -54,10 +63,30 @@ def test_parts_of_one_view_share_its_pass(photos: Tensor, monkeypatch: pytest.Mo
     assert seen == [2] and inputs[0][1] is inputs[1][0]
 
 
+def test_layers_that_no_head_takes_are_cut_off(photos: Tensor) -> None:
+    backbone = Backbone.from_config(replace(EVEN, layers=("layer2", "layer3.0.conv2", "layer3", "penultimate")))
+    lower = Network(backbone, AveragePooling(layers=["layer3.0.conv2"])).eval()
+    upper = Network(backbone, CrossLayerPooling(pca_dim=6, layers=["layer2", "layer3"], align="to_guide")).eval()
+    assert lower.backbone.layers == ("layer3.0.conv2",) and upper.backbone.layers == ("layer2", "layer3")
+    assert lower.spec()["backbone"]["layers"] == ["layer3.0.conv2"]
+    assert backbone.layers[0] == "layer2" and len(backbone(photos)) == 4  # as it was, for other networks
+    names = {name for name, _ in lower.backbone.named_parameters()}
+    assert "trunk.layer3.0.conv2.weight" in names and "trunk.layer3.0.conv3.weight" not in names
+    backbone.eval()
+    maps = dict(zip(backbone.layers, backbone(photos), strict=True))
+    assert torch.equal(lower.backbone(photos)[0], maps["layer3.0.conv2"])
+    assert torch.equal(upper.backbone(photos)[1], maps["layer3"])
+    for network in (lower, upper):
+        shared = {p.data_ptr() for p in backbone.parameters()}
+        assert all(p.data_ptr() in shared for p in network.backbone.parameters())
+        network.train()
+        assert network.backbone.trunk.graph is network.backbone.trunk.train_graph
+
+
 @torch.no_grad()
 def test_many_views_pass_in_chunks_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build(views=ViewsConfig("blocks"))
-    images = torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 255
+    network = build(CrossLayerPooling(pca_dim=6, views=Views("blocks")))
+    images = torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     whole = network.features(images)
     monkeypatch.setattr("cxlp.models.network._VIEWS_AT_A_TIME", 8)
     seen: list[int] = []
@@ -69,11 +98,10 @@ def test_many_views_pass_in_chunks_of_images(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("kind", "views"), [("whole", 1), ("flip", 2), ("crops", 10)])
 @torch.no_grad()
 def test_test_views_are_averaged_in_scores(kind: Kind, views: int) -> None:
-    shown = ViewsConfig(kind)
-    config = NetworkConfig(EVEN, PoolingConfig(pca_dim=6), test_views=shown)
-    network = randomise(Network(config, CLASSES)).eval()
+    shown = Views(kind)
+    network = randomise(build(classes=CLASSES, test_views=shown))
     assert network.image_size == 64 and network.test_size == shown.image_size(64) and network.passes == views
-    pictures = torch.rand(14, 3, network.test_size, network.test_size) * 255  # more than one chunk of ten crops
+    pictures = torch.rand(14, 3, network.test_size, network.test_size)  # more than one chunk of ten crops
     expected = torch.stack([network(shown.cut(picture[None], 64)).mean(0) for picture in pictures])
     torch.testing.assert_close(network.score(pictures), expected, rtol=1e-4, atol=1e-5)
     assert network.score(pictures[:0]).shape == (0, 3)
@@ -138,35 +166,54 @@ def save(network: Network, path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "pooling"),
+    ("backbone", "head"),
     [
-        (EVEN, {"size": 3, "padding": "same", "sign": True}),
-        (BACKBONE, {"align": "to_guide", "pca_dim": None, "zscore": True}),
-        (BACKBONE, {"method": "average_guide", "sqrt": False}),
-        (EVEN, {"guide_dim": 5, "sketch": 20}),
-        (EVEN, {"method": "bilinear", "spectral": True}),
-        (EVEN, {"method": "fisher", "atoms": 3}),
-        (EVEN, {"method": "sparse_fisher", "atoms": 4, "sparsity": 0.2}),
-        (EVEN, {"method": "trained_guide", "views": ViewsConfig("regions", stride=0.5, scale=1.0)}),
+        (EVEN, CrossLayerPooling(pca_dim=6, size=3, padding="same", sign=True)),
+        (BACKBONE, CrossLayerPooling(pca_dim=None, align="to_guide", zscore=True)),
+        (BACKBONE, AveragePooling(sqrt=False)),
+        (EVEN, CrossLayerPooling(pca_dim=6, guide_dim=5, sketch=20)),
+        (EVEN, BilinearPooling(pca_dim=6, spectral=True)),
+        (EVEN, CovariancePooling(pca_dim=6)),
+        (EVEN, FisherVector(pca_dim=6, atoms=3)),
+        (EVEN, SparseFisherVector(pca_dim=6, atoms=4, sparsity=0.2, layers=["layer3.0.conv2"])),
+        (EVEN, TrainedGuidePooling(pca_dim=6, views=Views("regions", stride=0.5, scale=1.0))),
     ],
+    ids=lambda value: value.name.split("/")[-1],
 )
-def test_round_trip(backbone: BackboneConfig, pooling: dict[str, Any], photos: Tensor, tmp_path: Path) -> None:
-    network = randomise(build(backbone, CLASSES, **pooling))
+def test_round_trip(backbone: BackboneConfig, head: Head, photos: Tensor, tmp_path: Path) -> None:
+    network = randomise(build(copy.deepcopy(head), backbone, CLASSES, test_views=Views("flip")))
     path = save(network, tmp_path / "last.ckpt")
     torch.load(path, weights_only=True)  # plain values and tensors only
     again = load_network(str(path))
     assert not again.training and not again.backbone.trunk.training
-    assert again.classes == tuple(CLASSES)
-    assert again.config.pooling == network.config.pooling
+    assert again.classes == tuple(CLASSES) and again.test_views == Views("flip")
+    assert again.spec() == network.spec() and json.loads(json.dumps(again.spec())) == network.spec()
     with torch.no_grad():
         assert torch.equal(again(photos), network(photos))
 
 
 def test_loading_asks_for_no_pretrained_weights(tmp_path: Path, photos: Tensor) -> None:
     network = build(classes=CLASSES)
-    missing = replace(EVEN, weights=str(tmp_path / "no longer here.pth"))
-    network.config = replace(network.config, backbone=missing)
-    assert torch.equal(load_network(save(network, tmp_path / "a.ckpt")).features(photos), network.features(photos))
+    path = save(network, tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["cxlp"]["network"]["backbone"]["weights"] = str(tmp_path / "no longer here.pth")
+    torch.save(content, path)
+    assert torch.equal(load_network(path).features(photos), network.features(photos))
+
+
+def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos: Tensor) -> None:
+    def trunk() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU())
+
+    backbone = Backbone(trunk(), ["0", "2"], image_size=64, mean=(0.5, 0.5, 0.5))
+    network = randomise(Network(backbone, CrossLayerPooling(pca_dim=4), 5)).eval()
+    assert network.classes == ("0", "1", "2", "3", "4")
+    checkpoint = read_checkpoint(save(network, tmp_path / "a.ckpt"))
+    with pytest.raises(CxlpError, match=r"made of an nn.Module, .* argument backbone"):
+        network_of(checkpoint)
+    for given in (trunk(), Backbone(trunk(), ["0", "2"], image_size=64, mean=(0.5, 0.5, 0.5))):
+        with torch.no_grad():
+            assert torch.equal(network_of(checkpoint, given)(photos), network(photos))
 
 
 def test_a_network_without_classes_comes_back_without(tmp_path: Path, photos: Tensor) -> None:
@@ -192,22 +239,3 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.ckpt").write_text("<html>")
     with pytest.raises(CxlpError, match=r"page.ckpt is not a checkpoint of cxlp"):
         load_network(tmp_path / "page.ckpt")
-
-
-def test_a_checkpoint_without_the_newest_options_has_their_defaults(tmp_path: Path, photos: Tensor) -> None:
-    network = randomise(build(classes=CLASSES))
-    path = save(network, tmp_path / "a.ckpt")
-    content = torch.load(path, weights_only=True)
-    for name in ("guide_dim", "sketch", "spectral"):
-        del content["cxlp"]["network"]["config"]["pooling"][name]
-    torch.save(content, path)
-    assert load_network(path).config == replace(network.config, backbone=replace(EVEN, weights=None))
-
-
-def test_an_earlier_checkpoint_is_called_so(tmp_path: Path) -> None:
-    path = save(build(classes=CLASSES), tmp_path / "a.ckpt")
-    content = torch.load(path, weights_only=True)
-    del content["cxlp"]["network"]["config"]["also"]
-    torch.save(content, path)
-    with pytest.raises(CxlpError, match="written by an earlier cxlp"):
-        load_network(path)

@@ -14,7 +14,7 @@ from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.models.network import Network
 from cxlp.reports.examples import MISTAKES, RIGHT, SIDE, Example, Examples, write_examples
 from tests.generate import write_image
-from tests.tasks.small import NETWORK
+from tests.networks import SMALL, build
 
 
 def many() -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path:
         asked.append(k)
         return torch.full_like(picture, 50 * k)
 
-    columns, rows = write_examples(tmp_path, Network(NETWORK), data, [mistake], [right], overlay)
+    columns, rows = write_examples(tmp_path, build(backbone=SMALL), data, [mistake], [right], overlay)
     assert asked == [2, 1, 1]  # the answer first, then the truth where it is another
     assert [row[0] for row in rows] == ["mistake-01.jpg", "right-01.jpg"]
     strip = np.asarray(Image.open(tmp_path / "examples" / "mistake-01.jpg")).astype(int)
@@ -99,6 +99,6 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path:
         "picture": "mistake-01.jpg", "kind": "mistake", "true": "tern", "answered": "wren", "probability": 0.8,
         "loss": 2.0, "image": str(grey),
     }  # fmt: skip
-    write_examples(tmp_path, Network(NETWORK), data, [mistake], [])
+    write_examples(tmp_path, build(backbone=SMALL), data, [mistake], [])
     (plain,) = (tmp_path / "examples").iterdir()  # nothing of the earlier test is left
     assert Image.open(plain).size == (SIDE, SIDE)

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from cxlp.explain.attribution import Explanation, PartEvidence
+from cxlp.heads.views import Window
 from cxlp.models.network import Network
-from cxlp.models.views import Window
 from cxlp.reports.overlays import draw_evidence, draw_explanation, draw_patches, headline
-from tests.tasks.small import NETWORK
+from tests.networks import SMALL, build
 
 GREY = torch.full((3, 64, 64), 128, dtype=torch.uint8)
 Shown = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -99,7 +99,7 @@ def test_patches_stand_in_rows_by_channel() -> None:
 def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    network = Network(NETWORK, ["gull", "tern"])
+    network = build(backbone=SMALL, classes=["gull", "tern"])
     picture = torch.full((3, 40, 40), 120, dtype=torch.uint8)
     evidence = torch.zeros(40, 40, dtype=torch.float64)
     evidence[:10], evidence[-10:] = 2.0, -1.0

@@ -1,23 +1,35 @@
 """The named systems: made of one network, built, and of the sizes that the paper's table has."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
-import torch
 
-from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig
-from cxlp.studies.systems import BASELINE, RECALLED, is_the_papers, systems
+from cxlp.backbones.backbone import Backbone, BackboneConfig
+from cxlp.heads import AveragePooling, CrossLayerPooling, Head
+from cxlp.models.network import Network
+from cxlp.studies.systems import BASELINE, RECALLED, System, is_the_papers, systems
 
-CAFFENET = NetworkConfig(BackboneConfig(weights=None), PoolingConfig(size=3))
+CAFFENET = BackboneConfig(weights=None)
+
+
+@cache
+def papers() -> dict[str, System]:
+    """The systems of the paper's network."""
+    return systems(CAFFENET, CrossLayerPooling(size=3))
+
+
+def build(backbone: BackboneConfig, system: System) -> Network:
+    cut = Backbone.from_config(replace(backbone, layers=tuple(system["layers"])))
+    return Network(cut, [Head.from_spec(head) for head in system["heads"]])
 
 
 def test_with_the_papers_network_they_bear_the_papers_names() -> None:
-    found = systems(CAFFENET)
+    found = papers()
     assert {"CL-34", "CL-45", "CL-45F", "CL-45C", "R-CNN SCFV", "CNN-Jitter", "CL + CNN-Jitter"} <= found.keys()
-    assert found["CL-45"] == CAFFENET
+    (head,) = found["CL-45"]["heads"]
+    assert found["CL-45"]["layers"] == ["conv4", "conv5"] == head["init_args"]["layers"]
+    assert head == CrossLayerPooling(size=3, layers=["conv4", "conv5"]).spec()
     assert RECALLED.keys() <= found.keys() and BASELINE in found
 
 
@@ -49,28 +61,26 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
     ],
 )
 def test_their_sizes_and_passes(name: str, size: int, passes: int, pixels: int) -> None:
-    with torch.device("cpu"):
-        network = Network(systems(CAFFENET)[name])
+    network = build(CAFFENET, papers()[name])
     assert (network.out_features, network.passes, network.image_size) == (size, passes, pixels)
 
 
 def test_every_system_was_built_above() -> None:
     built = test_their_sizes_and_passes.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    assert {case[0] for case in built} == systems(CAFFENET).keys()
+    assert {case[0] for case in built} == papers().keys()
 
 
 @pytest.mark.parametrize("pca_dim", [200, None])
 def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> None:
     layers = ("layer3.0.conv1", "layer3.0.conv2")
     backbone = BackboneConfig("resnet18", layers, weights=None, image_size=64)
-    base = NetworkConfig(backbone, PoolingConfig(pca_dim=pca_dim, channels=9))
-    found = systems(base)
+    found = systems(backbone, CrossLayerPooling(pca_dim=pca_dim, channels=9))
     assert "CL" in found and "CL-lower" not in found and "CL, 3x3" in found
-    assert found["CLF"].pooling.views == ViewsConfig("blocks")
-    assert found["CL, low rank"].pooling.guide_dim == 9  # as many as there are
-    assert found["CL, compact"].pooling.sketch == min(8192, 9 * (pca_dim or 256))
-    for name, config in found.items():
-        assert Network(config).out_features > 0, name
+    assert found["CLF"]["heads"][0]["init_args"]["views"]["kind"] == "blocks"
+    assert found["CL, low rank"]["heads"][0]["init_args"]["guide_dim"] == 9  # as many as there are
+    assert found["CL, compact"]["heads"][0]["init_args"]["sketch"] == min(8192, 9 * (pca_dim or 256))
+    for name, system in found.items():
+        assert build(backbone, system).out_features > 0, name
 
 
 @pytest.mark.parametrize(
@@ -78,16 +88,19 @@ def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> N
     [("squeezenet1_0", ("features.11", "features.12")), ("efficientnet_lite0", ("blocks.6.0", "conv_head"))],
 )
 def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> None:
-    base = NetworkConfig(BackboneConfig(name, layers, weights=None), PoolingConfig(pca_dim=256))
-    assert Network(systems(base)["CL-lower"]).passes == 1
+    backbone = BackboneConfig(name, layers, weights=None)
+    assert build(backbone, systems(backbone, CrossLayerPooling(pca_dim=256))["CL-lower"]).passes == 1
 
 
 def test_the_full_form_stands_beside_the_shorter_ones() -> None:
-    short = replace(CAFFENET, pooling=replace(CAFFENET.pooling, guide_dim=16, sketch=500, spectral=False))
-    assert systems(short) == systems(CAFFENET)
+    assert systems(CAFFENET, CrossLayerPooling(size=3, guide_dim=16, sketch=500)) == papers()
 
 
 def test_recalled_values_stand_beside_the_papers_network_only() -> None:
-    assert is_the_papers(CAFFENET)
-    assert not is_the_papers(replace(CAFFENET, pooling=replace(CAFFENET.pooling, size=1)))
-    assert not is_the_papers(replace(CAFFENET, backbone=replace(CAFFENET.backbone, layers=("conv3", "conv4"))))
+    head, lower = CrossLayerPooling(size=3), ("conv3", "conv4")
+    assert is_the_papers(CAFFENET, [head])
+    assert is_the_papers(replace(CAFFENET, layers=("conv3", "conv4", "conv5")), [head])
+    assert not is_the_papers(CAFFENET, [CrossLayerPooling(size=1)])
+    assert not is_the_papers(CAFFENET, [head, AveragePooling()]) and not is_the_papers(CAFFENET, [AveragePooling()])
+    assert not is_the_papers(replace(CAFFENET, layers=lower), [head])
+    assert not is_the_papers(CAFFENET, [CrossLayerPooling(size=3, layers=lower)])

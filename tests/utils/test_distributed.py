@@ -4,7 +4,6 @@ The two processes are started once, do everything, and leave their results in fi
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch.multiprocessing.spawn import spawn
 
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.pca import Moments
 from cxlp.frozen.store import RowStore
 from cxlp.frozen.svm import cross_validate, solve
+from cxlp.heads import AveragePooling, FisherVector, Head, TrainedGuidePooling
+from cxlp.heads.pca import Moments
 from cxlp.utils.distributed import (
     all_sum,
     barrier,
@@ -32,15 +32,17 @@ from cxlp.utils.distributed import (
 )
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
-from tests.frozen.test_fit import POOLING, assert_same_weights, small_images, small_network, weights
+from tests.frozen.test_fit import assert_same_weights, cross, small_images, small_network, weights
 
 CPU = torch.device("cpu")
 RANKS = 2
 ROWS, DIM, CLASSES = 35, 50, 3
-POOLINGS = {
-    "with PCA": POOLING,
-    "without PCA": replace(POOLING, pca_dim=None),
-    "low-rank and compact": replace(POOLING, guide_dim=4, sketch=12),
+HEADS: dict[str, list[Head]] = {
+    "with PCA": [cross()],
+    "without PCA": [cross(pca_dim=None)],
+    "low-rank and compact": [cross(guide_dim=4, sketch=12)],
+    "several, one with a codebook": [cross(), AveragePooling(), FisherVector(pca_dim=4, atoms=2)],
+    "trained guide": [TrainedGuidePooling(pca_dim=4, channels=3)],
 }
 TIMEOUT = 240
 
@@ -82,9 +84,9 @@ def solved(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def fitted(folder: Path, pooling: str, share: slice) -> dict[str, Any]:
+def fitted(folder: Path, heads: str, share: slice) -> dict[str, Any]:
     """The whole fit, this process observing its share of the images."""
-    network = small_network(POOLINGS[pooling])
+    network = small_network(HEADS[heads])
     images, labels = small_images()
     fit = FrozenFit(network, FrozenConfig(), len(images), folder, PhaseTimes())
     for positions in torch.arange(len(images))[share].chunk(2):
@@ -120,8 +122,8 @@ def work(index: int, folder: Path) -> None:
         m.merge_ranks()
         found[name] = (m.count, m.mean, m.scatter, m.principal_axes(3), m.principal_axes(3, centred=False))
     found |= solved(folder)
-    for pooling in POOLINGS:
-        found[pooling] = fitted(folder / "fit", pooling, slice(index, None, RANKS))
+    for heads in HEADS:
+        found[heads] = fitted(folder / "fit", heads, slice(index, None, RANKS))
     found["one idle"] = fitted(folder / "fit", "with PCA", slice(None) if index == 0 else slice(0))
     torch.save(found, folder / f"rank{index}.pt")
     dist.destroy_process_group()
@@ -221,14 +223,15 @@ def test_shared_work_is_that_of_one_process(ranks: list[dict[str, Any]], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*POOLINGS, "one idle"])
+@pytest.mark.parametrize("name", [*HEADS, "one idle"])
 def test_the_fit_of_an_odd_number_of_images_is_that_of_one_process(
     ranks: list[dict[str, Any]], tmp_path: Path, name: str
 ) -> None:
-    alone = fitted(tmp_path / "fit", name if name in POOLINGS else "with PCA", slice(None))
+    alone = fitted(tmp_path / "fit", name if name in HEADS else "with PCA", slice(None))
     first, second = (found[name] for found in ranks)
     assert_same_bits(first, second)
-    assert_same_weights(alone["weights"], first["weights"])
+    # Thirty passes of Adam carry on what one product has rounded.
+    assert_same_weights(alone["weights"], first["weights"], atol=5e-3 if name == "trained guide" else 2e-5)
     assert first["report"]["cv_accuracy"] == alone["report"]["cv_accuracy"]
     assert not first["left"]  # the folder of maps and features is gone
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from cxlp.frozen.pca import Moments
+from cxlp.heads.pca import Moments
 from cxlp.utils.errors import CxlpError
 
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ViewsConfig:
+class Views:
     """Which views of an image pass through the network.
 
     Attributes:
@@ -82,7 +82,8 @@ class ViewsConfig:
         """Make the views.
 
         Args:
-            images: ``(B, 3, S, S)``, 0..255; resized where S is not :meth:`image_size`.
+            images: ``(B, 3, S, S)``, uint8 of 0..255 or floating point of 0..1; resized where S is not
+                :meth:`image_size`.
             size: Side of a view, pixels.
 
         Returns:
@@ -122,11 +123,19 @@ class ViewsConfig:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Resize square images ``(B, 3, S, S)`` of 0..255; as they are where they have that size."""
+    """Resize square images.
+
+    Args:
+        images: ``(B, 3, S, S)``, uint8 of 0..255 or floating point of 0..1.
+        size: Side of the result, pixels.
+
+    Returns:
+        The images as they are where they have that size; else ``(B, 3, size, size)`` in floating point, 0..1.
+    """
     if images.shape[-1] == size:
         return images
-    if images.shape[0] == 0:  # a rank's share of a last batch
-        return images.new_zeros(0, 3, size, size)
     # In floating point also for bytes: rounding is left to nobody, and GPUs know no cubics of bytes.
-    full = images if images.is_floating_point() else images.float()
-    return F.interpolate(full, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+    full = images if images.is_floating_point() else images.float() / 255
+    if images.shape[0] == 0:  # a rank's share of a last batch
+        return full.new_zeros(0, 3, size, size)
+    return F.interpolate(full, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,0 +1,243 @@
+"""What a pooling head is, and how to write one."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from cxlp.heads.fitting import HeadFit, TrainingSet
+from cxlp.heads.normalisation import Normalise
+from cxlp.heads.views import Views
+from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.importing import import_object
+
+#: Channels, height and width of a map.
+Shape = tuple[int, int, int]
+
+
+class Head(nn.Module):
+    """Makes one vector per image of the maps of one layer or several: the base class of all heads.
+
+    A head of your own is a subclass, in any module that can be imported. It has
+
+    - a constructor whose arguments are its options, plain values but for ``views``. It hands ``layers`` and ``views``
+      on to this class and keeps each argument as an attribute of the same name, so that :meth:`options` finds them;
+    - :attr:`takes`: how many layers it takes;
+    - :meth:`build`: makes parameters and buffers once the maps' shapes are known, and sets ``out_features``;
+    - ``forward(*maps, views=1)``: a map ``(B * V, C, H, W)`` for each layer, the V views of an image one after another,
+      ``-> (B, out_features)``. Vectors of unit length suit the SVMs and several heads side by side.
+
+    and, where it has such things,
+
+    - :meth:`start_fit`: what it learns from the training images without gradients, such as a PCA;
+    - :meth:`explain`: how a score is the sum of what places contribute;
+    - :attr:`onnx_obstacle`: why it cannot be written as ONNX.
+
+    Args:
+        layers: The backbone's layers that it takes, lower before upper; ``None``: as many of the last as it takes.
+        views: The views of an image that are encoded together.
+
+    Attributes:
+        out_features: Length D of the vector, once it is connected.
+        view_count: V, views per image, once it is connected.
+
+    Example:
+        >>> import torch
+        >>> class MaxPooling(Head):
+        ...     def __init__(self, scale: float = 1.0, layers=None, views=Views()):
+        ...         super().__init__(layers, views)
+        ...         self.scale = scale
+        ...     def build(self, shapes):
+        ...         self.out_features = shapes[0][0]
+        ...     def forward(self, features, views=1):
+        ...         best = features.amax(dim=(2, 3))  # (B V, C)
+        ...         return self.scale * best.view(-1, views, self.out_features).amax(dim=1)
+        >>> head = MaxPooling(scale=2.0).connect((8, 13, 13))
+        >>> head(torch.rand(4, 8, 13, 13)).shape
+        torch.Size([4, 8])
+        >>> head.options()["scale"]
+        2.0
+    """
+
+    #: How many layers it takes.
+    takes: ClassVar[int] = 1
+    #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`.
+    needs_fit: ClassVar[bool] = False
+    #: Why the head cannot be written as ONNX, which lacks some operations; ``None``: it can.
+    onnx_obstacle: ClassVar[str | None] = None
+
+    out_features: int
+
+    def __init__(self, layers: Sequence[str] | None = None, views: Views = Views()) -> None:
+        super().__init__()
+        self.layers = None if layers is None else tuple(layers)
+        self.views = views
+        self.view_count = 1
+        self._connected: tuple[tuple[Shape, ...], int] | None = None
+        if self.layers is not None and len(self.layers) != self.takes:
+            raise CxlpError(f"layers is {list(self.layers)}: {self.name} takes {_count(self.takes)}")
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return type(self).__name__
+
+    # --- its inputs -------------------------------------------------------------------------------
+
+    def layers_of(self, available: Sequence[str]) -> tuple[str, ...]:
+        """Name the layers that the head takes of a backbone's.
+
+        Raises:
+            CxlpError: If the backbone does not give them.
+        """
+        if self.layers is None:
+            if len(available) < self.takes:
+                raise CxlpError(
+                    f"{self.name} takes {_count(self.takes)}, but the backbone's are {list(available)}: name more there"
+                )
+            return tuple(available[-self.takes :])
+        for layer in self.layers:
+            if layer not in available:
+                raise CxlpError(
+                    f"{self.name} takes layer {layer!r}, which the backbone does not give: add it to the backbone's "
+                    f"layers. {did_you_mean(layer, available)}"
+                )
+        return self.layers
+
+    def connect(self, *shapes: Sequence[int], views: int = 1) -> Self:
+        """Make the head's parameters for maps of these shapes; done once, later calls must agree.
+
+        Args:
+            shapes: ``(C, H, W)`` of each layer that it takes.
+            views: V, how many views of an image are encoded together.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            CxlpError: If its options do not fit the shapes, or it is connected to others.
+        """
+        given = tuple((int(c), int(h), int(w)) for c, h, w in shapes), views
+        if self._connected is not None:
+            if self._connected != given:
+                raise CxlpError(f"{self.name} was made for maps of {self._connected[0]}, these are {given[0]}")
+            return self
+        if len(shapes) != self.takes:
+            raise CxlpError(f"{self.name} takes {_count(self.takes)}, but was given the shapes of {len(shapes)} maps")
+        self.view_count = views
+        self.build(given[0])
+        self._connected = given
+        return self
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make parameters and buffers for maps ``(C, H, W)``, and set ``out_features``."""
+        raise NotImplementedError(f"{self.name} has no build()")
+
+    # --- fit, explanation, export -----------------------------------------------------------------
+
+    def start_fit(self, data: TrainingSet) -> HeadFit | None:
+        """Begin to learn from the training images; ``None``: there is nothing to fit, as here.
+
+        Raises:
+            CxlpError: If there will be too few images for it.
+        """
+        return None
+
+    @property
+    def explanation_obstacle(self) -> str | None:
+        """Why scores cannot be split over places; ``None``: they can."""
+        return "it has no explain()" if type(self).explain is Head.explain else None
+
+    def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Split ``weights @ self(*maps)`` of one image over pooling channels and places, exactly.
+
+        Args:
+            maps: What forward takes, of one image: ``(V, C, H, W)`` of each layer, float64.
+            weights: A class's weights of the head's vector: ``(out_features,)``, float64.
+
+        Returns:
+            Shares ``e_ik`` of K channels at h x w places of each view, ``(V, K, h, w)``, which add up to the product,
+            and the channels' activations ``a_ik`` there, of the same shape.
+        """
+        raise CxlpError(f"{self.name} cannot be explained: {self.explanation_obstacle}")
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether its vectors have length 1, as where ``self.normalise`` is a :class:`Normalise` with ``l2``."""
+        normalise = getattr(self, "normalise", None)
+        return isinstance(normalise, Normalise) and normalise.steps["l2"]
+
+    @property
+    def signs_only(self) -> bool:
+        """Whether the entries of a vector are signs times one number, as with ``sign`` and ``l2``."""
+        normalise = getattr(self, "normalise", None)
+        return isinstance(normalise, Normalise) and normalise.steps["sign"] and normalise.steps["l2"]
+
+    # --- as plain values --------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """Read the constructor's arguments off the attributes of their names, as plain values."""
+        return {name: _plain(getattr(self, name)) for name in _arguments(type(self))}
+
+    def spec(self) -> dict[str, Any]:
+        """Describe the head by plain values, for :meth:`from_spec`: its class's name or import path, its options."""
+        import cxlp.heads
+
+        cls = type(self)
+        ours = getattr(cxlp.heads, cls.__name__, None) is cls
+        path = cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+        return {"class_path": path, "init_args": self.options()}
+
+    @staticmethod
+    def from_spec(spec: Mapping[str, Any]) -> "Head":
+        """Build a head, not connected yet.
+
+        Args:
+            spec: ``class_path``, the name of a class of :mod:`cxlp.heads` or the import path of any subclass of
+                :class:`Head`, and perhaps ``init_args``, its options. The module of an import path is imported.
+
+        Raises:
+            CxlpError: If there is no such head, or it has no such option.
+
+        Example:
+            >>> Head.from_spec({"class_path": "AveragePooling", "init_args": {"sqrt": False}}).options()["sqrt"]
+            False
+        """
+        import cxlp.heads
+
+        path = spec["class_path"]
+        if "." in path:
+            cls = import_object(path, "head")
+        else:
+            cls = getattr(cxlp.heads, path, None) if path in cxlp.heads.__all__ else None
+            if cls is None:
+                known = [name for name in cxlp.heads.__all__ if name != "Head"]
+                raise CxlpError(
+                    f"unknown head {path!r}: name one of cxlp, or your own by import path. {did_you_mean(path, known)}"
+                )
+        if not (isinstance(cls, type) and issubclass(cls, Head)):
+            raise CxlpError(f"head {path!r} is no subclass of cxlp.Head")
+        options = dict(spec.get("init_args") or {})
+        known = _arguments(cls)
+        for name in options:
+            if name not in known:
+                raise CxlpError(f"{cls.__name__} has no option {name!r}. {did_you_mean(name, known)}")
+        if isinstance(options.get("views"), Mapping):
+            options["views"] = Views(**options["views"])
+        return cls(**options)
+
+
+def _arguments(cls: type[Head]) -> list[str]:
+    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any option)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _count(layers: int) -> str:
+    return "one layer" if layers == 1 else f"{layers} layers, lower before upper"

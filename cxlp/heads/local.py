@@ -1,0 +1,103 @@
+"""What heads of one layer share whose local features are the map's places, perhaps reduced by PCA."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cxlp.heads.base import Head, Shape
+from cxlp.heads.fitting import HeadFit, KeptMaps, TrainingSet
+from cxlp.heads.normalisation import Normalise, full_precision
+from cxlp.heads.projection import PrincipalAxes, local_vectors, project
+from cxlp.heads.views import Views
+from cxlp.utils.errors import CxlpError
+
+
+class LocalHead(Head):
+    """Encodes the local features of one layer's maps, all views of an image together.
+
+    A subclass has :meth:`encode`, and sets ``out_features`` in :meth:`build`; where it has a codebook or the like to
+    fit behind the PCA, :meth:`check_training` and :meth:`learn_from`.
+
+    Args:
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
+        normalise: What follows the encoding.
+        layers: The layer, if another than the backbone's last.
+        views: The views that are encoded together.
+
+    Attributes:
+        projection: The PCA as a 1 x 1 convolution, or ``None``; once it is connected.
+        dim: Size of what is encoded at a place, p or C; once it is connected.
+    """
+
+    def __init__(self, pca_dim: int | None, normalise: Normalise, layers: Sequence[str] | None, views: Views) -> None:
+        super().__init__(layers, views)
+        self.pca_dim = pca_dim
+        self.normalise = normalise
+
+    def build(self, shapes: Sequence[Shape]) -> None:
+        """Make the projection."""
+        ((channels, height, width),) = shapes
+        if self.pca_dim is not None and not 1 <= self.pca_dim <= channels:
+            raise CxlpError(f"pca_dim is {self.pca_dim}, but the layer has {channels} channels: choose 1 to {channels}")
+        self.dim = self.pca_dim or channels
+        self.local_features = self.view_count * height * width
+        self.projection = None if self.pca_dim is None else nn.Conv2d(channels, self.pca_dim, 1)
+
+    def local(self, features: Tensor, views: int = 1) -> Tensor:
+        """Give what is encoded: maps ``(B * V, C, H, W) -> (B, V H W, p)``, float32 for half inputs."""
+        maps = full_precision(features) if self.projection is None else project(self.projection, features)
+        return local_vectors(maps, views)
+
+    def forward(self, features: Tensor, views: int = 1) -> Tensor:
+        """Encode and normalise.
+
+        Args:
+            features: ``(B * V, C, H, W)``.
+            views: V, how many consecutive maps belong to one image: their local features are encoded together.
+
+        Returns:
+            ``(B, out_features)``, float32 for half inputs.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            vector: Tensor = self.normalise(self.encode(self.local(features, views)))
+            return vector
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Encode projected local features ``(B, N, p)`` into ``(B, K, d)``, with ``K d = out_features``."""
+        raise NotImplementedError
+
+    # --- its fit ----------------------------------------------------------------------------------
+
+    def start_fit(self, data: TrainingSet) -> HeadFit | None:
+        """Begin with the PCA, where there is one."""
+        return None if self.projection is None else _LocalFit(self, self.projection, data)
+
+    def check_training(self, data: TrainingSet) -> None:
+        """Refuse, before the pass, what :meth:`learn_from` would refuse after it."""
+
+    def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
+        """Fit what lies behind the PCA, which is fitted; nothing here."""
+
+    def projected(self, kept: KeptMaps) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through this rank's local features after the PCA, ``(b, N, p)``, and the positions of their images."""
+        for (features,), positions in kept:
+            yield self.local(features, self.view_count), positions
+
+
+class _LocalFit(HeadFit):
+    """PCA, then what the head has behind it."""
+
+    def __init__(self, head: LocalHead, projection: nn.Conv2d, data: TrainingSet) -> None:
+        self.head, self.data = head, data
+        self.axes = PrincipalAxes(projection, data, head.local_features, "PCA", "pca_dim")
+        head.check_training(data)
+
+    def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
+        self.axes.observe(maps[0].float().contiguous().flatten(2).transpose(1, 2), positions)
+
+    @torch.no_grad()
+    def solve(self, kept: KeptMaps) -> None:
+        with kept.measure("PCA"):
+            self.axes.solve()
+        self.head.learn_from(kept, self.data)

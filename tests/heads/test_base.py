@@ -1,0 +1,87 @@
+"""What all heads have in common: options as plain values, connection to maps, and coming back from a description."""
+
+import json
+
+import pytest
+import torch
+
+import cxlp.heads
+from cxlp.heads import AveragePooling, BilinearPooling, CrossLayerPooling, FisherVector, Head
+from cxlp.heads.views import Views
+from cxlp.utils.errors import CxlpError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OURS = [name for name in cxlp.heads.__all__ if name != "Head"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_options_are_the_constructors_arguments_and_plain(name: str) -> None:
+    head = getattr(cxlp.heads, name)()
+    spec = head.spec()
+    assert spec == json.loads(json.dumps(spec)) and spec["class_path"] == name
+    assert Head.from_spec(spec).spec() == spec
+    assert spec["init_args"]["layers"] is None and spec["init_args"]["views"]["kind"] == "whole"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_option_comes_back(name: str) -> None:
+    """Values other than the defaults, as a description holds them."""
+    options = getattr(cxlp.heads, name)().options()
+    other = {
+        "pca_dim": 7, "size": 3, "stride": 2, "padding": "same", "align": "to_guide", "channels": 4, "guide_dim": 3,
+        "atoms": 5, "sparsity": 0.3, "layers": ["lower", "upper"], "views": {**options["views"], "kind": "crops"},
+    }  # fmt: skip
+    given = {key: not value if isinstance(value, bool) else other.get(key, value) for key, value in options.items()}
+    given["layers"] = given["layers"][: getattr(cxlp.heads, name).takes]
+    head = Head.from_spec({"class_path": name, "init_args": given})
+    assert head.options() == given and head.views == Views("crops")
+    changed = {key for key in options if given[key] != options[key]}
+    assert changed == options.keys() - {"sketch"}  # which a spectral root excludes
+
+
+def test_a_sketch_comes_back() -> None:
+    assert Head.from_spec(CrossLayerPooling(sketch=8).spec()).options()["sketch"] == 8
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"class_path": "CrossLayerPoling"}, "unknown head 'CrossLayerPoling'.*'CrossLayerPooling'"),
+        ({"class_path": "annotations"}, "unknown head 'annotations'"),
+        ({"class_path": "no_such_package.Head"}, "no module 'no_such_package'"),
+        ({"class_path": "torch.nn.Linear"}, "'torch.nn.Linear' is no subclass of cxlp.Head"),
+        ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
+    ],
+)
+def test_what_is_no_head_is_said(spec: dict[str, object], said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        Head.from_spec(spec)
+
+
+def test_a_head_is_connected_once() -> None:
+    head = CrossLayerPooling(pca_dim=4)
+    assert head.connect((8, 5, 5), (6, 5, 5)) is head
+    weights = head.projection
+    assert head.connect((8, 5, 5), (6, 5, 5)).projection is weights
+    with pytest.raises(CxlpError, match="was made for maps of"):
+        head.connect((8, 5, 5), (7, 5, 5))
+    with pytest.raises(CxlpError, match=r"takes 2 layers.* 1 maps"):
+        CrossLayerPooling().connect((8, 5, 5))
+
+
+@torch.no_grad()
+def test_bilinear_pooling_is_cross_layer_pooling_of_one_map_twice() -> None:
+    torch.manual_seed(0)
+    features = torch.rand(2, 6, 5, 5)
+    one = BilinearPooling(pca_dim=4, size=3).connect((6, 5, 5))
+    two = CrossLayerPooling(pca_dim=4, size=3).connect((6, 5, 5), (6, 5, 5))
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(features), two(features, features))
+
+
+def test_what_vectors_are_follows_from_the_normalisation() -> None:
+    assert AveragePooling().unit_length and not AveragePooling(l2=False).unit_length
+    assert AveragePooling(sign=True).signs_only and not AveragePooling(sign=True, l2=False).signs_only
+    assert not FisherVector().signs_only and FisherVector.needs_fit and not CrossLayerPooling.needs_fit
+    assert not Head().unit_length
