@@ -13,7 +13,7 @@ from rich.table import Table
 from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
-    from cxlp.models.network import NetworkConfig
+    from cxlp.runs.recipe import ModelConfig
     from cxlp.studies.comparison import System
 
 
@@ -29,7 +29,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         epilog="examples:\n"
         "  python -m cxlp compare --config cub200.yaml\n"
         "  python -m cxlp compare --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
-        "  python -m cxlp compare --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
+        "  python -m cxlp compare --config demo.yaml --sweep 'model.head.pca_dim=[32, 64, 128]'\n"
         "  python -m cxlp compare --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
         "  python -m cxlp compare --config cub200.yaml --list",
         formatter_class=RawDescriptionHelpFormatter,
@@ -82,9 +82,9 @@ def run(args: Namespace) -> int:
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
-    from cxlp.runs.cli import parse
+    from cxlp.runs.cli import model_of, parse
     from cxlp.runs.loggers import RunConfig
-    from cxlp.studies.comparison import Comparison, check_names, network_of, without
+    from cxlp.studies.comparison import Comparison, check_names, without
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.systems import is_the_papers
     from cxlp.studies.tables import table, write_reports
@@ -93,21 +93,21 @@ def run(args: Namespace) -> int:
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
             raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
     if args.clean:
-        given = parse(args.rest)["model"]["init_args"]["frozen"]["store"] if args.rest else None
+        given = parse(args.rest)["model"]["frozen"]["store"] if args.rest else None
         print(_clean(Path(given or STORE)))  # noqa: T201
         return 0
     config = parse(args.rest)
     names = {path: name for name, path in DATA_MODULES.items()}
     data = names.get(config["data"]["class_path"])
     multi_label = _is_multi_label(config["data"]["class_path"])
-    network = network_of(config.as_dict())
-    chosen, option = _choose(args, network)
+    model = model_of(config)
+    chosen, option = _choose(args, model)
     configs = [config]
     if option is not None or args.recipes:
         # What is misspelt is told once, and before anything runs.
         configs = [parse([*args.rest, *s.options]) for s in (chosen if args.recipes else chosen[:1])]
     if args.recipes:
-        chosen = [_in_one_pass(s) if _is_frozen(c) else s for s, c in zip(chosen, configs, strict=True)]
+        chosen = [_without_epochs(s) if _is_frozen(s, args.rest) else s for s in chosen]
     if args.list:
         for system in chosen:
             print(system.name)  # noqa: T201
@@ -118,7 +118,7 @@ def run(args: Namespace) -> int:
     if args.reach is not None:
         _check_reach(args.reach, [c["data"]["init_args"]["validation"] for c in configs])
     folder = args.out or Path("runs") / _folder_name(config, "recipes" if args.recipes else option, args.rest)
-    store = None if args.no_store else Path(config["model"]["init_args"]["frozen"]["store"] or STORE)
+    store = None if args.no_store else Path(config["model"]["frozen"]["store"] or STORE)
     seeds = seeds_of(config, args.seeds)
     if len(seeds) > 1 and option == "seed_everything":
         raise CxlpError("--seeds and a --sweep of seed_everything: give one of them")
@@ -126,12 +126,13 @@ def run(args: Namespace) -> int:
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     if rows:
-        recalled = data if is_the_papers(network) and not (args.sweep or args.recipes) else None
+        heads = model.heads
+        recalled = data if is_the_papers(model.backbone, heads) and not (args.sweep or args.recipes) else None
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
         files = write_reports(folder, metric, rows, recalled, option, logged, args.reach)
-        heads, values = table(rows, metric, recalled, args.reach)
-        _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
+        columns, values = table(rows, metric, recalled, args.reach)
+        _show(columns, values, f"{data or config['data']['class_path']}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
             gigabytes = size_in_bytes(store) / 1e9
@@ -141,13 +142,17 @@ def run(args: Namespace) -> int:
     return 1 if failed else 0
 
 
-def _is_frozen(config: Any) -> bool:  # noqa: ANN401 (a namespace)
-    return str(config["model"]["class_path"]).endswith(".Frozen")
+def _is_frozen(system: "System", arguments: Sequence[str]) -> bool:
+    """Whether a recipe has no gradient epochs of its own, whatever number the command line gives the others."""
+    from cxlp.runs.cli import parse
+    from cxlp.studies.comparison import without
+
+    config = parse([*without(arguments, "--trainer.max_epochs"), *system.options])
+    return not config["trainer"]["max_epochs"]
 
 
-def _in_one_pass(system: "System") -> "System":
-    """A frozen recipe among others, for which the number of epochs is meant."""
-    return replace(system, options=(*system.options, "--trainer.max_epochs", "1"))
+def _without_epochs(system: "System") -> "System":
+    return replace(system, options=(*system.options, "--trainer.max_epochs", "0"))
 
 
 def _check_reach(percent: float, validations: Sequence[float | str]) -> None:
@@ -174,10 +179,11 @@ def _is_multi_label(path: str) -> bool:
     return bool(getattr(import_module(module), name).multi_label)
 
 
-def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], str | None]:
+def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str | None]:
     """The systems to choose from, and a sweep's option."""
     import yaml
 
+    from cxlp.heads import CrossLayerPooling
     from cxlp.studies.comparison import System
     from cxlp.studies.systems import systems
 
@@ -191,10 +197,14 @@ def _choose(args: Namespace, network: "NetworkConfig") -> tuple[list["System"], 
         overlays = {stem: () if name == "none" else ("--config", name) for stem, name in recipes.items()}
         return [System(stem, None, overlay) for stem, overlay in overlays.items()], None
     if not args.sweep:
-        # signs take two bits a value
-        packed = ("--model.frozen.features", "sign")
+        base = model.heads[0]
+        if len(model.heads) > 1 or not isinstance(base, CrossLayerPooling):
+            raise CxlpError("the systems are made of a network with one head, CrossLayerPooling: set model.head")
+        packed = ("--model.frozen.features", "sign")  # signs take two bits a value
+        made = systems(model.backbone, base)
         return [
-            System(name, made, packed if made.pooling.sign else ()) for name, made in systems(network).items()
+            System(name, network, packed if network["heads"][0]["init_args"].get("sign") else ())
+            for name, network in made.items()
         ], None
     option, _, text = args.sweep.partition("=")
     option = option.removeprefix("--")

@@ -20,6 +20,13 @@ DATA_MODULES = {
 }
 
 
+def import_data_modules() -> None:
+    """Import all of them, so that a parser knows them by the names of their classes."""
+    for path in DATA_MODULES.values():
+        module, _, name = path.rpartition(".")
+        getattr(importlib.import_module(module), name)
+
+
 def data_module(name: str, root: Path | None = None) -> "ImageDataModule":
     """Build a data set's DataModule with the options' defaults.
 

@@ -9,6 +9,7 @@ from functools import cache
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
 
+from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CLASSES, find_configs
 from cxlp.runs.config_errors import explain
@@ -23,6 +24,7 @@ TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, 
 @cache
 def build_parser() -> ArgumentParser:
     """Build the parser of all keys: ``model``, ``data``, ``trainer``, ``run``, and a few of their own."""
+    import_data_modules()  # so that their short names are known
     parser = ArgumentParser(
         prog="train.py",
         description="Train and test cross-convolutional-layer pooling.",
@@ -46,6 +48,7 @@ def build_parser() -> ArgumentParser:
         "deviation in the end. With the seed move order, augmentation, initial weights; what is held out stays, unless "
         "data.split_seed is null. What is done already is not done again, given the same --run.name.",
     )
+    parser.set_defaults({"model.head": {"class_path": "CrossLayerPooling"}})
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER.items()})
     return parser
 
@@ -65,6 +68,16 @@ def parse(arguments: Sequence[str]) -> Namespace:
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
     return config
+
+
+def model_of(config: Namespace) -> ModelConfig:
+    """Make the model's keys of a resolved config what they stand for.
+
+    Raises:
+        CxlpError: If a value is out of its range.
+    """
+    model: ModelConfig = build_parser().instantiate_classes(config.clone())["model"]
+    return model
 
 
 def quiet() -> None:

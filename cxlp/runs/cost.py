@@ -37,8 +37,8 @@ def measure_cost(network: Network, data: ImageDataset, kind: FeatureType = "floa
     count = min(len(data), max(1, _VIEWS // network.passes))
     images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
     side = network.backbone.image_size
-    bare = torch.rand(_VIEWS, 3, side, side, device=device) * 255
-    views = network.config.test_views
+    bare = torch.rand(_VIEWS, 3, side, side, device=device)
+    views = network.test_views
 
     def see() -> list[tuple[Tensor, ...]]:
         return network.inputs(views.cut(images, network.image_size))
@@ -46,7 +46,7 @@ def measure_cost(network: Network, data: ImageDataset, kind: FeatureType = "floa
     inputs, features = see(), network.test_features(images)
 
     def encode() -> list[Tensor]:
-        return [network.encode(part, maps) for part, maps in zip(network.each_part(), inputs, strict=True)]
+        return [network.encode(head, maps) for head, maps in zip(network.each_head(), inputs, strict=True)]
 
     seconds = _interleaved(
         {

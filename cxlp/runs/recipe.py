@@ -1,15 +1,18 @@
 """What a run trains and how: the keys below ``model``, and what must agree for two runs to be comparable."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.heads import CrossLayerPooling, Head
+from cxlp.heads.views import Views
+from cxlp.models.network import Network
 from cxlp.tasks.mixing import Mix
 from cxlp.tasks.optim import OptimizerConfig
 from cxlp.utils.errors import CxlpError
@@ -23,7 +26,10 @@ class ModelConfig:
     all), then, with ``closing_fit``, once more without gradients. Of these, the best on the held-out images is tested.
 
     Attributes:
-        network: Backbone and pooling.
+        backbone: The network, and the layers that heads may take.
+        head: What is made of their maps: a head, or a list of them, whose vectors are concatenated.
+        test_views: Views of an image that is scored (validation, test, prediction): the mean of their scores counts.
+            Training sees whole images.
         frozen: The fit without gradients.
         optimizer: Gradient descent.
         start: Where gradient descent starts. ``frozen``: the frozen fit; ``projection``: the frozen fit, but its
@@ -46,7 +52,9 @@ class ModelConfig:
         compile: Have ``torch.compile`` make faster code for backbone and heads. Values stay up to rounding.
     """
 
-    network: NetworkConfig = NetworkConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    head: Head | list[Head] = field(default_factory=CrossLayerPooling)
+    test_views: Views = Views()
     frozen: FrozenConfig = FrozenConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     start: str = "frozen"
@@ -80,15 +88,25 @@ class ModelConfig:
     @property
     def labels(self) -> tuple[str, ...]:
         """What it is called in short: backbone and head."""
-        return self.network.backbone.name, self.network.pooling.method
+        return self.backbone.name, " + ".join(head.name for head in self.heads)
+
+    @property
+    def heads(self) -> list[Head]:
+        """All heads."""
+        return [self.head] if isinstance(self.head, Head) else list(self.head)
 
     def build(self, classes: tuple[str, ...], multi_label: bool) -> Network:
         """Build the network."""
-        return Network(self.network, classes, multi_label)
+        backbone = Backbone.from_config(self.backbone)
+        # Not the config's own heads: a network makes them its own.
+        heads = [Head.from_spec(head.spec()) for head in self.heads]
+        return Network(backbone, heads, classes, multi_label, self.test_views)
 
 
 #: Of the model, what only gradient epochs use.
-GRADIENT_MODEL_KEYS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("network", "frozen", "start"))
+GRADIENT_MODEL_KEYS = tuple(
+    f.name for f in fields(ModelConfig) if f.name not in ("backbone", "head", "test_views", "frozen", "start")
+)
 #: Of the Trainer, what only gradient epochs use.
 GRADIENT_TRAINER_KEYS = (
     "max_steps", "min_epochs", "min_steps", "max_time", "limit_train_batches", "overfit_batches", "val_check_interval",
@@ -116,7 +134,7 @@ def check_gradient_options(config: Namespace, defaults: Namespace) -> None:
 
 #: What may differ between a run and what goes on with it, or repeats it: it changes no result, or only by rounding.
 _FREE = (
-    "model.network.backbone.weights", "model.frozen.store", "model.recompute", "model.compile", "model.start",
+    "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile", "model.start",
     "data.root", "data.num_workers", "data.download", "data.batch_size", "data.validation", "data.split_seed",
 )  # fmt: skip
 

@@ -3,16 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import Namespace
-
-from cxlp.models.network import NetworkConfig
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, run_in, say
+from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -25,12 +22,12 @@ class System:
 
     Attributes:
         name: For people.
-        network: What it is, in the place of the configs' network; ``None``: theirs.
+        network: Layers and heads in the place of the configs' own, see :mod:`cxlp.studies.systems`; ``None``: theirs.
         options: Further arguments of ``train.py``.
     """
 
     name: str
-    network: NetworkConfig | None = None
+    network: Network | None = None
     options: tuple[str, ...] = ()
 
 
@@ -104,49 +101,29 @@ class Comparison:
         """The arguments of ``train.py`` that say what a system is."""
         if system.network is None:
             return [*self.arguments, *system.options]
-        # JSON is YAML.
-        content = json.dumps({"model": {"init_args": {"network": asdict(system.network)}}}, indent=2) + "\n"
+        heads = system.network["heads"]
+        model = {"backbone": {"layers": system.network["layers"]}, "head": heads if len(heads) > 1 else heads[0]}
+        content = json.dumps({"model": model}, indent=2) + "\n"  # JSON is YAML
         number = blake2b(content.encode(), digest_size=4).hexdigest()
         file = self.folder / "systems" / f"{_plain(system.name)}-{number}.yaml"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, content)
-        # What the command line says of the network is in it already; there, it would override the system.
-        return [*without(self.arguments, "--model.network.", "--model.init_args.network."),
-                "--config", str(file), *system.options]  # fmt: skip
+        # What the command line says of layers and head is in it already; there, it would override the system.
+        kept = without(self.arguments, "--model.head", "--model.backbone.layers")
+        return [*kept, "--config", str(file), *system.options]
 
     def _run_name(self, system: System, arguments: Sequence[str]) -> str:
         """A run's name: another one where anything in its resolved config is another."""
         config = parse(arguments).as_dict()
-        if system.network is not None and network_of(config) != system.network:
-            raise CxlpError(
-                "the command line sets the network as a whole (--model, --model.network): put that into a config, of "
-                "which systems can be made"
-            )
         described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
-        described["model"]["init_args"]["frozen"]["store"] = None  # where features are kept changes nothing
+        described["model"]["frozen"]["store"] = None  # where features are kept changes nothing
         for shown in ("enable_progress_bar", "enable_model_summary", "logger"):
             del described["trainer"][shown]
         if config["run"]["refit"]:
             described["refit"] = config["run"]["refit"]
         text = json.dumps([__version__, described], sort_keys=True, default=str)
         return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
-
-
-def network_of(config: dict[str, Any]) -> NetworkConfig:
-    """Read the network of a resolved config."""
-    return NetworkConfig.from_values(_values(config["model"]["init_args"]["network"]))
-
-
-def _values(config: Any) -> Any:  # noqa: ANN401 (a config's part)
-    """Plain values: the parser describes members of lists as classes with arguments, in namespaces."""
-    if isinstance(config, Namespace):
-        config = config.as_dict()
-    if isinstance(config, dict):
-        if config.keys() == {"class_path", "init_args"}:
-            return _values(config["init_args"])
-        return {key: _values(value) for key, value in config.items()}
-    return tuple(map(_values, config)) if isinstance(config, list | tuple) else config
 
 
 def without(arguments: Sequence[str], *prefixes: str) -> list[str]:

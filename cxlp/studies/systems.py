@@ -19,7 +19,7 @@ from cxlp.heads import (
 from cxlp.heads.views import Views
 
 
-class System(TypedDict):
+class Network(TypedDict):
     """A network by plain values: the backbone's layers, and its heads (see :meth:`cxlp.heads.base.Head.from_spec`)."""
 
     layers: list[str]
@@ -68,7 +68,7 @@ def is_the_papers(backbone: BackboneConfig, heads: Sequence[Head]) -> bool:
     } == PAPERS
 
 
-def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, System]:
+def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Network]:
     """Make the systems of the paper's tables, and baselines, of one network.
 
     Args:
@@ -147,7 +147,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Syst
     return {name: _system(heads) for name, heads in made.items()}
 
 
-def _system(heads: Sequence[Head]) -> System:
+def _system(heads: Sequence[Head]) -> Network:
     """A system whose backbone gives the layers that its heads name, and no others."""
     layers = dict.fromkeys(layer for head in heads for layer in (head.layers or ()))
     return {"layers": list(layers), "heads": [head.spec() for head in heads]}

@@ -97,7 +97,7 @@ class FineTune(ClassificationTask):
             set_requires_grad(self.network.classifier, False)  # or DDP would wait for its gradient
         if self.compile_parts:
             # In place, so that names in checkpoints stay; each is compiled when it is first called.
-            for module in (self.network.backbone, *self.network.parts):
+            for module in (self.network.backbone, *self.network.heads):
                 module.compile()
 
     def teardown(self, stage: str) -> None:

@@ -29,14 +29,14 @@ class Mixing:
         """Mix a batch.
 
         Args:
-            images: ``(B, 3, H, W)``, uint8 or floating point.
+            images: ``(B, 3, H, W)``, uint8 of 0..255 or floating point of 0..1.
             labels: ``(B,)`` class indices.
             seed: What the draw depends on, and nothing else does: a resumed run draws as one that was not stopped.
 
         Returns:
-            Images ``(B, 3, H, W)`` in floating point and targets ``(B, K)`` that add up to 1.
+            Images ``(B, 3, H, W)`` in floating point, 0..1, and targets ``(B, K)`` that add up to 1.
         """
-        images = images if images.is_floating_point() else images.float()
+        images = images if images.is_floating_point() else images.float() / 255
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(state)  # of the CPU alone, where proportions are drawn

@@ -98,7 +98,7 @@ def _parts(network: Network, config: OptimizerConfig) -> Iterator[tuple[str, flo
         name = "backbone" if depths == 1 else f"backbone/{depth}"
         rate = config.backbone_lr * config.layer_decay ** (1 - height)
         yield name, rate, list(chain.from_iterable(layers[start:end]))
-    yield "projection", config.projection_lr, _trained(network.parts)
+    yield "projection", config.projection_lr, _trained(network.heads)
     yield "classifier", config.classifier_lr, [] if network.classifier is None else _trained(network.classifier)
 
 
