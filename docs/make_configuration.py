@@ -1,6 +1,6 @@
 """``docs/configuration.md``: every key of the configs, from the signatures and docstrings that define them.
 
-Made anew with ``python docs/make_configuration.py > docs/configuration.md``; a test compares the two.
+Made anew with ``PYTHONPATH=. python docs/make_configuration.py > docs/configuration.md``; a test compares the two.
 """
 
 import inspect
@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -17,66 +17,93 @@ from typing import Any, Literal, Union, get_args, get_origin
 from docstring_parser import DocstringStyle
 from docstring_parser import parse as parse_docstring
 
+import cxlp.heads
 from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data import DATA_MODULES
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.transforms import AugmentConfig
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import NetworkConfig
-from cxlp.models.views import ViewsConfig
+from cxlp.heads.normalisation import normalise
+from cxlp.heads.views import Views
 from cxlp.runs.loggers import RunConfig
-from cxlp.tasks import FineTune
+from cxlp.runs.recipe import ModelConfig
 from cxlp.tasks.optim import OptimizerConfig
 
-#: Prefix of the keys, what they are, and where they are defined.
-SECTIONS: tuple[tuple[str, str, type], ...] = (
-    ("run", "The run as such", RunConfig),
-    ("model", "What fine-tuning has besides (`class_path: cxlp.tasks.FineTune`)", FineTune),
-    ("model.network", "The network", NetworkConfig),
-    ("model.network.backbone", "The backbone, and where it is cut", BackboneConfig),
-    ("model.network.pooling", "What is made of its maps; `also` is a list of such", PoolingConfig),
-    ("model.network.pooling.views", "Views of an image; `model.network.test_views` has the same keys", ViewsConfig),
-    ("model.frozen", "The fit without gradients", FrozenConfig),
-    ("model.optimizer", "Gradient descent", OptimizerConfig),
-    ("data", "Images, for every data set", ImageDataModule),
-    ("data.augment", "Random changes of training images", AugmentConfig),
+#: Title of a section, and the class that defines its keys.
+SECTIONS: tuple[tuple[str, type], ...] = (
+    ("`run`: the run as such", RunConfig),
+    ("`model`: the network, and the stages that fit it", ModelConfig),
+    ("`model.backbone`: the network, and where it is cut", BackboneConfig),
+    *(
+        (f"`model.head`, `class_path: {name}`", getattr(cxlp.heads, name))
+        for name in ("CrossLayerPooling", *sorted(set(cxlp.heads.__all__) - {"CrossLayerPooling", "Head"}))
+    ),
+    ("`model.test_views`, and a head's `views`: views of an image", Views),
+    ("`model.frozen`: the fit without gradients", FrozenConfig),
+    ("`model.optimizer`: gradient descent", OptimizerConfig),
+    ("`data`: the images, of every data set", ImageDataModule),
+    ("`data.augment`: random changes of training images", AugmentConfig),
 )
 
 _HEAD = """# Configuration
 
-Every key of the configs. On the command line `init_args` is left out: `--model.network.pooling.pca_dim 128`. Beside
-these there are `seed_everything`, `ckpt_path`, `seeds` (see `python train.py --help`) and all keys of Lightning's
-Trainer (`trainer.*`). This page is made by `python docs/make_configuration.py > docs/configuration.md`.
+Every key of the configs. `model.head` and `data` name a class (`class_path`) and its options (`init_args`); on the
+command line both are shorter: `--model.head BilinearPooling --model.head.pca_dim 128`. Besides these keys there are
+`seed_everything`, `seeds` and `ckpt_path` (see `python train.py --help`), and those of Lightning's Trainer
+(`trainer.*`). This page is made by `PYTHONPATH=. python docs/make_configuration.py > docs/configuration.md`.
 """
 
 
 def reference() -> str:
     """Write the page."""
     page = [_HEAD]
-    for prefix, title, cls in SECTIONS:
-        page += [f"## `{prefix}`: {title}\n", _table(_options(cls))]
+    for title, cls in SECTIONS:
+        page += [f"## {title}\n", _table(_options(cls))]
     common = {name for name, *_ in _options(ImageDataModule)}
     for name, path in DATA_MODULES.items():
         module, _, class_name = path.rpartition(".")
         own = [row for row in _options(getattr(import_module(module), class_name)) if row[0] not in common]
         if own:
-            page += [f"## `data`, of `{name}` (`class_path: {path}`)\n", _table(own)]
+            page += [f"## `data`, `class_path: {class_name}`: what `{name}` has besides\n", _table(own)]
     return "\n".join(page)
 
 
 def _options(cls: type) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, default and meaning of each option that is a plain value."""
-    docstring = parse_docstring(inspect.getdoc(cls) or "", style=DocstringStyle.GOOGLE)
-    said = {p.arg_name: " ".join((p.description or "").split()) for p in docstring.params}
+    said = _meanings(cls)
     if is_dataclass(cls):
-        given = [(f.name, f.type, inspect.Parameter.empty if f.default is MISSING else f.default) for f in fields(cls)]
+        given = [(f.name, f.type, _default(f)) for f in fields(cls)]
     else:
         given = [(p.name, p.annotation, p.default) for p in inspect.signature(cls).parameters.values()]
     for name, kind, default in given:
         if is_dataclass(default) or name in ("args", "kwargs", "common"):
             continue  # a section of its own
         yield name, _kind(kind), "" if default is inspect.Parameter.empty else _value(default), said.get(name, "")
+
+
+def _meanings(described: Any) -> dict[str, str]:  # noqa: ANN401 (a class or a function)
+    """What a docstring says of each argument.
+
+    Where one sentence is about several, as ``sqrt, l2: The normalisation``, each one's own is that of
+    :func:`~cxlp.heads.normalisation.normalise` or of a base class.
+    """
+    found: dict[str, str] = {}
+    for parameter in parse_docstring(inspect.getdoc(described) or "", style=DocstringStyle.GOOGLE).params:
+        names = parameter.arg_name.split(", ")
+        meaning = " ".join((parameter.description or "").split())
+        for name in names:
+            found[name] = meaning if len(names) == 1 else _elsewhere(described, name)
+    return found
+
+
+def _elsewhere(cls: type, name: str) -> str:
+    return _meanings(normalise).get(name) or next(found for c in cls.__mro__[1:] if (found := _meanings(c).get(name)))
+
+
+def _default(field: Field[Any]) -> Any:  # noqa: ANN401 (any default)
+    if isinstance(field.default_factory, type):
+        return field.default_factory.__name__
+    return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
 def _kind(annotation: Any) -> str:  # noqa: ANN401 (any annotation)
@@ -102,7 +129,7 @@ def _table(rows: Iterator[tuple[str, str, str, str]] | list[tuple[str, str, str,
     for name, kind, default, meaning in rows:
         shown = "" if not default else f"`{default}`"
         # Roles of Sphinx become plain names.
-        meaning = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", meaning).replace("``", "`")
+        meaning = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", meaning).replace("``", "`").replace("`None`", "null")
         lines.append(f"| `{name}` | {_cell(kind)} | {_cell(shown)} | {_cell(meaning)} |")
     return "\n".join(lines) + "\n"
 
