@@ -18,10 +18,6 @@ from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import abandoned, hold, hold_file, let_go
-from cxlp.version import __version__
-
-#: Changes where features come out differently, or are stored differently, than by the code before.
-FORMAT = 1
 
 
 class Entry:
@@ -43,7 +39,7 @@ class Entry:
 
     def __init__(self, root: Path, key: Callable[[], dict[str, Any]]) -> None:
         self.root = root
-        self.key = {"format": FORMAT, "cxlp": __version__, **key()} if rank() == 0 else {}
+        self.key = key() if rank() == 0 else {}
         number = blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest()
         # Rank 0's: machines may see other dates of files.
         self.folder = root / f"{int(from_rank_zero(torch.tensor([int.from_bytes(number)]))):014x}"

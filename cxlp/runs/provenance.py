@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.callbacks import wandb_logger
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.files import write_whole
+from cxlp.utils.fingerprint import library_versions
 from cxlp.version import __version__
 
 #: The packages that numbers and pictures depend on.
@@ -28,15 +28,7 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of cxlp, Python, and the packages that numbers depend on."""
-    found = {name: _version(name) for name in PACKAGES}
-    return {"cxlp": __version__, "python": platform.python_version(), **found}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # another distribution of the same module
-        return "not installed by this name"
+    return {"cxlp": __version__, "python": platform.python_version(), **library_versions(PACKAGES)}
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:

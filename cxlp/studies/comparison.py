@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from cxlp.runs.cli import parse
+from cxlp.runs.cli import model_of, parse
 from cxlp.runs.folder import finished, run_in, say
+from cxlp.runs.provenance import PACKAGES
 from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
-from cxlp.version import __version__
+from cxlp.utils.fingerprint import code_digest, library_versions
+from cxlp.utils.importing import imported
+
+#: The rooms whose code results depend on.
+CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,11 @@ class Comparison:
             del described["trainer"][shown]
         if config["run"]["refit"]:
             described["refit"] = config["run"]["refit"]
-        text = json.dumps([__version__, described], sort_keys=True, default=str)
+        # Results of other code, or of other libraries, are not these.
+        model = model_of(parse(arguments))
+        own = [*map(type, model.heads), *imported(model.backbone.name)]
+        described["code"] = [code_digest(CODE, own), library_versions(PACKAGES)]
+        text = json.dumps(described, sort_keys=True, default=str)
         return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 

@@ -14,7 +14,12 @@ from cxlp.frozen.fit import FrozenConfig
 from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
 from cxlp.utils.distributed import from_rank_zero, rank
+from cxlp.utils.fingerprint import code_digest, library_versions
+from cxlp.utils.importing import imported
 from cxlp.utils.profiling import peak_memory
+
+#: The rooms whose code features depend on.
+CODE = ("utils", "backbones", "heads", "models", "data", "frozen")
 
 
 class FeatureReuse:
@@ -51,7 +56,10 @@ class FeatureReuse:
         def key() -> dict[str, Any]:
             spec = network.spec()
             del spec["backbone"]["weights"]  # where they came from; what they are follows
+            own = [type(head) for head in network.each_head()]
             return {
+                "code": code_digest(CODE, [*own, *imported(network.backbone.name)]),
+                "libraries": library_versions(),
                 "backbone": spec["backbone"],
                 "heads": spec["heads"],  # not the test views, which are of other images: see _name
                 "weights": digest_of_weights(network.backbone),
