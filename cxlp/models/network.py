@@ -118,14 +118,18 @@ class Network(nn.Module):
         if self.classifier is None:
             self.classes, self.multi_label = tuple(classes), multi_label
             self.classifier = nn.Linear(self.out_features, len(classes))
-            # Features have unit length and 10^4 to 10^6 entries: start from no opinion at all.
-            nn.init.zeros_(self.classifier.weight)
-            nn.init.zeros_(self.classifier.bias)
+            self.reset_classifier()
         elif (self.classes, self.multi_label) != (tuple(classes), multi_label):
             raise CxlpError(
                 f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
                 f"the data has {len(classes)} ({', '.join(list(classes)[:3])}, ...)"
             )
+
+    def reset_classifier(self) -> None:
+        """Put the classifier back to no opinion at all: features have unit length and 10^4 to 10^6 entries."""
+        assert self.classifier is not None
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
 
     def inputs(self, images: Tensor) -> list[tuple[Tensor, ...]]:
         """Compute what each head takes.

@@ -132,6 +132,7 @@ def test_each_share_is_its_formula() -> None:
     (head,) = network.heads
     assert isinstance(head, CrossLayerPooling) and head.projection is not None and network.classifier is not None
     projection = head.projection
+    assert projection.bias is not None
     x = sub_arrays(local, 3)[0] @ projection.weight.flatten(1).T + projection.bias  # (64, 6)
     a = guide[0, :, 1:-1, 1:-1].flatten(1)  # (192, 64)
     pooled = a @ x
