@@ -29,7 +29,7 @@ _HOMES = {
     "Predictor": "cxlp.deploy.predictor",
     "cross_layer_pooling": "cxlp.heads.cross_layer",
     "load": "cxlp.deploy.predictor",
-    "load_network": "cxlp.models.network",
+    "load_network": "cxlp.models.checkpoint",
 }
 
 
