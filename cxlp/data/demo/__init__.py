@@ -1,5 +1,17 @@
 """The demo: ten invented bird species, drawn on first use."""
 
-from cxlp.data.demo.datamodule import Demo
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cxlp.data.demo.datamodule import Demo
 
 __all__ = ["Demo"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: the processes that draw need no torch, which takes seconds to import."""
+    if name == "Demo":
+        from cxlp.data.demo.datamodule import Demo
+
+        return Demo
+    raise AttributeError(f"module 'cxlp.data.demo' has no attribute {name!r}")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxlp.data.demo import datamodule as demo
 from cxlp.data.decode import read_image
+from cxlp.data.demo import datamodule as demo
 from cxlp.data.demo.birds import SPECIES, draw_bird, draw_file
 from cxlp.data.demo.datamodule import COUNTS, DRAWING, STAMP, Demo
 from cxlp.utils.errors import CxlpError
