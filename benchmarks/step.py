@@ -24,9 +24,9 @@ from measuring import in_fresh_process, machine, peak_bytes, reset_peak
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.backbones.backbone import Backbone
+from cxlp.heads import AveragePooling, BilinearPooling, CovariancePooling, CrossLayerPooling, Head
+from cxlp.models.network import Network
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer
 from cxlp.utils.labels import classification_loss
 
@@ -58,23 +58,22 @@ class Measured:
     head: int = 0
 
 
-def heads(sizes: Sizes) -> dict[str, PoolingConfig]:
+def heads(sizes: Sizes) -> dict[str, Head]:
     """The heads by name, the one to compare with first."""
-    cross = PoolingConfig("cross", pca_dim=sizes.pca)
     return {
-        BASELINE: PoolingConfig("average_guide"),
-        "cross-layer": cross,
-        "bilinear": PoolingConfig("bilinear", pca_dim=sizes.pca),
-        "iSQRT-COV": PoolingConfig("covariance", pca_dim=sizes.pca, sqrt=False),
-        RECOMPUTED: cross,
+        BASELINE: AveragePooling(),
+        "cross-layer": CrossLayerPooling(pca_dim=sizes.pca),
+        "bilinear": BilinearPooling(pca_dim=sizes.pca),
+        "iSQRT-COV": CovariancePooling(pca_dim=sizes.pca),
+        RECOMPUTED: CrossLayerPooling(pca_dim=sizes.pca),
     }
 
 
 def build(name: str, sizes: Sizes) -> tuple[Network, Callable[[], None]]:
     """A network with a head, and its step."""
     torch.manual_seed(0)
-    backbone = BackboneConfig(sizes.name, sizes.layers, weights=None, image_size=sizes.image)
-    network = Network(NetworkConfig(backbone, heads(sizes)[name]), [str(i) for i in range(sizes.classes)])
+    backbone = Backbone(sizes.name, sizes.layers, weights=None, image_size=sizes.image)
+    network = Network(backbone, heads(sizes)[name], sizes.classes)
     network.backbone.recompute = name == RECOMPUTED
     network.to(sizes.device).train()
     # Rates do not matter to a step's cost: small ones keep random weights from running away.

@@ -85,7 +85,7 @@ class Backbone(nn.Module):
     Example:
         >>> backbone = Backbone("timm/test_resnet", layers=("layer2", "layer3"), weights=None, image_size=64)
         >>> [tuple(m.shape) for m in backbone(torch.rand(2, 3, 64, 64))]
-        [(2, 64, 8, 8), (2, 192, 4, 4)]
+        [(2, 48, 8, 8), (2, 192, 4, 4)]
     """
 
     mean: Tensor

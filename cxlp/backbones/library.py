@@ -117,8 +117,8 @@ def _caffenet() -> Source:
         )
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         hint = (
-            f"Fetch it by hand (244 MB) and put it at {folder / remote.file}, or give its path: "
-            "--model.network.backbone.weights FILE.onnx. For a run with weights that come with pip: --config demo.yaml"
+            f"Fetch it by hand (244 MB) and put it at {folder / remote.file}, or give its path as the backbone's "
+            "weights: FILE.onnx. For a run with weights that come with pip: --config demo.yaml"
         )
         return onnx_state_dict(fetch(remote, folder, hint))
 

@@ -100,6 +100,6 @@ def pretrained(load: Callable[[], nn.Module], name: str) -> nn.Module:
     except Exception as error:  # hubs raise their own kinds, from URLError to LocalEntryNotFoundError
         raise CxlpError(
             f"cannot get the pretrained weights of {name}: {type(error).__name__}: {str(error)[:200]}. Offline? Give a "
-            "local file (--model.network.backbone.weights FILE), random weights (... null), or use "
+            "local FILE as the backbone's weights, null for random ones, or use "
             "--config efficientnet_lite0.yaml, whose weights come with pip"
         ) from error

@@ -1,29 +1,27 @@
 """The frozen mode: fit projection and classifier as in the paper, without gradients."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from cxlp.frozen.classifier import choose_cost_and_scale, fold_classifiers
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import STEP, MapStore
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
-from cxlp.frozen.svm import HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
+from cxlp.frozen.svm import Array, solve
 from cxlp.heads.base import Head
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.labels import as_targets, strata
+from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
 
 
@@ -66,13 +64,13 @@ def _check_type(kind: FeatureType, network: Network) -> None:
     heads = list(network.each_head())
     if kind == "float16" and not all(head.unit_length for head in heads):
         raise CxlpError(
-            "frozen.features is float16, which overflows at 65,504: it takes heads whose vectors have unit length, l2: "
-            "true"
+            "model.frozen.features is float16, which overflows at 65,504: it takes heads whose vectors have unit "
+            "length, l2: true"
         )
     if kind == "sign" and (len(heads) > 1 or not heads[0].signs_only):
         raise CxlpError(
-            "frozen.features is sign, but the network's vectors are more than signs: it takes a single head with sign: "
-            "true and l2: true"
+            "model.frozen.features is sign, but the network's vectors are more than signs: it takes a single head with "
+            "sign: true and l2: true"
         )
 
 
@@ -275,13 +273,17 @@ class FrozenFit:
             bar.update(len(positions))
         bar.close()
 
-    def _fit_classifier(self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, float]:
+    def _fit_classifier(self, gram: Array) -> dict[str, float]:
         classifier = self.network.classifier
         assert classifier is not None
         targets = as_targets(self.labels, len(self.network.classes)).numpy()
         threads = max(1, usable_cores() // world_size())
         if self.settled is None:
-            report = self._cross_validate(gram, targets, threads)
+            c, candidates = self.config.c, self.config.c_candidates
+            folds = count_folds(self.labels, self.network.classes, self.config, self.cross)
+            report, held_out = choose_cost_and_scale(gram, targets, self.labels, c, candidates, folds, threads)
+            if self.cross and held_out is not None:
+                self.fold_classifiers = fold_classifiers(held_out, report["logit_scale"], self.features, self.device)
         else:
             report = dict(zip(("C", "logit_scale"), self.settled, strict=True))
         solution, scale = solve(gram, targets, report["C"], threads), report["logit_scale"]
@@ -291,41 +293,6 @@ class FrozenFit:
         classifier.weight.copy_(from_rank_zero(weights))
         classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
         return report
-
-    def _cross_validate(
-        self, gram: np.ndarray[tuple[int, int], np.dtype[np.float64]], targets: NDArray[np.int8], threads: int
-    ) -> dict[str, float]:
-        """Choose C where it is ``auto``, and fit the scale of the logits."""
-        labels, c = self.labels, self.config.c
-        folds = count_folds(labels, self.network.classes, self.config, self.cross)
-        name = "cv_mAP" if self.network.multi_label else "cv_accuracy"
-        report: dict[str, float] = {}
-        if c == "auto":
-            c, found = choose_c(gram, targets, labels, self.config.c_candidates, folds, threads)
-            report |= {f"{name}_C{candidate:g}": value for candidate, value in found.items()}
-        report["C"] = c
-        scale = 1.0
-        if folds < 2:
-            warnings.warn("a class has a single training image: the scale of the logits stays 1", stacklevel=2)
-        else:
-            held_out = cross_validate(gram, targets, strata(labels, folds).numpy(), c, folds, threads)
-            report[name] = quality(held_out.scores, labels)
-            scale = fit_logit_scale(held_out.scores, labels)
-            if self.cross:
-                self.fold_classifiers = self._fold_classifiers(held_out, scale)
-        report["logit_scale"] = scale
-        return report
-
-    def _fold_classifiers(self, held_out: HeldOut, scale: float) -> FoldClassifiers:
-        """From dual coefficients to weights, at the scale of the logits."""
-        coefficients = np.concatenate([solution.coefficients for solution in held_out.solutions])
-        intercepts = np.stack([solution.intercepts for solution in held_out.solutions])
-        weights = combine_rows(self.features, torch.from_numpy(scale * coefficients), self.device)
-        return FoldClassifiers(
-            from_rank_zero(weights).view(*intercepts.shape, -1),
-            from_rank_zero(torch.from_numpy(scale * intercepts)).to(self.device, torch.float32),
-            torch.from_numpy(held_out.folds).to(self.device),
-        )
 
 
 class _KeptMaps:

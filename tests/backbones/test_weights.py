@@ -138,7 +138,7 @@ def test_pretrained_explains_a_failing_hub() -> None:
     def fail() -> nn.Module:
         raise ConnectionError("x" * 1000)
 
-    with pytest.raises(CxlpError, match=r"weights of net: ConnectionError: x+\. Offline\? .*weights FILE") as caught:
+    with pytest.raises(CxlpError, match=r"weights of net: ConnectionError: x+\. Offline\? .*local FILE") as caught:
         pretrained(fail, "net")
     assert len(str(caught.value)) < 600
     assert isinstance(caught.value.__cause__, ConnectionError)

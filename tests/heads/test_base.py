@@ -1,6 +1,7 @@
 """What all heads have in common: options as plain values, connection to maps, and coming back from a description."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,13 @@ def test_options_are_the_constructors_arguments_and_plain(name: str) -> None:
 def test_each_option_comes_back(name: str) -> None:
     """Values other than the defaults, as a description holds them."""
     options = getattr(cxlp.heads, name)().options()
-    other = {
+    other: dict[str, Any] = {
         "pca_dim": 7, "size": 3, "stride": 2, "padding": "same", "align": "to_guide", "channels": 4, "guide_dim": 3,
         "atoms": 5, "sparsity": 0.3, "layers": ["lower", "upper"], "views": {**options["views"], "kind": "crops"},
     }  # fmt: skip
-    given = {key: not value if isinstance(value, bool) else other.get(key, value) for key, value in options.items()}
+    given: dict[str, Any] = {
+        key: not value if isinstance(value, bool) else other.get(key, value) for key, value in options.items()
+    }
     given["layers"] = given["layers"][: getattr(cxlp.heads, name).takes]
     head = Head.from_spec({"class_path": name, "init_args": given})
     assert head.options() == given and head.views == Views("crops")
@@ -54,7 +57,7 @@ def test_a_sketch_comes_back() -> None:
         ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
     ],
 )
-def test_what_is_no_head_is_said(spec: dict[str, object], said: str) -> None:
+def test_what_is_no_head_is_said(spec: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Head.from_spec(spec)
 

@@ -157,7 +157,7 @@ def test_any_batch_size_even_an_empty_one(batch: int, align: Align, pca_dim: int
     local, guide = maps(3)
     if align != "strict":
         guide = guide[..., :4, :4]
-    pool = cross(5, 3, pca_dim, size=3, align=align, guide=guide.shape[2:]).double()
+    pool = cross(5, 3, pca_dim, size=3, align=align, guide=(guide.shape[2], guide.shape[3])).double()
     whole, part = pool(local, guide), pool(local[:batch], guide[:batch])
     assert part.shape == (batch, pool.out_features)
     torch.testing.assert_close(part, whole[:batch])  # images do not influence one another
@@ -292,7 +292,7 @@ def test_gradcheck_of_pooling(projected: bool, geometry: dict[str, Any]) -> None
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "+".join(f"{k}={v}" for k, v in s.items()) or "default")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradients_are_finite_where_everything_is_zero(switches: dict[str, bool], sign: bool, autocast: bool) -> None:
-    pool = cross(5, 3, pca_dim=4, size=3, sign=sign, **switches)
+    pool = cross(5, 3, pca_dim=4, size=3, **{"sign": sign, **switches})  # type: ignore[arg-type]
     nn.init.zeros_(pool.projection.bias)  # type: ignore[union-attr, arg-type]
     local = torch.rand(2, 5, 7, 7)
     guide = torch.rand(2, 3, 7, 7)

@@ -40,8 +40,9 @@ def photos() -> Tensor:
 
 @torch.no_grad()
 def test_heads_are_their_formulas(photos: Tensor) -> None:
-    heads = {
-        "cross": cross(),
+    head = cross()
+    heads: dict[str, Head] = {
+        "cross": head,
         "bilinear": BilinearPooling(pca_dim=None),
         "average of the lower layer": AveragePooling(layers=["layer3.0.conv2"]),
         "average": AveragePooling(),
@@ -49,19 +50,18 @@ def test_heads_are_their_formulas(photos: Tensor) -> None:
     network = build(list(heads.values()))
     local, guide = (m.double().numpy() for m in network.backbone(photos))
     x, a = local.reshape(2, 48, -1), guide.reshape(2, 192, -1)
-    projection = heads["cross"].projection
-    assert projection is not None and projection.bias is not None  # type: ignore[union-attr]
-    w = projection.weight.double().numpy().reshape(6, 48)  # type: ignore[union-attr]
-    b = projection.bias.double().numpy()[:, None]  # type: ignore[union-attr]
+    assert head.projection is not None and head.projection.bias is not None
+    w = head.projection.weight.double().numpy().reshape(6, 48)
+    b = head.projection.bias.double().numpy()[:, None]
     expected = {
         "cross": np.einsum("bkn,bpn->bkp", a, w @ x + b),
         "bilinear": np.einsum("bkn,bpn->bkp", a, a),
         "average of the lower layer": x.mean(2),
         "average": a.mean(2),
     }
-    for (name, head), maps in zip(heads.items(), network.inputs(photos), strict=True):
-        found = head(*maps)
-        assert found.shape == (2, head.out_features) == (2, expected[name][0].size), name
+    for (name, each), maps in zip(heads.items(), network.inputs(photos), strict=True):
+        found = each(*maps)
+        assert found.shape == (2, each.out_features) == (2, expected[name][0].size), name
         np.testing.assert_allclose(found, rooted(expected[name]), rtol=1e-3, atol=1e-5, err_msg=name)
 
 
@@ -175,7 +175,7 @@ def test_low_rank_and_compact_forms_are_their_formulas(photos: Tensor) -> None:
         (BilinearPooling, "align"),
     ],
 )
-def test_an_option_that_a_head_does_not_have_is_refused_by_name(head: type[Head], option: str) -> None:
+def test_an_option_that_a_head_does_not_have_is_refused_by_name(head: Any, option: str) -> None:
     with pytest.raises(TypeError, match=f"'{option}'"):
         head(**{option: 5})
     with pytest.raises(CxlpError, match=f"{head.__name__} has no option '{option}'"):

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_layers_that_no_head_takes_are_cut_off(photos: Tensor) -> None:
         shared = {p.data_ptr() for p in backbone.parameters()}
         assert all(p.data_ptr() in shared for p in network.backbone.parameters())
         network.train()
-        assert network.backbone.trunk.graph is network.backbone.trunk.train_graph
+        trunk: Any = network.backbone.trunk
+        assert trunk.graph is trunk.train_graph
 
 
 @torch.no_grad()

@@ -164,7 +164,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(path)
         return read_image(path, *args)
 
-    monkeypatch.setattr("cxlp.data.datamodule.read_image", watched)
+    monkeypatch.setattr("cxlp.data.dataset.read_image", watched)
     return seen
 
 
