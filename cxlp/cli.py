@@ -36,7 +36,7 @@ from cxlp.data.base import ImageDataModule
 from cxlp.distributed import is_distributed
 from cxlp.errors import CxlpError
 from cxlp.evaluation import TestReport
-from cxlp.locking import hold, let_go
+from cxlp.locking import hold, let_go_all
 from cxlp.logging import RunConfig, build_loggers, labelled
 from cxlp.metrics import SELECTION
 from cxlp.provenance import Provenance
@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
         return 2
     finally:
-        let_go()
+        let_go_all()
     return 0
 
 

@@ -111,8 +111,7 @@ def take_up(folder: Path) -> Path | None:
     others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name != "best.ckpt"]
     if last is None and not others:
         shutil.rmtree(folder)
-    if held is not None:
-        let_go(held)
+    let_go(held)
     if others:
         raise CxlpError(
             f"{folder} was stopped, and has no last.ckpt to go on from, only {others[0].name}: move it away"

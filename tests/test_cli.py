@@ -20,7 +20,7 @@ from cxlp.arguments import CONFIGS, find_configs
 from cxlp.cli import main
 from cxlp.data.cub200 import CUB200
 from cxlp.errors import CxlpError
-from cxlp.locking import hold, let_go
+from cxlp.locking import hold, let_go_all
 from cxlp.network import load_network
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen
@@ -543,7 +543,7 @@ def test_a_run_that_is_alive_is_not_resumed(work: Path, capsys: pytest.CaptureFi
         again = ["--run.name", "a", "--ckpt_path", "runs/a/checkpoints/last.ckpt"]
         assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
     finally:
-        let_go()
+        let_go_all()
     assert "another process is working in" in capsys.readouterr().err
 
 
