@@ -86,7 +86,6 @@ def run(args: Namespace) -> int:
     from cxlp.logging import RunConfig
     from cxlp.metrics import SELECTION
     from cxlp.repeats import seeds_of
-    from cxlp.representations.systems import is_the_papers
     from cxlp.tables import table, write_reports
 
     for key in ("--run.root", "--run.name", "--ckpt_path"):
@@ -126,11 +125,10 @@ def run(args: Namespace) -> int:
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     if rows:
-        recalled = data if is_the_papers(network) and not (args.sweep or args.recipes) else None
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, recalled, option, logged, args.reach)
-        heads, values = table(rows, metric, recalled, args.reach)
+        files = write_reports(folder, metric, rows, option, logged, args.reach)
+        heads, values = table(rows, metric, args.reach)
         _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
