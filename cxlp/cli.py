@@ -39,6 +39,7 @@ from cxlp.evaluation import TestReport
 from cxlp.locking import hold, let_go_all
 from cxlp.logging import RunConfig, build_loggers, labelled
 from cxlp.metrics import SELECTION
+from cxlp.program import train_program
 from cxlp.provenance import Provenance
 from cxlp.refit import Choice, StopAfter, read_choice
 from cxlp.results import Results
@@ -57,7 +58,7 @@ from cxlp.tasks.base import CrossLayerTask
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run ``train.py``.
+    """Run ``train.py``, which is ``cxlp train``, too.
 
     Args:
         args: Arguments; ``None``: those of the process.
@@ -69,8 +70,6 @@ def main(args: Sequence[str] | None = None) -> int:
     cli: CLI | None = None
     try:
         arguments = find_configs(sys.argv[1:] if args is None else args)
-        if args is None:
-            sys.argv[1:] = arguments  # what the processes of further ranks are started with
         cli = CLI(nested_as_configs(arguments))
         if cli.config["seeds"] is not None:
             from cxlp.repeats import run_seeds  # whose children are runs as below
@@ -120,6 +119,7 @@ class CLI(LightningCLI):
             # No sanity check: it scores an unfitted network on a few images of a few classes.
             trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False},
             parser_kwargs={
+                "prog": train_program(),
                 "description": "Train and test cross-convolutional-layer pooling.",
                 "allow_abbrev": False,  # a misspelt key must not pass for another
             },
@@ -384,7 +384,3 @@ def _quiet() -> None:
         r".*configure_optimizers` returned `None`.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

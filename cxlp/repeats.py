@@ -14,6 +14,7 @@ from rich.table import Table
 from cxlp.callbacks import write_whole
 from cxlp.cli import parse
 from cxlp.errors import CxlpError
+from cxlp.program import train_program
 from cxlp.runs import finished, last_checkpoint, run_in, say
 from cxlp.tables import as_markdown, as_text, spread
 
@@ -32,8 +33,8 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
     if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
-            "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, python train.py "
-            "--seeds with --trainer.devices, which launches the processes of each run"
+            "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, "
+            f"{train_program()} --seeds with --trainer.devices, which launches the processes of each run"
         )
     return list(range(first, first + count))
 

@@ -135,7 +135,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     """
     last = take_up(folder)
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
-    command = [sys.executable, "-m", "cxlp.cli", *arguments, *place, *(["--ckpt_path", str(last)] if last else [])]
+    command = [sys.executable, "-m", "cxlp", "train", *arguments, *place, *(["--ckpt_path", str(last)] if last else [])]
     # The package may not be installed, but stand beside train.py.
     paths = [str(Path(cxlp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,4 +1,4 @@
-"""``python -m cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
+"""``cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "again. All other arguments are those of train.py.\n"
         "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong.",
         epilog="examples:\n"
-        "  python -m cxlp compare --config cub200.yaml\n"
-        "  python -m cxlp compare --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
-        "  python -m cxlp compare --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
-        "  python -m cxlp compare --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
-        "  python -m cxlp compare --config cub200.yaml --list",
+        "  %(prog)s --config cub200.yaml\n"
+        "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
+        "  %(prog)s --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
+        "  %(prog)s --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
+        "  %(prog)s --config cub200.yaml --list",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

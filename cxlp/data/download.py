@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cxlp.errors import CxlpError
 from cxlp.fetching import Remote, fetch, verify
 from cxlp.locking import locked
+from cxlp.program import train_program
 
 if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, Debian 12's among them
     from backports import tarfile  # type: ignore[no-redef]
@@ -43,7 +44,7 @@ def by_hand(files: Sequence[Remote], root: Path) -> str:
     return (
         f"By hand: put the following into {root.parent} as it is and run again, "
         f"or point to the unpacked data set by --data.root DIR:\n{_list(files, root)}"
-        "To try cxlp without any data: python train.py --config demo.yaml"
+        f"To try cxlp without any data: {train_program()} --config demo.yaml"
     )
 
 
