@@ -1,4 +1,4 @@
-"""``python -m cxlp check``: whether a run over a data set would go through, and what it would come across."""
+"""``cxlp check``: whether a run over a data set would go through, and what it would come across."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from rich.table import Table
 from cxlp.commands import add_data_set
 from cxlp.data import data_module
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import program
 
 if TYPE_CHECKING:
     from cxlp.data.checking import Report
@@ -26,7 +27,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="Decode every image that a data set's splits use, hold its lists against each other, and say\n"
         "what stops a run and what the loaders do about the rest. Nothing is downloaded or changed.\n"
         "Exit status: 0 a run would go through; 1 it would not; 2 the data set is not there or cannot be read.",
-        epilog="examples:\n  python -m cxlp check cub200\n  python -m cxlp check folder --root DIR --all",
+        epilog="examples:\n  %(prog)s cub200\n  %(prog)s folder --root DIR --all",
         formatter_class=RawDescriptionHelpFormatter,
     )
     add_data_set(parser)
@@ -50,7 +51,7 @@ def run(args: Namespace) -> int:
         if data.root.exists() or args.name == "folder":
             raise
         root = f" --root {args.root}" if args.root else ""
-        raise CxlpError(f"{error}\nTo get it: python -m cxlp download {args.name}{root}") from error
+        raise CxlpError(f"{error}\nTo get it: {program()} download {args.name}{root}") from error
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))

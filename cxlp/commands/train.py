@@ -1,28 +1,36 @@
-"""``train.py`` and ``cxlp train``: one run, or a series with several seeds."""
+"""``cxlp train``, which is ``train.py``, too: one run, or a series with several seeds."""
 
 import gc
 import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
-
-from cxlp.runs.arguments import find_configs, nested_as_configs
-from cxlp.runs.cli import CLI, quiet
-from cxlp.runs.folder import (
-    last_checkpoint,
-    launched_rank,
-)
-from cxlp.runs.stages import choose_epoch, train_and_test
-from cxlp.studies.seeds import run_seeds
-from cxlp.utils.distributed import is_distributed
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import let_go
+from cxlp.utils.locking import let_go_all
+
+if TYPE_CHECKING:
+    from cxlp.runs.cli import CLI
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    # Its options, and --help with them, are those of the command line's own parser.
+    parser = add_parser(
+        "train", help="train and test, as train.py does; see train --help", add_help=False, allow_abbrev=False
+    )
+    parser.set_defaults(run=run, takes_more=True)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    return main(args.rest)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run ``train.py``.
+    """Run ``train.py``, which is ``cxlp train``, too.
 
     Args:
         args: Arguments; ``None``: those of the process.
@@ -30,12 +38,16 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 where the user can mend something; 130 where the user interrupted.
     """
+    from cxlp.runs.arguments import find_configs, nested_as_configs
+    from cxlp.runs.cli import CLI, quiet
+    from cxlp.runs.folder import launched_rank
+    from cxlp.runs.stages import choose_epoch, train_and_test
+    from cxlp.studies.seeds import run_seeds
+
     quiet()
     cli: CLI | None = None
     try:
         arguments = find_configs(sys.argv[1:] if args is None else args)
-        if args is None:
-            sys.argv[1:] = arguments  # what the processes of further ranks are started with
         cli = CLI(nested_as_configs(arguments))
         if cli.config["seeds"] is not None:
             return run_seeds(arguments, cli.config, cli.run_folder)
@@ -57,11 +69,13 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
         return 2
     finally:
-        let_go()
+        let_go_all()
     return 0
 
 
-def _how_to_go_on(cli: CLI | None) -> str:
+def _how_to_go_on(cli: "CLI | None") -> str:
+    from cxlp.runs.folder import last_checkpoint
+
     folder = getattr(cli, "run_folder", None)
     if cli is not None and folder is not None and cli.config["seeds"] is not None:
         return f"What is done is kept: give the same command again, with --run.name {folder.name}"
@@ -75,6 +89,10 @@ def _how_to_go_on(cli: CLI | None) -> str:
 
 def _mendable(error: BaseException | None) -> str | None:
     """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+
+    from cxlp.utils.distributed import is_distributed
+
     while error is not None:  # the parser wraps what constructors raise
         if isinstance(error, CxlpError):
             # From a loader's worker, the message carries the worker's traceback.
@@ -85,7 +103,3 @@ def _mendable(error: BaseException | None) -> str | None:
             return "another process of this run has stopped: see its message"
         error = error.__cause__
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,6 +36,7 @@ from cxlp.tasks.base import CrossLayerTask
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.locking import hold
+from cxlp.utils.program import train_program
 
 
 class CLI(LightningCLI):
@@ -60,6 +61,7 @@ class CLI(LightningCLI):
             # No sanity check: it scores an unfitted network on a few images of a few classes.
             trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False},
             parser_kwargs={
+                "prog": train_program(),
                 "description": "Train and test cross-convolutional-layer pooling.",
                 "allow_abbrev": False,  # a misspelt key must not pass for another
             },

@@ -23,7 +23,7 @@ from cxlp.runs.arguments import CONFIGS, find_configs
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import hold, let_go
+from cxlp.utils.locking import hold, let_go_all
 from tests.generate import write_cub200, write_folder
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -543,7 +543,7 @@ def test_a_run_that_is_alive_is_not_resumed(work: Path, capsys: pytest.CaptureFi
         again = ["--run.name", "a", "--ckpt_path", "runs/a/checkpoints/last.ckpt"]
         assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
     finally:
-        let_go()
+        let_go_all()
     assert "another process is working in" in capsys.readouterr().err
 
 
