@@ -13,7 +13,7 @@ from cxlp.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_di
 from cxlp.cutting import PENULTIMATE, cut
 from cxlp.errors import CxlpError, did_you_mean
 from cxlp.fetching import Remote, fetch
-from cxlp.recomputing import Recomputation
+from cxlp.recomputing import run_in_segments
 from cxlp.weights import in_order, load_strictly, pretrained, read_state_dict
 
 
@@ -95,7 +95,6 @@ class Backbone(nn.Module):
         self.image_size = config.image_size or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False
-        self._recomputation = Recomputation()
         # Not in the state dict: they are the network's definition, not learnt.
         self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
@@ -129,7 +128,7 @@ class Backbone(nn.Module):
             x = x.flip(1)
         x = (x - self.mean) / self.std
         recompute = self.recompute and self.training and torch.is_grad_enabled()
-        outputs: dict[str, Tensor] = self._recomputation(self.trunk, x) if recompute else self.trunk(x)
+        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self.trunk(x)
         return [outputs[layer] for layer in self.layers]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
