@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cxlp.backbones.caffenet import CaffeNet, onnx_state_dict
 from cxlp.backbones.feature_extraction import cut
-from cxlp.backbones.gradient_checkpointing import Recomputation
+from cxlp.backbones.gradient_checkpointing import run_in_segments
 from cxlp.backbones.layout import _as_map, _layout
 from cxlp.backbones.library import _find, _Source
 from cxlp.backbones.weights import load_strictly, read_state_dict
@@ -76,7 +76,6 @@ class Backbone(nn.Module):
         self.image_size = config.image_size or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False
-        self._recomputation = Recomputation()
         # Not in the state dict: they are the network's definition, not learnt.
         self.register_buffer("mean", torch.tensor(source.expects.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.expects.std).view(1, 3, 1, 1), persistent=False)
@@ -110,7 +109,7 @@ class Backbone(nn.Module):
             x = x.flip(1)
         x = (x - self.mean) / self.std
         recompute = self.recompute and self.training and torch.is_grad_enabled()
-        outputs: dict[str, Tensor] = self._recomputation(self.trunk, x) if recompute else self.trunk(x)
+        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self.trunk(x)
         return [outputs[layer] for layer in self.layers]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

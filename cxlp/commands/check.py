@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -31,7 +32,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     add_data_set(parser)
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
     parser.add_argument("--all", action="store_true", help="list all files, not only a few of each kind")
     parser.set_defaults(run=run)
 
@@ -55,9 +56,7 @@ def run(args: Namespace) -> int:
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))
-    rate = f"{report.decoded / report.seconds:.0f} per second" if report.seconds else "none"
-    by = f"{workers} process{'es' if workers > 1 else ''}"
-    console.print(f"{report.decoded:,} of {report.files:,} files decoded in {report.seconds:.1f} s: {rate}, by {by}\n")
+    console.print(f"{report.decoded:,} of {report.files:,} files can be decoded\n")
     if report.findings:
         console.print(_overview(report))
     _list(report, args.all, console)
@@ -67,10 +66,10 @@ def run(args: Namespace) -> int:
 
 def _counts(report: "Report", title: str, multi_label: bool) -> Table:
     table = Table("split", title=title)
-    for name in ("images", "classes", *(("positive", "ignored") if multi_label else ())):
+    for name in ("images", "classes", "fewest of a class", "most", *(("positive", "ignored") if multi_label else ())):
         table.add_column(name, justify="right")
     for split, counts in report.counts.items():
-        numbers = [counts.images, counts.classes, *((counts.positives, counts.ignored) if multi_label else ())]
+        numbers = astuple(counts) if multi_label else astuple(counts)[:4]
         table.add_row(split, *(f"{n:,}" for n in numbers))
     return table
 

@@ -568,7 +568,7 @@ BAD = {
     "unknown trainer key": (["--trainer.max_epoch", "3"], ["unknown key trainer.max_epoch", "max_epochs"]),
     "wrong value": (["--model.network.pooling.method", "x"], ["model.network.pooling.method is 'x'", "'bilinear'"]),
     "wrong type": (["--trainer.max_epochs", "x"], ["trainer.max_epochs is 'x': expected int (or null)"]),
-    "unknown class": (["--model.class_path", "Nope"], ["no class 'Nope'", "cxlp.tasks.FineTune"]),
+    "unknown class": (["--model.class_path", "Nope"], ["'Nope'", "cxlp.tasks.FineTune"]),
     "unknown backbone": (["--model.network.backbone.name", "resnet5"], ["'resnet5'", "resnet50"]),
     "unknown layer": (["--model.network.backbone.layers", "[a, features.12]"], ["no layer 'a'", "squeezenet1_0"]),
     "unknown weights": (["--model.network.backbone.weights", "w.pth"], ["weights file not found: w.pth"]),
