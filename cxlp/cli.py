@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -24,6 +24,7 @@ from cxlp.arguments import CLASSES, find_configs, nested_as_configs
 from cxlp.callbacks import (
     EpochSeed,
     RunIdentity,
+    TrainingBar,
     TrainingWatch,
     WholeCheckpoints,
     checkpoints,
@@ -33,7 +34,7 @@ from cxlp.callbacks import (
 from cxlp.config_errors import explain, refuse_nulls
 from cxlp.cutting import fused_batch_norms
 from cxlp.data.base import ImageDataModule
-from cxlp.distributed import is_distributed
+from cxlp.distributed import STOPPED, is_distributed, leave_soon, leave_with_parent
 from cxlp.errors import CxlpError
 from cxlp.evaluation import TestReport
 from cxlp.locking import hold, let_go
@@ -66,6 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 where the user can mend something; 130 where the user interrupted.
     """
     _quiet()
+    leave_with_parent()
     cli: CLI | None = None
     try:
         arguments = find_configs(sys.argv[1:] if args is None else args)
@@ -89,6 +91,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         said = _mendable(error)
+        if is_distributed():
+            leave_soon(1 if said is None else 2)
         if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
@@ -202,7 +206,7 @@ class CLI(LightningCLI):
                 save_from_step_0(callback)
                 callback.dirpath = callback.dirpath or str(self.run_folder / "checkpoints")
         if not any(isinstance(c, ProgressBar) for c in given) and trainer["enable_progress_bar"] is not False:
-            callbacks.append(TQDMProgressBar())  # as the fit's own bars: a live display would clash with them
+            callbacks.append(TrainingBar())  # as the fit's own bars: a live display would clash with them
         if self.model.automatic_optimization and trainer["logger"] is not False:
             callbacks.append(LearningRateMonitor("step"))
         if isinstance(self.model, Frozen):
@@ -356,6 +360,12 @@ def _how_to_go_on(cli: CLI | None) -> str:
     return f"Go on with: --config {folder}/config.yaml --ckpt_path {last}"
 
 
+#: What collectives raise where a peer has ended: gloo's words, and NCCL's.
+_PEER_GONE = (
+    "Connection (closed by|reset by) peer|Socket closed|Broken pipe|remote process exited|communicator was aborted"
+)
+
+
 def _mendable(error: BaseException | None) -> str | None:
     """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
     while error is not None:  # the parser wraps what constructors raise
@@ -364,8 +374,8 @@ def _mendable(error: BaseException | None) -> str | None:
             return str(error).rpartition("CxlpError: ")[2].strip()
         if isinstance(error, MisconfigurationException):
             return " ".join(str(error).split())
-        if is_distributed() and re.search("Connection (closed by|reset by) peer|Socket closed", str(error)):
-            return "another process of this run has stopped: see its message"
+        if is_distributed() and re.search(_PEER_GONE, str(error)):
+            return STOPPED
         error = error.__cause__
     return None
 
