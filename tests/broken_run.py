@@ -1,6 +1,6 @@
 """``train.py`` (``python -m tests.broken_run ARGUMENTS``) where one rank fails, as the environment's ``BROKEN`` says.
 
-``RANK PLACE OTHERS``: the rank that raises; ``pass``: at its second batch, or ``codebook``: when it fits one; what the
+``RANK PLACE OTHERS``: the rank that raises; ``pass``: at its first batch, or ``codebook``: when it fits one; what the
 other does: ``work``, or ``wait`` where it gets no word of it, as under NCCL, whose collectives do not see that a peer
 has gone. ``stay`` for OTHERS: they work, but the broken rank waits for them at its end, as NCCL does.
 """
@@ -21,23 +21,20 @@ if __name__ == "__main__":
     from cxlp.distributed import rank
     from cxlp.errors import CxlpError
     from cxlp.frozen.fit import FrozenFit
-    from cxlp.representations.fisher import Codebook
+    from cxlp.representations.fisher import GaussianFisherVector
 
     broken, place, others = os.environ["BROKEN"].split()
     cxlp.distributed.GRACE = 2.0
-    owner, name = (Codebook, "learn") if place == "codebook" else (FrozenFit, "observe")
-    whole, calls = getattr(owner, name), 0
+    owner, name = (GaussianFisherVector, "learn") if place == "codebook" else (FrozenFit, "observe")
+    whole = getattr(owner, name)
 
     def work(*args: Any) -> Any:
-        global calls
-        calls += 1
-        if rank() != int(broken):
-            if others == "wait":
-                time.sleep(FOREVER)
-        elif place == "codebook" or calls == 2:
+        if rank() == int(broken):
             if others == "stay":
                 atexit.register(time.sleep, FOREVER)
             raise CxlpError("broken on purpose")
+        if others == "wait":
+            time.sleep(FOREVER)
         return whole(*args)
 
     with mock.patch.object(owner, name, work):
