@@ -48,16 +48,19 @@ def test_decay_warms_up() -> None:
 
 def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
     model = torch.nn.BatchNorm1d(3)  # its count of batches is an integer, which is copied
+    counted = model.num_batches_tracked
+    assert counted is not None
     average = _Average(model, torch.device("cpu"), 0.5)
     expected = torch.full((3,), 7.0)
     for step in range(4):
         with torch.no_grad():
             model.weight.fill_(7.0 + step)
-        model.num_batches_tracked.fill_(step)
+        counted.fill_(step)
         expected = expected + (model.weight.detach() - expected) * (1 - warmed_up(0.5, step) if step else 1)
         average.update_parameters(model)
-        torch.testing.assert_close(average.module.weight.detach(), expected)
-        assert average.module.num_batches_tracked == step
+        found = average.module.state_dict()
+        torch.testing.assert_close(found["weight"], expected)
+        assert found["num_batches_tracked"] == step
     assert average.n_averaged == 4
 
 

@@ -60,7 +60,7 @@ def test_ranks_reduce_the_loss_once_an_epoch(folder: Path, tmp_path: Path) -> No
         reduced.append(value)
         return value
 
-    run.strategy.reduce = reduce  # type: ignore[method-assign]
+    run.strategy.reduce = reduce  # type: ignore[method-assign, assignment]
     run.strategy.is_distributed = True  # type: ignore[attr-defined]  # else Lightning asks for no sum at all
     run.callbacks.append(AtEachBatch(lambda t, _: losses.append(float(t.callback_metrics["train/loss_step"]))))  # type: ignore[attr-defined]
     run.fit(task(), pictures(folder))
