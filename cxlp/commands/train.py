@@ -43,8 +43,10 @@ def main(args: Sequence[str] | None = None) -> int:
     from cxlp.runs.folder import launched_rank
     from cxlp.runs.stages import choose_epoch, train_and_test
     from cxlp.studies.seeds import run_seeds
+    from cxlp.utils.distributed import is_distributed, leave_soon, leave_with_parent
 
     quiet()
+    leave_with_parent()
     cli: CLI | None = None
     try:
         arguments = find_configs(sys.argv[1:] if args is None else args)
@@ -64,6 +66,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         said = _mendable(error)
+        if is_distributed():
+            leave_soon(1 if said is None else 2)
         if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
@@ -87,11 +91,17 @@ def _how_to_go_on(cli: "CLI | None") -> str:
     return f"Go on with: --config {folder}/config.yaml --ckpt_path {last}"
 
 
+#: What collectives raise where a peer has ended: gloo's words, and NCCL's.
+_PEER_GONE = (
+    "Connection (closed by|reset by) peer|Socket closed|Broken pipe|remote process exited|communicator was aborted"
+)
+
+
 def _mendable(error: BaseException | None) -> str | None:
     """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-    from cxlp.utils.distributed import is_distributed
+    from cxlp.utils.distributed import STOPPED, is_distributed
 
     while error is not None:  # the parser wraps what constructors raise
         if isinstance(error, CxlpError):
@@ -99,7 +109,7 @@ def _mendable(error: BaseException | None) -> str | None:
             return str(error).rpartition("CxlpError: ")[2].strip()
         if isinstance(error, MisconfigurationException):
             return " ".join(str(error).split())
-        if is_distributed() and re.search("Connection (closed by|reset by) peer|Socket closed", str(error)):
-            return "another process of this run has stopped: see its message"
+        if is_distributed() and re.search(_PEER_GONE, str(error)):
+            return STOPPED
         error = error.__cause__
     return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes
 from cxlp.models.network import Network
-from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank
+from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import delete_abandoned, hold_part, let_go
 from cxlp.version import __version__
@@ -44,17 +44,20 @@ class Entry:
 
     def __init__(self, root: Path, key: Callable[[], dict[str, Any]]) -> None:
         self.root = root
-        self.key = {"format": FORMAT, "cxlp": __version__, **key()} if rank() == 0 else {}
-        number = blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest()
-        # Rank 0's: machines may see other dates of files.
-        self.folder = root / f"{int(from_rank_zero(torch.tensor([int.from_bytes(number)]))):014x}"
+        self.key: dict[str, Any] = {}
+
+        def number() -> int:
+            self.key = {"format": FORMAT, "cxlp": __version__, **key()}
+            return int.from_bytes(blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest())
+
+        self.folder = root / f"{ask_rank_zero(number):014x}"  # machines may see other dates of files
         self.part: Path | None = None
         self._lock: BaseFileLock | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the features are there."""
-        return on_rank_zero_word((self.folder / "entry.json").is_file)
+        return bool(ask_rank_zero((self.folder / "entry.json").is_file))  # its file system may be ahead
 
     def facts(self) -> dict[str, Any]:
         """Read what :meth:`commit` was told of the fit."""
@@ -63,7 +66,7 @@ class Entry:
 
     def begin(self) -> Path:
         """Make the folder to write into."""
-        self.part = self.root / f".{self.folder.name}.{token()}.part"
+        self.part = self.root / f".{self.folder.name}.{ask_rank_zero(time.time_ns)}.part"
         on_rank_zero(self._make)
         return self.part
 
@@ -109,7 +112,7 @@ class Entry:
 
     def was_made_by(self, network: Network) -> bool:
         """Whether the features are there, and backbone and parts are those that made them, bit by bit."""
-        return self.complete and on_rank_zero_word(lambda: self.facts()["made by"] == _maker(network))
+        return self.complete and bool(ask_rank_zero(lambda: self.facts()["made by"] == _maker(network)))
 
 
 class ScoredRows:
@@ -125,7 +128,7 @@ class ScoredRows:
 
     def __init__(self, entry: Entry, name: str, rows: int, dim: int, kind: FeatureType) -> None:
         self.path = entry.folder / f"{name}.bin"
-        self._aside = entry.folder / f".{name}.{token()}.part"
+        self._aside = entry.folder / f".{name}.{ask_rank_zero(time.time_ns)}.part"  # as no other run's
         self._lock: BaseFileLock | None = None
         self.size = rows * row_bytes(dim, kind)
 
@@ -149,13 +152,21 @@ class ScoredRows:
         """Close them, and keep them where that is asked and none is missing; all ranks together where ``keep``."""
         if keep:
             self._rows.sync()
-            keep = bool((all_sum(self._seen) == 1).all())
-        self._rows.close()
-        if rank() == 0:
-            if keep and self._aside.stat().st_size == self.size:
+            whole = bool((all_sum(self._seen) == 1).all())
+            self._rows.close()
+            on_rank_zero(lambda: self._settle(whole))
+        else:
+            self._rows.close()
+            if rank() == 0:
+                self._settle(False)
+
+    def _settle(self, whole: bool) -> None:
+        try:
+            if whole and self._aside.stat().st_size == self.size:
                 self._aside.rename(self.path)
             else:
                 self._aside.unlink(missing_ok=True)
+        finally:
             let_go(self._lock)
 
 
@@ -213,16 +224,6 @@ def clean(root: Path) -> None:
         shutil.rmtree(folder)
     if not any(root.iterdir()):
         root.rmdir()
-
-
-def token() -> int:
-    """A number that no other run has, the same on each rank."""
-    return int(from_rank_zero(torch.tensor([time.time_ns()])))
-
-
-def on_rank_zero_word(ask: Callable[[], bool]) -> bool:
-    """Ask rank 0 only, whose file system may be ahead, and tell all."""
-    return bool(from_rank_zero(torch.tensor([int(rank() == 0 and ask())])))
 
 
 def _maker(network: Network) -> str:

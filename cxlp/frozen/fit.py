@@ -23,7 +23,16 @@ from cxlp.heads.fisher_vector import Codebook
 from cxlp.heads.trained_guide import TrainedGuidePooling
 from cxlp.models.branch import Part
 from cxlp.models.network import Network
-from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
+from cxlp.utils.distributed import (
+    all_sum,
+    barrier,
+    from_rank_zero,
+    local_world_size,
+    on_rank_zero,
+    rank,
+    usable_cores,
+    world_size,
+)
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets, strata
 from cxlp.utils.profiling import PhaseTimes
@@ -175,7 +184,7 @@ class FrozenFit:
             folder / "features.bin", images, network.out_features, config.features, to_write=not stored
         )
         if not self.projections and not stored:  # else the maps count, too, once their size is known
-            self._check_space(0)
+            on_rank_zero(lambda: self._check_space(0))
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
@@ -204,7 +213,8 @@ class FrozenFit:
             share = -(-self.images // world_size())
             names = [self._part(i).map_names for i in self.projections]
             self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, names, len(images), waiting)
-            self._check_space(self.maps.rows.row_bytes)
+            if rank() == 0:  # not on_rank_zero: another rank may have no image, and never come here
+                self._check_space(self.maps.rows.row_bytes)
         self.maps.append(waiting)
         self.positions += positions.tolist()
 
@@ -262,10 +272,8 @@ class FrozenFit:
             self.maps = None
 
     def _check_space(self, map_bytes: int) -> None:
-        """Refuse what will not fit, on rank 0's word; the maps' size is known where the first images have come."""
-        if rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
+        """Refuse what will not fit; the maps' size is known where the first images have come."""
+        check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
 
     def _part(self, i: int) -> Part:
         part = self.network.parts[i]
@@ -361,7 +369,7 @@ class FrozenFit:
         classifier = self.network.classifier
         assert classifier is not None
         targets = as_targets(self.labels, len(self.network.classes)).numpy()
-        threads = max(1, usable_cores() // world_size())
+        threads = max(1, usable_cores() // local_world_size())
         if self.settled is None:
             report = self._cross_validate(gram, targets, threads)
         else:

@@ -226,7 +226,7 @@ def test_wandb_offline_holds_curves_summary_tables_and_config(work: Path, monkey
     text = json.dumps(record)
     assert record["config"]["model"]["init_args"]["network"]["pooling"]["pca_dim"] == 8
     assert record["config"]["trainer"]["max_epochs"] == 3
-    for key in ("test/accuracy", "val/accuracy", "train/loss", "seconds/test", "lr-SGD/backbone"):
+    for key in ("test/accuracy", "val/accuracy", "train/loss_epoch", "seconds/test", "lr-SGD/backbone"):
         assert key in text, key
     assert list(folder.glob("files/media/images/test/confusion_matrix*.png"))
     assert list(folder.glob("files/media/table/test/per_class*.json"))
@@ -279,7 +279,8 @@ def test_two_processes_take_the_same_twenty_steps_as_one(work: Path) -> None:
     assert one["images"]["train"] == 24 and len(losses) == 21
     assert len({round(loss, 4) for loss in losses.values()}) > 15
     two_processes(*common)  # under the strategy ddp, which refuses a parameter that gets no gradient
-    assert logged("two", "train/loss_step", by="step") == pytest.approx(losses, rel=1e-6)
+    assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-6)
+    assert logged("two", "train/loss_step", by="step").keys() == losses.keys()  # of rank 0's half of each batch
     assert_same_result(one, "two", 1e-6)
     Path("runs/two").rename("runs/whole")
     # Lightning logs a step's last batch only, but an epoch's mean is of all

@@ -54,6 +54,24 @@ class AtEachBatch(pl.Callback):
 # --- epochs
 
 
+def test_ranks_reduce_the_loss_once_an_epoch(folder: Path, tmp_path: Path) -> None:
+    run, losses = trainer(tmp_path, max_epochs=2), []
+    reduced: list[Tensor] = []
+
+    def reduce(value: Tensor, *_: Any, **__: Any) -> Tensor:
+        reduced.append(value)
+        return value
+
+    run.strategy.reduce = reduce  # type: ignore[method-assign, assignment]
+    run.strategy.is_distributed = True  # type: ignore[attr-defined]  # else Lightning asks for no sum at all
+    run.callbacks.append(AtEachBatch(lambda t, _: losses.append(float(t.callback_metrics["train/loss_step"]))))  # type: ignore[attr-defined]
+    run.fit(task(), pictures(folder))
+    assert len(losses) == 6
+    sums = [float(value) for value in reduced if value.is_floating_point()]
+    assert sums == pytest.approx([4 * sum(losses[:3]), 4 * sum(losses[3:])])  # over the images of each epoch
+    assert float(run.callback_metrics["train/loss_epoch"]) == pytest.approx(sum(losses[3:]) / 3)
+
+
 def test_gradients_only_after_the_frozen_epoch(folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int, bool, bool]] = []
     kept: list[dict[str, Tensor]] = []
