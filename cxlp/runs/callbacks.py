@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.utils import get_total_norm
@@ -130,9 +130,9 @@ class Progress(Callback):
     ) -> None:
         """Count; after a frozen pass's last batch this comes before the solution, which takes its own time."""
         self.images += len(read_batch(batch).labels) * trainer.world_size
-        self._tell(trainer, pl_module)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (batch_idx + 1) % every == 0:
+        if every and (batch_idx + 1) % every == 0:  # logging a number copies it to the GPU, and waits for that
+            self._tell(trainer, pl_module)
             now = time.perf_counter()
             images, then = self._last
             pl_module.log("train/images_per_second", (self.images - images) / (now - then), rank_zero_only=True)
@@ -171,6 +171,27 @@ class Record(Callback):
         """Add them."""
         checkpoint["cxlp_run"] = self.facts()
         checkpoint.setdefault("cxlp", {})["image"] = self.image
+
+
+class TrainingBar(TQDMProgressBar):
+    """A progress bar that moves with each batch, and shows figures of training at the logging interval.
+
+    Lightning's own reads the loss at each step, which waits for the GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Read the figures anew, or give the last ones within the interval."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        within = trainer.training and not trainer.is_last_batch and every and self.train_progress_bar.n % every
+        if not within:
+            self._shown = super().get_metrics(trainer, pl_module)
+        return self._shown
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:

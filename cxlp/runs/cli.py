@@ -16,6 +16,7 @@ from cxlp.runs.config_errors import explain
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import train_program
 
 #: Defaults of the Trainer that are not Lightning's own. No sanity check: it scores a few images of a few classes.
 TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
@@ -26,7 +27,7 @@ def build_parser() -> ArgumentParser:
     """Build the parser of all keys: ``model``, ``data``, ``trainer``, ``run``, and a few of their own."""
     import_data_modules()  # so that their short names are known
     parser = ArgumentParser(
-        prog="train.py",
+        prog=train_program(),
         description="Train and test cross-convolutional-layer pooling.",
         allow_abbrev=False,  # a misspelt key must not pass for another
         exit_on_error=False,

@@ -127,8 +127,7 @@ def take_up(folder: Path) -> Path | None:
     others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name not in own]
     if last is None and not others:
         shutil.rmtree(folder)
-    if held is not None:
-        let_go(held)
+    let_go(held)
     if others:
         raise CxlpError(
             f"{folder} was stopped, and has no checkpoint to go on from, but {others[0].name}: move it away"
@@ -152,14 +151,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     """
     last = take_up(folder)
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
-    command = [
-        sys.executable,
-        "-m",
-        "cxlp.commands.train",
-        *arguments,
-        *place,
-        *(["--ckpt_path", str(last)] if last else []),
-    ]
+    command = [sys.executable, "-m", "cxlp", "train", *arguments, *place, *(["--ckpt_path", str(last)] if last else [])]
     # The package may not be installed, but stand beside train.py.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from cxlp.data.datamodule import ImageDataModule
@@ -25,7 +25,15 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.models.network import Network
-from cxlp.runs.callbacks import EpochSeed, Progress, Record, StopWhereItStopped, WholeCheckpoints, checkpoints
+from cxlp.runs.callbacks import (
+    EpochSeed,
+    Progress,
+    Record,
+    StopWhereItStopped,
+    TrainingBar,
+    WholeCheckpoints,
+    checkpoints,
+)
 from cxlp.runs.checks import check_trainer
 from cxlp.runs.cli import build_parser
 from cxlp.runs.evaluation import TestReport
@@ -408,7 +416,7 @@ class Run:
             if self.config["trainer"]["max_epochs"] and stage != "test":
                 users = [c for c in users if isinstance(c, ProgressBar)]  # meant for the gradient epochs
         if not any(isinstance(c, ProgressBar) for c in users) and given["enable_progress_bar"] is not False:
-            own.append(TQDMProgressBar())  # as the fit's own bars: a live display would clash with them
+            own.append(TrainingBar())  # as the fit's own bars: a live display would clash with them
         plugins = given.pop("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cxlp.models.branch import PoolingConfig
+from cxlp.models.views import ViewsConfig
 
 from cxlp.data.folder import Folder
-from cxlp.models.branch import PoolingConfig
 from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig
 from cxlp.runs.cost import measure_cost
 from cxlp.utils.profiling import PhaseTimes
 from tests.generate import write_folder

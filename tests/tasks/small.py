@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from cxlp.models.branch import PoolingConfig
 
 from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data.folder import Folder
 from cxlp.data.transforms import AugmentConfig
-from cxlp.models.branch import PoolingConfig
 from cxlp.models.network import NetworkConfig
 
 #: Both maps are 2 x 2; the backbone has BatchNorm.

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from cxlp.models.branch import Method, PoolingConfig
 from torch import nn
 
 from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.branch import Method, PoolingConfig
 from cxlp.models.network import Network, NetworkConfig
 from cxlp.tasks.optim import DEPTHS, OptimizerConfig, build_optimizer, warmup_cosine
 from cxlp.utils.errors import CxlpError

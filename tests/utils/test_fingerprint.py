@@ -53,5 +53,7 @@ def test_a_users_own_head_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_versions_of_what_pictures_depend_on_are_known() -> None:
     found = library_versions()
-    assert set(found) == set(LIBRARIES) >= {"torch", "torchvision", "opencv-python-headless", "pillow", "albumentations"}
+    assert (
+        set(found) == set(LIBRARIES) >= {"torch", "torchvision", "opencv-python-headless", "pillow", "albumentations"}
+    )
     assert "not installed by this name" not in found.values()
