@@ -5,29 +5,22 @@ from functools import cache
 
 import pytest
 
-<<<<<<< HEAD
 from cxlp.backbones.backbone import Backbone, BackboneConfig
-from cxlp.heads import AveragePooling, CrossLayerPooling, Head
+from cxlp.heads import CrossLayerPooling, Head
 from cxlp.models.network import Network
-from cxlp.studies.systems import BASELINE, RECALLED, System, is_the_papers, systems
-=======
-from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.network import Network, NetworkConfig
-from cxlp.models.views import ViewsConfig
 from cxlp.studies.systems import BASELINE, systems
->>>>>>> main
+from cxlp.studies.systems import Network as Described
 
 CAFFENET = BackboneConfig(weights=None)
 
 
 @cache
-def papers() -> dict[str, System]:
+def papers() -> dict[str, Described]:
     """The systems of the paper's network."""
     return systems(CAFFENET, CrossLayerPooling(size=3))
 
 
-def build(backbone: BackboneConfig, system: System) -> Network:
+def build(backbone: BackboneConfig, system: Described) -> Network:
     cut = Backbone.from_config(replace(backbone, layers=tuple(system["layers"])))
     return Network(cut, [Head.from_spec(head) for head in system["heads"]])
 
@@ -35,15 +28,10 @@ def build(backbone: BackboneConfig, system: System) -> Network:
 def test_with_the_papers_network_they_bear_the_papers_names() -> None:
     found = papers()
     assert {"CL-34", "CL-45", "CL-45F", "CL-45C", "R-CNN SCFV", "CNN-Jitter", "CL + CNN-Jitter"} <= found.keys()
-<<<<<<< HEAD
     (head,) = found["CL-45"]["heads"]
     assert found["CL-45"]["layers"] == ["conv4", "conv5"] == head["init_args"]["layers"]
     assert head == CrossLayerPooling(size=3, layers=["conv4", "conv5"]).spec()
-    assert RECALLED.keys() <= found.keys() and BASELINE in found
-=======
-    assert found["CL-45"] == CAFFENET
     assert BASELINE in found
->>>>>>> main
 
 
 @pytest.mark.parametrize(
@@ -106,19 +94,4 @@ def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> Non
 
 
 def test_the_full_form_stands_beside_the_shorter_ones() -> None:
-<<<<<<< HEAD
     assert systems(CAFFENET, CrossLayerPooling(size=3, guide_dim=16, sketch=500)) == papers()
-
-
-def test_recalled_values_stand_beside_the_papers_network_only() -> None:
-    head, lower = CrossLayerPooling(size=3), ("conv3", "conv4")
-    assert is_the_papers(CAFFENET, [head])
-    assert not is_the_papers(CAFFENET, [CrossLayerPooling(size=1)])
-    assert not is_the_papers(CAFFENET, [head, AveragePooling()]) and not is_the_papers(CAFFENET, [AveragePooling()])
-    assert not is_the_papers(replace(CAFFENET, layers=lower), [head])
-    three = replace(CAFFENET, layers=("conv3", "conv4", "conv5"))
-    assert is_the_papers(three, [head]) and not is_the_papers(three, [CrossLayerPooling(size=3, layers=lower)])
-=======
-    short = replace(CAFFENET, pooling=replace(CAFFENET.pooling, guide_dim=16, sketch=500, spectral=False))
-    assert systems(short) == systems(CAFFENET)
->>>>>>> main

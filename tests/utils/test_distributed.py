@@ -19,17 +19,11 @@ from cxlp.frozen import fit as fit_module
 from cxlp.frozen.cache import Entry, ScoredRows
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
-<<<<<<< HEAD
-from cxlp.frozen.store import RowStore
+from cxlp.frozen.store import RowStore, check_shared
 from cxlp.frozen.svm import cross_validate, solve
 from cxlp.heads import AveragePooling, FisherVector, Head, TrainedGuidePooling
 from cxlp.heads.pca import Moments
-=======
-from cxlp.frozen.pca import Moments
-from cxlp.frozen.store import RowStore, check_shared
-from cxlp.frozen.svm import cross_validate, solve
 from cxlp.utils import distributed
->>>>>>> main
 from cxlp.utils.distributed import (
     STOPPED,
     all_sum,
