@@ -85,8 +85,12 @@ class ClassificationTask(pl.LightningModule):
     def on_validation_end(self) -> None:
         """Time validation."""
         self._close_evaluation("validation")
-        if not self.trainer.sanity_checking:
-            self.validated = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        self._note_validation()
+
+    def _note_validation(self) -> None:
+        found = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        if found and not self.trainer.sanity_checking:
+            self.validated = found
 
     def on_validation_model_train(self) -> None:
         """Return to training mode by :meth:`train`, which knows what stays as it is."""
@@ -143,6 +147,7 @@ class ClassificationTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what builds the network and this task again: plain values, which are loaded without running code."""
+        self._note_validation()  # callbacks that save come before on_validation_end
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self.arguments()
         checkpoint.setdefault("cxlp", {}).update(
             task=type(self).__name__,
