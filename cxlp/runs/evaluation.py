@@ -22,6 +22,7 @@ from cxlp.reports.overlays import draw_evidence
 from cxlp.runs.callbacks import wandb_logger
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.files import write_whole
+from cxlp.utils.threads import one_thread
 
 #: Headings and rows.
 Table = tuple[list[str], list[list[Any]]]
@@ -71,7 +72,8 @@ class TestReport(Callback):
         mistakes, right = self._examples.gather()
         if not trainer.is_global_zero:
             return
-        with pl_module.times.measure("pictures"):
+        # Explaining single images is made of small operations.
+        with pl_module.times.measure("pictures"), one_thread():
             self._write(trainer, pl_module.network, found, mistakes, right)
 
     def _write(
