@@ -87,6 +87,7 @@ def run(args: Namespace) -> int:
     from cxlp.studies.comparison import Comparison, check_names, without
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.tables import table, write_reports
+    from cxlp.utils.importing import import_object
 
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
@@ -98,7 +99,7 @@ def run(args: Namespace) -> int:
     config = parse(args.rest)
     names = {path: name for name, path in DATA_MODULES.items()}
     data = names.get(config["data"]["class_path"])
-    multi_label = _is_multi_label(config["data"]["class_path"])
+    multi_label = bool(import_object(config["data"]["class_path"], "data").multi_label)
     model = model_of(config)
     chosen, option = _choose(args, model)
     configs = [config]
@@ -169,13 +170,6 @@ def _clean(store: Path) -> str:
     return f"deleted {gigabytes:.2f} GB of features in {store}"
 
 
-def _is_multi_label(path: str) -> bool:
-    from importlib import import_module
-
-    module, _, name = path.rpartition(".")
-    return bool(getattr(import_module(module), name).multi_label)
-
-
 def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str | None]:
     """The systems to choose from, and a sweep's option."""
     import yaml
@@ -195,7 +189,7 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
         return [System(stem, None, overlay) for stem, overlay in overlays.items()], None
     if not args.sweep:
         base = model.heads[0]
-        if len(model.heads) > 1 or not isinstance(base, CrossLayerPooling):
+        if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
             raise CxlpError("the systems are made of a network with one head, CrossLayerPooling: set model.head")
         packed = ("--model.frozen.features", "sign")  # signs take two bits a value
         made = systems(model.backbone, base)

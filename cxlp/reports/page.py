@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,13 @@ from cxlp.reports.charts import Chart, line_chart
 from cxlp.reports.history import history, how_to_look
 from cxlp.utils.files import write_whole
 
-#: Keys of the config that are shown.
+#: Keys of the config that are shown of every run, and of one with gradient epochs.
 KEYS = (
-    "model.class_path", "model.init_args.start", "model.init_args.network.backbone.name",
-    "model.init_args.network.backbone.layers", "model.init_args.network.backbone.weights",
-    "model.init_args.network.pooling.method", "model.init_args.network.pooling.pca_dim",
-    "model.init_args.frozen.c", "model.init_args.optimizer.name", "model.init_args.optimizer.backbone_lr",
+    "model.backbone.name", "model.backbone.layers", "model.backbone.weights", "model.test_views.kind", "model.frozen.c",
     "data.init_args.root", "data.init_args.batch_size", "data.init_args.validation", "trainer.max_epochs",
     "trainer.precision", "seed_everything",
 )  # fmt: skip
+GRADIENT_KEYS = ("model.start", "model.closing_fit", "model.optimizer.name", "model.optimizer.backbone_lr")
 #: Most curves of precision over recall, most rows of a table, most bytes of a picture that is put into the page.
 CURVES, ROWS, PICTURE = 40, 1000, 1_000_000
 
@@ -47,14 +46,17 @@ def build_page(folder: Path) -> str:
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     origin = json.loads(_text(folder / "provenance.json") or "{}")
     config = yaml.safe_load(_text(folder / "config-resumed.yaml") or _text(folder / "config.yaml"))
-    setup = {key.replace("init_args.", ""): _at(config, key) for key in KEYS}
-    pooling = setup["model.network.pooling.method"]
+    epochs = _at(config, "trainer.max_epochs")
+    heads = _heads(config)
+    setup = {key.replace("init_args.", ""): _at(config, key) for key in (*KEYS, *(GRADIENT_KEYS if epochs else ()))}
+    kept = [_at(head, "init_args.pca_dim") for head in heads]
+    setup |= {"model.head": _sum(_name(head) for head in heads), "model.head.pca_dim": _sum(map(str, filter(None, kept)))}
     subtitle = [
         _at(origin, "data.name"),
         ", ".join(f"{n} {split}" for split, n in found["images"].items() if n) + " images",
-        str(setup["model.class_path"] or "").rpartition(".")[2],
-        setup["model.network.backbone.name"],
-        pooling and f"{pooling} pooling",
+        setup["model.backbone.name"],
+        setup["model.head"],
+        config and (f"{epochs} gradient epochs" if epochs else "frozen network"),
         f"tested: {Path(found['tested']).name}",
     ]
     parts = {part: origin.get(part) or {} for part in ("data", "git", "versions", "machine")}
@@ -91,6 +93,21 @@ def build_page(folder: Path) -> str:
         look=how_to_look(folder),
         most_rows=ROWS,
     )
+
+
+def _heads(config: Any) -> list[Any]:  # noqa: ANN401 (a config)
+    """The heads of a network: each a class and its options."""
+    given = _at(config, "model.head") or []
+    return given if isinstance(given, list) else [given]
+
+
+def _name(head: Any) -> str:  # noqa: ANN401 (a config's part)
+    return str(_at(head, "class_path")).rpartition(".")[2]
+
+
+def _sum(parts: Iterable[str]) -> str | None:
+    """What stands of several heads side by side; ``None``: nothing does."""
+    return " + ".join(parts) or None
 
 
 def _curves(folder: Path, train_images: int) -> list[Chart | None]:

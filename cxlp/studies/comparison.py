@@ -13,9 +13,8 @@ from cxlp.runs.provenance import PACKAGES
 from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import code_digest, library_versions
-from cxlp.utils.importing import imported
+from cxlp.utils.importing import import_object, imported
 
 #: The rooms whose code results depend on.
 CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
@@ -106,21 +105,15 @@ class Comparison:
         """The arguments of ``train.py`` that say what a system is."""
         if system.network is None:
             return [*self.arguments, *system.options]
+        # On the command line, after all that it says of the network: what comes last counts.
         heads = system.network["heads"]
-        model = {"backbone": {"layers": system.network["layers"]}, "head": heads if len(heads) > 1 else heads[0]}
-        content = json.dumps({"model": model}, indent=2) + "\n"  # JSON is YAML
-        number = blake2b(content.encode(), digest_size=4).hexdigest()
-        file = self.folder / "systems" / f"{_plain(system.name)}-{number}.yaml"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, content)
-        # What the command line says of layers and head is in it already; there, it would override the system.
-        kept = without(self.arguments, "--model.head", "--model.backbone.layers")
-        return [*kept, "--config", str(file), *system.options]
+        layers, head = json.dumps(system.network["layers"]), json.dumps(heads if len(heads) > 1 else heads[0])
+        return [*self.arguments, "--model.backbone.layers", layers, "--model.head", head, *system.options]
 
     def _run_name(self, system: System, arguments: Sequence[str]) -> str:
         """A run's name: another one where anything in its resolved config is another."""
-        config = parse(arguments).as_dict()
+        resolved = parse(arguments)
+        model, config = model_of(resolved), resolved.as_dict()
         described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
         described["model"]["frozen"]["store"] = None  # where features are kept changes nothing
         for shown in ("enable_progress_bar", "enable_model_summary", "logger"):
@@ -128,8 +121,8 @@ class Comparison:
         if config["run"]["refit"]:
             described["refit"] = config["run"]["refit"]
         # Results of other code, or of other libraries, are not these.
-        model = model_of(parse(arguments))
-        own = [*map(type, model.heads), *imported(model.backbone.name)]
+        data = import_object(config["data"]["class_path"], "data")
+        own = [data, *map(type, model.heads), *imported(model.backbone.name)]
         described["code"] = [code_digest(CODE, own), library_versions(PACKAGES)]
         text = json.dumps(described, sort_keys=True, default=str)
         return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
@@ -149,8 +142,8 @@ def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A system's name as part of a file's."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    """A system's name as part of a file's, which has at most 255 characters."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:100].strip("-")
 
 
 def check_names(wanted: Sequence[str], known: Sequence[str]) -> None:

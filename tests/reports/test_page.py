@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import yaml
 from PIL import Image
 
+from cxlp.reports import page as page_module
 from cxlp.reports.page import CURVES, build_page, write_report
 
 VOID = {"meta", "img", "br"}
@@ -59,7 +62,10 @@ def write_run(folder: Path, classes: int = 3, name: str = "gull {}") -> Path:
         "tested": "checkpoints/best.ckpt", "images": {"train": 10, "val": 2, "test": 9}, "memory": {"peak_bytes": 3e8},
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(found))
-    (folder / "config.yaml").write_text("seed_everything: 3\nmodel: {class_path: cxlp.tasks.FineTune}\n")
+    head = {"class_path": "cxlp.CrossLayerPooling", "init_args": {"pca_dim": 16, "size": 1}}
+    model = {"backbone": {"name": "resnet50"}, "head": head, "optimizer": {"backbone_lr": 0.031}}
+    config = {"seed_everything": 3, "model": model, "trainer": {"max_epochs": 2}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "provenance.json").write_text(json.dumps({"data": {"name": "birds <&>"}, "git": None}))
     names = [name.format(k) for k in range(classes)]
     write_csv(folder / "per_class.csv", ["class", "images", "accuracy"], *([n, 3, 0.5] for n in names))
@@ -74,13 +80,15 @@ def write_run(folder: Path, classes: int = 3, name: str = "gull {}") -> Path:
             rows.append([f"{kind}-{i}.jpg", kind, names[0], names[1], 0.75, 1.5, f"data/<{i}>.jpg"])
     write_csv(folder / "examples.csv", ["picture", "kind", "true", "answered", "probability", "loss", "image"], *rows)
     header = ["epoch", "images_seen", "train/loss_step", "val/loss", "val/accuracy", "lr-SGD/backbone", "step"]
-    write_csv(folder / "csv" / "version_0" / "metrics.csv", header,
-              [0, 10, "", 0.9, 0.5, "", 9], [1, 15, 0.75, "", "", "", 14], ["", "", "", "", "", 0.01, 14],
-              [1, 18, 7.75, "", "", "", 17])  # fmt: skip
+    logs = folder / "csv"
+    write_csv(logs / "frozen" / "version_0" / "metrics.csv", ["epoch", "images_seen", "val/accuracy", "val/loss", "step"],
+              [0, 10, 0.5, 0.9, 0])  # fmt: skip
+    write_csv(logs / "finetune" / "version_0" / "metrics.csv", header,
+              [1, 15, 0.75, "", "", "", 4], ["", "", "", "", "", 0.01, 4], [1, 18, 7.75, "", "", "", 7])  # fmt: skip
     # The session after a resumption does its steps again; the tenth one sorts behind the second.
-    write_csv(folder / "csv" / "version_2" / "metrics.csv", header, [1, 18, 7.5, "", "", "", 17])
-    write_csv(folder / "csv" / "version_10" / "metrics.csv", header,
-              [1, 18, 0.625, "", "", "", 17], [1, 20, "", 0.7, 0.75, "", 19])  # fmt: skip
+    write_csv(logs / "finetune" / "version_2" / "metrics.csv", header, [1, 18, 7.5, "", "", "", 7])
+    write_csv(logs / "finetune" / "version_10" / "metrics.csv", header,
+              [1, 18, 0.625, "", "", "", 7], [1, 20, "", 0.7, 0.75, "", 9])  # fmt: skip
     return folder
 
 
@@ -161,7 +169,7 @@ def test_no_section_is_shown_without_content(tmp_path: Path) -> None:
     # Files that hold nothing to show.
     for name in ("per_class", "confusions", "precision_recall", "examples"):
         write_csv(tmp_path / f"{name}.csv", ["class", "kind", "true"])
-    write_csv(tmp_path / "csv" / "version_0" / "metrics.csv", ["train/loss_step", "step"], ["nan", 0], ["nan", 1])
+    write_csv(tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv", ["train/loss_step", "step"], ["nan", 0], ["nan", 1])
     (tmp_path / "config.yaml").write_text("")
     assert headings(build_page(tmp_path)) == ["Where things are"]
 
@@ -196,9 +204,54 @@ def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:
 def test_a_row_that_a_kill_has_cut_is_passed_over(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     whole = build_page(folder)
-    with (folder / "csv" / "version_0" / "metrics.csv").open("a") as file:
+    with (folder / "csv" / "finetune" / "version_0" / "metrics.csv").open("a") as file:
         file.write("1,15,0.")
     assert build_page(folder) == whole
+
+
+def test_curves_go_over_all_stages_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run")
+    closing = folder / "csv" / "closing" / "version_0" / "metrics.csv"
+    write_csv(closing, ["epoch", "images_seen", "val/accuracy", "val/loss", "step"], [2, 30, 0.875, 0.6, 0])
+    write_csv(folder / "csv" / "test" / "version_0" / "metrics.csv", ["epoch", "test/accuracy", "step"], [0, 0.8, 0])
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    line_chart = page_module.line_chart
+
+    def keep(title: str, series: dict[str, list[tuple[float, float]]], *more: Any, **options: Any) -> Any:
+        drawn[title] = {name: list(points) for name, points in series.items()}
+        return line_chart(title, series, *more, **options)
+
+    monkeypatch.setattr(page_module, "line_chart", keep)
+    page = build_page(folder)
+    # Over passes through the ten training images: the frozen fit is one, so is a gradient epoch, so is the closing fit.
+    assert drawn["Validation"] == {"accuracy": [(1.0, 0.5), (2.0, 0.75), (3.0, 0.875)]}
+    assert drawn["Loss"]["validation"] == [(1.0, 0.9), (2.0, 0.7), (3.0, 0.6)]
+    assert drawn["Loss"]["training"] == [(1.5, 0.75), (1.8, 0.625)]
+    assert "accuracy: 0.875" in page
+
+
+def setup_of(folder: Path) -> dict[str, str]:
+    """What the page tells of how a run was made, and its line below the title."""
+    page = build_page(folder)
+    section = page.partition("<h2>How it was run</h2>")[2].partition("</dl>")[0]
+    found = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", section))
+    return found | {"below": page.partition('<p class="soft">')[2].partition("</p>")[0]}
+
+
+def test_network_and_mode_are_told(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    found = setup_of(folder)
+    assert found["model.backbone.name"] == "resnet50" and found["model.optimizer.backbone_lr"] == "0.031"
+    assert (found["model.head"], found["model.head.pca_dim"]) == ("CrossLayerPooling", "16")
+    assert {"resnet50", "CrossLayerPooling", "2 gradient epochs"} < set(found["below"].split(" · "))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["max_epochs"] = 0
+    config["model"]["head"] = [{"class_path": "mine.MaxPooling"}, config["model"]["head"]]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    found = setup_of(folder)
+    assert (found["model.head"], found["model.head.pca_dim"]) == ("MaxPooling + CrossLayerPooling", "16")
+    assert "frozen network" in found["below"].split(" · ")
+    assert "model.optimizer.backbone_lr" not in found  # there were no steps
 
 
 def test_a_refit_says_how_its_epoch_was_chosen(tmp_path: Path) -> None:

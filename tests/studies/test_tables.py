@@ -83,9 +83,10 @@ def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_ch
     places = []
     for name, values in (("one", [0.5, 0.75]), ("two", [0.25, 1.0])):
         run = left(tmp_path / name, 0.5, 1.0, {})
-        (run / "csv" / "version_0").mkdir(parents=True)
-        lines = ["epoch,step,val/accuracy,train/loss", *(f"{i},{5 * i + 4},{v}," for i, v in enumerate(values))]
-        (run / "csv" / "version_0" / "metrics.csv").write_text("\n".join([*lines, "1,9,,0.125"]))
+        for epoch, (stage, value) in enumerate(zip(("frozen", "finetune"), values, strict=True)):
+            (run / "csv" / stage / "version_0").mkdir(parents=True)
+            lines = ["epoch,step,val/accuracy,train/loss_epoch", f"{epoch},4,{value},", f"{epoch},9,,0.125"]
+            (run / "csv" / stage / "version_0" / "metrics.csv").write_text("\n".join(lines))
         places.append(run)
     places[1] = left(places[1] / "two-refit", 0.7, 1.0, {})
     assert read_row("CL", places, "accuracy").validations == ({0: 50.0, 1: 75.0}, {0: 25.0, 1: 100.0})

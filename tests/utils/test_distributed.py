@@ -123,7 +123,7 @@ def failure(name: str, folder: Path) -> str:
             on_rank_zero(fail)
         elif name == "space":
             with mock.patch.object(fit_module, "check_space", fail):
-                FrozenFit(small_network(POOLINGS["without PCA"]), FrozenConfig(), 21, folder, PhaseTimes())
+                FrozenFit(small_network(HEADS["without PCA"]), FrozenConfig(), 21, folder, PhaseTimes())
         elif name == "key":
             Entry(folder, fail)
         elif name == "rename":
