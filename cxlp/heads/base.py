@@ -86,7 +86,9 @@ class Head(nn.Module):
             CxlpError: If the head is not connected.
         """
         if self._connected is None:
-            raise CxlpError(f"{self.name} has no parameters yet: connect() it to the shapes (C, H, W) of its maps first")
+            raise CxlpError(
+                f"{self.name} has no parameters yet: connect() it to the shapes (C, H, W) of its maps first"
+            )
         vector: Tensor = super().__call__(*maps, views=views)
         return vector
 
