@@ -1,15 +1,17 @@
-"""The rest of a working day: ``python -m cxlp COMMAND``; see ``python -m cxlp --help``."""
+"""The commands: ``cxlp COMMAND`` or, without an installation, ``python -m cxlp COMMAND``."""
 
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from cxlp.commands import check, compare, download, explain, export, predict
+from cxlp import __version__
+from cxlp.commands import check, compare, download, explain, export, predict, train
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import program
 
 #: The commands, in the order of a working day.
-COMMANDS = (download, check, compare, predict, explain, export)
+COMMANDS = (download, check, train, compare, predict, explain, export)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -23,11 +25,13 @@ def main(args: Sequence[str] | None = None) -> int:
         something; 130 where the user interrupted; 141 where a pipe's reader went away, as of ``head``.
     """
     parser = ArgumentParser(
-        prog="python -m cxlp",
-        description="What belongs to cxlp besides training and testing (train.py).",
-        epilog="examples:\n  python -m cxlp download cub200\n  python -m cxlp check cub200",
+        prog=program(),
+        description="Cross-convolutional-layer pooling: data sets, training, and what to do with a trained network.",
+        epilog="examples:\n  %(prog)s download cub200\n  %(prog)s train --config cub200.yaml",
         formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"cxlp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands.add_parser)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cxlp.backbones.caffenet import CaffeNet, onnx_state_dict
 from cxlp.backbones.feature_extraction import Activation, cut, narrow
-from cxlp.backbones.gradient_checkpointing import Recomputation
+from cxlp.backbones.gradient_checkpointing import run_in_segments
 from cxlp.backbones.layout import _as_map, _layout
 from cxlp.backbones.library import Source, find, of_module
 from cxlp.backbones.weights import load_strictly, read_state_dict
@@ -121,7 +121,6 @@ class Backbone(nn.Module):
         self.image_size = image_size or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False
-        self._recomputation = Recomputation()
         # Not in the state dict: they are the network's definition, not learnt.
         for key, values in (("mean", mean or source.expects.mean), ("std", std or source.expects.std)):
             if len(values) != 3 or (key == "std" and not all(value > 0 for value in values)):
@@ -153,7 +152,6 @@ class Backbone(nn.Module):
             return self
         twin = copy.copy(self)
         twin._modules, twin._buffers = dict(self._modules), dict(self._buffers)
-        twin._recomputation = Recomputation()
         for name in ("layers", "_layouts", "same", "channels", "map_sizes", "strides"):
             setattr(twin, name, tuple(getattr(self, name)[i] for i in kept))
         twin._arguments = {**self._arguments, "layers": list(twin.layers)}
@@ -188,7 +186,7 @@ class Backbone(nn.Module):
         if self.bgr:
             x = x.flip(1)
         recompute = self.recompute and self.training and torch.is_grad_enabled()
-        outputs: dict[str, Tensor] = self._recomputation(self.trunk, x) if recompute else self.trunk(x)
+        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self.trunk(x)
         return [outputs[layer] for layer in self.layers]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

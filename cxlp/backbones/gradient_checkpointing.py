@@ -1,188 +1,101 @@
-"""Gradient checkpointing of a cut network: maps are computed again where the backward pass needs them.
+"""Gradient checkpointing of a cut network: the backward pass computes most maps again instead of holding them.
 
-The backward pass reads what the forward pass has computed, so that training holds nearly every map of the network.
-Checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016) runs the network in segments, keeps
-only what passes from one to the next, and runs a segment once more when the gradient arrives at its end: about one
-forward pass more per step, for memory that grows with the square root of the depth. Values and gradients stay.
-
-A cut network is a graph of operations, not a list of modules. Where it may be cut into segments follows from one run
-of a few images, node by node (:func:`plan`).
+The graph of n operations runs in about sqrt(n) segments (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
+2016). Only what passes from one segment to the next is held, and a segment runs once more when the gradient arrives at
+its end: about one more forward pass per step. Values and gradients do not change.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
+from math import sqrt
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-
-class Recomputation:
-    """Runs a graph in segments, each under a checkpoint except the last, whose gradient comes first anyway.
-
-    Random numbers (dropout, stochastic depth) and autocast are the same in the second run, and the running
-    statistics of BatchNorm are updated in the first only.
-
-    Attributes:
-        cuts: Where segments end, by index of the node behind it; found in the first run.
-    """
-
-    def __init__(self) -> None:
-        self.cuts: list[int] | None = None
-
-    def __call__(self, trunk: fx.GraphModule, x: Tensor) -> Any:  # noqa: ANN401 (the output of any graph)
-        """Compute what ``trunk(x)`` computes, for a graph in training mode."""
-        if self.cuts is None:
-            self.cuts = plan(trunk, x)
-        nodes = list(trunk.graph.nodes)
-        values: dict[fx.Node, Any] = {nodes[0]: x}
-        last_reader = {a: i for i, node in enumerate(nodes) for a in node.all_input_nodes}
-        # From behind the input up to the output.
-        for start, stop in pairwise([1, *self.cuts, len(nodes) - 1]):
-            segment = _Segment(trunk, nodes[start:stop])
-            given = [values[node] for node in segment.inputs]
-            if stop == len(nodes) - 1:
-                found = segment(*given)
-            else:
-                found = checkpoint(segment, *given, use_reentrant=False, context_fn=partial(_contexts, trunk))
-            values |= zip(segment.outputs, found, strict=True)
-            # What nobody reads any more is not held.
-            values = {node: value for node, value in values.items() if last_reader[node] >= stop}
-        return fx.node.map_arg(nodes[-1].args[0], values.__getitem__)
+from cxlp.utils.errors import CxlpError
 
 
-class _Segment:
-    """Some consecutive nodes of a graph, as a function of what they read from before to what is read behind them."""
+def run_in_segments(trunk: fx.GraphModule, x: Tensor) -> Any:  # noqa: ANN401 (the output of any graph)
+    """Compute ``trunk(x)`` with a checkpoint around each segment but the last, whose gradient comes first anyway.
 
-    def __init__(self, trunk: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
-        self.trunk, self.nodes = trunk, nodes
-        own = set(nodes)
-        self.inputs = list(dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in own))
-        self.outputs = [node for node in nodes if not own.issuperset(node.users)]
+    The second run repeats random numbers and autocast, and leaves the running statistics of BatchNorm as they are.
 
-    def __call__(self, *given: Any) -> tuple[Any, ...]:
-        interpreter = _interpreter(self.trunk, dict(zip(self.inputs, given, strict=True)))
-        last_reader = {a: node for node in self.nodes for a in node.all_input_nodes}
-        kept = set(self.outputs)
-        for node in self.nodes:
-            interpreter.env[node] = interpreter.run_node(node)
-            for a in node.all_input_nodes:
-                if last_reader[a] is node and a not in kept:
-                    del interpreter.env[a]
-        return tuple(interpreter.env[node] for node in self.outputs)
-
-
-@torch.no_grad()
-def plan(trunk: fx.GraphModule, x: Tensor) -> list[int]:
-    """Choose where to cut a graph: where the least memory is held at most.
-
-    Nothing that a segment is given may be overwritten by it: the second run would read what the first has written.
-    So a cut never lies between an operation and another that overwrites its result (or an alias of it) in place.
-    Which do is seen by running two images and by the tensors' version counters, for the modules as they are.
-
-    Args:
-        trunk: A graph in training mode, with one input.
-        x: Its input; the first two images are run (one is too few for BatchNorm).
-
-    Returns:
-        Indices of the nodes that begin a segment, except the first one; empty for a graph that is best left whole.
+    Raises:
+        CxlpError: If the network overwrites a value in place, unseen by :func:`allowed_cuts`.
     """
     nodes = list(trunk.graph.nodes)
-    index = {node: i for i, node in enumerate(nodes)}
-    interpreter = _interpreter(trunk, {nodes[0]: x[:2].clone()})
-    born = {nodes[0]: 0}  # when the memory that holds a value was first written
-    fresh = [0] * len(nodes)  # bytes that a node adds
-    allowed = [True] * len(nodes)  # to begin a segment
-    devices = [x.device] if x.is_cuda else []
-    # No autocast: it would keep half-precision weights that have no gradient for the first step.
-    with torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False), _at_rest(trunk):
-        for i, node in enumerate(nodes[1:-1], start=1):
-            given = {a: _tensors(interpreter.env[a]) for a in node.all_input_nodes}
-            before = {a: [t._version for t in tensors] for a, tensors in given.items()}
-            interpreter.env[node] = interpreter.run_node(node)
-            memory = {t.untyped_storage().data_ptr(): t.nbytes for t in _tensors(interpreter.env[node])}
-            born[node] = i
-            for a, tensors in given.items():
-                if [t._version for t in tensors] != before[a]:
-                    allowed[born[a] + 1 : i + 1] = [False] * (i - born[a])
-                pointers = {t.untyped_storage().data_ptr() for t in tensors}
-                if pointers & memory.keys():
-                    born[node] = min(born[node], born[a])
-                memory = {pointer: size for pointer, size in memory.items() if pointer not in pointers}
-            fresh[i] = 0 if node.op == "get_attr" else sum(memory.values())
-            for a in node.all_input_nodes:
-                if max(index[user] for user in a.users) == i:
-                    del interpreter.env[a]
-    held = [0] * len(nodes)  # bytes that pass a cut before a node, which a checkpoint keeps
-    for node, i in index.items():
-        # An alias counts as much as the memory behind it, once more where both pass: a bound, close enough to choose.
-        for cut in range(i + 1, max((index[user] for user in node.users), default=i) + 1):
-            held[cut] += fresh[i] or fresh[born.get(node, i)]
-    return _cheapest(fresh, held, [i for i in range(2, len(nodes) - 1) if allowed[i]])
+    values: dict[fx.Node, Any] = {nodes[0]: x}
+    for start, stop in pairwise([1, *find_cuts(trunk), len(nodes) - 1]):
+        segment, later = nodes[start:stop], set(nodes[stop:])
+        given = {a: values[a] for node in segment for a in node.all_input_nodes if a in values}
+        before = {a: value._version for a, value in given.items() if isinstance(value, Tensor)}
+        run: Any = partial(_run, trunk, segment, list(given))
+        if stop < len(nodes) - 1:
+            run = partial(checkpoint, run, use_reentrant=False, context_fn=lambda: (nullcontext(), _no_update(trunk)))
+        values |= run(*given.values())
+        if written := [a.name for a in before if given[a]._version != before[a]]:
+            raise CxlpError(f"the backbone overwrites its map {written[0]!r} in place: set model.recompute to false")
+        values = {node: value for node, value in values.items() if not later.isdisjoint(node.users)}
+    return fx.node.map_arg(nodes[-1].args[0], values.__getitem__)
 
 
-def _cheapest(fresh: Sequence[int], held: Sequence[int], allowed: Sequence[int]) -> list[int]:
-    """Choose cuts so that what is kept at them plus the largest segment is least.
+def _run(trunk: fx.GraphModule, segment: list[fx.Node], inputs: list[fx.Node], *given: Any) -> dict[fx.Node, Any]:
+    interpreter = fx.Interpreter(trunk)
+    interpreter.env = dict(zip(inputs, given, strict=True))
+    interpreter.args_iter = iter(())  # placeholders other than the images, such as a mask, have their defaults
+    for node in segment:
+        interpreter.env[node] = interpreter.run_node(node)
+        for unused in interpreter.user_to_last_uses.get(node, []):
+            del interpreter.env[unused]
+    return interpreter.env
 
-    For each of some bounds on a segment, the cuts with the least to keep (shortest path), and of these the best.
+
+def find_cuts(trunk: fx.GraphModule) -> list[int]:
+    """Return the indices of nodes that begin a segment: evenly spaced, then moved to where the fewest values pass."""
+    passing, length = allowed_cuts(trunk), sqrt(len(trunk.graph.nodes))
+    places = [k * length for k in range(1, round(length))]
+    near = [(place, [cut for cut in passing if abs(cut - place) < length / 2]) for place in places]
+    return [min(cuts, key=lambda cut: (passing[cut], abs(cut - place))) for place, cuts in near if cuts]
+
+
+def allowed_cuts(trunk: fx.GraphModule) -> dict[int, int]:
+    """Return the indices of nodes that may begin a segment, with the number of values that pass from before to behind.
+
+    No cut lies between an in-place operation and the one that made the memory it overwrites: the second run of a
+    segment would read what the first one has written.
     """
-    stops = [1, *allowed, len(fresh) - 1]
-    total = [0]
-    for size in fresh:
-        total.append(total[-1] + size)
-    best, chosen = total[-1], list[int]()
-    for part in range(2, len(stops) + 1):
-        bound = total[-1] / part
-        kept, origin = {1: 0}, dict[int, int]()
-        for here, stop in enumerate(stops[1:], start=1):
-            # The nearest start always counts: what cannot be divided is a segment, however large.
-            starts = [stops[here - 1], *(s for s in stops[: here - 1] if total[stop] - total[s] <= bound)]
-            origin[stop] = min(starts, key=kept.__getitem__)
-            kept[stop] = kept[origin[stop]] + (held[stop] if stop < stops[-1] else 0)
-        path = [stops[-1]]
-        while path[-1] != 1:
-            path.append(origin[path[-1]])
-        largest = max(total[stop] - total[start] for stop, start in pairwise(path))
-        if kept[stops[-1]] + largest < best:
-            best, chosen = kept[stops[-1]] + largest, path[-2:0:-1]
-        elif bound < kept[stops[-1]]:
-            break  # finer segments only keep more
-    return chosen
-
-
-def _contexts(trunk: fx.GraphModule) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Wrap a segment's first run and its second."""
-    return nullcontext(), _at_rest(trunk)
+    last_use = {a: i for i, node in enumerate(trunk.graph.nodes) for a in node.all_input_nodes}
+    passing = dict.fromkeys(range(2, len(trunk.graph.nodes) - 1), 0)
+    made: dict[fx.Node, int] = {}  # the index of the operation that made a value's memory
+    for i, node in enumerate(trunk.graph.nodes):
+        for cut in passing.keys() & range(i + 1, last_use.get(node, i) + 1):
+            passing[cut] += 1
+        module = trunk.get_submodule(str(node.target)) if node.op == "call_module" else None
+        weighted = module is not None and any(True for _ in module.parameters())
+        settings = [getattr(m, "inplace", False) for m in module.modules()] if module else [node.kwargs.get("inplace")]
+        called_so = getattr(node.target, "__name__", str(node.target)).endswith("_")  # such as torch.relu_
+        in_place = called_so or any(setting is True for setting in (*settings, *node.args))
+        # An operation on one value, without weights, may return a view of it: flatten, or dropout at rest.
+        keeps = in_place or (len(node.all_input_nodes) == 1 and not weighted)
+        made[node] = min((made[a] for a in node.all_input_nodes), default=i) if keeps else i
+        if in_place:
+            passing = {cut: count for cut, count in passing.items() if not made[node] < cut <= i}
+    return passing
 
 
 @contextmanager
-def _at_rest(trunk: fx.GraphModule) -> Iterator[None]:
-    """Have normalisations compute as they do in training, and leave their running statistics as they are."""
-    norms = [module for module in trunk.modules() if isinstance(module, _NormBase)]
-    moving = [norm for norm in norms if norm.training and norm.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in moving]
+def _no_update(trunk: fx.GraphModule) -> Iterator[None]:
+    """Let normalisations compute as in training, without an update of their running statistics."""
+    norms = [m for m in trunk.modules() if isinstance(m, _NormBase)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in before:
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
-        for norm in moving:
-            norm.momentum = 0.0
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked = norm.num_batches_tracked.clone()
         yield
     finally:
-        for norm, (momentum, count) in zip(moving, before, strict=True):
+        for norm, momentum, count in before:
             norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-def _interpreter(trunk: fx.GraphModule, values: dict[fx.Node, Any]) -> fx.Interpreter:
-    interpreter = fx.Interpreter(trunk, garbage_collect_values=False)
-    interpreter.env = values
-    interpreter.args_iter = iter(())  # inputs other than the images, such as a mask, have their defaults
-    return interpreter
-
-
-def _tensors(value: Any) -> list[Tensor]:  # noqa: ANN401 (what a node gives)
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""What ``python -m cxlp`` can do: one file per command, which imports what takes time only where it runs."""
+"""What ``cxlp`` can do: one file per command, which imports what takes time only where it runs."""
 
 from argparse import ArgumentParser
 from pathlib import Path

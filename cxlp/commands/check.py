@@ -1,7 +1,8 @@
-"""``python -m cxlp check``: whether a run over a data set would go through, and what it would come across."""
+"""``cxlp check``: whether a run over a data set would go through, and what it would come across."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 from cxlp.commands import add_data_set
 from cxlp.data import data_module
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import program
 
 if TYPE_CHECKING:
     from cxlp.data.checking import Report
@@ -26,11 +28,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="Decode every image that a data set's splits use, hold its lists against each other, and say\n"
         "what stops a run and what the loaders do about the rest. Nothing is downloaded or changed.\n"
         "Exit status: 0 a run would go through; 1 it would not; 2 the data set is not there or cannot be read.",
-        epilog="examples:\n  python -m cxlp check cub200\n  python -m cxlp check folder --root DIR --all",
+        epilog="examples:\n  %(prog)s cub200\n  %(prog)s folder --root DIR --all",
         formatter_class=RawDescriptionHelpFormatter,
     )
     add_data_set(parser)
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
     parser.add_argument("--all", action="store_true", help="list all files, not only a few of each kind")
     parser.set_defaults(run=run)
 
@@ -50,13 +52,11 @@ def run(args: Namespace) -> int:
         if data.root.exists() or args.name == "folder":
             raise
         root = f" --root {args.root}" if args.root else ""
-        raise CxlpError(f"{error}\nTo get it: python -m cxlp download {args.name}{root}") from error
+        raise CxlpError(f"{error}\nTo get it: {program()} download {args.name}{root}") from error
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))
-    rate = f"{report.decoded / report.seconds:.0f} per second" if report.seconds else "none"
-    by = f"{workers} process{'es' if workers > 1 else ''}"
-    console.print(f"{report.decoded:,} of {report.files:,} files decoded in {report.seconds:.1f} s: {rate}, by {by}\n")
+    console.print(f"{report.decoded:,} of {report.files:,} files can be decoded\n")
     if report.findings:
         console.print(_overview(report))
     _list(report, args.all, console)
@@ -66,10 +66,10 @@ def run(args: Namespace) -> int:
 
 def _counts(report: "Report", title: str, multi_label: bool) -> Table:
     table = Table("split", title=title)
-    for name in ("images", "classes", *(("positive", "ignored") if multi_label else ())):
+    for name in ("images", "classes", "fewest of a class", "most", *(("positive", "ignored") if multi_label else ())):
         table.add_column(name, justify="right")
     for split, counts in report.counts.items():
-        numbers = [counts.images, counts.classes, *((counts.positives, counts.ignored) if multi_label else ())]
+        numbers = astuple(counts) if multi_label else astuple(counts)[:4]
         table.add_row(split, *(f"{n:,}" for n in numbers))
     return table
 

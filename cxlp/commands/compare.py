@@ -1,4 +1,4 @@
-"""``python -m cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
+"""``cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "again. All other arguments are those of train.py.\n"
         "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong.",
         epilog="examples:\n"
-        "  python -m cxlp compare --config cub200.yaml\n"
-        "  python -m cxlp compare --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
-        "  python -m cxlp compare --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
-        "  python -m cxlp compare --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
-        "  python -m cxlp compare --config cub200.yaml --list",
+        "  %(prog)s --config cub200.yaml\n"
+        "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
+        "  %(prog)s --config demo.yaml --sweep 'model.network.pooling.pca_dim=[32, 64, 128]'\n"
+        "  %(prog)s --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
+        "  %(prog)s --config cub200.yaml --list",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -86,7 +86,6 @@ def run(args: Namespace) -> int:
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, check_names, network_of, without
     from cxlp.studies.seeds import seeds_of
-    from cxlp.studies.systems import is_the_papers
     from cxlp.studies.tables import table, write_reports
 
     for key in ("--run.root", "--run.name", "--ckpt_path"):
@@ -126,11 +125,10 @@ def run(args: Namespace) -> int:
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     if rows:
-        recalled = data if is_the_papers(network) and not (args.sweep or args.recipes) else None
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, recalled, option, logged, args.reach)
-        heads, values = table(rows, metric, recalled, args.reach)
+        files = write_reports(folder, metric, rows, option, logged, args.reach)
+        heads, values = table(rows, metric, args.reach)
         _show(heads, values, f"{data or config['data']['class_path']}, {network.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:

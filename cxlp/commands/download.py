@@ -1,4 +1,4 @@
-"""``python -m cxlp download``: get a data set."""
+"""``cxlp download``: get a data set."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -14,9 +14,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="get a data set: fetched, verified, unpacked",
         description="Get a data set: fetched (an interrupted download goes on), verified, unpacked.\n"
         "Where it is there already, nothing is done. demo is drawn, not fetched; folder is yours and only read.",
-        epilog="examples:\n"
-        "  python -m cxlp download cub200\n"
-        "  python -m cxlp download cub200 --root /disk/CUB_200_2011",
+        epilog="examples:\n  %(prog)s cub200\n  %(prog)s cub200 --root /disk/CUB_200_2011",
         formatter_class=RawDescriptionHelpFormatter,
     )
     add_data_set(parser)

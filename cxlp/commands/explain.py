@@ -1,4 +1,4 @@
-"""``python -m cxlp explain``: why images have their scores, and what pooling channels look at."""
+"""``cxlp explain``: why images have their scores, and what pooling channels look at."""
 
 import json
 import math
@@ -40,9 +40,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "images (patches.png, patches.json). Explained is the whole image, without test views.\n"
         "Exit status: 0 all images were read; 1 some were not; 2 the arguments are wrong.",
         epilog="examples:\n"
-        "  python -m cxlp explain runs/NAME/checkpoints/last.ckpt bird.jpg\n"
-        "  python -m cxlp explain runs/NAME/checkpoints/last.ckpt photos/ --class wren --against robin\n"
-        "  python -m cxlp explain runs/NAME/checkpoints/last.ckpt data/folder/test --patches",
+        "  %(prog)s runs/NAME/checkpoints/last.ckpt bird.jpg\n"
+        "  %(prog)s runs/NAME/checkpoints/last.ckpt photos/ --class wren --against robin\n"
+        "  %(prog)s runs/NAME/checkpoints/last.ckpt data/folder/test --patches",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, of either mode")

@@ -1,4 +1,4 @@
-"""``python -m cxlp export``: a checkpoint as ONNX or ``torch.export``, checked against the network."""
+"""``cxlp export``: a checkpoint as ONNX or ``torch.export``, checked against the network."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -29,8 +29,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "Exit status: 0 it computes the same; 1 it does not; 2 the arguments are wrong.",
         epilog="ONNX takes three packages: pip install onnx onnxruntime onnxscript\n\n"
         "examples:\n"
-        "  python -m cxlp export runs/NAME/checkpoints/best.ckpt --out model.onnx --check photos/\n"
-        "  python -m cxlp export best.ckpt --format torch --out model.pt2",
+        "  %(prog)s runs/NAME/checkpoints/best.ckpt --out model.onnx --check photos/\n"
+        "  %(prog)s best.ckpt --format torch --out model.pt2",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt")

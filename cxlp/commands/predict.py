@@ -1,4 +1,4 @@
-"""``python -m cxlp predict``: what a checkpoint says of images, as a table."""
+"""``cxlp predict``: what a checkpoint says of images, as a table."""
 
 import csv
 import io
@@ -30,9 +30,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "trained on crops to boxes (--data.bbox true) expects images that are cropped like that.\n"
         "Probabilities are a softmax over all classes or, where an image may show several, a sigmoid of each.\n\n"
         "examples:\n"
-        "  python -m cxlp predict runs/NAME/checkpoints/best.ckpt photo.jpg photos/ > predictions.csv\n"
-        "  python -m cxlp predict best.ckpt 'photos/**/*.png' --top 1 --format jsonl --out predictions.jsonl\n"
-        "  find photos -newer yesterday -name '*.jpg' | python -m cxlp predict best.ckpt -",
+        "  %(prog)s runs/NAME/checkpoints/best.ckpt photo.jpg photos/ > predictions.csv\n"
+        "  %(prog)s best.ckpt 'photos/**/*.png' --top 1 --format jsonl --out predictions.jsonl\n"
+        "  find photos -newer yesterday -name '*.jpg' | %(prog)s best.ckpt -",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt")

@@ -1,43 +1,41 @@
-"""A whole data set under the magnifier: what would stop a run, and what its loaders do about the rest."""
+"""Checks of a whole data set: what would stop a run, what would spoil its scores, what the loaders convert."""
 
-import signal
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 
 from tqdm import tqdm
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Sample, Split, list_defects
 from cxlp.data.decode import Box
-from cxlp.data.inspection import Finding, Inspection, Kind, inspect_image
+from cxlp.data.inspection import Finding, Kind, inspect_image
 from cxlp.data.lists import TotalsError
 from cxlp.utils.errors import CxlpError
 
-#: Files that a process gets at once: few enough for an interrupt to be quick, many enough to keep it busy.
-_CHUNK = 4
+_Content = tuple[tuple[str, ...], dict[Split, list[Sample]]]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds.
+    """What a split holds: samples, the classes that they show, and labels.
 
     Attributes:
         images: Samples.
-        classes: Those that some sample shows.
-        positives: Labels 1, over all classes; each sample has one where each image shows one class.
+        classes: Classes that some sample shows.
+        fewest: Samples of the rarest of them.
+        most: Samples of the most frequent of them.
+        positives: Labels 1 over all classes; each sample has one where each image shows one class.
         ignored: Labels 0.
     """
 
     images: int
     classes: int
+    fewest: int
+    most: int
     positives: int
     ignored: int
 
@@ -51,14 +49,12 @@ class Report:
         findings: By kind, in the order of the kinds; only kinds of which there are some.
         files: How many different ones the splits use.
         decoded: How many of them could be decoded.
-        seconds: How long that took.
     """
 
     counts: dict[str, Counts]
     findings: dict[Kind, list[Finding]]
     files: int
     decoded: int
-    seconds: float
 
     @property
     def defects(self) -> int:
@@ -67,24 +63,26 @@ class Report:
 
 
 def check(data: ImageDataModule, workers: int) -> Report:
-    """Decode every image that the splits use, and hold the lists against each other; downloads nothing.
+    """Decode every image that the splits use, and compare the lists with each other; downloads nothing.
 
-    Boxes are looked at also where a run would not use them. Nothing that is found ends it early.
+    Boxes are checked also where a run would not use them. No finding ends the check early.
 
     Args:
         data: The data set.
-        workers: Processes; 1: this one alone.
+        workers: Threads that decode.
 
     Raises:
-        CxlpError: If the data set is not there, its lists cannot be read, or a process dies.
+        CxlpError: If the data set is not there, or its lists cannot be read.
     """
-    findings, (classes, samples) = _read(data)
+    findings, (classes, samples) = _read_with_boxes(data)
     if not data.root.is_dir():
         raise CxlpError(f"{data.name}: there is no {data.root.absolute()}")
     fitted = [*samples["train"], *samples.get("val", [])]
     findings += [Finding(Kind.LISTS, d) for d in list_defects(classes, {"train": fitted, "test": samples["test"]})]
-    findings += _oddities(classes, fitted, samples["test"])
-
+    findings += [*_oddities("train", fitted), *_oddities("test", samples["test"])]
+    if samples["test"]:
+        shown = _class_sizes(samples["test"])
+        findings += [Finding(Kind.NO_TEST, name) for k, name in enumerate(classes) if k not in shown]
     counts = {str(split): _count(part) for split, part in samples.items()}
     if "val" in samples:
         counts["train + val"] = _count(fitted)
@@ -93,97 +91,83 @@ def check(data: ImageDataModule, workers: int) -> Report:
     for sample in (s for part in samples.values() for s in part):
         boxes.setdefault(sample.path, []).extend([] if sample.box is None else [sample.box])
     digests: dict[Path, bytes] = {}
-    started = perf_counter()
-    for path, inspection in _inspections(boxes, workers):
-        findings += inspection.findings
-        if inspection.digest:
-            digests[path] = inspection.digest
-    seconds = perf_counter() - started
-    findings += _shared(samples, digests)
+    for path, (found, digest) in _inspections(boxes, workers):
+        findings += found
+        if digest:
+            digests[path] = digest
+    findings += _copies(samples, digests)
     by_kind = {kind: [finding for finding in findings if finding.kind is kind] for kind in Kind}
-    return Report(counts, {kind: found for kind, found in by_kind.items() if found}, len(boxes), len(digests), seconds)
+    return Report(counts, {kind: some for kind, some in by_kind.items() if some}, len(boxes), len(digests))
 
 
-def _read(data: ImageDataModule) -> tuple[list[Finding], tuple[tuple[str, ...], dict[Split, list[Sample]]]]:
-    """Read the lists, with boxes where there are some; official totals that are not met are a finding."""
-    try:
-        if getattr(data, "bbox", True):  # or there is no such option
-            return [], data.read()
-        boxed = copy(data)
+def _read_with_boxes(data: ImageDataModule) -> tuple[list[Finding], _Content]:
+    boxed = copy(data)
+    if hasattr(data, "bbox"):
         vars(boxed)["bbox"] = True
-        try:
-            return [], boxed.read()
-        except TotalsError:
-            raise
-        except CxlpError as error:
-            content = data.read()  # raises what does not depend on the boxes
-            return [Finding(Kind.BOX_LIST, str(error))], content
+    try:
+        return _read(boxed)
+    except CxlpError as error:
+        findings, content = _read(data)  # raises what does not depend on the boxes
+        return [Finding(Kind.BOX_LIST, str(error)), *findings], content
+
+
+def _read(data: ImageDataModule) -> tuple[list[Finding], _Content]:
+    """Read the lists; official totals that are not met are a finding."""
+    try:
+        return [], data.read()
     except TotalsError as error:
         return [Finding(Kind.LISTS, str(error))], error.content
     except OSError as error:
         raise CxlpError(f"{data.name}: cannot read {data.root}: {error}") from error
 
 
-def _shown(samples: Sequence[Sample]) -> set[int]:
-    """The classes that some sample shows."""
-    labels = {s.label for s in samples}
-    single = {label for label in labels if isinstance(label, int)}
-    return single | {k for row in labels if not isinstance(row, int) for k, label in enumerate(row) if label == 1}
-
-
-def _count(samples: Sequence[Sample]) -> Counts:
+def _class_sizes(samples: Sequence[Sample]) -> Counter[int]:
+    """How many samples show each class."""
     labels = [s.label for s in samples]
-    return Counts(
-        images=len(samples),
-        classes=len(_shown(samples)),
-        positives=sum(1 if isinstance(label, int) else label.count(1) for label in labels),
-        ignored=sum(0 if isinstance(label, int) else label.count(0) for label in labels),
+    single = Counter(label for label in labels if isinstance(label, int))
+    return single + Counter(
+        k for row in labels if not isinstance(row, int) for k, label in enumerate(row) if label == 1
     )
 
 
-def _oddities(classes: Sequence[str], fitted: Sequence[Sample], test: Sequence[Sample]) -> Iterator[Finding]:
-    """What lists say that is out of the ordinary, and stops nothing."""
-    for split, part in (("train", fitted), ("test", test)):
-        seen = set()
-        for path, label, box in part:
-            if (path, box) in seen:
-                yield Finding(Kind.REPEATED, str(path), f"in {split}")
-            seen.add((path, box))
-            if not isinstance(label, int) and not any(label):
-                yield Finding(Kind.UNSPECIFIED, str(path), f"in {split}")
-        if any(box for _, _, box in part):
-            yield from (Finding(Kind.NO_BOX, str(path), f"in {split}") for path, _, box in part if box is None)
-    if test:
-        shown = _shown(test)
-        yield from (Finding(Kind.NO_TEST, name) for k, name in enumerate(classes) if k not in shown)
+def _count(samples: Sequence[Sample]) -> Counts:
+    sizes = _class_sizes(samples)
+    fewest, most = min(sizes.values(), default=0), max(sizes.values(), default=0)
+    ignored = sum(s.label.count(0) for s in samples if not isinstance(s.label, int))
+    return Counts(len(samples), len(sizes), fewest, most, sizes.total(), ignored)
 
 
-def _shared(samples: dict[Split, list[Sample]], digests: dict[Path, bytes]) -> Iterator[Finding]:
-    """Files of later splits whose content is also in an earlier one; the very same file is a defect of the lists."""
-    first: dict[bytes, dict[Split, Path]] = defaultdict(dict)
+def _oddities(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
+    """What a list says that is out of the ordinary, and stops nothing."""
+    seen = set()
+    some_box = any(s.box for s in samples)
+    for path, label, box in samples:
+        if (path, box) in seen:
+            yield Finding(Kind.REPEATED, str(path), f"in {split}")
+        seen.add((path, box))
+        if not isinstance(label, int) and not any(label):
+            yield Finding(Kind.UNSPECIFIED, str(path), f"in {split}")
+        if some_box and box is None:
+            yield Finding(Kind.NO_BOX, str(path), f"in {split}")
+
+
+def _copies(samples: Mapping[Split, Sequence[Sample]], digests: Mapping[Path, bytes]) -> Iterator[Finding]:
+    """Files whose content is also in an earlier split; the very same file is a defect of the lists."""
+    first: dict[bytes, tuple[Split, Path]] = {}
     for split, part in samples.items():
         for path in sorted({s.path for s in part} & digests.keys()):
-            known = first[digests[path]]
-            for other, twin in known.items():
-                if other != split and twin != path:
-                    yield Finding(Kind.SHARED, str(path), f"in {split}; in {other}: {twin}")
-            known.setdefault(split, path)
+            other, twin = first.setdefault(digests[path], (split, path))
+            if other != split and twin != path:
+                yield Finding(Kind.SHARED, str(path), f"in {split}; in {other}: {twin}")
 
 
-def _inspections(boxes: Mapping[Path, Sequence[Box]], workers: int) -> Iterator[tuple[Path, Inspection]]:
-    """Inspect files, in order, with a progress bar."""
-    with ExitStack() as stack:
-        inspections: Iterator[Inspection]
-        if workers == 1:
-            inspections = map(inspect_image, boxes, boxes.values())
-        else:
-            # Not forked: this process may have threads; and those that decode need no torch. Interrupts are
-            # for this process alone, which then drops what no other has begun.
-            ignore = (signal.SIGINT, signal.SIG_IGN)
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=ignore)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            inspections = pool.map(inspect_image, boxes, boxes.values(), chunksize=_CHUNK)
-        try:
-            yield from zip(boxes, tqdm(inspections, "Decoding", len(boxes), unit=" images"), strict=True)
-        except BrokenProcessPool as error:
-            raise CxlpError("a process that decodes was killed; for lack of memory? Try fewer --workers") from error
+def _inspections(
+    boxes: Mapping[Path, Sequence[Box]], workers: int
+) -> Iterator[tuple[Path, tuple[list[Finding], bytes | None]]]:
+    """Inspect files, in order, with a progress bar; in threads, as decoders release Python's lock."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        found = pool.map(inspect_image, boxes, boxes.values())
+        yield from zip(boxes, tqdm(found, "Decoding", len(boxes), unit=" images"), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -7,13 +7,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from secrets import token_hex
 
 from tqdm import tqdm
 
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote, fetch, verify
 from cxlp.utils.locking import locked
+from cxlp.utils.program import train_program
 
 if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, Debian 12's among them
     from backports import tarfile  # type: ignore[no-redef]
@@ -44,7 +44,7 @@ def by_hand(files: Sequence[Remote], root: Path) -> str:
     return (
         f"By hand: put the following into {root.parent} as it is and run again, "
         f"or point to the unpacked data set by --data.root DIR:\n{_list(files, root)}"
-        "To try cxlp without any data: python train.py --config demo.yaml"
+        f"To try cxlp without any data: {train_program()} --config demo.yaml"
     )
 
 
@@ -81,11 +81,11 @@ def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True)
         )
     if not allowed and not all((root.parent / file.file).exists() for file in lacking):
         raise CxlpError(f"{name} not found in {root}, and download is off. {hint}")
-    with locked(root.parent / f".{root.name}.lock", name) as is_locked:
+    with locked(root.parent / f".{root.name}.lock", name):
         lacking = missing(files, root)  # another process may have been faster
         if not lacking:
             return
-        aside = root.parent / f".{root.name}.partial{'' if is_locked else '.' + token_hex(8)}"
+        aside = root.parent / f".{root.name}.partial"
         whole = aside / "whole"
         try:
             shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
@@ -101,14 +101,14 @@ def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True)
                 whole.rename(root)
             shutil.rmtree(aside)
         except OSError as error:
-            if missing(files, root):  # else another run without a lock was faster
-                kept = "What was downloaded is kept" if is_locked else "Nothing is kept"
-                room = "make room there, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-                raise CxlpError(f"{name}: cannot make {root}: {error}. {kept}: {room}run again") from error
+            room = "make room there, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise CxlpError(
+                f"{name}: cannot make {root}: {error}. What was downloaded is kept: {room}run again"
+            ) from error
         finally:
             shutil.rmtree(whole, ignore_errors=True)
-            if aside.exists() and (not is_locked or not any(aside.iterdir())):
-                shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists() and not any(aside.iterdir()):
+                aside.rmdir()
 
 
 def _find(file: Remote, beside: Path, aside: Path, hint: str) -> Path:

@@ -10,6 +10,7 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Sample, Split, rarest
 from cxlp.data.decode import SUFFIXES
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import train_program
 
 
 class Folder(ImageDataModule):
@@ -34,7 +35,7 @@ class Folder(ImageDataModule):
         """List the images; classes are the names of the folders, sorted."""
         layout = (
             f"expected {self.root}/train/<class>/* and {self.root}/test/<class>/*, or {self.root}/<class>/* "
-            f"(images: {', '.join(SUFFIXES)}). To try cxlp without any data: python train.py --config demo.yaml"
+            f"(images: {', '.join(SUFFIXES)}). To try cxlp without any data: {train_program()} --config demo.yaml"
         )
         if not self.root.is_dir():
             is_file = "is a file, no folder" if self.root.exists() else "does not exist"

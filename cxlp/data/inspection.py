@@ -1,10 +1,6 @@
-"""One file under the magnifier: what loaders make of it, and whether they can.
-
-Runs in processes of their own, which need not import torch.
-"""
+"""Checks of one image file: whether the loaders can decode it, and what they convert."""
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -15,16 +11,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from cxlp.data.decode import Box, read_image
 from cxlp.utils.errors import CxlpError
 
-#: Sides shorter than this, in pixels, are worth a word: a picture or a crop of which networks see a blur.
-SMALL = 16
-
 
 class Kind(Enum):
     """Kinds of findings, what stops a run first; in the order in which they are shown."""
 
     LISTS = "lists", "a run stops and says so", True
     MISSING = "missing file", "a run stops and names it", True
-    EMPTY = "empty file", "a run stops and names it", True
     TRUNCATED = "truncated file", "a run stops and names it", True
     UNDECODABLE = "undecodable file", "a run stops and names it", True
     SHARED = "same content in two splits", "nothing: scores would be too good", False
@@ -35,18 +27,9 @@ class Kind(Enum):
     NO_BOX = "no box", "the whole image is used", False
     BOX_OUTSIDE = "box beyond the picture", "the nearest pixels are used", False
     BOX_CLIPPED = "box crosses the border", "clipped to the picture", False
-    BOX_SMALL = f"box under {SMALL} pixels", "enlarged", False
-    TINY = f"image under {SMALL} pixels", "enlarged", False
     MISNAMED = "other format than its name's", "decoded by content", False
-    FRAMES = "several frames", "the first one is used", False
     TURNED = "turned by EXIF", "turned upright; with a box, as stored", False
-    GREY = "grey", "converted to RGB", False
-    CMYK = "CMYK", "converted to RGB", False
-    PALETTE = "palette", "converted to RGB", False
-    DEEP = "16 bits", "scaled to 8 bits, converted to RGB", False
-    ALPHA = "alpha channel", "dropped", False
-    COLOURS = "other colour space", "converted to RGB", False
-    WARNING = "decoder's warning", "used as it is decoded", False
+    COLOURS = "other than RGB", "converted to RGB of 8 bits, alpha dropped", False
 
     def __init__(self, what: str, effect: str, stops: bool) -> None:
         self.what, self.effect, self.stops = what, effect, stops
@@ -66,52 +49,35 @@ class Finding(NamedTuple):
     detail: str = ""
 
 
-class Inspection(NamedTuple):
-    """What :func:`inspect_image` found.
-
-    Attributes:
-        findings: In no order.
-        digest: Of the file's content; ``None`` where it cannot be decoded.
-    """
-
-    findings: list[Finding]
-    digest: bytes | None
-
-
-def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> Inspection:
+def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding], bytes | None]:
     """Decode a file as the loaders do, and say what is out of the ordinary. Never raises for what a file holds.
 
     Args:
         path: The file.
         boxes: Those that samples cut out of it, ``x, y, w, h`` in pixels.
+
+    Returns:
+        The findings, and a digest of the file's content, which is ``None`` where it cannot be decoded.
     """
-    size = 0
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            if not path.is_file():
-                return Inspection([Finding(Kind.MISSING, str(path))], None)
-            size = path.stat().st_size
-            read_image(path)
-            findings = _oddities(path, boxes)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-        except Exception as error:  # whatever a decoder trips over stops a run, too
-            return Inspection([_defect(path, size, error)], None)
-    findings += [Finding(Kind.WARNING, str(path), text) for text in sorted({str(w.message) for w in caught})]
-    return Inspection(findings, digest)
+    if not path.is_file():
+        return [Finding(Kind.MISSING, str(path))], None
+    try:
+        read_image(path)
+        findings = [Finding(kind, str(path), detail) for kind, detail in _oddities(path, boxes)]
+        return findings, hashlib.sha256(path.read_bytes()).digest()
+    except Exception as error:  # whatever a decoder trips over stops a run, too
+        return [_defect(path, error)], None
 
 
-def _defect(path: Path, size: int, error: Exception) -> Finding:
+def _defect(path: Path, error: Exception) -> Finding:
     # read_image adds the path and the size to what the decoder said.
     cause = error.__cause__ if isinstance(error, CxlpError) and error.__cause__ else error
-    if isinstance(cause, UnidentifiedImageError):
-        return Finding(Kind.UNDECODABLE if size else Kind.EMPTY, str(path), f"no picture ({size:,} bytes)")
-    kind = Kind.TRUNCATED if "truncated" in str(cause).lower() else Kind.UNDECODABLE
-    return Finding(kind, str(path), f"{str(cause) or type(cause).__name__} ({size:,} bytes)")
+    reason = "no picture" if isinstance(cause, UnidentifiedImageError) else str(cause) or type(cause).__name__
+    kind = Kind.TRUNCATED if "truncated" in reason.lower() else Kind.UNDECODABLE
+    return Finding(kind, str(path), f"{reason} ({path.stat().st_size:,} bytes)")
 
 
-def _oddities(path: Path, boxes: Sequence[Box]) -> list[Finding]:
+def _oddities(path: Path, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
     found: list[tuple[Kind, str]] = []
     with Image.open(path) as image:
         width, height = image.size
@@ -120,31 +86,14 @@ def _oddities(path: Path, boxes: Sequence[Box]) -> list[Finding]:
         content = "JPEG" if image.format == "MPO" else image.format
         if named != content:
             found.append((Kind.MISNAMED, f"{content} inside"))
-        elif getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            found.append((Kind.FRAMES, f"{image.n_frames} frames"))  # type: ignore[attr-defined]
         if (orientation := image.getexif().get(ExifTags.Base.Orientation)) in range(2, 9):
             found.append((Kind.TURNED, f"orientation {orientation}"))
         if image.mode != "RGB":
-            found.append((_colours(image), f"mode {image.mode}"))
-    if min(width, height) < SMALL:
-        found.append((Kind.TINY, f"{width} x {height}"))
-    for box in boxes:
-        x, y, w, h = box
-        seen = [min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)]
+            found.append((Kind.COLOURS, f"mode {image.mode}"))
+    for x, y, w, h in boxes:
         said = f"x {x:g}, y {y:g}, {w:g} x {h:g} in {width} x {height}"
-        if min(seen) <= 0:
+        if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
             found.append((Kind.BOX_OUTSIDE, said))
-            continue
-        if x < 0 or y < 0 or x + w > width or y + h > height:
+        elif x < 0 or y < 0 or x + w > width or y + h > height:
             found.append((Kind.BOX_CLIPPED, said))
-        if min(seen) < SMALL:
-            found.append((Kind.BOX_SMALL, said))
-    return [Finding(kind, str(path), detail) for kind, detail in found]
-
-
-def _colours(image: Image.Image) -> Kind:
-    if image.mode.startswith("I"):
-        return Kind.DEEP
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return Kind.ALPHA
-    return {"1": Kind.GREY, "L": Kind.GREY, "P": Kind.PALETTE, "CMYK": Kind.CMYK}.get(image.mode, Kind.COLOURS)
+    return found

@@ -8,16 +8,17 @@ import time
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+from filelock import BaseFileLock
 from torch import Tensor, nn
 
 from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes
 from cxlp.models.network import Network
-from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank
+from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import abandoned, hold, hold_file, let_go
+from cxlp.utils.locking import delete_abandoned, hold_part, let_go
 from cxlp.version import __version__
 
 #: Changes where features come out differently, or are stored differently, than by the code before.
@@ -43,17 +44,20 @@ class Entry:
 
     def __init__(self, root: Path, key: Callable[[], dict[str, Any]]) -> None:
         self.root = root
-        self.key = {"format": FORMAT, "cxlp": __version__, **key()} if rank() == 0 else {}
-        number = blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest()
-        # Rank 0's: machines may see other dates of files.
-        self.folder = root / f"{int(from_rank_zero(torch.tensor([int.from_bytes(number)]))):014x}"
+        self.key: dict[str, Any] = {}
+
+        def number() -> int:
+            self.key = {"format": FORMAT, "cxlp": __version__, **key()}
+            return int.from_bytes(blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest())
+
+        self.folder = root / f"{ask_rank_zero(number):014x}"  # machines may see other dates of files
         self.part: Path | None = None
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the features are there."""
-        return on_rank_zero_word((self.folder / "entry.json").is_file)
+        return bool(ask_rank_zero((self.folder / "entry.json").is_file))  # its file system may be ahead
 
     def facts(self) -> dict[str, Any]:
         """Read what :meth:`commit` was told of the fit."""
@@ -62,22 +66,15 @@ class Entry:
 
     def begin(self) -> Path:
         """Make the folder to write into."""
-        self.part = self.root / f".{self.folder.name}.{token()}.part"
+        self.part = self.root / f".{self.folder.name}.{ask_rank_zero(time.time_ns)}.part"
         on_rank_zero(self._make)
         return self.part
 
     def _make(self) -> None:
         assert self.part is not None
-        for other in (*self.root.glob(".*.part"), *self.root.glob(".*.new")):
-            if abandoned(other):
-                shutil.rmtree(other, ignore_errors=True)
-        making = self.part.with_suffix(".new")
-        try:
-            making.mkdir(parents=True)
-            self._lock = hold(making)  # before others see it as a part, which they might take for abandoned
-            making.rename(self.part)
-        except OSError as error:
-            raise CxlpError(f"cannot write into {self.root} (model.frozen.store): {error.strerror}") from error
+        delete_abandoned(self.root.glob(".*.part"))
+        self._lock = hold_part(self.part)
+        self.part.mkdir()
 
     def commit(self, network: Network, facts: dict[str, Any]) -> None:
         """All is written: let others see it.
@@ -99,7 +96,6 @@ class Entry:
             shutil.rmtree(self.folder)  # the rest of one that was deleted while somebody read it
         try:
             self.part.rename(self.folder)
-            (self.folder / ".lock").unlink(missing_ok=True)
         except OSError:
             if not (self.folder / "entry.json").is_file():
                 raise
@@ -116,7 +112,7 @@ class Entry:
 
     def was_made_by(self, network: Network) -> bool:
         """Whether the features are there, and backbone and heads are those that made them, bit by bit."""
-        return self.complete and on_rank_zero_word(lambda: self.facts()["made by"] == _maker(network))
+        return self.complete and bool(ask_rank_zero(lambda: self.facts()["made by"] == _maker(network)))
 
 
 class ScoredRows:
@@ -132,17 +128,15 @@ class ScoredRows:
 
     def __init__(self, entry: Entry, name: str, rows: int, dim: int, kind: FeatureType) -> None:
         self.path = entry.folder / f"{name}.bin"
-        self._aside = entry.folder / f".{name}.{token()}.part"
-        self._lock: IO[str] | None = None
+        self._aside = entry.folder / f".{name}.{ask_rank_zero(time.time_ns)}.part"  # as no other run's
+        self._lock: BaseFileLock | None = None
         self.size = rows * row_bytes(dim, kind)
 
         def make() -> None:
-            for other in entry.folder.glob(f".{name}.*.part"):
-                if abandoned(other):
-                    other.unlink(missing_ok=True)
+            delete_abandoned(entry.folder.glob(f".{name}.*.part"))
             check_space(entry.folder, self.size)
+            self._lock = hold_part(self._aside)
             self._aside.touch()
-            self._lock = hold_file(self._aside)
 
         on_rank_zero(make)
         check_shared(entry.folder)
@@ -158,13 +152,21 @@ class ScoredRows:
         """Close them, and keep them where that is asked and none is missing; all ranks together where ``keep``."""
         if keep:
             self._rows.sync()
-            keep = bool((all_sum(self._seen) == 1).all())
-        self._rows.close()
-        if rank() == 0:
-            if keep and self._aside.stat().st_size == self.size:
+            whole = bool((all_sum(self._seen) == 1).all())
+            self._rows.close()
+            on_rank_zero(lambda: self._settle(whole))
+        else:
+            self._rows.close()
+            if rank() == 0:
+                self._settle(False)
+
+    def _settle(self, whole: bool) -> None:
+        try:
+            if whole and self._aside.stat().st_size == self.size:
                 self._aside.rename(self.path)
             else:
                 self._aside.unlink(missing_ok=True)
+        finally:
             let_go(self._lock)
 
 
@@ -216,23 +218,12 @@ def clean(root: Path) -> None:
         CxlpError: If a run is writing into it.
     """
     entries = [e for e in root.glob("*") if re.fullmatch("[0-9a-f]{14}", e.name) and (e / "features.bin").is_file()]
-    parts = [*root.glob(".*.part"), *root.glob(".*.new"), *(p for e in entries for p in e.glob(".*.part"))]
-    if not all(abandoned(part) for part in parts):
+    if delete_abandoned([*root.glob(".*.part"), *(part for entry in entries for part in entry.glob(".*.part"))]):
         raise CxlpError(f"a run is writing into {root}: wait for it, or stop it")
-    for folder in (*entries, *(part for part in parts if part.is_dir())):
+    for folder in entries:
         shutil.rmtree(folder)
     if not any(root.iterdir()):
         root.rmdir()
-
-
-def token() -> int:
-    """A number that no other run has, the same on each rank."""
-    return int(from_rank_zero(torch.tensor([time.time_ns()])))
-
-
-def on_rank_zero_word(ask: Callable[[], bool]) -> bool:
-    """Ask rank 0 only, whose file system may be ahead, and tell all."""
-    return bool(from_rank_zero(torch.tensor([int(rank() == 0 and ask())])))
 
 
 def _maker(network: Network) -> str:

@@ -19,7 +19,16 @@ from cxlp.frozen.svm import Array, solve
 from cxlp.heads.base import Head
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
-from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, usable_cores, world_size
+from cxlp.utils.distributed import (
+    all_sum,
+    barrier,
+    from_rank_zero,
+    local_world_size,
+    on_rank_zero,
+    rank,
+    usable_cores,
+    world_size,
+)
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
@@ -166,7 +175,7 @@ class FrozenFit:
             folder / "features.bin", images, network.out_features, config.features, to_write=not stored
         )
         if not self.fits and not stored:  # else the maps count, too, once their size is known
-            self._check_space(0)
+            on_rank_zero(lambda: self._check_space(0))
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
@@ -195,7 +204,8 @@ class FrozenFit:
             share = -(-self.images // world_size())
             names = [self.network.map_names(self._head(i)) for i in self.fits]
             self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, names, len(images), waiting)
-            self._check_space(self.maps.rows.row_bytes)
+            if rank() == 0:  # not on_rank_zero: another rank may have no image, and never come here
+                self._check_space(self.maps.rows.row_bytes)
         self.maps.append(waiting)
         self.positions += positions.tolist()
 
@@ -250,10 +260,8 @@ class FrozenFit:
             self.maps = None
 
     def _check_space(self, map_bytes: int) -> None:
-        """Refuse what will not fit, on rank 0's word; the maps' size is known where the first images have come."""
-        if rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
+        """Refuse what will not fit; the maps' size is known where the first images have come."""
+        check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
 
     def _head(self, i: int) -> Head:
         head = self.network.heads[i]
@@ -277,7 +285,7 @@ class FrozenFit:
         classifier = self.network.classifier
         assert classifier is not None
         targets = as_targets(self.labels, len(self.network.classes)).numpy()
-        threads = max(1, usable_cores() // world_size())
+        threads = max(1, usable_cores() // local_world_size())
         if self.settled is None:
             c, candidates = self.config.c, self.config.c_candidates
             folds = count_folds(self.labels, self.network.classes, self.config, self.cross)

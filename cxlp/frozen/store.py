@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, is_distributed, rank, world_size
+from cxlp.utils.distributed import all_sum, ask_rank_zero, is_distributed, on_rank_zero, world_size
 from cxlp.utils.errors import CxlpError
 
 FeatureType = Literal["float32", "float16", "sign"]
@@ -169,11 +169,18 @@ def check_shared(folder: Path) -> None:
     """
     if not is_distributed():
         return
-    token = folder / f".shared-{int(from_rank_zero(torch.tensor([time.time_ns()])))}"  # a name nobody looked up before
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        token.touch()
-    barrier()
+    token = folder / f".shared-{ask_rank_zero(time.time_ns)}"  # a name nobody looked up before
+
+    def write() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            token.touch()
+        except OSError as error:
+            raise CxlpError(
+                f"cannot write into {folder}: {error.strerror}. Point --run.root or model.frozen.store elsewhere"
+            ) from error
+
+    on_rank_zero(write)
     seen = int(all_sum(torch.tensor([int(token.exists())])))
     token.unlink(missing_ok=True)
     if seen < world_size():

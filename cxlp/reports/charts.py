@@ -1,30 +1,46 @@
-"""Line charts as inline SVG, whose colours follow the page's style."""
+"""Line charts: matplotlib's SVG, inside the page, in the page's colours."""
 
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any, NamedTuple
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-Points = Sequence[tuple[float, float]]
-
-#: How many colours the style has.
+#: How many colours the page has for lines.
 COLOURS = 6
-#: Most points of a line: more than the page has pixels.
-POINTS = 400
+#: Most points of a line, more than the page has pixels; most points of a line on which each has a mark to point at.
+POINTS, MARKED = 400, 60
 
 _WIDTH, _HEIGHT = 460, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
+_SETTINGS: dict[Any, Any] = {
+    "axes.autolimit_mode": "round_numbers", "axes.formatter.useoffset": False, "axes.grid": True, "axes.grid.axis": "y",
+    "axes.spines.bottom": False, "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.xmargin": 0, "axes.ymargin": 0, "figure.dpi": 72, "font.sans-serif": "DejaVu Sans", "font.size": 12,
+    "grid.color": "#000009", "grid.linewidth": 1, "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none",
+    "xtick.major.pad": 7, "xtick.major.size": 0, "ytick.major.pad": 6, "ytick.major.size": 0, "ytick.minor.size": 0,
+}  # fmt: skip
+
+
+class Chart(NamedTuple):
+    """A drawing with its title and, for each line, the number of its colour and a text."""
+
+    title: str
+    svg: str
+    legend: list[tuple[int, str]]
 
 
 def line_chart(
     title: str,
-    series: Mapping[str, Points],
+    series: Mapping[str, Sequence[tuple[float, float]]],
     x_label: str,
     log: bool = False,
     limits: tuple[float, float] | None = None,
-) -> str:
-    """Draw lines, with a legend.
+) -> Chart | None:
+    """Draw lines, with a legend that says their last values.
 
     Args:
         title: What it shows.
@@ -32,70 +48,41 @@ def line_chart(
             those that are not positive, are left out.
         x_label: What x is.
         log: Logarithmic y.
-        limits: Of y, where they are known beforehand.
+        limits: Limits of y, where they are known beforehand.
 
     Returns:
-        A ``<figure>``; empty where there is no point.
+        The chart; ``None`` where there is no point.
     """
-    lines = {name: _thinned([p for p in points if _is_shown(p[1], log)]) for name, points in series.items()}
-    lines = {name: points for name, points in lines.items() if points}
+    shown = {k: [(x, y) for x, y in v if math.isfinite(y) and (y > 0 or not log)] for k, v in series.items()}
+    lines = {name: points[:: -math.ceil(len(points) / POINTS)][::-1] for name, points in shown.items() if points}
     if not lines:
-        return ""
-    xs = [x for points in lines.values() for x, _ in points]
-    ys = limits or [math.log10(y) if log else y for points in lines.values() for _, y in points]
-    x_axis, y_axis = _Axis(xs, _LEFT, _WIDTH - _RIGHT), _Axis(ys, _HEIGHT - _BOTTOM, _TOP, whole=log)
-    drawn = [
-        *_grid(x_axis, y_axis, log),
-        f'<text class="label" x="{_WIDTH}" y="{_HEIGHT - 4}">{escape(x_label)}</text>',
-    ]
-    legend = []
-    for number, (name, points) in enumerate(lines.items()):
-        colour = f"c{number % COLOURS}"
-        places = [(x_axis.place(x), y_axis.place(math.log10(y) if log else y)) for x, y in points]
-        drawn.append(f'<polyline class="{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
-        if len(points) <= 60:  # to point at
-            drawn += [
-                f'<circle class="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(name)}: {value:.4g} '
-                f"({escape(x_label)} {at:.4g})</title></circle>"
-                for (x, y), (at, value) in zip(places, points, strict=True)
-            ]
-        legend.append(f'<span class="{colour}">{escape(name)}: {points[-1][1]:.4g}</span>')
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
-        f'<p class="legend">{"".join(legend)}</p></figure>'
-    )
-
-
-class _Axis:
-    """From values to places, with round ticks."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float, whole: bool = False) -> None:
-        low, high = min(values), max(values)
-        if low == high:
-            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-        ticks = [float(t) for t in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)]
-        self.low, self.high = min(low, ticks[0]), max(high, ticks[-1])
-        self.start, self.end, self.ticks = start, end, ticks
-
-    def place(self, value: float) -> float:
-        return self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low)
-
-
-def _grid(x_axis: _Axis, y_axis: _Axis, log: bool) -> Iterable[str]:
-    for tick in y_axis.ticks:
-        y = y_axis.place(tick)
-        yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text class="y" x="{_LEFT - 6}" y="{y + 4:.1f}">{10**tick if log else tick:.3g}</text>'
-    for tick in x_axis.ticks:
-        yield f'<text class="x" x="{x_axis.place(tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}">{tick:.3g}</text>'
-
-
-def _is_shown(y: float, log: bool) -> bool:
-    return math.isfinite(y) and (y > 0 or not log)
-
-
-def _thinned(points: Points) -> Points:
-    """At most 400 points, the last one among them."""
-    every = -(-len(points) // POINTS)
-    return points if every <= 1 else points[(len(points) - 1) % every :: every]
+        return None
+    legend: list[tuple[int, str]] = []
+    marks: list[str] = []  # what to say where one points at them
+    # The SVG's ids are hashes with this salt: the same for the same chart, and no two charts of a page share one.
+    with rc_context({**_SETTINGS, "svg.hashsalt": repr((title, lines))}):
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(lines.items()):
+            colour = number % COLOURS + 1
+            legend.append((colour, f"{name}: {points[-1][1]:.4g}"))
+            axes.plot(*zip(*points, strict=True), color=f"#00000{colour}", clip_on=False)
+            for x, y in points if len(points) <= MARKED else ():
+                axes.plot(x, y, "o", color=f"#00000{colour}", clip_on=False, gid=f"mark {len(marks)}")
+                marks.append(f"{name}: {y:.4g} ({x_label} {x:.4g})")
+        axes.locator_params(nbins=5)
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:.3g}")
+        if limits:
+            axes.set_ylim(limits)
+        axes.set_xlabel(x_label, loc="right")
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True)
+    # The head of the file is for a document of its own; the first <defs> would style the whole page.
+    drawing = file.getvalue().partition("</defs>")[2].replace("xlink:href", "href")
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{drawing}'
+    svg = re.sub('<g id="mark (.+)">', lambda mark: f"<g><title>{escape(marks[int(mark[1])])}</title>", svg)
+    svg = re.sub('<g id="[^"]*"', "<g", svg)
+    # The page says what colour n is, light or dark.
+    return Chart(title, re.sub("#00000([1-9])", r"var(--c\1)", svg), legend)

@@ -7,10 +7,14 @@ from typing import Any
 
 import yaml
 
+import cxlp
 from cxlp.data import DATA_MODULES
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.program import train_program
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+_PACKAGE = Path(cxlp.__file__).parent
+#: The shipped configs: inside an installed package, beside it in a checkout.
+CONFIGS = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
 #: What may stand at ``class_path``, besides a user's own subclasses.
 CLASSES = {
     "model": ("cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
@@ -26,7 +30,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     """
     if not args or not args[0].startswith("-"):
         what = f"{args[0]!r} stands alone" if args else "there is nothing to run"
-        raise CxlpError(f"{what}: name a config, python train.py --config {args[0] if args else 'demo.yaml'}")
+        raise CxlpError(f"{what}: name a config, {train_program()} --config {args[0] if args else 'demo.yaml'}")
     found = list(args)
     for i, arg in enumerate(found):
         if arg in ("--config", "-c") and i + 1 < len(found):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.utils import get_total_norm
@@ -143,8 +143,8 @@ class TrainingWatch(Callback):
     ) -> None:
         """Count; after a frozen pass's last batch this comes before the solution, which takes its own time."""
         self.images += len(batch["label"]) * trainer.world_size
-        pl_module.log("images_seen", float(self.images), rank_zero_only=True)
-        if trainer._logger_connector.should_update_logs:
+        if trainer._logger_connector.should_update_logs:  # logging a number copies it to the GPU, and waits for that
+            pl_module.log("images_seen", float(self.images), rank_zero_only=True)
             now = time.perf_counter()
             images, then = self._last
             pl_module.log("train/images_per_second", (self.images - images) / (now - then), rank_zero_only=True)
@@ -153,6 +153,27 @@ class TrainingWatch(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the count beside the metrics of validation."""
         pl_module.log("images_seen", float(self.images), rank_zero_only=True)
+
+
+class TrainingBar(TQDMProgressBar):
+    """A progress bar that moves with each batch, and shows figures of training at the logging interval.
+
+    Lightning's own reads the loss at each step, which waits for the GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Read the figures anew, or give the last ones within the interval."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        within = trainer.training and not trainer.is_last_batch and every and self.train_progress_bar.n % every
+        if not within:
+            self._shown = super().get_metrics(trainer, pl_module)
+        return self._shown
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:

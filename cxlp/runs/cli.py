@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -19,7 +19,15 @@ from cxlp.backbones.feature_extraction import fused_batch_norms
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.metrics.classification import SELECTION
 from cxlp.runs.arguments import CLASSES, find_configs, nested_as_configs
-from cxlp.runs.callbacks import EpochSeed, RunIdentity, TrainingWatch, WholeCheckpoints, checkpoints, save_from_step_0
+from cxlp.runs.callbacks import (
+    EpochSeed,
+    RunIdentity,
+    TrainingBar,
+    TrainingWatch,
+    WholeCheckpoints,
+    checkpoints,
+    save_from_step_0,
+)
 from cxlp.runs.config_errors import explain, refuse_nulls
 from cxlp.runs.evaluation import TestReport
 from cxlp.runs.folder import (
@@ -36,6 +44,7 @@ from cxlp.tasks.base import CrossLayerTask
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.locking import hold
+from cxlp.utils.program import train_program
 
 
 class CLI(LightningCLI):
@@ -60,6 +69,7 @@ class CLI(LightningCLI):
             # No sanity check: it scores an unfitted network on a few images of a few classes.
             trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False},
             parser_kwargs={
+                "prog": train_program(),
                 "description": "Train and test cross-convolutional-layer pooling.",
                 "allow_abbrev": False,  # a misspelt key must not pass for another
             },
@@ -142,7 +152,7 @@ class CLI(LightningCLI):
                 save_from_step_0(callback)
                 callback.dirpath = callback.dirpath or str(self.run_folder / "checkpoints")
         if not any(isinstance(c, ProgressBar) for c in given) and trainer["enable_progress_bar"] is not False:
-            callbacks.append(TQDMProgressBar())  # as the fit's own bars: a live display would clash with them
+            callbacks.append(TrainingBar())  # as the fit's own bars: a live display would clash with them
         if self.model.automatic_optimization and trainer["logger"] is not False:
             callbacks.append(LearningRateMonitor("step"))
         if isinstance(self.model, Frozen):

@@ -110,8 +110,7 @@ def take_up(folder: Path) -> Path | None:
     others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name != "best.ckpt"]
     if last is None and not others:
         shutil.rmtree(folder)
-    if held is not None:
-        let_go(held)
+    let_go(held)
     if others:
         raise CxlpError(
             f"{folder} was stopped, and has no last.ckpt to go on from, only {others[0].name}: move it away"
@@ -135,14 +134,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     """
     last = take_up(folder)
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
-    command = [
-        sys.executable,
-        "-m",
-        "cxlp.commands.train",
-        *arguments,
-        *place,
-        *(["--ckpt_path", str(last)] if last else []),
-    ]
+    command = [sys.executable, "-m", "cxlp", "train", *arguments, *place, *(["--ckpt_path", str(last)] if last else [])]
     # The package may not be installed, but stand beside train.py.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

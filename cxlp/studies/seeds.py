@@ -16,6 +16,7 @@ from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, last_checkpoint, run_in, say
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
+from cxlp.utils.program import train_program
 
 
 def seeds_of(config: Namespace, count: int) -> list[int]:
@@ -32,8 +33,8 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
     if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
-            "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, python train.py "
-            "--seeds with --trainer.devices, which launches the processes of each run"
+            "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, "
+            f"{train_program()} --seeds with --trainer.devices, which launches the processes of each run"
         )
     return list(range(first, first + count))
 

@@ -33,39 +33,11 @@ _LOWER_PAIRS: dict[str, tuple[str, str]] = {
     "efficientnet_lite0": ("blocks.5.3", "blocks.6.0"),
     "vgg16": ("features.24", "features.26"),
 }
-#: What the paper's CL-45 is made of.
-PAPERS = {"name": "caffenet", "layers": ("conv4", "conv5"), "pca_dim": 500, "size": 3}
-
 #: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
 GUIDE_DIM, SKETCH = 64, 8192
 
-#: Accuracy or mean average precision in percent, by data set: recalled, not read. Check the PDF before you cite.
-RECALLED: dict[str, dict[str, float]] = {
-    "CNN-Global": {"mit67": 57.9, "voc2007": 71.7, "cub200": 59.2, "h3d": 74.1},
-    "CNN-Jitter": {"mit67": 61.1, "voc2007": 75.0, "cub200": 60.5, "h3d": 74.6},
-    "R-CNN SCFV": {"mit67": 68.2, "voc2007": 76.9, "cub200": 66.4, "h3d": 73.1},
-    "CL-45": {"mit67": 64.6, "voc2007": 72.6, "cub200": 72.4, "h3d": 75.3},
-    "CL-45F": {"mit67": 65.8, "voc2007": 71.3, "cub200": 68.4},
-    "CL-45C": {"mit67": 68.8, "voc2007": 75.0, "cub200": 73.5, "h3d": 77.3},
-    "CL + CNN-Global": {"mit67": 70.0, "voc2007": 76.5, "cub200": 72.4, "h3d": 78.1},
-    "CL + CNN-Jitter": {"mit67": 71.5, "voc2007": 77.8, "cub200": 73.0},
-}
-
 #: What others are compared with class by class.
 BASELINE = "CNN-Global"
-
-
-def is_the_papers(backbone: BackboneConfig, heads: Sequence[Head]) -> bool:
-    """Whether a network is the paper's CL-45, so that its table may stand beside ours."""
-    if len(heads) > 1 or type(heads[0]) is not CrossLayerPooling:
-        return False
-    (head,) = heads
-    return {
-        "name": backbone.name,
-        "layers": head.layers_of(backbone.layers),
-        "pca_dim": head.pca_dim,
-        "size": head.size,
-    } == PAPERS
 
 
 def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, System]:

@@ -15,15 +15,12 @@ from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.history import by_epoch
 from cxlp.runs.loggers import RunConfig, build_loggers
-from cxlp.studies.systems import BASELINE, RECALLED
+from cxlp.studies.systems import BASELINE
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 
 #: Phases of a run that are no part of fitting.
 _NO_FIT = ("test", "pictures", "validation", "total", "since resumed")
-
-#: Heads of the table; the recalled column comes only with the paper's backbone.
-RECALLED_HEAD = "paper (recalled, check the PDF)"
 
 
 @dataclass(frozen=True)
@@ -113,15 +110,12 @@ def _per_class(places: Sequence[Path], column: str) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def table(
-    rows: Sequence[Row], metric: str, data: str | None, reach: float | None = None
-) -> tuple[list[str], list[list[Any]]]:
+def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple[list[str], list[list[Any]]]:
     """Tabulate rows, plain values; with columns of deviations and validation where there are such.
 
     Args:
         rows: In the order of the table.
         metric: ``accuracy`` or ``mAP``.
-        data: The data set's name, for a column of recalled values; ``None``: no such column.
         reach: A percentage of the images held out, for a column of the first epoch that has it; ``None``: no such
             column.
     """
@@ -157,10 +151,6 @@ def table(
                 round(row.row_bytes / 1000, 1), round(row.peak_bytes / 1e6), round(row.fit_seconds, 1),
             ]
         )  # fmt: skip
-    if data is not None:
-        heads.append(RECALLED_HEAD)
-        for record in values:
-            record.append(RECALLED.get(record[0], {}).get(data, ""))
     return heads, values
 
 
@@ -172,7 +162,6 @@ def write_reports(
     folder: Path,
     metric: str,
     rows: Sequence[Row],
-    data: str | None,
     option: str | None,
     run: RunConfig,
     reach: float | None = None,
@@ -183,7 +172,6 @@ def write_reports(
         folder: The comparison's.
         metric: ``accuracy`` or ``mAP``.
         rows: At least one.
-        data: See :func:`table`.
         option: The option of a sweep; ``None``: the rows are systems or recipes.
         run: The wandb options of the runs.
         reach: See :func:`table`.
@@ -191,7 +179,7 @@ def write_reports(
     Returns:
         The files.
     """
-    heads, values = table(rows, metric, data, reach)
+    heads, values = table(rows, metric, reach)
     note = (
         "\nsize: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
         "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; "

@@ -5,17 +5,46 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-def warmed_up(decay: float, updates: int | Tensor) -> float:
+def warmed_up(decay: float, updates: int) -> float:
     """Decay of an average that has been updated so often: ``min(decay, (1 + t) / (10 + t))``.
 
     A constant decay of 0.999 would still be made of the start by a third after 1,000 steps, which are more than a small
     data set has in a whole run.
     """
-    t = int(updates)
-    return min(decay, (1 + t) / (10 + t))
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class _Average(AveragedModel):
+    """Torch's averaged model, whose update never waits for the GPU: the count of updates lies on the CPU."""
+
+    def __init__(self, model: nn.Module, device: torch.device, decay: float) -> None:
+        super().__init__(model, device, use_buffers=True)
+        self.n_averaged = torch.tensor(0)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average a step towards a model; the first update is a copy."""
+        by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
+            averages, currents = by_type.setdefault(average.dtype, ([], []))
+            averages.append(average)
+            currents.append(current)
+        updates = int(self.n_averaged)
+        for dtype, (averages, currents) in by_type.items():
+            if updates and dtype.is_floating_point:
+                torch._foreach_lerp_(averages, currents, 1 - warmed_up(self.decay, updates))
+            else:
+                torch._foreach_copy_(averages, currents)
+        self.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 class AverageWeights(WeightAveraging):
@@ -29,19 +58,13 @@ class AverageWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def update(averages: list[Tensor], currents: list[Tensor], updates: int | Tensor) -> None:
-            # All tensors of one type at a time.
-            if averages[0].is_floating_point():
-                torch._foreach_lerp_(averages, currents, 1 - warmed_up(decay, updates))
-            else:
-                torch._foreach_copy_(averages, currents)
-
-        super().__init__(multi_avg_fn=update)
+        super().__init__()
+        self.decay = decay
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Copy the weights to where they will be: Lightning has not moved them yet."""
-        self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._average_model = _Average(pl_module, trainer.strategy.root_device, self.decay)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have a closing fit see the average; before the first step there is none."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Split
-from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights, on_rank_zero_word
+from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
-from cxlp.utils.distributed import from_rank_zero, rank
+from cxlp.utils.distributed import ask_rank_zero
 from cxlp.utils.profiling import peak_memory
 
 
@@ -68,7 +68,7 @@ class KeptFeatures:
         """Have the pictures of a split not decoded whose features are there."""
         size = len(self.data.splits[split])
         path = self.entry.folder / f"{self._name(split)}.bin"
-        if size and self.entry.was_made_by(self.network) and on_rank_zero_word(path.is_file):
+        if size and self.entry.was_made_by(self.network) and ask_rank_zero(path.is_file):
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 
     def begin(self) -> Path:
@@ -104,9 +104,8 @@ class KeptFeatures:
         self.entry.give_up()
 
     def _name(self, split: Split) -> str:
-        # Rank 0's: machines may see other dates of files.
-        own = 0
-        if rank() == 0:
+        def number() -> int:
             seen = f"{self.data.digest(split)} {self.network.test_views.relevant} {self._kind}"
-            own = int(blake2b(seen.encode(), digest_size=7).hexdigest(), 16)
-        return f"{split}-{int(from_rank_zero(torch.tensor([own]))):014x}"
+            return int.from_bytes(blake2b(seen.encode(), digest_size=7).digest())
+
+        return f"{split}-{ask_rank_zero(number):014x}"  # machines may see other dates of files

@@ -263,7 +263,11 @@ class FineTune(CrossLayerTask):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU
             self._stop_unless(bool(self._finite), "the training loss is not finite")
-        self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        # A step's loss is this rank's: the mean of all would be a collective in each step. An epoch's is of all ranks.
+        self.log("train/loss_step", loss.detach(), batch_size=len(images), prog_bar=True)
+        self.log(
+            "train/loss_epoch", loss.detach(), batch_size=len(images), on_step=False, on_epoch=True, sync_dist=True
+        )
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)

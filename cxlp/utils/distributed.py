@@ -1,6 +1,10 @@
 """Collectives that also work in a single process, so that callers need not ask where they run."""
 
 import os
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +15,11 @@ from torch import distributed as dist
 from cxlp.utils.errors import CxlpError
 
 T = TypeVar("T")
+
+#: What a process says that ends because of another one.
+STOPPED = "another process of this run has stopped: see its message"
+#: Seconds that a process which must end has for an orderly end.
+GRACE = 10.0
 
 
 def is_distributed() -> bool:
@@ -26,6 +35,14 @@ def rank() -> int:
 def world_size() -> int:
     """The number of ranks; 1 where there is only one."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def local_world_size() -> int:
+    """The number of ranks on this machine, which share its cores; all ranks call it together."""
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    machine = socket.gethostname()
+    return gather_objects(machine).count(machine)
 
 
 def barrier() -> None:
@@ -75,23 +92,73 @@ def gather_objects(value: T) -> list[T]:
     return found
 
 
-def on_rank_zero(work: Callable[[], None]) -> None:
-    """Do something on rank 0 only; where it fails, all ranks fail, so that none waits for another.
+def ask_rank_zero(ask: Callable[[], int]) -> int:
+    """Compute an integer on rank 0 only, and return it on all ranks; where it fails, all fail, and none waits.
 
     Raises:
-        CxlpError: On the other ranks, if it failed.
+        CxlpError: On the other ranks, if it failed; on rank 0, what it failed with.
     """
     failure: Exception | None = None
+    answer = 0
     if rank() == 0:
         try:
-            work()
+            answer = int(ask())
         except Exception as error:  # raised below, when the others know
             failure = error
-    failed = int(all_sum(torch.tensor([int(failure is not None)])))
+    told = all_sum(torch.tensor([int(failure is not None), answer]))
     if failure is not None:
         raise failure
-    if failed:
-        raise CxlpError("process 0 has failed: see its message")
+    if told[0]:
+        raise CxlpError(STOPPED)
+    return int(told[1])
+
+
+def on_rank_zero(work: Callable[[], None]) -> None:
+    """Do something on rank 0 only; all ranks wait for it, and fail where it fails, see :func:`ask_rank_zero`."""
+
+    def done() -> int:
+        work()
+        return 0
+
+    ask_rank_zero(done)
+
+
+def leave_soon(status: int, said: str = "") -> None:
+    """End this process after :data:`GRACE` seconds, whatever it is waiting for then.
+
+    Peers learn that a process has failed when it is gone: its connections are closed, and its launcher ends the others.
+    An orderly end can wait forever, though: NCCL's waits for peers which wait for this process.
+
+    Args:
+        status: The exit status.
+        said: What is printed if the end was not orderly.
+    """
+
+    def leave() -> None:
+        time.sleep(GRACE)
+        if said:
+            print(f"error: {said}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(status)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def leave_with_parent(poll: float = 1.0) -> None:
+    """End this process soon after the one that started it, if that was rank 0 (Lightning's own launcher).
+
+    The launcher ends rank 0 when another rank fails, but nobody ends the others when rank 0 does. Under gloo their
+    collectives fail; under NCCL they would wait for its timeout, half an hour.
+    """
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll)
+        leave_soon(2, STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_nccl() -> bool:

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import json
 import re
-import secrets
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -70,14 +69,14 @@ def fetch(
     """
     target = folder / remote.file
     if not target.exists():
-        with locked(folder / f".{remote.file}.lock", remote.file) as is_locked:
+        with locked(folder / f".{remote.file}.lock", remote.file):
             if not target.exists():
-                part = _Part(target.with_name(f"{remote.file}{'' if is_locked else '.' + secrets.token_hex(8)}.part"))
+                part = _Part(target.with_name(f"{remote.file}.part"))
                 try:
                     _download(remote, part, by_hand, stall, waits)
                     part.file.replace(target)
                 finally:
-                    if not (is_locked and part.size):  # without a lock nobody knows whose it is later
+                    if not part.size:
                         part.discard()
                 return target
     verify(target, remote)

@@ -1,65 +1,47 @@
-"""A lock among processes, on one machine or on several that share a disk."""
+"""Locks among processes, on one machine or on several that share a disk.
 
-import os
-from collections.abc import Iterator
+``filelock`` takes them by ``flock``: such a lock ends with its process, however that ends, and holds between containers
+and machines. A forked loader worker does not keep it for the seconds by which it outlives a killed run, since
+``filelock`` closes the worker's copies.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import IO
 
+from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
 from cxlp.utils.errors import CxlpError
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-
-_HELD: list[IO[str]] = []  # an open file keeps its lock
+_HELD: list[BaseFileLock] = []  # a lock that nobody refers to is released
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[bool]:
-    """Be the only process that works on something.
-
-    By ``flock``, which ends with its process, however that ends, and which holds between containers and
-    machines that share a disk (where process numbers say nothing).
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Be the only process that works on something; wait for another one that does.
 
     Args:
         path: The lock file; its folder is made, and it is deleted in the end.
         what: What is worked on, to tell the user what is waited for.
 
-    Yields:
-        Whether there is a lock at all: not on Windows, nor on file systems without locks.
-
     Raises:
-        CxlpError: If nothing can be written there.
+        CxlpError: If nothing can be written or locked there.
     """
-    descriptor = -1
     try:
-        while True:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else -1
-            except OSError as error:
-                raise CxlpError(f"cannot write into {path.parent}: {error.strerror}") from error
-            is_locked = fcntl is not None and _flock(fcntl, descriptor, what)
-            # Whoever had the lock has deleted the file: then this one is a lock on nothing.
-            if not is_locked or _is_file_of(descriptor, path):
-                break
-            os.close(descriptor)
-            descriptor = -1
-        yield is_locked
+        lock = _take(path, blocking=False)
+    except Timeout:
+        tqdm.write(f"Another process fetches {what}: waiting for it")
+        lock = _take(path, blocking=True)
+    try:
+        yield
     finally:
-        if descriptor >= 0:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
+        let_go(lock)
 
 
-def hold(folder: Path) -> IO[str] | None:
+def hold(folder: Path) -> BaseFileLock:
     """Keep a folder for this process, until :func:`let_go` or its end.
 
     Returns:
@@ -68,63 +50,62 @@ def hold(folder: Path) -> IO[str] | None:
     Raises:
         CxlpError: If another process has it: two would overwrite each other's files.
     """
-    return hold_file(folder / ".lock")
+    return _hold(folder / ".lock")
 
 
-def hold_file(path: Path) -> IO[str] | None:
-    """:func:`hold` by a file of any name, which is made."""
-    if fcntl is None:
-        return None
-    file = path.open("w")
-    _HELD.append(file)
+def hold_part(part: Path) -> BaseFileLock:
+    """:func:`hold` a file or folder that is about to be made, by a file beside it, so that it never lies there free."""
+    return _hold(part.with_suffix(".lock"))
+
+
+def delete_abandoned(parts: Iterable[Path]) -> list[Path]:
+    """Delete the parts that no process holds any longer; return those that one does, or that cannot be locked."""
+    left = []
+    for part in parts:
+        try:
+            lock = hold_part(part)
+        except CxlpError:
+            left.append(part)
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+        let_go(lock)
+    return left
+
+
+def let_go(lock: BaseFileLock | None) -> None:
+    """Release a lock, unless that is done, and delete its file."""
+    if lock not in _HELD:
+        return
+    _HELD.remove(lock)
+    # Deleted while it is held: who waits sees that the old file has no name any more. On Windows filelock does it.
+    if lock.is_locked and sys.platform != "win32":
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def let_go_all() -> None:
+    """Release all that this process holds."""
+    while _HELD:
+        let_go(_HELD[-1])
+
+
+def _hold(path: Path) -> BaseFileLock:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        let_go(file)
+        return _take(path, blocking=False)
+    except Timeout as error:
         raise CxlpError(f"another process is working in {path.parent}: wait for it, or stop it") from error
-    except OSError:  # a file system without locks
-        return file
-    return file
 
 
-def abandoned(path: Path) -> bool:
-    """Whether a folder or file that a process held is held no longer; never where files cannot be locked."""
-    if fcntl is None:
-        return False
+def _take(path: Path, blocking: bool) -> BaseFileLock:
+    lock = FileLock(path, thread_local=False)
     try:
-        with (path / ".lock" if path.is_dir() else path).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or just being made
-        return False
-    return True
-
-
-def let_go(file: IO[str] | None = None) -> None:
-    """Give a folder free, or, without one, all that this process holds."""
-    for held in [file] if file is not None else list(_HELD):
-        _HELD.remove(held)
-        held.close()
-
-
-if hasattr(os, "register_at_fork"):
-    # A loader's worker would have the files, too, and keep the locks for the seconds by which it outlives a killed run.
-    # Its own copies are closed, which gives nothing free.
-    os.register_at_fork(after_in_child=let_go)
-
-
-def _flock(fcntl: ModuleType, descriptor: int, what: str) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        tqdm.write(f"Another process fetches {what}: waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return False
-    return True
-
-
-def _is_file_of(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire(blocking=blocking)
+    except Timeout:  # an OSError, too
+        raise
+    except OSError as error:
+        raise CxlpError(f"cannot write into {path.parent}, or not lock files there: {error.strerror}") from error
+    _HELD.append(lock)
+    return lock

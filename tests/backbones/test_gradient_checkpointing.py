@@ -13,7 +13,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import cxlp.backbones.gradient_checkpointing
 from cxlp.backbones.backbone import Backbone
-from cxlp.backbones.gradient_checkpointing import Recomputation, plan
+from cxlp.backbones.gradient_checkpointing import allowed_cuts, find_cuts, run_in_segments
+from cxlp.utils.errors import CxlpError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,27 +120,21 @@ def overwriting() -> Any:
     return create_feature_extractor(Overwriting(), {"view": "map"}, suppress_diff_warning=True).train()
 
 
-def test_cuts_keep_away_from_what_is_overwritten() -> None:
+def test_cuts_keep_away_from_what_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, segmented, x = overwriting(), overwriting(), torch.randn(2, 3, 16, 16)
     names = {node.name: i for i, node in enumerate(segmented.graph.nodes)}
-    recomputation = Recomputation()
-    found = []
-    # as finely as is allowed: every cut that the plan could choose
-    for cuts in (plan(segmented, x), allowed_cuts(segmented, x)):
-        assert cuts
+    expected = gradients(plain, lambda: plain(x)["map"])
+    fine = list(allowed_cuts(segmented))
+    assert len(fine) > len(find_cuts(segmented)) > 0
+    for cuts in (find_cuts(segmented), fine):
         for written, again in (("convs_0", "hardswish"), ("add_1", "dropout"), ("convs_4", "silu_1")):
             assert not [cut for cut in cuts if names[written] < cut <= names[again]]
-        recomputation.cuts = cuts
-        found.append(gradients(segmented, lambda: recomputation(segmented, x)["map"]))
-    expected = gradients(plain, lambda: plain(x)["map"])
-    for own in found:
+        monkeypatch.setattr(cxlp.backbones.gradient_checkpointing, "find_cuts", lambda _trunk, cuts=cuts: cuts)
+        own = gradients(segmented, lambda: run_in_segments(segmented, x)["map"])
         torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
-
-
-def allowed_cuts(trunk: Any, x: Tensor) -> list[int]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cxlp.backbones.gradient_checkpointing, "_cheapest", lambda _fresh, _held, allowed: allowed)
-        return plan(trunk, x)
+    monkeypatch.setattr(cxlp.backbones.gradient_checkpointing, "find_cuts", lambda _trunk: [names["hardswish"]])
+    with pytest.raises(CxlpError, match=r"overwrites its map 'rest' in place.*model\.recompute"):
+        run_in_segments(segmented, x)
 
 
 def gradients(trunk: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
@@ -148,16 +143,6 @@ def gradients(trunk: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
     out = forward()
     torch.autograd.backward((out**2).mean())
     return [out.detach(), *(p.grad.clone() for p in trunk.parameters() if p.grad is not None)]
-
-
-def test_planning_leaves_no_trace() -> None:
-    backbone = build("timm/test_resnet")
-    before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    x = photos()
-    original, state = x.clone(), torch.get_rng_state()
-    assert plan(backbone.trunk, x)
-    assert torch.equal(x, original) and torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(backbone.state_dict(), before, rtol=0, atol=0)
 
 
 def test_half_precision_is_that_of_a_plain_step() -> None:
@@ -170,7 +155,7 @@ def test_half_precision_is_that_of_a_plain_step() -> None:
     torch.testing.assert_close(own, gradients, rtol=1e-6, atol=1e-6)
 
 
-def test_evaluation_and_copies_are_as_ever() -> None:
+def test_evaluation_and_copies_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build("timm/test_resnet")
     names = list(backbone.state_dict())
     backbone.recompute = True
@@ -179,9 +164,7 @@ def test_evaluation_and_copies_are_as_ever() -> None:
     twin = copy.deepcopy(backbone)
     assert twin.recompute
     torch.testing.assert_close(step(twin, True)[1], step(backbone, True)[1])
-    cuts, backbone._recomputation.cuts = backbone._recomputation.cuts, None
-    assert cuts
+    monkeypatch.setattr(cxlp.backbones.gradient_checkpointing, "checkpoint", None)  # neither is run in segments
     backbone.eval()(photos())
     with torch.no_grad():
         backbone.train()(photos())
-    assert backbone._recomputation.cuts is None  # neither was run in segments

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import cxlp
 from cxlp.__main__ import main
 from cxlp.data import DATA_MODULES
 from cxlp.data.cub200 import CUB200
 from cxlp.data.datamodule import ImageDataModule
+from cxlp.utils.program import train_program
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
@@ -80,6 +82,50 @@ def test_help_names_the_data_sets_and_an_example(capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "python -m cxlp download cub200" in text
     assert ", ".join(DATA_MODULES) in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--config", "a", "--data.x=1", "--version", "--run.name", "b c"], []]
+)
+def test_train_is_given_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    given: list[list[str]] = []
+
+    def train(args: list[str]) -> int:
+        given.append(args)
+        return 7
+
+    monkeypatch.setattr("cxlp.commands.train.main", train)
+    assert main(["train", *arguments]) == 7 and given == [arguments]
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "train"),
+    [
+        ("/venv/bin/cxlp", "cxlp", "cxlp train"),
+        ("/site/cxlp/__main__.py", "python -m cxlp", "python -m cxlp train"),
+        ("train.py", "python -m cxlp", "python train.py"),
+    ],
+)
+def test_users_are_told_the_command_that_they_gave(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str, name: str, train: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script])
+    assert train_program() == train
+    with pytest.raises(SystemExit):
+        main(["download", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {name} download ") and f"  {name} download cub200\n" in text
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out == f"cxlp {cxlp.__version__}\n"
+
+
+def test_torch_is_imported_only_where_a_command_needs_it() -> None:
+    code = "import sys, cxlp.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_it_runs_as_a_module() -> None:

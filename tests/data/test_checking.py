@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -33,17 +34,17 @@ def names(report: Report, kind: Kind) -> list[str]:
 def test_cub200(cub200: Path, workers: int) -> None:
     module = CUB200(cub200)
     report = check(module, workers)
-    assert report.counts == {"train": Counts(18, 3, 18, 0), "test": Counts(9, 3, 9, 0)}
+    assert report.counts == {"train": Counts(18, 3, 6, 6, 18, 0), "test": Counts(9, 3, 3, 3, 9, 0)}
     assert (report.files, report.decoded, report.defects) == (27, 27, 0)
-    assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.GREY: 1}
-    assert names(report, Kind.GREY)[0].endswith("_2.jpg") and names(report, Kind.BOX_CLIPPED)[0].endswith("_3.jpg")
+    assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.COLOURS: 1}
+    assert names(report, Kind.COLOURS)[0].endswith("_2.jpg") and names(report, Kind.BOX_CLIPPED)[0].endswith("_3.jpg")
     assert module.bbox is False, "that boxes were looked at is not left behind"
 
 
 def test_mit67_holds_other_formats(mit67: Path) -> None:
     report = check(MIT67(mit67), 1)
     # Of six kinds in turn: 5 GIF, 4 PNG and 3 BMP that are called .jpg, the GIF and PNG with palettes.
-    assert numbers(report) == {Kind.MISNAMED: 12, Kind.GREY: 6, Kind.CMYK: 5, Kind.PALETTE: 9}
+    assert numbers(report) == {Kind.MISNAMED: 12, Kind.COLOURS: 6 + 5 + 9}  # grey, CMYK, palettes
     assert report.defects == 0, "files that no list names are not looked at"
 
 
@@ -51,10 +52,17 @@ def test_voc2007_counts_positive_and_ignored_labels(voc2007: Path) -> None:
     report = check(VOC2007(voc2007), 1)
     _, samples = VOC2007(voc2007).read()
     for split, part in samples.items():
-        labels = [label for s in part if isinstance(s.label, tuple) for label in s.label]
-        assert report.counts[split] == Counts(len(part), 20, labels.count(1), labels.count(0))
+        rows = [s.label for s in part if isinstance(s.label, tuple)]
+        labels = [label for row in rows for label in row]
+        sizes = [sum(row[k] == 1 for row in rows) for k in range(20)]
+        expected = Counts(len(part), 20, min(sizes), max(sizes), labels.count(1), labels.count(0))
+        assert report.counts[split] == expected and min(sizes) > 0
     train, val, both = (report.counts[split] for split in ("train", "val", "train + val"))
-    assert both == Counts(60, 20, train.positives + val.positives, train.ignored + val.ignored)
+    assert (both.images, both.positives, both.ignored) == (
+        60,
+        train.positives + val.positives,
+        train.ignored + val.ignored,
+    )
     assert numbers(report) == {}
 
 
@@ -80,9 +88,8 @@ def test_no_defect_hides_another(cub200: Path, workers: int) -> None:
     stops = {kind: names(report, kind) for kind in report.findings if kind.stops}
     assert stops == {
         Kind.MISSING: [gone.name],
-        Kind.EMPTY: [empty.name],
         Kind.TRUNCATED: [cut.name],
-        Kind.UNDECODABLE: [page.name],
+        Kind.UNDECODABLE: [empty.name, page.name],
     }
     assert (report.files, report.decoded, report.defects) == (27, 23, 4)
 
@@ -165,24 +172,26 @@ def test_a_list_that_may_not_be_read_is_an_error(cub200: Path) -> None:
         check(CUB200(cub200), 1)
 
 
-# Built-in functions, which processes need not import.
+def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=2, train=4, test=2)
+    for name in ("00.png", "01.png", "02.png"):
+        (tmp_path / "train" / "kind1" / name).unlink()
+    counts = check(Folder(tmp_path), 1).counts["train"]
+    assert (counts.images, counts.fewest, counts.most) == (5, 1, 4)
 
 
-def test_a_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "inspect_image", exec)
-    jobs: Any = {"import os; os._exit(1)": {}}
-    with pytest.raises(CxlpError, match=r"a process that decodes was killed.*fewer --workers"):
-        list(checking._inspections(jobs, 2))
+def test_what_has_not_begun_is_dropped_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
 
+    def slow(path: Path, boxes: object) -> None:
+        begun.append(path)
+        sleep(0.01)
 
-def test_what_has_not_begun_is_dropped_when_the_caller_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "inspect_image", exec)
-    job = "import time, pathlib; time.sleep(.01); pathlib.Path({!r}).touch()"
-    jobs: Any = {job.format(str(tmp_path / str(i))): {} for i in range(500)}
-    inspections: Any = checking._inspections(jobs, 2)
+    monkeypatch.setattr(checking, "inspect_image", slow)
+    inspections: Any = checking._inspections({Path(str(i)): () for i in range(500)}, 2)
     next(inspections)
     inspections.close()
-    assert 0 < len(list(tmp_path.iterdir())) < 100
+    assert 0 < len(begun) < 100
 
 
 def test_real_voc2007(real_data: Path) -> None:
@@ -195,6 +204,6 @@ def test_real_voc2007(real_data: Path) -> None:
 
 def test_real_birds(real_data: Path) -> None:
     report = check(CUB200(real_data / "CUB_200_2011"), 2)
-    assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.GREY: 1}
-    with Image.open(report.findings[Kind.GREY][0].where) as image:
+    assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.COLOURS: 1}
+    with Image.open(report.findings[Kind.COLOURS][0].where) as image:
         assert image.mode == "L"

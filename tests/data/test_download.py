@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import cxlp.data.download
-import cxlp.utils.locking
 from cxlp.data import DATA_MODULES, cub200
 from cxlp.data.cub200 import CUB200
 from cxlp.data.download import Archive, by_hand, missing, obtain
@@ -291,24 +290,6 @@ def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: S
     assert by_hand(files, root) in str(caught.value)
     assert str(root) in str(caught.value)
     assert left(root.parent) == []
-
-
-def test_another_run_that_was_faster_keeps_its_files(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cxlp.utils.locking, "fcntl", None)  # with locks, they would not run at the same time
-    root = tmp_path / "birds"
-    unpack = UNPACKER.TarFile.extractall
-
-    def meanwhile(*arguments: Any, **options: Any) -> None:
-        root.mkdir(parents=True)
-        (root / "images.txt").write_text("theirs")
-        unpack(*arguments, **options)
-
-    monkeypatch.setattr(UNPACKER.TarFile, "extractall", meanwhile)
-    obtain([offer(server, tar(BIRDS))], root, "Birds")
-    assert left(tmp_path) == ["birds", "birds/images.txt"]
-    assert (root / "images.txt").read_text() == "theirs"
 
 
 def test_of_two_runs_one_makes_it_and_the_other_waits(

@@ -1,7 +1,5 @@
 """One file: what is said of what it holds."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,7 +10,7 @@ from PIL import Image
 
 from cxlp.data import inspection
 from cxlp.data.decode import Box, read_image
-from cxlp.data.inspection import SMALL, Finding, Kind, inspect_image
+from cxlp.data.inspection import Finding, Kind, inspect_image
 from cxlp.utils.errors import CxlpError
 from tests.generate import texture
 
@@ -37,34 +35,28 @@ def test_nothing_is_said_of_ordinary_pictures(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("mode", "name", "kind"),
+    ("mode", "name"),
     [
-        ("L", "a.jpg", Kind.GREY),
-        ("1", "a.png", Kind.GREY),
-        ("CMYK", "a.jpg", Kind.CMYK),
-        ("P", "a.png", Kind.PALETTE),
-        ("RGBA", "a.png", Kind.ALPHA),
-        ("LA", "a.png", Kind.ALPHA),
-        ("I;16", "a.png", Kind.DEEP),
-        ("LAB", "a.tif", Kind.COLOURS),
+        ("L", "a.jpg"),
+        ("1", "a.png"),
+        ("CMYK", "a.jpg"),
+        ("P", "a.png"),
+        ("RGBA", "a.png"),
+        ("LA", "a.png"),
+        ("I;16", "a.png"),
+        ("LAB", "a.tif"),
     ],
 )
-def test_modes_are_told(tmp_path: Path, mode: str, name: str, kind: Kind) -> None:
+def test_modes_are_told(tmp_path: Path, mode: str, name: str) -> None:
     Image.new(mode, (60, 40)).save(tmp_path / name)
-    assert said(tmp_path / name) == [(kind, f"mode {mode}")]
+    assert said(tmp_path / name) == [(Kind.COLOURS, f"mode {mode}")]
 
 
 @pytest.mark.parametrize("content", ["GIF", "PNG", "BMP", "WEBP"])
 def test_content_that_the_name_does_not_promise_is_told(tmp_path: Path, content: str) -> None:
     found = said(save(tmp_path / "a.jpg", form=content))
     assert (Kind.MISNAMED, f"{content} inside") in found
-    assert {kind for kind, _ in found} <= {Kind.MISNAMED, Kind.PALETTE}
-
-
-def test_frames_after_the_first_are_told(tmp_path: Path) -> None:
-    frames = [Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)]
-    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
-    assert said(tmp_path / "a.webp") == [(Kind.FRAMES, "2 frames")]
+    assert {kind for kind, _ in found} <= {Kind.MISNAMED, Kind.COLOURS}
 
 
 def test_a_preview_behind_a_jpeg_is_ordinary(tmp_path: Path) -> None:
@@ -91,9 +83,8 @@ def test_turned_pictures_are_told(tmp_path: Path, orientation: int, turned: bool
         ((0, 0, 60, 40), []),
         ((-0.5, 0, 60, 40), [Kind.BOX_CLIPPED]),
         ((0, 0, 60, 40.5), [Kind.BOX_CLIPPED]),
-        ((10, 10, SMALL, SMALL), []),
-        ((10, 10, SMALL - 1, SMALL), [Kind.BOX_SMALL]),
-        ((60 - SMALL + 1, 0, 50, 40), [Kind.BOX_CLIPPED, Kind.BOX_SMALL]),  # what is left of it is small
+        ((59, 39, 1, 1), []),
+        ((59, 0, 50, 40), [Kind.BOX_CLIPPED]),
         ((60, 0, 10, 10), [Kind.BOX_OUTSIDE]),
         ((5, -30, 20, 20), [Kind.BOX_OUTSIDE]),
     ],
@@ -102,13 +93,6 @@ def test_boxes_are_held_against_the_picture(tmp_path: Path, box: Box, kinds: lis
     found = said(save(tmp_path / "a.png"), (0, 0, 60, 40), box)
     assert [kind for kind, _ in found] == kinds
     assert all(text == "x {:g}, y {:g}, {:g} x {:g} in 60 x 40".format(*box) for _, text in found)
-
-
-def test_tiny_pictures_are_told(tmp_path: Path) -> None:
-    for size in ((SMALL, SMALL), (SMALL - 1, 90)):
-        Image.new("RGB", size).save(tmp_path / f"{size[0]}.png")
-    assert said(tmp_path / f"{SMALL}.png") == []
-    assert said(tmp_path / f"{SMALL - 1}.png") == [(Kind.TINY, f"{SMALL - 1} x 90")]
 
 
 def test_files_that_stop_a_run_are_told_apart(tmp_path: Path) -> None:
@@ -126,7 +110,7 @@ def test_files_that_stop_a_run_are_told_apart(tmp_path: Path) -> None:
     ((kind, reason),) = found.pop("float.tif")
     assert kind is Kind.UNDECODABLE and reason.startswith("floating-point pixels: what is white is not known")
     assert found == {
-        "empty.jpg": [(Kind.EMPTY, "no picture (0 bytes)")],
+        "empty.jpg": [(Kind.UNDECODABLE, "no picture (0 bytes)")],
         "page.jpg": [(Kind.UNDECODABLE, "no picture (16 bytes)")],
         "folder.jpg": [(Kind.MISSING, "")],
         "link.jpg": [(Kind.MISSING, "")],
@@ -154,27 +138,13 @@ def test_a_decoder_that_raises_anything_is_a_defect(tmp_path: Path, monkeypatch:
     assert kind is Kind.UNDECODABLE and reason.startswith("IndexError (")
 
 
-def test_warnings_are_told_and_not_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns from there, and refuses twice as many
-    ((kind, reason),) = said(save(tmp_path / "a.png"))
-    assert kind is Kind.WARNING and "2400 pixels" in reason
-    assert not len(recwarn)
-
-
 def test_digests_tell_contents_apart(tmp_path: Path) -> None:
     one, same = save(tmp_path / "a.png"), save(tmp_path / "b.png")
     other = save(tmp_path / "c.png", "L")
-    digests = [inspect_image(path).digest for path in (one, same, other)]
+    digests = [inspect_image(path)[1] for path in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_findings_name_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", "L")
-    assert inspect_image(path).findings == [Finding(Kind.GREY, str(path), "mode L")]
-
-
-def test_processes_that_inspect_need_no_torch() -> None:
-    code = "import sys, cxlp.data.inspection; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert inspect_image(path)[0] == [Finding(Kind.COLOURS, str(path), "mode L")]

@@ -20,6 +20,7 @@ from cxlp.frozen import fit as fit_module
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import FeatureType, RowStore
+from cxlp.frozen.svm import solve
 from cxlp.heads import (
     AveragePooling,
     BilinearPooling,
@@ -347,6 +348,20 @@ def test_c_is_chosen_by_cross_validation(tmp_path: Path) -> None:
     given = small_network()
     run_fit(given, tmp_path, FrozenConfig(best, (), 3, ALL_VECTORS))
     assert_same_weights(weights(given), weights(chosen))
+
+
+def test_cores_are_shared_by_the_ranks_of_this_machine_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def watched(gram: Any, targets: Any, c: float, count: int) -> Any:
+        threads.append(count)
+        return solve(gram, targets, c, count)
+
+    monkeypatch.setattr(fit_module, "usable_cores", lambda: 6)
+    monkeypatch.setattr(fit_module, "local_world_size", lambda: 2)
+    monkeypatch.setattr(fit_module, "solve", watched)
+    run_fit(small_network(), tmp_path)
+    assert threads == [3]
 
 
 def test_the_backbone_does_not_move(tmp_path: Path) -> None:

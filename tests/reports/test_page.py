@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,13 @@ def test_nothing_is_fetched_and_links_lead_to_files_of_the_folder(tmp_path: Path
     page = build_page(folder)
     reader = Reader(page)
     for link in reader.links:
-        assert link.startswith("data:image/") or (folder / link).exists(), link[:60]
+        assert (
+            (link[0] == "#" and f'id="{link[1:]}"' in page)
+            or link.startswith("data:image/")
+            or (folder / link).exists()
+        ), link[:60]
     assert not {"link", "iframe", "object", "embed"} & set(reader.tags)
-    assert "http" not in page and "@import" not in page and "url(" not in page
+    assert "http" not in page and "@import" not in page and "url(" not in page.replace("url(#", "")
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
 
 
@@ -142,6 +147,44 @@ def test_a_run_without_loggers_and_provenance_has_a_page(tmp_path: Path) -> None
     reader = Reader((tmp_path / "report.html").read_text())
     assert "50.00%" in reader.texts and "Fine-tuning" not in reader.texts and "Confusions" not in reader.texts
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def headings(page: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", page)
+
+
+def test_no_section_is_shown_without_content(tmp_path: Path) -> None:
+    found = {"metrics": {"test/loss": None}, "seconds": {}, "tested": "final weights", "images": {"train": 1}}
+    (tmp_path / "metrics.json").write_text(json.dumps(found | {"memory": {}, "cost": {}}))
+    assert headings(build_page(tmp_path)) == ["Where things are"]
+    assert 'class="tiles"' not in build_page(tmp_path)
+    # Files that hold nothing to show.
+    for name in ("per_class", "confusions", "precision_recall", "examples"):
+        write_csv(tmp_path / f"{name}.csv", ["class", "kind", "true"])
+    write_csv(tmp_path / "csv" / "version_0" / "metrics.csv", ["train/loss_step", "step"], ["nan", 0], ["nan", 1])
+    (tmp_path / "config.yaml").write_text("")
+    assert headings(build_page(tmp_path)) == ["Where things are"]
+
+
+def test_a_run_shows_the_sections_that_it_has_content_for(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    there = headings(build_page(folder))
+    assert "Fine-tuning" in there and "Confusions" in there
+    assert "Refit" not in there and "Precision and recall" not in there
+    (folder / "confusion_matrix.png").unlink()
+    assert headings(build_page(folder)) == there  # the pairs are there still
+    (folder / "confusions.csv").unlink()
+    assert headings(build_page(folder)) == [heading for heading in there if heading != "Confusions"]
+
+
+def test_the_same_files_give_the_same_page_whose_charts_share_no_id(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    curves = ["class", *(i / 10 for i in range(11))]
+    write_csv(folder / "precision_recall.csv", curves, *([f"gull {k}", *[0.5] * 11] for k in range(3)))
+    page = build_page(folder)
+    assert page == build_page(folder)
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert page.count("<svg") > 3 and ids and len(ids) == len(set(ids))
 
 
 def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -12,7 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cxlp.runs.callbacks import EpochSeed, RunIdentity, TrainingWatch, WholeCheckpoints, checkpoints
+from cxlp.runs.callbacks import EpochSeed, RunIdentity, TrainingBar, TrainingWatch, WholeCheckpoints, checkpoints
 from cxlp.tasks import FineTune
 from cxlp.utils.files import write_whole
 from tests.generate import write_folder
@@ -238,6 +239,31 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
         # before clipping, which leaves next to nothing
         assert {k: v for k, v in row.items() if k.startswith("grad_norm")} == pytest.approx(norms.found[step], rel=1e-5)
     assert max(norms.found[0].values()) > 1e-3
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=5, size=32), batch_size=3)  # 15 images, five steps
+    bar, logged, shown = TrainingBar(), [], []
+    task = FineTune(NETWORK, start="scratch")
+    log = task.log
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            shown.append((bar.train_progress_bar.n, bar.get_metrics(trainer, pl_module).get("train/loss_step")))
+
+    def watched(name: str, value: Any, **options: Any) -> None:
+        if not isinstance(value, torch.Tensor):  # Lightning copies a number to the device
+            logged.append((name, task.global_step))
+        log(name, value, **options)
+
+    with mock.patch.object(task, "log", watched):
+        options: dict[str, Any] = {"logger": Record(tmp_path), "enable_progress_bar": True, "log_every_n_steps": 2}
+        trainer(tmp_path, max_epochs=1, callbacks=[TrainingWatch(), bar, Look()], **options).fit(task, data)
+    assert logged == [(name, step) for step in (2, 4) for name in ("images_seen", "train/images_per_second")]
+    assert [n for n, _ in shown] == [0, 1, 2, 3, 4]  # the bar itself moves with each batch
+    losses = [loss for _, loss in shown]
+    assert losses[:2] == [None, None] and losses[2] == losses[3] != losses[4]
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -23,7 +23,7 @@ from cxlp.runs.arguments import CONFIGS, find_configs
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import hold, let_go
+from cxlp.utils.locking import hold, let_go_all
 from tests.generate import write_cub200, write_folder
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -226,7 +226,7 @@ def test_wandb_offline_holds_curves_summary_tables_and_config(work: Path, monkey
     text = json.dumps(record)
     assert record["config"]["model"]["init_args"]["network"]["pooling"]["pca_dim"] == 8
     assert record["config"]["trainer"]["max_epochs"] == 3
-    for key in ("test/accuracy", "val/accuracy", "train/loss", "seconds/test", "lr-SGD/backbone"):
+    for key in ("test/accuracy", "val/accuracy", "train/loss_epoch", "seconds/test", "lr-SGD/backbone"):
         assert key in text, key
     assert list(folder.glob("files/media/images/test/confusion_matrix*.png"))
     assert list(folder.glob("files/media/table/test/per_class*.json"))
@@ -279,7 +279,8 @@ def test_two_processes_take_the_same_twenty_steps_as_one(work: Path) -> None:
     assert one["images"]["train"] == 24 and len(losses) == 21
     assert len({round(loss, 4) for loss in losses.values()}) > 15
     two_processes(*common)  # under the strategy ddp, which refuses a parameter that gets no gradient
-    assert logged("two", "train/loss_step", by="step") == pytest.approx(losses, rel=1e-6)
+    assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-6)
+    assert logged("two", "train/loss_step", by="step").keys() == losses.keys()  # of rank 0's half of each batch
     assert_same_result(one, "two", 1e-6)
     Path("runs/two").rename("runs/whole")
     # Lightning logs a step's last batch only, but an epoch's mean is of all
@@ -543,7 +544,7 @@ def test_a_run_that_is_alive_is_not_resumed(work: Path, capsys: pytest.CaptureFi
         again = ["--run.name", "a", "--ckpt_path", "runs/a/checkpoints/last.ckpt"]
         assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
     finally:
-        let_go()
+        let_go_all()
     assert "another process is working in" in capsys.readouterr().err
 
 
@@ -568,7 +569,7 @@ BAD = {
     "unknown trainer key": (["--trainer.max_epoch", "3"], ["unknown key trainer.max_epoch", "max_epochs"]),
     "wrong value": (["--model.network.pooling.method", "x"], ["model.network.pooling.method is 'x'", "'bilinear'"]),
     "wrong type": (["--trainer.max_epochs", "x"], ["trainer.max_epochs is 'x': expected int (or null)"]),
-    "unknown class": (["--model.class_path", "Nope"], ["no class 'Nope'", "cxlp.tasks.FineTune"]),
+    "unknown class": (["--model.class_path", "Nope"], ["'Nope'", "cxlp.tasks.FineTune"]),
     "unknown backbone": (["--model.network.backbone.name", "resnet5"], ["'resnet5'", "resnet50"]),
     "unknown layer": (["--model.network.backbone.layers", "[a, features.12]"], ["no layer 'a'", "squeezenet1_0"]),
     "unknown weights": (["--model.network.backbone.weights", "w.pth"], ["weights file not found: w.pth"]),

@@ -160,21 +160,17 @@ def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("key", "path", "sentence"),
-    [
-        ("model", "Nope", f"there is no class 'Nope'. Valid: {TASKS}"),
-        ("model", "cxlp.tasks.Nope", f"there is no class 'cxlp.tasks.Nope'. Valid: {TASKS}"),
-        ("model", "cxlp.nope.Nope", f"there is no class 'cxlp.nope.Nope'. Valid: {TASKS}"),
-        ("model", "cxlp.data.demo.Demo", f"cxlp.data.demo.Demo is no CrossLayerTask. Valid: {TASKS}"),
-    ],
+    "path",
+    ["Nope", "cxlp.tasks.Nope", "cxlp.nope.Nope", "cxlp.data.demo.Demo"],  # the last one is a class, of another kind
 )
-def test_a_class_that_cannot_stand_there(key: str, path: str, sentence: str) -> None:
-    assert said(f"--{key}.class_path", path) == f"{key}.class_path: {sentence}"
+def test_a_class_that_cannot_stand_there(path: str) -> None:
+    message = said("--model.class_path", path)
+    assert message.startswith(f"model.class_path is {path!r}") and message.endswith(f"Valid: {TASKS}")
 
 
 def test_the_classes_of_data_are_named_all() -> None:
     message = said("--data.class_path", "torch.nn.Linear")
-    assert message.startswith("data.class_path: torch.nn.Linear is no ImageDataModule. Valid: ")
+    assert message.startswith("data.class_path is 'torch.nn.Linear'")
     assert all(name in message for name in ("cxlp.data.cub200.CUB200", "cxlp.data.folder.Folder"))
 
 

@@ -66,7 +66,7 @@ def test_a_process_that_fails_is_told_of_with_its_log(
     with pytest.raises(CxlpError, match=r"failed, see above and .*a\.txt"):
         run_in(folder, ["--config", "x"], tmp_path / "logs" / "a.txt")
     assert (tmp_path / "logs" / "a.txt").read_text() == "what it says\n"
-    assert seen[0][3:] == [
+    assert seen[0][4:] == [
         *("--config", "x", "--run.root", str(tmp_path), "--run.name", "a"),
         *("--ckpt_path", str(folder / "checkpoints" / "last.ckpt")),
     ]

@@ -6,9 +6,9 @@ from functools import cache
 import pytest
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
-from cxlp.heads import AveragePooling, CrossLayerPooling, Head
+from cxlp.heads import CrossLayerPooling, Head
 from cxlp.models.network import Network
-from cxlp.studies.systems import BASELINE, RECALLED, System, is_the_papers, systems
+from cxlp.studies.systems import BASELINE, System, systems
 
 CAFFENET = BackboneConfig(weights=None)
 
@@ -30,7 +30,7 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
     (head,) = found["CL-45"]["heads"]
     assert found["CL-45"]["layers"] == ["conv4", "conv5"] == head["init_args"]["layers"]
     assert head == CrossLayerPooling(size=3, layers=["conv4", "conv5"]).spec()
-    assert RECALLED.keys() <= found.keys() and BASELINE in found
+    assert BASELINE in found
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,3 @@ def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> Non
 
 def test_the_full_form_stands_beside_the_shorter_ones() -> None:
     assert systems(CAFFENET, CrossLayerPooling(size=3, guide_dim=16, sketch=500)) == papers()
-
-
-def test_recalled_values_stand_beside_the_papers_network_only() -> None:
-    head, lower = CrossLayerPooling(size=3), ("conv3", "conv4")
-    assert is_the_papers(CAFFENET, [head])
-    assert not is_the_papers(CAFFENET, [CrossLayerPooling(size=1)])
-    assert not is_the_papers(CAFFENET, [head, AveragePooling()]) and not is_the_papers(CAFFENET, [AveragePooling()])
-    assert not is_the_papers(replace(CAFFENET, layers=lower), [head])
-    three = replace(CAFFENET, layers=("conv3", "conv4", "conv5"))
-    assert is_the_papers(three, [head]) and not is_the_papers(three, [CrossLayerPooling(size=3, layers=lower)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from cxlp.models.checkpoint import load_network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import CrossLayerTask
-from cxlp.tasks.ema import warmed_up
+from cxlp.tasks.ema import _Average, warmed_up
 from cxlp.tasks.optim import OptimizerConfig
 from cxlp.utils.errors import CxlpError
 from tests.tasks.small import NETWORK, pictures, trainer
@@ -44,6 +44,32 @@ def weight(task: pl.LightningModule) -> Tensor:
 
 def test_decay_warms_up() -> None:
     assert [warmed_up(0.9, t) for t in (1, 10, 1000)] == pytest.approx([2 / 11, 11 / 20, 0.9])
+
+
+def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
+    model = torch.nn.BatchNorm1d(3)  # its count of batches is an integer, which is copied
+    counted = model.num_batches_tracked
+    assert counted is not None
+    average = _Average(model, torch.device("cpu"), 0.5)
+    expected = torch.full((3,), 7.0)
+    for step in range(4):
+        with torch.no_grad():
+            model.weight.fill_(7.0 + step)
+        counted.fill_(step)
+        expected = expected + (model.weight.detach() - expected) * (1 - warmed_up(0.5, step) if step else 1)
+        average.update_parameters(model)
+        found = average.module.state_dict()
+        torch.testing.assert_close(found["weight"], expected)
+        assert found["num_batches_tracked"] == step
+    assert average.n_averaged == 4
+
+
+def test_an_update_reads_nothing_from_the_device() -> None:
+    model = torch.nn.Linear(3, 2, device="meta")  # has no values: whoever reads one fails
+    average = _Average(model, torch.device("meta"), 0.9)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.n_averaged == 3
 
 
 @pytest.mark.parametrize("start", ["frozen", "scratch"])

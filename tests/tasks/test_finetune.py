@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 import cxlp.tasks.finetune
+from cxlp.backbones.gradient_checkpointing import run_in_segments
 from cxlp.models.network import Network
 from cxlp.runs.callbacks import checkpoints
 from cxlp.tasks import FineTune
@@ -50,6 +52,24 @@ class AtEachBatch(pl.Callback):
 
 
 # --- epochs
+
+
+def test_ranks_reduce_the_loss_once_an_epoch(folder: Path, tmp_path: Path) -> None:
+    run, losses = trainer(tmp_path, max_epochs=2), []
+    reduced: list[Tensor] = []
+
+    def reduce(value: Tensor, *_: Any, **__: Any) -> Tensor:
+        reduced.append(value)
+        return value
+
+    run.strategy.reduce = reduce  # type: ignore[method-assign, assignment]
+    run.strategy.is_distributed = True  # type: ignore[attr-defined]  # else Lightning asks for no sum at all
+    run.callbacks.append(AtEachBatch(lambda t, _: losses.append(float(t.callback_metrics["train/loss_step"]))))  # type: ignore[attr-defined]
+    run.fit(task(), pictures(folder))
+    assert len(losses) == 6
+    sums = [float(value) for value in reduced if value.is_floating_point()]
+    assert sums == pytest.approx([4 * sum(losses[:3]), 4 * sum(losses[3:])])  # over the images of each epoch
+    assert float(run.callback_metrics["train/loss_epoch"]) == pytest.approx(sum(losses[3:]) / 3)
 
 
 def test_gradients_only_after_the_frozen_epoch(folder: Path, tmp_path: Path) -> None:
@@ -484,10 +504,14 @@ def two_epochs(folder: Path, tmp_path: Path, **options: Any) -> tuple[FineTune, 
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_recomputation_changes_nothing(folder: Path, tmp_path: Path, freeze: bool) -> None:
+def test_recomputation_changes_nothing(
+    folder: Path, tmp_path: Path, freeze: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmented = Mock(side_effect=run_in_segments)
+    monkeypatch.setattr("cxlp.backbones.backbone.run_in_segments", segmented)
     runs = [two_epochs(folder, tmp_path, freeze_batch_norm=freeze, recompute=on) for on in (False, True)]
     (plain, _), (again, _) = runs
-    assert again.network.backbone._recomputation.cuts and plain.network.backbone._recomputation.cuts is None
+    assert {call.args[0] for call in segmented.call_args_list} == {again.network.backbone.trunk}
     assert again.recipe() == plain.recipe()  # so that a run may be resumed with the other choice
     torch.testing.assert_close(again.network.state_dict(), plain.network.state_dict(), rtol=1e-5, atol=1e-6)
     losses = [run.callback_metrics["train/loss_epoch"] for _, run in runs]

@@ -6,6 +6,7 @@ The two processes are started once, do everything, and leave their results in fi
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,22 +15,30 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from cxlp.frozen import fit as fit_module
+from cxlp.frozen.cache import Entry, ScoredRows
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.store import RowStore
+from cxlp.frozen.store import RowStore, check_shared
 from cxlp.frozen.svm import cross_validate, solve
 from cxlp.heads import AveragePooling, FisherVector, Head, TrainedGuidePooling
 from cxlp.heads.pca import Moments
+from cxlp.utils import distributed
 from cxlp.utils.distributed import (
+    STOPPED,
     all_sum,
+    ask_rank_zero,
     barrier,
     from_rank_zero,
     gather_objects,
     is_distributed,
+    local_world_size,
+    on_rank_zero,
     rank,
     usable_cores,
     world_size,
 )
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import assert_same_weights, cross, small_images, small_network, weights
@@ -96,12 +105,51 @@ def fitted(folder: Path, heads: str, share: slice) -> dict[str, Any]:
     return {"report": report, "weights": weights(network), "left": folder.exists()}
 
 
+#: What rank 0 alone does, and fails to do.
+FAILURES = ("work", "space", "key", "rename", "folder")
+
+
+def failure(name: str, folder: Path) -> str:
+    """What this rank raises where rank 0 fails."""
+
+    def fail(*_: Any) -> Any:
+        raise CxlpError(f"no {name}")
+
+    def nothing() -> dict[str, Any]:
+        return {}
+
+    try:
+        if name == "work":
+            on_rank_zero(fail)
+        elif name == "space":
+            with mock.patch.object(fit_module, "check_space", fail):
+                FrozenFit(small_network(HEADS["without PCA"]), FrozenConfig(), 21, folder, PhaseTimes())
+        elif name == "key":
+            Entry(folder, fail)
+        elif name == "rename":
+            entry = Entry(folder, nothing)
+            on_rank_zero(lambda: entry.folder.mkdir(parents=True))
+            scored = ScoredRows(entry, "test", 2, 3, "float32")
+            scored.write(torch.tensor([rank()]), torch.ones(1, 3))
+            barrier()
+            with mock.patch.object(Path, "rename", fail):
+                scored.close(keep=True)
+        else:
+            on_rank_zero(lambda: (folder / "file").touch())
+            check_shared(folder / "file" / "below")
+    except CxlpError as error:
+        return str(error)
+    return "nothing"
+
+
 def work(index: int, folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     rendezvous = f"file://{folder / 'rendezvous'}"  # a file instead of a port: nobody can take it
     dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=RANKS)
-    found: dict[str, Any] = {"who": (is_distributed(), rank(), world_size())}
+    found: dict[str, Any] = {"who": (is_distributed(), rank(), world_size()), "on this machine": local_world_size()}
+    found["asked"] = ask_rank_zero(lambda: 2**60 + index)
+    found["failures"] = {name: failure(name, folder / "failing") for name in FAILURES}
     tensor = torch.tensor([1.0, 10.0]) * (index + 1)
     returned = all_sum(tensor)
     found["all_sum"] = (tensor, returned is tensor)
@@ -186,6 +234,32 @@ def test_from_rank_zero(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         returned, in_place = found["from_rank_zero"]
         assert returned.tolist() == in_place.tolist() == [5]
+
+
+@pytest.mark.slow
+def test_rank_zero_answers_for_all(ranks: list[dict[str, Any]]) -> None:
+    assert [found["asked"] for found in ranks] == [2**60, 2**60]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAILURES)
+def test_where_rank_zero_fails_all_fail(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (found["failures"][name] for found in ranks)
+    assert ("cannot write into" if name == "folder" else f"no {name}") in first
+    assert second == STOPPED
+
+
+@pytest.mark.slow
+def test_ranks_of_one_machine_are_counted(ranks: list[dict[str, Any]]) -> None:
+    assert [found["on this machine"] for found in ranks] == [2, 2]
+
+
+def test_ranks_of_other_machines_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(distributed, "gather_objects", lambda mine: [mine, "elsewhere", mine, "elsewhere", mine])
+    assert local_world_size() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun's word
+    assert local_world_size() == 4
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Fetching from a server that truncates, stalls, redirects, fails, ignores ranges, and sends other bytes."""
 
-import errno
 import hashlib
 import resource
 import socket
@@ -10,13 +9,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import cxlp.utils.fetching
-import cxlp.utils.locking
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote, fetch, verify
 from tests.server import Answer, Server, serving
@@ -355,28 +351,3 @@ def test_of_two_processes_one_fetches_and_the_other_waits(server: Server, tmp_pa
     assert [a.range for a in server.asked] == [None, f"bytes={TOTAL // 2}-"], "only the first one asked"
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     assert names(tmp_path) == ["file.bin"]
-
-
-def _no_locks(*_: Any) -> None:
-    raise OSError(errno.ENOLCK, "No locks available")
-
-
-@pytest.mark.parametrize(
-    "fcntl",
-    [None, SimpleNamespace(flock=_no_locks, LOCK_EX=2, LOCK_NB=4)],
-    ids=["no such module", "no such file system"],
-)
-def test_without_locks_each_has_a_part_of_its_own(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcntl: object
-) -> None:
-    monkeypatch.setattr(cxlp.utils.locking, "fcntl", fcntl)
-    (tmp_path / "file.bin.part").write_bytes(OTHER[:500])  # another process is writing it
-    file = remote(server.offer("/file", Answer(CONTENT, cut_after=900_000)))
-    with pytest.raises(CxlpError, match="connection was lost"):
-        fetch(file, tmp_path, waits=())
-    assert names(tmp_path) == ["file.bin.part"]
-    server.offer("/file", CONTENT)
-    fetch(file, tmp_path)
-    assert names(tmp_path) == ["file.bin", "file.bin.part"]
-    assert (tmp_path / "file.bin").read_bytes() == CONTENT
-    assert (tmp_path / "file.bin.part").read_bytes() == OTHER[:500]

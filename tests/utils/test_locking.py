@@ -1,17 +1,19 @@
 """Locks: one at a time, told while waited for, left by those who die."""
 
+import errno
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
-import cxlp.utils.locking
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import hold, let_go, locked
+from cxlp.utils.locking import delete_abandoned, hold, hold_part, let_go, locked
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +24,7 @@ def test_a_lock_is_held_by_one_at_a_time_though_its_file_goes_and_comes(tmp_path
 
     def work(number: int) -> None:
         for _ in range(25):
-            with locked(tmp_path / ".lock", "it") as is_locked:
-                assert is_locked
+            with locked(tmp_path / ".lock", "it"):
                 inside.append(number)
                 time.sleep(0.0005)
                 seen.append(len(inside))
@@ -47,8 +48,8 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, capsys: pytest.Cap
     entered: list[bool] = []
 
     def work() -> None:
-        with locked(file, "the birds") as is_locked:
-            entered.append(is_locked)
+        with locked(file, "the birds"):
+            entered.append(True)
 
     waiting = Thread(target=work)
     waiting.start()
@@ -65,15 +66,44 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), locked(tmp_path / ".lock", "it"):
         raise ValueError("mine")
     assert list(tmp_path.iterdir()) == []
-    with locked(tmp_path / ".lock", "it") as is_locked:
-        assert is_locked
+    let_go(hold(tmp_path))
 
 
-def test_without_flock_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cxlp.utils.locking, "fcntl", None)
-    with locked(tmp_path / "new" / ".lock", "it") as first, locked(tmp_path / "new" / ".lock", "it") as second:
-        assert (first, second) == (False, False)
-        assert list((tmp_path / "new").iterdir()) == []
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_flock_has_a_lock_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", refusing(errno.ENOSYS))
+    with locked(tmp_path / "new" / ".lock", "it"), pytest.raises(CxlpError, match="another process is working in"):
+        hold(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    let_go(hold(tmp_path / "new"))
+
+
+def test_where_nothing_can_be_locked_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", refusing(errno.ENOLCK))
+    with pytest.raises(CxlpError, match=rf"{tmp_path}, or not lock files there: No locks available"):
+        hold(tmp_path)
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """What a file system without locks makes of ``flock``."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+def test_parts_are_deleted_when_nobody_holds_them(tmp_path: Path) -> None:
+    folder, file, held = tmp_path / "a.part", tmp_path / "b.part", tmp_path / "c.part"
+    lock = hold_part(held)
+    for path in (folder, held):
+        path.mkdir()
+        (path / "rows.bin").touch()
+    file.touch()
+    assert delete_abandoned([folder, file, held]) == [held]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.lock", "c.part"]
+    let_go(lock)
+    assert delete_abandoned([held]) == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -84,8 +114,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_holds_nothing_and_frees_nothing(tmp_path: Path) -> None:
-    tmp_path.joinpath("a").mkdir()
-    held = hold(tmp_path / "a")
+    tmp_path.joinpath("a.part").touch()
+    held = hold_part(tmp_path / "a.part")
     ready, wait = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -94,12 +124,12 @@ def test_a_forked_process_holds_nothing_and_frees_nothing(tmp_path: Path) -> Non
         os._exit(0)
     os.read(ready[0], 1)
     code = (
-        "import sys; from pathlib import Path; from cxlp.utils.locking import abandoned; "
-        "print(abandoned(Path(sys.argv[1])))"
+        "from cxlp.utils.locking import delete_abandoned as d; import sys; from pathlib import Path; "
+        "print(d([Path(sys.argv[1])]) == [])"
     )
 
     def is_free() -> str:
-        command = [sys.executable, "-c", code, str(tmp_path / "a")]
+        command = [sys.executable, "-c", code, str(tmp_path / "a.part")]
         return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
     try:

@@ -1,0 +1,10 @@
+// Sorts a table by the column whose heading is clicked: numbers by value, empty cells last.
+for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => {
+  const head = button.parentElement, body = head.closest("table").tBodies[0];
+  const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+  const value = row => row.cells[head.cellIndex].textContent.trim();
+  const order = (a, b) => !a - !b || sign * (a - b || a.localeCompare(b, undefined, {numeric: true}));
+  body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))));
+});

@@ -1,0 +1,51 @@
+"""A rank that fails alone ends all others soon, with its message."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cxlp.utils.distributed import STOPPED
+from tests.small_run import ARGUMENTS, write_pictures
+
+FISHER = ["--model.network.pooling.method", "fisher", "--model.network.pooling.atoms", "2"]
+#: Seconds from one rank's failure to the end of both; far less than the timeouts of the process groups.
+SOON = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "more"),
+    [("1 pass work", []), ("0 codebook stay", FISHER), ("0 pass wait", [])],
+    ids=["rank 1 within the pass", "rank 0 in the codebook, and it cannot leave", "rank 0, and nobody tells rank 1"],
+)
+def test_one_rank_fails_and_both_end(tmp_path: Path, broken: str, more: list[str]) -> None:
+    write_pictures(tmp_path)
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BROKEN": broken}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.broken_run", *ARGUMENTS, *more, *ddp],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    last = threading.Timer(10 * SOON, os.killpg, (process.pid, signal.SIGKILL))
+    last.start()
+    assert process.stderr is not None
+    lines, failed = [], 0.0
+    for line in process.stderr:  # until both have ended, which have the pipe
+        lines.append(line)
+        if "broken on purpose" in line:
+            failed = time.monotonic()
+    status = process.wait(timeout=SOON)
+    last.cancel()
+    assert time.monotonic() - failed < SOON
+    said = "".join(lines)
+    assert said.count("error: broken on purpose") == 1
+    assert "Traceback" not in said
+    assert status == 2
+    assert STOPPED in said

@@ -1,0 +1,61 @@
+"""The wheel: what is in it, and that it works where there is no checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cxlp
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel of this checkout is installed, without what it needs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True, timeout=300)
+    (wheel,) = folder.glob("cxlp-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True, timeout=300)
+    return folder / "site"
+
+
+def command(installed: Path, place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Give the installed command in some folder."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, str(installed / "bin" / "cxlp"), *arguments]
+    return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_it_holds_every_file_of_the_package_and_the_configs(installed: Path) -> None:
+    def files(folder: Path) -> set[str]:
+        found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return {str(path.relative_to(folder)) for path in found}
+
+    configs = {f"configs/{name}" for name in files(ROOT / "configs")}
+    assert "configs/demo.yaml" in configs
+    assert files(installed / "cxlp") == files(ROOT / "cxlp") | configs
+
+
+@pytest.mark.slow
+def test_it_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    assert command(installed, tmp_path, "--version").stdout == f"cxlp {cxlp.__version__}\n"
+    shown = command(installed, tmp_path, "train", "--config", "demo.yaml", "--print_config")
+    assert shown.returncode == 0, shown.stderr
+    assert yaml.safe_load(shown.stdout)["data"]["class_path"] == "cxlp.data.demo.Demo"
+    missing = command(installed, tmp_path, "train", "--config", "nowhere.yaml")
+    assert missing.returncode == 2 and str(installed / "cxlp" / "configs") in missing.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_runs_of_a_series_start_where_nothing_but_the_wheel_is(installed: Path, tmp_path: Path) -> None:
+    series = command(installed, tmp_path, "train", "--config", "folder.yaml", "--seeds", "1", "--run.name", "a")
+    # The run says so, in a process of its own, that there are no images; the series, that the run failed.
+    assert series.returncode == 1 and f"folder: {tmp_path / 'data' / 'folder'} does not exist" in series.stderr
+    assert "no result: seed 0" in series.stdout
