@@ -127,6 +127,8 @@ def prepare(moment: str) -> None:
 
 def serve() -> None:
     """Fork a process for each line of the input, and tell how it ended."""
+    import cxlp.runs.stages
+    import cxlp.studies.seeds  # noqa: F401 (main imports both only when it runs)
     from cxlp.commands.train import main
 
     print(os.getppid(), flush=True)  # noqa: T201

@@ -2,11 +2,13 @@
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
 
 import cxlp
+import cxlp.heads
 
 ROOT = Path(cxlp.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
@@ -22,4 +24,5 @@ def test_examples(file: Path) -> None:
 
 
 def test_the_main_entries_have_examples() -> None:
-    assert {"cross_layer.py", "predictor.py"} <= {file.name for file in FILES}
+    heads = {Path(inspect.getfile(getattr(cxlp.heads, name))).name for name in cxlp.heads.__all__}
+    assert heads | {"backbone.py", "network.py", "predictor.py"} <= {file.name for file in FILES}

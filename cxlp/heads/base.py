@@ -79,6 +79,19 @@ class Head(nn.Module):
         if self.layers is not None and len(self.layers) != self.takes:
             raise CxlpError(f"layers is {list(self.layers)}: {self.name} takes {_count(self.takes)}")
 
+    def __call__(self, *maps: Tensor, views: int = 1) -> Tensor:
+        """Call forward, see there.
+
+        Raises:
+            CxlpError: If the head is not connected.
+        """
+        if self._connected is None:
+            raise CxlpError(
+                f"{self.name} has no parameters yet: connect() it to the shapes (C, H, W) of its maps first"
+            )
+        vector: Tensor = super().__call__(*maps, views=views)
+        return vector
+
     @property
     def name(self) -> str:
         """The name of its class."""

@@ -123,6 +123,11 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0 and capsys.readouterr().out == f"cxlp {cxlp.__version__}\n"
 
 
+def test_torch_is_imported_only_where_a_command_needs_it() -> None:
+    code = "import sys, cxlp.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def test_it_runs_as_a_module() -> None:
     run = subprocess.run([sys.executable, "-m", "cxlp", "download", "x"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 2

@@ -64,6 +64,8 @@ def test_what_is_no_head_is_said(spec: dict[str, Any], said: str) -> None:
 
 def test_a_head_is_connected_once() -> None:
     head = CrossLayerPooling(pca_dim=4)
+    with pytest.raises(CxlpError, match=r"connect\(\) it to the shapes"):
+        head(torch.rand(1, 8, 5, 5), torch.rand(1, 6, 5, 5))
     assert head.connect((8, 5, 5), (6, 5, 5)) is head
     weights = head.projection
     assert head.connect((8, 5, 5), (6, 5, 5)).projection is weights

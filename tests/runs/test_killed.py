@@ -150,6 +150,7 @@ def test_killed_at_random_moments(runner: Runner, reference: tuple[list[str], Pa
         while len(kills) < RANDOM_KILLS:
             moment = f"after {draws.uniform(0, seconds):.2f}"
             if session(runner, command, folder, moment) == 0:
+                seconds *= 0.8  # the machine may have been slower when the reference ran
                 break
             kills.append((moment, saved_epoch(folder)))
         assert session(runner, command, folder) == 0

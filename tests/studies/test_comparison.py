@@ -5,21 +5,27 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cxlp.__main__ import main
-from cxlp.models.network import NetworkConfig
-from cxlp.runs.cli import parse
+from cxlp.heads import CrossLayerPooling
+from cxlp.runs.cli import model_of, parse
 from cxlp.studies.comparison import Comparison, System, without
 from cxlp.studies.systems import systems
+from cxlp.utils import fingerprint
 from tests.generate import write_cub200
-from tests.runs.test_cli import NETWORK, QUIET
 
-BASE = ["--config", "cub200.yaml", *NETWORK, *QUIET]
+PLAIN = [
+    *("--config", "cub200.yaml", "--config", "squeezenet.yaml"),
+    *("--model.backbone.weights", "null", "--model.backbone.image_size", "64"),
+    *("--data.num_workers", "0", "--data.batch_size", "8", "--run.wandb", "off"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"),
+]
+BASE = [*PLAIN, "--model.head.pca_dim", "8"]
 
 
 @pytest.fixture
@@ -31,14 +37,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def name(*arguments: str, system: str = "CL, 3x3") -> str:
+    """The name of a run, by its config and by what would compute it."""
+    return Comparison(arguments, Path("out"), "accuracy", None)._run_name(System(system), arguments)
+
+
 def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Path) -> None:
     config = work / "mine.yaml"
-    config.write_text("model: {init_args: {frozen: {c: 10.0}}}")
-
-    def name(*arguments: str) -> str:
-        comparison = Comparison(arguments, work / "out", "accuracy", None)
-        return comparison._run_name(System("CL, 3x3"), arguments)
-
+    config.write_text("model: {frozen: {c: 10.0}}")
     base = [*BASE, "--config", str(config)]
     first = name(*base)
     assert first.startswith("CL-3x3-")
@@ -46,40 +52,130 @@ def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Pat
     assert name(*base, "--model.frozen.c", "10") == first
     assert name(*base, "--trainer.enable_progress_bar", "true") == first
     assert name(*base, "--model.frozen.c", "1") != first
-    config.write_text("model: {init_args: {frozen: {c: 1.0}}}")
+    assert name(*base, "--model.head.size", "3") != first
+    assert name(*base, "--model.head", "BilinearPooling") != first
+    config.write_text("model: {frozen: {c: 1.0}}")
     assert name(*base) == name(*base, "--model.frozen.c", "1") != first
+    assert len(name(*base, system="a" * 300)) < 200  # a folder's name
 
 
-def test_a_system_is_what_it_is_whatever_the_command_line_says_of_the_network(work: Path) -> None:
-    given = [*BASE, "--model.network.pooling.size", "5", "--model.network.pooling.layers=[features.10, features.11]"]
-    comparison = Comparison(given, work / "out", "accuracy", None)
-    base = NetworkConfig.from_values(parse(given)["model"]["init_args"]["network"].as_dict())
-    for wanted, size, layers in (("CL, 1x1", 1, ["features.10", "features.11"]), ("CNN-Global", 1, ["penultimate"])):
-        config = parse(comparison._arguments(System(wanted, systems(base)[wanted])))
-        pooling = config["model"]["init_args"]["network"]["pooling"]
-        assert pooling["size"] == size and list(pooling["layers"]) == layers
-        assert config["model"]["init_args"]["network"]["backbone"]["image_size"] == 64
+def test_an_edit_of_the_code_makes_other_runs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name(*BASE)
+    package = work / "site" / "cxlp"
+    shutil.copytree(fingerprint._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "_PACKAGE", package)
+    assert name(*BASE) == before  # the same code, elsewhere
+    normalisation = package / "heads" / "normalisation.py"
+    text = normalisation.read_text()
+    body = text.index("def signed_sqrt")
+    edited = text[:body] + text[body:].replace("clamp_min(eps)", "clamp_min(2 * eps)", 1)
+    assert edited != text
+    normalisation.write_text(edited)
+    assert name(*BASE) != before
+    normalisation.write_text(text)
+    assert name(*BASE) == before
+    for room, same in (("frozen", False), ("data", False), ("runs", False), ("reports", True), ("commands", True)):
+        (package / room / "more.py").write_text("")
+        assert (name(*BASE) == before) is same, room
+        (package / room / "more.py").unlink()
 
 
-def test_the_network_as_a_whole_on_the_command_line_is_refused(work: Path) -> None:
-    base = NetworkConfig.from_values(parse(BASE)["model"]["init_args"]["network"].as_dict())
-    given = [*BASE, "--model.network", '{"pooling": {"size": 5}}']
-    comparison = Comparison(given, work / "out", "accuracy", None)
-    rows, failed = comparison.run([System("CL, 1x1", replace(base, pooling=replace(base.pooling, size=1)))])
-    assert rows == [] and failed == ["CL, 1x1"]
+@pytest.mark.parametrize("what", ["digest", "libraries"])
+def test_results_of_other_code_or_libraries_are_not_taken_for_done(
+    work: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    before = name(*BASE)
+    if what == "digest":
+        monkeypatch.setattr("cxlp.studies.comparison.code_digest", lambda rooms, others: "other")
+    else:
+        monkeypatch.setattr("cxlp.studies.comparison.library_versions", lambda names: dict.fromkeys(names, "9.9"))
+    assert name(*BASE) != before
 
 
-def test_a_config_of_several_parts_can_be_swept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overlay = work / "parts.yaml"
-    overlay.write_text("model: {init_args: {network: {also: [{method: average_guide, layers: [penultimate]}]}}}")
+OWN = {
+    "own_head.py": """
+        from cxlp import Head
+        class Largest(Head):
+            def __init__(self, scale: float = 1.0, layers: list[str] | None = None):
+                super().__init__(layers)
+                self.scale = scale
+            def build(self, shapes):
+                self.out_features = shapes[0][0]
+            def forward(self, features, views=1):
+                return self.scale * features.amax(dim=(2, 3))
+        """,
+    "own_trunk.py": """
+        from torch import nn
+        def trunk() -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU())
+        """,
+    "own_data.py": """
+        from cxlp.data.cub200 import CUB200
+        class Birds(CUB200):
+            pass
+        """,
+}
+USED = {
+    "own_head.py": ["--model.head", "own_head_USED.Largest"],
+    "own_trunk.py": ["--model.backbone.name", "own_trunk_USED.trunk", "--model.backbone.layers", "['1', '3']"],
+    "own_data.py": ["--data", "own_data_USED.Birds"],
+}
+
+
+@pytest.mark.parametrize("file", OWN)
+def test_an_edit_of_a_users_own_part_makes_other_runs(work: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    monkeypatch.syspath_prepend(work)
+    module = work / file.replace(".py", "_USED.py")
+    text = textwrap.dedent(OWN[file])
+    module.write_text(text)
+    arguments, others = [*PLAIN, *USED[file]], name(*BASE)
+    before = name(*arguments)
+    assert name(*arguments) == before
+    module.write_text(text + "EDITED = True\n")
+    assert name(*arguments) != before
+    assert name(*BASE) == others
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--model.head.size", "5", "--model.backbone.layers=[features.10, features.11]"],
+        ["--model.head", '{"class_path": "CrossLayerPooling", "init_args": {"size": 5, "layers": null}}'],
+        ["--model.backbone", '{"name": "squeezenet1_0", "layers": ["features.10", "features.11"]}'],
+    ],
+)
+def test_a_system_is_what_it_is_whatever_the_command_line_says_of_the_network(work: Path, given: list[str]) -> None:
+    arguments = [*BASE, *given]
+    comparison = Comparison(arguments, work / "out", "accuracy", None)
+    model = model_of(parse(arguments))
+    (base,) = model.heads
+    assert isinstance(base, CrossLayerPooling)
+    made = systems(model.backbone, base)
+    for wanted in ("CL", "CL, 1x1" if base.size != 1 else "CL, 3x3", "CNN-Global", "CL + CNN-Jitter", "iSQRT-COV"):
+        found = model_of(parse(comparison._arguments(System(wanted, made[wanted]))))
+        assert [head.spec() for head in found.heads] == made[wanted]["heads"]
+        assert list(found.backbone.layers) == made[wanted]["layers"]
+        assert found.backbone.image_size == 64
+
+
+def test_systems_are_made_of_a_cross_layer_pooling(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = '[{"class_path": "AveragePooling"}, {"class_path": "CrossLayerPooling"}]'
+    for head in ("AveragePooling", two):
+        assert main(["compare", *PLAIN, "--model.head", head, "--list"]) == 2
+        assert "one head, CrossLayerPooling" in capsys.readouterr().err
+
+
+def test_a_config_of_several_heads_can_be_swept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = work / "heads.yaml"
+    overlay.write_text("model: {head: [{class_path: AveragePooling}, {class_path: CrossLayerPooling}]}")
     sweep = ["--sweep", "model.frozen.c=[1, 10]", "--list"]
-    assert main(["compare", *BASE, "--config", str(overlay), *sweep]) == 0
+    assert main(["compare", *PLAIN, "--config", str(overlay), *sweep]) == 0
     assert capsys.readouterr().out.splitlines() == ["1", "10"]
 
 
 def test_options_are_left_out_with_their_values() -> None:
-    given = ["--config", "a", "--model.network.x", "1", "--model.network.y=2", "--model.c", "--b", "3"]
-    assert without(given, "--model.network.") == ["--config", "a", "--model.c", "--b", "3"]
+    given = ["--config", "a", "--model.head.x", "1", "--model.head=2", "--model.c", "--b", "3"]
+    assert without(given, "--model.head") == ["--config", "a", "--model.c", "--b", "3"]
 
 
 @pytest.mark.slow
@@ -127,7 +223,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
-    key = "model.network.pooling.pca_dim"
+    key = "model.head.pca_dim"
     assert main(["compare", *BASE, "--sweep", f"{key}=[2, 4]", "--out", "out"]) == 0
     rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [(r["system"], int(r["size"])) for r in rows] == [("2", 2 * 512), ("4", 4 * 512)]
@@ -136,9 +232,9 @@ def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
 
 @pytest.mark.slow
 def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path) -> None:
-    held = ["--data.validation", "0.34", "--trainer.max_epochs", "3"]  # of which the frozen row takes one
+    held = ["--data.validation", "0.34", "--trainer.max_epochs", "2"]
     command = ["compare", *BASE, *held, "--recipes", "none", "mine.yaml", "--reach", "2", "--out", "out"]
-    tuned = {"class_path": "cxlp.tasks.FineTune", "init_args": {"network": {"pooling": {"pca_dim": 4}}}}
+    tuned = {"head": {"init_args": {"pca_dim": 4}}, "optimizer": {"backbone_lr": 0.01}}
     overlay = {"model": tuned, "data": {"init_args": {"validation": 0.2}}, "trainer": {"max_epochs": 7}}
     Path("mine.yaml").write_text(yaml.safe_dump(overlay))
     assert main(command) == 0
@@ -148,7 +244,7 @@ def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path)
     assert [int(r["size"]) for r in rows] == [8 * 512] * 2
     (folder,) = Path("out").glob("mine-????????")
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["data"]["init_args"]["validation"] == 0.34 and config["trainer"]["max_epochs"] == 3
+    assert config["data"]["init_args"]["validation"] == 0.34 and config["trainer"]["max_epochs"] == 2
     points = list(csv.DictReader(Path("out/validation.csv").read_text().splitlines()))
     assert [(p["system"], p["epoch"]) for p in points] == [("mine", str(epoch)) for epoch in range(3)]
     values = [float(p["val/accuracy %"]) for p in points]
@@ -161,7 +257,7 @@ def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path)
 @pytest.mark.slow
 def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # random weights, which hang on the seed
-    command = ["compare", *BASE, "--sweep", "model.network.pooling.pca_dim=[4]", "--out", "out", "--seeds"]
+    command = ["compare", *BASE, "--sweep", "model.head.pca_dim=[4]", "--out", "out", "--seeds"]
     assert main([*command, "1"]) == 0
     assert "±" not in Path("out/results.csv").read_text()
     (first,) = Path("out").glob("4-????????/metrics.json")
@@ -182,7 +278,7 @@ def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *BASE, "--sweep", "model.network.pooling.pca_dim=[2, 4000]", "--out", "out"]) == 1
+    assert main(["compare", *BASE, "--sweep", "model.head.pca_dim=[2, 4000]", "--out", "out"]) == 1
     assert "no result: 4000" in capsys.readouterr().out
     assert [r["system"] for r in csv.DictReader(Path("out/results.csv").read_text().splitlines())] == ["2"]
 

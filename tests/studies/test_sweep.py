@@ -1,7 +1,5 @@
 """``configs/sweep.yaml``: what wandb's agent would start, by wandb's own expansion of the command, is a valid run."""
 
-import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +7,10 @@ import yaml
 from wandb.sdk.launch.sweeps import utils
 
 from cxlp.commands.train import main
-from cxlp.models.network import Network
+from cxlp.heads import Head
 from cxlp.runs.arguments import CONFIGS
-from cxlp.runs.cli import parse
-from cxlp.studies.comparison import network_of
-from tests.tasks.small import NETWORK
+from cxlp.runs.cli import model_of, parse
+from tests.networks import build
 
 SWEEP: dict[str, Any] = yaml.safe_load((CONFIGS / "sweep.yaml").read_text())
 
@@ -40,25 +37,24 @@ def test_an_agent_starts_train_py_with_the_chosen_values() -> None:
     started = command(chosen)
     assert started[:4] == ["/usr/bin/env", "python", "train.py", "--config=cub200.yaml"]
     config = parse(started[3:]).as_dict()
-    network, frozen = config["model"]["init_args"]["network"], config["model"]["init_args"]["frozen"]
-    assert network["pooling"]["method"] == chosen["model.network.pooling.method"]
-    assert network["pooling"]["pca_dim"] == chosen["model.network.pooling.pca_dim"]
-    assert frozen["c"] == chosen["model.frozen.c"]
+    model = model_of(parse(started[3:]))
+    (head,) = model.heads
+    assert head.spec()["class_path"] == chosen["model.head"]
+    assert head.options()["pca_dim"] == chosen["model.head.pca_dim"]
+    assert model.frozen.c == chosen["model.frozen.c"]
     assert config["data"]["init_args"]["validation"] == chosen["data.validation"] > 0  # what it is chosen by
     assert config["run"]["project"] == SWEEP["project"]
 
 
 def test_each_of_its_values_is_accepted_and_every_network_can_be_built() -> None:
     choices = {key: values(parameter) for key, parameter in SWEEP["parameters"].items()}
-    pooling = "model.network.pooling."
-    for i in range(max(map(len, choices.values()))):
-        chosen = {key: options[i % len(options)] for key, options in choices.items()}
-        config = network_of(parse(command(chosen)[3:]).as_dict())
-        assert config.pooling.sign is chosen[f"{pooling}sign"]  # wandb writes True and False
-        assert config.pooling.pca_dim == chosen[f"{pooling}pca_dim"]
-    for method, sign in itertools.product(choices[f"{pooling}method"], choices[f"{pooling}sign"]):
-        small = replace(config.pooling, method=method, sign=sign, pca_dim=4, size=1)
-        assert Network(replace(config, backbone=NETWORK.backbone, pooling=small)).out_features > 0
+    for head in choices["model.head"]:
+        for i in range(max(map(len, choices.values()))):
+            chosen = {key: options[i % len(options)] for key, options in choices.items()} | {"model.head": head}
+            (made,) = model_of(parse(command(chosen)[3:])).heads
+            assert made.spec()["class_path"] == head and made.options()["pca_dim"] == chosen["model.head.pca_dim"]
+        given = made.spec()["init_args"] | {"pca_dim": 4, **({"size": 1} if "size" in made.options() else {})}
+        assert build(Head.from_spec({"class_path": head, "init_args": given})).out_features > 0
 
 
 def test_it_is_no_config_of_train_py(capsys: pytest.CaptureFixture[str]) -> None:
