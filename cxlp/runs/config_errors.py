@@ -29,7 +29,7 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
     Args:
         parser: The whole parser.
         error: What it raised.
-        classes: By key (``model``, ``data``): the paths of the classes that may stand there.
+        classes: By key, such as ``data``: the paths of the classes that may stand there.
 
     Returns:
         One or two lines; the parser's own words where they fit no known kind.
@@ -55,35 +55,40 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
     if key and (wrong := _OTHER_CLASS.search(text)):
         return f"{key}.class_path: {wrong['path']} is no {wrong['base']}. Valid: {', '.join(classes[key])}"
     keys = re.findall(r'Parser key "([^"]+)"', text)
+    if keys and (wrong := re.search(r"""Unable to load config ['"](.*)['"]""", text)):
+        first = next(name for name in _keys(parser.get_defaults()) if name.startswith(f"{keys[-1]}."))
+        return f"{keys[-1]} is {_shown(wrong[1])}: it is a group of keys, such as --{first}"
     expected = [e for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.M) if "NoneType" not in e]
     value = re.search(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)", text)
     if keys and expected and value:
         where = ".".join([key, keys[-1]]) if key and keys[-1] != key else keys[-1]
-        types = " or ".join(re.sub(r"typing\.|<class '(\w+)'>", r"\1", e) for e in dict.fromkeys(expected))
+        types = " or ".join(re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", e) for e in dict.fromkeys(expected))
         given = next(v for v in value.groups() if v is not None)
         # the class itself may be null, too: one mention is about that
         null = " (or null)" if len(re.findall("Subtypes: .*NoneType", text)) > bool(key) else ""
-        return f"{where} is {given!r}: expected {types}{null}"
+        return f"{where} is {_shown(given)}: expected {types}{null}"
     return text
 
 
-def refuse_nulls(config: Namespace, classes: Mapping[str, Sequence[str]]) -> None:
+def _shown(value: str) -> str:
+    return "null" if value in ("None", "null") else repr(value)
+
+
+def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
     """Refuse ``null`` where there must be a value; the parser lets it pass, as if nothing were given.
 
     Args:
         config: What was parsed.
-        classes: By key (``model``, ``data``): the paths of the classes that may stand there.
+        groups: By key: what is built of the group.
 
     Raises:
         CxlpError: Names the key and what is expected.
     """
-    for key in classes:
-        module, _, name = config[key]["class_path"].rpartition(".")
+    for key, built in groups.items():
         hints: dict[str, Any] = {}
-        for base in reversed(getattr(importlib.import_module(module), name).__mro__):  # **common goes to a base
-            hints |= _hints(base.__init__)
-        if "init_args" in config[key]:
-            _refuse_nulls(config[key]["init_args"], hints, key)
+        for base in reversed(built.__mro__):  # **common goes to a base
+            hints |= _hints(base.__init__)  # type: ignore[misc]
+        _refuse_nulls(config[key].get("init_args", config[key]), hints, key)
 
 
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
@@ -111,7 +116,8 @@ def _has_key(path: str, name: str) -> bool:
 
 def _unknown_key(prefix: str, name: str, known: list[str]) -> str:
     group = name.rpartition(".")[0]
-    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
+    inside = f"{group}." if group else ""
+    siblings = dict.fromkeys(k.removeprefix(inside).partition(".")[0] for k in known if k.startswith(inside))
     where = f"{prefix}{group}".rstrip(".")
     there = f" Valid{f' in {where}' if where else ''}: {', '.join(siblings)}." if siblings else ""
     return f"unknown key {prefix}{name}. {did_you_mean(prefix + name, [prefix + k for k in known], shown=3)}{there}"
