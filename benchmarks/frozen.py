@@ -19,10 +19,9 @@ from measuring import machine
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.runs.arguments import find_configs, nested_as_configs
-from cxlp.runs.cli import CLI
-from cxlp.runs.stages import train_and_test
-from cxlp.tasks import Frozen
+from cxlp.runs.arguments import find_configs
+from cxlp.runs.cli import parse
+from cxlp.runs.stages import Run
 from cxlp.utils.errors import CxlpError
 
 PHASES = ("extraction", "PCA", "pooling", "Gram matrix", "SVM", "test")
@@ -33,53 +32,51 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*sys.argv[1:], f"--run.root={folder}", "--run.wandb=off", "--trainer.enable_progress_bar=false"]
         try:
-            cli = CLI(nested_as_configs(find_configs(arguments)))
+            config = parse(find_configs(arguments))
+            if config["trainer"]["max_epochs"]:
+                raise CxlpError("this benchmark is of the frozen mode: leave finetune.yaml out")
+            run = Run(config)
         except CxlpError as error:
             raise SystemExit(f"error: {error}") from error
-        if not isinstance(cli.model, Frozen):
-            raise SystemExit("error: this benchmark is of the frozen mode: leave finetune.yaml out")
-        train_and_test(cli)
-        decoding, forward = decoding_seconds(cli), forward_seconds(cli)
-    times = {phase: cli.model.times.get(phase, 0.0) for phase in PHASES}
-    run, floor = sum(times.values()), decoding + forward
-    table = Table(
-        title=f"{cli.datamodule.name}, {cli.trainer.precision}", caption=f"{machine()}, torch {torch.__version__}"
-    )
+        run.test(run.fit())
+        decoding, forward = decoding_seconds(run), forward_seconds(run)
+    times = {phase: run.times.get(phase, 0.0) for phase in PHASES}
+    spent, floor = sum(times.values()), decoding + forward
+    table = Table(title=f"{run.data.name}, {run.trainer.precision}", caption=f"{machine()}, torch {torch.__version__}")
     table.add_column("")
     table.add_column("seconds", justify="right")
     for phase, seconds in times.items():
         table.add_row(f"run: {phase}", f"{seconds:.2f}")
-    table.add_row("run, all phases", f"{run:.2f}")
+    table.add_row("run, all phases", f"{spent:.2f}")
     table.add_section()
     table.add_row("floor: decoding the same images once", f"{decoding:.2f}")
     table.add_row("floor: bare forward passes", f"{forward:.2f}")
     table.add_section()
-    table.add_row("run / floor", f"{run / floor:.2f}")
+    table.add_row("run / floor", f"{spent / floor:.2f}")
     Console().print(table)
 
 
-def decoding_seconds(cli: CLI) -> float:
+def decoding_seconds(run: Run) -> float:
     """Seconds to empty the run's two loaders, without any network."""
     start = time.perf_counter()
-    for loader in (cli.datamodule.train_dataloader(), cli.datamodule.test_dataloader()):
+    for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
         for _ in loader:
             pass
     return time.perf_counter() - start
 
 
 @torch.no_grad()
-def forward_seconds(cli: CLI) -> float:
+def forward_seconds(run: Run) -> float:
     """Seconds of the cut network over batches like the run's, in memory and normalised beforehand."""
-    backbone = cli.model.network.backbone.eval()
-    side: int = backbone.image_size
-    size: int = cli.datamodule.batch_size
+    backbone = run.network.to(run.trainer.strategy.root_device).backbone.eval()  # which Lightning has left
+    side, size = backbone.image_size, run.data.batch_size
     whole = torch.randn(size, 3, side, side, device=backbone.mean.device).contiguous(memory_format=torch.channels_last)
     batches = [whole]  # warms up
-    for split in ("train", "test"):
-        count, rest = divmod(len(cli.datamodule.splits[split]), size)
+    for images in (run.data.splits["train"], run.data.splits["test"]):
+        count, rest = divmod(len(images), size)
         batches += [whole] * count + ([whole[:rest]] if rest else [])
     start = 0.0
-    with cli.trainer.precision_plugin.forward_context():
+    with run.trainer.precision_plugin.forward_context():
         for i, batch in enumerate(batches):
             if i == 1:
                 _wait()

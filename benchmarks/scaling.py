@@ -1,7 +1,7 @@
 """How a frozen run's time and memory grow with the number of images: MIT Indoor-67's layout, at a tenth and in full.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --images 1340 -- --config squeezenet.yaml --model.network.backbone.weights null
+    python benchmarks/scaling.py --images 1340 -- --config squeezenet.yaml --model.backbone.weights null
 
 Photos of 640x480 are drawn, ``train.py --config mit67.yaml`` is run on them in a process of its own (CaffeNet
 with random weights, unless other arguments follow ``--``), and all of it is deleted. Memory is the most that
@@ -28,7 +28,7 @@ from tqdm import tqdm
 WIDTH, HEIGHT = 640, 480
 #: With all 67, the loader asks for the official number of images.
 CLASSES = {True: 67, False: 66}
-ARGUMENTS = ["--model.network.backbone.weights", "null"]
+ARGUMENTS = ["--model.backbone.weights", "null"]
 
 
 def write(folder: Path, images: int, full: bool) -> int:

@@ -8,24 +8,26 @@ from typing import Any
 from cxlp.commands.train import main
 from tests.generate import write_folder
 
+#: Where the network's keys are.
+BACKBONE, POOLING = "model.backbone", "model.head"
 #: What to train, in a working directory where :func:`write_pictures` was.
 ARGUMENTS = [
     *("--config", "folder.yaml"),
     *("--data.root", "pictures"),
     *("--data.num_workers", "0"),
     *("--data.batch_size", "4"),
-    *("--model.network.backbone.name", "timm/test_resnet"),
-    *("--model.network.backbone.layers", "[layer3.0.conv2, layer3]"),
-    *("--model.network.backbone.weights", "null"),
-    *("--model.network.backbone.image_size", "32"),
-    *("--model.network.pooling.pca_dim", "4"),
+    *(f"--{BACKBONE}.name", "timm/test_resnet"),
+    *(f"--{BACKBONE}.layers", "[layer3.0.conv2, layer3]"),
+    *(f"--{BACKBONE}.weights", "null"),
+    *(f"--{BACKBONE}.image_size", "32"),
+    *(f"--{POOLING}.pca_dim", "4"),
     *("--model.frozen.c", "10"),
     *("--run.wandb", "off"),
     *("--trainer.accelerator", "cpu"),
     *("--trainer.devices", "1"),
     *("--trainer.enable_progress_bar", "false"),
 ]
-#: Further: a frozen fit, and two gradient epochs.
+#: Further: after the frozen fit, two gradient epochs.
 FINETUNE = [
     *("--config", "finetune.yaml"),
     *("--data.validation", "0.34"),
@@ -51,9 +53,9 @@ def metrics(folder: Path) -> dict[str, Any]:
     return found
 
 
-def logged(folder: Path, key: str) -> dict[int, float]:
-    """A metric by epoch, from the CSV log (of all sessions of a run)."""
+def logged(folder: Path, key: str, by: str = "epoch") -> dict[int, float]:
+    """A metric by epoch or step, from the CSV logs (of all stages and sessions of a run)."""
     values: dict[int, float] = {}
     for file in sorted((folder / "csv").glob("*/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
-        values |= {int(float(row["epoch"])): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}
-    return values
+        values |= {int(float(row[by])): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}
+    return dict(sorted(values.items()))

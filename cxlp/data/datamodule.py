@@ -147,15 +147,24 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch that a resumed run begins with: workers fetch before the Trainer has counted to it."""
-        return {"epoch": self.trainer.current_epoch + 1 if self.trainer else 0}
+        # Epochs that have begun: within an epoch's last hooks as well as after the fit, the next one's number.
+        return {"epoch": self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the epoch, see :meth:`state_dict`; Lightning calls this before it makes the loaders."""
-        self._first_epoch = state_dict["epoch"]
+        # A test or validation of a checkpoint is no resumption: the next fit begins at its own epoch.
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._first_epoch = state_dict["epoch"]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training images: shuffled and augmented, unless the module wants them as they are."""
-        return self._loader("train", shuffle=bool(self._ask("augment", True)))
+        loader = self._loader("train", shuffle=bool(self._ask("augment", True)))
+        # Workers fetch an epoch's first batches before the Trainer tells which epoch it is.
+        if self.trainer is not None:
+            assert isinstance(loader.sampler, EpochSampler)
+            loader.sampler.set_epoch(max(self._first_epoch, self.trainer.current_epoch))
+        self._first_epoch = 0
+        return loader
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Held-out training images, in order; no loader where none are held out."""
@@ -195,10 +204,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if workers is None:
             workers = min(8, max(1, usable_cores() // (self.trainer.num_devices if self.trainer else 1)))
         sampler = EpochSampler(len(data), self.batch_size, shuffle, run_seed(), ranks, rank)
-        # Workers fetch an epoch's first batches before the Trainer tells which epoch it is.
-        if shuffle and self.trainer is not None:
-            sampler.set_epoch(max(self._first_epoch, self.trainer.current_epoch))
-        self._first_epoch = 0
         return DataLoader(
             data,
             batch_size=self.batch_size,

@@ -50,7 +50,10 @@ def build_page(folder: Path) -> str:
     heads = _heads(config)
     setup = {key.replace("init_args.", ""): _at(config, key) for key in (*KEYS, *(GRADIENT_KEYS if epochs else ()))}
     kept = [_at(head, "init_args.pca_dim") for head in heads]
-    setup |= {"model.head": _sum(_name(head) for head in heads), "model.head.pca_dim": _sum(map(str, filter(None, kept)))}
+    setup |= {
+        "model.head": _sum(_name(head) for head in heads),
+        "model.head.pca_dim": _sum(map(str, filter(None, kept))),
+    }
     subtitle = [
         _at(origin, "data.name"),
         ", ".join(f"{n} {split}" for split, n in found["images"].items() if n) + " images",

@@ -1,5 +1,6 @@
 """The command line before it is parsed: configs by their names, and first."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,16 @@ def find_configs(args: Sequence[str]) -> list[str]:
         else:
             (configs if arg.startswith("--config=") else others).append(arg)
     _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
+    _check_values(others)
     return configs + others
+
+
+def _check_values(arguments: Sequence[str]) -> None:
+    """Refuse a key without a value, of which the parser names the group only."""
+    for arg, following in itertools.pairwise([*arguments, "--"]):
+        group, _, key = arg.removeprefix("--").partition(".")
+        if group in CLASSES and key and "=" not in key and key != "help" and following.startswith("--"):
+            raise CxlpError(f"{arg} has no value: give {arg} VALUE")
 
 
 def _check_overlays(paths: Sequence[str]) -> None:

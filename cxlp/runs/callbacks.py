@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from cxlp.tasks import Frozen
 from cxlp.tasks.batch import read_batch
 
 
@@ -58,6 +59,39 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     return [best, last] if monitor else [last]
 
 
+class MovedCheckpoints(Callback):
+    """Finds the checkpoints of a resumed stage again where its folder was moved or copied.
+
+    A ``ModelCheckpoint`` keeps absolute paths, and forgets which epoch was best where its folder is another one.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the present places into what the callbacks are about to take over."""
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath and state and state.get("dirpath"):
+                old, new = Path(state["dirpath"]), Path(callback.dirpath)
+                if old != new:
+                    state |= _moved(state, old, new)
+
+
+def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
+    """The state of a ``ModelCheckpoint`` with the paths of files that are there; others are left out."""
+
+    def place(path: str) -> str:
+        there = new / os.path.relpath(path, old) if path else Path()
+        return str(there) if there.is_file() else path if Path(path).is_file() else ""
+
+    kept = {place(path): score for path, score in state["best_k_models"].items() if place(path)}
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    found: dict[str, Any] = {name: place(state[name]) for name in names}
+    if not found["best_model_path"]:
+        found |= {"best_model_score": None, "current_score": None}
+    return {**found, "dirpath": str(new), "best_k_models": kept}
+
+
 class EpochSeed(Callback):
     """Seeds torch anew for each epoch, by the run's seed, the epoch and the rank.
 
@@ -93,10 +127,12 @@ class Progress(Callback):
     Attributes:
         first_epoch: Of the present stage, among all.
         images: Seen so far.
+        phases: How many of them went through the backbone, by phase; those whose features were there already did not.
     """
 
     def __init__(self) -> None:
         self.first_epoch = self.images = 0
+        self.phases: dict[str, int] = {}
         self._last = (0, 0.0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,7 +165,12 @@ class Progress(Callback):
         batch_idx: int,
     ) -> None:
         """Count; after a frozen pass's last batch this comes before the solution, which takes its own time."""
-        self.images += len(read_batch(batch).labels) * trainer.world_size
+        read = read_batch(batch)
+        count = len(read.labels) * trainer.world_size
+        self.images += count
+        if not read.stored:
+            phase = "extraction" if isinstance(pl_module, Frozen) else "fine-tuning"
+            self.phases[phase] = self.phases.get(phase, 0) + count
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:  # logging a number copies it to the GPU, and waits for that
             self._tell(trainer, pl_module)

@@ -1,5 +1,6 @@
 """The command line of a run: every key of its configs, parsed and checked."""
 
+import importlib
 import logging
 import os
 import warnings
@@ -12,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CLASSES, find_configs
-from cxlp.runs.config_errors import explain
+from cxlp.runs.config_errors import explain, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
@@ -68,6 +69,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
+    module, _, name = config["data"]["class_path"].rpartition(".")
+    refuse_nulls(config, {"model": ModelConfig, "data": getattr(importlib.import_module(module), name)})
     return config
 
 

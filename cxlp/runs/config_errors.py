@@ -1,10 +1,9 @@
 """Short words for what is wrong with a config, in place of the parser's long ones."""
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import is_dataclass
-from pydoc import locate
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -12,13 +11,16 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-_UNKNOWN_KEY = re.compile(
-    r"unrecognized arguments: -*([\w.]+)|(?:Group '([^']+)' does not accept o|O)ption '([^']+)'(?: is not accepted)?"
+_NO_CLASS = re.compile(
+    r"Problem with given class_path '(?P<path>\S+)':\s+(?:No module named|module '\S+' has no attribute)"
+    r"|Expected a dot import path string: (?P<word>\S+)"
 )
-_WRONG_CLASS = re.compile(
-    r"class_path '(\S+)':\s+(?:No module|module '\S+' has no)|Import path (\S+) does not|dot import path string: (\S+)"
+_OTHER_CLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: -*(?P<argument>[\w.]+)"
+    r"|Option '(?P<option>[^']+)' is not accepted"
+    r"|Group '(?P<group>[^']+)' does not accept option '(?P<member>[^']+)'"
 )
-_VALUE = re.compile(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)")
 
 
 def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequence[str]]) -> str:
@@ -27,86 +29,106 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
     Args:
         parser: The whole parser.
         error: What it raised.
-        classes: By key (``model``, ``data``): the paths of the classes that may stand there.
+        classes: By key, such as ``data``: the paths of the classes that may stand there.
 
     Returns:
         One or two lines; the parser's own words where they fit no known kind.
     """
     text = str(error)
+    inside = re.search(r'Parser key "(\w+)"', text)
+    key = inside.group(1) if inside and inside.group(1) in classes else ""
+    chosen = re.search(r"class_path '([\w.]+)'", text)
+    if found := _UNKNOWN.search(text):
+        part = found.groupdict()
+        name = part["argument"] or part["option"] or f"{part['group']}.{part['member']}"
+        if not key and name.split(".")[0] in classes:  # a class is chosen, its key is not known to the parser
+            key, _, name = name.partition(".")
+        name = name.removeprefix("init_args.")
+        known = _keys_of_class(chosen.group(1)) if chosen and key else _keys(parser.get_defaults())
+        owner = next((path for path in classes.get(key, ()) if _has_key(path, name)), None)
+        if chosen and owner:
+            return f"unknown key {key}.{name}: {chosen.group(1)} has none, {owner} has; choose it by {key}.class_path"
+        return _unknown_key(f"{key}." if key else "", name, known)
+    if key and (wrong := _NO_CLASS.search(text)):
+        valid = ", ".join(classes[key])
+        return f"{key}.class_path: there is no class {wrong['path'] or wrong['word']!r}. Valid: {valid}"
+    if key and (wrong := _OTHER_CLASS.search(text)):
+        return f"{key}.class_path: {wrong['path']} is no {wrong['base']}. Valid: {', '.join(classes[key])}"
     keys = re.findall(r'Parser key "([^"]+)"', text)
-    place = keys[0] if keys and keys[0] in classes else ""
-    if found := _UNKNOWN_KEY.search(text):
-        name = ".".join(filter(None, found.groups()))
-        chosen = re.search(r"class_path '([\w.]+)'", text)
-        return _unknown_key(parser, f"{place}.{name}".strip("."), chosen.group(1) if chosen else "", classes)
-    if place and (found := _WRONG_CLASS.search(text)):
-        wrong = next(filter(None, found.groups()))
-        return f"{place}.class_path is {wrong!r}, no class that can stand there. Valid: {', '.join(classes[place])}"
+    if keys and (wrong := re.search(r"""Unable to load config ['"](.*)['"]""", text)):
+        first = next(name for name in _keys(parser.get_defaults()) if name.startswith(f"{keys[-1]}."))
+        return f"{keys[-1]} is {_shown(wrong[1])}: it is a group of keys, such as --{first}"
     expected = [e for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.M) if "NoneType" not in e]
-    if keys and expected and (found := _VALUE.search(text)):
-        where = f"{place}.{keys[-1]}" if place and keys[-1] != place else keys[-1]
+    value = re.search(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)", text)
+    if keys and expected and value:
+        where = ".".join([key, keys[-1]]) if key and keys[-1] != key else keys[-1]
+        types = " or ".join(re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", e) for e in dict.fromkeys(expected))
+        given = next(v for v in value.groups() if v is not None)
         # the class itself may be null, too: one mention is about that
-        null = " (or null)" if len(re.findall("Subtypes: .*NoneType", text)) > bool(place) else ""
-        given = next(v for v in found.groups() if v is not None)
-        return f"{where} is {given!r}: expected {' or '.join(map(_shown, dict.fromkeys(expected)))}{null}"
+        null = " (or null)" if len(re.findall("Subtypes: .*NoneType", text)) > bool(key) else ""
+        return f"{where} is {_shown(given)}: expected {types}{null}"
     return text
 
 
-def _unknown_key(parser: ArgumentParser, key: str, chosen: str, classes: Mapping[str, Sequence[str]]) -> str:
-    """Name the class that has such a key, or the keys nearest to it."""
-    place, _, name = key.replace(".init_args.", ".").partition(".")
-    if place in classes and chosen:
-        owners = [path for path in classes[place] if any(f"{k}.".startswith(f"{name}.") for k in _keys_of_class(path))]
-        if owners:
-            return f"unknown key {place}.{name}: {chosen} has none, {owners[0]} has; choose it by {place}.class_path"
-        known = [f"{place}.{k}" for k in _keys_of_class(chosen)]
-    else:
-        known = list(parser.get_defaults().keys())
-    key = f"{place}.{name}".strip(".")
-    group = key.rpartition(".")[0]
-    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
-    there = f" Valid{f' in {group}' if group else ''}: {', '.join(siblings)}." if siblings else ""
-    return f"unknown key {key}. {did_you_mean(key, known, shown=3)}{there}"
+def _shown(value: str) -> str:
+    return "null" if value in ("None", "null") else repr(value)
 
 
-def refuse_nulls(config: Namespace, classes: Mapping[str, Sequence[str]]) -> None:
+def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
     """Refuse ``null`` where there must be a value; the parser lets it pass, as if nothing were given.
 
     Args:
         config: What was parsed.
-        classes: By key (``model``, ``data``): the paths of the classes that may stand there.
+        groups: By key: what is built of the group.
 
     Raises:
         CxlpError: Names the key and what is expected.
     """
-    for place in classes:
+    for key, built in groups.items():
         hints: dict[str, Any] = {}
-        for base in reversed(_class(config[place]["class_path"]).__mro__):  # **common goes to a base
-            with suppress(NameError):  # types that exist for type checkers only
-                hints |= get_type_hints(base.__init__)
-        if "init_args" in config[place]:
-            _refuse_nulls(config[place]["init_args"], hints, place)
+        for base in reversed(built.__mro__):  # **common goes to a base
+            hints |= _hints(base.__init__)  # type: ignore[misc]
+        _refuse_nulls(config[key].get("init_args", config[key]), hints, key)
 
 
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
     for name, value in vars(values).items():
         hint = hints.get(name, Any)
-        types = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
         if isinstance(value, Namespace) and is_dataclass(hint):
-            _refuse_nulls(value, get_type_hints(hint), f"{where}.{name}")
-        elif value is None and not {Any, NoneType} & set(types):
-            raise CxlpError(f"{where}.{name} is null: expected {' or '.join(map(_shown, types))}")
+            _refuse_nulls(value, _hints(hint), f"{where}.{name}")
+        elif value is None and hint is not Any and NoneType not in get_args(hint):
+            types = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+            expected = " or ".join(str(t) if get_origin(t) else t.__name__ for t in types)
+            expected = re.sub(r"typing\.|collections\.abc\.", "", expected)
+            raise CxlpError(f"{where}.{name} is null: expected {expected}")
 
 
-def _class(path: str) -> Any:  # noqa: ANN401 (any class)
-    return locate(path)
+def _hints(annotated: Any) -> dict[str, Any]:  # noqa: ANN401 (a class or a function)
+    try:
+        return get_type_hints(annotated)
+    except NameError:  # types that exist for type checkers only
+        return {}
+
+
+def _has_key(path: str, name: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for key in _keys_of_class(path))
+
+
+def _unknown_key(prefix: str, name: str, known: list[str]) -> str:
+    group = name.rpartition(".")[0]
+    inside = f"{group}." if group else ""
+    siblings = dict.fromkeys(k.removeprefix(inside).partition(".")[0] for k in known if k.startswith(inside))
+    where = f"{prefix}{group}".rstrip(".")
+    there = f" Valid{f' in {where}' if where else ''}: {', '.join(siblings)}." if siblings else ""
+    return f"unknown key {prefix}{name}. {did_you_mean(prefix + name, [prefix + k for k in known], shown=3)}{there}"
 
 
 def _keys_of_class(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(_class(path))
-    return list(parser.get_defaults().keys())
+    parser.add_class_arguments(getattr(importlib.import_module(module), name))
+    return _keys(parser.get_defaults())
 
 
-def _shown(hint: object) -> str:
-    return re.sub(r"typing\.|collections\.abc\.|<class '(?:\w+\.)*(\w+)'>", r"\1", str(hint))
+def _keys(defaults: Namespace) -> list[str]:
+    return [key for key, _ in defaults.items(branches=False)]

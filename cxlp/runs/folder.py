@@ -88,11 +88,17 @@ def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | 
     folder = given.absolute().parent.parent
     if given.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
         return None, given, None
-    return folder, last_checkpoint(folder) or given, saved["cxlp_run"]["wandb_id"]
+    newest = last_checkpoint(folder)
+    if newest is None or (given.name not in _OWN and newest.name == "frozen.ckpt"):
+        newest = given  # of the user's own ModelCheckpoint
+    return folder, newest, saved["cxlp_run"]["wandb_id"]
 
 
 #: Checkpoints that a run can be gone on with, the newest first.
-_NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt", "start.ckpt")
+_NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
+#: What a run writes. From start.ckpt, which is of another run, or finetuned.ckpt, whose epoch may not have been over
+#: when it was written, no run is gone on with.
+_OWN = (*_NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -122,9 +128,7 @@ def take_up(folder: Path) -> Path | None:
         return None
     held = hold(folder)
     last = last_checkpoint(folder)
-    # finetuned.ckpt alone is of a first epoch that was not over.
-    own = ("best.ckpt", "finetuned.ckpt")
-    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name not in own]
+    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name not in _OWN]
     if last is None and not others:
         shutil.rmtree(folder)
     let_go(held)

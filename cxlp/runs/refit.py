@@ -4,6 +4,7 @@ The schedule of the second run has the length that the first one's had (``traine
 chosen epoch depends on the learning rates until then. Only the second run is tested.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from pytorch_lightning.callbacks import Callback
 
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.utils.errors import CxlpError
+
+#: Of a run, in their order.
+Stage = Literal["frozen", "finetune", "closing"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Choice:
     """
 
     checkpoint: str
-    stage: Literal["frozen", "finetune", "closing"]
+    stage: Stage
     epoch: int
     validated: dict[str, float]
     recipe: dict[str, Any]
@@ -46,13 +50,16 @@ def read_choice(checkpoint: str) -> Choice:
             f"run.refit is {checkpoint!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
     saved = read_checkpoint(checkpoint)
-    run = saved["cxlp_run"]
+    run, stage = saved["cxlp_run"], stage_of(saved)
+    epoch = run["first_epoch"] + (saved["epoch"] if stage == "finetune" else 0)
+    return Choice(checkpoint, stage, epoch, saved["cxlp"]["validated"], run["recipe"])
+
+
+def stage_of(saved: Mapping[str, Any]) -> Stage:
+    """Say which stage of a run wrote a checkpoint."""
     if saved["cxlp"]["task"] == "FineTune":
-        return Choice(
-            checkpoint, "finetune", run["first_epoch"] + saved["epoch"], saved["cxlp"]["validated"], run["recipe"]
-        )
-    stage: Literal["frozen", "closing"] = "closing" if run["first_epoch"] else "frozen"
-    return Choice(checkpoint, stage, run["first_epoch"], saved["cxlp"]["validated"], run["recipe"])
+        return "finetune"
+    return "closing" if saved["cxlp_run"]["first_epoch"] else "frozen"
 
 
 class StopAfter(Callback):

@@ -39,7 +39,7 @@ class Results:
     @property
     def checkpoint(self) -> str:
         """The tested one; empty: the weights as they were in the end."""
-        return str(self.run.folder / self.stage.checkpoint) if self.run.saves else ""
+        return str(self.run.folder / self.stage.checkpoint) if self.stage.checkpoint else ""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -55,12 +55,9 @@ class Results:
 
     @property
     def images_per_second(self) -> dict[str, float]:
-        """By phase; of features that an earlier run made, nothing was extracted."""
-        stored = self.run.reuse is not None and self.run.reuse.taken_up
-        passes = sum(name in ("frozen", "closing") for name in self.run.done) - stored
-        images = {"extraction": max(0, passes) * self.images["train"], "test": self.images["test"]}
-        images["fine-tuning"] = self.run.progress.images - (max(0, passes) + stored) * self.images["train"]
-        return {p: images[p] / spent for p, spent in self.run.times.items() if images.get(p, 0) > 0 and spent}
+        """By phase; images whose features an earlier run made did not pass through the backbone, nor count."""
+        images = {**self.run.progress.phases, "test": self.images["test"]}
+        return {phase: images[phase] / spent for phase, spent in self.run.times.items() if images.get(phase) and spent}
 
     @property
     def epochs(self) -> int:

@@ -27,6 +27,7 @@ from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.runs.callbacks import (
     EpochSeed,
+    MovedCheckpoints,
     Progress,
     Record,
     StopWhereItStopped,
@@ -48,7 +49,7 @@ from cxlp.runs.recipe import (
     check_recipe,
     recipe_of,
 )
-from cxlp.runs.refit import Choice, StopAfter, read_choice
+from cxlp.runs.refit import Choice, StopAfter, read_choice, stage_of
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.feature_reuse import FeatureReuse
@@ -66,7 +67,7 @@ class Done:
     """A stage that is done.
 
     Attributes:
-        checkpoint: Its best one, below the run's folder.
+        checkpoint: Its best one, below the run's folder; empty: none was saved.
         last: Its last one, which the next stage starts from.
         epoch: Of ``checkpoint``, counted over all stages: the frozen fit is epoch 0.
         epochs: How many the run had after the stage.
@@ -164,18 +165,37 @@ class Run:
             return
         saved = read_checkpoint(self.resumed)
         self._check_same(saved)
-        state = self.folder / STAGES
-        if state.is_file():
-            found = json.loads(state.read_text())
-            self.done = {name: Done(**done) for name, done in found.items()}
-        elif saved["cxlp"]["task"] == "FineTune":  # a copy elsewhere: its frozen fit is not here, nor needed
-            path = str(self.resumed)
-            self.done = {} if self.model.start == "scratch" else {"frozen": Done(path, path, 0, 1, {})}
+        self.done = self._find_done(saved)
         self.times.update(saved["cxlp"]["times"])
         self.progress.images = saved["cxlp_run"]["images_seen"]
+        self.progress.phases = dict(saved["cxlp_run"]["images_by_phase"])
         self.report, self._seen = saved["cxlp_run"]["report"], saved["cxlp_run"]["seen"]
         if launched_rank() == 0:  # now that it is known to belong to the run
             write_whole(self.folder / "config-resumed.yaml", self._config_text)
+
+    def _find_done(self, saved: Mapping[str, Any]) -> dict[str, Done]:
+        """The stages that are done: those of ``stages.json``, and what the checkpoint itself tells.
+
+        Args:
+            saved: The checkpoint to go on from.
+        """
+        assert self.resumed is not None
+        state = self.folder / STAGES
+        found = json.loads(state.read_text()) if state.is_file() else {}
+        done = {name: Done(**stage) for name, stage in found.items() if stage["checkpoint"]}
+        run, stage = saved["cxlp_run"], stage_of(saved)
+        path = os.path.relpath(os.path.realpath(self.resumed), os.path.realpath(self.folder))
+        # Of a copy elsewhere, earlier stages are not here, nor needed.
+        if stage != "frozen" and self.model.start != "scratch":
+            done.setdefault("frozen", Done(path, path, 0, 1, {}))
+        if stage == "closing":
+            done.setdefault("finetune", Done(path, path, run["first_epoch"] - 1, run["first_epoch"], {}))
+        if stage != "finetune":  # killed before stages.json was written
+            epoch = run["first_epoch"]
+            done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"]))
+        elif run["recipe"]["trainer.max_epochs"] != self.config["trainer"]["max_epochs"]:
+            done.pop("finetune", None)  # it is made longer
+        return {name: done[name] for name in ("frozen", "finetune", "closing") if name in done}
 
     def _check_same(self, saved: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another recipe, other classes or other images."""
@@ -217,9 +237,10 @@ class Run:
 
     def _choose(self) -> Done:
         key = f"val/{SELECTION[self.data.multi_label]}"
-        validated = [stage for stage in self.done.values() if key in stage.validated]
+        last = self._previous()
+        validated = [s for s in self.done.values() if key in s.validated and (s.checkpoint or s is last)]
         if self.choice is not None or not validated:
-            return self._previous()
+            return last
         return max(validated, key=lambda stage: stage.validated[key])  # of equals, max returns the first
 
     def _fit_first(self) -> Done:
@@ -247,21 +268,23 @@ class Run:
         trainer = self._build_trainer(name, [], gradients=False, first_epoch=epoch)
         self._run(trainer, task)
         self.report = self.report or task.report
-        path = f"checkpoints/{name}.ckpt"
-        if self.saves:
+        path = f"checkpoints/{name}.ckpt" if self.saves else ""
+        if path:
             trainer.save_checkpoint(self.folder / path)
         return Done(path, path, epoch, epoch + 1, task.validated)
 
     def _fit_gradients(self) -> Done:
         model = self.model
-        folds: FoldClassifiers | None = None
-        first = 0
-        if self.done:
-            before = self._previous()
-            first = before.epochs
-            saved = self._load(before.last)
-            if model.cross_fit:
-                folds = self._folds or FoldClassifiers(**saved["cxlp"]["fold_classifiers"])
+        folds = self._folds
+        first = self._previous().epochs if self.done else 0
+        resume = self._resumed_gradients()
+        saved: dict[str, Any] = {}
+        if resume is not None:
+            saved = read_checkpoint(resume)
+        elif self.done:
+            saved = self._load(self._previous().last)
+        if model.cross_fit and folds is None:
+            folds = FoldClassifiers(**saved["cxlp"]["fold_classifiers"])
         if model.start == "projection":
             self.network.reset_classifier()
         task = FineTune(
@@ -280,16 +303,7 @@ class Run:
         if self.choice is not None and self.choice.stage == "finetune":
             own.append(StopAfter(self.choice.epoch - first))
         trainer = self._build_trainer("finetune", own, gradients=True, first_epoch=first)
-        last = self.folder / "checkpoints" / "last.ckpt"
-        if (
-            self.resumed is not None
-            and not last.is_file()
-            and read_checkpoint(self.resumed)["cxlp"]["task"] == "FineTune"
-        ):
-            last = self.resumed  # a copy from elsewhere
-        resume = self._resumed_from(last)
         if resume is not None:
-            saved = read_checkpoint(resume)
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
         self._run(trainer, task, resume)
         kept = trainer.checkpoint_callback
@@ -298,16 +312,17 @@ class Run:
         if not best:
             return Done("", "", epochs - 1, epochs, task.validated)
         found = read_checkpoint(best)
-        paths = [os.path.relpath(path, self.folder) for path in (best, last if last.is_file() else best)]
+        last = self.folder / "checkpoints" / "last.ckpt"
+        # Relative, also where the folder's path has links: it may be moved.
+        where = os.path.realpath(self.folder)
+        paths = [os.path.relpath(os.path.realpath(p), where) for p in (best, last if last.is_file() else best)]
         return Done(paths[0], paths[1], first + int(found["epoch"]), epochs, found["cxlp"]["validated"])
 
-    def _resumed_from(self, last: Path) -> str | None:
+    def _resumed_gradients(self) -> str | None:
         """Return what the gradient epochs go on from, if they began before: here, or in a copy from elsewhere."""
         if self.resumed is None:
             return None
-        if last.is_file():
-            return str(last)
-        return str(self.resumed) if read_checkpoint(self.resumed)["cxlp"]["task"] == "FineTune" else None
+        return str(self.resumed.absolute()) if read_checkpoint(self.resumed)["cxlp"]["task"] == "FineTune" else None
 
     def _start_from_checkpoint(self) -> Done:
         """Take over the network of an earlier run; its frozen fit, if it is of these images, counts as this run's."""
@@ -336,9 +351,12 @@ class Run:
             (self.folder / "checkpoints").mkdir(exist_ok=True)
             shutil.copyfile(path, self.folder / f"{kept}.part")
             (self.folder / f"{kept}.part").replace(self.folder / kept)
+        if self.model.cross_fit:
+            self._folds = FoldClassifiers(**saved["cxlp"]["fold_classifiers"])
         # Where the same images were held out, what they say of it counts.
         same = torch.equal(saved["cxlp_run"]["trained_on"], self.data.fingerprints("train"))
-        return Done(kept, kept, 0, 1, saved["cxlp"]["validated"] if same else {})
+        # The gradient epochs start from the original: other processes do not know this run's folder yet.
+        return Done(kept, str(path.absolute()), 0, 1, saved["cxlp"]["validated"] if same else {})
 
     def _check_overlap(self, path: Path, saved: Mapping[str, Any]) -> None:
         """Refuse to test on what the earlier run was trained on; warn where validation is."""
@@ -355,20 +373,20 @@ class Run:
 
     def test(self, stage: Done) -> dict[str, float]:
         """Score the test images by the checkpoint of a stage."""
-        if self.saves:
-            self._load(stage.checkpoint)
+        self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
         trainer = self._build_trainer("test", [TestReport(self.folder, self.data)], False, first_epoch=stage.epoch)
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)
-        if self.saves and trainer.is_global_zero:
+        if stage.checkpoint and trainer.is_global_zero:
             self._link_best(stage)
         return {key: value for key, value in tested.items() if key.startswith("test/")}
 
     def _link_best(self, stage: Done) -> None:
         """Call the tested checkpoint ``best.ckpt``: another name of the same file where the file system has links."""
         best, part = (self.folder / "checkpoints" / name for name in ("best.ckpt", ".best.ckpt.part"))
+        best.parent.mkdir(exist_ok=True)
         part.unlink(missing_ok=True)
         try:
             os.link(self.folder / stage.checkpoint, part)
@@ -413,7 +431,9 @@ class Run:
             epochs = 1
             defaults = build_parser().get_defaults()["trainer"]
             given |= {key: defaults[key] for key in GRADIENT_TRAINER_KEYS}
-            if self.config["trainer"]["max_epochs"] and stage != "test":
+            if stage == "test":
+                users = [c for c in users if not isinstance(c, ModelCheckpoint)]
+            elif self.config["trainer"]["max_epochs"]:
                 users = [c for c in users if isinstance(c, ProgressBar)]  # meant for the gradient epochs
         if not any(isinstance(c, ProgressBar) for c in users) and given["enable_progress_bar"] is not False:
             own.append(TrainingBar())  # as the fit's own bars: a live display would clash with them
@@ -430,7 +450,7 @@ class Run:
         }
         self.progress.first_epoch = first_epoch
         record = Record(self._facts, image)
-        shared = [self.progress, EpochSeed(), record, self._provenance]
+        shared = [self.progress, EpochSeed(), record, self._provenance, MovedCheckpoints()]
         if not gradients:
             given["enable_checkpointing"] = False
         given["default_root_dir"] = str(self.folder)
@@ -448,7 +468,7 @@ class Run:
         folder = self.folder / "checkpoints"
         theirs = [c for c in users if isinstance(c, ModelCheckpoint)]
         for callback in theirs:
-            callback.dirpath = callback.dirpath or str(folder)
+            callback.dirpath = callback.dirpath or os.path.realpath(folder)
         if theirs or not self.saves:
             return []
         monitor = f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None
@@ -480,6 +500,7 @@ class Run:
             # with those of the runs whose weights this one began with
             "seen": mine if self._seen is None else torch.unique(torch.cat([mine, self._seen])),
             "images_seen": self.progress.images,
+            "images_by_phase": dict(self.progress.phases),
             "first_epoch": self.progress.first_epoch,
         }
 
@@ -487,8 +508,8 @@ class Run:
         return list(self.done.values())[-1]
 
     def _load(self, checkpoint: str) -> dict[str, Any]:
-        """Give the network the weights of a checkpoint of this run."""
-        if not self.saves:  # the network has them, nothing else is kept
+        """Give the network the weights of a checkpoint of this run; none was saved: it has the latest."""
+        if not checkpoint:
             return {}
         saved = read_checkpoint(self.folder / checkpoint)
         load_weights(self.network, saved, checkpoint)

@@ -77,6 +77,9 @@ class ClassificationTask(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Time validation."""
         self._evaluation_start = self.times.now()
+        # Those that an earlier trainer.validate reset are tensors of its inference mode, which a fit cannot update.
+        self.val_metrics.reset()
+        self.val_loss.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (whatever a loader yields)
         """Score held-out images."""

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cxlp.data.cub200 import CUB200, OFFICIAL_COUNTS, read_cub200
+from cxlp.data.dataset import Split
 from cxlp.data.decode import read_image
 from cxlp.utils.errors import CxlpError
 from tests.editing import edit, windows_ends
@@ -80,7 +81,7 @@ def test_box_is_cut_out_as_by_hand(cub200: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_boxes_are_used_in_training_and_in_test(cub200: Path, split: str) -> None:
+def test_boxes_are_used_in_training_and_in_test(cub200: Path, split: Split) -> None:
     shown = {}
     for bbox in (False, True):
         module = CUB200(cub200, bbox=bbox, image_size=32)

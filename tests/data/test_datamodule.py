@@ -1,6 +1,6 @@
 """What all data sets share: who gets which image when, and holding out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,7 +16,7 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Draw, ImageDataset, Sample, Split
 from cxlp.data.decode import read_image
 from cxlp.data.lists import widened
-from cxlp.data.sampler import Drawer
+from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.utils.errors import CxlpError
 from tests.generate import texture, write_image
@@ -23,16 +24,14 @@ from tests.generate import texture, write_image
 Batch = list[Draw]
 
 
-def batches(
-    size: int, batch_size: int, ranks: int, epoch: int, ordered_epochs: Collection[int] | None, seed: int = 0
-) -> list[Batch]:
+def batches(size: int, batch_size: int, ranks: int, epoch: int, shuffle: bool, seed: int = 0) -> list[Batch]:
     """The union of the ranks' batches, step by step."""
     shares = []
     for rank in range(ranks):
-        drawer = Drawer(size, batch_size, ordered_epochs, seed, ranks, rank)
-        drawer.set_epoch(epoch)
-        draws = list(drawer)
-        assert len(draws) == len(drawer)
+        sampler = EpochSampler(size, batch_size, shuffle, seed, ranks, rank)
+        sampler.set_epoch(epoch)
+        draws = list(sampler)
+        assert len(draws) == len(sampler)
         shares.append(draws)
     assert len({len(share) for share in shares}) == 1, "ranks must take equally many steps"
     steps = range(0, len(shares[0]), batch_size)
@@ -41,62 +40,50 @@ def batches(
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 7, 13, 17])
-@pytest.mark.parametrize("ordered_epochs", [None, ()])
-def test_each_sample_is_new_exactly_once_over_the_ranks(
-    size: int, ranks: int, ordered_epochs: tuple[int, ...] | None
-) -> None:
-    draws = [draw for batch in batches(size, 4, ranks, 0, ordered_epochs) for draw in batch]
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_each_sample_is_new_exactly_once_over_the_ranks(size: int, ranks: int, shuffle: bool) -> None:
+    draws = [draw for batch in batches(size, 4, ranks, 0, shuffle) for draw in batch]
     assert sorted(draw.item for draw in draws if not draw.repeat) == list(range(size))
     assert all(0 <= draw.item < size for draw in draws)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ordered_epochs_repeat_as_little_as_they_can_and_do_not_augment(ranks: int) -> None:
-    draws = [draw for batch in batches(13, 4, ranks, 0, None) for draw in batch]
+def test_in_order_samples_repeat_as_little_as_they_can_and_are_not_augmented(ranks: int) -> None:
+    draws = [draw for batch in batches(13, 4, ranks, 0, shuffle=False) for draw in batch]
     assert sum(draw.repeat for draw in draws) == -13 % ranks
     assert all(draw.seed is None for draw in draws)
 
 
 def test_order_on_one_rank_is_that_of_the_lists() -> None:
-    assert [draw.item for draw in Drawer(7, 4, None, seed=3)] == list(range(7))
+    sampler = EpochSampler(7, 4, seed=3)
+    for epoch in (0, 2):
+        sampler.set_epoch(epoch)
+        assert [draw.item for draw in sampler] == list(range(7))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("size", [2, 13, 24])
 def test_shuffled_batches_are_full(size: int, ranks: int) -> None:
-    assert {len(batch) for batch in batches(size, 4, ranks, 1, [0])} == {4 * ranks}
+    assert {len(batch) for batch in batches(size, 4, ranks, 1, shuffle=True)} == {4 * ranks}
 
 
 def test_shuffled_epochs_differ_and_repeat_under_the_same_seed() -> None:
-    epochs = [batches(20, 4, 1, epoch, ()) for epoch in range(3)]
+    epochs = [batches(20, 4, 1, epoch, shuffle=True) for epoch in range(3)]
     for one, other in ((0, 1), (1, 2), (0, 2)):
         assert [d.item for b in epochs[one] for d in b] != [d.item for b in epochs[other] for d in b]
     seeds = {draw.seed for epoch in epochs for batch in epoch for draw in batch}
     assert None not in seeds
     assert len(seeds) == 60, "each image of each epoch is augmented in its own way"
-    assert epochs[1] == batches(20, 4, 1, 1, ())
-    assert epochs[1] != batches(20, 4, 1, 1, (), seed=1)
+    assert epochs[1] == batches(20, 4, 1, 1, shuffle=True)
+    assert epochs[1] != batches(20, 4, 1, 1, shuffle=True, seed=1)
 
 
 @pytest.mark.parametrize("size", [16, 21])
 def test_two_ranks_together_see_the_batches_of_one(size: int) -> None:
-    two, one = batches(size, 4, 2, 5, ()), batches(size, 8, 1, 5, ())
+    two, one = batches(size, 4, 2, 5, shuffle=True), batches(size, 8, 1, 5, shuffle=True)
     # Augmentation seeds and marks of repeats included.
     assert [set(batch) for batch in two] == [set(batch) for batch in one]
     assert [len(batch) for batch in two] == [len(batch) for batch in one]
-
-
-def test_first_epochs_go_in_order_and_the_later_ones_do_not() -> None:
-    drawer = Drawer(10, 4, {0, 1}, seed=0)
-    seen = []
-    for epoch in range(4):
-        drawer.set_epoch(epoch)
-        assert drawer.ordered == (epoch < 2)
-        assert len(drawer) == (10 if epoch < 2 else 12)
-        seen.append([draw.item for draw in drawer])
-    assert seen[0] == seen[1] == list(range(10))
-    assert seen[2][:10] != list(range(10))
-    assert seen[2] != seen[3]
 
 
 class Listed(ImageDataModule):
@@ -104,8 +91,8 @@ class Listed(ImageDataModule):
 
     name = "listed"
 
-    def __init__(self, root: Path, counts: Sequence[int] = (8, 8), **common: Any) -> None:
-        super().__init__(root, image_size=16, **common)
+    def __init__(self, root: Path, counts: Sequence[int] = (8, 8), image_size: int | None = 16, **common: Any) -> None:
+        super().__init__(root, image_size=image_size, **common)
         self.counts = counts
 
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
@@ -120,46 +107,127 @@ class Listed(ImageDataModule):
 
 
 class Watch(pl.LightningModule):
-    """Trains one number, and notes what it is shown."""
+    """Trains one number, and notes which images it is shown, and how large they are.
 
-    def __init__(self, frozen_epochs: set[int]) -> None:
+    Args:
+        attributes: What it asks of the data: ``augment``, ``image_size``, ``test_size``.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
         super().__init__()
-        self.frozen_epochs = frozen_epochs
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[list[int]] = []
+        self.sizes: dict[str, set[int]] = {"train": set(), "val": set(), "test": set()}
+        for name, value in attributes.items():
+            setattr(self, name, value)
 
     def on_train_epoch_start(self) -> None:
         self.seen.append([])
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         self.seen[-1] += batch["index"].tolist()
+        self.sizes["train"].add(batch["image"].shape[-1])
         return self.weight.sum()
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        self.sizes["val"].add(batch["image"].shape[-1])
+
+    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
+        self.sizes["test"].add(batch["image"].shape[-1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_lightning_tells_the_drawer_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    """Make a Trainer that says nothing."""
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **{**dict.fromkeys(quiet, False), **options})
+
+
+def expected_items(epochs: Sequence[int], size: int = 16) -> list[list[int]]:
+    """What is drawn of some samples in these epochs, with the seed 3."""
+    found = []
+    for epoch in epochs:
+        sampler = EpochSampler(size, 4, shuffle=True, seed=3)
+        sampler.set_epoch(epoch)
+        found.append([draw.item for draw in sampler])
+    return found
+
+
+def test_lightning_tells_the_sampler_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
-    model = Watch({0, 3})
-    trainer = pl.Trainer(
-        max_epochs=4,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0))
-    expected = []
-    for epoch in range(4):
-        drawer = Drawer(16, 4, {0, 3}, seed=3)
-        drawer.set_epoch(epoch)
-        expected.append([draw.item for draw in drawer])
-    assert model.seen == expected
-    assert model.seen[0] == model.seen[3] == list(range(16))
+    model = Watch()
+    trainer(tmp_path, max_epochs=3).fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0))
+    assert model.seen == expected_items(range(3))
     assert model.seen[1] != model.seen[2]
+
+
+@pytest.mark.parametrize("saved", ["after the fit", "after validation", "at the end of the epoch"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_trainer_goes_on_with_its_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, saved: str
+) -> None:
+    # workers fetch the first batches before the Trainer tells the sampler which epoch it is
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    made: dict[str, Any] = {"batch_size": 4, "num_workers": workers, "validation": 0.25}
+    kept = ModelCheckpoint(
+        tmp_path, filename="kept", save_on_train_epoch_end=saved == "at the end of the epoch", save_top_k=1
+    )
+    first = trainer(tmp_path, max_epochs=2, callbacks=[kept], enable_checkpointing=True)
+    first.fit(Watch(), datamodule=Listed(tmp_path, **made))
+    checkpoint = tmp_path / "kept.ckpt"
+    if saved == "after the fit":
+        checkpoint = tmp_path / "after.ckpt"
+        first.save_checkpoint(checkpoint)
+    model, data = Watch(), Listed(tmp_path, **made)
+    trainer(tmp_path, max_epochs=4).fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    assert model.seen == expected_items([2, 3], size=12)
+    # a fit that resumes nothing begins anew, also behind a test of a checkpoint
+    trainer(tmp_path).test(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    other = Watch()
+    trainer(tmp_path, max_epochs=1).fit(other, data)
+    assert other.seen == expected_items([0], size=12)
+
+
+def test_a_module_may_ask_for_images_in_order_and_unchanged(tmp_path: Path) -> None:
+    asking, data = Watch(augment=False), Listed(tmp_path, batch_size=4, num_workers=0)
+    trainer(tmp_path, max_epochs=2).fit(asking, data)
+    assert asking.seen == [list(range(16))] * 2
+    plain = [data.splits["train"][i]["image"] for i in range(16)]
+    shown = torch.cat([batch["image"] for batch in data.train_dataloader()])
+    assert torch.equal(shown, torch.stack(plain))
+    # each module is asked, not only the first one
+    other = Watch()
+    trainer(tmp_path, max_epochs=1).fit(other, data)
+    assert sorted(other.seen[0]) == list(range(16)) != other.seen[0]
+
+
+def test_pictures_follow_each_module_that_is_fed(tmp_path: Path) -> None:
+    data = Listed(tmp_path, image_size=None, batch_size=4, num_workers=0, validation=0.25)
+    for asked, shown in (
+        ({"image_size": 20}, (20, 20)),
+        ({"image_size": 12, "test_size": 14}, (12, 14)),
+        ({"image_size": 24}, (24, 24)),
+    ):
+        model = Watch(**asked)
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(model, data)
+        run.test(model, data, verbose=False)
+        train, scored = shown
+        assert model.sizes == {"train": {train}, "val": {scored}, "test": {scored}}
+    assert data.image_size is None
+
+
+def test_another_size_than_the_one_that_was_given_is_refused(tmp_path: Path) -> None:
+    data = Listed(tmp_path, image_size=16, batch_size=4, num_workers=0)
+    model = Watch(image_size=16, test_size=20)  # crops of larger images are what the module makes of its size
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, data)
+    run.test(model, data, verbose=False)
+    assert (model.sizes["train"], model.sizes["test"]) == ({16}, {20})
+    with pytest.raises(CxlpError, match=r"data\.image_size is 16, but the network takes images of 24 pixels"):
+        trainer(tmp_path, max_epochs=1).fit(Watch(image_size=24), data)
 
 
 # The dataset
@@ -198,7 +266,7 @@ def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) ->
 # The DataModule
 
 
-def paths(module: ImageDataModule, split: str) -> set[Path]:
+def paths(module: ImageDataModule, split: Split) -> set[Path]:
     return {sample.path for sample in module.splits[split].samples}
 
 
@@ -333,10 +401,14 @@ def test_no_test_images_is_an_error(tmp_path: Path) -> None:
 
 
 def test_image_size_must_come_from_somewhere(tmp_path: Path) -> None:
-    module = Listed(tmp_path)
-    module.image_size = None
+    module = ready(tmp_path, image_size=None)
+    for loader in (module.train_dataloader, module.test_dataloader):
+        with pytest.raises(CxlpError, match="image_size is not set"):
+            loader()
     with pytest.raises(CxlpError, match="image_size is not set"):
-        module.setup()
+        trainer(tmp_path, max_epochs=1).fit(Watch(), module)
+    module.resize(20)
+    assert {data.transform.size for data in module.splits.values()} == {20}
 
 
 def test_batches_hold_what_the_task_needs(tmp_path: Path) -> None:
@@ -355,7 +427,7 @@ def epochs(root: Path, workers: int) -> list[dict[int, Tensor]]:
     loader = module.train_dataloader()
     seen = []
     for epoch in range(2):
-        assert isinstance(loader.sampler, Drawer)
+        assert isinstance(loader.sampler, EpochSampler)
         loader.sampler.set_epoch(epoch)
         drawn: dict[int, Tensor] = {}
         for batch in loader:

@@ -169,7 +169,9 @@ def test_no_section_is_shown_without_content(tmp_path: Path) -> None:
     # Files that hold nothing to show.
     for name in ("per_class", "confusions", "precision_recall", "examples"):
         write_csv(tmp_path / f"{name}.csv", ["class", "kind", "true"])
-    write_csv(tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv", ["train/loss_step", "step"], ["nan", 0], ["nan", 1])
+    write_csv(
+        tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv", ["train/loss_step", "step"], ["nan", 0], ["nan", 1]
+    )
     (tmp_path / "config.yaml").write_text("")
     assert headings(build_page(tmp_path)) == ["Where things are"]
 

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import yaml
 
-from cxlp.runs.arguments import find_configs, nested_as_configs
-from cxlp.runs.cli import CLI
-from cxlp.tasks import Frozen
+from cxlp.data import DATA_MODULES
+from cxlp.runs.cli import build_parser, parse
 from cxlp.utils.errors import CxlpError
+from tests.small_run import BACKBONE, POOLING
 
-TASKS = "cxlp.tasks.Frozen, cxlp.tasks.FineTune"
+DATA = ", ".join(DATA_MODULES.values())
 
 
 def said(*args: str) -> str:
     """What the command line says of arguments, added to those of the demo."""
     with pytest.raises(CxlpError) as error:
-        CLI(nested_as_configs(find_configs(["--config", "demo.yaml", *args])))
+        parse(["--config", "demo.yaml", *args])
     return str(error.value)
 
 
@@ -27,7 +27,7 @@ def said(*args: str) -> str:
     [
         (
             "sed_everything",
-            "Did you mean 'seed_everything'? Valid: config, seed_everything, model, data, ckpt_path, seeds.",
+            "Did you mean 'seed_everything'? Valid: config, seed_everything, model, data, trainer, run, ckpt_path, seeds.",
         ),
         (
             "run.nam",
@@ -37,7 +37,7 @@ def said(*args: str) -> str:
         (
             "data.bach_size",
             "Did you mean 'data.batch_size', 'data.image_size', 'data.aspect'? "
-            "Valid in data: root, batch_size, num_workers, image_size, aspect, validation, split_seed.",
+            "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, validation, split_seed.",
         ),
         (
             "data.augment.flips",
@@ -50,9 +50,8 @@ def said(*args: str) -> str:
             "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, store.",
         ),
         (
-            "model.network.backbon.name",  # a group that is not there has no members to list
-            "Did you mean 'model.network.backbone.name', 'model.network.backbone.layers', "
-            "'model.network.backbone.weights'?",
+            f"{BACKBONE[:-1]}.name",  # a group that is not there has no members to list
+            f"Did you mean '{BACKBONE}.name', '{BACKBONE}.layers', '{BACKBONE}.weights'?",
         ),
     ],
 )
@@ -62,7 +61,7 @@ def test_an_unknown_key(tmp_path: Path, key: str, sentence: str, by: str) -> Non
         assert said(f"--{key}", "1") == f"unknown key {key}. {sentence}"
         return
     names = key.split(".")
-    if names[0] in ("model", "data"):
+    if names[0] == "data":
         names.insert(1, "init_args")
     nested: Any = 1
     for name in reversed(names):
@@ -74,9 +73,6 @@ def test_an_unknown_key(tmp_path: Path, key: str, sentence: str, by: str) -> Non
 @pytest.mark.parametrize(
     ("args", "key", "chosen", "owner"),
     [
-        (["--model.start", "scratch"], "model.start", "cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
-        (["--model.optimizer.name", "sgd"], "model.optimizer.name", "cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
-        (["--model.optimizer", "{name: sgd}"], "model.optimizer", "cxlp.tasks.Frozen", "cxlp.tasks.FineTune"),
         (["--data.bbox", "true"], "data.bbox", "cxlp.data.demo.Demo", "cxlp.data.cub200.CUB200"),
         (["--data.test_fraction", "0.1"], "data.test_fraction", "cxlp.data.demo.Demo", "cxlp.data.folder.Folder"),
     ],
@@ -96,9 +92,9 @@ def test_a_key_of_another_class(args: list[str], key: str, chosen: str, owner: s
         ("data.batch_size", "1.5", "int"),
         ("data.num_workers", "many", "int (or null)"),
         ("model.frozen.folds", "two", "int"),
-        ("model.network.pooling.pca_dim", "many", "int (or null)"),
-        ("model.network.pooling.sqrt", "maybe", "bool"),
-        ("model.network.backbone.layers", "conv4", "tuple"),
+        (f"{POOLING}.pca_dim", "many", "int (or null)"),
+        (f"{POOLING}.sqrt", "maybe", "bool"),
+        (f"{BACKBONE}.layers", "conv4", "tuple"),
     ],
 )
 def test_a_value_of_another_type(key: str, value: str, expected: str) -> None:
@@ -108,8 +104,8 @@ def test_a_value_of_another_type(key: str, value: str, expected: str) -> None:
 @pytest.mark.parametrize("layers", [["a"], ["a", "b", "c"]])
 def test_a_pair_has_two(layers: list[str]) -> None:
     shown = repr(str(layers))
-    assert said("--model.network.backbone.layers", json.dumps(layers)) == (
-        f"model.network.backbone.layers is {shown}: expected tuple with 2 elements"
+    assert said(f"--{BACKBONE}.layers", json.dumps(layers)) == (
+        f"{BACKBONE}.layers is {shown}: expected tuple with 2 elements"
     )
 
 
@@ -119,7 +115,7 @@ def test_a_pair_has_two(layers: list[str]) -> None:
         ("run.wandb", "Literal['auto', 'online', 'offline', 'off']"),
         ("data.aspect", "Literal['warp', 'crop']"),
         ("model.frozen.c", "float or Literal['auto']"),
-        ("model.network.pooling.align", "Literal['strict', 'to_local', 'to_guide']"),
+        (f"{POOLING}.align", "Literal['strict', 'to_local', 'to_guide']"),
     ],
 )
 def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
@@ -134,14 +130,13 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
         ("data.validation", "float or Literal['official']"),
         ("data.augment.flip", "float"),
         ("model.frozen.c", "float or Literal['auto']"),
-        ("model.frozen.c_candidates", "Sequence[float]"),
+        ("model.frozen.c_candidates", "Sequence"),
         (
-            "model.network.pooling.method",
+            f"{POOLING}.method",
             "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'covariance', 'fisher', "
             "'sparse_fisher', 'trained_guide']",
         ),
-        ("model.network.backbone.layers", "tuple[str, str]"),
-        ("model.network.backbone", "BackboneConfig"),
+        (f"{BACKBONE}.layers", "tuple"),
     ],
 )
 def test_null_where_there_must_be_a_value(key: str, expected: str) -> None:
@@ -150,28 +145,46 @@ def test_null_where_there_must_be_a_value(key: str, expected: str) -> None:
 
 def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nullable = ["model.network.backbone.weights", "model.network.pooling.pca_dim", "data.num_workers"]
+    nullable = [f"{BACKBONE}.weights", f"{POOLING}.pca_dim", "data.num_workers"]
     nullable += ["run.group", "trainer.max_epochs"]
     other = ["--data.root", "none", "--run.wandb", "off", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
     args = ["--config", "demo.yaml", *other, *(part for key in nullable for part in (f"--{key}", "null"))]
-    cli = CLI(nested_as_configs(find_configs(args)))
-    assert isinstance(cli.model, Frozen) and cli.model.network.projection is None
-    assert cli.datamodule.num_workers is None
+    config = parse(args)
+    assert all(config[key.replace("data.", "data.init_args.")] is None for key in nullable)
+    built = build_parser().instantiate_classes(config)
+    assert built["model"].network.pooling.pca_dim is None and built["data"].num_workers is None
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["Nope", "cxlp.tasks.Nope", "cxlp.nope.Nope", "cxlp.data.demo.Demo"],  # the last one is a class, of another kind
+    ("key", "path", "sentence"),
+    [
+        ("data", "Nope", f"there is no class 'Nope'. Valid: {DATA}"),
+        ("data", "cxlp.data.Nope", f"there is no class 'cxlp.data.Nope'. Valid: {DATA}"),
+        ("data", "cxlp.nope.Nope", f"there is no class 'cxlp.nope.Nope'. Valid: {DATA}"),
+        ("data", "cxlp.tasks.Frozen", f"cxlp.tasks.Frozen is no ImageDataModule. Valid: {DATA}"),
+    ],
 )
-def test_a_class_that_cannot_stand_there(path: str) -> None:
-    message = said("--model.class_path", path)
-    assert message.startswith(f"model.class_path is {path!r}") and message.endswith(f"Valid: {TASKS}")
+def test_a_class_that_cannot_stand_there(key: str, path: str, sentence: str) -> None:
+    assert said(f"--{key}.class_path", path) == f"{key}.class_path: {sentence}"
 
 
 def test_the_classes_of_data_are_named_all() -> None:
     message = said("--data.class_path", "torch.nn.Linear")
-    assert message.startswith("data.class_path is 'torch.nn.Linear'")
+    assert message.startswith("data.class_path: torch.nn.Linear is no ImageDataModule. Valid: ")
     assert all(name in message for name in ("cxlp.data.cub200.CUB200", "cxlp.data.folder.Folder"))
+
+
+@pytest.mark.parametrize("value", ["null", "Nope"])
+def test_a_group_of_keys_takes_no_single_value(value: str) -> None:
+    shown = value if value == "null" else repr(value)
+    assert said("--model.optimizer", value) == (
+        f"model.optimizer is {shown}: it is a group of keys, such as --model.optimizer.name"
+    )
+
+
+def test_null_in_a_file_is_no_group_of_keys(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {frozen: null}")
+    assert said("--config", str(tmp_path / "mine.yaml")) == "model.frozen is null: expected FrozenConfig"
 
 
 def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:

@@ -1,4 +1,4 @@
-"""The moving average: its recursion, its beginning at the frozen solution, what is saved and tested."""
+"""The moving average: its recursion, what is validated, saved, tested and left in the network, and going on with it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from cxlp.models.checkpoint import load_network
 from cxlp.tasks import FineTune, Frozen
-from cxlp.tasks.base import CrossLayerTask
-from cxlp.tasks.ema import _Average, warmed_up
+from cxlp.tasks.ema import warmed_up
 from cxlp.tasks.optim import OptimizerConfig
-from cxlp.utils.errors import CxlpError
-from tests.tasks.small import NETWORK, pictures, trainer
+from tests.tasks.small import network, pictures, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,15 +20,14 @@ RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=1.0,
 
 
 class Track(pl.Callback):
-    """Follows the classifier: after the frozen fit and after each step, and what validation is shown."""
+    """Follows the classifier: after each step, and what validation is shown."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
         self.validated: list[Tensor] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step:
-            self.steps.append(weight(pl_module))
+        self.steps.append(weight(pl_module))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.validated.append(weight(pl_module))
@@ -42,8 +38,14 @@ def weight(task: pl.LightningModule) -> Tensor:
     return task.network.classifier.weight.detach().clone()
 
 
+def decay(number: int, most: float) -> float:
+    """The formula, in plain Python."""
+    return min(most, (1 + number) / (10 + number))
+
+
 def test_decay_warms_up() -> None:
-    assert [warmed_up(0.9, t) for t in (1, 10, 1000)] == pytest.approx([2 / 11, 11 / 20, 0.9])
+    found = [float(warmed_up(0.9, torch.tensor(t))) for t in (1, 10, 1000)]
+    assert found == pytest.approx([2 / 11, 11 / 20, 0.9])
 
 
 def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
@@ -73,33 +75,36 @@ def test_an_update_reads_nothing_from_the_device() -> None:
 
 
 @pytest.mark.parametrize("start", ["frozen", "scratch"])
-def test_validation_and_checkpoint_hold_the_average(folder: Path, tmp_path: Path, start: str) -> None:
-    torch.manual_seed(0)
-    track = Track()
-    task = FineTune(NETWORK, optimizer=RATES, start=start, ema=0.5)
-    run = trainer(tmp_path, max_epochs=2, callbacks=[track], enable_checkpointing=True)
-    data = pictures(folder, validation=0.25, batch_size=8)
+def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_path: Path, start: str) -> None:
+    data, built = pictures(folder, validation=0.25, batch_size=8), network()
+    if start == "frozen":
+        trainer(tmp_path, max_epochs=1).fit(Frozen(built), data)
+    solution = built.get_parameter("classifier.weight").detach().clone()
+    assert bool(solution.any()) == (start == "frozen")
+    track, task = Track(), FineTune(built, RATES, ema=0.5)
+    run = trainer(tmp_path, max_epochs=3, callbacks=[track], enable_checkpointing=True, num_sanity_val_steps=1)
     run.fit(task, data)
-    frozen = start == "frozen"
-    if frozen:
-        assert track.validated[0].any()  # the SVMs, not the weights from before
-        average, updates, steps = track.validated[0], 1, track.steps
-    else:
-        average, updates, steps = track.steps[0], 1, track.steps[1:]  # torch's average begins with the first step
-    for current in steps:
-        average = average + (current - average) * (1 - warmed_up(0.5, updates))
-        updates += 1
-    torch.testing.assert_close(track.validated[-1], average)
-    assert not torch.equal(track.validated[-1], track.steps[-1])
+    assert torch.equal(track.validated[0], solution)  # the sanity check comes before any step
+    average, found = track.steps[0], []  # torch's average begins with the first step
+    for number, current in enumerate(track.steps):
+        if number:
+            average = average + (current - average) * (1 - decay(number, 0.5))
+        found.append(average)
+    assert len(found) == 6  # nine images in batches of eight, three epochs
+    for shown, expected in zip(track.validated[1:], found[1::2], strict=True):
+        torch.testing.assert_close(shown, expected)
+    assert not torch.allclose(track.validated[-1], track.steps[-1])
     checkpoint = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     loaded = load_network(checkpoint).classifier
     assert loaded is not None
     torch.testing.assert_close(loaded.weight, average)
-    # the test, too: of the checkpoint, in the same process
-    tested = Track()
-    run.callbacks.append(tested)  # type: ignore[attr-defined]
-    run.test(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
-    torch.testing.assert_close(weight(task), average)
+    assert torch.equal(weight(FineTune.load_from_checkpoint(checkpoint)), loaded.weight)
+    # what comes next, such as a closing frozen fit, has the average too
+    assert torch.equal(weight(task), loaded.weight)
+    # the test, too: of the checkpoint, in another task
+    tested = FineTune(network(), RATES, ema=0.5)
+    run.test(tested, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    assert torch.equal(weight(tested), loaded.weight)
 
 
 def test_a_resumed_run_goes_on_with_both(folder: Path, tmp_path: Path) -> None:
@@ -107,8 +112,7 @@ def test_a_resumed_run_goes_on_with_both(folder: Path, tmp_path: Path) -> None:
     for stops in ([3], [2, 3]):
         checkpoint: str | None = None
         for stop in stops:
-            torch.manual_seed(0)
-            task = FineTune(NETWORK, optimizer=RATES, start="frozen", ema=0.9)
+            task = FineTune(network(), RATES, ema=0.9)
             # the schedule spans the whole run
             run = trainer(tmp_path / f"{len(stops)}-{stop}", max_epochs=3, enable_checkpointing=True)
             if stop < 3:
@@ -116,6 +120,7 @@ def test_a_resumed_run_goes_on_with_both(folder: Path, tmp_path: Path) -> None:
             run.fit(task, pictures(folder), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             checkpoint = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
         found.append(torch.load(str(checkpoint), weights_only=True))
+    assert found[0]["epoch"] == found[1]["epoch"] == 2 and found[1]["global_step"] == 9
     for key in ("state_dict", "current_model_state"):
         for name, value in found[0][key].items():
             torch.testing.assert_close(found[1][key][name], value, rtol=0, atol=0)
@@ -129,13 +134,3 @@ class StopAfter(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
-
-
-@pytest.mark.parametrize("task", [Frozen(NETWORK), FineTune(NETWORK), FineTune(NETWORK, start="scratch", ema=0.5)])
-def test_another_average_beside_the_frozen_fit_or_our_own_is_refused(
-    folder: Path, tmp_path: Path, task: CrossLayerTask
-) -> None:
-    with pytest.raises(
-        CxlpError, match="EMAWeightAveraging averages the weights before the frozen fit, too, or beside"
-    ):
-        trainer(tmp_path, max_epochs=2, callbacks=[EMAWeightAveraging()]).fit(task, pictures(folder))

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytorch_lightning as pl
@@ -16,26 +16,29 @@ from cxlp.models.views import ViewsConfig
 
 from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data.decode import read_image
+from cxlp.data.folder import Folder
 from cxlp.frozen.cache import Entry, clean
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.models.network import Network, NetworkConfig
 from cxlp.tasks import Frozen
-from cxlp.tasks.base import Batch
+from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
-from tests.tasks.small import NETWORK, pictures, trainer
+from tests.tasks.small import NETWORK, network, pictures, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Watch(pl.Callback):
-    """Notes the modes of the network and of all its parts."""
+    """Notes the modes of the network and of all its parts, and what of it takes gradients."""
 
     def __init__(self) -> None:
         self.training: list[bool] = []
+        self.gradients: list[set[str]] = []
 
     def note(self, task: pl.LightningModule) -> None:
         assert isinstance(task, Frozen)
         self.training += [module.training for module in task.network.modules()]
+        self.gradients.append({name for name, p in task.network.named_parameters() if p.requires_grad})
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.note(pl_module)
@@ -48,19 +51,25 @@ class Watch(pl.Callback):
 
 
 def test_the_network_evaluates_and_its_backbone_takes_no_gradients(folder: Path, tmp_path: Path) -> None:
-    task = Frozen(NETWORK)
+    task = Frozen(network())
     watch = Watch()
-    assert not any(p.requires_grad for p in task.network.backbone.parameters())
+    task.network.get_parameter("backbone.trunk.conv1.0.weight").requires_grad_(False)
+    before = {name for name, p in task.network.named_parameters() if p.requires_grad}
+    backbone = {k: v.clone() for k, v in task.network.backbone.state_dict().items()}
     trainer(tmp_path, max_epochs=1, callbacks=[watch]).fit(task, pictures(folder, validation=0.25))
     assert watch.training and not any(watch.training)
-    assert not any(p.requires_grad for p in task.network.backbone.parameters())
     # while the head keeps its own: DDP refuses a module without any
-    assert task.network.projection is not None and task.network.classifier is not None
-    assert task.network.projection.weight.requires_grad and task.network.classifier.weight.requires_grad
+    heads = {"parts.0.encoding.projection.weight", "classifier.weight"}
+    assert all(heads <= names and not any(name.startswith("backbone") for name in names) for names in watch.gradients)
+    # and the backbone has its own again: it may be trained next
+    assert {name for name, p in task.network.named_parameters() if p.requires_grad} == before
+    assert any(name.startswith("backbone") for name in before)
+    for key, value in task.network.backbone.state_dict().items():
+        assert torch.equal(value, backbone[key]), key  # BatchNorm's statistics, too
 
 
 def test_one_pass_is_the_fit_and_validation_sees_its_solution(folder: Path, tmp_path: Path) -> None:
-    task = Frozen(NETWORK)
+    task = Frozen(network())
     run = trainer(tmp_path, max_epochs=5)
     run.fit(task, pictures(folder, validation=0.25))
     assert run.current_epoch == 1
@@ -70,13 +79,10 @@ def test_one_pass_is_the_fit_and_validation_sees_its_solution(folder: Path, tmp_
     assert {"extraction", "validation", "SVM"} <= task.times.keys()
 
 
-def test_the_solution_does_not_hang_on_the_batch_size(folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    start = Frozen(NETWORK).state_dict()
+def test_the_solution_does_not_depend_on_the_batch_size(folder: Path, tmp_path: Path) -> None:
     found = []
     for size in (4, 5, 12):  # of twelve
-        task = Frozen(NETWORK)
-        task.load_state_dict(start)
+        task = Frozen(network())
         trainer(tmp_path, max_epochs=1).fit(task, pictures(folder, batch_size=size))
         found.append(task.network.classifier)
     for other in found[1:]:
@@ -88,14 +94,14 @@ def test_the_solution_does_not_hang_on_the_batch_size(folder: Path, tmp_path: Pa
 def test_validation_within_the_pass_is_refused(folder: Path, tmp_path: Path, interval: float) -> None:
     run = trainer(tmp_path, max_epochs=1, val_check_interval=interval)
     with pytest.raises(CxlpError, match=rf"val_check_interval is {interval}: the frozen fit has nothing to validate"):
-        run.fit(Frozen(NETWORK), pictures(folder, validation=0.25))
+        run.fit(Frozen(network()), pictures(folder, validation=0.25))
     assert not (tmp_path / "features").exists()
 
 
 @pytest.mark.parametrize("interval", [1.0, 3])
 def test_validation_behind_the_pass_may_be_asked_for(folder: Path, tmp_path: Path, interval: float) -> None:
     run = trainer(tmp_path, max_epochs=1, val_check_interval=interval)
-    run.fit(Frozen(NETWORK), pictures(folder, validation=0.25))  # nine images: three batches
+    run.fit(Frozen(network()), pictures(folder, validation=0.25))  # nine images: three batches
     assert torch.isfinite(run.callback_metrics["val/loss"])
 
 
@@ -116,16 +122,18 @@ def test_an_interrupted_pass_leaves_nothing(
     step = Frozen.training_step
     there: list[set[str]] = []
 
-    def interrupted(task: Frozen, batch: Batch, batch_idx: int) -> None:
+    def interrupted(task: Frozen, batch: Any, batch_idx: int) -> None:
         step(task, batch, batch_idx)
         if batch_idx == 1:
             there.append({p.name for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"})
             raise error
 
     monkeypatch.setattr(Frozen, "training_step", interrupted)
-    task = Frozen(NETWORK, FrozenConfig(store=str(tmp_path / "store") if kept else None))
+    data = pictures(folder)
+    config = FrozenConfig(store=str(tmp_path / "store") if kept else None)
+    task = Frozen(network(), config, reuse=reuse(config, data) if kept else None)
     with pytest.raises((error, SystemExit)):
-        trainer(tmp_path, max_epochs=1).fit(task, pictures(folder))
+        trainer(tmp_path, max_epochs=1).fit(task, data)
     assert there == [{"features.bin", "maps-0.bin"}]
     # half the features are of no use, even to those who want them kept
     assert [p.name for p in tmp_path.rglob("*")] == (["store"] if kept else [])
@@ -137,19 +145,54 @@ def test_an_error_while_solving_leaves_nothing(folder: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(FrozenFit, "_fit_classifier", refuse)
     with pytest.raises(MemoryError):
-        trainer(tmp_path, max_epochs=1).fit(Frozen(NETWORK), pictures(folder))
+        trainer(tmp_path, max_epochs=1).fit(Frozen(network()), pictures(folder))
+    assert list(tmp_path.iterdir()) == []
+
+
+class StopEarly(pl.Callback):
+    """Ends an epoch after its first batch, as a time limit may."""
+
+    def on_train_batch_start(self, *arguments: Any) -> Any:
+        return -1 if arguments[3] == 1 else None  # Lightning's word for: leave out the rest of the epoch
+
+
+def test_a_pass_that_is_stopped_early_is_refused(folder: Path, tmp_path: Path) -> None:
+    task = Frozen(network())
+    with pytest.raises(CxlpError, match="stopped before it had seen each training image"):
+        trainer(tmp_path, max_epochs=1, callbacks=[StopEarly()]).fit(task, pictures(folder))
+    assert list(tmp_path.iterdir()) == []
+    assert not task.network.classifier.weight.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("option", [{"limit_train_batches": 2}, {"fast_dev_run": True}], ids=str)
+def test_a_part_of_the_images_is_refused(folder: Path, tmp_path: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(CxlpError, match=r"needs each training image, 3 batches of them, and was given [12]"):
+        trainer(tmp_path, max_epochs=1, **option).fit(Frozen(network()), pictures(folder))
     assert list(tmp_path.iterdir()) == []
 
 
 # --- features that are kept
 
 
-def fit_with(store: Path, folder: Path, place: Path, network: NetworkConfig = NETWORK, **options: Any) -> Frozen:
+def reuse(config: FrozenConfig, data: Folder, size: int = 32, test_size: int | None = None) -> FeatureReuse:
+    """Features of some data, whose pictures have the network's size."""
+    data.setup()
+    data.resize(size, test_size)
+    return FeatureReuse(config, data)
+
+
+def fit_with(
+    store: Path, folder: Path, place: Path, network_config: NetworkConfig = NETWORK, seed: int = 0, **options: Any
+) -> Frozen:
     """Fit and test with a store of features; the same initial weights each time."""
-    torch.manual_seed(0)
-    task = Frozen(network, FrozenConfig(store=str(store), **options))
-    run = trainer(place, max_epochs=1)
+    config = FrozenConfig(store=str(store), **options)
     data = pictures(folder, validation=0.25)
+    built = network(network_config)
+    if seed:
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(built.get_parameter("backbone.trunk.conv1.0.weight"))
+    task = Frozen(built, config, reuse=reuse(config, data))
+    run = trainer(place, max_epochs=1)
     run.fit(task, data)
     run.test(task, data, verbose=False)
     return task
@@ -183,22 +226,22 @@ def test_what_is_stored_is_not_made_again(folder: Path, tmp_path: Path, decoded:
 
 @pytest.mark.parametrize("change", ["weights", "representation", "picture", "pca_vectors"])
 def test_what_features_depend_on_makes_them_again(
-    folder: Path, tmp_path: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch, change: str
+    folder: Path, tmp_path: Path, decoded: list[Path], change: str
 ) -> None:
     fit_with(tmp_path / "store", folder, tmp_path)
     decoded.clear()
-    network, options = NETWORK, {}
+    changed: NetworkConfig = NETWORK
+    options: dict[str, Any] = {}
     if change == "weights":
-        manual_seed = torch.manual_seed
-        monkeypatch.setattr(torch, "manual_seed", lambda seed: manual_seed(seed + 1))
+        options = {"seed": 1}
     elif change == "representation":
-        network = replace(NETWORK, pooling=replace(NETWORK.pooling, sqrt=False))
+        changed = replace(NETWORK, pooling=replace(NETWORK.pooling, sqrt=False))
     elif change == "picture":
         picture = next(folder.rglob("train/*/*.png"))
         os.utime(picture, ns=(0, 0))
     else:
         options = {"pca_vectors": 13}
-    fit_with(tmp_path / "store", folder, tmp_path, network, **options)
+    fit_with(tmp_path / "store", folder, tmp_path, changed, **options)
     assert len(decoded) == 9 + 3 + 6  # the test images' features depend on the training images, by the PCA
 
 
@@ -227,7 +270,7 @@ def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match="a run is writing into"):
         clean(tmp_path)
     (first / "features.bin").write_text("x")
-    mine, others = Network(NETWORK, ["a", "b"]), Network(NETWORK, ["a", "b"])
+    mine, others = (Network(NETWORK, ["a", "b"]) for _ in range(2))  # of other random weights
     one.commit(mine, {"seconds": {"PCA": 1.0}})
     assert one.complete and other.complete and (one.folder / "features.bin").read_text() == "x"
     other.commit(others, {})  # too late: the first one's is kept
@@ -246,9 +289,9 @@ def test_a_part_of_the_images_or_an_unfitted_network_is_not_stored(
     folder: Path, tmp_path: Path, options: dict[str, Any], decoded: list[Path]
 ) -> None:
     def validate(place: Path, store: Path, **options: Any) -> Any:
-        torch.manual_seed(0)
         run = trainer(place, max_epochs=1, **options)
-        run.fit(Frozen(NETWORK, FrozenConfig(store=str(store))), pictures(folder, validation=0.25, batch_size=2))
+        config, data = FrozenConfig(store=str(store)), pictures(folder, validation=0.25, batch_size=2)
+        run.fit(Frozen(network(), config, reuse=reuse(config, data)), data)
         return run.callback_metrics
 
     expected = validate(tmp_path, tmp_path / "other")
@@ -259,14 +302,14 @@ def test_a_part_of_the_images_or_an_unfitted_network_is_not_stored(
 
 
 def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: Path) -> None:
-    network = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True))
-    whole = fit_with(tmp_path / "whole", folder, tmp_path, network)
-    packed = fit_with(tmp_path / "packed", folder, tmp_path, network, features="sign")
+    signs = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True))
+    whole = fit_with(tmp_path / "whole", folder, tmp_path, signs)
+    packed = fit_with(tmp_path / "packed", folder, tmp_path, signs, features="sign")
     assert whole.network.classifier is not None and packed.network.classifier is not None
     torch.testing.assert_close(packed.network.classifier.weight, whole.network.classifier.weight, atol=1e-5, rtol=1e-4)
     sizes = [sum(p.stat().st_size for p in (tmp_path / n).rglob("*.bin")) for n in ("whole", "packed")]
     assert sizes[0] == 16 * sizes[1]
-    again = fit_with(tmp_path / "packed", folder, tmp_path, network, features="sign")
+    again = fit_with(tmp_path / "packed", folder, tmp_path, signs, features="sign")
     for name, value in packed.trainer.callback_metrics.items():
         torch.testing.assert_close(again.trainer.callback_metrics[name], value)
 
@@ -291,13 +334,13 @@ def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_p
 
 
 def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
-    network = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True), test_views=ViewsConfig("flip"))
+    signs = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True), test_views=ViewsConfig("flip"))
+    config = FrozenConfig(store=str(tmp_path / "store"), features="sign")
     losses = []
     for _ in range(2):
-        torch.manual_seed(0)
-        task = Frozen(network, FrozenConfig(store=str(tmp_path / "store"), features="sign"))
-        run = trainer(tmp_path, max_epochs=1)
         data = pictures(folder)
+        task = Frozen(network(signs), config, reuse=reuse(config, data))
+        run = trainer(tmp_path, max_epochs=1)
         run.fit(task, data)
         losses.append(run.test(task, data, verbose=False)[0]["test/loss"])
     assert losses[0] == losses[1]
@@ -306,11 +349,12 @@ def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
 def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) -> None:
     """Training pictures have the network's size, the others that of which the crops are cut; kept features know."""
     found = []
-    for kind in ("whole", "crops", "crops"):
-        torch.manual_seed(0)  # of the backbone's random weights
-        task = Frozen(replace(NETWORK, test_views=ViewsConfig(kind)), FrozenConfig(store=str(tmp_path / "store")))
+    config = FrozenConfig(store=str(tmp_path / "store"))
+    kinds: tuple[Literal["whole", "crops"], ...] = ("whole", "crops", "crops")
+    for kind in kinds:
+        data, built = pictures(folder), network(replace(NETWORK, test_views=ViewsConfig(kind)))
+        task = Frozen(built, config, reuse=reuse(config, data, built.image_size, built.test_size))
         run = trainer(tmp_path, max_epochs=1)
-        data = pictures(folder)
         run.fit(task, data)
         sizes = {split: data.splits[split].transform.size for split in ("train", "val", "test")}
         assert sizes == {"train": 32, "val": 36 if kind == "crops" else 32, "test": 36 if kind == "crops" else 32}
@@ -338,8 +382,8 @@ class Repeated(pl.Callback):
 def test_a_batch_of_repeats_alone_scores_nothing(folder: Path, tmp_path: Path, name: str) -> None:
     # as the last one of a rank may be; transformers take no batch of none
     layers = ("blocks.4", "blocks.5.mlp.act") if "vit" in name else ("layer3.0.conv2", "layer3")
-    network = NetworkConfig(BackboneConfig(name, layers, weights=None, image_size=160), PoolingConfig(pca_dim=4))
-    frozen, repeated = Frozen(network), Repeated()
+    config = NetworkConfig(BackboneConfig(name, layers, weights=None, image_size=160), PoolingConfig(pca_dim=4))
+    frozen, repeated = Frozen(network(config)), Repeated()
     run = trainer(tmp_path, max_epochs=1, callbacks=[repeated])
     run.fit(frozen, pictures(folder))
     run.test(frozen, pictures(folder), verbose=False)
