@@ -1,5 +1,6 @@
 """Networks by name: torchvision's, timm's, two of our own, and a user's by import path."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,26 @@ def find(name: str) -> Source:
         return _from_path(bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
     raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
+
+
+def users_own(name: str) -> list[object]:
+    """Import a user's own network by its path: what makes it, and the module that the path names.
+
+    Returns:
+        Nothing where the name is one of ours or of a library.
+
+    Raises:
+        CxlpError: If it cannot be imported.
+    """
+    import timm
+
+    # No name of torchvision's has a dot.
+    if "/" in name or "." not in name or name in _OWN or timm.is_model(name.split(".")[0]):
+        return []
+    found, path = import_object(name, "backbone"), name
+    while path not in sys.modules:
+        path = path.rpartition(".")[0]
+    return [found, sys.modules[path]]
 
 
 def _from_torchvision(name: str) -> Source:

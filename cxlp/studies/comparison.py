@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from cxlp.backbones.library import users_own
 from cxlp.runs.cli import model_of, parse
 from cxlp.runs.folder import finished, run_in, say
 from cxlp.runs.provenance import PACKAGES
@@ -14,7 +15,7 @@ from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import code_digest, library_versions
-from cxlp.utils.importing import import_object, imported
+from cxlp.utils.importing import import_object
 
 #: The rooms whose code results depend on.
 CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
@@ -122,7 +123,7 @@ class Comparison:
             described["refit"] = config["run"]["refit"]
         # Results of other code, or of other libraries, are not these.
         data = import_object(config["data"]["class_path"], "data")
-        own = [data, *map(type, model.heads), *imported(model.backbone.name)]
+        own = [data, *map(type, model.heads), *users_own(model.backbone.name)]
         described["code"] = [code_digest(CODE, own), library_versions(PACKAGES)]
         text = json.dumps(described, sort_keys=True, default=str)
         return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"

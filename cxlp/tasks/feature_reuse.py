@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Split
 from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights
@@ -15,7 +16,6 @@ from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
 from cxlp.utils.distributed import ask_rank_zero
 from cxlp.utils.fingerprint import code_digest, library_versions
-from cxlp.utils.importing import imported
 from cxlp.utils.profiling import peak_memory
 
 #: The rooms whose code features depend on.
@@ -58,7 +58,7 @@ class FeatureReuse:
             del spec["backbone"]["weights"]  # where they came from; what they are follows
             own = [type(head) for head in network.each_head()]
             return {
-                "code": code_digest(CODE, [*own, *imported(network.backbone.name)]),
+                "code": code_digest(CODE, [*own, *users_own(network.backbone.name)]),
                 "libraries": library_versions(),
                 "backbone": spec["backbone"],
                 "heads": spec["heads"],  # not the test views, which are of other images: see _name

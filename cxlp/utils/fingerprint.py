@@ -16,14 +16,16 @@ def code_digest(rooms: Iterable[str], others: Iterable[object] = ()) -> str:
 
     Args:
         rooms: Folders of the package, such as ``heads``.
-        others: Classes and functions from elsewhere, such as a user's own head: the files that define them count, too.
+        others: Modules, classes, functions and the like from elsewhere, such as a user's own head: the files that
+            define them count, too.
 
     Returns:
         Hexadecimal digits.
     """
     files = {path for room in rooms for path in (_PACKAGE / room).rglob("*.py")}
     for other in others:
-        source = inspect.getsourcefile(other)  # type: ignore[arg-type]  # any class or function
+        named = inspect.ismodule(other) or inspect.isclass(other) or inspect.isroutine(other)
+        source = inspect.getsourcefile(other if named else type(other))  # type: ignore[arg-type]
         if source is not None and _PACKAGE not in Path(source).resolve().parents:
             files.add(Path(source).resolve())
     found = blake2b(digest_size=16)

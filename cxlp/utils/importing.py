@@ -1,7 +1,6 @@
 """Objects by import path, such as a user's own head or network."""
 
 import importlib
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -40,10 +39,3 @@ def import_object(path: str, what: str) -> Any:  # noqa: ANN401 (anything can be
             raise CxlpError(f"{what} {path!r}: {found.__name__} has no {name!r}. {did_you_mean(name, known)}")
         found = getattr(found, name)
     return found
-
-
-def imported(path: str) -> list[object]:
-    """Return the object of an import path as a list; empty where the path is a name of something else, not imported."""
-    if "." in path and path.partition(".")[0] in sys.modules:
-        return [import_object(path, "object")]
-    return []
