@@ -1,0 +1,105 @@
+"""The key of kept features: whatever they depend on makes another one, code and libraries included."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxlp.data.folder import Folder
+from cxlp.frozen.fit import FrozenConfig
+from cxlp.heads import CrossLayerPooling, Head
+from cxlp.tasks.feature_reuse import FeatureReuse
+from cxlp.utils import fingerprint
+from tests.generate import write_folder
+from tests.networks import SMALL, build
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OWN = """
+from cxlp import Head
+from cxlp.heads.views import Views
+
+
+class Largest(Head):
+    def __init__(self, layers=None, views=Views()):
+        super().__init__(layers, views)
+
+    def build(self, shapes):
+        self.out_features = shapes[0][0]
+
+    def forward(self, features, views=1):
+        return features.amax(dim=(2, 3))
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Folder:
+    found = Folder(write_folder(tmp_path / "pictures", train=2, test=1, size=40), num_workers=0)
+    found.setup()
+    found.resize(32, 32)
+    return found
+
+
+def key(data: Folder, store: Path, head: Head | None = None, precision: str = "32-true", **options: object) -> str:
+    """The name of the features' folder."""
+    reuse = FeatureReuse(FrozenConfig(store=str(store), **options), data)  # type: ignore[arg-type]
+    network = build(head or CrossLayerPooling(pca_dim=4), SMALL, classes=["a", "b", "c"])
+    network.load_state_dict({name: value.fill_(0.5) for name, value in network.state_dict().items()})
+    reuse.open(network, precision)
+    assert not reuse.found
+    return reuse.entry.folder.name
+
+
+def test_options_make_other_features(data: Folder, tmp_path: Path) -> None:
+    first = key(data, tmp_path)
+    assert key(data, tmp_path) == first
+    assert key(data, tmp_path, c=3.0) == first  # the SVMs come after them
+    others = {
+        key(data, tmp_path, CrossLayerPooling(pca_dim=5)),
+        key(data, tmp_path, precision="bf16-mixed"),
+        key(data, tmp_path, features="float16"),
+        key(data, tmp_path, pca_vectors=1000),
+    }
+    assert len(others | {first}) == 5
+
+
+@pytest.mark.parametrize("what", ["code_digest", "library_versions"])
+def test_other_code_or_libraries_make_other_features(
+    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    before = key(data, tmp_path)
+    monkeypatch.setattr(f"cxlp.tasks.feature_reuse.{what}", lambda *_: "other")
+    assert key(data, tmp_path) != before
+
+
+def test_an_edit_of_the_signed_square_root_makes_other_features(
+    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "cxlp"
+    shutil.copytree(fingerprint._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "_PACKAGE", package)
+    before = key(data, tmp_path)
+    normalisation = package / "heads" / "normalisation.py"
+    text = normalisation.read_text()
+    body = text.index("def signed_sqrt")
+    edited = text[:body] + text[body:].replace("clamp_min(eps)", "clamp_min(2 * eps)", 1)
+    assert edited != text
+    normalisation.write_text(edited)
+    assert key(data, tmp_path) != before
+    normalisation.write_text(text)
+    (package / "studies" / "tables.py").write_text("")  # which makes no features
+    assert key(data, tmp_path) == before
+
+
+def test_an_edit_of_a_users_own_head_makes_other_features(
+    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "head_for_kept_features.py"
+    module.write_text(OWN)
+    spec = {"class_path": "head_for_kept_features.Largest"}
+    before = key(data, tmp_path, Head.from_spec(spec))
+    assert key(data, tmp_path, Head.from_spec(spec)) == before
+    module.write_text(OWN.replace("amax", "amin"))
+    assert key(data, tmp_path, Head.from_spec(spec)) != before
+    del sys.modules["head_for_kept_features"]
