@@ -40,9 +40,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "images (patches.png, patches.json). Explained is the whole image, without test views.\n"
         "Exit status: 0 all images were read; 1 some were not; 2 the arguments are wrong.",
         epilog="examples:\n"
-        "  %(prog)s runs/NAME/checkpoints/last.ckpt bird.jpg\n"
-        "  %(prog)s runs/NAME/checkpoints/last.ckpt photos/ --class wren --against robin\n"
-        "  %(prog)s runs/NAME/checkpoints/last.ckpt data/folder/test --patches",
+        "  %(prog)s runs/NAME/checkpoints/best.ckpt bird.jpg\n"
+        "  %(prog)s runs/NAME/checkpoints/best.ckpt photos/ --class wren --against robin\n"
+        "  %(prog)s runs/NAME/checkpoints/best.ckpt data/folder/test --patches",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, of either mode")
@@ -85,14 +85,14 @@ def run(args: Namespace) -> int:
     target, against = (_class(network, name) for name in (args.target, args.against))
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
-    image = saved["cxlp"]["image"]
+    image = saved["cxlp"].get("image", {"aspect": "warp"})  # a checkpoint of a plain Trainer has none
     if image.get("boxes", False):
         print(BOXES, file=sys.stderr)  # noqa: T201
     files = [Path(path) for path in image_paths(map(str, args.images), sys.stdin)]
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:
         print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
-    source = _Source(network, Transform(image["size"], image["aspect"], AugmentConfig()), files[:limit])
+    source = _Source(network, Transform(network.test_size, image["aspect"], AugmentConfig()), files[:limit])
     out = args.out or _new(_run_folder(args.checkpoint) / "explained")
     if out.exists() and not out.is_dir():
         raise CxlpError(f"--out {out} is a file: name a folder")

@@ -231,7 +231,8 @@ def load(
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
     saved = read_checkpoint(Path(checkpoint))
-    image = saved["cxlp"]["image"]
+    # A checkpoint of a plain Trainer does not say how its pictures were made.
+    image = saved["cxlp"].get("image", {"aspect": "warp"})
     return Predictor(network_of(saved, backbone), image["aspect"], precision, image.get("boxes", False)).to(device)
 
 
