@@ -49,6 +49,19 @@ def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
     )
 
 
+def check_range(images: Tensor) -> None:
+    """Refuse images that were scaled to 0..1 or normalised; once per epoch, because asking waits for a GPU.
+
+    Raises:
+        CxlpError: Says what the network takes.
+    """
+    if images.is_floating_point() and images.numel() and (most := float(images.max())) < 4:
+        raise CxlpError(
+            f"the loader's images have values up to {most:.3g}, but the network takes RGB values in 0..255 and "
+            "normalises them itself: leave out ToTensor and Normalize, take v2.PILToTensor()"
+        )
+
+
 def _described(batch: Any) -> str:  # noqa: ANN401 (whatever a loader yields)
     if isinstance(batch, Mapping):
         return f"a dictionary with {', '.join(map(repr, batch))}"
