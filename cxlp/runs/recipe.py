@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from cxlp.frozen.fit import FrozenConfig
+from cxlp.heads.fisher_vector import Codebook
 from cxlp.models.network import Network, NetworkConfig
 from cxlp.tasks.mixing import Mix
 from cxlp.tasks.optim import OptimizerConfig
@@ -83,8 +84,17 @@ class ModelConfig:
         return self.network.backbone.name, self.network.pooling.method
 
     def build(self, classes: tuple[str, ...], multi_label: bool) -> Network:
-        """Build the network."""
-        return Network(self.network, classes, multi_label)
+        """Build the network.
+
+        Raises:
+            CxlpError: If nothing would fit a part of it that gradients cannot.
+        """
+        network = Network(self.network, classes, multi_label)
+        if self.start == "scratch" and any(isinstance(part.encoding, Codebook) for part in network.each_part()):
+            raise CxlpError(
+                "model.start is scratch, but a Fisher vector's codebook is fitted, not trained: start from frozen"
+            )
+        return network
 
 
 #: Of the model, what only gradient epochs use.
