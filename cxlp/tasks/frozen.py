@@ -37,7 +37,8 @@ class Frozen(ClassificationTask):
         fold_classifiers: Of the cross-validation, if ``keep_folds``.
 
     Example:
-        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``.
+        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``. No optimizer
+        takes a step, which is what Lightning's ``ModelCheckpoint`` waits for: ``trainer.save_checkpoint(path)`` saves.
     """
 
     augment = False
@@ -262,8 +263,8 @@ def _loader(trainer: pl.Trainer) -> DataLoader[Any]:
     if isinstance(loader, DataLoader) and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
         return loader
     raise CxlpError(
-        "the frozen fit needs to know how many training images there are: give one DataLoader, of a data set that has a "
-        f"length and is not iterated, not {type(loader if data is None else data).__name__}"
+        "the frozen fit needs to know how many training images there are: give one DataLoader, of a data set that has "
+        f"a length and is not iterated, not {type(loader if data is None else data).__name__}"
     )
 
 
