@@ -33,7 +33,7 @@ def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_peak_is_of_this_process() -> None:
     code = (
-        "import numpy as np; from cxlp.runs.cost import peak_memory; before = peak_memory()['peak_bytes'];"
+        "import numpy as np; from cxlp.utils.profiling import peak_memory; before = peak_memory()['peak_bytes'];"
         "x = np.ones(50_000_000); del x; print(peak_memory()['peak_bytes'] - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
