@@ -73,24 +73,36 @@ def prepare(moment: str) -> None:
     """Have this process kill itself.
 
     Args:
-        moment: ``start EPOCH``: before an epoch; ``batch EPOCH BATCH``: within one; ``save FILE EPOCH``: with half of a
-            checkpoint written that ends an epoch; ``test``: after the last of them; ``after SECONDS``: wherever in
+        moment: ``stage NAME``: before a stage begins; ``pass NAME BATCH``: within the pass of a stage without
+            gradients; ``start EPOCH``: before a gradient epoch, of the Trainer's count; ``batch EPOCH BATCH``: within
+            one; ``save FILE EPOCH``: with half of a checkpoint written that ends an epoch; ``done NAME``: between a
+            stage's checkpoint and ``stages.json``; ``test``: after the last stage; ``after SECONDS``: wherever in
             training or in the test that is.
     """
     import pytorch_lightning as pl
     import torch
 
-    from cxlp.tasks import FineTune
+    from cxlp.runs import stages
+    from cxlp.tasks import FineTune, Frozen
+    from cxlp.utils.files import write_whole
 
     what, *where = moment.split()
-    start, step, save = FineTune.on_train_epoch_start, FineTune.training_step, torch.save
-    fit, test = pl.Trainer.fit, pl.Trainer.test
+    start, step, observe, save = FineTune.on_train_epoch_start, FineTune.training_step, Frozen.training_step, torch.save
+    fit, test, build = pl.Trainer.fit, pl.Trainer.test, stages.Run._build_trainer
+    present = [""]
+    timers: list[threading.Timer] = []
+
+    def at_stage(run: stages.Run, stage: str, *args: Any, **options: Any) -> pl.Trainer:
+        present[0] = stage
+        if what == "stage" and [stage] == where:
+            die()
+        return build(run, stage, *args, **options)
 
     def at_fit(trainer: pl.Trainer, *args: Any, **options: Any) -> Any:
-        if what == "after":
-            timer = threading.Timer(float(where[0]), die)
-            timer.daemon = True  # a run that is over sooner is not waited for
-            timer.start()
+        if what == "after" and not timers:  # the first stage's
+            timers.append(threading.Timer(float(where[0]), die))
+            timers[0].daemon = True  # a run that is over sooner is not waited for
+            timers[0].start()
         return fit(trainer, *args, **options)
 
     def at_start(task: FineTune) -> None:
@@ -103,6 +115,11 @@ def prepare(moment: str) -> None:
             die()
         return step(task, batch, batch_idx)
 
+    def at_pass(task: Frozen, batch: Any, batch_idx: int) -> None:
+        if what == "pass" and [present[0], str(batch_idx)] == where:
+            die()
+        observe(task, batch, batch_idx)
+
     def at_save(content: Any, file: Any, **options: Any) -> None:
         name = getattr(file, "name", "")
         if what == "save" and f"{where[0]}.ckpt" in str(name) and str(content["epoch"]) == where[1]:
@@ -113,13 +130,21 @@ def prepare(moment: str) -> None:
             die()
         save(content, file, **options)
 
+    def at_write(path: Path, content: str) -> None:
+        if what == "done" and path.name == stages.STAGES and [present[0]] == where:
+            die()
+        write_whole(path, content)
+
     def at_test(trainer: pl.Trainer, *args: Any, **options: Any) -> Any:
         if what == "test":
             die()
         return test(trainer, *args, **options)
 
+    mock.patch.object(stages.Run, "_build_trainer", at_stage).start()
+    mock.patch.object(stages, "write_whole", at_write).start()
     mock.patch.object(FineTune, "on_train_epoch_start", at_start).start()
     mock.patch.object(FineTune, "training_step", at_step).start()
+    mock.patch.object(Frozen, "training_step", at_pass).start()
     mock.patch.object(torch, "save", at_save).start()
     mock.patch.object(pl.Trainer, "fit", at_fit).start()
     mock.patch.object(pl.Trainer, "test", at_test).start()

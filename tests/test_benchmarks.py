@@ -1,20 +1,38 @@
 """The benchmark scripts run at tiny sizes, and their contestants agree."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.small_run import ARGUMENTS, write_pictures
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *arguments], check=True, capture_output=True, text=True, timeout=200
-    )
+def run(script: str, *arguments: str, place: Path | None = None) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=place, env=environment)
     return done.stdout
+
+
+@pytest.mark.slow
+def test_frozen_benchmark_holds_a_run_against_its_floor(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    shown = run("frozen.py", *ARGUMENTS, place=tmp_path)
+    seconds = {name.strip(): float(value) for name, value in re.findall(r"│ (.+?) +│ +([0-9.]+) │", shown)}
+    phases = [value for name, value in seconds.items() if name.startswith("run: ")]
+    assert seconds["run: extraction"] > 0 and seconds["run: test"] > 0
+    assert seconds["run, all phases"] == pytest.approx(sum(phases), abs=0.04)
+    floor = [value for name, value in seconds.items() if name.startswith("floor: ")]
+    assert len(floor) == 2
+    assert seconds["run / floor"] == pytest.approx(sum(phases) / sum(floor), rel=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]  # the run is gone
 
 
 @pytest.mark.slow

@@ -96,7 +96,16 @@ class ModelConfig:
         return [self.head] if isinstance(self.head, Head) else list(self.head)
 
     def build(self, classes: tuple[str, ...], multi_label: bool) -> Network:
-        """Build the network."""
+        """Build the network.
+
+        Raises:
+            CxlpError: If nothing would fit a part of it that gradients cannot.
+        """
+        for head in self.heads:
+            if self.start == "scratch" and head.needs_fit:
+                raise CxlpError(
+                    f"model.start is scratch, but the codebook of {head.name} is fitted, not trained: start from frozen"
+                )
         backbone = Backbone.from_config(self.backbone)
         # Not the config's own heads: a network makes them its own.
         heads = [Head.from_spec(head.spec()) for head in self.heads]

@@ -29,6 +29,7 @@ class Choice:
         epoch: The last one that it has seen, counted over all stages: 0 is the frozen fit. Of a checkpoint from within
             an epoch, that epoch: it is fitted to its end.
         validated: What the held-out images said of it.
+        images_per_step: Of its run.
         recipe: Which recipe it was chosen for: another one's best epoch is another.
     """
 
@@ -36,6 +37,7 @@ class Choice:
     stage: Stage
     epoch: int
     validated: dict[str, float]
+    images_per_step: int
     recipe: dict[str, Any]
 
 
@@ -52,7 +54,7 @@ def read_choice(checkpoint: str) -> Choice:
     saved = read_checkpoint(checkpoint)
     run, stage = saved["cxlp_run"], stage_of(saved)
     epoch = run["first_epoch"] + (saved["epoch"] if stage == "finetune" else 0)
-    return Choice(checkpoint, stage, epoch, saved["cxlp"]["validated"], run["recipe"])
+    return Choice(checkpoint, stage, epoch, saved["cxlp"]["validated"], run["images_per_step"], run["recipe"])
 
 
 def stage_of(saved: Mapping[str, Any]) -> Stage:

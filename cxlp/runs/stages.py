@@ -172,6 +172,7 @@ class Run:
         self.report, self._seen = saved["cxlp_run"]["report"], saved["cxlp_run"]["seen"]
         if launched_rank() == 0:  # now that it is known to belong to the run
             write_whole(self.folder / "config-resumed.yaml", self._config_text)
+            self._write_done()
 
     def _find_done(self, saved: Mapping[str, Any]) -> dict[str, Done]:
         """The stages that are done: those of ``stages.json``, and what the checkpoint itself tells.
@@ -230,10 +231,13 @@ class Run:
         for name, work in plan.items():
             if name not in self.done:
                 self.done[name] = work()
-                if launched_rank() == 0 and self.saves:
-                    found = {stage: asdict(done) for stage, done in self.done.items()}
-                    write_whole(self.folder / STAGES, json.dumps(found, indent=2) + "\n")
+                self._write_done()
         return self._choose()
+
+    def _write_done(self) -> None:
+        if launched_rank() == 0 and self.saves:
+            found = {stage: asdict(done) for stage, done in self.done.items()}
+            write_whole(self.folder / STAGES, json.dumps(found, indent=2) + "\n")
 
     def _choose(self) -> Done:
         key = f"val/{SELECTION[self.data.multi_label]}"
@@ -393,6 +397,7 @@ class Run:
         except OSError:
             shutil.copyfile(self.folder / stage.checkpoint, part)
         part.replace(best)
+        part.unlink(missing_ok=True)  # where both were names of one file already, renaming did nothing
 
     # --- Trainers ---------------------------------------------------------------------------------
 
@@ -460,6 +465,8 @@ class Run:
             callbacks=[*users, *shared, *own],
             plugins=plugins,
         )
+        if self.choice is not None and self.choice.stage != "frozen":
+            check_images_per_step(self.choice.images_per_step, self._images_per_step(built))
         self._trainer = built
         return built
 
@@ -498,7 +505,7 @@ class Run:
             "report": self.report or getattr(self.trainer.lightning_module, "report", {}),
             "trained_on": mine,
             # with those of the runs whose weights this one began with
-            "seen": mine if self._seen is None else torch.unique(torch.cat([mine, self._seen])),
+            "seen": torch.unique(mine if self._seen is None else torch.cat([mine, self._seen])),
             "images_seen": self.progress.images,
             "images_by_phase": dict(self.progress.phases),
             "first_epoch": self.progress.first_epoch,

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask
-from cxlp.tasks.batch import read_batch
+from cxlp.tasks.batch import check_range, read_batch
 from cxlp.tasks.ema import AverageWeights
 from cxlp.tasks.mixing import Mix, Mixing
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
@@ -156,6 +156,8 @@ class FineTune(ClassificationTask):
         """
         read = read_batch(batch)
         images, labels = read.images, read.labels
+        if batch_idx == 0:
+            check_range(images)
         if self._mixing is not None:
             images, labels = self._mixing(images, labels, run_seed(), self.current_epoch, batch_idx, self.global_rank)
         features = self.network.features(images)
@@ -215,9 +217,9 @@ class FineTune(ClassificationTask):
         if trainer.max_epochs in (None, -1):
             raise CxlpError("max_epochs is not set: the schedule needs it, also where max_steps is")
         total = trainer.estimated_stepping_batches
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        if not math.isfinite(per_epoch):
+        if not math.isfinite(trainer.num_training_batches):
             raise CxlpError("the length of the loader is not known, but the schedule needs it")
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         warmup, hold = (round(per_epoch * part) for part in (config.warmup_epochs, config.hold_epochs))
         if hold >= total:
             raise CxlpError(

@@ -8,13 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask
-from cxlp.tasks.batch import Batch, read_batch
+from cxlp.tasks.batch import Batch, check_range, read_batch
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.distributed import rank, world_size
 from cxlp.utils.errors import CxlpError
@@ -37,7 +37,8 @@ class Frozen(ClassificationTask):
         fold_classifiers: Of the cross-validation, if ``keep_folds``.
 
     Example:
-        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``.
+        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``. No optimizer
+        takes a step, which is what Lightning's ``ModelCheckpoint`` waits for: ``trainer.save_checkpoint(path)`` saves.
     """
 
     augment = False
@@ -139,6 +140,8 @@ class Frozen(ClassificationTask):
         """Feed a batch to the fit."""
         assert self._fit is not None
         read = read_batch(batch)
+        if batch_idx == 0 and not read.stored:
+            check_range(read.images)
         positions, new = self._positions(read, self._fit.images)
         self._fit.observe(read.images[new], read.labels[new], positions[new])
         if self.trainer.is_last_batch:
@@ -256,12 +259,13 @@ def _loader(trainer: pl.Trainer) -> DataLoader[Any]:
         CxlpError: If there are several, or its length is not known.
     """
     loader: Any = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
-        raise CxlpError(
-            f"the frozen fit needs to know how many training images there are: give a DataLoader of a data set that "
-            f"has a length, not {type(loader).__name__}"
-        )
-    return loader
+    data = loader.dataset if isinstance(loader, DataLoader) else None
+    if isinstance(loader, DataLoader) and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
+        return loader
+    raise CxlpError(
+        "the frozen fit needs to know how many training images there are: give one DataLoader, of a data set that has "
+        f"a length and is not iterated, not {type(loader if data is None else data).__name__}"
+    )
 
 
 def _count(loader: DataLoader[Any]) -> int:

@@ -9,12 +9,22 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cxlp.runs.callbacks import EpochSeed, RunIdentity, TrainingBar, TrainingWatch, WholeCheckpoints, checkpoints
-from cxlp.tasks import FineTune
+from cxlp.models.network import Network
+from cxlp.runs.callbacks import (
+    EpochSeed,
+    MovedCheckpoints,
+    Progress,
+    Record,
+    TrainingBar,
+    WholeCheckpoints,
+    checkpoints,
+)
+from cxlp.tasks import FineTune, Frozen
+from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.files import write_whole
 from tests.generate import write_folder
 from tests.tasks.small import NETWORK, pictures, trainer
@@ -57,7 +67,7 @@ def test_who_dies_while_writing_leaves_no_half_file(
 
 
 class Scripted(pl.LightningModule):
-    """Validates to given values; its first epoch takes no gradient steps, as the frozen fit's."""
+    """Validates to given values."""
 
     def __init__(self, values: list[float]) -> None:
         super().__init__()
@@ -67,10 +77,9 @@ class Scripted(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.epoch.fill_(self.current_epoch)
-        self.automatic_optimization = self.current_epoch > 0
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        return self.weight.square().sum() if self.automatic_optimization else None
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.weight.square().sum()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/accuracy", self.values[self.current_epoch])
@@ -79,7 +88,9 @@ class Scripted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def run(folder: Path, values: list[float], monitor: str | None = "val/accuracy") -> list[ModelCheckpoint]:
+def run(
+    folder: Path, values: list[float], monitor: str | None = "val/accuracy", resume: Path | None = None
+) -> list[ModelCheckpoint]:
     """One epoch of two batches for each value."""
     callbacks = checkpoints(folder, monitor)
     loader = DataLoader(TensorDataset(torch.zeros(2, 1)))
@@ -88,13 +99,14 @@ def run(folder: Path, values: list[float], monitor: str | None = "val/accuracy")
         accelerator="cpu",
         devices=1,
         logger=False,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, MovedCheckpoints()],
         default_root_dir=folder,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Scripted(values), loader, loader if monitor else None)
+    weights_only = True if resume else None
+    trainer.fit(Scripted(values), loader, loader if monitor else None, ckpt_path=resume, weights_only=weights_only)
     assert trainer.checkpoint_callback is callbacks[0]  # the one whose choice is tested
     return callbacks
 
@@ -106,9 +118,9 @@ def saved_epoch(file: Path) -> int:
 @pytest.mark.parametrize(
     ("values", "best"),
     [
-        ([0.5], 0),  # an epoch without gradient steps alone
+        ([0.5], 0),
         ([0.1, 0.7, 0.7, 0.3], 1),  # of equals, the earliest
-        ([0.7, 0.7, 0.7], 0),  # the frozen solution, where fine-tuning brings nothing
+        ([0.7, 0.7, 0.7], 0),
         ([0.1, 0.2, 0.3], 2),
         ([0.0, 0.0], 0),
         ([0.2, float("nan"), 0.1], 0),  # no number is no best
@@ -118,10 +130,10 @@ def test_the_best_is_the_earliest_of_equals_and_the_last_is_the_latest(
     tmp_path: Path, values: list[float], best: int
 ) -> None:
     callbacks = run(tmp_path, values)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert saved_epoch(tmp_path / "best.ckpt") == best
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["finetuned.ckpt", "last.ckpt"]
+    assert saved_epoch(tmp_path / "finetuned.ckpt") == best
     assert saved_epoch(tmp_path / "last.ckpt") == len(values) - 1
-    assert callbacks[0].best_model_path == str(tmp_path / "best.ckpt")
+    assert callbacks[0].best_model_path == str(tmp_path / "finetuned.ckpt")
     assert float(callbacks[0].best_model_score or 0) == pytest.approx(values[best])
 
 
@@ -176,24 +188,56 @@ def test_an_epochs_draws_hang_on_seed_and_epoch_alone(monkeypatch: pytest.Monkey
     assert drawn(monkeypatch, None, 1, before=5) != drawn(monkeypatch, None, 1, before=6)
 
 
-# --- identity
+# --- a folder that was moved
 
 
-@pytest.mark.parametrize("with_wandb", [True, False])
-def test_a_checkpoint_says_which_wandb_run_it_belongs_to(tmp_path: Path, with_wandb: bool) -> None:
-    csv = CSVLogger(tmp_path)
-    loggers = [csv, WandbLogger(save_dir=tmp_path, id="abc123", offline=True)] if with_wandb else [csv]
-    trainer = pl.Trainer(logger=loggers, accelerator="cpu", devices=1, callbacks=[RunIdentity()])
+@pytest.mark.parametrize("how", ["moved", "copied", "one file"])
+@pytest.mark.parametrize(("later", "best"), [(0.3, 0), (0.9, 2)])
+def test_a_moved_run_still_knows_its_best_epoch(tmp_path: Path, how: str, later: float, best: int) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    run(old, [0.7, 0.1])
+    if how == "one file":
+        new.mkdir()
+        resume = new / "copy.ckpt"
+        resume.write_bytes((old / "last.ckpt").read_bytes())
+    else:
+        old.rename(new)
+        resume = new / "last.ckpt"
+        if how == "copied":  # and the original is another run's by now
+            run(old, [0.0])
+    found, _ = run(new, [0.7, 0.1, later], resume=resume)
+    there = old if how == "one file" and best == 0 else new  # what was not copied stays where it is
+    assert found.best_model_path == str(there / "finetuned.ckpt")
+    assert saved_epoch(there / "finetuned.ckpt") == best
+    assert float(found.best_model_score or 0) == pytest.approx(max(0.7, later))
+
+
+def test_a_best_epoch_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    run(tmp_path / "old", [0.7, 0.1])
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "new" / "finetuned.ckpt").unlink()
+    found, _ = run(tmp_path / "new", [0.7, 0.1, 0.3], resume=tmp_path / "new" / "last.ckpt")
+    assert saved_epoch(Path(found.best_model_path)) == 2
+
+
+# --- what a checkpoint is of
+
+
+def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
+    facts = {"wandb_id": "abc123", "seen": torch.tensor([3, 5])}
+    record = Record(lambda: facts, {"size": 32})
+    trainer = pl.Trainer(logger=False, accelerator="cpu", devices=1, callbacks=[record])
     trainer.strategy.connect(Scripted([]))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)  # plain values only
-    assert saved["cxlp_run"] == {"wandb_id": "abc123" if with_wandb else None}
+    assert saved["cxlp"]["image"] == {"size": 32} and saved["cxlp_run"]["wandb_id"] == "abc123"
+    assert saved["cxlp_run"]["seen"].tolist() == [3, 5]
 
 
 # --- figures of training
 
 
-class Record(CSVLogger):
+class Rows(CSVLogger):
     """Keeps what is logged."""
 
     def __init__(self, folder: Path) -> None:
@@ -224,28 +268,39 @@ class Norms(pl.Callback):
 @pytest.mark.usefixtures("one_thread")
 def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=4, size=32), validation=0.25)  # 9 + 3 images, batches of 4
-    record, norms, watch = Record(tmp_path), Norms(), TrainingWatch()
-    options: dict[str, Any] = {"logger": record, "callbacks": [watch, norms], "log_every_n_steps": 2}
-    trainer(tmp_path, max_epochs=3, gradient_clip_val=1e-9, **options).fit(FineTune(NETWORK), data)
-    # The ordered epoch hands out 9, the two others fill their last batch.
-    assert watch.images == 9 + 12 + 12
-    assert [row["images_seen"] for row in record.rows if "val/loss" in row] == [9, 21, 33]
-    steps = [row for row in record.rows if "train/images_per_second" in row]  # every second batch of nine
-    assert [row["images_seen"] for row in steps] == [8, 13, 21, 29]
+    data.setup()
+    network = Network(NETWORK, data.classes)
+    rows, norms, progress = Rows(tmp_path), Norms(), Progress()
+    options: dict[str, Any] = {"logger": rows, "log_every_n_steps": 2}
+    trainer(tmp_path, max_epochs=1, callbacks=[progress], **options).fit(Frozen(network), data)
+    progress.first_epoch = 1
+    tuning = trainer(tmp_path, max_epochs=2, gradient_clip_val=1e-9, callbacks=[progress, norms], **options)
+    tuning.fit(FineTune(network), data)
+    # The frozen pass hands out 9, the gradient epochs fill their last batch.
+    assert progress.images == 9 + 12 + 12 and progress.phases == {"extraction": 9, "fine-tuning": 24}
+    validated = [row for row in rows.rows if "val/loss" in row]
+    assert [row["images_seen"] for row in validated] == [9, 21, 33]
+    assert [row["epoch"] for row in validated] == [0, 1, 2]
+    # the second of three batches in each epoch, told at every second step; a pass's end is told, too
+    steps = [row for row in rows.rows if "train/images_per_second" in row]
+    assert [row["images_seen"] for row in steps] == [8, 9, 17, 33]
     assert all(row["train/images_per_second"] > 0 for row in steps)
-    assert not any(key.startswith("grad_norm") for key in steps[0])  # the frozen epoch has no gradients
-    for row, step in zip(steps[1:], (0, 2, 4), strict=True):
+    assert not any(key.startswith("grad_norm") for key in steps[0])  # the frozen pass has no gradients
+    measured = [row for row in rows.rows if "grad_norm/backbone" in row]
+    assert len(measured) == 3
+    for row, step in zip(measured, (1, 3, 5), strict=True):
         assert row["train/loss_step"] > 0
         # before clipping, which leaves next to nothing
         assert {k: v for k, v in row.items() if k.startswith("grad_norm")} == pytest.approx(norms.found[step], rel=1e-5)
-    assert max(norms.found[0].values()) > 1e-3
+    assert max(norms.found[1].values()) > 1e-3
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=5, size=32), batch_size=3)  # 15 images, five steps
     bar, logged, shown = TrainingBar(), [], []
-    task = FineTune(NETWORK, start="scratch")
+    data.setup()
+    task = FineTune(network(classes=data.classes))
     log = task.log
 
     class Look(pl.Callback):
@@ -258,26 +313,23 @@ def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
         log(name, value, **options)
 
     with mock.patch.object(task, "log", watched):
-        options: dict[str, Any] = {"logger": Record(tmp_path), "enable_progress_bar": True, "log_every_n_steps": 2}
-        trainer(tmp_path, max_epochs=1, callbacks=[TrainingWatch(), bar, Look()], **options).fit(task, data)
-    assert logged == [(name, step) for step in (2, 4) for name in ("images_seen", "train/images_per_second")]
+        options: dict[str, Any] = {"logger": Rows(tmp_path), "enable_progress_bar": True, "log_every_n_steps": 2}
+        trainer(tmp_path, max_epochs=1, callbacks=[Progress(), bar, Look()], **options).fit(task, data)
+    assert logged == [(name, step) for step in (2, 4) for name in ("images_seen", "epoch", "train/images_per_second")]
     assert [n for n, _ in shown] == [0, 1, 2, 3, 4]  # the bar itself moves with each batch
     losses = [loss for _, loss in shown]
     assert losses[:2] == [None, None] and losses[2] == losses[3] != losses[4]
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_resumed_run_goes_on_counting_and_a_test_takes_nothing_back(tmp_path: Path) -> None:
-    data = write_folder(tmp_path / "data", train=4, size=32)
-    watch, resumed = TrainingWatch(), TrainingWatch()
-    first = trainer(tmp_path, max_epochs=2, callbacks=[watch], enable_checkpointing=True)
-    first.fit(FineTune(NETWORK), pictures(data))
-    first.save_checkpoint(tmp_path / "a.ckpt")
-    assert watch.images == 12 + 12
-    second = trainer(tmp_path, max_epochs=3, callbacks=[resumed])
-    task = FineTune(NETWORK)
-    task.resuming = True
-    second.fit(task, pictures(data), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
-    assert resumed.images == 12 + 12 + 12
-    second.test(task, pictures(data), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)
-    assert resumed.images == 12 + 12 + 12
+def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=4, size=32))
+    data.setup()
+    rows, progress = Rows(tmp_path), Progress()
+    task = FineTune(Network(NETWORK, data.classes))
+    trainer(tmp_path, max_epochs=2, callbacks=[progress]).fit(task, data)
+    progress.first_epoch = 5
+    trainer(tmp_path, callbacks=[progress], logger=rows).test(ClassificationTask(task.network), data, verbose=False)
+    assert progress.images == 12 + 12
+    (tested,) = (row for row in rows.rows if "test/loss" in row)
+    assert (tested["epoch"], tested["images_seen"]) == (5, 24)

@@ -225,7 +225,7 @@ def test_wandb_offline_holds_curves_summary_tables_and_config(work: Path, monkey
     )  # fmt: skip
     record = json.loads(shown.stdout)
     text = json.dumps(record)
-    assert ('"pca_dim": 8') in json.dumps(record["config"]["model"])
+    assert '"pca_dim": 8' in json.dumps(record["config"]["model"])
     assert record["config"]["trainer"]["max_epochs"] == 2
     for key in ("test/accuracy", "val/accuracy", "train/loss_step", "seconds/test", "lr-SGD/backbone"):
         assert key in text, key

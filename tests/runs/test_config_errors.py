@@ -27,7 +27,8 @@ def said(*args: str) -> str:
     [
         (
             "sed_everything",
-            "Did you mean 'seed_everything'? Valid: config, seed_everything, model, data, trainer, run, ckpt_path, seeds.",
+            "Did you mean 'seed_everything'? "
+            "Valid: config, seed_everything, model, data, trainer, run, ckpt_path, seeds.",
         ),
         (
             "run.nam",

@@ -22,11 +22,31 @@ def test_what_a_stopped_run_left_is_gone_on_with(tmp_path: Path) -> None:
     assert take_up(folder) == last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.parametrize(
+    ("there", "newest"),
+    [
+        (["frozen"], "frozen"),
+        (["frozen", "finetuned"], "frozen"),  # the first gradient epoch was not over
+        (["frozen", "finetuned", "last"], "last"),
+        (["frozen", "finetuned", "last", "closing", "best"], "closing"),
+        (["start", "finetuned"], None),
+    ],
+)
+def test_a_run_goes_on_from_its_newest_stage(tmp_path: Path, there: list[str], newest: str | None) -> None:
+    for name in there:
+        with_file(tmp_path, f"checkpoints/{name}.ckpt")
+    found = last_checkpoint(tmp_path)
+    assert (found and found.stem) == newest
+
+
 def test_what_cannot_be_gone_on_with_is_cleared_away(tmp_path: Path) -> None:
     # killed while the first checkpoint was written, with half-made features
     folder = with_file(with_file(tmp_path / "a", "checkpoints/.last.ckpt.part"), "features/rows.bin")
     assert take_up(folder) is None and not folder.exists()
     assert take_up(folder) is None
+    # killed in the first gradient epoch behind another run's checkpoint
+    folder = with_file(with_file(tmp_path / "b", "checkpoints/start.ckpt"), "checkpoints/finetuned.ckpt")
+    assert take_up(folder) is None and not folder.exists()
 
 
 def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
@@ -76,7 +96,7 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     own = tmp_path / "run" / "checkpoints" / "epoch=19.ckpt"
     own.touch()
-    with pytest.raises(CxlpError, match=r"no last\.ckpt to go on from, only epoch=19\.ckpt: move it away"):
+    with pytest.raises(CxlpError, match=r"no checkpoint to go on from, but epoch=19\.ckpt: move it away"):
         take_up(tmp_path / "run")
     assert own.is_file()
     own.unlink()

@@ -1,5 +1,6 @@
 """Runs that are killed at any moment, and gone on with, end as if nothing had happened."""
 
+import json
 import random
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,44 +12,70 @@ from torch import Tensor
 
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.folder import last_checkpoint, take_up
+from cxlp.runs.stages import STAGES
 from tests.killing import Runner
 from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, write_pictures
 
 RANDOM_KILLS = 6
-EPOCHS = 4
+EPOCHS = 3
 COMMAND = [*ARGUMENTS, *FINETUNE, "--trainer.max_epochs", str(EPOCHS), "--trainer.log_every_n_steps", "1"]
 SCRATCH = ["--model.start", "scratch"]
 EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.5}}]"
+CLOSING = [
+    *("--model.closing_fit", "true"),
+    *("--model.cross_fit", "true"),
+    *("--model.ema", "0.5"),
+    *("--data.num_workers", "1"),
+]
 #: What is trained, by further arguments.
 CASES = {
     "frozen": ["--data.num_workers", "1"],
     "scratch": SCRATCH,
     "EMA": [*SCRATCH, "--trainer.callbacks", EMA],
-    "closing": [
-        "--model.closing_fit",
-        "true",
-        "--model.cross_fit",
-        "true",
-        "--model.ema",
-        "0.5",
-        "--data.num_workers",
-        "1",
-    ],
+    "closing": CLOSING,
+    "start": ["--model.start", "runs/first"],
 }
-GRADIENT_EPOCHS = {"whole frozen": 3, "whole scratch": 4, "whole EMA": 4, "whole closing": 2}
-#: Each is reached by going on from the one before: the first epoch, between epochs, within one, while saving.
-MOMENTS = {
-    "batch 0 1": None,  # what is saved by then: nothing
-    "save best 0": None,
+#: Epochs before the gradient epochs, and after them.
+AROUND = {"frozen": (1, 0), "scratch": (0, 0), "EMA": (0, 0), "closing": (1, 1), "start": (1, 0)}
+#: Each is reached by going on from the one before: within a pass, between stages and epochs, within an epoch, while
+#: saving. Beside it the newest checkpoint by then, and its stage's epoch.
+FROZEN = {
+    "stage frozen": None,
+    "pass frozen 1": None,
+    "save frozen 1": None,
+    "done frozen": ("frozen", 1),
+    "stage finetune": ("frozen", 1),
+}
+GRADIENTS = {
+    "batch 0 1": None,
+    "save finetuned 0": None,
     "save last 0": None,
-    "start 1": 0,
-    "batch 1 1": 0,
-    "save last 1": 0,
-    "batch 2 2": 1,
-    "start 3": 2,
-    "save last 3": 2,
-    "test": 3,
+    "start 1": ("last", 0),
+    "batch 1 1": ("last", 0),
+    "save last 1": ("last", 0),
+    "batch 2 2": ("last", 1),
+    "save last 2": ("last", 1),
+    "done finetune": ("last", 2),
 }
+CLOSING_FIT = {
+    "stage closing": ("last", 2),
+    "pass closing 1": ("last", 2),
+    "save closing 1": ("last", 2),
+    "done closing": ("closing", 1),
+}
+
+
+def moments(case: str) -> dict[str, tuple[str, int] | None]:
+    """Those of a case, in their order."""
+    before, after = AROUND[case]
+    known = ("frozen", 1) if before and case != "start" else None  # what is saved before the first gradient epoch ends
+    return {
+        **(FROZEN if known else {}),
+        **{moment: saved or known for moment, saved in GRADIENTS.items()},
+        **(CLOSING_FIT if after else {}),
+        "stage test": ("closing", 1) if after else ("last", 2),
+        "test": ("closing", 1) if after else ("last", 2),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +84,27 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     folder = tmp_path_factory.mktemp("killed")
     write_pictures(folder)
     runner = Runner(folder)
+    held_out = ["--data.validation", "0.34"]
+    assert runner([*ARGUMENTS, *held_out, "--run.name", "first"]) == 0, runner.log.read_text()
     yield runner
     runner.close()
 
 
 @pytest.fixture(params=list(CASES), scope="module")
-def reference(request: pytest.FixtureRequest, runner: Runner) -> tuple[list[str], Path]:
-    """A command, and the folder of its uninterrupted run."""
+def reference(request: pytest.FixtureRequest, runner: Runner) -> tuple[str, list[str], Path]:
+    """A case, its command, and the folder of its uninterrupted run."""
     command = [*COMMAND, *CASES[request.param]]
     folder = runner.log.parent / "runs" / f"whole {request.param}"
     assert runner([*command, "--run.root", str(folder.parent), "--run.name", folder.name]) == 0, runner.log.read_text()
-    return command, folder
+    return request.param, command, folder
 
 
 def session(runner: Runner, command: list[str], folder: Path, moment: str | None = None) -> int:
     """Begin a run, or go on with it as it says itself; whatever a kill left must not be in the way."""
-    last = take_up(folder)
-    if last is None:
+    if take_up(folder) is None:
         arguments = [*command, "--run.root", str(folder.parent), "--run.name", folder.name]
     else:
-        arguments = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(last)]
+        arguments = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder)]
     status = runner(arguments, moment)
     assert status in (0, -9), runner.log.read_text()
     for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
@@ -84,10 +112,10 @@ def session(runner: Runner, command: list[str], folder: Path, moment: str | None
     return status
 
 
-def saved_epoch(folder: Path) -> int | None:
-    """The epoch that a run can be gone on from."""
+def saved_epoch(folder: Path) -> tuple[str, int] | None:
+    """The checkpoint that a run can be gone on from, and the epoch in it."""
     last = last_checkpoint(folder)
-    return None if last is None else int(torch.load(last, weights_only=True)["epoch"])
+    return None if last is None else (last.stem, int(torch.load(last, weights_only=True)["epoch"]))
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:
@@ -104,47 +132,62 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-def assert_same_run(folder: Path, reference: Path, killed_after: Collection[int | None] = ()) -> None:
+def assert_same_run(case: str, folder: Path, reference: Path, killed_after: Collection[int] = ()) -> None:
     """A run ended as another one.
 
     Args:
+        case: Of both.
         folder: What was killed and gone on with.
         reference: What was not.
-        killed_after: The epochs that were saved when kills came. The trainer writes an epoch's training loss right
-            after ``last.ckpt``, so a kill may take that one line of the log; nothing else.
+        killed_after: The gradient epochs that were saved when kills came. The trainer writes an epoch's training loss
+            right after ``last.ckpt``, so a kill may take that one line of the log; nothing else.
     """
-    assert metrics(folder)["metrics"] == metrics(reference)["metrics"]
-    for name in ("best.ckpt", "last.ckpt"):
+    one, other = metrics(folder), metrics(reference)
+    for key in ("metrics", "tested", "epoch", "images"):
+        assert one[key] == other[key], key
+    assert json.loads((folder / STAGES).read_text()) == json.loads((reference / STAGES).read_text())
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (folder, reference)]
+    assert names[0] == names[1]
+    for name in names[0]:
         one, other = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (folder, reference))
         keys = ["epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "averaging_state"]
         assert_same({k: one.get(k) for k in keys}, {k: other.get(k) for k in keys}, name)
-    for key in ("val/accuracy", "val/loss", "train/loss_epoch"):
+        for key in ("images_seen", "images_by_phase", "report", "seen"):
+            assert_same(one["cxlp_run"][key], other["cxlp_run"][key], f"{name} {key}")
+    before, after = AROUND[case]
+    first = 1 if case == "start" else 0  # whose first stage was another run
+    for key, epochs in {
+        "val/accuracy": range(first, before + EPOCHS + after),
+        "val/loss": range(first, before + EPOCHS + after),
+        "train/loss_epoch": range(before, before + EPOCHS),
+    }.items():
         found, expected = logged(folder, key), logged(reference, key)
+        assert list(expected) == list(epochs), key
         if key == "train/loss_epoch":
-            expected = {epoch: v for epoch, v in expected.items() if epoch in found or epoch not in killed_after}
+            lost = {before + epoch for epoch in killed_after}
+            expected = {epoch: v for epoch, v in expected.items() if epoch in found or epoch not in lost}
         assert found == expected, key
-        assert len(logged(reference, key)) == (EPOCHS if key.startswith("val") else GRADIENT_EPOCHS[reference.name])
     assert not [p.name for p in folder.rglob("*") if p.name.endswith((".part", ".bin"))]
     assert [p.name for p in folder.parent.iterdir() if p.name.startswith(f"{folder.name}-")] == []
 
 
 @pytest.mark.slow
-def test_killed_at_each_kind_of_moment(runner: Runner, reference: tuple[list[str], Path]) -> None:
-    command, whole = reference
+def test_killed_at_each_kind_of_moment(runner: Runner, reference: tuple[str, list[str], Path]) -> None:
+    case, command, whole = reference
     folder = whole.parent / f"moments of {whole.name}"
-    for moment, epoch in MOMENTS.items():
+    for moment, newest in moments(case).items():
         assert session(runner, command, folder, moment) == -9, moment
-        assert saved_epoch(folder) == epoch, moment
+        assert saved_epoch(folder) == newest, moment
     assert session(runner, command, folder) == 0
-    assert_same_run(folder, whole)
+    assert_same_run(case, folder, whole)
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(runner: Runner, reference: tuple[list[str], Path]) -> None:
-    command, whole = reference
+def test_killed_at_random_moments(runner: Runner, reference: tuple[str, list[str], Path]) -> None:
+    case, command, whole = reference
     seconds = metrics(whole)["seconds"]["total"]
     draws = random.Random(0)
-    kills: list[tuple[str, int | None]] = []
+    kills: list[tuple[str, tuple[str, int] | None]] = []
     for attempt in range(10):  # a run that is too fast for its kills is followed by another one
         folder = whole.parent / f"random {attempt} of {whole.name}"
         while len(kills) < RANDOM_KILLS:
@@ -154,8 +197,9 @@ def test_killed_at_random_moments(runner: Runner, reference: tuple[list[str], Pa
                 break
             kills.append((moment, saved_epoch(folder)))
         assert session(runner, command, folder) == 0
-        assert_same_run(folder, whole, [epoch for _, epoch in kills])
+        lost = [newest[1] for _, newest in kills if newest is not None and newest[0] == "last"]
+        assert_same_run(case, folder, whole, lost)
         if len(kills) == RANDOM_KILLS:
             break
-    print(f"killed {len(kills)} times, with that epoch saved: {kills}")  # noqa: T201
+    print(f"killed {len(kills)} times, with that checkpoint saved: {kills}")  # noqa: T201
     assert len(kills) == RANDOM_KILLS

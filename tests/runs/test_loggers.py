@@ -11,7 +11,7 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from cxlp.reports.history import how_to_look
-from cxlp.runs.loggers import RunConfig, build_loggers, close_wandb, has_wandb_key, labelled
+from cxlp.runs.loggers import RunConfig, build_loggers, close_wandb, has_wandb_key, labelled, start_wandb
 
 KEY = "0123456789" * 4
 HOST = "https://wandb.birds.test:8443"
@@ -107,8 +107,8 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def kinds(run: RunConfig, folder: Path, rank: int = 0) -> list[type]:
-    return [type(logger) for logger in build_loggers(run, folder, None, rank)]
+def kinds(run: RunConfig, folder: Path) -> list[type]:
+    return [type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder))]
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,18 @@ def test_modes(
 
 def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
     run = RunConfig(wandb="offline", project="birds", group="seeds", tags=("a", "b"))
-    wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", "run1", rank=0)
-    assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
+    experiment = start_wandb(run, tmp_path / "first", "run1")
     (call,) = starts
     expected = {"dir": tmp_path / "first", "name": "first", "project": "birds", "group": "seeds", "tags": ("a", "b")}
     assert {k: call[k] for k in expected} == expected
     assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
-    assert wandb_logger.experiment is not None
-    assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv")
+    # one wandb run for all stages, and CSV files for each
+    for stage in ("frozen", "finetune"):
+        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, experiment)
+        assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
+        assert wandb_logger.experiment is experiment
+        assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv" / stage)
+    assert len(starts) == 1
 
 
 def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
@@ -197,12 +201,6 @@ def test_the_tested_checkpoint_is_uploaded_by_online_runs(
         assert artifact.metadata["test/accuracy"] == 0.5
 
 
-def test_only_rank_0_starts_a_run(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
-    # as many loggers everywhere, or the ranks would not agree on the folder
-    assert kinds(RunConfig(wandb="online"), tmp_path, rank=1) == [WandbLogger, CSVLogger]
-    assert starts == []
-
-
 # --- out of reach
 
 
@@ -220,9 +218,8 @@ def test_a_server_out_of_reach_means_offline(
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked the user"))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    wandb_logger, _ = build_loggers(RunConfig(), tmp_path, None, rank=0)
-    assert isinstance(wandb_logger, WandbLogger)
-    assert wandb_logger.experiment.settings.mode == "offline"
+    experiment = start_wandb(RunConfig(), tmp_path)
+    assert experiment is not None and experiment.settings.mode == "offline"
     first = message.partition("\n")[0]
     assert capsys.readouterr().out == f"wandb cannot be started online, logging offline: {first}\n"
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -235,7 +232,7 @@ def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(wandb.Error, match="no space left"):
-        build_loggers(RunConfig(wandb="offline"), tmp_path, None, rank=0)
+        start_wandb(RunConfig(wandb="offline"), tmp_path)
 
 
 # --- how to look

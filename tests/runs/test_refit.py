@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from cxlp.commands.train import main
 from cxlp.runs.refit import StopAfter, read_choice
 from cxlp.utils.errors import CxlpError
-from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, run, write_pictures
+from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, run, write_pictures
 
 EACH_EPOCH = (
     "[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {save_top_k: -1, filename: 'x{epoch}'}}]"
@@ -52,8 +51,9 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
     found = metrics(second)
     assert found["images"] == {"train": 18, "val": 0, "test": 9}
     assert found["refit"]["epoch"] == best and found["refit"]["validated"]["val/accuracy"] == max(curve.values())
-    assert Path(found["refit"]["chosen by"]).samefile(first / "checkpoints" / "best.ckpt")
-    assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == best
+    stage = "frozen" if best == 0 else "finetuned"
+    assert Path(found["refit"]["chosen by"]).samefile(first / "checkpoints" / f"{stage}.ckpt")
+    assert found["epoch"] == best and read_choice(str(second / "checkpoints" / "best.ckpt")).epoch == best
     said = capsys.readouterr().out
     assert "refit: chosen epoch" in said and f"has chosen epoch {best}" in said
 
@@ -61,14 +61,18 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
 @pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_refit_is_the_run_on_all_images_up_to_the_epoch(work: Path, epoch: int) -> None:
-    chosen = run("chosen", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints" / f"xepoch={epoch}.ckpt"
+    name = f"xepoch={epoch - 1}.ckpt" if epoch else "frozen.ckpt"  # the Trainer counts gradient epochs from 0
+    chosen = run("chosen", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints" / name
     whole = run("whole", *FINETUNE, *ALL_IMAGES, "--trainer.callbacks", EACH_EPOCH)
     refit = run("refit", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
-    assert_same(saved(refit / "checkpoints" / "last.ckpt"), saved(whole / "checkpoints" / f"xepoch={epoch}.ckpt"))
-    assert metrics(refit)["refit"]["epoch"] == epoch
+    last = refit / "checkpoints" / ("last.ckpt" if epoch else "frozen.ckpt")
+    assert_same(saved(last), saved(whole / "checkpoints" / name))
+    assert last.samefile(refit / "checkpoints" / "best.ckpt")
+    assert metrics(refit)["refit"]["epoch"] == metrics(refit)["epoch"] == epoch
+    assert (refit / "checkpoints" / "last.ckpt").exists() == (epoch > 0)
     # resumed from its end, it stays there; done again by its own config, it is the same
-    assert main(["--config", "runs/refit/config.yaml", "--ckpt_path", "runs/refit/checkpoints/last.ckpt"]) == 0
-    assert torch.load(refit / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == epoch
+    assert main(["--config", "runs/refit/config.yaml", "--ckpt_path", "runs/refit"]) == 0
+    assert_same(saved(last), saved(whole / "checkpoints" / name))
     assert main(["--config", "runs/refit/config.yaml"]) == 0
     assert metrics(Path("runs/refit-2"))["metrics"] == metrics(refit)["metrics"]
 
@@ -77,7 +81,7 @@ def test_a_frozen_refit_is_the_frozen_fit_of_all_images(work: Path) -> None:
     whole = run("whole")
     refit = run("a", "--data.validation", "0.34", "--run.refit", "true") / "a-refit"
     assert metrics(refit)["metrics"] == metrics(whole)["metrics"]
-    assert_same(saved(refit / "checkpoints" / "last.ckpt"), saved(whole / "checkpoints" / "last.ckpt"))
+    assert_same(saved(refit / "checkpoints" / "best.ckpt"), saved(whole / "checkpoints" / "best.ckpt"))
 
 
 @pytest.mark.slow
@@ -85,7 +89,9 @@ def test_a_frozen_refit_is_the_frozen_fit_of_all_images(work: Path) -> None:
 def test_an_interrupted_refit_goes_on(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: str
 ) -> None:
-    whole = run("whole", *FINETUNE, "--run.refit", "true") / "whole-refit"
+    # without a frozen fit, a gradient epoch is chosen
+    command = [*FINETUNE, "--model.start", "scratch", "--run.refit", "true"]
+    whole = run("whole", *command) / "whole-refit"
     end = StopAfter.on_train_epoch_end
 
     def power_cut(callback: StopAfter, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -97,7 +103,7 @@ def test_an_interrupted_refit_goes_on(
         patch.setattr(StopAfter, "on_train_epoch_end", power_cut)
         if at == "within":  # the checkpoint is there, the test is not
             patch.setattr(pl.Trainer, "test", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert main([*ARGUMENTS, "--run.name", "cut", *FINETUNE, "--run.refit", "true"]) == 130
+        assert main([*ARGUMENTS, "--run.name", "cut", *command]) == 130
     said = capsys.readouterr().err.strip().rpartition("Go on with: ")[2]
     where = {"before": "runs/cut/config.yaml", "within": "runs/cut/cut-refit/config.yaml"}[at]
     assert Path(said.split()[1]).samefile(where)
@@ -105,7 +111,7 @@ def test_an_interrupted_refit_goes_on(
     assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
     assert sorted(p.name for p in Path("runs/cut").iterdir() if "refit" in p.name) == ["cut-refit"]
     # and the first run, resumed from its end, finds the second
-    assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut/checkpoints/last.ckpt"]) == 0
+    assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
     assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
 
 
@@ -146,14 +152,14 @@ def test_what_cannot_be_refitted_is_refused(
 
 
 def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt")]
+    choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=1.ckpt")]
     for change, said in {
         "--data.validation=0.34": "data.validation holds out 0.34",
         "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
-        "--model.network.pooling.pca_dim=3": "run.refit: model.network.pooling.pca_dim is 3",
+        f"--{POOLING}.pca_dim=3": f"run.refit: {POOLING}.pca_dim is 3",
         "--data.augment.crop_scale=0.9": "run.refit: data.augment.crop_scale is 0.9",
-        "--data.batch_size=2": "images per step (data.batch_size, processes, accumulated batches) is 2",
-        "--trainer.max_epochs=2": "run.refit: trainer.max_epochs is 2",
+        "--data.batch_size=2": "a step takes 2 images",
+        "--trainer.max_epochs=1": "run.refit: trainer.max_epochs is 1",
         "--trainer.max_epochs=9": "run.refit: trainer.max_epochs is 9",
     }.items():
         assert main([*ARGUMENTS, *FINETUNE, *ALL_IMAGES, *choice, change]) == 2
@@ -167,15 +173,18 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit_loop.epoch_progress.current.completed = 3
     with pytest.raises(CxlpError, match="epoch 0 was chosen, but this run has got to epoch 2"):
-        StopAfter(replace(choice, epoch=0)).on_train_start(trainer, pl.LightningModule())
+        StopAfter(0).on_train_start(trainer, pl.LightningModule())
 
 
 def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closing = ["--model.closing_fit", "true"]
-    chosen = run("a", *FINETUNE, *closing) / "checkpoints" / "last.ckpt"
-    assert read_choice(str(chosen)).saved["frozen_epochs"] == [0, 2]
+    chosen = run("a", *FINETUNE, *closing) / "checkpoints" / "closing.ckpt"
+    choice = read_choice(str(chosen))
+    assert (choice.stage, choice.epoch) == ("closing", 3)
     again = [*FINETUNE, *closing, *ALL_IMAGES, "--run.refit", str(chosen)]
     assert main([*ARGUMENTS, *again, "--trainer.max_epochs", "5"]) == 2
     assert "run.refit: trainer.max_epochs is 5" in capsys.readouterr().err
     refitted = run("b", *again)
-    assert torch.load(refitted / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+    whole = run("whole", *FINETUNE, *closing, *ALL_IMAGES)
+    assert_same(saved(refitted / "checkpoints" / "best.ckpt"), saved(whole / "checkpoints" / "closing.ckpt"))
+    assert metrics(refitted)["refit"]["epoch"] == metrics(refitted)["epoch"] == 3

@@ -28,9 +28,9 @@ def test_a_run_goes_on_in_two_processes_as_in_one(tmp_path: Path) -> None:
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2"]  # half of one's
     found = []
     for name, more in (("one", []), ("two", ddp)):
-        last = f"runs/{name}/checkpoints/last.ckpt"
-        train("--config", f"runs/{name}/config.yaml", "--ckpt_path", last, "--trainer.max_epochs", "4", *more)
-        found.append(torch.load(tmp_path / last, weights_only=True))
+        folder = f"runs/{name}"
+        train("--config", f"{folder}/config.yaml", "--ckpt_path", folder, "--trainer.max_epochs", "4", *more)
+        found.append(torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True))
     assert [saved["epoch"] for saved in found] == [3, 3]
     for key, value in found[0]["state_dict"].items():
         torch.testing.assert_close(found[1]["state_dict"][key], value, rtol=1e-4, atol=1e-5)

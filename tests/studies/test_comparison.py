@@ -122,7 +122,12 @@ OWN = {
 USED = {
     "own_head.py": ["--model.head", "own_head_USED.Largest"],
     "own_trunk.py": ["--model.backbone.name", "own_trunk_USED.trunk", "--model.backbone.layers", "['1', '3']"],
-    "own_partial.py": ["--model.backbone.name", "own_partial_USED.trunk", "--model.backbone.layers", "[layer1, layer2]"],
+    "own_partial.py": [
+        "--model.backbone.name",
+        "own_partial_USED.trunk",
+        "--model.backbone.layers",
+        "[layer1, layer2]",
+    ],
     "own_data.py": ["--data", "own_data_USED.Birds"],
 }
 

@@ -124,7 +124,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     assert "test/loss" in capsys.readouterr().out
     # with the seed move the weights, here random ones, not what is held out
     saved = [torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in places]
-    assert torch.equal(saved[0]["cxlp"]["trained_on"], saved[1]["cxlp"]["trained_on"])
+    assert torch.equal(saved[0]["cxlp_run"]["trained_on"], saved[1]["cxlp_run"]["trained_on"])
     key = next(key for key, value in saved[0]["state_dict"].items() if "backbone" in key and value.ndim == 4)
     assert not torch.equal(saved[0]["state_dict"][key], saved[1]["state_dict"][key])
     # again, with one more seed, which another process is at: what is done is left alone, and the rest is summed up
@@ -141,7 +141,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     # what another command began is not taken for this one's
     capsys.readouterr()
     assert main([*command, "--model.optimizer.backbone_lr", "0.2"]) == 1
-    assert "with model.init_args.optimizer.backbone_lr 0.01, not 0.2" in capsys.readouterr().out
+    assert "with model.optimizer.backbone_lr 0.01, not 0.2" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,0 +1,433 @@
+"""Which stages a run has, what each leaves, where the next one starts, and how a run goes on at any of them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxlp.commands.train import main
+from cxlp.data.dataset import ImageDataset
+from cxlp.frozen.fit import FrozenFit
+from cxlp.models.checkpoint import load_network
+from cxlp.reports.history import by_epoch, history
+from cxlp.runs.recipe import GRADIENT_MODEL_KEYS, GRADIENT_TRAINER_KEYS
+from cxlp.tasks import FineTune, Frozen
+from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, run, write_pictures
+
+HELD_OUT = ["--data.validation", "0.34"]
+ALL_IMAGES = ["--data.validation", "0"]
+CLOSING = ["--model.closing_fit", "true"]
+CROSS_FIT = [*CLOSING, "--model.cross_fit", "true", "--model.ema", "0.5"]
+STILL = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
+    """A fresh working directory with pictures in it."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+def stages(folder: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((folder / "stages.json").read_text())
+    return found
+
+
+def checkpoint(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return found
+
+
+def weights(folder: Path, name: str) -> dict[str, Tensor]:
+    return load_network(folder / "checkpoints" / f"{name}.ckpt").state_dict()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+class Counts:
+    """How many frozen fits there were, and how many training pictures were decoded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fits = self.decoded = 0
+        begin, decode = FrozenFit.__init__, ImageDataset.__getitem__
+
+        def counted_fit(fit: FrozenFit, *args: Any, **options: Any) -> None:
+            self.fits += 1
+            begin(fit, *args, **options)
+
+        def counted_decode(data: ImageDataset, draw: Any) -> Any:
+            item = decode(data, draw)
+            self.decoded += "train" in data.samples[0].path.parts and "image" in item
+            return item
+
+        monkeypatch.setattr(FrozenFit, "__init__", counted_fit)
+        monkeypatch.setattr(ImageDataset, "__getitem__", counted_decode)
+
+
+# --- which stages there are
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "files"),
+    [
+        ([], {"frozen": (0, 1)}, ["frozen"]),
+        (HELD_OUT, {"frozen": (0, 1)}, ["frozen"]),
+        (FINETUNE, {"frozen": (0, 1), "finetune": (1, 3)}, ["finetuned", "frozen", "last"]),
+        ([*FINETUNE, *ALL_IMAGES], {"frozen": (0, 1), "finetune": (2, 3)}, ["frozen", "last"]),
+        ([*FINETUNE, "--model.start", "scratch"], {"finetune": (0, 2)}, ["finetuned", "last"]),
+        (
+            [*FINETUNE, "--model.start", "projection"],
+            {"frozen": (0, 1), "finetune": (1, 3)},
+            ["finetuned", "frozen", "last"],
+        ),
+        (
+            [*FINETUNE, *CROSS_FIT],
+            {"frozen": (0, 1), "finetune": (1, 3), "closing": (3, 4)},
+            ["closing", "finetuned", "frozen", "last"],
+        ),
+        (
+            [*FINETUNE, *CLOSING, *ALL_IMAGES],
+            {"frozen": (0, 1), "finetune": (2, 3), "closing": (3, 4)},
+            ["closing", "frozen", "last"],
+        ),
+    ],
+    ids=["frozen", "held out", "finetune", "all images", "scratch", "projection", "cross-fit", "closing"],
+)
+def test_stages_and_what_they_leave(
+    work: Path, options: list[str], expected: dict[str, tuple[int, int]], files: list[str]
+) -> None:
+    # no step moves anything: ties keep the earlier epoch
+    folder = run("a", *options, *(STILL if FINETUNE[1] in options else []))
+    found = stages(folder)
+    assert {name: (stage["epoch"], stage["epochs"]) for name, stage in found.items()} == expected
+    assert sorted(p.stem for p in (folder / "checkpoints").iterdir()) == sorted(["best", *files])
+    for stage in found.values():  # relative to the run's folder
+        assert (folder / stage["checkpoint"]).is_file() and (folder / stage["last"]).is_file()
+        assert not Path(stage["checkpoint"]).is_absolute() and not Path(stage["last"]).is_absolute()
+    # each stage logs into a place of its own; epochs are counted over all of them
+    assert sorted(p.name for p in (folder / "csv").iterdir()) == sorted([*expected, "test"])
+    epochs = list(found.values())[-1]["epochs"]
+    gradients = range(int("frozen" in found), epochs - ("closing" in found)) if "finetune" in found else range(0)
+    assert list(by_epoch(folder, "train/loss_epoch")) == list(gradients)
+    held_out = metrics(folder)["images"]["val"] > 0
+    assert list(by_epoch(folder, "val/loss")) == (list(range(epochs)) if held_out else [])
+    assert list(by_epoch(folder, "frozen/C")) == [epoch for name, (epoch, _) in expected.items() if name != "finetune"]
+    seen = [row["images_seen"] for row in history(folder) if "images_seen" in row]
+    assert seen == sorted(seen)
+    # the tested one: the best on the held-out images, else the last
+    tested = metrics(folder)
+    name = next(iter(found)) if held_out and "projection" not in options else list(found)[-1]
+    assert (tested["tested"], tested["epoch"]) == (found[name]["checkpoint"], found[name]["epoch"])
+    assert (folder / "checkpoints" / "best.ckpt").samefile(folder / tested["tested"])
+    assert logged(folder, "test/accuracy") == {tested["epoch"]: tested["metrics"]["test/accuracy"]}
+
+
+def test_each_stage_starts_from_the_bits_of_the_one_before(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[tuple[str, dict[str, Tensor]]] = []
+
+    def remember(task: Frozen | FineTune) -> None:
+        state = {key: value.clone() for key, value in task.network.state_dict().items()}
+        began.append((type(task).__name__, state))
+
+    for kind in (Frozen, FineTune):
+        start = kind.on_train_start
+        monkeypatch.setattr(kind, "on_train_start", lambda task, start=start: (remember(task), start(task)))
+    folder = run("a", *FINETUNE, *CROSS_FIT)
+    assert [name for name, _ in began] == ["Frozen", "FineTune", "Frozen"]
+    assert same(began[1][1], weights(folder, "frozen"))
+    assert same(began[2][1], weights(folder, "last"))
+    assert not same(weights(folder, "last"), weights(folder, "frozen"))
+    # the closing fit leaves the backbone as it was, with C and scale of the first fit
+    last, closing = weights(folder, "last"), weights(folder, "closing")
+    for key in (key for key in last if key.startswith("backbone.")):
+        assert torch.equal(closing[key], last[key]), key
+    reports = [checkpoint(folder, name)["cxlp"]["report"] for name in ("frozen", "closing")]
+    assert all(reports[0][key] == reports[1][key] for key in ("C", "logit_scale"))
+
+
+def test_the_best_by_validation_is_tested_and_ties_keep_the_earlier_stage(work: Path) -> None:
+    still = run("still", *FINETUNE, *CLOSING, *STILL)
+    found = stages(still)
+    values = [stage["validated"]["val/accuracy"] for stage in found.values()]
+    assert len(values) == 3 and values[0] == values[1] == max(values)
+    assert metrics(still)["tested"] == "checkpoints/frozen.ckpt"
+    # where the fit is bad, with a classifier at zero, the closing fit is better than what came before it
+    better = run("better", *FINETUNE, "--model.start", "scratch", "--model.optimizer.classifier_lr", "1")
+    curve = logged(better, "val/accuracy")
+    best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
+    assert metrics(better)["epoch"] == best
+    assert metrics(better)["metrics"]["val/loss"] == pytest.approx(logged(better, "val/loss")[best])
+
+
+def test_without_checkpoints_the_final_weights_are_tested_and_told(work: Path) -> None:
+    folder = run("a", *FINETUNE, "--trainer.enable_checkpointing", "false")
+    assert not list(folder.rglob("*.ckpt")) and not (folder / "stages.json").exists()
+    found = metrics(folder)
+    assert (found["tested"], found["epoch"]) == ("final weights", 2)
+    assert found["metrics"]["val/loss"] == pytest.approx(logged(folder, "val/loss")[2])
+
+
+def test_stages_compete_also_under_a_checkpoint_callback_of_ones_own(work: Path) -> None:
+    options = "{monitor: val/loss, filename: 'x{epoch}'}"
+    mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
+    folder = run("a", *FINETUNE, *STILL, "--trainer.callbacks", mine)
+    assert stages(folder)["finetune"]["checkpoint"] == "checkpoints/xepoch=0.ckpt"  # ties keep the earlier epoch
+    assert metrics(folder)["tested"] == "checkpoints/frozen.ckpt"
+
+
+# --- a start that is there already
+
+
+@pytest.mark.parametrize("given", ["runs/first", "runs/first/checkpoints/frozen.ckpt"])
+def test_a_frozen_run_that_is_there_is_the_first_stage(work: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    first = run("first", *HELD_OUT)
+    whole = run("whole", *FINETUNE)
+    counts = Counts(monkeypatch)
+    folder = run("a", *FINETUNE, "--model.start", given)
+    assert counts.fits == 0
+    assert counts.decoded == 2 * 12  # two gradient epochs of three full batches: no pass besides
+    assert same(weights(folder, "start"), weights(first, "frozen"))
+    # it is the run that makes its own first pass
+    assert same(weights(folder, "last"), weights(whole, "last"))
+    found = [metrics(place) for place in (folder, whole)]
+    assert found[0]["metrics"] == found[1]["metrics"]
+    # and it competes by its validation
+    assert stages(folder)["frozen"]["validated"] == stages(first)["frozen"]["validated"]
+    assert (found[0]["tested"], found[0]["epoch"]) == ("checkpoints/start.ckpt", 0)
+    assert "extraction" not in found[0]["images_per_second"] and "extraction" not in found[0]["seconds"]
+
+
+def test_a_start_that_held_out_other_images_does_not_compete(work: Path) -> None:
+    run("first", *HELD_OUT, "--data.split_seed", "5")
+    folder = run("a", *FINETUNE, "--model.start", "runs/first")
+    assert stages(folder)["frozen"]["validated"] == {}
+    assert metrics(folder)["tested"] == "checkpoints/finetuned.ckpt"
+
+
+def test_a_closing_fit_behind_a_start_counts_one_pass(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("first", *HELD_OUT)
+    counts = Counts(monkeypatch)
+    found = metrics(run("a", *FINETUNE, *CLOSING, "--model.start", "runs/first"))
+    assert counts.fits == 1
+    speeds, seconds = found["images_per_second"], found["seconds"]
+    assert speeds["extraction"] == pytest.approx(11 / seconds["extraction"])
+    assert speeds["fine-tuning"] == pytest.approx(24 / seconds["fine-tuning"])
+
+
+def test_cross_fitting_starts_from_a_run_that_keeps_its_folds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("frozen", *HELD_OUT)
+    assert main([*ARGUMENTS, *FINETUNE, *CROSS_FIT, "--model.start", "runs/frozen"]) == 2
+    assert "runs/frozen/checkpoints/best.ckpt does not hold" in capsys.readouterr().err
+    first = run("first", *FINETUNE, *CROSS_FIT)
+    folder = run("a", *FINETUNE, *CROSS_FIT, "--model.start", str(first / "checkpoints" / "frozen.ckpt"))
+    assert same(weights(folder, "closing"), weights(first, "closing"))
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_checkpoint(work: Path) -> None:
+    run("first", *HELD_OUT)
+    script = Path(__file__).parents[2] / "train.py"
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
+    start = [*FINETUNE, "--model.start", "runs/first"]
+    subprocess.run([sys.executable, str(script), *ARGUMENTS, *start, *ddp], check=True, timeout=300)
+    one = weights(run("one", *start), "last")
+    for key, value in weights(Path("runs/two"), "last").items():
+        torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-4)
+
+
+# --- going on
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, owner: type, hook: str, when: Any, *more: str) -> Path:
+    """Begin ``runs/cut``, and interrupt it in a hook of a task, where ``when(task)`` says so."""
+    work = getattr(owner, hook)
+
+    def interrupted(task: Any, *args: Any) -> Any:
+        if when(task):
+            raise KeyboardInterrupt
+        return work(task, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, hook, interrupted)
+        assert main([*ARGUMENTS, "--run.name", "cut", *FINETUNE, *more]) == 130
+    return Path("runs/cut")
+
+
+def in_closing_fit(task: Frozen) -> bool:
+    return task.settled is not None
+
+
+CUTS = {
+    "first epoch": (FineTune, "on_train_epoch_start", lambda task: task.current_epoch == 0, ["frozen"]),
+    "later epoch": (FineTune, "on_validation_start", lambda task: task.current_epoch == 1, ["frozen"]),
+    "closing fit": (Frozen, "on_train_epoch_start", in_closing_fit, ["frozen", "finetune"]),
+    "closing validation": (Frozen, "on_validation_epoch_start", in_closing_fit, ["frozen", "finetune"]),
+}
+
+
+@pytest.mark.parametrize("at", CUTS)
+@pytest.mark.parametrize("moved", [False, True], ids=["stayed", "moved"])
+def test_a_stopped_run_goes_on_at_its_stage(work: Path, monkeypatch: pytest.MonkeyPatch, at: str, moved: bool) -> None:
+    whole = run("whole", *FINETUNE, *CROSS_FIT)
+    owner, hook, when, done = CUTS[at]
+    folder = cut(monkeypatch, owner, hook, when, *CROSS_FIT)
+    assert list(stages(folder)) == done
+    if moved:
+        Path("elsewhere").mkdir()
+        folder = folder.rename("elsewhere/b")
+    counts = Counts(monkeypatch)
+    assert main(["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder)]) == 0
+    assert counts.fits == 1  # the closing one: what is done is not done again
+    assert stages(folder) == stages(whole)
+    for name in ("frozen", "finetuned", "last", "closing", "best"):
+        assert same(weights(folder, name), weights(whole, name)), name
+    one, other = metrics(folder), metrics(whole)
+    assert all(one[key] == other[key] for key in ("metrics", "tested", "epoch"))
+    for key in ("val/accuracy", "val/loss", "train/loss_epoch"):
+        assert by_epoch(folder, key) == by_epoch(whole, key), key
+    assert not Path("runs/cut-2").exists() and not (moved and Path("runs/cut").exists())
+
+
+def test_a_run_that_was_stopped_in_its_first_pass_begins_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cut(monkeypatch, Frozen, "on_validation_epoch_start", lambda task: True)
+    assert "Nothing was saved yet: begin again" in capsys.readouterr().err
+    assert main(["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder)]) == 2
+    assert "runs/cut holds no checkpoint to go on from" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_was_moved_is_tested_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = metrics(run("a", *FINETUNE, *CLOSING))
+    Path("runs").rename("elsewhere")
+    counts = Counts(monkeypatch)
+    for given in ("elsewhere/a", "elsewhere/a/checkpoints/closing.ckpt", "elsewhere/a/checkpoints/best.ckpt"):
+        assert main(["--config", "elsewhere/a/config.yaml", "--ckpt_path", given]) == 0
+        assert metrics(Path("elsewhere/a"))["metrics"] == first["metrics"]
+    assert counts.decoded == 0 and not Path("runs").exists()
+
+
+def test_a_moved_run_that_is_made_longer_keeps_its_best_epoch(work: Path) -> None:
+    # after a good first epoch, gradients are lost: a schedule of its own for each length would blur it
+    wild = ["--model.start", "scratch", "--model.optimizer.classifier_lr", "1"]
+    found = {}
+    for name in ("stayed", "moved"):
+        folder = run(name, *FINETUNE, *wild)
+        if name == "moved":
+            folder = Path(shutil.move(folder, "elsewhere"))
+        assert main(["--config", f"{folder}/config.yaml", "--ckpt_path", str(folder), "--trainer.max_epochs", "4"]) == 0
+        curve = by_epoch(folder, "val/accuracy")
+        assert list(curve) == [0, 1, 2, 3]
+        best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
+        assert metrics(folder)["epoch"] == best
+        assert metrics(folder)["metrics"]["val/accuracy"] == pytest.approx(max(curve.values()))
+        found[name] = (metrics(folder)["metrics"], stages(folder))
+    assert found["moved"] == found["stayed"]
+
+
+def test_a_run_below_a_link_knows_its_checkpoints(work: Path) -> None:
+    (work / "disk" / "deep").mkdir(parents=True)
+    (work / "runs").symlink_to(work / "disk" / "deep")
+    folder = run("a", *FINETUNE, "--model.start", "scratch")
+    assert stages(folder)["finetune"]["checkpoint"] == "checkpoints/finetuned.ckpt"
+
+
+@pytest.mark.parametrize("stage", ["frozen", "last", "closing"])
+def test_a_checkpoint_alone_goes_on_in_a_new_run(work: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    whole = run("whole", *FINETUNE, *CROSS_FIT)
+    shutil.copy(whole / "checkpoints" / f"{stage}.ckpt", "my.ckpt")
+    counts = Counts(monkeypatch)
+    folder = run("b", *FINETUNE, *CROSS_FIT, "--ckpt_path", "my.ckpt")
+    assert counts.fits == (stage != "closing")
+    name = "closing" if stage != "closing" else "best"
+    assert same(weights(folder, name), weights(whole, "closing"))
+
+
+def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:
+    options = "{save_top_k: -1, filename: 'x{epoch}', save_on_train_epoch_end: true}"
+    mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
+    folder = run("a", *FINETUNE, "--trainer.callbacks", mine)
+    before = checkpoint(folder, "xepoch=1")["state_dict"]
+    (folder / "stages.json").unlink()
+    (folder / "checkpoints" / "xepoch=1.ckpt").unlink()
+    given = str(folder / "checkpoints" / "xepoch=0.ckpt")
+    assert main(["--config", str(folder / "config.yaml"), "--ckpt_path", given]) == 0
+    assert same(checkpoint(folder, "xepoch=1")["state_dict"], before)
+    assert len(list((folder / "csv" / "finetune").iterdir())) == 2
+    assert len(list((folder / "csv" / "frozen").iterdir())) == 1
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.closing_fit", "true"),
+        ("model.ema", "0.5"),
+        ("model.label_smoothing", "0.1"),
+        ("model.mix", "mixup"),
+        ("model.freeze_batch_norm", "false"),
+        ("model.recompute", "true"),
+        ("model.compile", "true"),
+        ("trainer.max_steps", "5"),
+        ("trainer.max_time", "00:00:01:00"),
+        ("trainer.min_epochs", "1"),
+        ("trainer.limit_train_batches", "1"),
+        ("trainer.overfit_batches", "1"),
+        ("trainer.val_check_interval", "1"),
+        ("trainer.check_val_every_n_epoch", "2"),
+        ("trainer.accumulate_grad_batches", "2"),
+        ("trainer.gradient_clip_val", "1"),
+        ("trainer.gradient_clip_algorithm", "norm"),
+        ("trainer.sync_batchnorm", "true"),
+    ],
+)
+def test_options_of_gradient_epochs_are_refused_where_there_are_none(
+    work: Path, capsys: pytest.CaptureFixture[str], key: str, value: str
+) -> None:
+    assert key.partition(".")[2] in (*GRADIENT_MODEL_KEYS, *GRADIENT_TRAINER_KEYS)
+    assert main([*ARGUMENTS, f"--{key}", value]) == 2
+    assert f"{key} is given, but trainer.max_epochs is 0" in capsys.readouterr().err
+    assert not Path("runs").exists()  # before anything is made
+
+
+def test_rates_without_gradient_epochs_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGUMENTS, "--model.optimizer.backbone_lr", "0.5"]) == 2
+    assert "model.optimizer is given, but trainer.max_epochs is 0" in capsys.readouterr().err
+
+
+# --- figures
+
+
+@pytest.mark.parametrize("more", [[], CLOSING], ids=["finetune", "closing"])
+def test_the_speed_of_extraction_is_of_images_that_were_extracted(
+    work: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    store = ["--model.frozen.store", "features"]
+    first, again = (metrics(run(name, *HELD_OUT, *store)) for name in ("first", "again"))
+    assert first["images_per_second"]["extraction"] == pytest.approx(11 / first["seconds"]["extraction"])
+    assert "features made by an earlier run" in again
+    assert "extraction" not in again["images_per_second"]  # nothing passed through the backbone
+    tuned = metrics(run("tuned", *FINETUNE, *more, *store))
+    speeds, seconds = tuned["images_per_second"], tuned["seconds"]
+    assert speeds["fine-tuning"] == pytest.approx(24 / seconds["fine-tuning"])
+    if more:  # the closing fit's pass is the only one through the backbone
+        assert speeds["extraction"] == pytest.approx(11 / seconds["extraction"])
+    else:
+        assert "extraction" not in speeds
+    # also of a run that was gone on with
+    cut(monkeypatch, FineTune, "on_validation_start", lambda task: task.current_epoch == 1, *more, *store)
+    assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
+    speeds, seconds = metrics(Path("runs/cut"))["images_per_second"], metrics(Path("runs/cut"))["seconds"]
+    assert speeds["fine-tuning"] == pytest.approx(24 / seconds["fine-tuning"])
+    assert speeds.get("extraction") == (pytest.approx(11 / seconds["extraction"]) if more else None)

@@ -1,0 +1,414 @@
+"""The tasks in a script of one's own: a plain Trainer, any loader of pairs, checkpoints that need no argument."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset, TensorDataset
+from torchvision.datasets import FakeData, ImageFolder
+from torchvision.transforms import v2
+
+import cxlp
+from cxlp.data.folder import Folder
+from cxlp.data.sampler import EpochSampler
+from cxlp.models.network import Network
+from cxlp.tasks import FineTune, Frozen
+from cxlp.tasks.base import ClassificationTask
+from cxlp.tasks.optim import OptimizerConfig
+from cxlp.utils.errors import CxlpError
+from tests.generate import write_folder
+from tests.tasks.small import CLASSES, network, pictures, trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1, warmup_epochs=0)
+#: PIL pictures to what the network takes.
+PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Eleven training images and four held out: odd numbers for batches of four and for two processes."""
+    root = write_folder(tmp_path_factory.mktemp("odd"), train=5, test=2, size=40)
+    data = pictures(root, image_size=32, validation=4 / 15)
+    data.setup()
+    return data
+
+
+def pairs(data: Folder, split: Any = "train") -> TensorDataset:
+    """A split's images and labels as tensors."""
+    items = [data.splits[split][i] for i in range(len(data.splits[split]))]
+    return TensorDataset(torch.stack([i["image"] for i in items]), torch.stack([i["label"] for i in items]))
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(other[key], value), key
+
+
+def scores(task: pl.LightningModule, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = task.eval()(images)
+    return found
+
+
+# --- loaders
+
+
+@pytest.mark.parametrize("kind", ["tensors", "torchvision", "DataModule"])
+def test_the_trainer_of_a_users_script(odd: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As written in a script, with the Trainer's own logger, checkpoints, sanity check and summary."""
+    monkeypatch.chdir(tmp_path)
+    loaders: tuple[Any, ...]
+    if kind == "DataModule":
+        loaders = (odd,)
+    elif kind == "tensors":
+        train, val = pairs(odd), pairs(odd, "val")
+        loaders = DataLoader(train, batch_size=4, shuffle=True), DataLoader(val, batch_size=3)
+    else:
+        train_folder, test_folder = (ImageFolder(odd.root / name, PIXELS) for name in ("train", "test"))
+        assert tuple(train_folder.classes) == CLASSES
+        loaders = DataLoader(train_folder, batch_size=4, shuffle=True), DataLoader(test_folder, batch_size=4)
+    net = network()
+    before = state(net)
+    run = pl.Trainer(max_epochs=1, accelerator="cpu")
+    run.fit(Frozen(net), *loaders[:1])
+    run.save_checkpoint("frozen.ckpt")
+    solution = state(net)
+    assert solution["classifier.weight"].any()
+    assert all(torch.equal(solution[k], v) for k, v in before.items() if k.startswith("backbone"))
+    run = pl.Trainer(max_epochs=3, accelerator="cpu")
+    run.fit(FineTune(net, RATES), *loaders)
+    assert run.global_step == (12 if kind == "torchvision" else 9)
+    assert any(not torch.equal(state(net)[k], v) for k, v in solution.items() if k.startswith("backbone"))
+    assert {"val/accuracy", "val/loss", "train/loss_epoch"} <= run.callback_metrics.keys()
+    assert Path(run.checkpoint_callback.best_model_path).is_file()  # type: ignore[union-attr]
+
+
+class Told(Sampler[int]):
+    """Puts a plain data set in the order in which the DataModule draws its images."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return (draw.item for draw in self.sampler)
+
+
+def test_the_same_images_give_the_same_weights_from_either_loader(odd: Folder, tmp_path: Path) -> None:
+    """To the bit: what a dictionary tells beside the pair changes nothing of one process's result."""
+    train, val = pairs(odd), pairs(odd, "val")
+    ordered, shuffled = (
+        DataLoader(train, batch_size=4, sampler=Told(EpochSampler(len(train), 4, shuffle, seed=0)))
+        for shuffle in (False, True)
+    )
+    held_out = DataLoader(val, batch_size=4)
+    for first, second in ((ordered, shuffled), (DataLoader(train, batch_size=4), shuffled)):
+        ours, plain = network(), network()
+        frozen, same = Frozen(ours), Frozen(plain)
+        trainer(tmp_path, max_epochs=1).fit(frozen, odd)
+        trainer(tmp_path, max_epochs=1).fit(same, first, held_out)
+        assert_equal(state(ours), state(plain))
+        assert frozen.report == same.report and frozen.validated == same.validated
+        tuned, also = FineTune(ours, RATES), FineTune(plain, RATES)
+        trainer(tmp_path, max_epochs=3).fit(tuned, odd)
+        trainer(tmp_path, max_epochs=3).fit(also, second, held_out)
+        assert_equal(state(ours), state(plain))
+        assert tuned.validated == also.validated and len(tuned.validated) >= 2
+
+
+def test_any_order_gives_the_same_frozen_solution(odd: Folder, tmp_path: Path) -> None:
+    """Where C and the scale of the logits are given: folds of a cross-validation are drawn by places."""
+    found = []
+    for shuffle in (False, True):
+        net = network()
+        loader = DataLoader(pairs(odd), batch_size=4, shuffle=shuffle)
+        trainer(tmp_path, max_epochs=1).fit(Frozen(net, settled=(10.0, 2.0)), loader)
+        found.append(net)
+    with torch.no_grad():
+        images = pairs(odd, "val").tensors[0]
+        torch.testing.assert_close(found[1](images), found[0](images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_torchvisions_data_sets_are_taken_as_they_are(tmp_path: Path, floating: bool) -> None:
+    transform = v2.Compose([PIXELS, v2.ToDtype(torch.float32, scale=False)]) if floating else PIXELS
+    data = FakeData(size=13, image_size=(3, 32, 32), num_classes=3, transform=transform)
+    images = torch.stack([data[i][0] for i in range(len(data))])
+    assert images.dtype == (torch.float32 if floating else torch.uint8)
+    labels = torch.tensor([int(data[i][1]) for i in range(len(data))])
+    assert labels.bincount().min() >= 2
+    found = []
+    for source in (data, TensorDataset(images.to(torch.uint8), labels)):
+        task = Frozen(network())
+        trainer(tmp_path, max_epochs=1).fit(task, DataLoader(source, batch_size=5))
+        trainer(tmp_path, max_epochs=1).fit(FineTune(task.network, RATES), DataLoader(source, batch_size=5))
+        found.append(state(task.network))
+    assert_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("task", [Frozen, FineTune])
+@pytest.mark.parametrize("scaled", ["0..1", "normalised"])
+def test_images_that_are_scaled_already_are_refused(
+    odd: Folder, tmp_path: Path, task: type[ClassificationTask], scaled: str
+) -> None:
+    """As torchvision's usual transforms make them: the network would see next to nothing."""
+    images, labels = pairs(odd).tensors
+    images = images / 255
+    if scaled == "normalised":
+        images = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(images)
+    with pytest.raises(CxlpError, match=r"takes RGB values in 0\.\.255"):
+        trainer(tmp_path, max_epochs=1).fit(task(network()), DataLoader(TensorDataset(images, labels), batch_size=4))
+
+
+class Mapped(Dataset[Any]):
+    """Items made of an image and its label."""
+
+    def __init__(self, data: TensorDataset, kind: str) -> None:
+        self.data, self.kind = data, kind
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        image, label = self.data[i]
+        if self.kind == "dictionary":
+            return {"pixels": image, "label": label}
+        if self.kind == "triple":
+            return image, label, i
+        return image
+
+
+@pytest.mark.parametrize("task", [Frozen, FineTune])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("dictionary", r"the loader yields a dictionary with 'pixels', 'label': expected pairs \(images, labels\)"),
+        ("triple", "the loader yields a list of Tensor, Tensor, Tensor: expected pairs"),
+        ("image", "the loader yields a Tensor: expected pairs"),
+    ],
+)
+def test_a_loader_of_something_else_is_refused_in_words(
+    odd: Folder, tmp_path: Path, task: type[ClassificationTask], kind: str, said: str
+) -> None:
+    with pytest.raises(CxlpError, match=said):
+        trainer(tmp_path, max_epochs=1).fit(task(network()), DataLoader(Mapped(pairs(odd), kind), batch_size=4))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Stream(IterableDataset[Any]):
+    """Pairs without a length."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.data[i] for i in range(len(self.data)))
+
+
+class CountedStream(Stream):
+    """One that claims a length."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+@pytest.mark.parametrize("stream", [Stream, CountedStream])
+def test_a_stream_is_refused_by_the_frozen_fit(odd: Folder, tmp_path: Path, stream: type[Stream]) -> None:
+    with pytest.raises(CxlpError, match=rf"needs to know how many training images .* not {stream.__name__}"):
+        trainer(tmp_path, max_epochs=1).fit(Frozen(network()), DataLoader(stream(pairs(odd)), batch_size=4))
+
+
+def test_a_stream_without_a_length_is_refused_by_the_schedule(odd: Folder, tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="the length of the loader is not known, but the schedule needs it"):
+        trainer(tmp_path, max_epochs=1).fit(FineTune(network()), DataLoader(Stream(pairs(odd)), batch_size=4))
+
+
+def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -> None:
+    loader = DataLoader(pairs(odd), batch_size=4, drop_last=True)  # of eleven
+    with pytest.raises(CxlpError, match="needs each of the 11 training images once, it saw 8"):
+        trainer(tmp_path, max_epochs=1).fit(Frozen(network()), loader)
+    # what the user chooses is all that there is
+    chosen = Subset(pairs(odd), range(0, 11, 2))
+    task = Frozen(network())
+    trainer(tmp_path, max_epochs=1).fit(task, DataLoader(chosen, batch_size=4))
+    assert task.network.get_parameter("classifier.weight").any()
+
+
+def test_cross_fitting_needs_the_images_places(odd: Folder, tmp_path: Path) -> None:
+    frozen = Frozen(network(), keep_folds=True)
+    loader = DataLoader(pairs(odd), batch_size=4)
+    trainer(tmp_path, max_epochs=1).fit(frozen, loader)
+    with pytest.raises(CxlpError, match="cross-fitting needs to know each image's place"):
+        trainer(tmp_path, max_epochs=1).fit(FineTune(frozen.network, RATES, frozen.fold_classifiers), loader)
+
+
+def test_a_network_without_classes_is_refused() -> None:
+    net = network()
+    for task in (Frozen, FineTune):
+        with pytest.raises(CxlpError, match=r"the network has no classes: give them, Network\(\.\.\., classes="):
+            task(Network(net.config))
+
+
+# --- checkpoints
+
+
+def test_both_tasks_load_from_their_checkpoints_without_arguments(odd: Folder, tmp_path: Path) -> None:
+    images = pairs(odd, "val").tensors[0]
+    frozen = Frozen(network(), settled=(3.0, 1.5), keep_folds=False)
+    tuned = FineTune(frozen.network, RATES, label_smoothing=0.1, ema=0.5, freeze_batch_norm=False)
+    for task in (frozen, tuned):
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(task, odd)
+        path = tmp_path / f"{type(task).__name__}.ckpt"
+        run.save_checkpoint(path)
+        expected = scores(task, images)
+        for options in ({}, {"weights_only": True}, {"map_location": "cpu"}):
+            loaded = type(task).load_from_checkpoint(path, **options)
+            assert torch.equal(scores(loaded, images), expected)
+            assert loaded.arguments() == task.arguments()
+            assert loaded.validated == task.validated and loaded.report == task.report
+    other = FineTune.load_from_checkpoint(tmp_path / "FineTune.ckpt", label_smoothing=0.0)
+    assert other.label_smoothing == 0.0 and torch.equal(scores(other, images), scores(tuned, images))
+    # and is fitted on, tested, by a plain Trainer
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(other, odd)
+    assert not torch.equal(scores(other, images), scores(tuned, images))
+    with pytest.raises(CxlpError, match="the checkpoint is of Frozen, not of FineTune"):
+        FineTune.load_from_checkpoint(tmp_path / "Frozen.ckpt", strict=False)
+
+
+def test_a_plain_loader_is_tested_as_the_datamodules_is(odd: Folder, tmp_path: Path) -> None:
+    task = Frozen(network())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(task, odd)
+    tested = [run.test(task, loader, verbose=False) for loader in (odd, DataLoader(pairs(odd, "test"), batch_size=4))]
+    assert tested[0] == tested[1] and "test/accuracy" in tested[0][0]
+
+
+# --- a DataModule serves several networks
+
+
+def test_a_datamodule_follows_each_networks_image_size(odd: Folder, tmp_path: Path) -> None:
+    data = pictures(odd.root)
+    found = []
+    for size in (32, 64, 32):
+        config = network().config
+        net = network(replace(config, backbone=replace(config.backbone, image_size=size)))
+        for task in (Frozen(net), FineTune(net, RATES)):
+            run = trainer(tmp_path, max_epochs=1)
+            run.fit(task, data)
+            assert {split: d.transform.size for split, d in data.splits.items()} == dict.fromkeys(data.splits, size)
+            shown = next(iter(data.test_dataloader()))["image"]
+            assert shown.shape[-2:] == (size, size)
+        found.append(state(net))
+    assert_equal(found[0], found[2])
+    assert found[1]["classifier.weight"].shape == found[0]["classifier.weight"].shape
+    assert not torch.equal(found[1]["classifier.weight"], found[0]["classifier.weight"])
+
+
+# --- several processes
+
+
+class InOrder(pl.LightningDataModule):
+    """Deals pairs in turn, as torch's own sampler does without shuffling."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler: DistributedSampler[Any] = DistributedSampler(self.data, ranks, rank, shuffle=False)
+        return DataLoader(self.data, batch_size=4, sampler=sampler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dealt", ["by Lightning", "in order"])
+def test_two_processes_find_the_frozen_solution_of_one(odd: Folder, tmp_path: Path, dealt: str) -> None:
+    """Each has a DistributedSampler, and together they have one of eleven images twice."""
+    # Lightning's shuffles, whatever the loader does, and a cross-validation's folds are drawn by places.
+    settled = (10.0, 2.0) if dealt == "by Lightning" else None
+    images = pairs(odd, "val").tensors[0]
+    found = []
+    several: tuple[dict[str, Any], ...] = ({"devices": 1}, {"devices": 2, "strategy": "ddp_spawn"})
+    for options in several:
+        task = Frozen(network(), settled=settled)
+        given: Any = InOrder(pairs(odd)) if settled is None else DataLoader(pairs(odd), batch_size=4)
+        trainer(tmp_path, max_epochs=1, **options).fit(task, given)
+        assert task.network.get_parameter("classifier.weight").any()
+        found.append(scores(task, images))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- nothing of Lightning that is not public
+
+
+def modules() -> Iterator[Any]:
+    for found in pkgutil.walk_packages(cxlp.__path__, "cxlp."):
+        if not found.name.endswith("__main__"):
+            yield importlib.import_module(found.name)
+
+
+def test_no_private_attribute_of_lightning_is_used() -> None:
+    texts = {module.__name__: inspect.getsource(module) for module in modules()}
+    whole = "\n".join(texts.values())
+    own = set(re.findall(r"\bself\.(_[a-z]\w*)[^\n=]*=", whole)) | set(re.findall(r"def (_[a-z]\w*)", whole))
+    found = set()
+    for name, text in texts.items():
+        used = set(re.findall(r"\b(\w+)(?:\([^()]*\)|\[[^\[\]]*\])*\.(_[a-z]\w*)", text))
+        # of ours, what a Trainer or a part of it cannot have: those are looked at whatever their name
+        used = {(holder, a) for holder, a in used if a not in own or holder not in ("self", "cls", "super")}
+        used |= {("getattr", a) for a in re.findall(r"[gs]etattr\([^,()]+, \"(_[a-z]\w*)\"", text)}
+        lines = re.findall(r"^(?:from|import) (?:pytorch_)?lightning.*", text, re.MULTILINE)
+        used |= {("import", a) for line in lines for a in re.findall(r"\b_\w+", line)}
+        found |= {(name, holder, a) for holder, a in used}
+    assert ("cxlp.tasks.ema", "torch", "_foreach_lerp_") in found
+    # torch's own, and no others
+    assert found == {
+        ("cxlp.tasks.ema", "torch", "_foreach_copy_"),  # operations on many tensors at once
+        ("cxlp.tasks.ema", "torch", "_foreach_lerp_"),
+        ("cxlp.runs.callbacks", "getattr", "_step_supports_amp_scaling"),  # what Lightning asks optimizers, too
+        ("cxlp.backbones.feature_extraction", "torch", "_assert"),
+        ("cxlp.backbones.gradient_checkpointing", "utils", "_pytree"),
+        ("cxlp.backbones.gradient_checkpointing", "t", "_version"),
+    }
+
+
+def test_no_attribute_of_ours_hides_a_private_one_of_lightnings() -> None:
+    def names(cls: type) -> set[str]:
+        text = inspect.getsource(cls)
+        return set(re.findall(r"\bself\.(_[a-z]\w*)", text)) | set(re.findall(r"def (_[a-z]\w*)", text))
+
+    seen = 0
+    for module in modules():
+        for cls in vars(module).values():
+            if not inspect.isclass(cls) or cls.__module__ != module.__name__:
+                continue
+            bases = [base for base in cls.__mro__ if "lightning" in base.__module__.split(".")[0]]
+            seen += bool(bases)
+            for base in bases:
+                assert not names(cls) & names(base), (cls, base)
+    assert seen >= 8
