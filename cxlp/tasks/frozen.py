@@ -37,8 +37,7 @@ class Frozen(ClassificationTask):
         fold_classifiers: Of the cross-validation, if ``keep_folds``.
 
     Example:
-        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``. No optimizer
-        takes a step, which is what Lightning's ``ModelCheckpoint`` waits for: ``trainer.save_checkpoint(path)`` saves.
+        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``.
     """
 
     augment = False
@@ -60,8 +59,10 @@ class Frozen(ClassificationTask):
         self._trainable: list[torch.nn.Parameter] = []
         self._taken = 0  # images of this rank so far
 
-    def configure_optimizers(self) -> None:
-        """Nothing is optimised by gradients."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return an optimizer that moves nothing: its one step has the Trainer know that there is something to save."""
+        assert self.network.classifier is not None
+        return torch.optim.SGD(self.network.classifier.parameters(), lr=0.0)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Have Lightning tell of exceptions: it tells callbacks only."""
@@ -146,6 +147,9 @@ class Frozen(ClassificationTask):
         self._fit.observe(read.images[new], read.labels[new], positions[new])
         if self.trainer.is_last_batch:
             self.trainer.should_stop = True  # one pass is the whole fit, whatever max_epochs says
+            # A scaler of half precision steps by gradients only, and there are none.
+            if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+                self.optimizers().step()  # type: ignore[union-attr]  # there is one
 
     def _positions(self, batch: Batch, images: int) -> tuple[Tensor, Tensor]:
         """Say which place each image has among all, and which of them are new.
