@@ -48,12 +48,14 @@ def build_page(folder: Path) -> str:
     config = yaml.safe_load(_text(folder / "config-resumed.yaml") or _text(folder / "config.yaml"))
     epochs = _at(config, "trainer.max_epochs")
     heads = _heads(config)
-    setup = {key.replace("init_args.", ""): _at(config, key) for key in (*KEYS, *(GRADIENT_KEYS if epochs else ()))}
     kept = [_at(head, "init_args.pca_dim") for head in heads]
-    setup |= {
+    setup: dict[str, Any] = {
         "model.head": _sum(_name(head) for head in heads),
-        "model.head.pca_dim": _sum(map(str, filter(None, kept))),
+        "model.head.pca_dim": _sum(str(dim) for dim in kept if dim is not None),
     }
+    for key in (*KEYS, *(GRADIENT_KEYS if epochs else ())):
+        value = _at(config, key)
+        setup[key.replace("init_args.", "")] = ", ".join(map(str, value)) if isinstance(value, list) else value
     subtitle = [
         _at(origin, "data.name"),
         ", ".join(f"{n} {split}" for split, n in found["images"].items() if n) + " images",

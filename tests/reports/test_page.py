@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from cxlp.reports import page as page_module
+from cxlp.reports.charts import line_chart
 from cxlp.reports.page import CURVES, build_page, write_report
 
 VOID = {"meta", "img", "br"}
@@ -63,7 +63,11 @@ def write_run(folder: Path, classes: int = 3, name: str = "gull {}") -> Path:
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(found))
     head = {"class_path": "cxlp.CrossLayerPooling", "init_args": {"pca_dim": 16, "size": 1}}
-    model = {"backbone": {"name": "resnet50"}, "head": head, "optimizer": {"backbone_lr": 0.031}}
+    model = {
+        "backbone": {"name": "resnet50", "layers": ["layer4.1", "layer4.2"]},
+        "head": head,
+        "optimizer": {"backbone_lr": 0.031},
+    }
     config = {"seed_everything": 3, "model": model, "trainer": {"max_epochs": 2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "provenance.json").write_text(json.dumps({"data": {"name": "birds <&>"}, "git": None}))
@@ -81,8 +85,8 @@ def write_run(folder: Path, classes: int = 3, name: str = "gull {}") -> Path:
     write_csv(folder / "examples.csv", ["picture", "kind", "true", "answered", "probability", "loss", "image"], *rows)
     header = ["epoch", "images_seen", "train/loss_step", "val/loss", "val/accuracy", "lr-SGD/backbone", "step"]
     logs = folder / "csv"
-    write_csv(logs / "frozen" / "version_0" / "metrics.csv", ["epoch", "images_seen", "val/accuracy", "val/loss", "step"],
-              [0, 10, 0.5, 0.9, 0])  # fmt: skip
+    frozen = ["epoch", "images_seen", "val/accuracy", "val/loss", "step"]
+    write_csv(logs / "frozen" / "version_0" / "metrics.csv", frozen, [0, 10, 0.5, 0.9, 0])
     write_csv(logs / "finetune" / "version_0" / "metrics.csv", header,
               [1, 15, 0.75, "", "", "", 4], ["", "", "", "", "", 0.01, 4], [1, 18, 7.75, "", "", "", 7])  # fmt: skip
     # The session after a resumption does its steps again; the tenth one sorts behind the second.
@@ -217,13 +221,12 @@ def test_curves_go_over_all_stages_in_their_order(tmp_path: Path, monkeypatch: p
     write_csv(closing, ["epoch", "images_seen", "val/accuracy", "val/loss", "step"], [2, 30, 0.875, 0.6, 0])
     write_csv(folder / "csv" / "test" / "version_0" / "metrics.csv", ["epoch", "test/accuracy", "step"], [0, 0.8, 0])
     drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    line_chart = page_module.line_chart
 
     def keep(title: str, series: dict[str, list[tuple[float, float]]], *more: Any, **options: Any) -> Any:
         drawn[title] = {name: list(points) for name, points in series.items()}
         return line_chart(title, series, *more, **options)
 
-    monkeypatch.setattr(page_module, "line_chart", keep)
+    monkeypatch.setattr("cxlp.reports.page.line_chart", keep)
     page = build_page(folder)
     # Over passes through the ten training images: the frozen fit is one, so is a gradient epoch, so is the closing fit.
     assert drawn["Validation"] == {"accuracy": [(1.0, 0.5), (2.0, 0.75), (3.0, 0.875)]}
@@ -245,6 +248,7 @@ def test_network_and_mode_are_told(tmp_path: Path) -> None:
     found = setup_of(folder)
     assert found["model.backbone.name"] == "resnet50" and found["model.optimizer.backbone_lr"] == "0.031"
     assert (found["model.head"], found["model.head.pca_dim"]) == ("CrossLayerPooling", "16")
+    assert found["model.backbone.layers"] == "layer4.1, layer4.2"
     assert {"resnet50", "CrossLayerPooling", "2 gradient epochs"} < set(found["below"].split(" · "))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["trainer"]["max_epochs"] = 0
