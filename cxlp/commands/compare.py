@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,10 +217,11 @@ def _as_yaml(value: Any) -> str:  # noqa: ANN401 (any value of a config)
 def _folder_name(config: Any, what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
     """A name by what is compared, if not systems, the configs' files, and what the command line changes in them."""
     from cxlp.studies.comparison import without
+    from cxlp.utils.fingerprint import digest
 
     files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
     changes = without(arguments, "--config", "-c", "--run.", "--trainer.")
-    number = [blake2b(" ".join(changes).encode(), digest_size=3).hexdigest()] if changes else []
+    number = [digest(*changes, size=3)] if changes else []
     return "-".join([what.rpartition(".")[2] if what else "compare", *files, *number])
 
 

@@ -1,9 +1,7 @@
 """A data set's splits as loaders, for Lightning or for a loop of one's own."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.fingerprint import digest
 from cxlp.utils.labels import strata
 from cxlp.utils.seeding import run_seed
 
@@ -131,19 +130,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def fingerprints(self, split: Split) -> Tensor:
         """A number ``(n,)`` for each image, by its path below the root: to tell whether two runs' splits overlap."""
         names = (str(s.path.relative_to(self.root)) for s in self.splits[split].samples)
-        return torch.tensor(
-            [int.from_bytes(blake2b(os.fsencode(n), digest_size=7).digest()) for n in names], dtype=torch.int64
-        )
+        return torch.tensor([int(digest(name, size=7), 16) for name in names], dtype=torch.int64)
 
     def digest(self, split: Split) -> str:
         """A number for a split, in order: paths below the root, sizes, dates, boxes, labels; and the transform."""
         data = self.splits[split]
-        found = blake2b(f"{data.transform.size} {data.transform.aspect}".encode(), digest_size=16)
+        parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:
             state = sample.path.stat()
-            line = (sample.path.relative_to(self.root), state.st_size, state.st_mtime_ns, sample.box, sample.label)
-            found.update(f"{line}\n".encode(errors="surrogateescape"))
-        return found.hexdigest()
+            where = sample.path.relative_to(self.root)
+            parts.append((where, state.st_size, state.st_mtime_ns, sample.box, sample.label))
+        return digest(*parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch that a resumed run begins with: workers fetch before the Trainer has counted to it."""

@@ -6,7 +6,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, 
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.fingerprint import digest
 from cxlp.utils.locking import delete_abandoned, hold_part, let_go
 
 
@@ -44,7 +44,7 @@ class Entry:
 
         def number() -> int:
             self.key = key()
-            return int.from_bytes(blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=7).digest())
+            return int(digest(json.dumps(self.key, sort_keys=True), size=7), 16)
 
         self.folder = root / f"{ask_rank_zero(number):014x}"  # machines may see other dates of files
         self.part: Path | None = None
@@ -195,11 +195,11 @@ class StoredFeatures:
 
 def digest_of_weights(module: nn.Module) -> str:
     """A number for a module's parameters and buffers."""
-    found = blake2b(digest_size=16)
+    parts: list[object] = []
     for name, value in sorted(module.state_dict().items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        parts += [f"{name} {tuple(value.shape)} {value.dtype}", data]
+    return digest(*parts)
 
 
 def size_in_bytes(root: Path) -> int:

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.callbacks import wandb_logger
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.files import write_whole
-from cxlp.utils.fingerprint import library_versions
+from cxlp.utils.fingerprint import digest, library_versions
 from cxlp.version import __version__
 
 #: The packages that numbers and pictures depend on.
@@ -62,14 +61,14 @@ def data_facts(data: ImageDataModule) -> dict[str, Any]:
     The digest stands for the classes and, of each image in its split and order, the path below the root, the size
     of the file, the box and the label: two runs with the same digest saw the same images, wherever these lie.
     """
-    found = blake2b(repr(data.classes).encode(errors="surrogateescape"), digest_size=8)
+    parts: list[object] = [data.classes]
     for name, split in data.splits.items():
         for sample in split.samples:
             place = Path(os.path.relpath(sample.path, data.root)).as_posix()
             size = sample.path.stat().st_size if sample.path.is_file() else None
-            found.update(f"{name} {place} {size} {sample.box} {sample.label}\n".encode(errors="surrogateescape"))
+            parts.append((name, place, size, sample.box, sample.label))
     counts = {str(name): len(split) for name, split in data.splits.items()}
-    return {"name": data.name, "classes": len(data.classes), **counts, "digest": found.hexdigest()}
+    return {"name": data.name, "classes": len(data.classes), **counts, "digest": digest(*parts, size=8)}
 
 
 class Provenance(Callback):

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from cxlp.backbones.library import users_own
@@ -14,7 +13,7 @@ from cxlp.runs.provenance import PACKAGES
 from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.fingerprint import code_digest, library_versions
+from cxlp.utils.fingerprint import code_digest, digest, library_versions
 from cxlp.utils.importing import import_object
 
 #: The rooms whose code results depend on.
@@ -126,7 +125,7 @@ class Comparison:
         own = [data, *map(type, model.heads), *users_own(model.backbone.name)]
         described["code"] = [code_digest(CODE, own), library_versions(PACKAGES)]
         text = json.dumps(described, sort_keys=True, default=str)
-        return f"{_plain(system.name)}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
+        return f"{_plain(system.name)}-{digest(text, size=4)}"
 
 
 def without(arguments: Sequence[str], *prefixes: str) -> list[str]:

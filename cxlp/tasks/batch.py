@@ -63,7 +63,7 @@ def check_range(images: Tensor) -> None:
     least, most = (float(value) for value in images.aminmax())
     if least < -SLACK or most > 1 + SLACK:
         raise CxlpError(
-            f"the loader's images have values from {least:.3g} to {most:.3g}, but floating point images are RGB of 0..1, "
+            f"the loader's images have values from {least:.3g} to {most:.3g}, but floats are RGB of 0..1, "
             "and bytes (uint8) of 0..255: the network normalises them itself, so leave out Normalize"
         )
 

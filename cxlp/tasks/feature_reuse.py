@@ -1,6 +1,5 @@
 """A run's dealings with features that earlier runs left, and those that it leaves itself."""
 
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from cxlp.frozen.fit import FrozenConfig
 from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
 from cxlp.utils.distributed import ask_rank_zero
-from cxlp.utils.fingerprint import code_digest, library_versions
+from cxlp.utils.fingerprint import code_digest, digest, library_versions
 from cxlp.utils.profiling import peak_memory
 
 #: The rooms whose code features depend on.
@@ -126,6 +125,6 @@ class FeatureReuse:
     def _name(self, split: Split) -> str:
         def number() -> int:
             seen = f"{self.data.digest(split)} {self.network.test_views.relevant} {self._kind}"
-            return int.from_bytes(blake2b(seen.encode(), digest_size=7).digest())
+            return int(digest(seen, size=7), 16)
 
         return f"{split}-{ask_rank_zero(number):014x}"  # machines may see other dates of files

@@ -1,4 +1,4 @@
-"""What computed something: a digest of code, and the versions of what it stands on."""
+"""What something was, and what computed it: digests of values and of code, versions of libraries."""
 
 import inspect
 from collections.abc import Iterable
@@ -9,6 +9,23 @@ from pathlib import Path
 #: Distributions that pictures and numbers depend on: decoding, resizing, augmenting, computing.
 LIBRARIES = ("torch", "torchvision", "timm", "opencv-python-headless", "pillow", "albumentations")
 _PACKAGE = Path(__file__).parents[1]
+
+
+def digest(*parts: object, size: int = 16) -> str:
+    """Digest values in their order: bytes and arrays as they are, all else by its text.
+
+    Args:
+        parts: The values. Texts may hold names of files that are no UTF-8.
+        size: Bytes of the digest.
+
+    Returns:
+        Hexadecimal digits, two a byte.
+    """
+    found = blake2b(digest_size=size)
+    for part in parts:
+        data = part if isinstance(part, bytes | memoryview) else f"{part}\n".encode(errors="surrogateescape")
+        found.update(data)
+    return found.hexdigest()
 
 
 def code_digest(rooms: Iterable[str], others: Iterable[object] = ()) -> str:
@@ -28,12 +45,11 @@ def code_digest(rooms: Iterable[str], others: Iterable[object] = ()) -> str:
         source = inspect.getsourcefile(other if named else type(other))  # type: ignore[arg-type]
         if source is not None and _PACKAGE not in Path(source).resolve().parents:
             files.add(Path(source).resolve())
-    found = blake2b(digest_size=16)
+    parts: list[object] = []
     for path in sorted(files):
         name = path.relative_to(_PACKAGE).as_posix() if _PACKAGE in path.parents else path.name
-        found.update(f"{name}\0".encode(errors="surrogateescape"))
-        found.update(blake2b(path.read_bytes()).digest())
-    return found.hexdigest()
+        parts += [name, digest(path.read_bytes())]
+    return digest(*parts)
 
 
 def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
