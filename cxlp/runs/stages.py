@@ -316,9 +316,11 @@ class Run:
             return Done("", "", epochs - 1, epochs, task.validated)
         found = read_checkpoint(best)
         last = self.folder / "checkpoints" / "last.ckpt"
+        if not last.is_file():  # a callback of the user's own, or a copy from elsewhere whose epochs are all done
+            last = Path(resume if resume is not None and saved["global_step"] == trainer.global_step else best)
         # Relative, also where the folder's path has links: it may be moved.
         where = os.path.realpath(self.folder)
-        paths = [os.path.relpath(os.path.realpath(p), where) for p in (best, last if last.is_file() else best)]
+        paths = [os.path.relpath(os.path.realpath(p), where) for p in (best, last)]
         return Done(paths[0], paths[1], first + int(found["epoch"]), epochs, found["cxlp"]["validated"])
 
     def _resumed_gradients(self) -> str | None:
