@@ -38,7 +38,7 @@ from cxlp.runs.callbacks import (
 from cxlp.runs.checks import check_trainer
 from cxlp.runs.cli import build_parser
 from cxlp.runs.evaluation import TestReport
-from cxlp.runs.folder import find_resumed, launched_rank, new_folder, refit_folder, say, take_up
+from cxlp.runs.folder import find_resumed, last_checkpoint, launched_rank, new_folder, refit_folder, say, take_up
 from cxlp.runs.loggers import RunConfig, build_loggers, labelled, start_wandb
 from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import (
@@ -317,9 +317,11 @@ class Run:
             return Done("", "", epochs - 1, epochs, task.validated)
         found = read_checkpoint(best)
         last = self.folder / "checkpoints" / "last.ckpt"
+        if not last.is_file():  # a callback of the user's own, or a copy from elsewhere whose epochs are all done
+            last = Path(resume if resume is not None and saved["global_step"] == trainer.global_step else best)
         # Relative, also where the folder's path has links: it may be moved.
         where = os.path.realpath(self.folder)
-        paths = [os.path.relpath(os.path.realpath(p), where) for p in (best, last if last.is_file() else best)]
+        paths = [os.path.relpath(os.path.realpath(p), where) for p in (best, last)]
         return Done(paths[0], paths[1], first + int(found["epoch"]), epochs, found["cxlp"]["validated"])
 
     def _resumed_gradients(self) -> str | None:
@@ -536,12 +538,12 @@ def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
     chosen = run.fit()
     folder = refit_folder(run.folder)
     best = str(run.folder / chosen.checkpoint)
-    is_first = run.trainer.is_global_zero
-    last = Path(run.trainer.strategy.broadcast(str(take_up(folder) or "") if is_first else ""))
-    if is_first:
+    # Without a Trainer: where the first run was done before, there was none. Only rank 0 clears away.
+    last = take_up(folder) if launched_rank() == 0 else last_checkpoint(folder)
+    if launched_rank() == 0:
         if run.experiment is not None:
             run.experiment.finish()
         say(f"{run.folder} has chosen epoch {chosen.epoch}: now all training images, in {folder}")
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
-    resumed = str(last) if last != Path() else "null"
+    resumed = "null" if last is None else str(folder)
     return [*arguments, *place, "--run.refit", best, "--data.validation", "0", "--ckpt_path", resumed]

@@ -90,6 +90,11 @@ class FeatureReuse:
         if size and self.entry.was_made_by(self.network) and ask_rank_zero(path.is_file):
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 
+    def withdraw(self) -> None:
+        """Have all pictures decoded again: for another network than the one that made the features."""
+        for split in self.data.splits.values():
+            split.features = None
+
     def begin(self) -> Path:
         """Make the folder for training features."""
         return self.entry.begin()

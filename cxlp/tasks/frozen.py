@@ -82,7 +82,9 @@ class Frozen(ClassificationTask):
                 parameter.requires_grad_(False)
 
     def teardown(self, stage: str) -> None:
-        """Leave the parameters as they were: the network may be trained next."""
+        """Leave parameters and data as they were: the network may be trained next."""
+        if self.reuse is not None:
+            self.reuse.withdraw()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         self._trainable = []

@@ -61,7 +61,7 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
 @pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_refit_is_the_run_on_all_images_up_to_the_epoch(work: Path, epoch: int) -> None:
-    name = f"xepoch={epoch - 1}.ckpt" if epoch else "frozen.ckpt"  # the Trainer counts gradient epochs from 0
+    name = f"xepoch={epoch}.ckpt" if epoch else "frozen.ckpt"
     chosen = run("chosen", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints" / name
     whole = run("whole", *FINETUNE, *ALL_IMAGES, "--trainer.callbacks", EACH_EPOCH)
     refit = run("refit", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
@@ -152,7 +152,7 @@ def test_what_cannot_be_refitted_is_refused(
 
 
 def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=1.ckpt")]
+    choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt")]
     for change, said in {
         "--data.validation=0.34": "data.validation holds out 0.34",
         "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",

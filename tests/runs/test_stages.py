@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class Counts:
-    """How many frozen fits there were, and how many training pictures were decoded."""
+    """How many frozen fits there were, and how many training pictures were decoded, held-out ones among them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fits = self.decoded = 0
@@ -125,7 +126,7 @@ def test_stages_and_what_they_leave(
     assert seen == sorted(seen)
     # the tested one: the best on the held-out images, else the last
     tested = metrics(folder)
-    name = next(iter(found)) if held_out and "projection" not in options else list(found)[-1]
+    name = next(iter(found)) if held_out else list(found)[-1]
     assert (tested["tested"], tested["epoch"]) == (found[name]["checkpoint"], found[name]["epoch"])
     assert (folder / "checkpoints" / "best.ckpt").samefile(folder / tested["tested"])
     assert logged(folder, "test/accuracy") == {tested["epoch"]: tested["metrics"]["test/accuracy"]}
@@ -134,13 +135,16 @@ def test_stages_and_what_they_leave(
 def test_each_stage_starts_from_the_bits_of_the_one_before(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[tuple[str, dict[str, Tensor]]] = []
 
-    def remember(task: Frozen | FineTune) -> None:
-        state = {key: value.clone() for key, value in task.network.state_dict().items()}
-        began.append((type(task).__name__, state))
+    def remembering(start: Callable[[Any], None]) -> Callable[[Any], None]:
+        def remember(task: Any) -> None:
+            state = {key: value.clone() for key, value in task.network.state_dict().items()}
+            began.append((type(task).__name__, state))
+            start(task)
+
+        return remember
 
     for kind in (Frozen, FineTune):
-        start = kind.on_train_start
-        monkeypatch.setattr(kind, "on_train_start", lambda task, start=start: (remember(task), start(task)))
+        monkeypatch.setattr(kind, "on_train_start", remembering(kind.on_train_start))
     folder = run("a", *FINETUNE, *CROSS_FIT)
     assert [name for name, _ in began] == ["Frozen", "FineTune", "Frozen"]
     assert same(began[1][1], weights(folder, "frozen"))
@@ -180,7 +184,7 @@ def test_stages_compete_also_under_a_checkpoint_callback_of_ones_own(work: Path)
     options = "{monitor: val/loss, filename: 'x{epoch}'}"
     mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
     folder = run("a", *FINETUNE, *STILL, "--trainer.callbacks", mine)
-    assert stages(folder)["finetune"]["checkpoint"] == "checkpoints/xepoch=0.ckpt"  # ties keep the earlier epoch
+    assert stages(folder)["finetune"]["checkpoint"] == "checkpoints/xepoch=1.ckpt"  # ties keep the earlier epoch
     assert metrics(folder)["tested"] == "checkpoints/frozen.ckpt"
 
 
@@ -194,7 +198,7 @@ def test_a_frozen_run_that_is_there_is_the_first_stage(work: Path, monkeypatch: 
     counts = Counts(monkeypatch)
     folder = run("a", *FINETUNE, "--model.start", given)
     assert counts.fits == 0
-    assert counts.decoded == 2 * 12  # two gradient epochs of three full batches: no pass besides
+    assert counts.decoded == 2 * (12 + 7)  # two gradient epochs of three full batches: no pass besides
     assert same(weights(folder, "start"), weights(first, "frozen"))
     # it is the run that makes its own first pass
     assert same(weights(folder, "last"), weights(whole, "last"))
@@ -356,12 +360,12 @@ def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:
     options = "{save_top_k: -1, filename: 'x{epoch}', save_on_train_epoch_end: true}"
     mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
     folder = run("a", *FINETUNE, "--trainer.callbacks", mine)
-    before = checkpoint(folder, "xepoch=1")["state_dict"]
+    before = checkpoint(folder, "xepoch=2")["state_dict"]
     (folder / "stages.json").unlink()
-    (folder / "checkpoints" / "xepoch=1.ckpt").unlink()
-    given = str(folder / "checkpoints" / "xepoch=0.ckpt")
+    (folder / "checkpoints" / "xepoch=2.ckpt").unlink()
+    given = str(folder / "checkpoints" / "xepoch=1.ckpt")
     assert main(["--config", str(folder / "config.yaml"), "--ckpt_path", given]) == 0
-    assert same(checkpoint(folder, "xepoch=1")["state_dict"], before)
+    assert same(checkpoint(folder, "xepoch=2")["state_dict"], before)
     assert len(list((folder / "csv" / "finetune").iterdir())) == 2
     assert len(list((folder / "csv" / "frozen").iterdir())) == 1
 
@@ -425,6 +429,11 @@ def test_the_speed_of_extraction_is_of_images_that_were_extracted(
         assert speeds["extraction"] == pytest.approx(11 / seconds["extraction"])
     else:
         assert "extraction" not in speeds
+    # stored features are of the frozen network: later stages do not take them for theirs
+    plain = run("plain", *FINETUNE, *more)
+    for key in ("val/accuracy", "val/loss"):
+        assert logged(Path("runs/tuned"), key) == pytest.approx(logged(plain, key), rel=1e-4), key
+    assert tuned["metrics"] == pytest.approx(metrics(plain)["metrics"], rel=1e-4)
     # also of a run that was gone on with
     cut(monkeypatch, FineTune, "on_validation_start", lambda task: task.current_epoch == 1, *more, *store)
     assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
