@@ -134,10 +134,12 @@ class Progress(Callback):
         self.first_epoch = self.images = 0
         self.phases: dict[str, int] = {}
         self._last = (0, 0.0)
+        self._step = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave validation and what else was between epochs out of the speed."""
         self._last = (self.images, time.perf_counter())
+        self._step = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -172,7 +174,10 @@ class Progress(Callback):
             phase = "extraction" if isinstance(pl_module, Frozen) else "fine-tuning"
             self.phases[phase] = self.phases.get(phase, 0) + count
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (batch_idx + 1) % every == 0:  # logging a number copies it to the GPU, and waits for that
+        # When Lightning writes a row: by steps over all epochs, as which a frozen pass's batches count, and at a stop.
+        before, self._step = self._step, batch_idx + 1 if isinstance(pl_module, Frozen) else trainer.global_step
+        due = every and self._step > before and self._step % every == 0
+        if due or (every and trainer.should_stop):  # logging a number copies it to the GPU, and waits for that
             self._tell(trainer, pl_module)
             now = time.perf_counter()
             images, then = self._last

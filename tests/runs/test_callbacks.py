@@ -13,7 +13,6 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cxlp.models.network import Network
 from cxlp.runs.callbacks import (
     EpochSeed,
     MovedCheckpoints,
@@ -27,7 +26,7 @@ from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.files import write_whole
 from tests.generate import write_folder
-from tests.tasks.small import NETWORK, pictures, trainer
+from tests.tasks.small import network, pictures, trainer
 
 # --- files
 
@@ -269,21 +268,21 @@ class Norms(pl.Callback):
 def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=4, size=32), validation=0.25)  # 9 + 3 images, batches of 4
     data.setup()
-    network = Network(NETWORK, data.classes)
+    built = network(classes=data.classes)
     rows, norms, progress = Rows(tmp_path), Norms(), Progress()
     options: dict[str, Any] = {"logger": rows, "log_every_n_steps": 2}
-    trainer(tmp_path, max_epochs=1, callbacks=[progress], **options).fit(Frozen(network), data)
+    trainer(tmp_path, max_epochs=1, callbacks=[progress], **options).fit(Frozen(built), data)
     progress.first_epoch = 1
     tuning = trainer(tmp_path, max_epochs=2, gradient_clip_val=1e-9, callbacks=[progress, norms], **options)
-    tuning.fit(FineTune(network), data)
+    tuning.fit(FineTune(built), data)
     # The frozen pass hands out 9, the gradient epochs fill their last batch.
     assert progress.images == 9 + 12 + 12 and progress.phases == {"extraction": 9, "fine-tuning": 24}
     validated = [row for row in rows.rows if "val/loss" in row]
     assert [row["images_seen"] for row in validated] == [9, 21, 33]
     assert [row["epoch"] for row in validated] == [0, 1, 2]
-    # the second of three batches in each epoch, told at every second step; a pass's end is told, too
+    # three batches an epoch, told at every second step of all, whatever the epoch; a pass's end is told, too
     steps = [row for row in rows.rows if "train/images_per_second" in row]
-    assert [row["images_seen"] for row in steps] == [8, 9, 17, 33]
+    assert [row["images_seen"] for row in steps] == [8, 9, 17, 25, 33]
     assert all(row["train/images_per_second"] > 0 for row in steps)
     assert not any(key.startswith("grad_norm") for key in steps[0])  # the frozen pass has no gradients
     measured = [row for row in rows.rows if "grad_norm/backbone" in row]
@@ -308,14 +307,15 @@ def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
             shown.append((bar.train_progress_bar.n, bar.get_metrics(trainer, pl_module).get("train/loss_step")))
 
     def watched(name: str, value: Any, **options: Any) -> None:
-        if not isinstance(value, torch.Tensor):  # Lightning copies a number to the device
+        if isinstance(value, int | float):  # which Lightning copies to the device
             logged.append((name, task.global_step))
         log(name, value, **options)
 
     with mock.patch.object(task, "log", watched):
         options: dict[str, Any] = {"logger": Rows(tmp_path), "enable_progress_bar": True, "log_every_n_steps": 2}
         trainer(tmp_path, max_epochs=1, callbacks=[Progress(), bar, Look()], **options).fit(task, data)
-    assert logged == [(name, step) for step in (2, 4) for name in ("images_seen", "epoch", "train/images_per_second")]
+    told = [(name, step) for step in (2, 4) for name in ("images_seen", "epoch", "train/images_per_second")]
+    assert logged == [*told, ("images_seen", 5), ("epoch", 5)]  # and beside the epoch's means
     assert [n for n, _ in shown] == [0, 1, 2, 3, 4]  # the bar itself moves with each batch
     losses = [loss for _, loss in shown]
     assert losses[:2] == [None, None] and losses[2] == losses[3] != losses[4]
@@ -326,7 +326,7 @@ def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) ->
     data = pictures(write_folder(tmp_path / "data", train=4, size=32))
     data.setup()
     rows, progress = Rows(tmp_path), Progress()
-    task = FineTune(Network(NETWORK, data.classes))
+    task = FineTune(network(classes=data.classes))
     trainer(tmp_path, max_epochs=2, callbacks=[progress]).fit(task, data)
     progress.first_epoch = 5
     trainer(tmp_path, callbacks=[progress], logger=rows).test(ClassificationTask(task.network), data, verbose=False)
