@@ -19,13 +19,13 @@ if __name__ == "__main__":
     import cxlp.utils.distributed
     from cxlp.commands.train import main
     from cxlp.frozen.fit import FrozenFit
-    from cxlp.heads.fisher_vector import GaussianFisherVector
+    from cxlp.heads.fisher_vector import FisherVector
     from cxlp.utils.distributed import rank
     from cxlp.utils.errors import CxlpError
 
     broken, place, others = os.environ["BROKEN"].split()
     cxlp.utils.distributed.GRACE = 2.0
-    owner, name = (GaussianFisherVector, "learn") if place == "codebook" else (FrozenFit, "observe")
+    owner, name = (FisherVector, "learn") if place == "codebook" else (FrozenFit, "observe")
     whole = getattr(owner, name)
 
     def work(*args: Any) -> Any:

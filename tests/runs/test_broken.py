@@ -12,8 +12,9 @@ import pytest
 
 from cxlp.utils.distributed import STOPPED
 from tests.small_run import ARGUMENTS, write_pictures
+from tests.small_run import POOLING as HEAD
 
-FISHER = ["--model.network.pooling.method", "fisher", "--model.network.pooling.atoms", "2"]
+FISHER = [f"--{HEAD}", "FisherVector", f"--{HEAD}.pca_dim", "4", f"--{HEAD}.atoms", "2"]
 #: Seconds from one rank's failure to the end of both; far less than the timeouts of the process groups.
 SOON = 20
 

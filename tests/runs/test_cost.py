@@ -5,20 +5,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.views import ViewsConfig
 
+from cxlp.backbones.backbone import Backbone
 from cxlp.data.folder import Folder
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.heads import AveragePooling, CrossLayerPooling
+from cxlp.heads.views import Views
+from cxlp.models.network import Network
 from cxlp.runs.cost import measure_cost
 from cxlp.utils.profiling import PhaseTimes
 from tests.generate import write_folder
-from tests.tasks.small import NETWORK
+from tests.tasks.small import BACKBONE
 
 
 def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pooling = PoolingConfig(pca_dim=4, views=ViewsConfig("blocks"))
-    network = Network(NetworkConfig(NETWORK.backbone, pooling, (PoolingConfig("average_guide"),)), ["a", "b"])
+    heads = [CrossLayerPooling(pca_dim=4, views=Views("blocks")), AveragePooling()]
+    network = Network(Backbone.from_config(BACKBONE), heads, ["a", "b"])
     data = Folder(write_folder(tmp_path, size=64), image_size=network.image_size)
     data.setup()
     hand = [0.0]  # a clock that moves where images pass through

@@ -1,20 +1,19 @@
 """The recipe of a run: what of it contradicts itself."""
 
-from dataclasses import replace
-from typing import Literal
-
 import pytest
 
+from cxlp.heads import CrossLayerPooling, FisherVector, Head, SparseFisherVector
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
-from tests.tasks.small import CLASSES, NETWORK
+from tests.tasks.small import BACKBONE, CLASSES
 
 
-@pytest.mark.parametrize("method", ["fisher", "sparse_fisher"])
-def test_a_codebook_is_not_trained_from_scratch(method: Literal["fisher", "sparse_fisher"]) -> None:
-    fisher = replace(NETWORK, pooling=replace(NETWORK.pooling, method=method, atoms=4))
-    for network in (fisher, replace(NETWORK, also=(fisher.pooling,))):
-        with pytest.raises(CxlpError, match=r"model\.start is scratch, but a Fisher vector's codebook is fitted"):
-            ModelConfig(network=network, start="scratch").build(CLASSES, multi_label=False)
-        assert ModelConfig(network=network).build(CLASSES, multi_label=False).classes == CLASSES
-    assert ModelConfig(network=NETWORK, start="scratch").build(CLASSES, multi_label=False).classes == CLASSES
+@pytest.mark.parametrize("fisher", [FisherVector(pca_dim=4, atoms=4), SparseFisherVector(pca_dim=4, atoms=4)])
+def test_a_codebook_is_not_trained_from_scratch(fisher: Head) -> None:
+    cross = CrossLayerPooling(pca_dim=4)
+    heads: tuple[Head | list[Head], ...] = (fisher, [cross, fisher])
+    for head in heads:
+        with pytest.raises(CxlpError, match=rf"model\.start is scratch, but the codebook of {fisher.name} is fitted"):
+            ModelConfig(BACKBONE, head, start="scratch").build(CLASSES, multi_label=False)
+        assert ModelConfig(BACKBONE, head).build(CLASSES, multi_label=False).classes == CLASSES
+    assert ModelConfig(BACKBONE, cross, start="scratch").build(CLASSES, multi_label=False).classes == CLASSES

@@ -13,10 +13,12 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxlp.backbones.backbone import Backbone
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.voc2007 import VOC2007
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.frozen.folds import FoldClassifiers
+from cxlp.heads import CrossLayerPooling
 from cxlp.models.checkpoint import load_network
 from cxlp.models.network import Network
 from cxlp.tasks import FineTune, Frozen
@@ -24,7 +26,7 @@ from cxlp.tasks.optim import OptimizerConfig
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss, strata
 from tests.generate import write_folder, write_voc2007
-from tests.tasks.small import NETWORK, PLAIN, network, pictures, trainer
+from tests.tasks.small import BACKBONE, PLAIN, network, pictures, trainer
 from tests.tasks.test_ema import StopAfter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -217,7 +219,8 @@ def test_several_labels_per_image_are_cross_fitted_too(tmp_path: Path) -> None:
     root = tmp_path / "VOCdevkit" / "VOC2007"
     data = VOC2007(root, num_workers=0, batch_size=16, augment=PLAIN)
     data.setup()
-    frozen = solved(data, tmp_path, Network(NETWORK, data.classes, multi_label=True), FrozenConfig(folds=2))
+    built = Network(Backbone.from_config(BACKBONE), CrossLayerPooling(pca_dim=4), data.classes, multi_label=True)
+    frozen = solved(data, tmp_path, built, FrozenConfig(folds=2))
     noted = Scores()
     still = OptimizerConfig(backbone_lr=0, projection_lr=0)
     fit(FineTune(frozen.network, still, frozen.fold_classifiers), data, tmp_path, callbacks=[noted])

@@ -7,10 +7,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from cxlp.models.checkpoint import load_network
 from cxlp.tasks import FineTune, Frozen
-from cxlp.tasks.ema import warmed_up
+from cxlp.tasks.ema import AverageWeights, warmed_up
 from cxlp.tasks.optim import OptimizerConfig
 from tests.tasks.small import network, pictures, trainer
 
@@ -48,30 +49,43 @@ def test_decay_warms_up() -> None:
     assert found == pytest.approx([2 / 11, 11 / 20, 0.9])
 
 
+def averaged(model: torch.nn.Module, most: float, device: str) -> AveragedModel:
+    """The model's average, as the callback keeps it in a fit."""
+    callback, task = AverageWeights(most, torch.device(device)), pl.LightningModule()
+    task.model = model
+    callback.setup(pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False), task, "fit")
+    average = callback._average_model
+    assert isinstance(average, AveragedModel)
+    return average
+
+
 def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
     model = torch.nn.BatchNorm1d(3)  # its count of batches is an integer, which is copied
     counted = model.num_batches_tracked
     assert counted is not None
-    average = _Average(model, torch.device("cpu"), 0.5)
+    average = averaged(model, 0.5, "cpu")
     expected = torch.full((3,), 7.0)
     for step in range(4):
         with torch.no_grad():
             model.weight.fill_(7.0 + step)
         counted.fill_(step)
-        expected = expected + (model.weight.detach() - expected) * (1 - warmed_up(0.5, step) if step else 1)
+        expected = expected + (model.weight.detach() - expected) * (1 - decay(step, 0.5) if step else 1)
         average.update_parameters(model)
         found = average.module.state_dict()
-        torch.testing.assert_close(found["weight"], expected)
-        assert found["num_batches_tracked"] == step
+        torch.testing.assert_close(found["model.weight"], expected)
+        assert found["model.num_batches_tracked"] == step
     assert average.n_averaged == 4
 
 
 def test_an_update_reads_nothing_from_the_device() -> None:
-    model = torch.nn.Linear(3, 2, device="meta")  # has no values: whoever reads one fails
-    average = _Average(model, torch.device("meta"), 0.9)
-    for _ in range(3):
-        average.update_parameters(model)
-    assert average.n_averaged == 3
+    """Of ours: torch's AveragedModel itself looks at its count."""
+    update = averaged(torch.nn.Linear(3, 2), 0.9, "cpu").multi_avg_fn
+    assert update is not None
+    for kind in (torch.float32, torch.int64):
+        there = [torch.empty(3, dtype=kind, device="meta") for _ in range(4)]  # have no values: whoever reads one fails
+        update(there[:2], there[2:], torch.tensor(3, device="meta"))
+        with pytest.raises(RuntimeError, match="meta"):
+            there[0].sum().item()
 
 
 @pytest.mark.parametrize("start", ["frozen", "scratch"])

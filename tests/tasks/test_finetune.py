@@ -14,12 +14,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 import cxlp.tasks.finetune
-from cxlp.models.network import NetworkConfig
+from cxlp.backbones.gradient_checkpointing import run_in_segments
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.optim import OptimizerConfig
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
-from tests.tasks.small import NETWORK, network, pictures, trainer
+from tests.tasks.small import network, pictures, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,9 +29,9 @@ RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1,
 STILL = OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=0)
 
 
-def task(config: NetworkConfig = NETWORK, **options: Any) -> FineTune:
+def task(**options: Any) -> FineTune:
     """A task with the same random weights at each call."""
-    return FineTune(network(config), **{"optimizer": RATES, **options})
+    return FineTune(network(), **{"optimizer": RATES, **options})
 
 
 def solved(folder: Path, tmp_path: Path, precision: Any = "32-true", **options: Any) -> FineTune:
@@ -75,7 +75,7 @@ def test_it_goes_on_from_the_frozen_solution(folder: Path, tmp_path: Path) -> No
     run.fit(tuned, pictures(folder, validation=0.25))  # nine images: three batches of four
     assert [s[:2] for s in seen] == [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (1, 6)]
     assert all(training for *_, training, _ in seen)
-    for part in ("backbone", "parts", "classifier"):
+    for part in ("backbone", "heads", "classifier"):
         keys = [k for k in before if k.startswith(part) and k.endswith("weight")]
         assert any(not torch.equal(kept[0][k], before[k]) for k in keys), part
     assert {"fine-tuning", "validation"} <= tuned.times.keys()
@@ -154,7 +154,7 @@ def test_the_backbone_is_held_while_the_classifier_learns(folder: Path, tmp_path
     def look(trainer: pl.Trainer, task: FineTune) -> None:
         now = weights(task.network)
         parts = [
-            [k for k in now if k.startswith(p) and k.endswith("weight")] for p in ("backbone", "parts", "classifier")
+            [k for k in now if k.startswith(p) and k.endswith("weight")] for p in ("backbone", "heads", "classifier")
         ]
         backbone, projection, classifier = (any(not torch.equal(now[k], start[k]) for k in keys) for keys in parts)
         moved.append((backbone, projection, classifier))
@@ -447,7 +447,7 @@ def test_compiled_parts_train_alike_under_the_same_names(
     torch._dynamo.reset()
     plain, _ = one_epoch(folder, tmp_path)
     fast, _ = one_epoch(folder, tmp_path, compile=True)
-    assert compiled == [fast.network.backbone, *fast.network.parts]
+    assert compiled == [fast.network.backbone, *fast.network.heads]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
     assert list(fast.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-5)

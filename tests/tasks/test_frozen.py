@@ -4,26 +4,24 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from cxlp.models.branch import PoolingConfig
-from cxlp.models.views import ViewsConfig
 
 from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
 from cxlp.frozen.cache import Entry, clean
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.heads import CrossLayerPooling, Head
+from cxlp.heads.views import Views
 from cxlp.tasks import Frozen
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
-from tests.tasks.small import NETWORK, network, pictures, trainer
+from tests.tasks.small import network, pictures, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +57,7 @@ def test_the_network_evaluates_and_its_backbone_takes_no_gradients(folder: Path,
     trainer(tmp_path, max_epochs=1, callbacks=[watch]).fit(task, pictures(folder, validation=0.25))
     assert watch.training and not any(watch.training)
     # while the head keeps its own: DDP refuses a module without any
-    heads = {"parts.0.encoding.projection.weight", "classifier.weight"}
+    heads = {"heads.0.projection.weight", "classifier.weight"}
     assert all(heads <= names and not any(name.startswith("backbone") for name in names) for names in watch.gradients)
     # and the backbone has its own again: it may be trained next
     assert {name for name, p in task.network.named_parameters() if p.requires_grad} == before
@@ -181,13 +179,11 @@ def reuse(config: FrozenConfig, data: Folder, size: int = 32, test_size: int | N
     return FeatureReuse(config, data)
 
 
-def fit_with(
-    store: Path, folder: Path, place: Path, network_config: NetworkConfig = NETWORK, seed: int = 0, **options: Any
-) -> Frozen:
+def fit_with(store: Path, folder: Path, place: Path, head: Head | None = None, seed: int = 0, **options: Any) -> Frozen:
     """Fit and test with a store of features; the same initial weights each time."""
     config = FrozenConfig(store=str(store), **options)
     data = pictures(folder, validation=0.25)
-    built = network(network_config)
+    built = network(head)
     if seed:
         torch.manual_seed(seed)
         torch.nn.init.normal_(built.get_parameter("backbone.trunk.conv1.0.weight"))
@@ -230,18 +226,18 @@ def test_what_features_depend_on_makes_them_again(
 ) -> None:
     fit_with(tmp_path / "store", folder, tmp_path)
     decoded.clear()
-    changed: NetworkConfig = NETWORK
+    head: Head | None = None
     options: dict[str, Any] = {}
     if change == "weights":
         options = {"seed": 1}
     elif change == "representation":
-        changed = replace(NETWORK, pooling=replace(NETWORK.pooling, sqrt=False))
+        head = CrossLayerPooling(pca_dim=4, sqrt=False)
     elif change == "picture":
         picture = next(folder.rglob("train/*/*.png"))
         os.utime(picture, ns=(0, 0))
     else:
         options = {"pca_vectors": 13}
-    fit_with(tmp_path / "store", folder, tmp_path, changed, **options)
+    fit_with(tmp_path / "store", folder, tmp_path, head, **options)
     assert len(decoded) == 9 + 3 + 6  # the test images' features depend on the training images, by the PCA
 
 
@@ -250,7 +246,7 @@ def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_pa
     fit_with(store, folder, tmp_path)
     (entry,) = store.iterdir()
     whole = sorted(p.name for p in entry.iterdir())
-    assert [name.split("-")[0] for name in whole] == ["entry.json", "features.bin", "parts.pt", "test", "val"]
+    assert [name.split("-")[0] for name in whole] == ["entry.json", "features.bin", "heads.pt", "test", "val"]
     shutil.copytree(entry, store / f".{entry.name}.1.part")  # as if a run had died before the renaming
     (store / f".{entry.name}.1.lock").touch()
     (entry / "entry.json").unlink()  # or while somebody deleted the store
@@ -270,12 +266,13 @@ def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match="a run is writing into"):
         clean(tmp_path)
     (first / "features.bin").write_text("x")
-    mine, others = (Network(NETWORK, ["a", "b"]) for _ in range(2))  # of other random weights
+    mine, others = network(), network()
+    torch.nn.init.normal_(others.get_parameter("heads.0.projection.weight"))  # of other random weights
     one.commit(mine, {"seconds": {"PCA": 1.0}})
     assert one.complete and other.complete and (one.folder / "features.bin").read_text() == "x"
     other.commit(others, {})  # too late: the first one's is kept
     left = sorted(p.name for p in tmp_path.rglob("*"))
-    assert left == sorted([one.folder.name, "entry.json", "features.bin", "parts.pt"])
+    assert left == sorted([one.folder.name, "entry.json", "features.bin", "heads.pt"])
     # so what others made is neither read nor written
     assert other.was_made_by(mine) and not other.was_made_by(others)
     assert other.facts()["seconds"] == {"PCA": 1.0}
@@ -302,14 +299,16 @@ def test_a_part_of_the_images_or_an_unfitted_network_is_not_stored(
 
 
 def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: Path) -> None:
-    signs = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True))
-    whole = fit_with(tmp_path / "whole", folder, tmp_path, signs)
-    packed = fit_with(tmp_path / "packed", folder, tmp_path, signs, features="sign")
+    def signs() -> Head:
+        return CrossLayerPooling(pca_dim=4, sign=True)
+
+    whole = fit_with(tmp_path / "whole", folder, tmp_path, signs())
+    packed = fit_with(tmp_path / "packed", folder, tmp_path, signs(), features="sign")
     assert whole.network.classifier is not None and packed.network.classifier is not None
     torch.testing.assert_close(packed.network.classifier.weight, whole.network.classifier.weight, atol=1e-5, rtol=1e-4)
     sizes = [sum(p.stat().st_size for p in (tmp_path / n).rglob("*.bin")) for n in ("whole", "packed")]
     assert sizes[0] == 16 * sizes[1]
-    again = fit_with(tmp_path / "packed", folder, tmp_path, signs, features="sign")
+    again = fit_with(tmp_path / "packed", folder, tmp_path, signs(), features="sign")
     for name, value in packed.trainer.callback_metrics.items():
         torch.testing.assert_close(again.trainer.callback_metrics[name], value)
 
@@ -323,23 +322,23 @@ def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
     assert task.network.classifier is not None and exact.network.classifier is not None
     torch.testing.assert_close(task.network.classifier.weight, exact.network.classifier.weight, atol=1e-2, rtol=0)
     assert not torch.equal(task.network.classifier.weight, exact.network.classifier.weight)
-    raw = replace(NETWORK, pooling=replace(NETWORK.pooling, l2=False))
+    raw = CrossLayerPooling(pca_dim=4, l2=False)
     with pytest.raises(CxlpError, match="float16, which overflows"):
         fit_with(tmp_path / "raw", folder, tmp_path, raw, features="float16")
 
 
 def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"features is sign, but .*network\.pooling\.sign: true and l2: true"):
+    with pytest.raises(CxlpError, match=r"features is sign, but .* sign: true and l2: true"):
         fit_with(tmp_path / "store", folder, tmp_path, features="sign")
 
 
 def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
-    signs = replace(NETWORK, pooling=replace(NETWORK.pooling, sign=True), test_views=ViewsConfig("flip"))
     config = FrozenConfig(store=str(tmp_path / "store"), features="sign")
     losses = []
     for _ in range(2):
         data = pictures(folder)
-        task = Frozen(network(signs), config, reuse=reuse(config, data))
+        built = network(CrossLayerPooling(pca_dim=4, sign=True), test_views=Views("flip"))
+        task = Frozen(built, config, reuse=reuse(config, data))
         run = trainer(tmp_path, max_epochs=1)
         run.fit(task, data)
         losses.append(run.test(task, data, verbose=False)[0]["test/loss"])
@@ -352,7 +351,7 @@ def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) ->
     config = FrozenConfig(store=str(tmp_path / "store"))
     kinds: tuple[Literal["whole", "crops"], ...] = ("whole", "crops", "crops")
     for kind in kinds:
-        data, built = pictures(folder), network(replace(NETWORK, test_views=ViewsConfig(kind)))
+        data, built = pictures(folder), network(test_views=Views(kind))
         task = Frozen(built, config, reuse=reuse(config, data, built.image_size, built.test_size))
         run = trainer(tmp_path, max_epochs=1)
         run.fit(task, data)
@@ -382,8 +381,8 @@ class Repeated(pl.Callback):
 def test_a_batch_of_repeats_alone_scores_nothing(folder: Path, tmp_path: Path, name: str) -> None:
     # as the last one of a rank may be; transformers take no batch of none
     layers = ("blocks.4", "blocks.5.mlp.act") if "vit" in name else ("layer3.0.conv2", "layer3")
-    config = NetworkConfig(BackboneConfig(name, layers, weights=None, image_size=160), PoolingConfig(pca_dim=4))
-    frozen, repeated = Frozen(network(config)), Repeated()
+    backbone = BackboneConfig(name, layers, weights=None, image_size=160)
+    frozen, repeated = Frozen(network(backbone=backbone)), Repeated()
     run = trainer(tmp_path, max_epochs=1, callbacks=[repeated])
     run.fit(frozen, pictures(folder))
     run.test(frozen, pictures(folder), verbose=False)

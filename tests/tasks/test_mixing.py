@@ -10,6 +10,7 @@ from cxlp.utils.labels import classification_loss
 
 KINDS = ("mixup", "cutmix")
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+SHARES = IMAGES.float() / 255  # of 0..1, as mixtures are
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
@@ -21,15 +22,16 @@ def test_targets_are_the_shares_of_the_images(kind: Literal["mixup", "cutmix"]) 
         assert images.dtype == torch.float32 and targets.shape == (4, 3)
         torch.testing.assert_close(targets.sum(1), torch.ones(4))
         share = float(targets[0, 0])  # the first one is mixed with the last, of class 1
-        before = IMAGES.roll(1, 0).float()
+        before = SHARES.roll(1, 0)
         if kind == "mixup":
-            expected = share * IMAGES + (1 - share) * before
-            torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-3)
+            expected = share * SHARES + (1 - share) * before
+            torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-3 / 255)
         else:
-            own = (images == IMAGES).all(1)  # (4, 16, 16)
-            assert torch.equal(images, torch.where(own[:, None], IMAGES.float(), before))
+            own = (images == SHARES).all(1)  # (4, 16, 16)
+            assert torch.equal(images, torch.where(own[:, None], SHARES, before))
             assert float(own[0].float().mean()) == pytest.approx(share, abs=1e-6)
         shares.add(share)
+        assert torch.equal(Mixing(kind, 1.0, 3)(SHARES, LABELS, seed)[0], images)  # bytes or floats, the same mixture
     assert len(shares) >= 8 and 0 <= min(shares) < 0.4 and 0.6 < max(shares) <= 1
 
 

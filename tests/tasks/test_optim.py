@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from cxlp.models.branch import Method, PoolingConfig
 from torch import nn
 
-from cxlp.backbones.backbone import BackboneConfig
-from cxlp.models.network import Network, NetworkConfig
+from cxlp.backbones.backbone import Backbone, BackboneConfig
+from cxlp.heads import AveragePooling, BilinearPooling, CrossLayerPooling, Head, TrainedGuidePooling
+from cxlp.models.network import Network
 from cxlp.tasks.optim import DEPTHS, OptimizerConfig, build_optimizer, warmup_cosine
 from cxlp.utils.errors import CxlpError
 
@@ -18,8 +18,8 @@ BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weig
 RATES = OptimizerConfig(backbone_lr=0.1, projection_lr=0.2, classifier_lr=0.3, weight_decay=0.01)
 
 
-def network(method: Method = "cross", pca_dim: int | None = 6) -> Network:
-    return Network(NetworkConfig(BACKBONE, PoolingConfig(method=method, pca_dim=pca_dim)), ["gull", "tern", "wren"])
+def network(head: Head | None = None) -> Network:
+    return Network(Backbone.from_config(BACKBONE), head or CrossLayerPooling(pca_dim=6), ["gull", "tern", "wren"])
 
 
 def factors(warmup: int, total: int, steps: int) -> list[float]:
@@ -98,9 +98,19 @@ def by_name(whole: Network, config: OptimizerConfig) -> dict[str, tuple[dict[str
     return {group["name"]: (group, {names[id(p)] for p in group["params"]}) for group in groups}
 
 
-@pytest.mark.parametrize("method", ["cross", "bilinear", "average_guide"])
-def test_each_parameter_is_in_exactly_one_group(method: Method) -> None:
-    whole = network(method)
+@pytest.mark.parametrize(
+    "head",
+    [
+        CrossLayerPooling(pca_dim=6),
+        CrossLayerPooling(pca_dim=6, guide_dim=5),
+        BilinearPooling(pca_dim=6),
+        TrainedGuidePooling(pca_dim=6, channels=4),
+        AveragePooling(),
+    ],
+    ids=lambda head: head.name,
+)
+def test_each_parameter_is_in_exactly_one_group(head: Head) -> None:
+    whole = network(head)
     given = [p for group in build_optimizer(whole, RATES).param_groups for p in group["params"]]
     assert len(given) == len({id(p) for p in given})
     assert {id(p) for p in given} == {id(p) for p in whole.parameters()}
@@ -112,7 +122,7 @@ def test_rates_by_part_and_no_decay_of_biases_and_norms() -> None:
     assert list(groups) == [f"{p}{s}" for p in ("backbone", "projection", "classifier") for s in ("", "/no_decay")]
     for name, (group, members) in groups.items():
         part, _, suffix = name.partition("/")
-        where = "parts.0.encoding.projection" if part == "projection" else part
+        where = "heads.0.projection" if part == "projection" else part
         assert members and all(member.startswith(where + ".") for member in members)
         assert group["lr"] == getattr(RATES, f"{part}_lr")
         assert group["weight_decay"] == (0.0 if suffix else 0.01)
@@ -128,17 +138,16 @@ def test_rates_by_part_and_no_decay_of_biases_and_norms() -> None:
     assert exempt == norms | biases
 
 
-@pytest.mark.parametrize(("method", "pca_dim"), [("cross", None), ("average_local", 6)])
-def test_a_network_without_projection_has_no_group_for_it(method: Method, pca_dim: int | None) -> None:
-    groups = by_name(network(method, pca_dim), RATES)
+@pytest.mark.parametrize("head", [CrossLayerPooling(pca_dim=None), AveragePooling(layers=["layer3.0.conv2"])])
+def test_a_network_without_projection_has_no_group_for_it(head: Head) -> None:
+    groups = by_name(network(head), RATES)
     assert set(groups) == {"backbone", "backbone/no_decay", "classifier", "classifier/no_decay"}
 
 
 def test_frozen_parameters_are_left_out() -> None:
     whole = network()
     whole.backbone.requires_grad_(False)
-    assert whole.projection is not None and whole.projection.bias is not None
-    whole.projection.bias.requires_grad_(False)
+    whole.get_parameter("heads.0.projection.bias").requires_grad_(False)
     groups = by_name(whole, RATES)
     assert set(groups) == {"projection", "classifier", "classifier/no_decay"}
 
