@@ -49,9 +49,9 @@ def test_decay_warms_up() -> None:
     assert found == pytest.approx([2 / 11, 11 / 20, 0.9])
 
 
-def averaged(model: torch.nn.Module, most: float, device: str) -> AveragedModel:
+def averaged(model: torch.nn.Module, most: float) -> AveragedModel:
     """The model's average, as the callback keeps it in a fit."""
-    callback, task = AverageWeights(most, torch.device(device)), pl.LightningModule()
+    callback, task = AverageWeights(most, torch.device("cpu")), pl.LightningModule()
     task.model = model
     callback.setup(pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False), task, "fit")
     average = callback._average_model
@@ -63,7 +63,7 @@ def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
     model = torch.nn.BatchNorm1d(3)  # its count of batches is an integer, which is copied
     counted = model.num_batches_tracked
     assert counted is not None
-    average = averaged(model, 0.5, "cpu")
+    average = averaged(model, 0.5)
     expected = torch.full((3,), 7.0)
     for step in range(4):
         with torch.no_grad():
@@ -79,7 +79,7 @@ def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
 
 def test_an_update_reads_nothing_from_the_device() -> None:
     """Of ours: torch's AveragedModel itself looks at its count."""
-    update = averaged(torch.nn.Linear(3, 2), 0.9, "cpu").multi_avg_fn
+    update = averaged(torch.nn.Linear(3, 2), 0.9).multi_avg_fn
     assert update is not None
     for kind in (torch.float32, torch.int64):
         there = [torch.empty(3, dtype=kind, device="meta") for _ in range(4)]  # have no values: whoever reads one fails
