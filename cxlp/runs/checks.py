@@ -4,7 +4,7 @@ import torch
 from jsonargparse import Namespace
 
 from cxlp.runs.cli import build_parser
-from cxlp.runs.recipe import ModelConfig, check_gradient_options
+from cxlp.runs.recipe import STARTS, ModelConfig, check_gradient_options
 from cxlp.utils.errors import CxlpError
 
 
@@ -50,6 +50,11 @@ def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) 
         )
     if refit and (trainer["max_steps"] not in (None, -1) or trainer["max_time"]):
         raise CxlpError("run.refit counts epochs: leave trainer.max_steps and trainer.max_time out")
+    if refit and model.start not in STARTS:
+        raise CxlpError(
+            f"run.refit fits all training images anew, but {model.start} was fitted to some of them: set model.start: "
+            "frozen; with model.frozen.store, its features are kept"
+        )
     if isinstance(refit, str) and held_out:
         raise CxlpError(
             f"run.refit is the choice of an earlier run, but data.validation holds out {held_out}: a refit takes all "

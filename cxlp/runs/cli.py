@@ -34,7 +34,7 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("-c", "--config", action="config", help="A config, here or in configs/; later ones win.")
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of the run; true: a random one.")
+    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
     parser.add_class_arguments(pl.Trainer, "trainer", instantiate=False, fail_untyped=False)
@@ -80,7 +80,7 @@ def model_of(config: Namespace) -> ModelConfig:
     Raises:
         CxlpError: If a value is out of its range.
     """
-    model: ModelConfig = build_parser().instantiate_classes(config.clone())["model"]
+    model: ModelConfig = build_parser().instantiate(config.clone())["model"]
     return model
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -84,7 +85,7 @@ def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | 
     if not given.is_file():
         near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
         raise CxlpError(f"checkpoint not found: {given}. {did_you_mean(str(given), near) if near else ''}")
-    saved = read_checkpoint(given)
+    saved = read_run(given)
     folder = given.absolute().parent.parent
     if given.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
         return None, given, None
@@ -92,6 +93,21 @@ def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | 
     if newest is None or (given.name not in _OWN and newest.name == "frozen.ckpt"):
         newest = given  # of the user's own ModelCheckpoint
     return folder, newest, saved["cxlp_run"]["wandb_id"]
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a run wrote, with what it tells of the run.
+
+    Raises:
+        CxlpError: If there is none, or a Trainer without a run wrote it.
+    """
+    saved = read_checkpoint(path)
+    if "cxlp_run" not in saved:
+        raise CxlpError(
+            f"{path} was written by a Trainer of your own, not by a run of cxlp train: which images and options it is "
+            "of is not known. Predict and explain take it; to train on, load it there, by load_from_checkpoint"
+        )
+    return saved
 
 
 #: Checkpoints that a run can be gone on with, the newest first.

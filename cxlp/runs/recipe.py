@@ -112,6 +112,8 @@ class ModelConfig:
         return Network(backbone, heads, classes, multi_label, self.test_views)
 
 
+#: Where gradient descent may start, besides a checkpoint.
+STARTS = ("frozen", "projection", "scratch")
 #: Of the model, what only gradient epochs use.
 GRADIENT_MODEL_KEYS = tuple(
     f.name for f in fields(ModelConfig) if f.name not in ("backbone", "head", "test_views", "frozen", "start")
@@ -143,7 +145,7 @@ def check_gradient_options(config: Namespace, defaults: Namespace) -> None:
 
 #: What may differ between a run and what goes on with it, or repeats it: it changes no result, or only by rounding.
 _FREE = (
-    "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile", "model.start",
+    "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile",
     "data.root", "data.num_workers", "data.download", "data.batch_size", "data.validation", "data.split_seed",
 )  # fmt: skip
 
@@ -152,8 +154,11 @@ def recipe_of(config: Namespace) -> dict[str, Any]:
     """List what the weights depend on besides the images, by key, as plain values."""
     found = {**dict(_leaves("model", _plain(config["model"]))), **dict(_leaves("data", _plain(config["data"])))}
     found = {key: value for key, value in found.items() if key not in _FREE}
-    found["trainer.max_epochs"] = config["trainer"]["max_epochs"]
-    return found
+    if config["model"]["start"] not in STARTS:
+        found["model.start"] = "a checkpoint"  # which may have been moved
+    trainer = ("max_epochs", "precision", *(key for key in GRADIENT_TRAINER_KEYS if key != "max_time"))
+    found |= {f"trainer.{key}": _plain(config["trainer"][key]) for key in trainer}
+    return {**found, "seed_everything": config["seed_everything"]}
 
 
 def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

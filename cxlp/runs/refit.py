@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from cxlp.models.checkpoint import read_checkpoint
+from cxlp.runs.folder import read_run
 from cxlp.utils.errors import CxlpError
 
 #: Of a run, in their order.
@@ -40,6 +40,11 @@ class Choice:
     images_per_step: int
     recipe: dict[str, Any]
 
+    @property
+    def last_gradient_epoch(self) -> int:
+        """The last gradient epoch that it has seen, counted likewise: a closing fit is one behind it."""
+        return self.epoch - (self.stage == "closing")
+
 
 def read_choice(checkpoint: str) -> Choice:
     """Read which epoch a checkpoint is of.
@@ -51,7 +56,7 @@ def read_choice(checkpoint: str) -> Choice:
         raise CxlpError(
             f"run.refit is {checkpoint!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
-    saved = read_checkpoint(checkpoint)
+    saved = read_run(checkpoint)
     run, stage = saved["cxlp_run"], stage_of(saved)
     epoch = run["first_epoch"] + (saved["epoch"] if stage == "finetune" else 0)
     return Choice(checkpoint, stage, epoch, saved["cxlp"]["validated"], run["images_per_step"], run["recipe"])

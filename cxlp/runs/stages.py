@@ -38,7 +38,16 @@ from cxlp.runs.callbacks import (
 from cxlp.runs.checks import check_trainer
 from cxlp.runs.cli import build_parser
 from cxlp.runs.evaluation import TestReport
-from cxlp.runs.folder import find_resumed, last_checkpoint, launched_rank, new_folder, refit_folder, say, take_up
+from cxlp.runs.folder import (
+    find_resumed,
+    last_checkpoint,
+    launched_rank,
+    new_folder,
+    read_run,
+    refit_folder,
+    say,
+    take_up,
+)
 from cxlp.runs.loggers import RunConfig, build_loggers, labelled, start_wandb
 from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import (
@@ -104,14 +113,12 @@ class Run:
     def __init__(self, config: Namespace) -> None:
         self.config = config
         self.settings = RunConfig(**config["run"].as_dict())
-        parts = build_parser().instantiate_classes(config.clone())
+        parts = build_parser().instantiate(config.clone())
         self.model: ModelConfig = parts["model"]
         self.data: ImageDataModule = parts["data"]
         self.choice: Choice | None = read_choice(self.settings.refit) if isinstance(self.settings.refit, str) else None
         check_trainer(config, self.model, self.data.validation)
-        seed = config["seed_everything"]
-        if seed is not False:
-            pl.seed_everything(None if seed is True else seed, workers=True)
+        pl.seed_everything(config["seed_everything"], workers=True)
         self.times, self.progress = PhaseTimes(), Progress()
         self.done: dict[str, Done] = {}
         self.resumed: Path | None = None
@@ -163,7 +170,7 @@ class Run:
         """
         if self.resumed is None:
             return
-        saved = read_checkpoint(self.resumed)
+        saved = read_run(self.resumed)
         self._check_same(saved)
         self.done = self._find_done(saved)
         self.times.update(saved["cxlp"]["times"])
@@ -172,6 +179,10 @@ class Run:
         self.report, self._seen = saved["cxlp_run"]["report"], saved["cxlp_run"]["seen"]
         if launched_rank() == 0:  # now that it is known to belong to the run
             write_whole(self.folder / "config-resumed.yaml", self._config_text)
+            if saved["cxlp_run"]["recipe"]["trainer.max_epochs"] != self.config["trainer"]["max_epochs"]:
+                # Made longer: it is so for good, and not at its end.
+                write_whole(self.folder / "config.yaml", self._config_text)
+                (self.folder / "metrics.json").unlink(missing_ok=True)
             self._write_done()
 
     def _find_done(self, saved: Mapping[str, Any]) -> dict[str, Done]:
@@ -202,8 +213,9 @@ class Run:
         """Refuse a checkpoint of another recipe, other classes or other images."""
         recipe = recipe_of(self.config)
         known = saved["cxlp_run"]["recipe"]
-        if not self.model.closing_fit:  # such a run may be made longer
-            recipe, known = ({k: v for k, v in r.items() if k != "trainer.max_epochs"} for r in (recipe, known))
+        epochs = "trainer.max_epochs"
+        if not self.model.closing_fit and recipe[epochs] > known[epochs]:  # such a run may be made longer
+            known = {**known, epochs: recipe[epochs]}
         check_recipe(known, recipe)
         network = saved["cxlp"]["network"]
         if list(network["classes"]) != list(self.data.classes):
@@ -304,8 +316,8 @@ class Run:
             compile=model.compile,
         )
         own: list[pl.Callback] = [StopWhereItStopped()]
-        if self.choice is not None and self.choice.stage == "finetune":
-            own.append(StopAfter(self.choice.epoch - first))
+        if self.choice is not None:
+            own.append(StopAfter(self.choice.last_gradient_epoch - first))
         trainer = self._build_trainer("finetune", own, gradients=True, first_epoch=first)
         if resume is not None:
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
@@ -339,18 +351,24 @@ class Run:
                 f"model.start is {self.model.start!r}: expected frozen, projection, scratch, or the path of a "
                 "checkpoint or of a run's folder"
             )
-        saved = read_checkpoint(path)
-        if tuple(saved["cxlp"]["network"]["classes"]) != self.data.classes:
-            raise CxlpError(f"{path} was fitted to other classes than the data has")
+        saved = read_run(path)
+        self._check_network(path, saved["cxlp"]["network"])
         self._check_overlap(path, saved)
         load_weights(self.network, saved, str(path))
         self.report = saved["cxlp_run"]["report"]
+        same = torch.equal(saved["cxlp_run"]["trained_on"], self.data.fingerprints("train"))
         if (self.model.closing_fit and not self.report) or (
             self.model.cross_fit and saved["cxlp"].get("fold_classifiers") is None
         ):
             raise CxlpError(
                 f"{path} does not hold what model.closing_fit and model.cross_fit take from a frozen fit with the same "
                 "options: set model.start: frozen"
+            )
+        if self.model.cross_fit and not same:
+            raise CxlpError(
+                f"model.cross_fit scores each image by SVMs that have not seen it, but those of {path} were fitted to "
+                "other training images: give it the same data, data.validation and data.split_seed, or set model.start "
+                "to frozen"
             )
         kept = "checkpoints/start.ckpt"
         if launched_rank() == 0:
@@ -359,10 +377,26 @@ class Run:
             (self.folder / f"{kept}.part").replace(self.folder / kept)
         if self.model.cross_fit:
             self._folds = FoldClassifiers(**saved["cxlp"]["fold_classifiers"])
-        # Where the same images were held out, what they say of it counts.
-        same = torch.equal(saved["cxlp_run"]["trained_on"], self.data.fingerprints("train"))
+        # Where the same images were held out, and seen in the same way, what they say of it counts.
+        same = same and all(
+            saved["cxlp_run"]["recipe"].get(key) == value
+            for key, value in recipe_of(self.config).items()
+            if key.startswith("data.")
+        )
         # The gradient epochs start from the original: other processes do not know this run's folder yet.
         return Done(kept, str(path.absolute()), 0, 1, saved["cxlp"]["validated"] if same else {})
+
+    def _check_network(self, path: Path, saved: Mapping[str, Any]) -> None:
+        """Refuse another network than the model's keys describe."""
+        described = self.network.spec()
+        if list(saved["classes"]) != described["classes"]:
+            raise CxlpError(f"{path} was fitted to other classes than the data has")
+        for key in ("backbone", "heads", "test_views", "multi_label"):
+            if saved[key] != described[key]:
+                raise CxlpError(
+                    f"{path} holds another network: its {key} is {saved[key]}, the model's keys give {described[key]}. "
+                    "Give it the keys of that run"
+                )
 
     def _check_overlap(self, path: Path, saved: Mapping[str, Any]) -> None:
         """Refuse to test on what the earlier run was trained on; warn where validation is."""
@@ -423,7 +457,7 @@ class Run:
     def _build_trainer(self, stage: str, own: list[pl.Callback], gradients: bool, first_epoch: int = 0) -> pl.Trainer:
         """Make the Trainer of a stage from the options of ``trainer``; those of gradient epochs apply there only."""
         # Anew for each stage: strategies, plugins and the user's callbacks belong to one Trainer.
-        given = build_parser().instantiate_classes(self.config.clone())["trainer"].as_dict()
+        given = build_parser().instantiate(self.config.clone())["trainer"].as_dict()
         users = given.pop("callbacks") or []
         users = list(users) if isinstance(users, list | tuple) else [users]
         epochs = given.pop("max_epochs")
@@ -458,7 +492,10 @@ class Run:
         self.progress.first_epoch = first_epoch
         record = Record(self._facts, image)
         shared = [self.progress, EpochSeed(), record, self._provenance, MovedCheckpoints()]
-        if not gradients:
+        theirs = [c for c in users if isinstance(c, ModelCheckpoint)]
+        for callback in theirs:
+            callback.dirpath = callback.dirpath or os.path.realpath(self.folder / "checkpoints")
+        if not gradients and not theirs:
             given["enable_checkpointing"] = False
         given["default_root_dir"] = str(self.folder)
         built = pl.Trainer(
@@ -473,15 +510,12 @@ class Run:
         return built
 
     def _checkpoints(self, users: list[pl.Callback]) -> list[pl.Callback]:
-        """The run's own checkpoints, unless the user has given some."""
-        folder = self.folder / "checkpoints"
-        theirs = [c for c in users if isinstance(c, ModelCheckpoint)]
-        for callback in theirs:
-            callback.dirpath = callback.dirpath or os.path.realpath(folder)
-        if theirs or not self.saves:
+        """The run's own checkpoints: the last, and the best unless the user has said which that is."""
+        if not self.saves:
             return []
-        monitor = f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None
-        return list(checkpoints(folder, monitor))
+        theirs = any(isinstance(c, ModelCheckpoint) for c in users)
+        monitor = f"val/{SELECTION[self.data.multi_label]}" if self.data.validation and not theirs else None
+        return list(checkpoints(self.folder / "checkpoints", monitor))
 
     def _images_per_step(self, trainer: pl.Trainer) -> int:
         return int(self.data.batch_size * trainer.world_size * (self.config["trainer"]["accumulate_grad_batches"] or 1))

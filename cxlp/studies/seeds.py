@@ -28,8 +28,6 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
     first = config["seed_everything"]
     if count < 1:
         raise CxlpError(f"seeds is {count}: it must be 1 or more")
-    if isinstance(first, bool):
-        raise CxlpError(f"seed_everything is {str(first).lower()}, but seeds are counted from it: give it a number")
     if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "

@@ -152,7 +152,7 @@ def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.Monke
     args = ["--config", "demo.yaml", *other, *(part for key in nullable for part in (f"--{key}", "null"))]
     config = parse(args)
     assert all(config[key.replace("data.", "data.init_args.")] is None for key in nullable)
-    built = build_parser().instantiate_classes(config)
+    built = build_parser().instantiate(config)
     assert built["model"].network.pooling.pca_dim is None and built["data"].num_workers is None
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.test_cli import FINETUNE, run
-from tests.small_run import POOLING
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,13 +118,10 @@ def test_the_summary_is_of_the_tested_checkpoint(tuned: Offline) -> None:
 
 
 def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several: Offline) -> None:
-    assert sorted(tuned.tags) == sorted(["mine", "CUB-200-2011", "squeezenet1_0", "FineTune", "cross"])
-    assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "cross"])
+    assert sorted(tuned.tags) == sorted(["mine", "CUB-200-2011", "squeezenet1_0", "FineTune", "CrossLayerPooling"])
+    assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "CrossLayerPooling"])
     assert [tuned.run["run_group"], several.run["run_group"]] == ["CUB-200-2011", "Pascal VOC 2007"]
-    pooling: Any = tuned.config
-    for key in POOLING.split("."):
-        pooling = pooling[key]
-    assert pooling["pca_dim"] == 8
+    assert tuned.config["model"]["head"]["init_args"]["pca_dim"] == 8
     assert tuned.config["trainer"]["max_epochs"] == 2
     written = json.loads((tuned.folder / "provenance.json").read_text())
     assert tuned.config["provenance"] == written

@@ -141,6 +141,10 @@ def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
     [
         (["--run.refit", "true", *ALL_IMAGES], "set data.validation, such as 0.1"),
         (["--run.refit", "true", "--trainer.enable_checkpointing", "false"], "leave trainer.enable_checkpointing out"),
+        (
+            ["--run.refit", "true", "--model.start", "runs/first"],
+            "run.refit fits all training images anew, but runs/first",
+        ),
         (["--run.refit", "nowhere.ckpt", *ALL_IMAGES], "run.refit is 'nowhere.ckpt': expected true, false, or"),
     ],
 )
@@ -158,6 +162,9 @@ def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture
         "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
         f"--{POOLING}.pca_dim=3": f"run.refit: {POOLING}.pca_dim is 3",
         "--data.augment.crop_scale=0.9": "run.refit: data.augment.crop_scale is 0.9",
+        "--model.start=projection": "run.refit: model.start is 'projection', but the checkpoint's run had 'frozen'",
+        "--trainer.gradient_clip_val=0.1": "run.refit: trainer.gradient_clip_val is 0.1",
+        "--seed_everything=1": "run.refit: seed_everything is 1",
         "--data.batch_size=2": "a step takes 2 images",
         "--trainer.max_epochs=1": "run.refit: trainer.max_epochs is 1",
         "--trainer.max_epochs=9": "run.refit: trainer.max_epochs is 9",
@@ -187,4 +194,14 @@ def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixtu
     refitted = run("b", *again)
     whole = run("whole", *FINETUNE, *closing, *ALL_IMAGES)
     assert_same(saved(refitted / "checkpoints" / "best.ckpt"), saved(whole / "checkpoints" / "closing.ckpt"))
+    assert metrics(refitted)["refit"]["epoch"] == metrics(refitted)["epoch"] == 3
+
+
+def test_a_refit_of_the_closing_fit_has_as_many_epochs_before_it(work: Path) -> None:
+    patience = "{monitor: val/loss, patience: 1, min_delta: 100.0}"
+    stops = f"[{{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {patience}}}]"
+    given = [*FINETUNE, "--model.closing_fit", "true", "--trainer.max_epochs", "6", "--trainer.callbacks", stops]
+    chosen = run("a", *given) / "checkpoints" / "closing.ckpt"
+    assert read_choice(str(chosen)).epoch == 3  # it stopped after two of six
+    refitted = run("b", *given, *ALL_IMAGES, "--run.refit", str(chosen))
     assert metrics(refitted)["refit"]["epoch"] == metrics(refitted)["epoch"] == 3

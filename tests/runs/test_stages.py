@@ -19,7 +19,7 @@ from cxlp.models.checkpoint import load_network
 from cxlp.reports.history import by_epoch, history
 from cxlp.runs.recipe import GRADIENT_MODEL_KEYS, GRADIENT_TRAINER_KEYS
 from cxlp.tasks import FineTune, Frozen
-from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, run, write_pictures
+from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, run, write_pictures
 
 HELD_OUT = ["--data.validation", "0.34"]
 ALL_IMAGES = ["--data.validation", "0"]
@@ -188,6 +188,21 @@ def test_stages_compete_also_under_a_checkpoint_callback_of_ones_own(work: Path)
     assert metrics(folder)["tested"] == "checkpoints/frozen.ckpt"
 
 
+def test_a_closing_fit_follows_the_last_epoch_whatever_callbacks_keep(work: Path) -> None:
+    options = "{monitor: val/loss, mode: max, filename: worst, save_top_k: 1}"
+    mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
+    folders = [
+        run(name, *FINETUNE, *CLOSING, *more) for name, more in {"a": (), "b": ("--trainer.callbacks", mine)}.items()
+    ]
+    assert same(*(weights(folder, "closing") for folder in folders))
+
+
+def test_a_checkpoint_callback_of_ones_own_works_in_the_frozen_mode(work: Path) -> None:
+    mine = "[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {filename: mine}}]"
+    folder = run("a", "--trainer.callbacks", mine)
+    assert same(weights(folder, "mine"), weights(folder, "frozen"))
+
+
 # --- a start that is there already
 
 
@@ -234,6 +249,42 @@ def test_cross_fitting_starts_from_a_run_that_keeps_its_folds(work: Path, capsys
     first = run("first", *FINETUNE, *CROSS_FIT)
     folder = run("a", *FINETUNE, *CROSS_FIT, "--model.start", str(first / "checkpoints" / "frozen.ckpt"))
     assert same(weights(folder, "closing"), weights(first, "closing"))
+
+
+def test_cross_fitting_takes_no_folds_of_other_images(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("first", *FINETUNE, *CROSS_FIT)
+    start = ["--model.start", "runs/first/checkpoints/frozen.ckpt"]
+    assert main([*ARGUMENTS, *FINETUNE, *CROSS_FIT, *start, "--data.split_seed", "5"]) == 2
+    assert "fitted to other training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--model.backbone.activation=before", "its backbone is"),
+        (f"--{POOLING}.signed_sqrt=false", "its heads is"),
+        ("--model.test_views.flip=true", "its test_views is"),
+    ],
+)
+def test_a_start_is_the_same_network(work: Path, capsys: pytest.CaptureFixture[str], change: str, said: str) -> None:
+    run("first", *HELD_OUT)
+    assert main([*ARGUMENTS, *FINETUNE, "--model.start", "runs/first", change]) == 2
+    assert f"holds another network: {said}" in capsys.readouterr().err
+
+
+def test_a_start_that_saw_its_held_out_images_in_another_way_does_not_compete(work: Path) -> None:
+    run("first", *HELD_OUT, "--data.aspect", "crop")
+    folder = run("a", *FINETUNE, "--model.start", "runs/first")
+    assert stages(folder)["frozen"]["validated"] == {}
+
+
+def test_a_checkpoint_of_no_run_is_explained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = checkpoint(run("first", *HELD_OUT), "frozen")
+    del saved["cxlp_run"]  # as a Trainer in a script writes it
+    torch.save(saved, "own.ckpt")
+    for option in ("--model.start", "--ckpt_path"):
+        assert main([*ARGUMENTS, *FINETUNE, option, "own.ckpt"]) == 2
+        assert "own.ckpt was written by a Trainer of your own" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -336,6 +387,43 @@ def test_a_moved_run_that_is_made_longer_keeps_its_best_epoch(work: Path) -> Non
         assert metrics(folder)["metrics"]["val/accuracy"] == pytest.approx(max(curve.values()))
         found[name] = (metrics(folder)["metrics"], stages(folder))
     assert found["moved"] == found["stayed"]
+
+
+def test_a_run_that_is_made_longer_is_so_for_good(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run("a", *FINETUNE)
+    again = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder)]
+    assert main([*again, "--trainer.max_epochs", "1"]) == 2
+    assert "trainer.max_epochs is 1, but the checkpoint's run had 2" in capsys.readouterr().err
+
+    def stop(task: FineTune) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTune, "on_train_epoch_start", stop)
+        assert main([*again, "--trainer.max_epochs", "3"]) == 130
+    assert not (folder / "metrics.json").exists()  # a series of runs would take it for done
+    assert main(again) == 0
+    assert checkpoint(folder, "last")["epoch"] == 2
+    assert (folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--seed_everything=1", "seed_everything is 1, but the checkpoint's run had 0"),
+        ("--trainer.limit_train_batches=1", "trainer.limit_train_batches is 1"),
+        ("--trainer.precision=bf16-mixed", "trainer.precision is 'bf16-mixed'"),
+        ("--model.start=projection", "model.start is 'projection', but the checkpoint's run had 'frozen'"),
+    ],
+)
+def test_a_run_goes_on_by_its_own_recipe(
+    work: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
+) -> None:
+    folder = run("a", *FINETUNE)
+    assert main(["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder), change]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_run_below_a_link_knows_its_checkpoints(work: Path) -> None:

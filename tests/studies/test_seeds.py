@@ -62,7 +62,6 @@ def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPa
     [
         (["--seeds", "0"], "seeds is 0: it must be 1 or more"),
         (["--seeds", "x"], "seeds is 'x': expected int (or null)"),
-        (["--seeds", "2", "--seed_everything", "false"], "seed_everything is false"),
         (["--seeds", "2", "--ckpt_path", "a.ckpt"], "the same --run.name"),
         (["--seeds", "2", "--run.name", "single"], "runs/single holds a single run"),
         (["--seeds", "2", "--run.name", "a/b"], "without slashes"),
