@@ -262,8 +262,8 @@ def test_cross_fitting_takes_no_folds_of_other_images(work: Path, capsys: pytest
     ("change", "said"),
     [
         ("--model.backbone.activation=before", "its backbone is"),
-        (f"--{POOLING}.signed_sqrt=false", "its heads is"),
-        ("--model.test_views.flip=true", "its test_views is"),
+        (f"--{POOLING}.sqrt=false", "its heads is"),
+        ("--model.test_views.kind=crops", "its test_views is"),
     ],
 )
 def test_a_start_is_the_same_network(work: Path, capsys: pytest.CaptureFixture[str], change: str, said: str) -> None:
