@@ -123,6 +123,19 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def name_best(folder: Path, checkpoint: str) -> None:
+    """Call a checkpoint of a run ``best.ckpt``: another name of the same file where the file system has links."""
+    best, part = (folder / "checkpoints" / name for name in ("best.ckpt", ".best.ckpt.part"))
+    best.parent.mkdir(exist_ok=True)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(folder / checkpoint, part)
+    except OSError:
+        shutil.copyfile(folder / checkpoint, part)
+    part.replace(best)
+    part.unlink(missing_ok=True)  # where both were names of one file already, renaming did nothing
+
+
 def refit_folder(folder: Path) -> Path:
     """Where the second run of ``run.refit: true`` is, which is the one that is tested."""
     return folder / f"{folder.name}-refit"

@@ -6,7 +6,6 @@ done is not done again, which is also how a run resumes.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from cxlp.runs.folder import (
     find_resumed,
     last_checkpoint,
     launched_rank,
+    name_best,
     new_folder,
     read_run,
     refit_folder,
@@ -59,11 +59,12 @@ from cxlp.runs.recipe import (
     recipe_of,
 )
 from cxlp.runs.refit import Choice, StopAfter, read_choice, stage_of
+from cxlp.runs.start import read_start
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.files import write_whole
+from cxlp.utils.files import copy_whole, write_whole
 from cxlp.utils.locking import hold
 from cxlp.utils.profiling import PhaseTimes
 
@@ -344,72 +345,16 @@ class Run:
 
     def _start_from_checkpoint(self) -> Done:
         """Take over the network of an earlier run; its frozen fit, if it is of these images, counts as this run's."""
-        path = Path(self.model.start)
-        path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-        if not path.is_file():
-            raise CxlpError(
-                f"model.start is {self.model.start!r}: expected frozen, projection, scratch, or the path of a "
-                "checkpoint or of a run's folder"
-            )
-        saved = read_run(path)
-        self._check_network(path, saved["cxlp"]["network"])
-        self._check_overlap(path, saved)
-        load_weights(self.network, saved, str(path))
-        self.report = saved["cxlp_run"]["report"]
-        same = torch.equal(saved["cxlp_run"]["trained_on"], self.data.fingerprints("train"))
-        if (self.model.closing_fit and not self.report) or (
-            self.model.cross_fit and saved["cxlp"].get("fold_classifiers") is None
-        ):
-            raise CxlpError(
-                f"{path} does not hold what model.closing_fit and model.cross_fit take from a frozen fit with the same "
-                "options: set model.start: frozen"
-            )
-        if self.model.cross_fit and not same:
-            raise CxlpError(
-                f"model.cross_fit scores each image by SVMs that have not seen it, but those of {path} were fitted to "
-                "other training images: give it the same data, data.validation and data.split_seed, or set model.start "
-                "to frozen"
-            )
+        start = read_start(self.model, self.network, self.data, recipe_of(self.config))
+        load_weights(self.network, start.saved, str(start.path))
+        self._seen, self.report = start.saved["cxlp_run"]["seen"], start.saved["cxlp_run"]["report"]
+        if self.model.cross_fit:
+            self._folds = FoldClassifiers(**start.saved["cxlp"]["fold_classifiers"])
         kept = "checkpoints/start.ckpt"
         if launched_rank() == 0:
-            (self.folder / "checkpoints").mkdir(exist_ok=True)
-            shutil.copyfile(path, self.folder / f"{kept}.part")
-            (self.folder / f"{kept}.part").replace(self.folder / kept)
-        if self.model.cross_fit:
-            self._folds = FoldClassifiers(**saved["cxlp"]["fold_classifiers"])
-        # Where the same images were held out, and seen in the same way, what they say of it counts.
-        same = same and all(
-            saved["cxlp_run"]["recipe"].get(key) == value
-            for key, value in recipe_of(self.config).items()
-            if key.startswith("data.")
-        )
+            copy_whole(start.path, self.folder / kept)
         # The gradient epochs start from the original: other processes do not know this run's folder yet.
-        return Done(kept, str(path.absolute()), 0, 1, saved["cxlp"]["validated"] if same else {})
-
-    def _check_network(self, path: Path, saved: Mapping[str, Any]) -> None:
-        """Refuse another network than the model's keys describe."""
-        described = self.network.spec()
-        if list(saved["classes"]) != described["classes"]:
-            raise CxlpError(f"{path} was fitted to other classes than the data has")
-        for key in ("backbone", "heads", "test_views", "multi_label"):
-            if saved[key] != described[key]:
-                raise CxlpError(
-                    f"{path} holds another network: its {key} is {saved[key]}, the model's keys give {described[key]}. "
-                    "Give it the keys of that run"
-                )
-
-    def _check_overlap(self, path: Path, saved: Mapping[str, Any]) -> None:
-        """Refuse to test on what the earlier run was trained on; warn where validation is."""
-        self._seen = saved["cxlp_run"]["seen"]
-        for split in ("test", "val"):
-            seen = int(torch.isin(self.data.fingerprints(split), self._seen).sum())
-            if seen and split == "test":
-                raise CxlpError(f"{path} was trained on {seen} of these test images: give it the same split")
-            if seen:
-                print(  # noqa: T201
-                    f"warning: {path} was trained on {seen} of the images that data.validation holds out: they will "
-                    "flatter it. Fit it with the same data.validation to choose by them"
-                )
+        return Done(kept, str(start.path.absolute()), 0, 1, start.validated)
 
     def test(self, stage: Done) -> dict[str, float]:
         """Score the test images by the checkpoint of a stage."""
@@ -420,20 +365,8 @@ class Run:
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
-            self._link_best(stage)
+            name_best(self.folder, stage.checkpoint)
         return {key: value for key, value in tested.items() if key.startswith("test/")}
-
-    def _link_best(self, stage: Done) -> None:
-        """Call the tested checkpoint ``best.ckpt``: another name of the same file where the file system has links."""
-        best, part = (self.folder / "checkpoints" / name for name in ("best.ckpt", ".best.ckpt.part"))
-        best.parent.mkdir(exist_ok=True)
-        part.unlink(missing_ok=True)
-        try:
-            os.link(self.folder / stage.checkpoint, part)
-        except OSError:
-            shutil.copyfile(self.folder / stage.checkpoint, part)
-        part.replace(best)
-        part.unlink(missing_ok=True)  # where both were names of one file already, renaming did nothing
 
     # --- Trainers ---------------------------------------------------------------------------------
 

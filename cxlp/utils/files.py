@@ -1,5 +1,6 @@
 """Files that are whole or not there at all."""
 
+import shutil
 from pathlib import Path
 
 
@@ -12,3 +13,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file as :func:`write_whole` writes one; the target's folder is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
