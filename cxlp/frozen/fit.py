@@ -225,7 +225,8 @@ class FrozenFit:
         if not bool((self.seen == 1).all()):
             raise CxlpError(
                 f"the frozen fit needs each of the {self.images} training images once, it saw "
-                f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run"
+                f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run, and give a loader "
+                "without drop_last whose sampler gives each image once"
             )
         if self.fits:
             for place, fit in enumerate(self.fits.values()):

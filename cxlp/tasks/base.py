@@ -1,10 +1,13 @@
 """What both tasks share: scoring images, metrics, and what a checkpoint holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 
 from cxlp.metrics.classification import (
@@ -14,7 +17,8 @@ from cxlp.metrics.classification import (
     single_label_metrics,
 )
 from cxlp.models.network import Network
-from cxlp.tasks.batch import Batch, read_batch
+from cxlp.tasks.batch import Batch, check_range, read_batch, read_images
+from cxlp.utils.distributed import rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
 from cxlp.utils.profiling import PhaseTimes
@@ -56,6 +60,8 @@ class ClassificationTask(pl.LightningModule):
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self._phase_start = self._evaluation_start = 0.0
+        self._has_validated = False  # since the training epoch began
+        self._taken = 0  # images that this rank has had of the loader so far
 
     @property
     def image_size(self) -> int:
@@ -72,18 +78,43 @@ class ClassificationTask(pl.LightningModule):
         scores: Tensor = self.network(images)
         return scores
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Have Lightning tell of exceptions: it tells callbacks only, and calls no ``teardown`` then."""
+        return [_UndoOnException()]
+
+    def teardown(self, stage: str) -> None:
+        """Leave network and data as they were."""
+        self.undo()
+
+    def undo(self) -> None:
+        """Take back what ``setup`` has changed, and delete what is half-made; a second call changes nothing."""
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what an earlier epoch's validation found: checkpoints say what it found of their weights."""
+        self.validated, self._has_validated = {}, False
+
     # --- evaluation -------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Time validation."""
-        self._evaluation_start = self.times.now()
+        """Time validation.
+
+        Raises:
+            CxlpError: If there are several loaders.
+        """
+        _only_loader(self.trainer.val_dataloaders)
+        self._begin_evaluation()
         # Those that an earlier trainer.validate reset are tensors of its inference mode, which a fit cannot update.
         self.val_metrics.reset()
         self.val_loss.reset()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (whatever a loader yields)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ANN401 (whatever a loader yields)
         """Score held-out images."""
-        self._evaluate(read_batch(batch), self.val_metrics, self.val_loss, "val/loss")
+        read = self._read(batch, batch_idx, self.trainer.val_dataloaders)
+        self._evaluate(read, self.val_metrics, self.val_loss, "val/loss")
+
+    def on_validation_epoch_end(self) -> None:
+        """Have the metrics, which Lightning computes next, noted as this epoch's."""
+        self._has_validated = not self.trainer.sanity_checking
 
     def on_validation_end(self) -> None:
         """Time validation."""
@@ -92,20 +123,21 @@ class ClassificationTask(pl.LightningModule):
 
     def _note_validation(self) -> None:
         found = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
-        if found and not self.trainer.sanity_checking:
+        if found and self._has_validated:  # the Trainer keeps those of earlier epochs
             self.validated = found
 
-    def on_validation_model_train(self) -> None:
-        """Return to training mode by :meth:`train`, which knows what stays as it is."""
-        self.train()
-
     def on_test_start(self) -> None:
-        """Time the test."""
-        self._evaluation_start = self.times.now()
+        """Time the test.
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:  # noqa: ANN401 (as above)
+        Raises:
+            CxlpError: If there are several loaders.
+        """
+        _only_loader(self.trainer.test_dataloaders)
+        self._begin_evaluation()
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:  # noqa: ANN401 (as above)
         """Score test images; returns their ``score``, ``label`` and ``index``, repeats left out."""
-        read = read_batch(batch)
+        read = self._read(batch, batch_idx, self.trainer.test_dataloaders)
         scores, labels = self._evaluate(read, self.test_metrics, self.test_loss, "test/loss")
         if len(labels):
             self.per_class.update(scores, labels)
@@ -114,6 +146,44 @@ class ClassificationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Time the test; tables and pictures come after it."""
         self._close_evaluation("test")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
+        """Return probabilities ``(B, K)`` by the test views: a softmax's, or with several labels sigmoids.
+
+        A batch may hold images alone, ``(B, 3, T, T)``; labels are not looked at.
+        """
+        images = read_images(batch)
+        if batch_idx == 0:
+            check_range(images)
+        scores = self.network.score(images).float()
+        return scores.sigmoid() if self.network.multi_label else scores.softmax(dim=1)
+
+    def _begin_evaluation(self) -> None:
+        self._evaluation_start, self._taken = self.times.now(), 0
+
+    def _read(self, batch: Any, batch_idx: int, loaders: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
+        """Read a batch of images to score, and mark those that other ranks score, too."""
+        read = read_batch(batch)
+        if batch_idx == 0 and not read.stored:
+            check_range(read.images)
+        loader = _only_loader(loaders)
+        # Otherwise the ranks' images are not known to be shares of one data set (an iterated one has no sampler).
+        if not isinstance(loader, DataLoader) or not hasattr(_sampler(loader), "num_replicas"):
+            return read
+        return replace(read, new=self._positions(read, count_images(loader))[1])
+
+    def _positions(self, batch: Batch, images: int) -> tuple[Tensor, Tensor]:
+        """Say which place each image has among all, and which of them are new.
+
+        A loader that does not tell places deals images in turn (torch's DistributedSampler does): the k-th of rank r is
+        the one at ``k W + r`` of W ranks, and those beyond the number of images are repeats.
+        """
+        if batch.index is not None:
+            return batch.index, batch.new
+        count, ranks = len(batch.labels), world_size()
+        places = (self._taken + torch.arange(count, device=batch.labels.device)) * ranks + rank()
+        self._taken += count
+        return places, places < images if ranks > 1 else batch.new
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, loss: MeanMetric, name: str) -> tuple[Tensor, Tensor]:
         labels = batch.labels[batch.new]
@@ -171,3 +241,41 @@ class ClassificationTask(pl.LightningModule):
             raise CxlpError(f"the checkpoint is of {saved['task']}, not of {type(self).__name__}")
         self.report, self.validated = dict(saved["report"]), dict(saved["validated"])
         self.times.update(saved["times"])
+
+
+class _UndoOnException(pl.Callback):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # A Trainer keeps the callbacks of modules that it has fitted before.
+        if isinstance(pl_module, ClassificationTask):
+            pl_module.undo()
+
+
+def count_images(loader: DataLoader[Any]) -> int:
+    """Return how many images a pass over all ranks sees, each counted once."""
+    sampler = _sampler(loader)
+    if hasattr(sampler, "num_replicas"):
+        chosen: Any = getattr(sampler, "dataset", loader.dataset)  # of Lightning's: what another sampler has chosen
+        return len(chosen)
+    # Several ranks each have a part; one rank's sampler may choose some of the images.
+    return len(sampler) if world_size() == 1 else len(loader.dataset)  # type: ignore[arg-type]
+
+
+def _sampler(loader: DataLoader[Any]) -> Any:  # noqa: ANN401 (of any kind)
+    return getattr(loader.batch_sampler, "sampler", loader.sampler)
+
+
+def _only_loader(loaders: Any) -> Any:  # noqa: ANN401 (Lightning's type)
+    """Return the loader that is evaluated.
+
+    Raises:
+        CxlpError: If there are several.
+    """
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    given = loaders if isinstance(loaders, Sequence) else [loaders]
+    if len(given) != 1:
+        raise CxlpError(
+            f"{len(given)} loaders were given to evaluate, but there is one set of metrics: give one loader (of a "
+            "ConcatDataset), or call trainer.validate or trainer.test for each"
+        )
+    return given[0]

@@ -52,6 +52,22 @@ def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
     )
 
 
+def read_images(batch: Any) -> Tensor:  # noqa: ANN401 (whatever a loader yields)
+    """Read a batch that is to be predicted: images alone, or as in :func:`read_batch`.
+
+    Raises:
+        CxlpError: If it is neither.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Sequence) and len(batch) == 1 and isinstance(batch[0], Tensor):
+        return batch[0]
+    if isinstance(batch, Mapping) and isinstance(batch.get("image"), Tensor):
+        image: Tensor = batch["image"]
+        return image
+    return read_batch(batch).images
+
+
 def check_range(images: Tensor) -> None:
     """Refuse floating point images beyond 0..1, such as normalised ones; once per epoch: asking waits for a GPU.
 

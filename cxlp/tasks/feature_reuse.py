@@ -1,10 +1,13 @@
 """A run's dealings with features that earlier runs left, and those that it leaves itself."""
 
+import inspect
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
@@ -14,11 +17,14 @@ from cxlp.frozen.fit import FrozenConfig
 from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
 from cxlp.utils.distributed import ask_rank_zero
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import code_digest, digest, library_versions
 from cxlp.utils.profiling import peak_memory
 
 #: The rooms whose code features depend on.
 CODE = ("utils", "backbones", "heads", "models", "data", "frozen")
+#: Whose versions are asked for instead.
+_LIBRARIES = {"torch", "torchvision", "timm"}
 
 
 class FeatureReuse:
@@ -55,11 +61,11 @@ class FeatureReuse:
         def key() -> dict[str, Any]:
             spec = network.spec()
             del spec["backbone"]["weights"]  # where they came from; what they are follows
-            own = [type(head) for head in network.each_head()]
             return {
-                "code": code_digest(CODE, [*own, *users_own(network.backbone.name)]),
+                "code": code_digest(CODE, [*_users_code(network), *users_own(network.backbone.name)]),
                 "libraries": library_versions(),
                 "backbone": spec["backbone"],
+                "computation": digest(*_computation(network.backbone.trunk)),
                 "heads": spec["heads"],  # not the test views, which are of other images: see _name
                 "weights": digest_of_weights(network.backbone),
                 "precision": precision,
@@ -125,7 +131,8 @@ class FeatureReuse:
         if self._rows is not None:
             self._rows.close(keep=False)
             self._rows = None
-        self.entry.give_up()
+        if hasattr(self, "entry"):
+            self.entry.give_up()
 
     def _name(self, split: Split) -> str:
         def number() -> int:
@@ -133,3 +140,40 @@ class FeatureReuse:
             return int(digest(seen, size=7), 16)
 
         return f"{split}-{ask_rank_zero(number):014x}"  # machines may see other dates of files
+
+
+def _graph(trunk: nn.Module) -> fx.Graph:
+    """The traced computation of a cut network in evaluation."""
+    assert isinstance(trunk.eval_graph, fx.Graph)
+    return trunk.eval_graph
+
+
+def _computation(trunk: nn.Module) -> Iterator[str]:
+    """What is done with the weights: a module of the user's own has no name that would say so."""
+    graph = _graph(trunk)
+    yield graph.python_code("self").src
+    for node in graph.nodes:
+        if node.op == "call_module":
+            yield f"{node.target}: {trunk.get_submodule(node.target)!r}"
+
+
+def _users_code(network: Network) -> Iterator[object]:
+    """Classes and functions from elsewhere that make features: of heads, their parts and bases, and of the backbone.
+
+    Raises:
+        CxlpError: If one is in no file.
+    """
+    parts = [*network.backbone.modules(), *network.heads.modules()]
+    called = [node.target for node in _graph(network.backbone.trunk).nodes if node.op == "call_function"]
+    for code in dict.fromkeys([*(base for part in parts for base in type(part).__mro__), *called]):
+        library = (getattr(code, "__module__", None) or "builtins").partition(".")[0]
+        if library in _LIBRARIES or library in sys.stdlib_module_names:
+            continue
+        try:
+            inspect.getsourcefile(code)
+        except (TypeError, OSError) as error:
+            raise CxlpError(
+                f"model.frozen.store: {code} is defined in no file, so that nobody could tell when it changes: put it "
+                "into a module, or leave the store out"
+            ) from error
+        yield code

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
@@ -82,10 +83,13 @@ class FineTune(ClassificationTask):
         self._mixing = None if mix == "none" else Mixing(mix, mix_alpha, len(self.network.classes))
         self.train_loss = MeanMetric(nan_strategy="disable")  # what looks for NaN waits for the GPU
         self._finite = torch.ones((), dtype=torch.bool)
+        self._compiled: list[nn.Module] = []
+        self._held: list[nn.Parameter] = []  # of the classifier, under cross-fitting
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Average the weights, if asked to."""
-        return [AverageWeights(self.ema, self.trainer.strategy.root_device)] if self.ema else []
+        average = [AverageWeights(self.ema, self.trainer.strategy.root_device)] if self.ema else []
+        return [*super().configure_callbacks(), *average]
 
     def setup(self, stage: str) -> None:
         """Make ready what differs in training."""
@@ -94,18 +98,23 @@ class FineTune(ClassificationTask):
         self.network.backbone.recompute = self.recompute
         if self.fold_classifiers is not None:
             assert self.network.classifier is not None
-            set_requires_grad(self.network.classifier, False)  # or DDP would wait for its gradient
+            self._held = [p for p in self.network.classifier.parameters() if p.requires_grad]
+            for parameter in self._held:  # before the fit: DDP would wait for their gradients
+                parameter.requires_grad_(False)
         if self.compile_parts:
             # In place, so that names in checkpoints stay; each is compiled when it is first called.
-            for module in (self.network.backbone, *self.network.heads):
+            self._compiled = [self.network.backbone, *self.network.heads]
+            for module in self._compiled:
                 module.compile()
 
-    def teardown(self, stage: str) -> None:
+    def undo(self) -> None:
         """Leave the network as others expect it."""
         self.network.backbone.recompute = False
-        if stage == "fit" and self.fold_classifiers is not None:
-            assert self.network.classifier is not None
-            set_requires_grad(self.network.classifier, True)
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        for module in self._compiled:
+            vars(module).pop("_compiled_call_impl", None)  # what Module.compile sets; torch has no way back
+        self._held, self._compiled = [], []
 
     def train(self, mode: bool = True) -> "FineTune":
         """Set training mode; BatchNorm keeps evaluating where it is frozen."""
@@ -144,6 +153,7 @@ class FineTune(ClassificationTask):
 
     def on_train_epoch_start(self) -> None:
         """Time the epoch."""
+        super().on_train_epoch_start()
         self.train()
         self._phase_start = self.times.now()
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
@@ -226,15 +236,33 @@ class FineTune(ClassificationTask):
                 f"model.optimizer.hold_epochs is {config.hold_epochs}, but there are {total / per_epoch:g} gradient "
                 "epochs: the classifier alone would learn. For that, set backbone_lr and projection_lr: 0"
             )
+        weights = list(self.network.backbone.parameters())
+        if config.backbone_lr and weights and not any(p.requires_grad for p in weights):
+            rank_zero_warn(
+                f"model.optimizer.backbone_lr is {config.backbone_lr}, but no parameter of the backbone requires "
+                "gradients: it will stay as it is. If that is meant, set backbone_lr: 0"
+            )
         fused = not trainer.gradient_clip_val
         optimizer = build_optimizer(self.network, config, self._images_per_step(), fused=fused)
         schedule = warmup_cosine(optimizer, warmup, int(total), hold)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _images_per_step(self) -> int:
-        """Of all ranks and accumulated batches together."""
+        """Of all ranks and accumulated batches together.
+
+        Raises:
+            CxlpError: If learning rates depend on it, and the loader does not tell its batch size.
+        """
         loader: Any = self.trainer.train_dataloader
-        size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", 1)
+        size = getattr(loader, "batch_size", None) or getattr(
+            getattr(loader, "batch_sampler", None), "batch_size", None
+        )
+        if size is None and self.optimizer_config.reference_batch is not None:
+            raise CxlpError(
+                f"model.optimizer.reference_batch is {self.optimizer_config.reference_batch}, but the training loader "
+                "does not tell its batch size: give one DataLoader with batch_size, or leave reference_batch out and "
+                "set the learning rates for your batch"
+            )
         return int((size or 1) * self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     # --- checkpoints ------------------------------------------------------------------------------
@@ -264,9 +292,3 @@ class FineTune(ClassificationTask):
         super().on_load_checkpoint(checkpoint)
         folds = checkpoint["cxlp"]["fold_classifiers"]
         self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
-
-
-def set_requires_grad(module: nn.Module, value: bool) -> None:
-    """Set ``requires_grad`` of all parameters; before a fit, since DDP looks at it only then."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(value)

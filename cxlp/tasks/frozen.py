@@ -7,16 +7,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
-from cxlp.tasks.base import ClassificationTask
+from cxlp.tasks.base import ClassificationTask, count_images
 from cxlp.tasks.batch import Batch, check_range, read_batch
 from cxlp.tasks.feature_reuse import FeatureReuse
-from cxlp.utils.distributed import rank, world_size
 from cxlp.utils.errors import CxlpError
 
 
@@ -57,16 +57,11 @@ class Frozen(ClassificationTask):
         self.fold_classifiers: FoldClassifiers | None = None
         self._fit: FrozenFit | None = None
         self._trainable: list[torch.nn.Parameter] = []
-        self._taken = 0  # images of this rank so far
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return an optimizer that moves nothing: its one step has the Trainer know that there is something to save."""
         assert self.network.classifier is not None
-        return torch.optim.SGD(self.network.classifier.parameters(), lr=0.0)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """Have Lightning tell of exceptions: it tells callbacks only."""
-        return [_LeaveNothingHalfMade()]
+        return torch.optim.SGD([self.network.classifier.bias], lr=0.0)
 
     def setup(self, stage: str) -> None:
         """Take the backbone's parameters out of DDP's books for the fit, and look for features that are there."""
@@ -81,8 +76,9 @@ class Frozen(ClassificationTask):
             for parameter in self._trainable:
                 parameter.requires_grad_(False)
 
-    def teardown(self, stage: str) -> None:
-        """Leave parameters and data as they were: the network may be trained next."""
+    def undo(self) -> None:
+        """Leave parameters and data as they were, for the network may be trained next, and no half-made features."""
+        self.abandon_fit()
         if self.reuse is not None:
             self.reuse.withdraw()
         for parameter in self._trainable:
@@ -98,12 +94,18 @@ class Frozen(ClassificationTask):
     # --- the fit ----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Refuse what would spoil the pass.
+        """Refuse what would spoil the pass, or its solution.
 
         Raises:
             CxlpError: Names the option of the Trainer.
         """
         trainer = self.trainer
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+                raise CxlpError(
+                    f"{type(callback).__name__} averages weights of gradient steps, but the frozen fit solves for "
+                    "them: the average would replace the solution. Give this Trainer no such callback"
+                )
         validated_at = trainer.val_check_batch
         if validated_at is not None and validated_at < trainer.num_training_batches:
             raise CxlpError(
@@ -119,6 +121,7 @@ class Frozen(ClassificationTask):
 
     def on_train_epoch_start(self) -> None:
         """Begin the fit."""
+        super().on_train_epoch_start()
         self.train()  # which Lightning leaves to those who build the module
         self._phase_start = self.times.now()
         self._taken = 0
@@ -129,7 +132,7 @@ class Frozen(ClassificationTask):
         self._fit = FrozenFit(
             self.network,
             self.config,
-            _count(_loader(self.trainer)),
+            count_images(_loader(self.trainer)),
             folder,
             self.times,
             progress=self.trainer.progress_bar_callback is not None,
@@ -149,22 +152,17 @@ class Frozen(ClassificationTask):
         self._fit.observe(read.images[new], read.labels[new], positions[new])
         if self.trainer.is_last_batch:
             self.trainer.should_stop = True  # one pass is the whole fit, whatever max_epochs says
-            # A scaler of half precision steps by gradients only, and there are none.
-            if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-                self.optimizers().step()  # type: ignore[union-attr]  # there is one
+            self._count_step()
 
-    def _positions(self, batch: Batch, images: int) -> tuple[Tensor, Tensor]:
-        """Say which place each image has among all, and which of them are new.
-
-        A loader that does not tell places deals images in turn (torch's DistributedSampler does): the k-th of rank r is
-        the one at ``k W + r`` of W ranks, and those beyond the number of images are repeats.
-        """
-        if batch.index is not None:
-            return batch.index, batch.new
-        count, ranks = len(batch.labels), world_size()
-        places = (self._taken + torch.arange(count, device=batch.labels.device)) * ranks + rank()
-        self._taken += count
-        return places, places < images if ranks > 1 else batch.new
+    def _count_step(self) -> None:
+        optimizer: Any = self.optimizers()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # of float16: it takes a step only where it has scaled, and finds gradients
+            assert self.network.classifier is not None
+            scaler.scale(torch.zeros((), device=self.device))
+            self.network.classifier.bias.grad = torch.zeros_like(self.network.classifier.bias)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
         """After the last batch: solve, so that validation sees the solution."""
@@ -211,6 +209,7 @@ class Frozen(ClassificationTask):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the features of the held-out images."""
+        super().on_validation_epoch_end()
         if self.reuse is not None:
             self.reuse.end_scored()
 
@@ -252,12 +251,6 @@ class Frozen(ClassificationTask):
         self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
 
 
-class _LeaveNothingHalfMade(pl.Callback):
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        assert isinstance(pl_module, Frozen)
-        pl_module.abandon_fit()
-
-
 def _loader(trainer: pl.Trainer) -> DataLoader[Any]:
     """Return the training loader.
 
@@ -272,12 +265,3 @@ def _loader(trainer: pl.Trainer) -> DataLoader[Any]:
         "the frozen fit needs to know how many training images there are: give one DataLoader, of a data set that has "
         f"a length and is not iterated, not {type(loader if data is None else data).__name__}"
     )
-
-
-def _count(loader: DataLoader[Any]) -> int:
-    """Return how many images a pass over all ranks sees, each counted once."""
-    sampler: Any = loader.sampler
-    # Several ranks each have a part; one rank's sampler may choose some of the images.
-    if world_size() == 1 and not hasattr(sampler, "num_replicas"):
-        return len(sampler)
-    return len(loader.dataset)  # type: ignore[arg-type]

@@ -1,0 +1,314 @@
+"""The tasks where something goes another way than usual: failures, other callbacks, loaders and precisions."""
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cxlp.backbones.backbone import Backbone
+from cxlp.data.folder import Folder
+from cxlp.deploy.predictor import Predictor
+from cxlp.frozen.fit import FrozenConfig
+from cxlp.heads import CrossLayerPooling, Head
+from cxlp.models.network import Network
+from cxlp.tasks import FineTune, Frozen
+from cxlp.tasks.feature_reuse import FeatureReuse
+from cxlp.tasks.optim import OptimizerConfig
+from cxlp.utils.errors import CxlpError
+from tests.tasks.small import CLASSES, network, pictures, trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RATES = OptimizerConfig(backbone_lr=0.1, warmup_epochs=0)
+IMAGES = torch.rand(18, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(18) % 3
+
+
+def loader(images: Tensor = IMAGES, **options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(images, LABELS[: len(images)]), **{"batch_size": 4, **options})
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(dict(module.state_dict()))
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+# --- what a failed fit leaves
+
+
+def test_a_failed_frozen_fit_leaves_a_network_that_can_be_trained(tmp_path: Path) -> None:
+    net = network()
+    run = trainer(tmp_path, max_epochs=1)
+    with pytest.raises(CxlpError, match="images have values from"):
+        run.fit(Frozen(net), loader(5 * IMAGES))
+    assert all(p.requires_grad for p in net.backbone.parameters())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Frozen(net), loader())
+    before = state(net.backbone)
+    trainer(tmp_path, max_epochs=1).fit(FineTune(net, RATES), loader())
+    assert not same(before, state(net.backbone))
+
+
+def test_a_failed_cross_fit_leaves_the_classifier_to_be_trained(tmp_path: Path) -> None:
+    frozen = Frozen(network(), keep_folds=True)
+    trainer(tmp_path, max_epochs=1).fit(frozen, loader())
+    net, folds = frozen.network, frozen.fold_classifiers
+    with pytest.raises(CxlpError, match="cross-fitting needs to know each image's place"):
+        trainer(tmp_path, max_epochs=1).fit(FineTune(net, RATES, folds, recompute=True), loader())
+    assert net.classifier is not None and net.classifier.weight.requires_grad
+    assert not net.backbone.recompute
+
+
+def test_a_failed_fit_has_pictures_decoded_again(folder: Path, tmp_path: Path) -> None:
+    data = pictures(folder, image_size=32)
+    data.setup()
+    config = FrozenConfig(store=str(tmp_path / "store"))
+    trainer(tmp_path, max_epochs=1).fit(Frozen(network(), config, reuse=FeatureReuse(config, data)), data)
+    again = FeatureReuse(config, data)
+    with pytest.raises(CxlpError, match="limit_train_batches"):
+        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(Frozen(network(), config, reuse=again), data)
+    assert again.taken_up and all(split.features is None for split in data.splits.values())
+
+
+def test_a_trainer_of_both_tasks_tells_the_second_ones_exception(tmp_path: Path) -> None:
+    """It keeps the first one's callbacks, which meet that exception, too."""
+    net = network()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Frozen(net), loader())
+    with pytest.raises(CxlpError, match="images have values from"):
+        run.validate(FineTune(net, RATES), loader(5 * IMAGES))
+
+
+def test_a_backbone_that_cannot_move_is_told(tmp_path: Path) -> None:
+    net = network()
+    net.backbone.requires_grad_(False)
+    with pytest.warns(UserWarning, match="no parameter of the backbone requires gradients"):
+        trainer(tmp_path, max_epochs=1).fit(FineTune(net, RATES), loader())
+
+
+def test_compilation_ends_with_the_fit() -> None:
+    task = FineTune(network(), compile=True)
+    task.setup("fit")
+    assert task.network.backbone._compiled_call_impl is not None
+    task.teardown("fit")
+    assert task.network.backbone._compiled_call_impl is None
+    with torch.no_grad():
+        task.network.eval()(IMAGES[:2])  # by plain torch
+
+
+# --- callbacks and precision
+
+
+@pytest.mark.parametrize("callback", [WeightAveraging, EMAWeightAveraging])
+def test_averages_do_not_replace_the_frozen_solution(tmp_path: Path, callback: type[WeightAveraging]) -> None:
+    with pytest.raises(CxlpError, match=f"{callback.__name__} averages weights of gradient steps"):
+        trainer(tmp_path, max_epochs=1, callbacks=[callback()]).fit(Frozen(network()), loader())
+
+
+def test_half_precision_saves_the_frozen_solution(tmp_path: Path) -> None:
+    """Though the scaler steps only where there are gradients."""
+    precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    kept = ModelCheckpoint(tmp_path / "kept")
+    run = trainer(tmp_path, max_epochs=1, callbacks=[kept], enable_checkpointing=True, plugins=[precision])
+    task = Frozen(network())
+    run.fit(task, loader())
+    assert run.global_step == 1
+    loaded = Frozen.load_from_checkpoint(kept.best_model_path)
+    assert same(state(task.network), state(loaded.network))
+    assert loaded.network.get_parameter("classifier.bias").any()
+    assert task.network.get_parameter("classifier.bias").grad is None
+
+
+# --- evaluation
+
+
+def test_validation_leaves_a_network_in_evaluation_mode(tmp_path: Path) -> None:
+    task = FineTune(network(), freeze_batch_norm=False)
+    task.eval()
+    before = state(task)
+    trainer(tmp_path).validate(task, loader(), verbose=False)
+    assert not any(module.training for module in task.network.modules())
+    task(IMAGES)
+    assert same(before, state(task))
+
+
+@pytest.mark.parametrize("parts", [(IMAGES, LABELS), (IMAGES,), None], ids=["pairs", "tuples of one", "images"])
+def test_predictions_are_those_of_the_predictor(tmp_path: Path, parts: tuple[Tensor, ...] | None) -> None:
+    frozen = Frozen(network())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(frozen, loader())
+    data: Any = IMAGES if parts is None else TensorDataset(*parts)
+    found = run.predict(frozen, DataLoader(data, batch_size=4))
+    assert found is not None
+    torch.testing.assert_close(torch.cat(found), Predictor(frozen.network).probabilities(IMAGES))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["validate", "test", "predict"])
+def test_floats_beyond_0_and_1_are_refused_where_images_are_scored(tmp_path: Path, what: str) -> None:
+    with pytest.raises(CxlpError, match="images have values from"):
+        getattr(trainer(tmp_path), what)(Frozen(network()), loader(5 * IMAGES))
+
+
+@pytest.mark.parametrize("what", ["validate", "test"])
+def test_several_loaders_are_refused_in_words(tmp_path: Path, what: str) -> None:
+    evaluate = getattr(trainer(tmp_path), what)
+    with pytest.raises(CxlpError, match="2 loaders were given to evaluate, but there is one set of metrics"):
+        evaluate(Frozen(network()), [loader(), loader()])
+    assert len(evaluate(Frozen(network()), [loader()], verbose=False)) == 1
+
+
+def test_a_checkpoint_tells_its_own_epochs_validation_only(tmp_path: Path) -> None:
+    kept = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    run = trainer(tmp_path, max_epochs=3, check_val_every_n_epoch=2, callbacks=[kept], enable_checkpointing=True)
+    run.fit(FineTune(network(), RATES), loader(), loader())
+    said = {
+        path.stem: torch.load(path, weights_only=True)["cxlp"]["validated"] for path in sorted(tmp_path.glob("*.ckpt"))
+    }
+    assert said["epoch=0"] == said["epoch=2"] == {} and "val/accuracy" in said["epoch=1"]
+
+
+SCRIPT = """
+    import sys, torch
+    from pathlib import Path
+    from torch.utils.data import DataLoader, TensorDataset
+    from cxlp.tasks import Frozen
+    from tests.tasks.small import network, trainer
+
+    torch.set_num_threads(1)
+    images = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    wrong = labels.clone()
+    wrong[0] = 1  # of the nine, the one that is dealt twice
+    run = trainer(Path(sys.argv[1]), max_epochs=1, devices=2, strategy="ddp")
+    task = Frozen(network())
+    held_out = DataLoader(TensorDataset(images, wrong), batch_size=2)
+    run.fit(task, DataLoader(TensorDataset(images, labels), batch_size=2), held_out)
+    validated = float(run.callback_metrics["val/accuracy"])
+    tested = run.test(task, held_out, verbose=False)[0]["test/accuracy"]
+    if run.is_global_zero:
+        print("found", validated, tested)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_score_each_image_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        check=True,
+        timeout=300,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    found = next(line for line in done.stdout.splitlines() if line.startswith("found")).split()[1:]
+    assert [float(value) for value in found] == pytest.approx([8 / 9, 8 / 9])
+
+
+# --- loaders
+
+
+def test_a_reference_batch_needs_a_batch_size(tmp_path: Path) -> None:
+    batches = TensorDataset(IMAGES.view(9, 2, 3, 32, 32), LABELS.view(9, 2))
+    for options in (OptimizerConfig(reference_batch=4), OptimizerConfig()):
+        task, run = FineTune(network(), options), trainer(tmp_path, max_epochs=1)
+        if options.reference_batch is None:
+            run.fit(task, DataLoader(batches, batch_size=None))
+            continue
+        with pytest.raises(CxlpError, match="reference_batch is 4, but the training loader does not tell its batch"):
+            run.fit(task, DataLoader(batches, batch_size=None))
+
+
+def test_the_frozen_fit_names_drop_last(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"it saw 16: .*without drop_last"):
+        trainer(tmp_path, max_epochs=1).fit(Frozen(network()), loader(drop_last=True))
+
+
+# --- the key of kept features
+
+
+class Trunk(nn.Module):
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 8, 1)
+        self.activation = activation
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.second(self.activation(self.first(images)))
+        return found
+
+
+def key(data: Folder, store: Path, trunk: nn.Module, head: Head | None = None) -> str:
+    torch.manual_seed(0)
+    backbone = Backbone(trunk, ("first", "second"), activation="before", image_size=32)
+    net = Network(backbone, head or CrossLayerPooling(pca_dim=4), CLASSES)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.fill_(0.5)
+    reuse = FeatureReuse(FrozenConfig(store=str(store)), data)
+    reuse.open(net, "32-true")
+    return reuse.entry.folder.name
+
+
+def test_another_computation_with_the_same_weights_makes_other_features(folder: Path, tmp_path: Path) -> None:
+    data = pictures(folder, image_size=32)
+    data.setup()
+    kinds = [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1), nn.LeakyReLU(0.2), torch.relu, torch.tanh]
+    keys = [key(data, tmp_path, Trunk(kind)) for kind in kinds]
+    assert len(set(keys)) == len(kinds)
+    assert [key(data, tmp_path, Trunk(kind)) for kind in kinds] == keys
+
+
+HEAD = """
+from base_of_kept_features import Base
+
+
+class Largest(Base):
+    pass
+"""
+BASE = """
+from cxlp import Head
+from cxlp.heads.views import Views
+
+
+class Base(Head):
+    def __init__(self, layers=None, views=Views()):
+        super().__init__(layers, views)
+
+    def build(self, shapes):
+        self.out_features = shapes[0][0]
+
+    def forward(self, features, views=1):
+        return features.amax(dim=(2, 3))
+"""
+
+
+def test_an_edit_of_a_heads_base_class_makes_other_features(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pictures(folder, image_size=32)
+    data.setup()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "base_of_kept_features.py").write_text(BASE)
+    (tmp_path / "head_with_a_base.py").write_text(HEAD)
+    spec = {"class_path": "head_with_a_base.Largest"}
+    before = key(data, tmp_path, Trunk(nn.ReLU()), Head.from_spec(spec))
+    (tmp_path / "base_of_kept_features.py").write_text(BASE.replace("amax", "amin"))
+    assert key(data, tmp_path, Trunk(nn.ReLU()), Head.from_spec(spec)) != before
+    for name in ("head_with_a_base", "base_of_kept_features"):
+        monkeypatch.delitem(sys.modules, name)
