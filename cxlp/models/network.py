@@ -228,7 +228,7 @@ class Network(nn.Module):
         """Describe the network by plain values, for :meth:`from_spec`.
 
         Raises:
-            CxlpError: If an option of a head is none, or not kept as an attribute.
+            CxlpError: If an option of a head is no plain value, or not kept as an attribute.
         """
         return {
             "backbone": _plain(self.backbone.spec(), "the backbone's"),
