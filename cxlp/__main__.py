@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from pathlib import Path
 
 from cxlp import __version__
 from cxlp.commands import check, compare, download, explain, export, predict, train
@@ -24,6 +25,9 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: the command's own, 0 or what its ``--help`` says; 2 where the user can mend
         something; 130 where the user interrupted; 141 where a pipe's reader went away, as of ``head``.
     """
+    # The console script does not see the working directory, as python -m does, where heads of the user's own may be.
+    if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     parser = ArgumentParser(
         prog=program(),
         description="Cross-convolutional-layer pooling: data sets, training, and what to do with a trained network.",

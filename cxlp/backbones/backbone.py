@@ -1,7 +1,8 @@
 """Any network, cut after named layers: images in, their maps out."""
 
 import copy
-from collections.abc import Collection, Sequence
+import operator
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from cxlp.backbones.layout import _as_map, _layout
 from cxlp.backbones.library import Source, find, of_module
 from cxlp.backbones.weights import load_strictly, read_state_dict
 from cxlp.utils.errors import CxlpError
+
+#: By how much resampling may leave 0..1.
+SLACK = 0.1
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,13 @@ class Backbone(nn.Module):
     Images are RGB: uint8 of 0..255, or floating point of 0..1, as torchvision has it.
 
     Args:
-        name: A network by name or import path, see :class:`BackboneConfig`, or an ``nn.Module``, which becomes the
-            backbone's: it is not copied.
+        name: A network by name or import path, see :class:`BackboneConfig`, or an ``nn.Module``, whose layers become
+            the backbone's: they are not copied. The backbone begins in its mode, training or evaluation.
         layers: See :class:`BackboneConfig`, as for all others.
         activation: Tap layers ``after`` the activation that follows them, or ``before`` it.
         weights: ``default``, a local file, or ``None``; of a module, ``default`` and ``None`` leave it as it is.
         image_size: Side of the square input, pixels.
-        mean: Of RGB images of 0..1, by channel.
+        mean: Of RGB images of 0..1, by channel; divided by 255, that is, where it is of bytes.
         std: Likewise.
 
     Attributes:
@@ -109,27 +113,27 @@ class Backbone(nn.Module):
         source = find(name) if isinstance(name, str) else of_module(name)
         self.name = name if isinstance(name, str) else type(name).__name__
         self.layers = tuple(layers)
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "name": name if isinstance(name, str) else None,
             "layers": list(self.layers),
             "activation": activation,
             "weights": weights,
-            "image_size": image_size,
-            "mean": None if mean is None else list(mean),
-            "std": None if std is None else list(std),
+            "image_size": None if image_size is None else _side(image_size),
+            "mean": None if mean is None else _by_channel("mean", mean),
+            "std": None if std is None else _by_channel("std", std),
         }
-        self.image_size = image_size or source.expects.size
+        self.image_size = self._arguments["image_size"] or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False
         # Not in the state dict: they are the network's definition, not learnt.
-        for key, values in (("mean", mean or source.expects.mean), ("std", std or source.expects.std)):
-            if len(values) != 3 or (key == "std" and not all(value > 0 for value in values)):
-                raise CxlpError(f"the backbone's {key} is {list(values)}: give three numbers, for red, green and blue")
+        for key, own in (("mean", source.expects.mean), ("std", source.expects.std)):
+            values = self._arguments[key] or own
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
             # Bytes are compared with 255 times these, so that whole numbers are subtracted exactly.
             in_bytes = torch.tensor([255 * value for value in values]).view(1, 3, 1, 1)
             self.register_buffer(f"_{key}_of_bytes", in_bytes, persistent=False)
         self.trunk = cut(source.model, {layer: layer for layer in self.layers}, activation, self.name)
+        self.training = self.trunk.training
         self._load(weights, source)
         # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
         for module in self.trunk.modules():
@@ -166,12 +170,17 @@ class Backbone(nn.Module):
         """Compute the maps.
 
         Args:
-            images: ``(B, 3, H, W)``, RGB: integers of 0..255, or floating point of 0..1.
+            images: ``(B, 3, H, W)``, RGB: uint8 of 0..255, or floating point of 0..1.
 
         Returns:
             A map ``(B, C, h, w)`` for each layer; a fully connected layer's vector is a map of 1 x 1, a transformer's
             patch tokens are one of their grid.
+
+        Raises:
+            CxlpError: If the images are of another type.
         """
+        if not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise CxlpError(f"the images are {images.dtype}: give uint8 of 0..255, or floating point of 0..1")
         return tuple(
             _as_map(m, layout, layer)
             for m, layout, layer in zip(self._outputs(images), self._layouts, self.layers, strict=True)
@@ -189,10 +198,24 @@ class Backbone(nn.Module):
         outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self.trunk(x)
         return [outputs[layer] for layer in self.layers]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Add the modes, which a copy of the cut network loses."""
+        return {**self.__dict__, "_modes": self._modes()}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy's mode: torchvision's cut networks wake up in training mode."""
+        """Restore a copy's modes: torchvision's cut networks wake up in training mode."""
+        modes = state.pop("_modes")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.trunk.train(self.training)
+        self._set_modes(modes)
+
+    def _modes(self) -> dict[str, bool]:
+        """By module, since some may be frozen in evaluation mode."""
+        return {name: module.training for name, module in self.named_modules()}
+
+    def _set_modes(self, modes: Mapping[str, bool]) -> None:
+        self.trunk.train(modes["trunk"])  # which takes the graph of that mode
+        for name, module in self.named_modules():
+            module.training = modes[name]
 
     def _load(self, weights: str | None, source: Source) -> None:
         if weights is None or (weights == "default" and source.default_state is None):
@@ -209,7 +232,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _dry_run(self) -> None:
         """Find channels and strides, and check that the taps are what was asked for."""
-        training = self.training
+        modes = self._modes()
         self.eval()
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         try:
@@ -219,6 +242,8 @@ class Backbone(nn.Module):
                 f"{self.name} cannot take images of {self.image_size} x {self.image_size} pixels "
                 f"(the backbone's image_size): {str(error).splitlines()[0]}"
             ) from error
+        finally:
+            self._set_modes(modes)
         self._layouts = tuple(
             _layout(output, f"layer {layer!r} of {self.name}")
             for output, layer in zip(outputs, self.layers, strict=True)
@@ -229,4 +254,38 @@ class Backbone(nn.Module):
         self.channels = tuple(m.shape[1] for m in maps)
         self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
         self.strides = tuple(self.image_size / m.shape[2] for m in maps)
-        self.train(training)
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse floating point images beyond 0..1, such as normalised ones, or bytes made floats; asking waits for a GPU.
+
+    Raises:
+        CxlpError: Says what the network takes.
+    """
+    if not images.is_floating_point() or not images.numel():
+        return
+    least, most = (float(value) for value in images.aminmax())
+    if least < -SLACK or most > 1 + SLACK:
+        raise CxlpError(
+            f"the images have values from {least:.3g} to {most:.3g}, but floats are RGB of 0..1, and bytes (uint8) of "
+            "0..255: the network normalises them itself, so leave out Normalize"
+        )
+
+
+def _side(image_size: int) -> int:
+    try:
+        side = operator.index(image_size)  # of NumPy, too
+    except TypeError:
+        side = 0
+    if side < 1:
+        raise CxlpError(f"the backbone's image_size is {image_size!r}: give the side of its images, in pixels")
+    return side
+
+
+def _by_channel(what: str, values: Sequence[float]) -> list[float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3 or (what == "std" and min(numbers) <= 0):
+        raise CxlpError(f"the backbone's {what} is {numbers}: give three numbers, for red, green and blue")
+    if max(map(abs, numbers)) > 1:
+        raise CxlpError(f"the backbone's {what} is {numbers}, but it is of images of 0..1: divide it by 255")
+    return numbers

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
@@ -39,7 +39,7 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     part in one only.
 
     Args:
-        model: The whole network.
+        model: The whole network. It is left as it is, but the parameters and buffers are shared with it.
         layers: What to call an output, and the layer it is of, by module or graph node (a module stands
             for its last node), or ``penultimate``.
         activation: Tap a layer that an activation follows after it, or before it.
@@ -47,7 +47,8 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
 
     Returns:
         A module ``images -> {"local": map, "guide": map}`` (or whatever the outputs are called), whose
-        parameters keep their names. Of two layers that mean one map, both outputs are that tensor.
+        parameters keep their names; in the mode of the network. Of two layers that mean one map, both outputs are
+        that tensor.
 
     Raises:
         CxlpError: For an unknown layer (with the closest valid names), or for a network that cannot be
@@ -56,12 +57,18 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     from torchvision.models.feature_extraction import DualGraphModule
 
     options = _tracing_options(model)
-    _, names = _trace(model.eval(), options, name)
-    modules = dict(model.named_modules())
-    taps = {output: names[_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
-    # Not torchvision's create_feature_extractor, which would not look into its own blocks, such as a transformer's MLP.
-    graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
-    trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__).eval()
+    modes = {module: module.training for module in model.modules()}
+    try:
+        _, names = _trace(model.eval(), options, name)
+        modules = dict(model.named_modules())
+        taps = {output: names[_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
+        # Not torchvision's create_feature_extractor: it does not look into its own blocks, such as a transformer's MLP.
+        graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
+        trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__)
+        trunk.eval().train(modes[model])  # by way of both, so that both graphs become the trunk's
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     _unfuse(trunk, activation)
     _protect_from_in_place(trunk)
     return trunk
@@ -74,13 +81,9 @@ def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
     kept, graphs = set(layers), []
     for whole in _graphs(trunk):
         graph = copy.deepcopy(whole)
-        output = _output(graph)
-        taps = output.args[0]
+        taps = _output(graph).args[0]
         assert isinstance(taps, dict)
-        output.args = ({layer: tap for layer, tap in taps.items() if layer in kept},)
-        graph = fx.GraphModule(trunk, graph).graph  # which tells what calls may do
-        graph.eliminate_dead_code()
-        graphs.append(graph)
+        graphs.append(_return_only({layer: tap for layer, tap in taps.items() if layer in kept}, trunk, graph))
     narrowed: fx.GraphModule = DualGraphModule(trunk, *graphs, class_name=type(trunk).__name__)
     return narrowed.train(trunk.training)
 
@@ -89,14 +92,16 @@ def _tracing_options(model: nn.Module) -> dict[str, Any]:
     import torchvision
 
     own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
+    # Each has its own mode (frozen or not), which a graph of its operations would not follow.
+    norms = {type(m) for m in model.modules() if isinstance(m, _NormBase)}
     # A module that acts at random stays one, so that its rate can be seen and changed.
-    leaves = [*own, torchvision.ops.StochasticDepth]
+    leaves = [*own, *norms, torchvision.ops.StochasticDepth]
     options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": leaves}
-    if type(model).__module__.startswith("timm."):
+    if any(type(m).__module__.startswith("timm.") for m in model.modules()):  # perhaps within a module of one's own
         # timm knows which of its modules branch on shapes; they become single nodes.
         from timm.models import get_notrace_functions, get_notrace_modules
 
-        options["leaf_modules"] = list(get_notrace_modules())
+        leaves.extend(get_notrace_modules())
         options["autowrap_functions"] = list(get_notrace_functions())
     return options
 
@@ -125,16 +130,30 @@ def _graph_to(taps: Mapping[str, str], model: nn.Module, options: dict[str, Any]
     if missing:
         mode = "training" if model.training else "evaluation"
         raise CxlpError(f"{name} has no layer {missing[0]!r} in {mode}: choose one that both modes pass through")
-    graph.erase_node(next(node for node in graph.nodes if node.op == "output"))
-    kept = {output: found[path] for output, path in taps.items()}
-    for node in reversed(graph.nodes):
-        if node in kept.values():
+    return _return_only({output: found[path] for output, path in taps.items()}, model, graph)
+
+
+def _return_only(taps: Mapping[str, fx.Node], model: nn.Module, graph: fx.Graph) -> fx.Graph:
+    """Make some nodes the outputs of a graph, and drop what they do not need."""
+    # In-place operations whose result is not assigned: what they have written may be read by way of their input.
+    discarded = {node for node in graph.nodes if not node.users and writes_in_place(node, model)}
+    for node in reversed(graph.nodes):  # nothing that comes later is needed, whatever it does
+        if node in taps.values():
             break
-        if node.target is torch._assert:  # would keep alive what it checks
-            graph.erase_node(node)
-    graph.output(kept)
-    fx.GraphModule(model, graph).graph.eliminate_dead_code()  # as the graph of a module, which tells what calls may do
+        graph.erase_node(node)
+    graph.output(dict(taps))
+    graph = fx.GraphModule(model, graph).graph  # as the graph of a module, which tells what calls may do
+    graph.eliminate_dead_code(lambda node: node in discarded or node.is_impure())
     return graph
+
+
+def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
+    """Whether an operation overwrites its input, as far as its name and its settings tell."""
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    settings = [getattr(m, "inplace", False) for m in module.modules()] if module else [node.kwargs.get("inplace")]
+    called = getattr(node.target, "__name__", str(node.target))
+    called_so = node.op in ("call_function", "call_method") and called.endswith("_")  # such as torch.relu_
+    return called_so or any(setting is True for setting in (*settings, *node.args))
 
 
 def _tap(
@@ -193,8 +212,9 @@ def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
     """Move the activation that timm fuses into a BatchNorm, or into a norm that is tapped before it, behind that norm.
 
-    A BatchNorm that becomes a synchronised one would lose it. The norm keeps its place, so its parameters keep their
-    names; its activation becomes a node of its own, for those who read on from there.
+    A BatchNorm that becomes a synchronised one would lose it. The trunk gets a copy of the norm, without activation,
+    with the same parameters and buffers under the same names: the network that was given keeps its own. The activation
+    becomes a node of its own, for those who read on from there.
     """
     taps = {str(tap.target) for graph in _graphs(trunk) for tap in _output(graph).all_input_nodes}
     calls = [node for graph in _graphs(trunk) for node in graph.nodes if node.op == "call_module"]
@@ -203,7 +223,9 @@ def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
         fused, tapped = _fused(norm), activation == "before" and path in taps
         if fused is None or not (tapped or isinstance(norm, _BatchNorm)):
             continue
-        norm.act = nn.Identity()
+        bare = copy.copy(norm)
+        bare._modules = {**norm._modules, "act": nn.Identity()}
+        trunk.set_submodule(path, bare)
         trunk.add_submodule(f"{path}_act", fused)
         for call in (call for call in calls if call.target == path):
             with call.graph.inserting_after(call):
@@ -211,7 +233,8 @@ def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
             for user in list(call.users):
                 if user is not moved and not (tapped and user.op == "output"):
                     user.replace_input_with(call, moved)
-            call.graph.eliminate_dead_code()
+            if not moved.users:
+                call.graph.erase_node(moved)
 
 
 def fused_batch_norms(module: nn.Module) -> list[str]:
@@ -229,12 +252,14 @@ def _protect_from_in_place(trunk: fx.GraphModule) -> None:
     """Return copies of taps that are read on from: an in-place ReLU would turn "before" into "after".
 
     A copy of one map costs little beside a convolution, and holds whatever writes, also through
-    an alias: an identity or a dropout at rest hands on the tap's own memory.
+    an alias: an identity or a dropout at rest hands on the tap's own memory. What a tap has itself written into may be
+    read on, too.
     """
     for graph in _graphs(trunk):
         output = _output(graph)
         for tap in output.all_input_nodes:
-            if set(tap.users) != {output}:
+            written = tap.all_input_nodes if writes_in_place(tap, trunk) else []
+            if set(tap.users) != {output} or any(set(node.users) != {tap} for node in written):
                 with graph.inserting_after(tap):
                     output.replace_input_with(tap, graph.call_method("clone", (tap,)))
     trunk.recompile()

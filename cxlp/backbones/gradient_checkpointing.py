@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from cxlp.backbones.feature_extraction import writes_in_place
 from cxlp.utils.errors import CxlpError
 
 
@@ -76,9 +77,7 @@ def allowed_cuts(trunk: fx.GraphModule) -> dict[int, int]:
             passing[cut] += 1
         module = trunk.get_submodule(str(node.target)) if node.op == "call_module" else None
         weighted = module is not None and any(True for _ in module.parameters())
-        settings = [getattr(m, "inplace", False) for m in module.modules()] if module else [node.kwargs.get("inplace")]
-        called_so = getattr(node.target, "__name__", str(node.target)).endswith("_")  # such as torch.relu_
-        in_place = called_so or any(setting is True for setting in (*settings, *node.args))
+        in_place = writes_in_place(node, trunk)
         # An operation on one value, without weights, may return a view of it: flatten, or dropout at rest.
         keeps = in_place or (len(node.all_input_nodes) == 1 and not weighted)
         made[node] = min((made[a] for a in node.all_input_nodes), default=i) if keeps else i

@@ -1,8 +1,9 @@
 """Networks by name: torchvision's, timm's, two of our own, and a user's by import path."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def find(name: str) -> Source:
     raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
 
 
+def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which ``image_size``, ``mean`` and ``std`` a backbone's description stands for, where it gives none."""
+    given = {key: spec[key] for key in ("image_size", "mean", "std")}
+    if all(value is not None for value in given.values()):
+        return given
+    expects = IMAGENET if spec["name"] is None else find(spec["name"]).expects
+    own = {"image_size": expects.size, "mean": list(expects.mean), "std": list(expects.std)}
+    return {key: own[key] if value is None else value for key, value in given.items()}
+
+
 def users_own(name: str) -> list[object]:
     """Import a user's own network by its path: what makes it, and the module that the path names.
 
@@ -120,6 +131,15 @@ def _from_timm(name: str) -> Source:
 
 def _from_path(path: str) -> Source:
     build = import_object(path, "backbone")
+    made_by = build.func if isinstance(build, partial) else build
+    home = str(getattr(made_by, "__module__", None) or "builtins").partition(".")[0]
+    builds = issubclass(build, nn.Module) if isinstance(build, type) else callable(build)
+    # A checkpoint names its backbone, too: what is called has at least to be meant for it.
+    if not builds or home in sys.stdlib_module_names:
+        raise CxlpError(
+            f"backbone {path!r} is no network: name a class derived from nn.Module, or a function of yours that "
+            "returns one"
+        )
     try:
         model = build()
     except Exception as error:  # whatever a user's code does

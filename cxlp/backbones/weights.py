@@ -58,7 +58,8 @@ def load_strictly(kept: nn.Module, whole: nn.Module, state: Mapping[str, Tensor]
     Raises:
         CxlpError: Names what is missing, unknown, or of another shape.
     """
-    wanted, known = kept.state_dict(), whole.state_dict()
+    known = whole.state_dict()
+    wanted = {k: v for k, v in kept.state_dict().items() if k in known}  # not constants, which tracing makes buffers
     # Counters of BatchNorm's batches are absent from old files and unused in inference.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in known]

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from cxlp.backbones.backbone import check_range
 from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.models.checkpoint import network_of, read_checkpoint
@@ -138,7 +139,11 @@ class Predictor:
 
         Returns:
             ``(B, K)`` float32 on the CPU, in the order of :attr:`classes`.
+
+        Raises:
+            CxlpError: If floating point pictures go beyond 0..1.
         """
+        check_range(pictures)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             scores = self.network.score(pictures.to(self.device)).float()
         return (scores.sigmoid() if self.multi_label else scores.softmax(dim=1)).cpu()
@@ -225,7 +230,8 @@ def load(
         checkpoint: A file that a run wrote, such as ``runs/NAME/checkpoints/best.ckpt``.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
-        backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported.
+        backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported: load only
+            checkpoints that you trust.
 
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.

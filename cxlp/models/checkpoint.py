@@ -12,7 +12,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that a run wrote, without running code from it.
+    """Read a checkpoint that a run wrote, without running code; building the network in it may, see below.
 
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp.
@@ -31,8 +31,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_network(path: str | Path, backbone: Backbone | nn.Module | None = None) -> Network:
     """Build the network of a checkpoint, in evaluation mode.
 
-    Nothing else is needed, and no code is run, except that heads and backbones of the user's own are imported by the
-    paths in the checkpoint.
+    Nothing else is needed. The file holds no code, but heads and backbones that it names by import path are imported
+    and called: load only checkpoints that you trust.
 
     Args:
         path: A checkpoint that a run wrote.
@@ -48,9 +48,7 @@ def network_of(checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None
     """Build the network of a checkpoint that :func:`read_checkpoint` has read, see :func:`load_network`."""
     # The weights come from the checkpoint: nothing is downloaded.
     network = Network.from_spec(checkpoint["cxlp"]["network"], backbone)
-    prefix = "network."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    network.load_state_dict(state)
+    load_weights(network, checkpoint, "the checkpoint")
     return network.eval()
 
 
@@ -70,4 +68,4 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise CxlpError(f"{source} holds another network than the model's keys describe: {error}") from error
+        raise CxlpError(f"{source} holds another network than the one described: {error}") from error

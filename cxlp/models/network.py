@@ -1,13 +1,16 @@
 """The one network that both modes fit: backbone, heads, linear classifier."""
 
+import operator
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
+from cxlp.backbones.library import preprocessing
 from cxlp.heads.base import Head
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
@@ -41,7 +44,7 @@ class Network(nn.Module):
             fitted number, so that their softmax (or sigmoid, with several labels) is a sensible probability.
 
     Raises:
-        CxlpError: If a head does not fit the backbone's layers.
+        CxlpError: If a head does not fit the backbone's layers, or has an option that a checkpoint cannot hold.
 
     Example:
         >>> from cxlp.heads import CrossLayerPooling
@@ -76,8 +79,8 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] = ()
         self.multi_label = multi_label
         if classes is not None:
-            names = [str(k) for k in range(classes)] if isinstance(classes, int) else classes
-            self.set_classes(names, multi_label)
+            self.set_classes(_numbered(classes), multi_label)
+        self.spec()  # what a checkpoint cannot hold shows now, not after training
 
     def _connect(self, head: Head) -> None:
         backbone = self.backbone
@@ -113,11 +116,18 @@ class Network(nn.Module):
         """Give the network its classifier; done once, repeated calls must agree.
 
         Raises:
-            CxlpError: If there is a classifier for other classes already.
+            CxlpError: If there is a classifier for other classes already, or two have one name.
         """
+        if isinstance(classes, str):
+            raise CxlpError(f"classes is {classes!r}: give the names of the classes as a list")
+        classes = [str(name) for name in classes]
+        repeated = sorted({name for name in classes if classes.count(name) > 1})
+        if repeated:
+            raise CxlpError(f"classes names {', '.join(map(repr, repeated))} more than once: each has its own name")
         if self.classifier is None:
             self.classes, self.multi_label = tuple(classes), multi_label
-            self.classifier = nn.Linear(self.out_features, len(classes))
+            like = self.backbone.mean
+            self.classifier = nn.Linear(self.out_features, len(classes), device=like.device, dtype=like.dtype)
             self.reset_classifier()
         elif (self.classes, self.multi_label) != (tuple(classes), multi_label):
             raise CxlpError(
@@ -159,8 +169,19 @@ class Network(nn.Module):
         return chunks[0] if len(chunks) == 1 else tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def encode(self, head: Head, maps: tuple[Tensor, ...]) -> Tensor:
-        """Make a head's share ``(B, head.out_features)`` of the representation."""
+        """Make a head's share ``(B, head.out_features)`` of the representation, float32 or wider.
+
+        Raises:
+            CxlpError: If the head gives another shape.
+        """
         vector: Tensor = head(*maps, views=head.view_count)
+        images = maps[0].shape[0] // head.view_count
+        if vector.ndim != 2 or vector.shape[1] != head.out_features or not _as_many(vector.shape[0], images):
+            raise CxlpError(
+                f"{head.name} gives a tensor {tuple(vector.shape)} for {images} images of {head.view_count} views, but "
+                f"says out_features = {head.out_features}: its forward must return (B, out_features)"
+            )
+        vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
         return vector if len(self.heads) == 1 else vector * len(self.heads) ** -0.5
 
     def features(self, images: Tensor) -> Tensor:
@@ -204,10 +225,14 @@ class Network(nn.Module):
         return self.classify(self.test_features(images))
 
     def spec(self) -> dict[str, Any]:
-        """Describe the network by plain values, for :meth:`from_spec`."""
+        """Describe the network by plain values, for :meth:`from_spec`.
+
+        Raises:
+            CxlpError: If an option of a head is no plain value, or not kept as an attribute.
+        """
         return {
-            "backbone": self.backbone.spec(),
-            "heads": [head.spec() for head in self.each_head()],
+            "backbone": _plain(self.backbone.spec(), "the backbone's"),
+            "heads": [_described(head) for head in self.each_head()],
             "test_views": asdict(self.test_views),
             "classes": list(self.classes),
             "multi_label": self.multi_label,
@@ -222,16 +247,24 @@ class Network(nn.Module):
             backbone: The network to cut, or the backbone, where it was made of an ``nn.Module`` that has no name.
 
         Raises:
-            CxlpError: If it cannot be built again.
+            CxlpError: If it cannot be built again, or the backbone is described otherwise.
         """
         arguments = {**spec["backbone"], "weights": None}
         if backbone is None and arguments["name"] is None:
             raise CxlpError(
                 "the network's backbone was made of an nn.Module, which a checkpoint does not hold: give one of the "
-                "same kind as the argument backbone"
+                "same kind as the argument backbone of cxlp.load or cxlp.load_network, or a network with it as the "
+                "argument network of load_from_checkpoint"
             )
-        if not isinstance(backbone, Backbone):
-            backbone = Backbone(**(arguments if backbone is None else {**arguments, "name": backbone}))
+        if isinstance(backbone, Backbone):
+            backbone = backbone.narrowed(arguments["layers"])
+            _check_same(backbone, arguments)
+        elif backbone is None:
+            backbone = Backbone(**arguments)
+        else:
+            # What the saved name stood for, if there was one, is not known of a module.
+            known = {} if arguments["name"] is None else preprocessing(arguments)
+            backbone = Backbone(**{**arguments, **known, "name": backbone})
         return Network(
             backbone,
             [Head.from_spec(head) for head in spec["heads"]],
@@ -239,6 +272,63 @@ class Network(nn.Module):
             spec["multi_label"],
             Views(**spec["test_views"]),
         )
+
+
+def _numbered(classes: int | Sequence[str]) -> Sequence[str]:
+    """Name classes of which only the number is given, perhaps one of NumPy's."""
+    try:
+        return [str(k) for k in range(operator.index(classes))]  # type: ignore[arg-type]
+    except TypeError:
+        return classes  # type: ignore[return-value]
+
+
+def _described(head: Head) -> dict[str, Any]:
+    try:
+        spec = head.spec()
+    except AttributeError as error:
+        raise CxlpError(
+            f"{head.name} does not keep each argument of its constructor as an attribute of that name, as checkpoints "
+            f"need it: {error}"
+        ) from error
+    options = {name: _plain(value, f"{head.name}'s {name}") for name, value in spec["init_args"].items()}
+    return {**spec, "init_args": options}
+
+
+def _plain(value: Any, whose: str) -> Any:  # noqa: ANN401 (any option)
+    """Turn NumPy's numbers and strings into Python's, and refuse what is not plain.
+
+    Raises:
+        CxlpError: Says whose it is.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry, f"{whose} {key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, whose) for entry in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise CxlpError(
+        f"{whose} is {value!r}, of type {type(value).__name__}: a checkpoint holds numbers, strings, booleans, None, "
+        "and lists and dictionaries of them"
+    )
+
+
+def _check_same(backbone: Backbone, spec: Mapping[str, Any]) -> None:
+    """Refuse a backbone that differs from the one described: its maps would be others than the heads were fitted to."""
+    own = backbone.spec()
+    found, wanted = ({**each, **preprocessing(each)} for each in (own, spec))
+    for key in ("layers", "activation", "image_size", "mean", "std"):
+        if found[key] != wanted[key]:
+            raise CxlpError(
+                f"the backbone's {key} is {found[key]}, but that of the network which was saved is {wanted[key]}: give "
+                "a backbone made with the same arguments"
+            )
+
+
+def _as_many(found: int, expected: int) -> bool:
+    # While it is exported, the number of images is a symbol, and to compare it would fix it.
+    return isinstance(found, torch.SymInt) or isinstance(expected, torch.SymInt) or found == expected
 
 
 def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:

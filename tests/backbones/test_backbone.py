@@ -159,8 +159,6 @@ def test_bytes_and_floats_of_one_image_give_one_result(
     name: str, photos: Tensor, request: pytest.FixtureRequest
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    for one, other in zip(backbone(photos), backbone(photos.long()), strict=True):
-        assert torch.equal(one, other)
     for dtype in (torch.float32, torch.float64):  # of 0..1, as torchvision has it
         for one, other in zip(backbone(photos), backbone(photos.to(dtype) / 255), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
@@ -194,10 +192,10 @@ def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:
 
 
 def test_a_config_is_its_arguments_and_so_is_the_description() -> None:
-    config = BackboneConfig("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64, std=(1.0, 1.0, 2.0))
+    config = BackboneConfig("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64, std=(1.0, 1.0, 0.5))
     spec = Backbone.from_config(config).spec()
-    assert spec == {**asdict(config), "layers": ["layer1", "layer2"], "std": [1.0, 1.0, 2.0]}
-    assert Backbone(**spec).std.flatten().tolist() == [1.0, 1.0, 2.0]
+    assert spec == {**asdict(config), "layers": ["layer1", "layer2"], "std": [1.0, 1.0, 0.5]}
+    assert Backbone(**spec).std.flatten().tolist() == [1.0, 1.0, 0.5]
 
 
 # --- networks of one's own
