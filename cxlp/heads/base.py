@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from cxlp.heads.fitting import HeadFit, TrainingSet
@@ -63,12 +64,14 @@ class Head(nn.Module):
 
     #: How many layers it takes.
     takes: ClassVar[int] = 1
-    #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`.
+    #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`,
+    #: which then ends with :meth:`mark_fitted`.
     needs_fit: ClassVar[bool] = False
     #: Why the head cannot be written as ONNX, which lacks some operations; ``None``: it can.
     onnx_obstacle: ClassVar[str | None] = None
 
     out_features: int
+    fitted: Tensor
 
     def __init__(self, layers: Sequence[str] | None = None, views: Views = Views()) -> None:
         super().__init__()
@@ -141,6 +144,8 @@ class Head(nn.Module):
             raise CxlpError(f"{self.name} takes {_count(self.takes)}, but was given the shapes of {len(shapes)} maps")
         self.view_count = views
         self.build(given[0])
+        if self.needs_fit:
+            self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))  # so that checkpoints hold it
         self._connected = given
         return self
 
@@ -157,6 +162,16 @@ class Head(nn.Module):
             CxlpError: If there will be too few images for it.
         """
         return None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it can be used: always, but for a head that :attr:`needs_fit` and has not been fitted."""
+        return not self.needs_fit or (self._connected is not None and bool(self.fitted))
+
+    def mark_fitted(self) -> None:
+        """Note that what :attr:`needs_fit` asks for is done; on all ranks."""
+        if self.needs_fit:
+            self.fitted.fill_(True)
 
     @property
     def explanation_obstacle(self) -> str | None:

@@ -101,3 +101,4 @@ class _LocalFit(HeadFit):
         with kept.measure("PCA"):
             self.axes.solve()
         self.head.learn_from(kept, self.data)
+        self.head.mark_fitted()

@@ -1,0 +1,70 @@
+"""Heads in unusual company: exported, not fitted, derived from, several of them, and options that are not plain."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cxlp.heads
+from cxlp.deploy.export import check, export
+from cxlp.deploy.predictor import Predictor
+from cxlp.heads import FisherVector, Head, SparseFisherVector
+from tests.networks import CLASSES, SMALL, build, randomise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OURS = [name for name in cxlp.heads.__all__ if name != "Head"]
+
+
+def small(name: str, **options: Any) -> Head:
+    """One of our heads, as cheap as it can be."""
+    cls = getattr(cxlp.heads, name)
+    cheap = {"pca_dim": 4, "atoms": 3, "channels": 3}
+    known = inspect.signature(cls).parameters
+    head: Head = cls(**{key: value for key, value in cheap.items() if key in known} | options)
+    return head
+
+
+# --- export
+
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in OURS),
+    ("CrossLayerPooling", {"guide_dim": 2, "sketch": 8, "size": 3, "padding": "same"}),
+    ("BilinearPooling", {"sketch": 8}),
+    ("CrossLayerPooling", {"spectral": True}),
+]
+
+
+@pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "options"), FORMS)
+def test_each_head_is_exported(name: str, options: dict[str, Any], form: Any, tmp_path: Path) -> None:
+    head = small(name, **options)
+    model = Predictor(randomise(build(head, SMALL, CLASSES)))
+    if isinstance(head, SparseFisherVector):
+        head.iterations = 5  # its steps are written out
+        head.dictionary.copy_(nn.functional.normalize(torch.randn_like(head.dictionary), dim=1))
+    if form == "onnx" and head.onnx_obstacle is not None:
+        pytest.skip(head.onnx_obstacle)
+    path = tmp_path / "model"
+    export(model, path, form)
+    assert check(model, path, form, torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)).passed
+
+
+# --- fitted or not
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_head_knows_whether_it_is_fitted_and_checkpoints_do(name: str) -> None:
+    head = small(name)
+    assert head.is_fitted is not head.needs_fit
+    network = build(head, SMALL)
+    assert head.is_fitted is not head.needs_fit
+    if isinstance(head, FisherVector | SparseFisherVector):
+        head.learn(torch.randn(50, 4))
+    assert head.is_fitted
+    other = build(small(name), SMALL)
+    other.load_state_dict(network.state_dict())
+    assert all(each.is_fitted for each in other.each_head())
