@@ -1,7 +1,7 @@
 """What a pooling head is, and how to write one."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
@@ -37,7 +37,8 @@ class Head(nn.Module):
     - :attr:`onnx_obstacle`: why it cannot be written as ONNX.
 
     Args:
-        layers: The backbone's layers that it takes, lower before upper; ``None``: as many of the last as it takes.
+        layers: The backbone's layers that it takes, lower before upper; ``None``: as many of the last as it takes,
+            see :meth:`layers_of`.
         views: The views of an image that are encoded together.
 
     Attributes:
@@ -102,18 +103,32 @@ class Head(nn.Module):
 
     # --- its inputs -------------------------------------------------------------------------------
 
-    def layers_of(self, available: Sequence[str]) -> tuple[str, ...]:
+    def layers_of(self, available: Sequence[str], named: Collection[str] = ()) -> tuple[str, ...]:
         """Name the layers that the head takes of a backbone's.
 
+        Args:
+            available: The backbone's layers.
+            named: Those that other heads of the network name as theirs. Without ``layers`` of its own, the head takes
+                the last ones all the same, unless the other layers are not among these: then it takes the others.
+
         Raises:
-            CxlpError: If the backbone does not give them.
+            CxlpError: If the backbone does not give them, or it is not clear which ones are meant.
         """
         if self.layers is None:
             if len(available) < self.takes:
                 raise CxlpError(
                     f"{self.name} takes {_count(self.takes)}, but the backbone's are {list(available)}: name more there"
                 )
-            return tuple(available[-self.takes :])
+            last = tuple(available[-self.takes :])
+            others = tuple(layer for layer in available if layer not in named)
+            if set(others[-self.takes :]) <= set(last):
+                return last
+            if len(others) == self.takes:
+                return others
+            raise CxlpError(
+                f"{self.name} names no layers, and besides those that other heads name, {sorted(named)}, the backbone "
+                f"gives {list(others)}, not {self.takes}: name its own by its option layers"
+            )
         for layer in self.layers:
             if layer not in available:
                 raise CxlpError(
@@ -138,7 +153,11 @@ class Head(nn.Module):
         given = tuple((int(c), int(h), int(w)) for c, h, w in shapes), views
         if self._connected is not None:
             if self._connected != given:
-                raise CxlpError(f"{self.name} was made for maps of {self._connected[0]}, these are {given[0]}")
+                (made, made_views), (shapes, now) = self._connected, given
+                raise CxlpError(
+                    f"{self.name} was made for maps of {made} of {made_views} views an image, these are {shapes} of "
+                    f"{now}"
+                )
             return self
         if len(shapes) != self.takes:
             raise CxlpError(f"{self.name} takes {_count(self.takes)}, but was given the shapes of {len(shapes)} maps")

@@ -1,6 +1,7 @@
 """Heads in unusual company: exported, not fitted, derived from, several of them, and options that are not plain."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch import nn
 import cxlp.heads
 from cxlp.deploy.export import check, export
 from cxlp.deploy.predictor import Predictor
-from cxlp.heads import FisherVector, Head, SparseFisherVector
+from cxlp.heads import AveragePooling, CrossLayerPooling, FisherVector, Head, SparseFisherVector
+from cxlp.heads.views import Views
+from cxlp.models.network import Network
+from cxlp.utils.errors import CxlpError
 from tests.networks import CLASSES, SMALL, build, randomise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,3 +72,41 @@ def test_a_head_knows_whether_it_is_fitted_and_checkpoints_do(name: str) -> None
     other = build(small(name), SMALL)
     other.load_state_dict(network.state_dict())
     assert all(each.is_fitted for each in other.each_head())
+
+
+# --- several heads
+
+
+def taken(layers: tuple[str, ...], *heads: Head) -> list[tuple[str, ...]]:
+    network = build(heads, replace(SMALL, layers=layers))
+    again = Network.from_spec({**network.spec(), "backbone": {**network.spec()["backbone"], "weights": None}})
+    names = [[network.backbone.layers[i] for i in network._places(head)] for head in network.each_head()]
+    assert names == [[again.backbone.layers[i] for i in again._places(head)] for head in again.each_head()]
+    return [tuple(each) for each in names]
+
+
+def test_a_layer_that_another_head_names_leaves_the_others_to_this_one() -> None:
+    pair, top = ("layer3.0.conv2", "layer3"), ("penultimate",)
+    assert taken((*pair, *top), CrossLayerPooling(4, align="to_local"), AveragePooling(layers=top)) == [pair, top]
+    # Named or not, the last ones are its own where nothing else is left over.
+    assert taken(pair, CrossLayerPooling(4), AveragePooling(layers=pair[:1]), AveragePooling()) == [
+        pair, pair[:1], pair[1:]
+    ]  # fmt: skip
+    with pytest.raises(CxlpError, match=r"Pooling names no layers.*\['penultimate'\].*gives.*'layer2'.*not 2"):
+        taken(("layer2", *pair, *top), CrossLayerPooling(4), AveragePooling(layers=top))
+    with pytest.raises(CxlpError, match=r"'penultimate'\], the backbone gives \['layer3.0.conv2'\], not 2"):
+        taken((*pair, *top), CrossLayerPooling(4), *(AveragePooling(layers=[each]) for each in ("layer3", *top)))
+
+
+def test_a_head_is_in_one_place() -> None:
+    head = AveragePooling()
+    with pytest.raises(CxlpError, match="given twice"):
+        build([head, head], SMALL)
+    head.connect((8, 4, 4))
+    with pytest.raises(CxlpError, match=r"\(\(8, 4, 4\),\) of 1 views an image, these are .* of 2"):
+        head.connect((8, 4, 4), views=2)
+
+
+def test_unknown_views_are_named() -> None:
+    with pytest.raises(CxlpError, match=r"unknown views 'crop'\. Did you mean 'crops'"):
+        Views("crop")  # type: ignore[arg-type]
