@@ -33,7 +33,7 @@ class Head(nn.Module):
     and, where it has such things,
 
     - :meth:`start_fit`: what it learns from the training images without gradients, such as a PCA;
-    - :meth:`explain`: how a score is the sum of what places contribute;
+    - :meth:`explain`: how a score is the sum of what places contribute; it fits one ``forward`` only;
     - :attr:`onnx_obstacle`: why it cannot be written as ONNX.
 
     Args:

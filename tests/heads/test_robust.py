@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cxlp.heads
 from cxlp.deploy.export import check, export
 from cxlp.deploy.predictor import Predictor
+from cxlp.explain.attribution import explain
 from cxlp.heads import AveragePooling, CrossLayerPooling, FisherVector, Head, SparseFisherVector
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
@@ -72,6 +73,28 @@ def test_a_head_knows_whether_it_is_fitted_and_checkpoints_do(name: str) -> None
     other = build(small(name), SMALL)
     other.load_state_dict(network.state_dict())
     assert all(each.is_fitted for each in other.each_head())
+
+
+# --- derived heads
+
+
+class Cubed(CrossLayerPooling):
+    """Its vector is another one; explain is inherited."""
+
+    def forward(self, *maps: Tensor, views: int = 1) -> Tensor:
+        return super().forward(*maps, views=views) ** 3
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_an_inherited_explanation_that_does_not_add_up_is_refused(sign: bool) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 32, 32)
+    own = randomise(build([AveragePooling(), Cubed(4, sign=sign)], SMALL, CLASSES))
+    with pytest.raises(CxlpError, match=r"Cubed cannot be explained: .* changes forward\(\) must have an explain\(\)"):
+        next(explain(own, images))
+    plain = randomise(build([AveragePooling(), CrossLayerPooling(4, sign=sign)], SMALL, CLASSES))
+    explanation = next(explain(plain, images))
+    assert explanation.score == pytest.approx(plain(images)[0, explanation.target].item(), rel=1e-3)
 
 
 # --- several heads
