@@ -1,10 +1,12 @@
 """What a pooling head is, and how to write one."""
 
 import inspect
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -225,17 +227,32 @@ class Head(nn.Module):
     # --- as plain values --------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
-        """Read the constructor's arguments off the attributes of their names, as plain values."""
-        return {name: _plain(getattr(self, name)) for name in _arguments(type(self))}
+        """Read the constructor's arguments off the attributes of their names, as plain values.
+
+        Raises:
+            CxlpError: If there is no such attribute, or its value is not plain.
+        """
+        found = {}
+        for name in _arguments(type(self)):
+            if not hasattr(self, name):
+                raise CxlpError(f"{self.name} has an option {name!r}, but no attribute of that name: keep it as one")
+            try:
+                found[name] = _plain(getattr(self, name))
+            except TypeError as error:
+                raise CxlpError(f"{self.name}'s option {name!r} is not a plain value: {error}") from error
+        return found
 
     def spec(self) -> dict[str, Any]:
-        """Describe the head by plain values, for :meth:`from_spec`: its class's name or import path, its options."""
+        """Describe the head by plain values, for :meth:`from_spec`: its class's name or import path, its options.
+
+        Raises:
+            CxlpError: If the class cannot be imported by its path, or an option is not plain.
+        """
         import cxlp.heads
 
         cls = type(self)
         ours = getattr(cxlp.heads, cls.__name__, None) is cls
-        path = cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
-        return {"class_path": path, "init_args": self.options()}
+        return {"class_path": cls.__name__ if ours else _import_path(cls), "init_args": self.options()}
 
     @staticmethod
     def from_spec(spec: Mapping[str, Any]) -> "Head":
@@ -280,10 +297,41 @@ def _arguments(cls: type[Head]) -> list[str]:
     return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
 
+def _import_path(cls: type[Head]) -> str:
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    if "<locals>" in path:
+        raise CxlpError(
+            f"head {path} is defined within a function, where no checkpoint can find it again: define it at the level "
+            "of a module"
+        )
+    if cls.__module__ == "__main__":
+        warnings.warn(
+            f"head {cls.__name__} is defined in the script that runs: only a script that defines it, too, can load its "
+            "checkpoints. Put it in a module of its own",
+            stacklevel=3,
+        )
+    elif import_object(path, "head") is not cls:
+        raise CxlpError(f"head {path} is not what its import path gives: make it of the class that is there")
+    return path
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 (any option)
+    """Make a value plain: what JSON knows.
+
+    Raises:
+        TypeError: If it is none that could be.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return _plain(asdict(value))
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")
 
 
 def _count(layers: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,15 @@ import cxlp.heads
 from cxlp.deploy.export import check, export
 from cxlp.deploy.predictor import Predictor
 from cxlp.explain.attribution import explain
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.heads import AveragePooling, CrossLayerPooling, FisherVector, Head, SparseFisherVector
+from cxlp.heads.local import LocalHead
+from cxlp.heads.normalisation import Normalise
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.profiling import PhaseTimes
+from tests.frozen.test_fit import small_images
 from tests.networks import CLASSES, SMALL, build, randomise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,6 +79,40 @@ def test_a_head_knows_whether_it_is_fitted_and_checkpoints_do(name: str) -> None
     other = build(small(name), SMALL)
     other.load_state_dict(network.state_dict())
     assert all(each.is_fitted for each in other.each_head())
+
+
+class Centred(LocalHead):
+    """Has something to learn with and without a PCA."""
+
+    needs_fit = True
+
+    def __init__(self, pca_dim: Any = None, layers: Any = None, views: Views = Views()) -> None:
+        super().__init__(pca_dim, Normalise(), layers, views)
+
+    def build(self, shapes: Any) -> None:
+        super().build(shapes)
+        self.register_buffer("mean", torch.zeros(self.dim))
+        self.out_features = self.dim
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x - self.mean).mean(dim=1, keepdim=True)
+
+    def learn_from(self, kept: Any, data: Any) -> None:
+        self.mean.copy_(torch.cat([x for x, _ in self.projected(kept)]).mean(dim=(0, 1)))
+
+
+@pytest.mark.parametrize("pca_dim", [None, 4])
+def test_a_local_head_learns_with_and_without_a_pca(pca_dim: int | None, tmp_path: Path) -> None:
+    network, (images, labels) = build(Centred(pca_dim), SMALL, CLASSES), small_images()
+    images = images[..., :32, :32]
+    assert not network.heads[0].is_fitted
+    running = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes(), progress=False)
+    running.observe(images, labels, torch.arange(len(images)))
+    running.finish()
+    assert network.heads[0].is_fitted
+    head = network.heads[0]
+    expected = torch.cat([head.local(maps) for maps in network.inputs(images)[0]]).mean(dim=(0, 1))
+    torch.testing.assert_close(head.mean, expected, atol=1e-4, rtol=1e-4)
 
 
 # --- derived heads
@@ -133,3 +173,45 @@ def test_a_head_is_in_one_place() -> None:
 def test_unknown_views_are_named() -> None:
     with pytest.raises(CxlpError, match=r"unknown views 'crop'\. Did you mean 'crops'"):
         Views("crop")  # type: ignore[arg-type]
+
+
+# --- descriptions
+
+
+class Weighted(AveragePooling):
+    def __init__(self, power: Any = 1.0, layers: Any = None, views: Views = Views()) -> None:
+        super().__init__(layers=layers, views=views)
+        self.power = power
+
+
+class Forgetful(AveragePooling):
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+
+
+def test_numbers_of_numpy_become_plain_and_other_values_are_refused() -> None:
+    power = Weighted(np.float32(0.5)).spec()["init_args"]["power"]
+    assert type(power) is float and power == 0.5
+    assert Weighted([np.int64(3), (1, None)]).spec()["init_args"]["power"] == [3, [1, None]]
+    for value in (torch.ones(2), Path("here"), [object()]):
+        with pytest.raises(CxlpError, match=r"Weighted's option 'power' is not a plain value: .* is of type \w+;"):
+            Weighted(value).spec()
+    with pytest.raises(CxlpError, match="Forgetful has an option 'power', but no attribute"):
+        Forgetful().spec()
+
+
+def test_a_description_names_a_class_that_can_be_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(Head.from_spec(Weighted(2.0).spec())) is Weighted
+
+    class Local(AveragePooling):
+        pass
+
+    with pytest.raises(CxlpError, match=r"<locals>.Local is defined within a function.*level of a module"):
+        Local().spec()
+    head = Weighted()
+    monkeypatch.setattr(f"{__name__}.Weighted", Forgetful)
+    with pytest.raises(CxlpError, match=r"Weighted is not what its import path gives"):
+        head.spec()
+    monkeypatch.setattr(type(head), "__module__", "__main__")
+    with pytest.warns(UserWarning, match="only a script that defines it, too, can load"):
+        assert head.spec()["class_path"] == "__main__.Weighted"
