@@ -215,3 +215,8 @@ def test_a_description_names_a_class_that_can_be_found_again(monkeypatch: pytest
     monkeypatch.setattr(type(head), "__module__", "__main__")
     with pytest.warns(UserWarning, match="only a script that defines it, too, can load"):
         assert head.spec()["class_path"] == "__main__.Weighted"
+
+
+def test_the_package_gives_all_heads_and_what_else_it_names() -> None:
+    assert set(cxlp.heads.__all__) <= set(cxlp.__all__)
+    assert all(getattr(cxlp, name) is not None for name in cxlp.__all__)
