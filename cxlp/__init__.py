@@ -46,21 +46,14 @@ __all__ = [
     "load_network",
 ]
 
+#: Where names come from that are no head.
 _HOMES = {
-    "AveragePooling": "cxlp.heads",
     "Backbone": "cxlp.backbones.backbone",
-    "BilinearPooling": "cxlp.heads",
-    "CovariancePooling": "cxlp.heads",
-    "CrossLayerPooling": "cxlp.heads",
     "FineTune": "cxlp.tasks",
-    "FisherVector": "cxlp.heads",
     "Frozen": "cxlp.tasks",
-    "Head": "cxlp.heads",
     "Network": "cxlp.models.network",
     "Prediction": "cxlp.deploy.predictor",
     "Predictor": "cxlp.deploy.predictor",
-    "SparseFisherVector": "cxlp.heads",
-    "TrainedGuidePooling": "cxlp.heads",
     "Views": "cxlp.heads.views",
     "cross_layer_pooling": "cxlp.heads.cross_layer",
     "load": "cxlp.deploy.predictor",
@@ -70,6 +63,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import on first use: torch takes seconds, which commands and worker processes without it need not spend."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return getattr(importlib.import_module(_HOMES.get(name, "cxlp.heads")), name)
     raise AttributeError(f"module 'cxlp' has no attribute {name!r}")

@@ -6,14 +6,19 @@ the score.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cxlp.heads.base import Head
 from cxlp.heads.views import Window
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
+
+#: What rounding to float32 may change in a head's part of a score, relative to the sum of its terms' absolute values.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -187,27 +192,55 @@ def explain(
         An explanation per image, on the CPU; each is made when it is asked for.
 
     Raises:
-        CxlpError: See :func:`check_explainable`.
+        CxlpError: See :func:`check_explainable`; or where a head's shares do not add up to its part of the score.
     """
     check_explainable(network)
     classifier = network.classifier
     assert classifier is not None
     heads, found = list(network.each_head()), network.inputs(images)
-    vectors = [network.encode(head, maps) for head, maps in zip(heads, found, strict=True)]
+    with _full_float32():
+        vectors = [network.encode(head, maps) for head, maps in zip(heads, found, strict=True)]
     size = network.backbone.image_size
     for i, scores in enumerate(network.classify(torch.cat(vectors, dim=1)).float()):
         chosen = _best(scores, against) if target is None else target
         weights, bias = classifier.weight[chosen].double(), classifier.bias[chosen].double()
         if against is not None:
             weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
-        split = torch.split(weights * len(heads) ** -0.5, [head.out_features for head in heads])
+        split = torch.split(weights, [head.out_features for head in heads])
         evidence = []
-        for head, maps, own in zip(heads, found, split, strict=True):
-            shares, activations = head.explain([_own(m, i, head.view_count) for m in maps], own)
+        for head, maps, own, vector in zip(heads, found, split, vectors, strict=True):
+            shares, activations = head.explain([_own(m, i, head.view_count) for m in maps], own * len(heads) ** -0.5)
+            _check_sum(head, float(shares.sum()), own * vector[i].double())
             windows = tuple(head.views.windows(size))
             evidence.append(PartEvidence(shares.cpu(), activations.cpu(), windows, size, head.views.image_size(size)))
         probabilities = scores.sigmoid() if network.multi_label else scores.softmax(dim=0)
         yield Explanation(chosen, against, probabilities.cpu(), float(bias), tuple(evidence))
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Switch TF32 off, whose rounding a square root or signs enlarge: shares would not add up to such scores."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
+def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
+    """Refuse shares that do not add up to the score, ``terms.sum()``, as those of an inherited ``explain`` may not."""
+    score = float(terms.sum())
+    allowed = _ROUNDING * float(terms.abs().sum()) + 1e-6
+    if head.signs_only:  # rounding may turn a sign or two
+        allowed += 4 * float(terms.abs().max())
+    if abs(evidence - score) > allowed:
+        raise CxlpError(
+            f"{head.name} cannot be explained: its explain() gives shares of {evidence:.4g} in all, its part of the "
+            f"score is {score:.4g}. A class that changes forward() must have an explain() that fits it"
+        )
 
 
 def _own(maps: Tensor, image: int, views: int) -> Tensor:

@@ -1,10 +1,13 @@
 """What a pooling head is, and how to write one."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from cxlp.heads.fitting import HeadFit, TrainingSet
@@ -32,11 +35,12 @@ class Head(nn.Module):
     and, where it has such things,
 
     - :meth:`start_fit`: what it learns from the training images without gradients, such as a PCA;
-    - :meth:`explain`: how a score is the sum of what places contribute;
+    - :meth:`explain`: how a score is the sum of what places contribute; it fits one ``forward`` only;
     - :attr:`onnx_obstacle`: why it cannot be written as ONNX.
 
     Args:
-        layers: The backbone's layers that it takes, lower before upper; ``None``: as many of the last as it takes.
+        layers: The backbone's layers that it takes, lower before upper; ``None``: as many of the last as it takes,
+            see :meth:`layers_of`.
         views: The views of an image that are encoded together.
 
     Attributes:
@@ -63,12 +67,14 @@ class Head(nn.Module):
 
     #: How many layers it takes.
     takes: ClassVar[int] = 1
-    #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`.
+    #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`,
+    #: which then ends with :meth:`mark_fitted`.
     needs_fit: ClassVar[bool] = False
     #: Why the head cannot be written as ONNX, which lacks some operations; ``None``: it can.
     onnx_obstacle: ClassVar[str | None] = None
 
     out_features: int
+    fitted: Tensor
 
     def __init__(self, layers: Sequence[str] | None = None, views: Views = Views()) -> None:
         super().__init__()
@@ -99,18 +105,32 @@ class Head(nn.Module):
 
     # --- its inputs -------------------------------------------------------------------------------
 
-    def layers_of(self, available: Sequence[str]) -> tuple[str, ...]:
+    def layers_of(self, available: Sequence[str], named: Collection[str] = ()) -> tuple[str, ...]:
         """Name the layers that the head takes of a backbone's.
 
+        Args:
+            available: The backbone's layers.
+            named: Those that other heads of the network name as theirs. Without ``layers`` of its own, the head takes
+                the last ones all the same, unless the other layers are not among these: then it takes the others.
+
         Raises:
-            CxlpError: If the backbone does not give them.
+            CxlpError: If the backbone does not give them, or it is not clear which ones are meant.
         """
         if self.layers is None:
             if len(available) < self.takes:
                 raise CxlpError(
                     f"{self.name} takes {_count(self.takes)}, but the backbone's are {list(available)}: name more there"
                 )
-            return tuple(available[-self.takes :])
+            last = tuple(available[-self.takes :])
+            others = tuple(layer for layer in available if layer not in named)
+            if set(others[-self.takes :]) <= set(last):
+                return last
+            if len(others) == self.takes:
+                return others
+            raise CxlpError(
+                f"{self.name} names no layers, and besides those that other heads name, {sorted(named)}, the backbone "
+                f"gives {list(others)}, not {self.takes}: name its own by its option layers"
+            )
         for layer in self.layers:
             if layer not in available:
                 raise CxlpError(
@@ -135,12 +155,18 @@ class Head(nn.Module):
         given = tuple((int(c), int(h), int(w)) for c, h, w in shapes), views
         if self._connected is not None:
             if self._connected != given:
-                raise CxlpError(f"{self.name} was made for maps of {self._connected[0]}, these are {given[0]}")
+                (made, made_views), (shapes, now) = self._connected, given
+                raise CxlpError(
+                    f"{self.name} was made for maps of {made} of {made_views} views an image, these are {shapes} of "
+                    f"{now}"
+                )
             return self
         if len(shapes) != self.takes:
             raise CxlpError(f"{self.name} takes {_count(self.takes)}, but was given the shapes of {len(shapes)} maps")
         self.view_count = views
         self.build(given[0])
+        if self.needs_fit:
+            self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))  # so that checkpoints hold it
         self._connected = given
         return self
 
@@ -157,6 +183,16 @@ class Head(nn.Module):
             CxlpError: If there will be too few images for it.
         """
         return None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it can be used: always, but for a head that :attr:`needs_fit` and has not been fitted."""
+        return not self.needs_fit or (self._connected is not None and bool(self.fitted))
+
+    def mark_fitted(self) -> None:
+        """Note that what :attr:`needs_fit` asks for is done; on all ranks."""
+        if self.needs_fit:
+            self.fitted.fill_(True)
 
     @property
     def explanation_obstacle(self) -> str | None:
@@ -191,17 +227,32 @@ class Head(nn.Module):
     # --- as plain values --------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
-        """Read the constructor's arguments off the attributes of their names, as plain values."""
-        return {name: _plain(getattr(self, name)) for name in _arguments(type(self))}
+        """Read the constructor's arguments off the attributes of their names, as plain values.
+
+        Raises:
+            CxlpError: If there is no such attribute, or its value is not plain.
+        """
+        found = {}
+        for name in _arguments(type(self)):
+            if not hasattr(self, name):
+                raise CxlpError(f"{self.name} has an option {name!r}, but no attribute of that name: keep it as one")
+            try:
+                found[name] = _plain(getattr(self, name))
+            except TypeError as error:
+                raise CxlpError(f"{self.name}'s option {name!r} is not a plain value: {error}") from error
+        return found
 
     def spec(self) -> dict[str, Any]:
-        """Describe the head by plain values, for :meth:`from_spec`: its class's name or import path, its options."""
+        """Describe the head by plain values, for :meth:`from_spec`: its class's name or import path, its options.
+
+        Raises:
+            CxlpError: If the class cannot be imported by its path, or an option is not plain.
+        """
         import cxlp.heads
 
         cls = type(self)
         ours = getattr(cxlp.heads, cls.__name__, None) is cls
-        path = cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
-        return {"class_path": path, "init_args": self.options()}
+        return {"class_path": cls.__name__ if ours else _import_path(cls), "init_args": self.options()}
 
     @staticmethod
     def from_spec(spec: Mapping[str, Any]) -> "Head":
@@ -246,10 +297,41 @@ def _arguments(cls: type[Head]) -> list[str]:
     return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
 
+def _import_path(cls: type[Head]) -> str:
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    if "<locals>" in path:
+        raise CxlpError(
+            f"head {path} is defined within a function, where no checkpoint can find it again: define it at the level "
+            "of a module"
+        )
+    if cls.__module__ == "__main__":
+        warnings.warn(
+            f"head {cls.__name__} is defined in the script that runs: only a script that defines it, too, can load its "
+            "checkpoints. Put it in a module of its own",
+            stacklevel=3,
+        )
+    elif import_object(path, "head") is not cls:
+        raise CxlpError(f"head {path} is not what its import path gives: make it of the class that is there")
+    return path
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 (any option)
+    """Make a value plain: what JSON knows.
+
+    Raises:
+        TypeError: If it is none that could be.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return _plain(asdict(value))
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")
 
 
 def _count(layers: int) -> str:

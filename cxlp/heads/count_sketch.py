@@ -57,9 +57,10 @@ class CountSketch(nn.Module):
         """Sketch: ``(B, K, p) -> (B, D)``."""
         signed = x * (self.row_signs[:, None] * self.column_signs).to(x.dtype)
         bins = (self.row_bins[:, None] + self.column_bins) % self.dim  # (K, p)
-        sketch = x.new_zeros(len(x), self.dim)
+        # x.shape[0]: len(x) would be a number, and fix the batch of an exported network.
+        sketch = x.new_zeros(x.shape[0], self.dim)
         # Not index_add, which is three times as slow on a CPU.
-        return sketch.scatter_add(1, bins.flatten().expand(len(x), -1), signed.flatten(1))
+        return sketch.scatter_add(1, bins.flatten().expand(x.shape[0], -1), signed.flatten(1))
 
     def extra_repr(self) -> str:
         """Show the sizes."""

@@ -78,7 +78,8 @@ class Codebook(LocalHead):
             vectors = all_sum(found).flatten(0, 1)  # (n k, p)
             on_rank_zero(lambda: self.learn(vectors))
             for value in self.buffers():
-                from_rank_zero(value)
+                if value.is_floating_point():  # not the mark, which ranks set themselves
+                    from_rank_zero(value)
 
 
 class FisherVector(Codebook):
@@ -167,6 +168,7 @@ class FisherVector(Codebook):
         self.weights.copy_(torch.from_numpy(mixture.weights_))
         self.means.copy_(torch.from_numpy(mixture.means_))
         self.deviations.copy_(torch.from_numpy(np.sqrt(mixture.covariances_)))
+        self.mark_fitted()
 
 
 class SparseFisherVector(Codebook):
@@ -281,3 +283,4 @@ class SparseFisherVector(Codebook):
             warnings.simplefilter("ignore", ConvergenceWarning)
             learning.fit((x / self.unit.to(x.device)).double().cpu().numpy())
         self.dictionary.copy_(torch.from_numpy(learning.components_))
+        self.mark_fitted()

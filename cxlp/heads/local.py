@@ -70,14 +70,15 @@ class LocalHead(Head):
     # --- its fit ----------------------------------------------------------------------------------
 
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
-        """Begin with the PCA, where there is one."""
-        return None if self.projection is None else _LocalFit(self, self.projection, data)
+        """Begin with the PCA, where there is one, or with nothing where :meth:`learn_from` is still to come."""
+        learns = type(self).learn_from is not LocalHead.learn_from
+        return _LocalFit(self, data) if learns or self.projection is not None else None
 
     def check_training(self, data: TrainingSet) -> None:
         """Refuse, before the pass, what :meth:`learn_from` would refuse after it."""
 
     def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
-        """Fit what lies behind the PCA, which is fitted; nothing here."""
+        """Fit what lies behind the PCA, which is fitted, if there is one; nothing here."""
 
     def projected(self, kept: KeptMaps) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through this rank's local features after the PCA, ``(b, N, p)``, and the positions of their images."""
@@ -86,18 +87,23 @@ class LocalHead(Head):
 
 
 class _LocalFit(HeadFit):
-    """PCA, then what the head has behind it."""
+    """PCA, if any, then what the head has behind it."""
 
-    def __init__(self, head: LocalHead, projection: nn.Conv2d, data: TrainingSet) -> None:
+    def __init__(self, head: LocalHead, data: TrainingSet) -> None:
         self.head, self.data = head, data
-        self.axes = PrincipalAxes(projection, data, head.local_features, "PCA", "pca_dim")
+        self.axes: PrincipalAxes | None = None
+        if head.projection is not None:
+            self.axes = PrincipalAxes(head.projection, data, head.local_features, "PCA", "pca_dim")
         head.check_training(data)
 
     def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
-        self.axes.observe(maps[0].float().contiguous().flatten(2).transpose(1, 2), positions)
+        if self.axes is not None:
+            self.axes.observe(maps[0].float().contiguous().flatten(2).transpose(1, 2), positions)
 
     @torch.no_grad()
     def solve(self, kept: KeptMaps) -> None:
-        with kept.measure("PCA"):
-            self.axes.solve()
+        if self.axes is not None:
+            with kept.measure("PCA"):
+                self.axes.solve()
         self.head.learn_from(kept, self.data)
+        self.head.mark_fitted()

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxlp.utils.errors import CxlpError
+from cxlp.utils.errors import CxlpError, did_you_mean
 
 Kind = Literal["whole", "flip", "crops", "blocks", "regions"]
 
@@ -49,6 +49,8 @@ class Views:
     stride: float = 0.28
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise CxlpError(f"unknown views {self.kind!r}. {did_you_mean(self.kind, get_args(Kind))}")
         if self.blocks < 1:
             raise CxlpError(f"views.blocks is {self.blocks}: it must be 1 or more")
         if self.scale is not None and self.scale < 1:

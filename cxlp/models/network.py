@@ -66,8 +66,13 @@ class Network(nn.Module):
         heads = [head] if isinstance(head, Head) else list(head)
         if not heads:
             raise CxlpError("a network needs a head, or several")
+        if len({id(each) for each in heads}) < len(heads):
+            raise CxlpError("a head is given twice, which would share its weights: make one for each place")
+        self._named = {layer for each in heads for layer in each.layers or ()}
         # Parameters of which no score depends would have distributed training wait for their gradients.
-        self.backbone = backbone.narrowed({layer for each in heads for layer in each.layers_of(backbone.layers)})
+        self.backbone = backbone.narrowed(
+            {layer for each in heads for layer in each.layers_of(backbone.layers, self._named)}
+        )
         for each in heads:
             self._connect(each)
         self.heads = nn.ModuleList(heads)
@@ -93,7 +98,7 @@ class Network(nn.Module):
 
     def _places(self, head: Head) -> list[int]:
         """The head's layers, by their places among the backbone's."""
-        return [self.backbone.layers.index(layer) for layer in head.layers_of(self.backbone.layers)]
+        return [self.backbone.layers.index(layer) for layer in head.layers_of(self.backbone.layers, self._named)]
 
     def each_head(self) -> Iterator[Head]:
         """Go through the heads (which a ModuleList knows as modules only)."""

@@ -1,0 +1,222 @@
+"""Heads in unusual company: exported, not fitted, derived from, several of them, and options that are not plain."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cxlp.heads
+from cxlp.deploy.export import check, export
+from cxlp.deploy.predictor import Predictor
+from cxlp.explain.attribution import explain
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.heads import AveragePooling, CrossLayerPooling, FisherVector, Head, SparseFisherVector
+from cxlp.heads.local import LocalHead
+from cxlp.heads.normalisation import Normalise
+from cxlp.heads.views import Views
+from cxlp.models.network import Network
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.profiling import PhaseTimes
+from tests.frozen.test_fit import small_images
+from tests.networks import CLASSES, SMALL, build, randomise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OURS = [name for name in cxlp.heads.__all__ if name != "Head"]
+
+
+def small(name: str, **options: Any) -> Head:
+    """One of our heads, as cheap as it can be."""
+    cls = getattr(cxlp.heads, name)
+    cheap = {"pca_dim": 4, "atoms": 3, "channels": 3}
+    known = inspect.signature(cls).parameters
+    head: Head = cls(**{key: value for key, value in cheap.items() if key in known} | options)
+    return head
+
+
+# --- export
+
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in OURS),
+    ("CrossLayerPooling", {"guide_dim": 2, "sketch": 8, "size": 3, "padding": "same"}),
+    ("BilinearPooling", {"sketch": 8}),
+    ("CrossLayerPooling", {"spectral": True}),
+]
+
+
+@pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "options"), FORMS)
+def test_each_head_is_exported(name: str, options: dict[str, Any], form: Any, tmp_path: Path) -> None:
+    head = small(name, **options)
+    model = Predictor(randomise(build(head, SMALL, CLASSES)))
+    if isinstance(head, SparseFisherVector):
+        head.iterations = 5  # its steps are written out
+        head.dictionary.copy_(nn.functional.normalize(torch.randn_like(head.dictionary), dim=1))
+    if form == "onnx" and head.onnx_obstacle is not None:
+        pytest.skip(head.onnx_obstacle)
+    path = tmp_path / "model"
+    export(model, path, form)
+    assert check(model, path, form, torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)).passed
+
+
+# --- fitted or not
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_head_knows_whether_it_is_fitted_and_checkpoints_do(name: str) -> None:
+    head = small(name)
+    assert head.is_fitted is not head.needs_fit
+    network = build(head, SMALL)
+    assert head.is_fitted is not head.needs_fit
+    if isinstance(head, FisherVector | SparseFisherVector):
+        head.learn(torch.randn(50, 4))
+    assert head.is_fitted
+    other = build(small(name), SMALL)
+    other.load_state_dict(network.state_dict())
+    assert all(each.is_fitted for each in other.each_head())
+
+
+class Centred(LocalHead):
+    """Has something to learn with and without a PCA."""
+
+    needs_fit = True
+
+    def __init__(self, pca_dim: Any = None, layers: Any = None, views: Views = Views()) -> None:
+        super().__init__(pca_dim, Normalise(), layers, views)
+
+    def build(self, shapes: Any) -> None:
+        super().build(shapes)
+        self.register_buffer("mean", torch.zeros(self.dim))
+        self.out_features = self.dim
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x - self.mean).mean(dim=1, keepdim=True)
+
+    def learn_from(self, kept: Any, data: Any) -> None:
+        self.mean.copy_(torch.cat([x for x, _ in self.projected(kept)]).mean(dim=(0, 1)))
+
+
+@pytest.mark.parametrize("pca_dim", [None, 4])
+def test_a_local_head_learns_with_and_without_a_pca(pca_dim: int | None, tmp_path: Path) -> None:
+    network, (images, labels) = build(Centred(pca_dim), SMALL, CLASSES), small_images()
+    images = images[..., :32, :32]
+    assert not network.heads[0].is_fitted
+    running = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes(), progress=False)
+    running.observe(images, labels, torch.arange(len(images)))
+    running.finish()
+    assert network.heads[0].is_fitted
+    head = network.heads[0]
+    expected = torch.cat([head.local(maps) for maps in network.inputs(images)[0]]).mean(dim=(0, 1))
+    torch.testing.assert_close(head.mean, expected, atol=1e-4, rtol=1e-4)
+
+
+# --- derived heads
+
+
+class Cubed(CrossLayerPooling):
+    """Its vector is another one; explain is inherited."""
+
+    def forward(self, *maps: Tensor, views: int = 1) -> Tensor:
+        return super().forward(*maps, views=views) ** 3
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_an_inherited_explanation_that_does_not_add_up_is_refused(sign: bool) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 32, 32)
+    own = randomise(build([AveragePooling(), Cubed(4, sign=sign)], SMALL, CLASSES))
+    with pytest.raises(CxlpError, match=r"Cubed cannot be explained: .* changes forward\(\) must have an explain\(\)"):
+        next(explain(own, images))
+    plain = randomise(build([AveragePooling(), CrossLayerPooling(4, sign=sign)], SMALL, CLASSES))
+    explanation = next(explain(plain, images))
+    assert explanation.score == pytest.approx(plain(images)[0, explanation.target].item(), rel=1e-3)
+
+
+# --- several heads
+
+
+def taken(layers: tuple[str, ...], *heads: Head) -> list[tuple[str, ...]]:
+    network = build(heads, replace(SMALL, layers=layers))
+    again = Network.from_spec({**network.spec(), "backbone": {**network.spec()["backbone"], "weights": None}})
+    names = [[network.backbone.layers[i] for i in network._places(head)] for head in network.each_head()]
+    assert names == [[again.backbone.layers[i] for i in again._places(head)] for head in again.each_head()]
+    return [tuple(each) for each in names]
+
+
+def test_a_layer_that_another_head_names_leaves_the_others_to_this_one() -> None:
+    pair, top = ("layer3.0.conv2", "layer3"), ("penultimate",)
+    assert taken((*pair, *top), CrossLayerPooling(4, align="to_local"), AveragePooling(layers=top)) == [pair, top]
+    # Named or not, the last ones are its own where nothing else is left over.
+    assert taken(pair, CrossLayerPooling(4), AveragePooling(layers=pair[:1]), AveragePooling()) == [
+        pair, pair[:1], pair[1:]
+    ]  # fmt: skip
+    with pytest.raises(CxlpError, match=r"Pooling names no layers.*\['penultimate'\].*gives.*'layer2'.*not 2"):
+        taken(("layer2", *pair, *top), CrossLayerPooling(4), AveragePooling(layers=top))
+    with pytest.raises(CxlpError, match=r"'penultimate'\], the backbone gives \['layer3.0.conv2'\], not 2"):
+        taken((*pair, *top), CrossLayerPooling(4), *(AveragePooling(layers=[each]) for each in ("layer3", *top)))
+
+
+def test_a_head_is_in_one_place() -> None:
+    head = AveragePooling()
+    with pytest.raises(CxlpError, match="given twice"):
+        build([head, head], SMALL)
+    head.connect((8, 4, 4))
+    with pytest.raises(CxlpError, match=r"\(\(8, 4, 4\),\) of 1 views an image, these are .* of 2"):
+        head.connect((8, 4, 4), views=2)
+
+
+def test_unknown_views_are_named() -> None:
+    with pytest.raises(CxlpError, match=r"unknown views 'crop'\. Did you mean 'crops'"):
+        Views("crop")  # type: ignore[arg-type]
+
+
+# --- descriptions
+
+
+class Weighted(AveragePooling):
+    def __init__(self, power: Any = 1.0, layers: Any = None, views: Views = Views()) -> None:
+        super().__init__(layers=layers, views=views)
+        self.power = power
+
+
+class Forgetful(AveragePooling):
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+
+
+def test_numbers_of_numpy_become_plain_and_other_values_are_refused() -> None:
+    power = Weighted(np.float32(0.5)).spec()["init_args"]["power"]
+    assert type(power) is float and power == 0.5
+    assert Weighted([np.int64(3), (1, None)]).spec()["init_args"]["power"] == [3, [1, None]]
+    for value in (torch.ones(2), Path("here"), [object()]):
+        with pytest.raises(CxlpError, match=r"Weighted's option 'power' is not a plain value: .* is of type \w+;"):
+            Weighted(value).spec()
+    with pytest.raises(CxlpError, match="Forgetful has an option 'power', but no attribute"):
+        Forgetful().spec()
+
+
+def test_a_description_names_a_class_that_can_be_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(Head.from_spec(Weighted(2.0).spec())) is Weighted
+
+    class Local(AveragePooling):
+        pass
+
+    with pytest.raises(CxlpError, match=r"<locals>.Local is defined within a function.*level of a module"):
+        Local().spec()
+    head = Weighted()
+    monkeypatch.setattr(f"{__name__}.Weighted", Forgetful)
+    with pytest.raises(CxlpError, match=r"Weighted is not what its import path gives"):
+        head.spec()
+    monkeypatch.setattr(type(head), "__module__", "__main__")
+    with pytest.warns(UserWarning, match="only a script that defines it, too, can load"):
+        assert head.spec()["class_path"] == "__main__.Weighted"
+
+
+def test_the_package_gives_all_heads_and_what_else_it_names() -> None:
+    assert set(cxlp.heads.__all__) <= set(cxlp.__all__)
+    assert all(getattr(cxlp, name) is not None for name in cxlp.__all__)
