@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.arguments import CLASSES, find_configs
+from cxlp.runs.arguments import CLASSES, find_configs, part_heads
 from cxlp.runs.config_errors import explain, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     quiet()
     parser = build_parser()
     try:
-        config: Namespace = parser.parse_args(find_configs(arguments))
+        config: Namespace = parser.parse_args(part_heads(find_configs(arguments)))
     except CxlpError:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
