@@ -118,6 +118,8 @@ class Backbone(nn.Module):
             "mean": None if mean is None else list(mean),
             "std": None if std is None else list(std),
         }
+        if image_size is not None and image_size < 1:
+            raise CxlpError(f"the backbone's image_size is {image_size}: it must be 1 or more")
         self.image_size = image_size or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False

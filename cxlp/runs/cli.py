@@ -69,6 +69,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
+    if not 0 <= config["seed_everything"] < 2**32:
+        raise CxlpError(f"seed_everything is {config['seed_everything']}: a seed lies between 0 and 2^32 - 1")
     module, _, name = config["data"]["class_path"].rpartition(".")
     refuse_nulls(config, {"model": ModelConfig, "data": getattr(importlib.import_module(module), name)})
     return config

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cxlp.commands.train import main
 from cxlp.runs.cli import build_parser, parse
 from cxlp.utils.errors import CxlpError
-from tests.small_run import BACKBONE, POOLING
+from tests.small_run import ARGUMENTS, BACKBONE, POOLING, write_pictures
 
 DATA = "Valid: CUB200, Demo, Folder, H3D, MIT67, VOC2007, or the import path of a class of your own"
 HEADS = (
@@ -223,3 +224,26 @@ def test_null_in_a_file_is_no_group_of_keys(tmp_path: Path) -> None:
 
 def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
     assert said("--run.name") == "argument --run.name: expected one argument"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("seed_everything", "-3", "seed_everything is -3: a seed lies between 0 and 2^32 - 1"),
+        ("data.num_workers", "-1", "data.num_workers is -1: it must be 0 or more, or null"),
+        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: it must be 1 or more"),
+        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: it must be 1 or more"),
+    ],
+)
+def test_a_value_out_of_range(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    value: str,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    assert main([*ARGUMENTS, f"--{key}", value]) == 2
+    assert f"error: {sentence}" in capsys.readouterr().err
