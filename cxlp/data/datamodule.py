@@ -72,6 +72,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
             if value < 1:
                 raise CxlpError(f"data.{option} is {value}: it must be 1 or more")
+        if num_workers is not None and num_workers < 0:
+            raise CxlpError(f"data.num_workers is {num_workers}: it must be 0 or more, or null")
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.image_size, self.aspect = image_size, aspect

@@ -3,10 +3,11 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-import cxlp
+import cxlp.heads
 from cxlp.data import DATA_MODULES
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.program import train_program
@@ -15,7 +16,10 @@ _PACKAGE = Path(cxlp.__file__).parent
 #: The shipped configs: inside an installed package, beside it in a checkout.
 CONFIGS = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
 #: What may stand at ``class_path``, besides a user's own subclasses.
-CLASSES = {"data": tuple(DATA_MODULES.values())}
+CLASSES = {
+    "data": tuple(DATA_MODULES.values()),
+    "model.head": tuple(f"cxlp.heads.{name}" for name in cxlp.heads.__all__ if name != "Head"),
+}
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -47,17 +51,46 @@ def find_configs(args: Sequence[str]) -> list[str]:
     return configs + others
 
 
+def part_heads(args: Sequence[str]) -> list[str]:
+    """Have no list of heads inherit from a single head that was given before it.
+
+    The parser gives each member of a list the options of that head, but none those of an earlier list: so an empty one
+    is put in between.
+
+    Raises:
+        CxlpError: For an option of ``model.head`` after a list, of which the parser changes the last member only.
+    """
+    parted: list[str] = []
+    several = False
+    for arg, following in itertools.pairwise([*args, ""]):
+        name, _, value = arg.partition("=")
+        value = value or following
+        if several and name.startswith("--model.head.") and name != "--model.head.help":
+            raise CxlpError(f"{name}: model.head is a list of heads, so their options are given within it")
+        given: Any = None
+        if name in ("--config", "-c"):
+            model = yaml.safe_load(Path(value).read_text(encoding="utf-8")).get("model")
+            given = model.get("head") if isinstance(model, dict) else None
+        elif name == "--model.head":
+            given = [] if value.lstrip().startswith("[") else value
+        several = several if given is None else isinstance(given, list)
+        if isinstance(given, list):
+            parted.append("--model.head=[]")
+        parted.append(arg)
+    return parted
+
+
 def _check_values(arguments: Sequence[str]) -> None:
     """Refuse a key without a value, of which the parser names the group only."""
     for arg, following in itertools.pairwise([*arguments, "--"]):
-        group, _, key = arg.removeprefix("--").partition(".")
-        if group in CLASSES and key and "=" not in key and key != "help" and following.startswith("--"):
+        option = arg.startswith(tuple(f"--{group}." for group in CLASSES)) and not arg.endswith(".help")
+        if option and "=" not in arg and following.startswith("--"):
             raise CxlpError(f"{arg} has no value: give {arg} VALUE")
 
 
 def _check_overlays(paths: Sequence[str]) -> None:
     """Refuse files that hold no keys, and overlays that come before what they change."""
-    described: set[str] = set()
+    described = False
     for path in paths:
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -67,15 +100,13 @@ def _check_overlays(paths: Sequence[str]) -> None:
             raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
         if "program" in content:
             raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
-        for key in CLASSES:
-            part = content.get(key) or {}
-            if isinstance(part, dict) and "class_path" in part:
-                described.add(key)
-            elif part and key not in described:
-                raise CxlpError(
-                    f"{path} is an overlay: it changes {key}, which no config before it describes. Put a whole one "
-                    "before it, such as --config cub200.yaml"
-                )
+        data = content.get("data")
+        described |= isinstance(data, str) or (isinstance(data, dict) and "class_path" in data)
+        if data and not described:
+            raise CxlpError(
+                f"{path} is an overlay: it changes data, which no config before it describes. Put a whole one before "
+                "it, such as --config cub200.yaml"
+            )
 
 
 def _config_path(name: str) -> Path:

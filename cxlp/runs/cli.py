@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.arguments import CLASSES, find_configs
+from cxlp.runs.arguments import CLASSES, find_configs, part_heads
 from cxlp.runs.config_errors import explain, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
@@ -64,11 +64,13 @@ def parse(arguments: Sequence[str]) -> Namespace:
     quiet()
     parser = build_parser()
     try:
-        config: Namespace = parser.parse_args(find_configs(arguments))
+        config: Namespace = parser.parse_args(part_heads(find_configs(arguments)))
     except CxlpError:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
+    if not 0 <= config["seed_everything"] < 2**32:
+        raise CxlpError(f"seed_everything is {config['seed_everything']}: a seed lies between 0 and 2^32 - 1")
     module, _, name = config["data"]["class_path"].rpartition(".")
     refuse_nulls(config, {"model": ModelConfig, "data": getattr(importlib.import_module(module), name)})
     return config

@@ -1,21 +1,19 @@
 """Short words for what is wrong with a config, in place of the parser's long ones."""
 
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.importing import import_object
 
-_NO_CLASS = re.compile(
-    r"Problem with given class_path '(?P<path>\S+)':\s+(?:No module named|module '\S+' has no attribute)"
-    r"|Expected a dot import path string: (?P<word>\S+)"
-)
-_OTHER_CLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
+_PROBLEM = re.compile(r"^( *)- Problem with given class_path '(?P<path>\S+)':\n(?P<inside>(?:\1 +\S.*\n?)+)", re.M)
+_NO_CLASS = re.compile(r"No module named|module '\S+' has no attribute")
 _UNKNOWN = re.compile(
     r"unrecognized arguments: -*(?P<argument>[\w.]+)"
     r"|Option '(?P<option>[^']+)' is not accepted"
@@ -35,39 +33,77 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
         One or two lines; the parser's own words where they fit no known kind.
     """
     text = str(error)
-    inside = re.search(r'Parser key "(\w+)"', text)
-    key = inside.group(1) if inside and inside.group(1) in classes else ""
-    chosen = re.search(r"class_path '([\w.]+)'", text)
-    if found := _UNKNOWN.search(text):
-        part = found.groupdict()
-        name = part["argument"] or part["option"] or f"{part['group']}.{part['member']}"
-        if not key and name.split(".")[0] in classes:  # a class is chosen, its key is not known to the parser
-            key, _, name = name.partition(".")
-        name = name.removeprefix("init_args.")
-        known = _keys_of_class(chosen.group(1)) if chosen and key else _keys(parser.get_defaults())
-        owner = next((path for path in classes.get(key, ()) if _has_key(path, name)), None)
-        if chosen and owner:
-            return f"unknown key {key}.{name}: {chosen.group(1)} has none, {owner} has; choose it by {key}.class_path"
-        return _unknown_key(f"{key}." if key else "", name, known)
-    if key and (wrong := _NO_CLASS.search(text)):
-        valid = ", ".join(classes[key])
-        return f"{key}.class_path: there is no class {wrong['path'] or wrong['word']!r}. Valid: {valid}"
-    if key and (wrong := _OTHER_CLASS.search(text)):
-        return f"{key}.class_path: {wrong['path']} is no {wrong['base']}. Valid: {', '.join(classes[key])}"
+    key = next((key for key in classes if text.startswith(f'Parser key "{key}":')), None)
+    if key is not None:
+        return _explain_class(key, text, classes[key])
+    return _explain_keys(text, "", _keys(parser.get_defaults())) or text
+
+
+def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
+    """Say what is wrong with a class, or with one of its options."""
+    names = [_short(path) for path in valid]
+    one_of = f"Valid: {', '.join(names)}, or the import path of a class of your own"
+    problem = _PROBLEM.search(text)
+    inside = problem["inside"] if problem else ""
+    word = re.search(r"Expected a dot import path string: (.*)", text)
+    if word or _NO_CLASS.search(inside):
+        wrong, why = (word[1], "") if word else (problem["path"], f" ({inside.strip()})")  # type: ignore[index]
+        near = wrong.rpartition(".")[2].lower()
+        spelled = {part.lower(): name for name in names for part in (name[: len(near)], name)}  # long names: begun
+        close = get_close_matches(near, spelled, n=1)
+        hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
+        return f"{key}: there is no class {wrong!r}{why}.{hint} {one_of}"
+    if problem is None:
+        base = re.search(r"subclass of (\w+)", text)
+        given = re.search(r"\n  Given value: (?:NestedArg\(key='class_path', val='(.*)'\)|(.*))$", text)
+        if base is None or given is None:
+            return text
+        return f"{key}: {_shown(given[1] or given[2])} is no {base[1]}. {one_of}"
+    known = _keys_of_class(problem["path"])
+    unknown = _unknown(inside)
+    if unknown == "class_path":
+        return f"{key}: options that stand beside class_path belong below init_args"
+    owners = [_short(path) for path in valid if unknown and _has_key(path, unknown)]
+    if owners:
+        options = ", ".join(dict.fromkeys(option.partition(".")[0] for option in known))
+        others = f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it: choose by {key}"
+        return (
+            f"unknown key {key}.{unknown}: {_short(problem['path'])} has no such option ({others}). Valid in {key}: "
+            f"{options}."
+        )
+    return _explain_keys(inside, f"{key}.", known) or text
+
+
+def _explain_keys(text: str, prefix: str, known: list[str]) -> str | None:
+    """Say what is wrong with a key or its value; ``None``: it is of no known kind."""
+    if name := _unknown(text):
+        return _unknown_key(prefix, name, known)
     keys = re.findall(r'Parser key "([^"]+)"', text)
     if keys and (wrong := re.search(r"""Unable to load config ['"](.*)['"]""", text)):
-        first = next(name for name in _keys(parser.get_defaults()) if name.startswith(f"{keys[-1]}."))
-        return f"{keys[-1]} is {_shown(wrong[1])}: it is a group of keys, such as --{first}"
+        first = next(name for name in known if name.startswith(f"{keys[-1]}."))
+        return f"{prefix}{keys[-1]} is {_shown(wrong[1])}: it is a group of keys, such as --{prefix}{first}"
     expected = [e for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.M) if "NoneType" not in e]
     value = re.search(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)", text)
     if keys and expected and value:
-        where = ".".join([key, keys[-1]]) if key and keys[-1] != key else keys[-1]
         types = " or ".join(re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", e) for e in dict.fromkeys(expected))
         given = next(v for v in value.groups() if v is not None)
-        # the class itself may be null, too: one mention is about that
-        null = " (or null)" if len(re.findall("Subtypes: .*NoneType", text)) > bool(key) else ""
-        return f"{where} is {_shown(given)}: expected {types}{null}"
-    return text
+        null = " (or null)" if re.search("Subtypes: .*NoneType", text) else ""
+        return f"{prefix}{keys[-1]} is {_shown(given)}: expected {types}{null}"
+    return None
+
+
+def _unknown(text: str) -> str | None:
+    """The key that a class or group does not know, by its place there."""
+    found = _UNKNOWN.search(text)
+    if found is None:
+        return None
+    name = found["argument"] or found["option"] or f"{found['group']}.{found['member']}"
+    return name.removeprefix("init_args.")
+
+
+def _short(path: str) -> str:
+    """A class's name, by which the command line knows those of cxlp; the import path of others."""
+    return path.rpartition(".")[2] if path.startswith("cxlp.") else path
 
 
 def _shown(value: str) -> str:
@@ -85,15 +121,16 @@ def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
         CxlpError: Names the key and what is expected.
     """
     for key, built in groups.items():
-        hints: dict[str, Any] = {}
-        for base in reversed(built.__mro__):  # **common goes to a base
-            hints |= _hints(base.__init__)  # type: ignore[misc]
-        _refuse_nulls(config[key].get("init_args", config[key]), hints, key)
+        _refuse_nulls(config[key].get("init_args", config[key]), _hints_of_class(built), key)
 
 
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
     for name, value in vars(values).items():
         hint = hints.get(name, Any)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Namespace) and "class_path" in part:
+                built = import_object(part["class_path"], name)
+                _refuse_nulls(part["init_args"], _hints_of_class(built), f"{where}.{name}")
         if isinstance(value, Namespace) and is_dataclass(hint):
             _refuse_nulls(value, _hints(hint), f"{where}.{name}")
         elif value is None and hint is not Any and NoneType not in get_args(hint):
@@ -101,6 +138,13 @@ def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> No
             expected = " or ".join(str(t) if get_origin(t) else t.__name__ for t in types)
             expected = re.sub(r"typing\.|collections\.abc\.", "", expected)
             raise CxlpError(f"{where}.{name} is null: expected {expected}")
+
+
+def _hints_of_class(built: type) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for base in reversed(built.__mro__):  # **common goes to a base
+        hints |= _hints(base.__init__)  # type: ignore[misc]
+    return hints
 
 
 def _hints(annotated: Any) -> dict[str, Any]:  # noqa: ANN401 (a class or a function)
@@ -124,11 +168,10 @@ def _unknown_key(prefix: str, name: str, known: list[str]) -> str:
 
 
 def _keys_of_class(path: str) -> list[str]:
-    module, _, name = path.rpartition(".")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(getattr(importlib.import_module(module), name))
+    parser.add_class_arguments(import_object(path, "class"))
     return _keys(parser.get_defaults())
 
 
 def _keys(defaults: Namespace) -> list[str]:
-    return [key for key, _ in defaults.items(branches=False)]
+    return [key.replace(".init_args.", ".") for key, _ in defaults.items(branches=False)]

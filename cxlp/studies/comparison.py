@@ -1,20 +1,23 @@
 """Several systems on one benchmark: run one after another, taken up where they were stopped."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 from cxlp.backbones.library import users_own
-from cxlp.runs.cli import model_of, parse
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.runs.cli import build_parser, parse
 from cxlp.runs.folder import finished, run_in, say
 from cxlp.runs.provenance import PACKAGES
+from cxlp.runs.recipe import ModelConfig
 from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import code_digest, digest, library_versions
-from cxlp.utils.importing import import_object
 
 #: The rooms whose code results depend on.
 CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
@@ -38,7 +41,8 @@ class System:
 class Comparison:
     """A folder with one run for each system and seed.
 
-    A run's folder bears the system's name and a number that stands for its whole resolved config.
+    A run's folder bears the system's name and a number that stands for its whole resolved config, and for the contents
+    of the images and of the files with weights that it names.
     So the same command takes up what is there, and another one does not mix with it.
 
     Args:
@@ -59,6 +63,8 @@ class Comparison:
     ) -> None:
         self.arguments, self.folder, self.metric, self.store = tuple(arguments), folder, metric, store
         self.seeds = tuple(seeds)
+        self._files: dict[Path, str] = {}  # digests of contents: images are read once, not once per system
+        self._data: dict[str, str] = {}  # digests of data sets, by their options
 
     def run(self, systems: Sequence[System]) -> tuple[list[Row], list[str]]:
         """Run what has not been run yet.
@@ -113,19 +119,42 @@ class Comparison:
     def _run_name(self, system: System, arguments: Sequence[str]) -> str:
         """A run's name: another one where anything in its resolved config is another."""
         resolved = parse(arguments)
-        model, config = model_of(resolved), resolved.as_dict()
+        parts, config = build_parser().instantiate_classes(resolved.clone()), resolved.as_dict()
+        model: ModelConfig = parts["model"]
         described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
         described["model"]["frozen"]["store"] = None  # where features are kept changes nothing
         for shown in ("enable_progress_bar", "enable_model_summary", "logger"):
             del described["trainer"][shown]
         if config["run"]["refit"]:
             described["refit"] = config["run"]["refit"]
-        # Results of other code, or of other libraries, are not these.
-        data = import_object(config["data"]["class_path"], "data")
-        own = [data, *map(type, model.heads), *users_own(model.backbone.name)]
+        # Results of other code, or of other libraries, are not these; nor those of other images, or other weights.
+        own = [type(parts["data"]), *map(type, model.heads), *users_own(model.backbone.name)]
         described["code"] = [code_digest(CODE, own), library_versions(PACKAGES)]
+        options = json.dumps(config["data"], sort_keys=True, default=str)
+        if options not in self._data:
+            self._data[options] = self._digest_of_data(parts["data"])
+        weights = [Path(given) for given in (model.backbone.weights, model.start) if given and Path(given).is_file()]
+        described["contents"] = [self._data[options], *map(self._digest_of_file, weights)]
         text = json.dumps(described, sort_keys=True, default=str)
         return f"{_plain(system.name)}-{digest(text, size=4)}"
+
+    def _digest_of_data(self, data: ImageDataModule) -> str:
+        """Digest all images by their contents, boxes and labels.
+
+        What is held out of the training images counts by the options that choose it: it may be drawn anew each time.
+        """
+        data.prepare_data()
+        data.setup()
+        samples = [(name == "test", s) for name, split in data.splits.items() for s in split.samples]
+        parts = [(test, os.path.relpath(s.path, data.root), s.box, s.label, s.path) for test, s in samples]
+        found = sorted(str((*part, self._digest_of_file(path))) for *part, path in parts)
+        return digest(data.classes, *found)
+
+    def _digest_of_file(self, path: Path) -> str:
+        if path not in self._files:
+            with path.open("rb") as file:
+                self._files[path] = file_digest(file, blake2b).hexdigest()
+        return self._files[path]
 
 
 def without(arguments: Sequence[str], *prefixes: str) -> list[str]:

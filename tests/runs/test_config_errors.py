@@ -1,18 +1,21 @@
 """The sentences for what is wrong with a config, through the parser of the command line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from cxlp.data import DATA_MODULES
+from cxlp.commands.train import main
 from cxlp.runs.cli import build_parser, parse
 from cxlp.utils.errors import CxlpError
-from tests.small_run import BACKBONE, POOLING
+from tests.small_run import ARGUMENTS, BACKBONE, POOLING, write_pictures
 
-DATA = ", ".join(DATA_MODULES.values())
+DATA = "Valid: CUB200, Demo, Folder, H3D, MIT67, VOC2007, or the import path of a class of your own"
+HEADS = (
+    "Valid: AveragePooling, BilinearPooling, CovariancePooling, CrossLayerPooling, FisherVector, SparseFisherVector, "
+    "TrainedGuidePooling, or the import path of a class of your own"
+)
 
 
 def said(*args: str) -> str:
@@ -51,8 +54,19 @@ def said(*args: str) -> str:
             "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, store.",
         ),
         (
+            "model.head.pca_dims",
+            "Did you mean 'model.head.pca_dim', 'model.head.padding', 'model.head.guide_dim'? Valid in model.head: "
+            "pca_dim, size, stride, padding, align, channels, guide_dim, sketch, spectral, zscore, channel_l2, sign, "
+            "sqrt, l2, layers, views.",
+        ),
+        (
+            "model.head.views.knd",
+            "Did you mean 'model.head.views.kind', 'model.head.views.stride', 'model.head.views.blocks'? "
+            "Valid in model.head.views: kind, blocks, scale, stride.",
+        ),
+        (
             f"{BACKBONE[:-1]}.name",  # a group that is not there has no members to list
-            f"Did you mean '{BACKBONE}.name', '{BACKBONE}.layers', '{BACKBONE}.weights'?",
+            f"Did you mean '{BACKBONE}.name', '{BACKBONE}.mean', '{BACKBONE}.std'?",
         ),
     ],
 )
@@ -62,8 +76,8 @@ def test_an_unknown_key(tmp_path: Path, key: str, sentence: str, by: str) -> Non
         assert said(f"--{key}", "1") == f"unknown key {key}. {sentence}"
         return
     names = key.split(".")
-    if names[0] == "data":
-        names.insert(1, "init_args")
+    if key.startswith(("data.", "model.head.")):
+        names.insert(1 if names[0] == "data" else 2, "init_args")
     nested: Any = 1
     for name in reversed(names):
         nested = {name: nested}
@@ -71,16 +85,40 @@ def test_an_unknown_key(tmp_path: Path, key: str, sentence: str, by: str) -> Non
     assert said("--config", str(tmp_path / "mine.yaml")).startswith(f"unknown key {key}. Did you mean ")
 
 
-@pytest.mark.parametrize(
-    ("args", "key", "chosen", "owner"),
-    [
-        (["--data.bbox", "true"], "data.bbox", "cxlp.data.demo.Demo", "cxlp.data.cub200.CUB200"),
-        (["--data.test_fraction", "0.1"], "data.test_fraction", "cxlp.data.demo.Demo", "cxlp.data.folder.Folder"),
-    ],
-)
-def test_a_key_of_another_class(args: list[str], key: str, chosen: str, owner: str) -> None:
-    place = key.partition(".")[0]
-    assert said(*args) == f"unknown key {key}: {chosen} has none, {owner} has; choose it by {place}.class_path"
+@pytest.mark.parametrize("by", ["arguments", "file", "list"])
+def test_an_option_of_another_class(tmp_path: Path, by: str) -> None:
+    assert said("--data.test_fraction", "0.1") == (
+        "unknown key data.test_fraction: Demo has no such option (Folder has it: choose by data). Valid in data: root, "
+        "batch_size, num_workers, augment, image_size, aspect, validation, split_seed."
+    )
+    head: Any = {"class_path": "AveragePooling", "init_args": {"guide_dim": 4}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"head": [head] if by == "list" else head}}))
+    of_average = ["--model.head=AveragePooling", "--model.head.guide_dim=4"]
+    message = said(*(of_average if by == "arguments" else ["--config", str(tmp_path / "mine.yaml")]))
+    assert message.startswith("unknown key model.head.guide_dim: AveragePooling has no such option (")
+    assert "CrossLayerPooling" in message and "FisherVector" not in message
+    assert message.endswith(" Valid in model.head: zscore, sign, sqrt, l2, layers, views.")
+
+
+def test_options_beside_class_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {head: {class_path: AveragePooling, sqrt: false}}")
+    assert said("--config", str(tmp_path / "mine.yaml")) == (
+        "model.head: options that stand beside class_path belong below init_args"
+    )
+
+
+def test_a_list_of_heads_stands_for_itself(tmp_path: Path) -> None:
+    """Its members inherit nothing of the head that demo.yaml describes, with ``pca_dim: 256``."""
+    (tmp_path / "mine.yaml").write_text("model: {head: [CrossLayerPooling, {class_path: AveragePooling}]}")
+    listed = ["--config", str(tmp_path / "mine.yaml")]
+    for args in (listed, ["--model.head", '["CrossLayerPooling"]'], ["--model.head=[CrossLayerPooling]"]):
+        head = parse(["--config", "demo.yaml", *args])["model"]["head"][0]
+        assert (head["class_path"], head["init_args"]["pca_dim"]) == ("cxlp.CrossLayerPooling", 500)
+    # the parser would give the last head this option
+    assert said(*listed, "--model.head.sqrt", "false") == (
+        "--model.head.sqrt: model.head is a list of heads, so their options are given within it"
+    )
+    assert parse(["--config", "demo.yaml", *listed, "--model.head=AveragePooling", "--model.head.sqrt", "false"])
 
 
 @pytest.mark.parametrize(
@@ -100,14 +138,6 @@ def test_a_key_of_another_class(args: list[str], key: str, chosen: str, owner: s
 )
 def test_a_value_of_another_type(key: str, value: str, expected: str) -> None:
     assert said(f"--{key}", value) == f"{key} is {value!r}: expected {expected}"
-
-
-@pytest.mark.parametrize("layers", [["a"], ["a", "b", "c"]])
-def test_a_pair_has_two(layers: list[str]) -> None:
-    shown = repr(str(layers))
-    assert said(f"--{BACKBONE}.layers", json.dumps(layers)) == (
-        f"{BACKBONE}.layers is {shown}: expected tuple with 2 elements"
-    )
 
 
 @pytest.mark.parametrize(
@@ -132,11 +162,8 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
         ("data.augment.flip", "float"),
         ("model.frozen.c", "float or Literal['auto']"),
         ("model.frozen.c_candidates", "Sequence"),
-        (
-            f"{POOLING}.method",
-            "Literal['cross', 'bilinear', 'average_local', 'average_guide', 'covariance', 'fisher', "
-            "'sparse_fisher', 'trained_guide']",
-        ),
+        (f"{POOLING}.align", "Literal['strict', 'to_local', 'to_guide']"),
+        (f"{POOLING}.views.kind", "Literal['whole', 'flip', 'crops', 'blocks', 'regions']"),
         (f"{BACKBONE}.layers", "tuple"),
     ],
 )
@@ -151,28 +178,35 @@ def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.Monke
     other = ["--data.root", "none", "--run.wandb", "off", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
     args = ["--config", "demo.yaml", *other, *(part for key in nullable for part in (f"--{key}", "null"))]
     config = parse(args)
-    assert all(config[key.replace("data.", "data.init_args.")] is None for key in nullable)
+    assert all(
+        config[key.replace("data.", "data.init_args.").replace("head.", "head.init_args.")] is None for key in nullable
+    )
     built = build_parser().instantiate(config)
-    assert built["model"].network.pooling.pca_dim is None and built["data"].num_workers is None
+    assert built["model"].heads[0].pca_dim is None and built["data"].num_workers is None
 
 
 @pytest.mark.parametrize(
     ("key", "path", "sentence"),
     [
-        ("data", "Nope", f"there is no class 'Nope'. Valid: {DATA}"),
-        ("data", "cxlp.data.Nope", f"there is no class 'cxlp.data.Nope'. Valid: {DATA}"),
-        ("data", "cxlp.nope.Nope", f"there is no class 'cxlp.nope.Nope'. Valid: {DATA}"),
-        ("data", "cxlp.tasks.Frozen", f"cxlp.tasks.Frozen is no ImageDataModule. Valid: {DATA}"),
+        ("data", "Nope", f"there is no class 'Nope'. {DATA}"),
+        ("data", "CUB", f"there is no class 'CUB'. Did you mean 'CUB200'? {DATA}"),
+        ("data", "cub200", f"there is no class 'cub200'. Did you mean 'CUB200'? {DATA}"),
+        ("data", "nope.Nope", f"there is no class 'nope.Nope' (No module named 'nope'). {DATA}"),
+        ("data", "cxlp.tasks.Frozen", f"'cxlp.tasks.Frozen' is no ImageDataModule. {DATA}"),
+        ("model.head", "Croos", f"there is no class 'Croos'. Did you mean 'CrossLayerPooling'? {HEADS}"),
+        (
+            "model.head",
+            "torch.Nope",
+            f"there is no class 'torch.Nope' (module 'torch' has no attribute 'Nope'). {HEADS}",
+        ),
+        ("model.head", "torch.nn.Linear", f"'torch.nn.Linear' is no Head. {HEADS}"),
+        ("model.head", "null", f"null is no Head. {HEADS}"),
     ],
 )
 def test_a_class_that_cannot_stand_there(key: str, path: str, sentence: str) -> None:
-    assert said(f"--{key}.class_path", path) == f"{key}.class_path: {sentence}"
-
-
-def test_the_classes_of_data_are_named_all() -> None:
-    message = said("--data.class_path", "torch.nn.Linear")
-    assert message.startswith("data.class_path: torch.nn.Linear is no ImageDataModule. Valid: ")
-    assert all(name in message for name in ("cxlp.data.cub200.CUB200", "cxlp.data.folder.Folder"))
+    assert said(f"--{key}", path) == f"{key}: {sentence}"
+    if path != "null":
+        assert said(f"--{key}.class_path", path) == f"{key}: {sentence}"
 
 
 @pytest.mark.parametrize("value", ["null", "Nope"])
@@ -190,3 +224,26 @@ def test_null_in_a_file_is_no_group_of_keys(tmp_path: Path) -> None:
 
 def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
     assert said("--run.name") == "argument --run.name: expected one argument"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("seed_everything", "-3", "seed_everything is -3: a seed lies between 0 and 2^32 - 1"),
+        ("data.num_workers", "-1", "data.num_workers is -1: it must be 0 or more, or null"),
+        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: it must be 1 or more"),
+        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: it must be 1 or more"),
+    ],
+)
+def test_a_value_out_of_range(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    value: str,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    assert main([*ARGUMENTS, f"--{key}", value]) == 2
+    assert f"error: {sentence}" in capsys.readouterr().err

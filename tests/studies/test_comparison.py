@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from hashlib import file_digest
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -89,6 +92,41 @@ def test_results_of_other_code_or_libraries_are_not_taken_for_done(
     else:
         monkeypatch.setattr("cxlp.studies.comparison.library_versions", lambda names: dict.fromkeys(names, "9.9"))
     assert name(*BASE) != before
+
+
+def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for option in ("--model.backbone.weights", "--model.start"):
+        given = [*BASE, "--trainer.max_epochs", "1", option, "mine.pt"]
+        Path("mine.pt").write_bytes(b"first")
+        before = name(*given)
+        Path("mine.pt").write_bytes(b"other")
+        assert name(*given) != before
+        Path("mine.pt").write_bytes(b"first")
+        assert name(*given) == before
+    before = name(*BASE)
+    image = next(Path("data").rglob("*.jpg"))
+    content, written = image.read_bytes(), image.stat()
+    image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(image, ns=(written.st_atime_ns, written.st_mtime_ns))  # its size and date tell nothing
+    assert name(*BASE) != before
+    image.write_bytes(content)
+    assert name(*BASE) == before
+    # what is held out may be drawn anew by each process
+    drawn = ["--data.validation", "0.34", "--data.split_seed", "null"]
+    assert name(*BASE, *drawn) == name(*BASE, *drawn)
+
+
+def test_images_are_read_once_for_all_systems(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def digest_of(file: IO[bytes], kind: Any) -> Any:
+        read.append(file.name)
+        return file_digest(file, kind)
+
+    monkeypatch.setattr("cxlp.studies.comparison.file_digest", digest_of)
+    comparison = Comparison(BASE, Path("out"), "accuracy", None)
+    names = {comparison._run_name(System("x"), [*BASE, *more]) for more in ((), ("--data.validation", "0.34"))}
+    assert len(names) == 2 and len(read) == len(set(read)) == 27
 
 
 OWN = {
