@@ -85,6 +85,7 @@ class Centred(LocalHead):
     """Has something to learn with and without a PCA."""
 
     needs_fit = True
+    mean: Tensor
 
     def __init__(self, pca_dim: Any = None, layers: Any = None, views: Views = Views()) -> None:
         super().__init__(pca_dim, Normalise(), layers, views)
@@ -111,6 +112,7 @@ def test_a_local_head_learns_with_and_without_a_pca(pca_dim: int | None, tmp_pat
     running.finish()
     assert network.heads[0].is_fitted
     head = network.heads[0]
+    assert isinstance(head, Centred)
     expected = torch.cat([head.local(maps) for maps in network.inputs(images)[0]]).mean(dim=(0, 1))
     torch.testing.assert_close(head.mean, expected, atol=1e-4, rtol=1e-4)
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import textwrap
 from hashlib import file_digest
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -119,7 +120,7 @@ def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, m
 def test_images_are_read_once_for_all_systems(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def digest_of(file: IO[bytes], kind: Any) -> Any:
+    def digest_of(file: BufferedReader, kind: Any) -> Any:
         read.append(file.name)
         return file_digest(file, kind)
 
