@@ -71,7 +71,14 @@ class Comparison:
 
         Returns:
             The rows of the systems that have a result with each seed, and the names of those that failed.
+
+        Raises:
+            CxlpError: If there can be no such folder.
         """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CxlpError(f"cannot make the folder {self.folder}: {error.strerror}. Give another --out") from error
         rows: list[Row] = []
         failed: list[str] = []
         for number, system in enumerate(systems, 1):

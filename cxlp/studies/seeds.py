@@ -106,7 +106,12 @@ def _recipe(arguments: Sequence[str]) -> dict[str, Any]:
     """All keys of a command that change what comes out."""
     values = dict(parse(arguments).items())  # leaves, by their whole keys
     chosen = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
-    return {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.frozen.store"}
+    found = {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.frozen.store"}
+    # As a file gives them back: the parser leaves defaults tuples, and makes lists of what it reads.
+    plain: dict[str, Any] = json.loads(
+        json.dumps(found, default=lambda v: v.as_dict() if hasattr(v, "as_dict") else str(v))
+    )
+    return plain
 
 
 def summarise(results: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:

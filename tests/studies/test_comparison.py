@@ -379,6 +379,12 @@ def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.Capt
     assert said.endswith(f": delete {place}, and the same command does that run anew")
 
 
+def test_a_file_in_the_place_of_the_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").write_text("")
+    assert main(["compare", *BASE, "--sweep", "model.frozen.c=[1]", "--out", "out"]) == 2
+    assert capsys.readouterr().err == "error: cannot make the folder out: File exists. Give another --out\n"
+
+
 def test_the_systems_are_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *BASE, "--list"]) == 0
     assert {"CL", "CL-lower", "CNN-Global", "R-CNN SCFV"} <= set(capsys.readouterr().out.splitlines())
