@@ -76,13 +76,31 @@ def parse(arguments: Sequence[str]) -> Namespace:
     return config
 
 
+def parts_of(config: Namespace) -> Namespace:
+    """Make the keys of a resolved config what they stand for: ``model``, ``data``.
+
+    Raises:
+        CxlpError: If a value is out of its range.
+    """
+    try:
+        parts: Namespace = build_parser().instantiate(config.clone())
+        return parts
+    except Exception as error:  # the parser wraps what constructors raise, also more than once
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CxlpError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise CxlpError(str(cause)) from error
+
+
 def model_of(config: Namespace) -> ModelConfig:
     """Make the model's keys of a resolved config what they stand for.
 
     Raises:
         CxlpError: If a value is out of its range.
     """
-    model: ModelConfig = build_parser().instantiate(config.clone())["model"]
+    model: ModelConfig = parts_of(config)["model"]
     return model
 
 

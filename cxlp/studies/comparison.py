@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.cli import build_parser, parse
+from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.folder import finished, run_in, say
 from cxlp.runs.provenance import PACKAGES
 from cxlp.runs.recipe import ModelConfig
@@ -71,7 +71,14 @@ class Comparison:
 
         Returns:
             The rows of the systems that have a result with each seed, and the names of those that failed.
+
+        Raises:
+            CxlpError: If there can be no such folder.
         """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CxlpError(f"cannot make the folder {self.folder}: {error.strerror}. Give another --out") from error
         rows: list[Row] = []
         failed: list[str] = []
         for number, system in enumerate(systems, 1):
@@ -83,8 +90,13 @@ class Comparison:
                 except CxlpError as error:  # the others can do without it
                     say(f"[{number}/{len(systems)}] {name}: {error}")
                     failed.append(name)
-            if len(places) == len(self.seeds):
+            if len(places) < len(self.seeds):
+                continue
+            try:
                 rows.append(read_row(system.name, places, self.metric))
+            except CxlpError as error:
+                say(f"[{number}/{len(systems)}] {system.name}: {error}")
+                failed.append(system.name)
         return rows, failed
 
     def _run(self, system: System, seed: int | None, heading: str) -> Path:
@@ -119,7 +131,7 @@ class Comparison:
     def _run_name(self, system: System, arguments: Sequence[str]) -> str:
         """A run's name: another one where anything in its resolved config is another."""
         resolved = parse(arguments)
-        parts, config = build_parser().instantiate_classes(resolved.clone()), resolved.as_dict()
+        parts, config = parts_of(resolved), resolved.as_dict()
         model: ModelConfig = parts["model"]
         described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
         described["model"]["frozen"]["store"] = None  # where features are kept changes nothing

@@ -14,6 +14,7 @@ from rich.table import Table
 from cxlp.reports.formatting import as_markdown, as_text, spread
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, last_checkpoint, run_in, say
+from cxlp.studies.tables import read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.program import train_program
@@ -68,7 +69,7 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
             done = finished(place)
             say(f"{heading}: {place}" if done is None else f"{heading}: done already, in {done}")
             places[seed] = done or run_in(place, given, folder / "logs" / f"{place.name}.txt")
-            results[seed] = json.loads((places[seed] / "metrics.json").read_text())["metrics"]
+            results[seed] = read_results(places[seed])["metrics"]
         except CxlpError as error:  # the others can do without it
             say(f"{heading}: {error}")
     failed = [seed for seed in seeds if seed not in results]
@@ -103,7 +104,12 @@ def _recipe(arguments: Sequence[str]) -> dict[str, Any]:
     """All keys of a command that change what comes out."""
     values = dict(parse(arguments).items())  # leaves, by their whole keys
     chosen = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
-    return {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.frozen.store"}
+    found = {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.frozen.store"}
+    # As a file gives them back: the parser leaves defaults tuples, and makes lists of what it reads.
+    plain: dict[str, Any] = json.loads(
+        json.dumps(found, default=lambda v: v.as_dict() if hasattr(v, "as_dict") else str(v))
+    )
+    return plain
 
 
 def summarise(results: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:

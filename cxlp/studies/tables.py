@@ -22,6 +22,9 @@ from cxlp.utils.files import write_whole
 #: Phases of a run that are no part of fitting.
 _NO_FIT = ("test", "pictures", "validation", "total", "since resumed")
 
+#: What to do about a run whose files are broken.
+_ANEW = "delete {}, and the same command does that run anew"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -65,6 +68,21 @@ class Row:
         return self.cost["network"] + self.cost["encoding"] + self.cost["classification"]
 
 
+def read_results(place: Path) -> dict[str, Any]:
+    """Read the ``metrics.json`` of a run that is done.
+
+    Raises:
+        CxlpError: If it is not whole.
+    """
+    file = place / "metrics.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = found["metrics"].items()
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CxlpError(f"{file} is not what a run writes ({type(error).__name__}): {_ANEW.format(place)}") from error
+    return found
+
+
 def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
     """Read what the runs of a system left.
 
@@ -74,12 +92,14 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
         metric: ``accuracy`` or ``mAP``.
 
     Raises:
-        CxlpError: If a run has no such metric.
+        CxlpError: If a run has no such metric, or its files are not whole.
     """
-    results = [json.loads((place / "metrics.json").read_text()) for place in places]
+    results = [read_results(place) for place in places]
     for place, result in zip(places, results, strict=True):
         if f"test/{metric}" not in result["metrics"]:
             raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
+        if not {"cost", "memory", "seconds"} <= result.keys() or not (place / "per_class.csv").is_file():
+            raise CxlpError(f"{place} lacks costs or per_class.csv: {_ANEW.format(place)}")
     quality = [100 * result["metrics"][f"test/{metric}"] for result in results]
     found = results[0]
     # Of a fit on features that an earlier run made, what they cost there belongs to it.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 
+from cxlp.backbones.backbone import check_range
 from cxlp.metrics.classification import (
     confusion_matrix,
     multi_label_metrics,
@@ -17,7 +18,7 @@ from cxlp.metrics.classification import (
     single_label_metrics,
 )
 from cxlp.models.network import Network
-from cxlp.tasks.batch import Batch, check_range, read_batch, read_images
+from cxlp.tasks.batch import Batch, read_batch, read_images
 from cxlp.utils.distributed import rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss

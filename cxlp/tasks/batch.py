@@ -9,9 +9,6 @@ from torch import Tensor
 
 from cxlp.utils.errors import CxlpError
 
-#: By how much resampling may leave 0..1.
-SLACK = 0.1
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -66,22 +63,6 @@ def read_images(batch: Any) -> Tensor:  # noqa: ANN401 (whatever a loader yields
         image: Tensor = batch["image"]
         return image
     return read_batch(batch).images
-
-
-def check_range(images: Tensor) -> None:
-    """Refuse floating point images beyond 0..1, such as normalised ones; once per epoch: asking waits for a GPU.
-
-    Raises:
-        CxlpError: Says what the network takes.
-    """
-    if not images.is_floating_point() or not images.numel():
-        return
-    least, most = (float(value) for value in images.aminmax())
-    if least < -SLACK or most > 1 + SLACK:
-        raise CxlpError(
-            f"the loader's images have values from {least:.3g} to {most:.3g}, but floats are RGB of 0..1, "
-            "and bytes (uint8) of 0..255: the network normalises them itself, so leave out Normalize"
-        )
 
 
 def _described(batch: Any) -> str:  # noqa: ANN401 (whatever a loader yields)

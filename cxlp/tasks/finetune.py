@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 
+from cxlp.backbones.backbone import check_range
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask
-from cxlp.tasks.batch import check_range, read_batch
+from cxlp.tasks.batch import read_batch
 from cxlp.tasks.ema import AverageWeights
 from cxlp.tasks.mixing import Mix, Mixing
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
@@ -132,7 +133,11 @@ class FineTune(ClassificationTask):
 
         Raises:
             CxlpError: If the checkpoint was saved within an epoch: which images were drawn then is not known any more.
+                If a head has not been fitted that gradients cannot fit.
         """
+        for head in self.network.each_head():  # here, not in setup: a checkpoint may have brought it
+            if not head.is_fitted:
+                raise CxlpError(f"{head.name} is not fitted: fit Frozen(network) first, or load a fitted checkpoint")
         if self.trainer.fit_loop.restarted_mid_epoch:
             raise CxlpError(
                 "this checkpoint was written within an epoch (val_check_interval?), where no run can be taken up: "

@@ -11,11 +11,12 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from cxlp.backbones.backbone import check_range
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask, count_images
-from cxlp.tasks.batch import Batch, check_range, read_batch
+from cxlp.tasks.batch import Batch, read_batch
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 

@@ -557,7 +557,7 @@ BAD = {
     "wrong type": (["--trainer.max_epochs", "x"], ["trainer.max_epochs is 'x': expected int (or null)"]),
     "no number of epochs": (["--trainer.max_epochs", "null"], ["trainer.max_epochs is None", "0 for the frozen mode"]),
     "negative epochs": (["--trainer.max_epochs", "-1"], ["trainer.max_epochs is -1"]),
-    "unknown class": (["--data.class_path", "Nope"], ["no class 'Nope'", "cxlp.data.cub200.CUB200"]),
+    "unknown class": (["--data.class_path", "Nope"], ["'Nope'", "CUB200"]),
     "unknown backbone": ([f"--{BACKBONE}.name", "resnet5"], ["'resnet5'", "resnet50"]),
     "unknown layer": ([f"--{BACKBONE}.layers", "[a, features.12]"], ["no layer 'a'", "squeezenet1_0"]),
     "unknown weights": ([f"--{BACKBONE}.weights", "w.pth"], ["weights file not found: w.pth"]),

@@ -358,6 +358,34 @@ def test_wrong_arguments_are_explained(
     assert not Path("runs").exists()
 
 
+def test_a_value_that_no_network_can_have_is_a_system_that_fails(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *BASE, "--sweep", "model.head.size=[2]", "--out", "out"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/1] 2: size is 2: a sub-array needs an odd side (1, 3, ...), so that it has a centre",
+        "no result: 2",
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"metrics": 1}', '{"metrics": {"test/accuracy": 0.5}}'])
+def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    comparison = Comparison(BASE, Path("out"), "accuracy", None)
+    place = Path("out") / comparison._run_name(System("CL"), BASE)
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_text(content)
+    assert comparison.run([System("CL")]) == ([], ["CL"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"[1/1] CL: {place}")
+    assert said.endswith(f": delete {place}, and the same command does that run anew")
+
+
+def test_a_file_in_the_place_of_the_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").write_text("")
+    assert main(["compare", *BASE, "--sweep", "model.frozen.c=[1]", "--out", "out"]) == 2
+    assert capsys.readouterr().err == "error: cannot make the folder out: File exists. Give another --out\n"
+
+
 def test_the_systems_are_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *BASE, "--list"]) == 0
     assert {"CL", "CL-lower", "CNN-Global", "R-CNN SCFV"} <= set(capsys.readouterr().out.splitlines())

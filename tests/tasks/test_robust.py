@@ -19,7 +19,7 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.data.folder import Folder
 from cxlp.deploy.predictor import Predictor
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.heads import CrossLayerPooling, Head
+from cxlp.heads import CrossLayerPooling, Head, SparseFisherVector
 from cxlp.models.network import Network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.feature_reuse import FeatureReuse
@@ -312,3 +312,10 @@ def test_an_edit_of_a_heads_base_class_makes_other_features(
     assert key(data, tmp_path, Trunk(nn.ReLU()), Head.from_spec(spec)) != before
     for name in ("head_with_a_base", "base_of_kept_features"):
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_head_that_gradients_cannot_fit_is_fitted_first(tmp_path: Path) -> None:
+    backbone = Backbone("timm/test_resnet", layers=["layer3"], weights=None, image_size=32)
+    task = FineTune(Network(backbone, SparseFisherVector(4, 3), CLASSES), RATES)
+    with pytest.raises(CxlpError, match=r"is not fitted: fit Frozen\(network\) first"):
+        trainer(tmp_path).fit(task, loader())
