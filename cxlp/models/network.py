@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -237,7 +236,7 @@ class Network(nn.Module):
         """
         return {
             "backbone": _plain(self.backbone.spec(), "the backbone's"),
-            "heads": [_described(head) for head in self.each_head()],
+            "heads": [head.spec() for head in self.each_head()],
             "test_views": asdict(self.test_views),
             "classes": list(self.classes),
             "multi_label": self.multi_label,
@@ -285,38 +284,6 @@ def _numbered(classes: int | Sequence[str]) -> Sequence[str]:
         return [str(k) for k in range(operator.index(classes))]  # type: ignore[arg-type]
     except TypeError:
         return classes  # type: ignore[return-value]
-
-
-def _described(head: Head) -> dict[str, Any]:
-    try:
-        spec = head.spec()
-    except AttributeError as error:
-        raise CxlpError(
-            f"{head.name} does not keep each argument of its constructor as an attribute of that name, as checkpoints "
-            f"need it: {error}"
-        ) from error
-    options = {name: _plain(value, f"{head.name}'s {name}") for name, value in spec["init_args"].items()}
-    return {**spec, "init_args": options}
-
-
-def _plain(value: Any, whose: str) -> Any:  # noqa: ANN401 (any option)
-    """Turn NumPy's numbers and strings into Python's, and refuse what is not plain.
-
-    Raises:
-        CxlpError: Says whose it is.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {key: _plain(entry, f"{whose} {key}") for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry, whose) for entry in value]
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise CxlpError(
-        f"{whose} is {value!r}, of type {type(value).__name__}: a checkpoint holds numbers, strings, booleans, None, "
-        "and lists and dictionaries of them"
-    )
 
 
 def _check_same(backbone: Backbone, spec: Mapping[str, Any]) -> None:

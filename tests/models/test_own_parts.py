@@ -154,14 +154,15 @@ def test_an_unknown_option_of_ones_own_head_is_named(own: str) -> None:
         Head.from_spec({"class_path": f"{own}.ScaleMean"})
 
 
+class Largest(Head):
+    def build(self, shapes: Any) -> None:
+        self.out_features = shapes[0][0]
+
+    def forward(self, features: Tensor, views: int = 1) -> Tensor:
+        return nn.functional.normalize(features.float().amax((2, 3)), dim=1)
+
+
 def test_a_head_that_says_nothing_more_cannot_be_explained_and_needs_no_fit(own: str, tmp_path: Path) -> None:
-    class Largest(Head):
-        def build(self, shapes: Any) -> None:
-            self.out_features = shapes[0][0]
-
-        def forward(self, features: Tensor, views: int = 1) -> Tensor:
-            return nn.functional.normalize(features.float().amax((2, 3)), dim=1)
-
     model = Network(Backbone(f"{own}.Trunk", ["high"], image_size=64), Largest(), CLASSES).eval()
     fit(model, tmp_path / "features")
     with pytest.raises(CxlpError, match=r"Largest cannot be explained, .*no explain\(\)"):

@@ -60,13 +60,14 @@ def test_classes_that_are_no_names_are_refused(classes: Any, says: str) -> None:
         build(None, SMALL, classes)
 
 
-def test_an_option_that_no_checkpoint_holds_is_named() -> None:
-    with pytest.raises(CxlpError, match=r"Mean's power is .*, of type Tensor"):
-        build(Mean(torch.ones(1)), SMALL)
+class Forgetful(Mean):
+    def __init__(self, scale: float = 2.0) -> None:
+        super().__init__()
 
-    class Forgetful(Mean):
-        def __init__(self, scale: float = 2.0) -> None:
-            super().__init__()
+
+def test_an_option_that_no_checkpoint_holds_is_named() -> None:
+    with pytest.raises(CxlpError, match=r"Mean's option 'power' is not a plain value: .* of type Tensor"):
+        build(Mean(torch.ones(1)), SMALL)
 
     with pytest.raises(CxlpError, match=r"Forgetful .*scale"):
         build(Forgetful(), SMALL)
