@@ -237,7 +237,7 @@ class Head(nn.Module):
             if not hasattr(self, name):
                 raise CxlpError(f"{self.name} has an option {name!r}, but no attribute of that name: keep it as one")
             try:
-                found[name] = _plain(getattr(self, name))
+                found[name] = plain(getattr(self, name))
             except TypeError as error:
                 raise CxlpError(f"{self.name}'s option {name!r} is not a plain value: {error}") from error
         return found
@@ -315,20 +315,20 @@ def _import_path(cls: type[Head]) -> str:
     return path
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any option)
+def plain(value: Any) -> Any:  # noqa: ANN401 (any option)
     """Make a value plain: what JSON knows.
 
     Raises:
         TypeError: If it is none that could be.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, dict):
-        return {_plain(key): _plain(entry) for key, entry in value.items()}
+        return {plain(key): plain(entry) for key, entry in value.items()}
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.library import preprocessing
-from cxlp.heads.base import Head
+from cxlp.heads.base import Head, plain
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 
@@ -235,7 +235,7 @@ class Network(nn.Module):
             CxlpError: If an option of a head is no plain value, or not kept as an attribute.
         """
         return {
-            "backbone": _plain(self.backbone.spec(), "the backbone's"),
+            "backbone": plain(self.backbone.spec()),
             "heads": [head.spec() for head in self.each_head()],
             "test_views": asdict(self.test_views),
             "classes": list(self.classes),
