@@ -54,9 +54,13 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     Returns:
         The callbacks; the first one's ``best_model_path`` is the best of the stage.
     """
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    last = LastCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = ModelCheckpoint(folder, filename="finetuned", monitor=monitor, mode="max", enable_version_counter=False)
     return [best, last] if monitor else [last]
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """The run's own: of a class of its own, since two of one class and metric cannot both be saved."""
 
 
 class MovedCheckpoints(Callback):

@@ -124,7 +124,7 @@ def test_a_list_of_heads_stands_for_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("seed_everything", "x", "bool or int"),
+        ("seed_everything", "x", "int"),
         ("run.tags", "5", "tuple"),
         ("trainer.max_epochs", "1.5", "int (or null)"),
         ("trainer.gradient_clip_val", "x", "int or float (or null)"),
@@ -231,8 +231,8 @@ def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
     [
         ("seed_everything", "-3", "seed_everything is -3: a seed lies between 0 and 2^32 - 1"),
         ("data.num_workers", "-1", "data.num_workers is -1: it must be 0 or more, or null"),
-        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: it must be 1 or more"),
-        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: it must be 1 or more"),
+        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: give the side of its images, in pixels"),
+        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: give the side of its images, in pixels"),
     ],
 )
 def test_a_value_out_of_range(
