@@ -303,7 +303,7 @@ def assert_same_result(one: dict[str, Any], name: str, tolerance: float) -> None
         a, b = (load_network(f"runs/{r}/checkpoints/{file}").state_dict() for r in ("one", name))
         for key in a:
             # By norm: where a pooled sum is next to nothing, its square root makes much of rounding.
-            difference, size = float((a[key] - b[key]).double().norm()), float(a[key].double().norm())
+            difference, size = float((a[key].double() - b[key].double()).norm()), float(a[key].double().norm())
             assert difference <= tolerance * size, (file, key, difference, size)
 
 
@@ -335,7 +335,7 @@ def test_two_processes_fit_every_encoding_as_one_does_and_share_its_features(
     assert two["metrics"] == {key: pytest.approx(value, rel=1e-3) for key, value in one["metrics"].items()}
     a, b = (load_network(f"runs/{r}/checkpoints/best.ckpt").state_dict() for r in ("one", "two"))
     for key in a:
-        difference, size = float((a[key] - b[key]).double().norm()), float(a[key].double().norm())
+        difference, size = float((a[key].double() - b[key].double()).norm()), float(a[key].double().norm())
         assert difference <= 1e-3 * size, (key, difference, size)
     # one process takes up what two have left, and the reverse
     again = run("again", *network, "--data.batch_size", "4", "--model.frozen.store", "two-store")
