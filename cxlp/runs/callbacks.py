@@ -104,7 +104,7 @@ class EpochSeed(Callback):
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed, unless ``seed_everything`` is false."""
+        """Seed, if the run was."""
         seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning leaves it for all processes
         if seed is not None:
             entropy = (int(seed), trainer.current_epoch, trainer.global_rank)
