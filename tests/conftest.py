@@ -1,11 +1,14 @@
 """Fixtures that several rooms of the tests use."""
 
 import os
-from collections.abc import Iterator
+
+# Tensors of tests are small: threads cost more than they bring, much more where several tests run at a time.
+# Before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
 
@@ -41,12 +44,3 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("CXLP_REAL_DATA names no folder of official files")
     return Path(folder)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors of tests are small: threads cost more than they bring, much more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -41,7 +41,7 @@ def work(benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("work", "one_thread")
+@pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_frozen(name: str) -> None:
     names, least = BENCHMARKS[name]
@@ -58,7 +58,7 @@ def test_frozen(name: str) -> None:
     assert found["tested"] == "checkpoints/frozen.ckpt"
 
 
-@pytest.mark.usefixtures("work", "one_thread")
+@pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_fine_tuning(name: str) -> None:
     names, least = BENCHMARKS[name]

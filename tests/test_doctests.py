@@ -14,7 +14,6 @@ ROOT = Path(cxlp.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES])
 def test_examples(file: Path) -> None:
     module = importlib.import_module(".".join(("cxlp", *file.relative_to(ROOT).with_suffix("").parts)))

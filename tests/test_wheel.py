@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(installed: Path, place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Give the installed command in some folder."""
-    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
     line = [sys.executable, str(installed / "bin" / "cxlp"), *arguments]
     return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

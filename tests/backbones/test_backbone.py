@@ -20,8 +20,6 @@ from cxlp.backbones.caffenet import CaffeNet
 from cxlp.backbones.weights import read_state_dict
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SQUEEZE = ("features.11", "features.12")
 
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from cxlp.backbones.caffenet import CAFFENET_SHA256, CaffeNet, FullPrecisionLRN, onnx_state_dict
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
 
 

@@ -15,8 +15,6 @@ from cxlp.backbones import feature_extraction as cutting
 from cxlp.backbones.feature_extraction import Activation
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name: str) -> fx.GraphModule:
     return cutting.cut(model, dict(zip(("local", "guide"), layers, strict=True)), activation, name)

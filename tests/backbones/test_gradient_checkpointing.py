@@ -16,8 +16,6 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.gradient_checkpointing import allowed_cuts, find_cuts, run_in_segments
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 #: Residual sums; activations that overwrite what came before, also those whose result is not their own input's
 #: image (SiLU, hard swish); squeeze and excitation; stages with stochastic depth.
 NETWORKS = {

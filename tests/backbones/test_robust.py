@@ -18,8 +18,6 @@ from cxlp.models.network import Network
 from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PLAIN: dict[str, Any] = {"image_size": 32, "mean": (0, 0, 0), "std": (1, 1, 1)}
 
 

@@ -17,7 +17,6 @@ from cxlp.models.checkpoint import load_network
 from tests.generate import write_folder
 from tests.networks import CLASSES, build, write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Capture = pytest.CaptureFixture[str]
 
 

@@ -13,7 +13,6 @@ from tests.generate import write_folder
 from tests.networks import CLASSES, SMALL, build, write_checkpoint
 
 Capture = pytest.CaptureFixture[str]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from tests.generate import write_folder
 from tests.networks import SMALL, build, write_checkpoint
 
 Capture = pytest.CaptureFixture[str]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +207,9 @@ def test_no_checkpoint(tmp_path: Path, capsys: Capture) -> None:
 def start(checkpoint: Path, *args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "cxlp", "predict", str(checkpoint), *args, "--device", "cpu"]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # A shell starts what runs in the background deaf to interrupts, and that is inherited.
     hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(command, **pipes, env=environment, start_new_session=True, preexec_fn=hear)
+    return subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=hear)
 
 
 @pytest.mark.slow

@@ -24,9 +24,6 @@ from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from tests.networks import SMALL, build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 CLASSES = ["gull", "tern", "wrenö"]
 
 

@@ -23,8 +23,6 @@ from cxlp.utils.errors import CxlpError
 from tests.generate import write_folder, write_image
 from tests.networks import SMALL, build, write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CLASSES = ("gull", "tern", "wren", "crow")
 
 

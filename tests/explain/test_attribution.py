@@ -28,8 +28,6 @@ from tests import networks
 from tests.networks import BACKBONE as UNEVEN
 from tests.networks import CLASSES, EVEN
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LARGE = replace(EVEN, image_size=160)  # both maps 10x10
 
 

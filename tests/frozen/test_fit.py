@@ -96,8 +96,12 @@ def weights(network: Network) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("backbone")}
 
 
-def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 2e-5) -> None:
-    """Two fits found the same solution, within rounding."""
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 3e-4) -> None:
+    """Two fits found the same solution, within rounding.
+
+    Products of other batches, and of other numbers of threads, round elsewhere. The signed square root is steep
+    where a value is all but zero, and so is an SVM where its rows are all but equal: 8e-5 was seen.
+    """
     assert one.keys() == other.keys()
     for name, expected in one.items():
         within = atol * max(1, expected.double().abs().max().item())  # double: the mark of a fitted head is a bool

@@ -11,8 +11,6 @@ from cxlp.heads import AveragePooling, BilinearPooling, CrossLayerPooling, Fishe
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OURS = [name for name in cxlp.heads.__all__ if name != "Head"]
 
 

@@ -9,8 +9,6 @@ from torch.autograd import gradcheck
 from cxlp.heads.count_sketch import CountSketch
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -8,8 +8,6 @@ from cxlp.heads.covariance import CovariancePooling
 from cxlp.heads.normalisation import matrix_sqrt
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_gradients() -> None:
     head = CovariancePooling(3).connect((5, 3, 3)).double()

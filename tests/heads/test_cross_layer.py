@@ -19,8 +19,6 @@ from cxlp.heads.normalisation import normalise, signed_sqrt
 from cxlp.utils.errors import CxlpError
 from tests.heads.test_normalisation import SWITCHES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def maps(batch: int = 2, c: int = 5, k: int = 3, h: int = 7, w: int = 6, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Two random maps of one size, with negative values, the same in each call."""

@@ -15,8 +15,6 @@ from cxlp.utils.errors import CxlpError
 #: About the root mean square norm of :func:`clustered`.
 UNIT = 8.0
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def clustered(n: int = 600, dim: int = 5, clusters: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)

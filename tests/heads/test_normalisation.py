@@ -11,8 +11,6 @@ from torch.autograd import gradcheck
 
 from cxlp.heads.normalisation import Normalise, matrix_sqrt, normalise, signed_sqrt, spectral_root
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SWITCHES = [
     {},
     {"spectral": True},

@@ -14,8 +14,6 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import cross, run_fit, small_images, small_network
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("head", "layers"),

@@ -25,8 +25,6 @@ from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import small_images
 from tests.networks import CLASSES, SMALL, build, randomise
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OURS = [name for name in cxlp.heads.__all__ if name != "Head"]
 
 

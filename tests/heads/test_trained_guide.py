@@ -10,8 +10,6 @@ from torch import Tensor
 from cxlp.heads.trained_guide import TrainedGuidePooling
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @torch.no_grad()
 def test_it_is_its_formula() -> None:

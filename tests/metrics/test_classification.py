@@ -32,8 +32,6 @@ from cxlp.metrics.classification import (
 )
 from cxlp.utils.errors import CxlpError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KINDS: list[Kind] = ["11point", "allpoint", "uninterpolated"]
 Array = NDArray[Any]
 

@@ -26,8 +26,6 @@ from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 from tests.networks import BACKBONE, CLASSES, EVEN, build, randomise, rooted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def cross(**options: Any) -> CrossLayerPooling:
     return CrossLayerPooling(**{"pca_dim": 6, **options})

@@ -27,8 +27,6 @@ from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from tests.networks import BACKBONE, CLASSES, EVEN, build, randomise, rooted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def photos() -> Tensor:

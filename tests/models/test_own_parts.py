@@ -22,8 +22,6 @@ from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import CLASSES, small_images
 from tests.networks import write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MODULE = """
 import torch
 from torch import nn

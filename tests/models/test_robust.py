@@ -23,8 +23,6 @@ from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
 from tests.networks import CLASSES, SMALL, build, randomise, write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def photos() -> Tensor:

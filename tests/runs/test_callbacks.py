@@ -264,7 +264,6 @@ class Norms(pl.Callback):
         )
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=4, size=32), validation=0.25)  # 9 + 3 images, batches of 4
     data.setup()
@@ -294,7 +293,6 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
     assert max(norms.found[1].values()) > 1e-3
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=5, size=32), batch_size=3)  # 15 images, five steps
     bar, logged, shown = TrainingBar(), [], []
@@ -321,7 +319,6 @@ def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
     assert losses[:2] == [None, None] and losses[2] == losses[3] != losses[4]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=4, size=32))
     data.setup()

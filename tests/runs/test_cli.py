@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -367,8 +366,7 @@ def two_processes(*more: str, ok: bool = True, batch: int = 4) -> "subprocess.Co
     """Run train.py as ``runs/two`` on two gloo processes, ``batch`` images on each."""
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", str(batch), "--run.name", "two"]
     command = [sys.executable, str(TRAIN), "--config", "cub200.yaml", *NETWORK, *QUIET, *more, *ddp]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, check=ok, timeout=300, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, check=ok, timeout=300, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -13,8 +13,6 @@ import pytest
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.test_cli import FINETUNE, run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def read_back(folder: Path, *options: str) -> str:
     """What ``wandb leet inspect`` prints of a run's only offline run."""

@@ -29,7 +29,7 @@ STILL = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection",
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh working directory with pictures in it."""
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path)

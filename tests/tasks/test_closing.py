@@ -29,8 +29,6 @@ from tests.generate import write_folder, write_voc2007
 from tests.tasks.small import BACKBONE, PLAIN, network, pictures, trainer
 from tests.tasks.test_ema import StopAfter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1, warmup_epochs=0)
 
 

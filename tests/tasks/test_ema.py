@@ -15,8 +15,6 @@ from cxlp.tasks.ema import AverageWeights, warmed_up
 from cxlp.tasks.optim import OptimizerConfig
 from tests.tasks.small import network, pictures, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=1.0, warmup_epochs=0)
 
 

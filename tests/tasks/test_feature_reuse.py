@@ -14,7 +14,6 @@ from cxlp.utils import fingerprint
 from tests.generate import write_folder
 from tests.networks import SMALL, build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 OWN = """
 from cxlp import Head
 from cxlp.heads.views import Views

@@ -21,8 +21,6 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
 from tests.tasks.small import network, pictures, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1, warmup_epochs=0)
 
 

@@ -23,8 +23,6 @@ from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from tests.tasks.small import network, pictures, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Watch(pl.Callback):
     """Notes the modes of the network and of all its parts, and what of it takes gradients."""

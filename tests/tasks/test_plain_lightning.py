@@ -29,8 +29,6 @@ from cxlp.utils.errors import CxlpError
 from tests.generate import write_folder
 from tests.tasks.small import BACKBONE, CLASSES, network, pictures, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1, warmup_epochs=0)
 #: PIL pictures to what the network takes.
 PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])

@@ -27,8 +27,6 @@ from cxlp.tasks.optim import OptimizerConfig
 from cxlp.utils.errors import CxlpError
 from tests.tasks.small import CLASSES, network, pictures, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RATES = OptimizerConfig(backbone_lr=0.1, warmup_epochs=0)
 IMAGES = torch.rand(18, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(18) % 3

@@ -305,7 +305,7 @@ def test_the_fit_of_an_odd_number_of_images_is_that_of_one_process(
     first, second = (found[name] for found in ranks)
     assert_same_bits(first, second)
     # Thirty passes of Adam carry on what one product has rounded.
-    assert_same_weights(alone["weights"], first["weights"], atol=5e-3 if name == "trained guide" else 2e-5)
+    assert_same_weights(alone["weights"], first["weights"], atol=5e-3 if name == "trained guide" else 3e-4)
     assert first["report"]["cv_accuracy"] == alone["report"]["cv_accuracy"]
     assert not first["left"]  # the folder of maps and features is gone
 
