@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cxlp.utils.errors import CxlpError
+from cxlp.heads.base import check_count
 
 
 class CountSketch(nn.Module):
@@ -41,11 +41,7 @@ class CountSketch(nn.Module):
 
     def __init__(self, rows: int, columns: int, dim: int, seed: int = 0) -> None:
         super().__init__()
-        if not 1 <= dim <= rows * columns:
-            raise CxlpError(
-                f"sketch is {dim}, but there are {rows} x {columns} pooled features: choose 1 to "
-                f"{rows * columns}, or null"
-            )
+        check_count("sketch", dim, rows * columns, f"there are {rows} x {columns} pooled features")
         self.dim = dim
         generator = torch.Generator().manual_seed(seed)
         for name, size in (("row", rows), ("column", columns)):
