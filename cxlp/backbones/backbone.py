@@ -32,8 +32,8 @@ class BackboneConfig:
             callable without arguments that returns an ``nn.Module``, such as ``my_package.nets.trunk``.
         layers: Layers whose maps heads may take, lower before upper, each the name of a
             module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
-            (of a convolutional classifier, the mean over places). Of a transformer the patch tokens on their grid are
-            the map: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
+            (if the classifier is convolutional, the mean over places). The map of a transformer is the grid of its patch
+            tokens: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
@@ -67,8 +67,8 @@ class Backbone(nn.Module):
         activation: Tap layers ``after`` the activation that follows them, or ``before`` it.
         weights: ``default``, a local file, or ``None``; of a module, ``default`` and ``None`` leave it as it is.
         image_size: Side of the square input, pixels.
-        mean: Of RGB images of 0..1, by channel; divided by 255, that is, where it is of bytes.
-        std: Likewise.
+        mean: Mean of RGB images of 0..1, by channel; a mean of bytes is to be divided by 255.
+        std: Their standard deviation.
 
     Attributes:
         layers: Their names.

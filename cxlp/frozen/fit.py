@@ -91,7 +91,7 @@ def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cr
     """How many folds there can be: as many as asked for, or as images of the rarest class.
 
     Args:
-        labels: Of the training images, see :mod:`cxlp.utils.labels`.
+        labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
         classes: Names.
         config: Options.
         cross: Whether the classifiers of the folds are wanted.
@@ -158,7 +158,7 @@ class FrozenFit:
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
         self.seen = torch.zeros(images, dtype=torch.int64)
-        #: Of the heads that have something to fit: by their place among the network's heads.
+        #: The fits of the heads that have something to fit, by their place among the network's heads.
         self.fits: dict[int, HeadFit] = {}
         self.columns: list[int] = []  # where each head's vector begins in a row
         # About as many local features as asked for, from each image as many.

@@ -95,7 +95,7 @@ class HeadMaps:
     Attributes:
         maps: Those of all heads that have something to fit.
         place: The head's place among these heads.
-        labels: Of all training images.
+        labels: Those of all training images.
         device: Where the maps are wanted.
         times: Gets the time of each phase.
     """

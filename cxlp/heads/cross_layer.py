@@ -37,7 +37,7 @@ class CrossLayerPooling(Head):
       descent trains it. (Low-rank bilinear forms: Kong and Fowlkes, CVPR 2017.)
     - compact: a count sketch adds them up in D bins, see :class:`~cxlp.heads.count_sketch.CountSketch`.
 
-    Of an image with N places, in multiply-adds and in values of memory beside the maps:
+    The cost of an image with N places, in multiply-adds, and in values of memory beside the maps:
 
         ============  =========  ===============================  ====================
         form          length     multiply-adds                    memory

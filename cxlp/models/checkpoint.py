@@ -96,7 +96,7 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
 
     Args:
         network: Built as the checkpoint's was.
-        checkpoint: Of either task.
+        checkpoint: A checkpoint of either task.
         source: What to call it in the error.
 
     Raises:
