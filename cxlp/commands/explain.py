@@ -80,7 +80,7 @@ def run(args: Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise CxlpError(f"--limit is {args.limit}: it must be 1 or more")
     saved = read_checkpoint(args.checkpoint)
-    network = network_of(saved)
+    network = network_of(saved, source=args.checkpoint)
     check_explainable(network)
     target, against = (_class(network, name) for name in (args.target, args.against))
     if target is not None and target == against:
