@@ -180,8 +180,8 @@ class Network(nn.Module):
             found.append(tuple(seen[views.relevant][i] for i in self._places(head)))
         return found
 
-    def map_names(self, head: Head) -> list[Hashable]:
-        """Tell the maps that :meth:`inputs` gives a head from those of others: the same name, the same map."""
+    def map_names(self, head: Head) -> list[tuple[Hashable, str]]:
+        """Tell the maps that :meth:`inputs` gives a head from those of others, by views and layer."""
         return [(head.views.relevant, self.backbone.same[i]) for i in self._places(head)]
 
     def _see(self, images: Tensor, views: Views, count: int) -> tuple[Tensor, ...]:
