@@ -74,7 +74,10 @@ def find(name: str) -> Source:
     if not library and "." in bare:
         return _from_path(bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
+    raise CxlpError(
+        f"unknown backbone {name!r}: name one of torchvision or timm, or your own by its import path. "
+        f"{did_you_mean(bare, dict.fromkeys(known))}"
+    )
 
 
 def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def register(name: str, module: str) -> None:
             f"backbone {name!r} was registered in timm by the script that trained it: register it before its "
             "checkpoint is loaded"
         )
-    import_object(module, f"what registers the backbone {name!r} in timm, the module")
+    import_object(module, f"the module that registers backbone {name!r} in timm,")
 
 
 def _in_timm(name: str) -> str:

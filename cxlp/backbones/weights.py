@@ -68,6 +68,8 @@ def _load(path: Path) -> Any:  # noqa: ANN401 (whatever a file holds)
 
 def _reason(path: Path, error: Exception) -> str:
     """Say why a file cannot be read; not in torch's words, which advise to do without protection from code in it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
     with path.open("rb") as file:
         start = file.read(100).lstrip()
     if start.startswith(b"<"):
@@ -76,7 +78,7 @@ def _reason(path: Path, error: Exception) -> str:
         return "it is a pointer of Git LFS; fetch the file itself, git lfs pull"
     if "TorchScript" in str(error):
         return "it is a TorchScript archive; save the network's state_dict() instead"
-    if "GLOBAL" in str(error) or "Unsupported" in str(error):
+    if re.search(r"GLOBAL|Unsupported class|reduce", str(error)):
         return "it holds other objects than tensors, which could run code; save the network's state_dict() alone"
     return f"it is empty, cut short, or of another format ({type(error).__name__}); fetch it again"
 

@@ -63,6 +63,8 @@ def test_unreadable_files_are_named_and_run_no_code(tmp_path: Path) -> None:
         "empty.pth": "it is empty, cut short",
         "page.pth": "it is a web page",
         "pointer.pth": "it is a pointer of Git LFS",
+        "picture.pth": "it is empty, cut short, or of another format",
+        "legacy.pth": "it is empty, cut short, or of another format",
         "half.pth": "it is empty, cut short, or of another format .*; fetch it again",
         "half.safetensors": "it is empty, cut short",
         "page.safetensors": "it is a web page",
@@ -76,6 +78,9 @@ def test_unreadable_files_are_named_and_run_no_code(tmp_path: Path) -> None:
             "pointer": b"version https://git-lfs.github.com/",
         }
         (tmp_path / name).write_bytes(content.get(name.partition(".")[0], b""))
+    (tmp_path / "picture.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    torch.save(STATE, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "legacy.pth").write_bytes((tmp_path / "legacy.pth").read_bytes()[:-9])
     torch.save(STATE, tmp_path / "whole.pth")
     save_file(STATE, tmp_path / "whole.safetensors")
     for kind in ("pth", "safetensors"):

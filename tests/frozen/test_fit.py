@@ -478,7 +478,7 @@ def test_strange_images_are_fitted_to_finite_weights(name: str, tmp_path: Path) 
     head = partial(head, **{key: value for key, value in small.items() if key in known})
     images, labels = torch.rand(12, 3, 16, 16), torch.arange(12) % 3
     some_constant = torch.where(torch.arange(12).view(12, 1, 1, 1) == 3, 0.5, images)
-    alone = {"classes": ["only"]}
+    alone: dict[str, Any] = {"classes": ["only"]}
     cases: dict[str, tuple[Network, Tensor, Tensor]] = {
         "constant colour": (spoilt(head()), torch.full_like(images, 0.5), labels),
         "one of constant colour": (spoilt(head()), some_constant, labels),
