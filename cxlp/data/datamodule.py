@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cxlp.data.dataset import ImageDataset, Sample, Split, list_defects, rarest
+from cxlp.data.dataset import Content, ImageDataset, Sample, Split, list_defects, rarest
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.utils.distributed import usable_cores
@@ -37,7 +37,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         validation: What is held out of the training images: a part of each class, such as 0.1;
             ``official``: the benchmark's own list, where it has one; 0: nothing, all of them are
             fitted. The test images never choose anything.
-        split_seed: Of the held-out part; null: ``seed_everything``, which order and augmentation follow anyway.
+        split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
 
     Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
     (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged. All else comes so anyway.
@@ -83,7 +83,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._first_epoch = 0
 
     @abstractmethod
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read(self) -> Content:
         """Read the data set's lists.
 
         Returns:

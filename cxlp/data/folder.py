@@ -7,7 +7,7 @@ from typing import Any
 from sklearn.model_selection import train_test_split
 
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split, rarest
+from cxlp.data.dataset import Content, Sample, Split, rarest
 from cxlp.data.decode import SUFFIXES
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
@@ -31,7 +31,7 @@ class Folder(ImageDataModule):
             raise CxlpError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
         self.test_fraction = test_fraction
 
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read(self) -> Content:
         """List the images; classes are the names of the folders, sorted."""
         layout = (
             f"expected {self.root}/train/<class>/* and {self.root}/test/<class>/*, or {self.root}/<class>/* "
