@@ -1,5 +1,6 @@
 """A data set's splits as loaders, for Lightning or for a loop of one's own."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cxlp.data.contents import content_digests
 from cxlp.data.dataset import Content, ImageDataset, Sample, Split, list_defects, rarest
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
@@ -81,6 +83,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
         self._first_epoch = 0
+        self._contents: dict[Path, bytes] = {}
 
     @abstractmethod
     def read(self) -> Content:
@@ -129,10 +132,39 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ) from error
         return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
 
-    def fingerprints(self, split: Split) -> Tensor:
-        """A number ``(n,)`` for each image, by its path below the root: to tell whether two runs' splits overlap."""
-        names = (str(s.path.relative_to(self.root)) for s in self.splits[split].samples)
-        return torch.tensor([int(digest(name, size=7), 16) for name in names], dtype=torch.int64)
+    def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
+        """A number ``(n,)``, int64, for each image of a split, by the content of its file.
+
+        A picture is recognised wherever it lies, whatever it is called, and in whichever split it is. Files are read
+        when they are first asked for.
+
+        Args:
+            split: Which one, after :meth:`setup`.
+            labelled: Whether box and labels count, too: then equal numbers mean the same training example.
+        """
+        samples = self.splits[split].samples
+        self._contents |= content_digests({s.path for s in samples} - self._contents.keys())
+        numbers = []
+        for path, label, box in samples:
+            content = self._contents[path]
+            if labelled:
+                shown = self.classes[label] if isinstance(label, int) else dict(zip(self.classes, label, strict=True))
+                content = digest(content, box, shown).encode()
+            numbers.append(int(digest(content, size=7), 16))
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    def count_seen(self, split: Split, fingerprints: Tensor) -> int:
+        """Count the images of a split that another run was trained on.
+
+        Images of which a copy is among this DataModule's own training images do not count: they are in both splits,
+        as in some benchmarks' official lists, and any run is trained on them.
+
+        Args:
+            split: Which one, after :meth:`setup`.
+            fingerprints: Those of the other run's training images.
+        """
+        mine = self.fingerprints(split)
+        return int((torch.isin(mine, fingerprints) & ~torch.isin(mine, self.fingerprints("train"))).sum())
 
     def digest(self, split: Split) -> str:
         """A number for a split, in order: paths below the root, sizes, dates, boxes, labels; and the transform."""
@@ -140,7 +172,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:
             state = sample.path.stat()
-            where = sample.path.relative_to(self.root)
+            where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
             parts.append((where, state.st_size, state.st_mtime_ns, sample.box, sample.label))
         return digest(*parts)
 

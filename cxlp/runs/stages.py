@@ -221,7 +221,7 @@ class Run:
         network = saved["cxlp"]["network"]
         if list(network["classes"]) != list(self.data.classes):
             raise CxlpError("the classes of the data are others than those of the checkpoint's run")
-        check_images(saved["cxlp_run"]["trained_on"], self.data.fingerprints("train"))
+        check_images(saved["cxlp_run"]["trained_on"], self.data.fingerprints("train", labelled=True))
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -472,7 +472,7 @@ class Run:
             "recipe": recipe_of(self.config),
             "images_per_step": self._images_per_step(self.trainer),
             "report": self.report or getattr(self.trainer.lightning_module, "report", {}),
-            "trained_on": mine,
+            "trained_on": self.data.fingerprints("train", labelled=True),
             # with those of the runs whose weights this one began with
             "seen": torch.unique(mine if self._seen is None else torch.cat([mine, self._seen])),
             "images_seen": self.progress.images,

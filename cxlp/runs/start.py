@@ -59,7 +59,7 @@ def read_start(model: ModelConfig, network: Network, data: ImageDataModule, reci
             f"{path} does not hold what model.closing_fit and model.cross_fit take from a frozen fit with the same "
             "options: set model.start: frozen"
         )
-    same = torch.equal(run["trained_on"], data.fingerprints("train"))
+    same = torch.equal(run["trained_on"], data.fingerprints("train", labelled=True))
     if model.cross_fit and not same:
         raise CxlpError(
             f"model.cross_fit scores each image by SVMs that have not seen it, but those of {path} were fitted to "
@@ -85,7 +85,7 @@ def _check_network(path: Path, saved: Mapping[str, Any], described: Mapping[str,
 def _check_overlap(path: Path, seen: torch.Tensor, data: ImageDataModule) -> None:
     """Refuse to test on what the earlier run was trained on; warn where validation is."""
     for split in ("test", "val"):
-        found = int(torch.isin(data.fingerprints(split), seen).sum())
+        found = data.count_seen(split, seen)
         if found and split == "test":
             raise CxlpError(f"{path} was trained on {found} of these test images: give it the same split")
         if found:
