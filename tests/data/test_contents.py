@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cxlp.data import datamodule
-from cxlp.data.contents import content_digest
+from cxlp.data.contents import content_digest, content_digests
 from cxlp.data.cub200 import CUB200
 from cxlp.data.folder import Folder
 from cxlp.utils.errors import CxlpError
@@ -68,7 +68,7 @@ def test_the_same_training_example_has_the_same_box_and_labels(cub200: Path) -> 
 
 
 def test_each_file_is_read_once_and_not_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = Mock(wraps=datamodule.content_digests)
+    reading = Mock(wraps=content_digests)
     monkeypatch.setattr(datamodule, "content_digests", reading)
     module = ready(write_folder(tmp_path, size=8))
     reading.assert_not_called()
