@@ -7,6 +7,7 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content
 from cxlp.data.download import by_hand, missing, obtain
+from cxlp.data.listing import is_named_so
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote
 
@@ -47,4 +48,11 @@ class Benchmark(ImageDataModule):
         if lacking:
             how = by_hand(missing(self.files, self.root) or self.files, self.root)
             raise CxlpError(f"{self.name}: {', '.join(lacking)} not in {self.root}. {how}")
-        return self.read_lists()
+        content = self.read_lists()
+        listed = {sample.path for part in content[1].values() for sample in part}
+        folders = {path.parent for path in listed if path.is_relative_to(self.root)}
+        there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if is_named_so(path)}
+        self.left_out.clear()
+        if unlisted := len(there - listed):
+            self.left_out["pictures in no list"] = unlisted
+        return content

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Attributes:
         classes: Names, after :meth:`setup`.
         splits: ``train``, ``val`` and ``test``, after :meth:`setup`.
+        left_out: How many files below the root no split uses, by the reason, after :meth:`setup`.
+        notes: What else is worth knowing of how the root was read, after :meth:`setup`.
     """
 
     #: The data set's name, for people.
@@ -83,6 +86,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
         self._first_epoch = 0
+        self.left_out: Counter[str] = Counter()
+        self.notes: list[str] = []
         self._contents: dict[Path, bytes] = {}
 
     @abstractmethod
@@ -131,6 +136,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 f"{self.name}: cannot hold out {self.validation:g} of each class{rarest(groups, self.classes)}: {error}"
             ) from error
         return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
+
+    def remarks(self) -> list[str]:
+        """Return what to tell of the data set, a line each: notes, and the files that are left out."""
+        notes = [f"warning: {note}" for note in self.notes]
+        if not self.left_out:
+            return notes
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
+        return [*notes, f"left out of {self.root}: {counts}"]
 
     def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
         """A number ``(n,)``, int64, for each image of a split, by the content of its file.
@@ -248,6 +261,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
     for defect in list_defects(classes, samples):
         raise CxlpError(f"{name}: {defect}")
-    for sample in (s for part in samples.values() for s in part):
-        if not sample.path.is_file():
-            raise CxlpError(f"{name}: a list names an image that is missing: {sample.path}")
+    everything = {s.path for part in samples.values() for s in part}
+    if lacking := [path for path in everything if not path.is_file()]:
+        first = min(lacking)
+        link = f" (a link to {first.readlink()}, which is not there)" if first.is_symlink() else ""
+        raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

@@ -82,6 +82,8 @@ class Results:
             "epoch": self.stage.epoch,
             "images": self.images,
         }
+        if run.data.left_out:
+            summary["left_out"] = dict(run.data.left_out)
         if run.choice is not None:
             summary["refit"] = {
                 "chosen by": run.choice.checkpoint,

@@ -6,6 +6,7 @@ done is not done again, which is also how a run resumes.
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,6 +133,9 @@ class Run:
         self._open()
         self.data.prepare_data()
         self.data.setup()
+        if launched_rank() == 0:
+            for line in self.data.remarks():
+                print(line, file=sys.stderr)  # noqa: T201
         self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
         self.data.resize(self.network.image_size, self.network.test_size)
         self._take_up()

@@ -1,6 +1,7 @@
 """What all published data sets have in common: they are downloaded, unpacked, and their lists read or named."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -153,10 +154,23 @@ def test_a_missing_list_is_named_with_the_file_that_brings_it(case: Case, tmp_pa
 
 def test_a_missing_image_is_named(case: Case, tmp_path: Path) -> None:
     module = case.module(case.write(tmp_path), image_size=16)
-    gone = module.read()[1]["test"][4].path
+    samples = module.read()[1]
+    count, gone = sum(map(len, samples.values())), samples["test"][4].path
     gone.unlink()
-    with pytest.raises(CxlpError, match=f"a list names an image that is missing: {gone}"):
+    with pytest.raises(CxlpError, match=f"1 of {count} images are missing, such as {gone}"):
         module.setup()
+
+
+def test_pictures_that_no_list_names_are_counted(case: Case, tmp_path: Path) -> None:
+    module = case.module(case.write(tmp_path), image_size=16)
+    module.setup()
+    unlisted = module.left_out["pictures in no list"]
+    assert unlisted == (3 if isinstance(module, MIT67) else 0)
+    extra = module.splits["train"].samples[0].path
+    shutil.copy(extra, extra.with_name("extra.jpg"))
+    again = case.module(module.root, image_size=16)
+    again.setup()
+    assert again.remarks() == [f"left out of {module.root}: {unlisted + 1} pictures in no list"]
 
 
 def test_ends_of_lines_do_not_matter(case: Case, tmp_path: Path) -> None:
