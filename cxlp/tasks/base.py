@@ -17,6 +17,7 @@ from cxlp.metrics.classification import (
     per_class_average_precision,
     single_label_metrics,
 )
+from cxlp.models.checkpoint import network_from_spec
 from cxlp.models.network import Network
 from cxlp.tasks.batch import Batch, read_batch, read_images
 from cxlp.utils.distributed import rank, world_size
@@ -49,7 +50,7 @@ class ClassificationTask(pl.LightningModule):
 
     def __init__(self, network: Network | Mapping[str, Any]) -> None:
         super().__init__()
-        self.network = network if isinstance(network, Network) else Network.from_spec(network)
+        self.network = network if isinstance(network, Network) else network_from_spec(network)
         if self.network.classifier is None:
             raise CxlpError("the network has no classes: give them, Network(..., classes=data.classes)")
         classes, multi_label = len(self.network.classes), self.network.multi_label

@@ -20,7 +20,7 @@ from cxlp.heads import (
     SparseFisherVector,
     TrainedGuidePooling,
 )
-from cxlp.heads.cross_layer import sub_arrays
+from cxlp.heads.operator import sub_arrays
 from cxlp.heads.views import Views, Window
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
