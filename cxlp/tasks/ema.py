@@ -8,40 +8,48 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 
-def warmed_up(decay: float, updates: Tensor) -> Tensor:
-    """Decay of an average that has been updated so often: ``min(decay, (1 + t) / (10 + t))``.
+def warmed_up(decay: float, step: int) -> float:
+    """Decay of the average at a step, the first of which is 1: ``min(decay, (1 + step) / (10 + step))``.
 
     A constant decay of 0.999 would still be made of the start by a third after 1,000 steps, which are more than a small
     data set has in a whole run.
-
-    Args:
-        decay: In the long run.
-        updates: t, a tensor, so that nothing waits for a GPU.
     """
-    return ((1 + updates) / (10 + updates)).clamp(max=decay)
+    return min(decay, (1 + step) / (10 + step))
 
 
 class AverageWeights(WeightAveraging):
-    """Lightning's weight averaging with a decay that grows to its value.
+    """Lightning's weight averaging, from the weights that training starts from, with a decay that grows to its value.
 
-    The averaged weights are what is validated, tested and loaded from a checkpoint; it keeps the current ones beside
-    them, so that a resumed run goes on with both.
+    ``average_0`` is the start; after step t, ``average_t = d_t average_{t-1} + (1 - d_t) weights_t``, with
+    ``d_t = min(decay, (1 + t) / (10 + t))``. The averaged weights are what is validated, tested and loaded from a
+    checkpoint, which keeps the current ones beside them, so that a resumed run goes on with both.
 
     Args:
-        decay: Of the average, per step.
-        device: Where it is kept.
+        decay: Decay of the average per step, in the long run.
+        device: Where the average is kept.
     """
 
     def __init__(self, decay: float, device: torch.device) -> None:
         def update(averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
             # All tensors of one type at a time.
             if averages[0].is_floating_point():
-                weight = 1 - warmed_up(decay, updates).to(averages[0])
-                torch._foreach_lerp_(averages, currents, [weight] * len(averages))
+                torch._foreach_lerp_(averages, currents, 1 - warmed_up(decay, int(updates)))
             else:
                 torch._foreach_copy_(averages, currents)
 
         super().__init__(device=device, multi_avg_fn=update)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average, and count its updates on the CPU: torch looks at the count at each of them."""
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = torch.tensor(0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the weights at the start, unless a checkpoint has brought an average: torch copies the first."""
+        assert self._average_model is not None
+        if not self._average_model.n_averaged:
+            self._average_model.update_parameters(pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
