@@ -8,13 +8,17 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 
-def warmed_up(decay: float, step: int) -> float:
+def warmed_up(decay: float, step: Tensor) -> Tensor:
     """Decay of the average at a step, the first of which is 1: ``min(decay, (1 + step) / (10 + step))``.
 
     A constant decay of 0.999 would still be made of the start by a third after 1,000 steps, which are more than a small
     data set has in a whole run.
+
+    Args:
+        decay: In the long run.
+        step: A scalar tensor, so that nothing waits for a GPU.
     """
-    return min(decay, (1 + step) / (10 + step))
+    return ((1 + step) / (10 + step)).clamp(max=decay)
 
 
 class AverageWeights(WeightAveraging):
@@ -33,17 +37,12 @@ class AverageWeights(WeightAveraging):
         def update(averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
             # All tensors of one type at a time.
             if averages[0].is_floating_point():
-                torch._foreach_lerp_(averages, currents, 1 - warmed_up(decay, int(updates)))
+                weight = 1 - warmed_up(decay, updates).to(averages[0])
+                torch._foreach_lerp_(averages, currents, [weight] * len(averages))
             else:
                 torch._foreach_copy_(averages, currents)
 
         super().__init__(device=device, multi_avg_fn=update)
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the average, and count its updates on the CPU: torch looks at the count at each of them."""
-        super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:
-            self._average_model.n_averaged = torch.tensor(0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights at the start, unless a checkpoint has brought an average: torch copies the first."""
