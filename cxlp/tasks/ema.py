@@ -43,12 +43,17 @@ class AverageWeights(WeightAveraging):
                 torch._foreach_copy_(averages, currents)
 
         super().__init__(device=device, multi_avg_fn=update)
+        self._begun = False
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Say yes after each step, and at what :meth:`on_train_start` calls the end of an epoch."""
+        return step_idx is not None or not self._begun
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the weights at the start, unless a checkpoint has brought an average: torch copies the first."""
-        assert self._average_model is not None
-        if not self._average_model.n_averaged:
-            self._average_model.update_parameters(pl_module)
+        """Begin with the weights at the start: torch copies what it is given first."""
+        if not self._begun:
+            self.on_train_epoch_end(trainer, pl_module)
+            self._begun = True
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -56,3 +61,4 @@ class AverageWeights(WeightAveraging):
         """Go on with current and averaged weights; a test wants the averaged ones, which are loaded already."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            self._begun = "averaging_state" in checkpoint
