@@ -35,7 +35,7 @@ class AverageWeights(WeightAveraging):
 
     def __init__(self, decay: float, device: torch.device) -> None:
         def update(averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
-            # All tensors of one type at a time.
+            # torch passes all tensors of one type at a time.
             if averages[0].is_floating_point():
                 weight = 1 - warmed_up(decay, updates).to(averages[0])
                 torch._foreach_lerp_(averages, currents, [weight] * len(averages))
