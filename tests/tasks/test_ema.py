@@ -86,13 +86,11 @@ def test_an_update_reads_nothing_from_the_device() -> None:
             there[0].sum().item()
 
 
-@pytest.mark.parametrize("start", ["frozen", "scratch"])
-def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_path: Path, start: str) -> None:
+def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_path: Path) -> None:
     data, built = pictures(folder, validation=0.25, batch_size=8), network()
-    if start == "frozen":
-        trainer(tmp_path, max_epochs=1).fit(Frozen(built), data)
+    trainer(tmp_path, max_epochs=1).fit(Frozen(built), data)
     solution = built.get_parameter("classifier.weight").detach().clone()
-    assert bool(solution.any()) == (start == "frozen")
+    assert solution.any()
     track, task = Track(), FineTune(built, RATES, ema=0.5)
     run = trainer(tmp_path, max_epochs=3, callbacks=[track], enable_checkpointing=True, num_sanity_val_steps=1)
     run.fit(task, data)
