@@ -1,8 +1,6 @@
 """The tasks in a script of one's own: a plain Trainer, any loader of pairs, checkpoints that need no argument."""
 
-import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,12 +10,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
 import cxlp
+import cxlp.runs.stages
 from cxlp.data.folder import Folder
 from cxlp.data.sampler import EpochSampler
 from cxlp.heads import CrossLayerPooling
@@ -355,57 +355,34 @@ def test_two_processes_find_the_frozen_solution_of_one(odd: Folder, tmp_path: Pa
 # --- nothing of Lightning that is not public
 
 
-def modules() -> Iterator[Any]:
-    for found in pkgutil.walk_packages(cxlp.__path__, "cxlp."):
-        if not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name)
+def private_names(text: str) -> set[str]:
+    """Private names that a text defines or assigns."""
+    return set(re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", text))
 
 
 def test_no_private_attribute_of_lightning_is_used() -> None:
-    texts = {module.__name__: inspect.getsource(module) for module in modules()}
-    whole = "\n".join(texts.values())
-    own = set(re.findall(r"\bself\.(_[a-z]\w*)(?=[^\n=]*=)", whole)) | set(re.findall(r"def (_[a-z]\w*)", whole))
-    own |= set(re.findall(r"^    (_[a-z]\w*): ", whole, re.MULTILINE))
-    found = set()
-    for name, text in texts.items():
-        used = set(re.findall(r"\b(\w+)(?:\([^()]*\)|\[[^\[\]]*\])*\.(_[a-z]\w*)", text))
-        # of ours, what a Trainer or a part of it cannot have: those are looked at whatever their name
-        used = {(holder, a) for holder, a in used if a not in own or holder not in ("self", "cls", "super")}
-        used |= {("getattr", a) for a in re.findall(r"[gs]etattr\([^,()]+, \"(_[a-z]\w*)\"", text)}
-        lines = re.findall(r"^(?:from|import) (?:pytorch_)?lightning.*", text, re.MULTILINE)
-        used |= {("import", a) for line in lines for a in re.findall(r"\b_\w+", line)}
-        found |= {(name, holder, a) for holder, a in used}
-    assert ("cxlp.tasks.ema", "torch", "_foreach_lerp_") in found
-    # torch's own, and no others
-    assert found == {
-        ("cxlp.tasks.ema", "torch", "_foreach_copy_"),  # operations on many tensors at once
-        ("cxlp.tasks.ema", "torch", "_foreach_lerp_"),
-        ("cxlp.runs.callbacks", "getattr", "_step_supports_amp_scaling"),  # what Lightning asks optimizers, too
-        ("cxlp.backbones.backbone", "self", "_modules"),  # a backbone with fewer layers has the same parameters
-        ("cxlp.backbones.backbone", "self", "_buffers"),
-        ("cxlp.backbones.backbone", "twin", "_modules"),
-        ("cxlp.backbones.backbone", "twin", "_buffers"),
-        ("cxlp.backbones.backbone", "twin", "_arguments"),  # this one is ours
-        ("cxlp.backbones.feature_extraction", "bare", "_modules"),  # a norm without its activation, likewise
-        ("cxlp.backbones.feature_extraction", "norm", "_modules"),
-        ("cxlp.backbones.gradient_checkpointing", "given", "_version"),
-        ("cxlp.backbones.gradient_checkpointing", "value", "_version"),
-        ("cxlp.utils.distributed", "os", "_exit"),  # Python's
-    }
+    library = "\n".join(path.read_text() for path in Path(str(pl.__file__)).parent.rglob("*.py"))
+    sources = [path.read_text() for path in Path(str(cxlp.__file__)).parent.rglob("*.py")]
+    assert "_average_model" in private_names(library)
+    for text in (text for text in sources if "pytorch_lightning" in text):
+        used = set(re.findall(r"\.(_[a-z]\w*)", text)) | set(re.findall(r"\"(_[a-z]\w*)\"", text))
+        assert not (used - private_names(text)) & private_names(library)
+        assert not re.findall(r"^(?:from|import) pytorch_lightning.*\b_\w+", text, re.MULTILINE)
 
 
 def test_no_attribute_of_ours_hides_a_private_one_of_lightnings() -> None:
-    def names(cls: type) -> set[str]:
-        text = inspect.getsource(cls)
-        return set(re.findall(r"\bself\.(_[a-z]\w*)", text)) | set(re.findall(r"def (_[a-z]\w*)", text))
+    ours: list[type] = []
+    for base in (pl.LightningModule, pl.LightningDataModule, pl.Callback, CheckpointIO):
+        ours += [cls for cls in descendants(base) if cls.__module__.startswith("cxlp.")]
+    assert len(set(ours)) >= 8
+    for cls in ours:
+        for theirs in (parent for parent in cls.__mro__ if parent.__module__.startswith("pytorch_lightning")):
+            hidden = private_names(inspect.getsource(cls)) & private_names(inspect.getsource(theirs))
+            assert not hidden, (cls, theirs)
 
-    seen = 0
-    for module in modules():
-        for cls in vars(module).values():
-            if not inspect.isclass(cls) or cls.__module__ != module.__name__:
-                continue
-            bases = [base for base in cls.__mro__ if "lightning" in base.__module__.split(".")[0]]
-            seen += bool(bases)
-            for base in bases:
-                assert not names(cls) & names(base), (cls, base)
-    assert seen >= 8
+
+def descendants(cls: type) -> Iterator[type]:
+    children: list[type] = cls.__subclasses__()
+    for child in children:
+        yield child
+        yield from descendants(child)
