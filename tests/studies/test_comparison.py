@@ -334,7 +334,10 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
     ("arguments", "said"),
     [
         (["--systems", "CL-99"], "unknown system 'CL-99'. Valid: 'CNN-Global'"),
-        (["--sweep", "model.frozen.c=3"], "give a list of values"),
+        (["--sweep", "model.frozen.c=3"], "give a key and a list of values for it, such as 'model.frozen.c="),
+        (["--sweep", "=[2]"], "--sweep =[2]: give a key and a list of values for it"),
+        (["--sweep", "model.frozen.c=[2, 2]"], "a value is there twice"),
+        (["--sweep", "model.frozen.d=[2]"], "unknown key model.frozen.d"),
         (["--sweep", "model.frozen.c=[3"], "--sweep model.frozen.c=[3"),
         (["--sweep", "model.frozen.c=[3]", "--systems", "CL"], "--systems and --sweep: give one of them"),
         (["--recipes", "squeezenet.yaml", "--sweep", "a=[3]"], "--sweep and --recipes: give one of them"),
