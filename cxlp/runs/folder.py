@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,6 +15,7 @@ from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.loggers import RunConfig
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.locking import hold, let_go
+from cxlp.utils.processes import run_to_end
 
 
 def launched_rank() -> int:
@@ -190,7 +190,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        status = subprocess.run(command, stdout=file, env=environment, check=False).returncode
+        status = run_to_end(command, file, environment)
     results = finished(folder)
     if status or results is None:
         raise CxlpError(f"failed, see above and {log}")

@@ -60,6 +60,7 @@ from cxlp.runs.recipe import (
     recipe_of,
 )
 from cxlp.runs.refit import Choice, StopAfter, read_choice, stage_of
+from cxlp.runs.signals import Signals
 from cxlp.runs.start import read_start
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -428,7 +429,7 @@ class Run:
         }
         self.progress.first_epoch = first_epoch
         record = Record(self._facts, image)
-        shared = [self.progress, EpochSeed(), record, self._provenance, MovedCheckpoints()]
+        shared = [self.progress, EpochSeed(), record, self._provenance, MovedCheckpoints(), Signals()]
         theirs = [c for c in users if isinstance(c, ModelCheckpoint)]
         for callback in theirs:
             callback.dirpath = callback.dirpath or os.path.realpath(self.folder / "checkpoints")
