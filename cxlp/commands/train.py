@@ -41,13 +41,14 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     from cxlp.runs.arguments import find_configs
     from cxlp.runs.cli import parse
-    from cxlp.runs.folder import launched_rank, run_name
+    from cxlp.runs.folder import run_name
+    from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
     from cxlp.runs.loggers import RunConfig
     from cxlp.runs.stages import Run, choose_epoch
     from cxlp.studies.seeds import run_seeds
     from cxlp.utils.distributed import is_distributed, leave_soon, leave_with_parent
 
-    leave_with_parent()
+    requeue_on_signal()
     begun: Run | None = None
     series: Path | None = None
     try:
@@ -57,6 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
             settings = RunConfig(**config["run"].as_dict())
             series = Path(settings.root) / run_name(settings, config)
             return run_seeds(arguments, config, series)
+        settle_launch(config["trainer"])
+        leave_with_parent()
         begun = Run(config)
         if begun.settings.refit is True:
             begun = Run(parse(choose_epoch(begun, arguments)))
@@ -68,8 +71,12 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         if launched_rank() == 0:
             print(f"\ninterrupted. {_how_to_go_on(begun, series)}", file=sys.stderr)  # noqa: T201
+        if begun is not None:
+            begun.discard()
         return 130
     except Exception as error:
+        if begun is not None:
+            begun.discard()
         said = _mendable(error)
         if is_distributed():
             leave_soon(1 if said is None else 2)
