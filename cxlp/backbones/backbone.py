@@ -32,8 +32,8 @@ class BackboneConfig:
             callable without arguments that returns an ``nn.Module``, such as ``my_package.nets.trunk``.
         layers: Layers whose maps heads may take, lower before upper, each the name of a
             module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
-            (if the classifier is convolutional, the mean over places). A transformer's map is the grid of its patch
-            tokens: ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
+            (if the classifier is convolutional, the mean over places). The map of a transformer is the grid of its
+            patch tokens: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.

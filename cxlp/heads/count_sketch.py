@@ -28,7 +28,7 @@ class CountSketch(nn.Module):
         rows: K.
         columns: p.
         dim: D, 1 to ``K p``.
-        seed: Seed of hashes and signs, which are kept in the state dict: a checkpoint predicts the same anywhere.
+        seed: Seed of hashes and signs. The state dict keeps them: a checkpoint predicts the same anywhere.
 
     Raises:
         CxlpError: If D is out of its range.
