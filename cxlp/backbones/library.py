@@ -126,14 +126,12 @@ def registered_by(name: str) -> str | None:
 
 
 def register(name: str, module: str) -> None:
-    """Import the module that has registered a network in timm, unless the network is there.
+    """Import the module that has registered a network in timm, unless one of a user's own is there by that name.
 
     Raises:
         CxlpError: If it cannot be imported.
     """
-    import timm
-
-    if timm.is_model(_in_timm(name)):
+    if registered_by(name) is not None:
         return
     if module == "__main__":
         raise CxlpError(
