@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from cxlp.data.dataset import Split
 from cxlp.data.listing import is_hidden
@@ -75,7 +75,7 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
             f"folder: {root} has {' and '.join(path.name for path in splits.values())} "
             f"but not both train and test, and what looks like a split is never a class; {layout}"
         )
-    return splits
+    return {split: splits[split] for split in get_args(Split) if split in splits}
 
 
 def inner(split: Path) -> Path:
