@@ -24,7 +24,7 @@ from cxlp.data.benchmark import Benchmark
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.transforms import AugmentConfig
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.heads.normalisation import normalise
+from cxlp.heads.normalisation import Normalise
 from cxlp.heads.views import Views
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
@@ -88,7 +88,7 @@ def _meanings(described: Any) -> dict[str, str]:  # noqa: ANN401 (a class or a f
     """What a docstring says of each argument.
 
     Where one sentence is about several, as ``sqrt, l2: The normalisation``, each one's own is that of
-    :func:`~cxlp.heads.normalisation.normalise` or of a base class.
+    :class:`~cxlp.heads.normalisation.Normalise` or of a base class.
     """
     found: dict[str, str] = {}
     for parameter in parse_docstring(inspect.getdoc(described) or "", style=DocstringStyle.GOOGLE).params:
@@ -100,7 +100,7 @@ def _meanings(described: Any) -> dict[str, str]:  # noqa: ANN401 (a class or a f
 
 
 def _elsewhere(cls: type, name: str) -> str:
-    return _meanings(normalise).get(name) or next(found for c in cls.__mro__[1:] if (found := _meanings(c).get(name)))
+    return _meanings(Normalise).get(name) or next(found for c in cls.__mro__[1:] if (found := _meanings(c).get(name)))
 
 
 def _default(field: Field[Any]) -> Any:  # noqa: ANN401 (any default)
