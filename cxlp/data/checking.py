@@ -158,14 +158,16 @@ def _copies(samples: Mapping[Split, Sequence[Sample]], digests: Mapping[Path, by
 
     Within a split, another box in the same picture is another sample, where boxes are cut out.
     """
-    first: dict[bytes, tuple[Split, Path]] = {}
+    first: dict[bytes, tuple[Split, Sample]] = {}
     for split, part in samples.items():
-        for path in sorted({s.path for s in part} & digests.keys()):
-            other, twin = first.setdefault(digests[path], (split, path))
-            if other != split and twin != path:
-                yield Finding(Kind.SHARED, str(path), f"in {split}; in {other}: {twin}")
+        decoded = sorted((s for s in part if s.path in digests), key=lambda s: s.path)
+        for sample in {s.path: s for s in decoded}.values():
+            other, twin = first.setdefault(digests[sample.path], (split, sample))
+            if other != split and twin.path != sample.path:
+                unlike = "" if twin.label == sample.label else ", with other labels"
+                yield Finding(Kind.SHARED, str(sample.path), f"in {split}; in {other}: {twin.path}{unlike}")
         seen: dict[tuple[bytes, Box | None], Sample] = {}
-        for sample in sorted((s for s in part if s.path in digests), key=lambda s: s.path):
+        for sample in decoded:
             earlier = seen.setdefault((digests[sample.path], sample.box if boxed else None), sample)
             if earlier.label != sample.label:
                 yield Finding(Kind.CONTRADICTED, str(sample.path), f"in {split}, as {earlier.path}")

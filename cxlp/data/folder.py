@@ -68,9 +68,14 @@ class Folder(ImageDataModule):
             for split, path in splits.items()
         }
         classes = list(folders["train"])
+        if "test" in folders and not folders.get("val"):
+            folders.pop("val", None)
         for split in folders:
             if not folders[split]:
-                raise CxlpError(f"folder: no class folders in {splits[split]}")
+                raise CxlpError(
+                    f"folder: no class folders in {splits[split]}, so its images have no labels. To have a split made "
+                    f"of the training images, set data.root: {splits['train']}"
+                )
             if strange := sorted(folders[split].keys() - folders["train"].keys()):
                 raise CxlpError(
                     f"folder: {splits[split]} has classes that {splits['train'].name} has not: {', '.join(strange[:5])}"
@@ -90,7 +95,7 @@ class Folder(ImageDataModule):
         if len(classes) == 1 and below[0]:
             (only,) = classes.values()
             raise CxlpError(
-                f"folder: {self.root} holds one folder: if those in it are the classes, set data.root: {only}"
+                f"folder: {self.root} holds one folder: if it holds the classes or splits, set data.root: {only}"
             )
         if len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))

@@ -108,7 +108,7 @@ def test_images_of_training_that_are_in_the_test_are_told_by_content(tmp_path: P
     report = check(Folder(tmp_path), 1)
     (leak,) = report.findings[Kind.SHARED]
     assert leak.where == str(tmp_path / "test" / "kind1" / "00.png")
-    assert leak.detail == f"in test; in train: {twin}"
+    assert leak.detail == f"in test; in train: {twin}, with other labels"
     (again,) = report.findings[Kind.DUPLICATED]
     assert (again.where, again.detail) == (str(tmp_path / "train/kind0/02.png"), f"in train, as {twin}")
     assert report.defects == 2, "a leak stops no run; the empty files do"

@@ -192,6 +192,22 @@ def test_splits_may_be_nested_once_more(tmp_path: Path) -> None:
     assert module.left_out == {"in seg_pred, beside the splits": 1}
 
 
+def test_folders_of_no_meaning_between_split_and_class_are_passed_through(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{s}/images/{c}/1.png" for s in ("train", "test") for c in "ab"))
+    assert Folder(root).read()[0] == ("a", "b")
+
+
+def test_images_of_a_split_without_class_folders_have_no_labels(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"train/{c}/{i}.png" for c in "ab" for i in range(5)), "test/1.png")
+    with pytest.raises(CxlpError, match=rf"no class folders in {root}/test, so .* set data.root: {root}/train"):
+        Folder(root).read()
+    (root / "val").mkdir()  # an empty one is none
+    (root / "test" / "1.png").rename(root / "val" / "1.png")
+    fill(root, "test/a/1.png")
+    module = Folder(root)
+    assert module.read()[1].keys() == {"train", "test"} and module.left_out == {"outside class folders (.png)": 1}
+
+
 def test_folders_below_the_classes_that_may_be_the_classes_are_told(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("A", "B") for c in ("cat", "dog") for i in range(5)))
     module = Folder(root)
