@@ -56,6 +56,8 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
         raise CxlpError(f"image not found: {path}") from error
     except IsADirectoryError as error:
         raise CxlpError(f"no images in the folder {path}") from error
+    except PermissionError as error:
+        raise CxlpError(f"cannot read image {path}: {error.strerror}") from error
     except Exception as error:  # whatever decoders raise means that the file is broken
         reason = str(error) or type(error).__name__
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {reason}") from error
@@ -79,7 +81,8 @@ def with_image(path: Path, use: Callable[[ImageFile], Result]) -> Result:
         with Image.open(path) as image:
             return use(image)
     except Exception as error:
-        bare = without_metadata(path.read_bytes()) if path.is_file() else None
+        is_unreadable = isinstance(error, OSError) and error.errno is not None
+        bare = None if is_unreadable else without_metadata(path.read_bytes())
         if bare is None:
             raise
         try:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from cxlp.data.dataset import is_there
 from cxlp.data.decode import Box, read_image, with_image
 from cxlp.data.jpeg_warnings import decode_all
 from cxlp.data.metadata import orientation
@@ -67,7 +68,7 @@ def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding],
     Returns:
         The findings, and a digest of the pixels, which is ``None`` where they cannot be decoded.
     """
-    if not path.is_file():
+    if not is_there(path):
         return [Finding(Kind.MISSING, str(path))], None
     try:
         pixels = read_image(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from cxlp.data.dataset import Split
-from cxlp.data.listing import is_hidden
+from cxlp.data.listing import folders_in
 from cxlp.utils.errors import CxlpError
 
 _WORDS: dict[str, Split] = {
@@ -58,12 +58,12 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
     """
     named = [_Named(path, split, rest) for path in folders for split, rest in [_read(path.name)] if split is not None]
     sure = [found for found in named if not found.rest]
-    if not any(found.split != "val" or _subfolders(found.path) for found in sure):
+    if not any(found.split != "val" or folders_in(found.path) for found in sure):
         sure = []  # `valid` may be a class, like `fraud`
     for one in (found for found in named if found.rest):
         others = [o for o in named if o.split != one.split]
         others = [o for o in others if o.stem == one.stem or (o in sure and _alike(o, one))]
-        if others and not all(_subfolders(found.path) for found in (one, *others)):
+        if others and not all(folders_in(found.path) for found in (one, *others)):
             alike = f"{one.path} and {others[0].path.name}"
             raise CxlpError(f"folder: {alike} look like splits, but hold no class folders; {layout}")
         sure += [one] if others else []
@@ -86,7 +86,7 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
 
 def inner(split: Path) -> Path:
     """The folder of a split that holds the classes: ``seg_train/seg_train`` or ``train/images``, if it has no other."""
-    below = _subfolders(split)
+    below = folders_in(split)
     if len(below) == 1 and _read(below[0].name) in (_read(split.name), (_read(split.name)[0], ""), (None, "")):
         return below[0]
     return split
@@ -111,12 +111,8 @@ def _parts(word: str) -> list[str]:
     return list(glued.groups()) if glued and word not in _WORDS else [word] if word else []
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
-
-
 def _alike(one: _Named, other: _Named) -> bool:
-    names, others = ({path.name for path in _subfolders(f.path)} for f in (one, other))
+    names, others = ({path.name for path in folders_in(f.path)} for f in (one, other))
     return bool(names & others)
 
 
@@ -126,7 +122,7 @@ def _refuse_splits_in_classes(classes: Sequence[Path], layout: str) -> None:
         return
     below: dict[Split, list[Path]] = defaultdict(list)
     for path in classes:
-        for folder in _subfolders(path):
+        for folder in folders_in(path):
             split, rest = _read(folder.name)
             if split is not None and not rest:
                 below[split].append(folder)
