@@ -234,9 +234,11 @@ class Run(OpenedRun):
             return
         mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
         logged = labelled(self.settings, self.data.name, *self.model.labels, mode)
-        self.experiment = start_wandb(logged, self.folder, self._wandb_id)
-        if self.experiment is not None:
-            self.experiment.config.update(self.config.as_dict(), allow_val_change=True)  # type: ignore[no-untyped-call]
+        with self.outputs.attempt("the wandb run"):
+            self.experiment = start_wandb(logged, self.folder, self._wandb_id)
+            if self.experiment is not None:
+                config = self.config.as_dict()
+                self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]
 
     # --- checkpoints ------------------------------------------------------------------------------
 
