@@ -36,9 +36,10 @@ class Outputs:
 
 
 def _described(error: Exception) -> str:
-    """Describe an exception in one line; one that is no system's failure, with the place that it comes from."""
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    if isinstance(error, OSError):
+    """Describe an exception in one line; one that is no system's failure, with its type and where it was raised."""
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError) and said:
         return said
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{said} ({type(error).__name__}, {Path(frame.filename).name}, line {frame.lineno})"
+    name = type(error).__name__
+    return f"{f'{name}: {said}' if said else name} ({Path(frame.filename).name}, line {frame.lineno})"

@@ -123,10 +123,10 @@ def no_font(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("broken", "lost", "said"),
     [
-        ("draw_confusion", "confusion_matrix.png", "no font at all (RuntimeError, test_result.py, line "),
-        ("confusion_table", "per_class.csv", "no font at all"),
-        ("example_table", "examples.csv", "no font at all"),
-        ("draw_evidence", "examples", "no font at all"),
+        ("draw_confusion", "confusion_matrix.png", "RuntimeError: no font at all (test_result.py, line "),
+        ("confusion_table", "per_class.csv", "RuntimeError: no font at all"),
+        ("example_table", "examples.csv", "RuntimeError: no font at all"),
+        ("draw_evidence", "examples", "RuntimeError: no font at all"),
     ],
 )
 def test_an_output_that_fails_costs_itself_only(
