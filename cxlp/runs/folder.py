@@ -218,7 +218,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     with log.open("w") as file:
         status = run_to_end(command, file, environment)
     results = finished(folder)
-    if status or results is None:
+    if status not in (0, 3) or results is None:  # 3: an output beside the result is missing
         raise CxlpError(f"failed, see above and {log}")
     return results
 

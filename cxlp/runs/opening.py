@@ -18,6 +18,8 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.frozen.cache import digest_of_weights
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
+from cxlp.reports.outputs import Outputs
+from cxlp.reports.result import TestResult
 from cxlp.runs.callbacks import Progress
 from cxlp.runs.checks import check_trainer
 from cxlp.runs.cli import build_parser, parts_of
@@ -88,6 +90,8 @@ class OpenedRun:
         experiment: The wandb run, on rank 0; ``None`` where it is off.
         reuse: Features of earlier runs, where they are kept.
         report: What the first frozen fit chose and found.
+        tested: What the test has found, on rank 0.
+        outputs: Makes what may fail while the run goes on: logs, tables, pictures.
     """
 
     def __init__(self, config: Namespace) -> None:
@@ -102,6 +106,8 @@ class OpenedRun:
         self.times, self.progress = PhaseTimes(), Progress()
         self.done: dict[str, Done] = {}
         self.report: dict[str, float] = {}
+        self.tested: TestResult | None = None
+        self.outputs = Outputs()
         self.experiment: wandb.Run | None = None
         self.reuse: FeatureReuse | None = None
         self._folds: FoldClassifiers | None = None
