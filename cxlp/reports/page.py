@@ -158,7 +158,7 @@ def _records(path: Path) -> list[dict[str, str]]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _at(config: Any, key: str) -> Any:  # noqa: ANN401 (a config's part)
