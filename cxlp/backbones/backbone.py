@@ -229,9 +229,7 @@ class Backbone(nn.Module):
             state, called = source.default_state(), f"the default weights of {self.name}"
         elif weights.endswith(".onnx"):
             if not isinstance(source.model, CaffeNet):
-                raise CxlpError(
-                    f"{weights} is an ONNX file, which only caffenet takes: give a .pth file"
-                )
+                raise CxlpError(f"{weights} is an ONNX file, which only caffenet takes: give a .pth file")
             state, called = onnx_state_dict(Path(weights).expanduser()), weights
         else:
             state, called = read_state_dict(Path(weights).expanduser()), weights
