@@ -1,4 +1,4 @@
-"""Numbers that are not finite are refused by image and layer; strange images are fitted."""
+"""What cannot be fitted is refused by image and layer; strange images are fitted."""
 
 import inspect
 import warnings
@@ -62,7 +62,7 @@ def test_strange_images_are_fitted_to_finite_weights(name: str, tmp_path: Path) 
         "one image of each class": (spoilt(head()), images[:3], labels[:3]),
         "one class": (spoilt(head(), **alone), images, 0 * labels),
         "one image": (spoilt(head(), **alone), images[:1], 0 * labels[:1]),
-        "no label said": (spoilt(head(), multi_label=True), images, torch.zeros(12, 3, dtype=torch.int64)),
+        "a label said": (spoilt(head(), multi_label=True), images, -torch.eye(12, 3, dtype=torch.int64)),
     }
     for case, (network, given, said) in cases.items():
         with warnings.catch_warnings():
@@ -100,3 +100,26 @@ def test_the_image_is_named_whose_maps_are_not_finite(tmp_path: Path) -> None:
     images[5, 1, 3, 3] = float("nan")
     with pytest.raises(CxlpError, match=r"gives NaN or infinity for training image 5: .*--trainer\.precision 32-true"):
         run_fit(spoilt(AveragePooling()), tmp_path, FrozenConfig(), torch.arange(12).chunk(2), data=(images, labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "several", "said"),
+    [
+        (torch.arange(12) % 6, False, r"label of training image 3 is 3: a network of 3 classes .* \(B,\) of 0\.\.2"),
+        (torch.arange(12) % 3 - 1, False, "label of training image 0 is -1"),
+        ((torch.arange(12) % 3).float(), False, r"labels are torch\.float32 of shape \(12,\): .* whole numbers"),
+        (torch.eye(12, 3).long(), False, r"of shape \(12, 3\): .*; or \(B, 3\) of 1, -1 and 0, with multi_label=True"),
+        (torch.arange(12) % 3, True, r"of shape \(12,\): .*; or \(B,\) of 0\.\.2"),
+        (2 * torch.eye(12, 3).long() - 1 + torch.eye(12, 3).long(), True, r"training image 0 is \[2, -1, -1\]"),
+        (torch.eye(12, 3).long(), True, "write -1 for absent, since 0 means unspecified"),
+    ],
+)
+def test_labels_that_are_not_the_networks_are_refused(tmp_path: Path, labels: Tensor, several: bool, said: str) -> None:
+    network = spoilt(AveragePooling(), multi_label=several)
+    with pytest.raises(CxlpError, match=said):
+        run_fit(network, tmp_path, FrozenConfig(), [torch.arange(12)], data=(torch.rand(12, 3, 16, 16), labels))
+
+
+def test_no_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="there are no training images"):
+        run_fit(spoilt(AveragePooling()), tmp_path, data=(torch.rand(0, 3, 16, 16), torch.zeros(0).long()))
