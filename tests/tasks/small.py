@@ -38,11 +38,12 @@ def network(
     backbone: BackboneConfig = BACKBONE,
     classes: Sequence[str] = CLASSES,
     test_views: Views = Views(),
+    multi_label: bool = False,
 ) -> Network:
     """Build a network, with the same random weights at each call; without a head, of cross-layer pooling with a PCA."""
     trunk = copy.deepcopy(_backbone(backbone))
     seed_everything(0, verbose=False)
-    return Network(trunk, head or CrossLayerPooling(pca_dim=4), classes, test_views=test_views)
+    return Network(trunk, head or CrossLayerPooling(pca_dim=4), classes, multi_label, test_views)
 
 
 @cache
