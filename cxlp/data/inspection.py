@@ -18,7 +18,7 @@ from cxlp.utils.errors import CxlpError
 
 
 class Kind(Enum):
-    """Kinds of findings, what stops a run first; in the order in which they are shown."""
+    """Kinds of findings, in the order in which they are shown: first those that stop a run."""
 
     LISTS = "lists", "a run stops and says so", True
     MISSING = "missing file", "a run stops and names it", True
@@ -45,7 +45,7 @@ class Kind(Enum):
 
 
 class Finding(NamedTuple):
-    """Something to know of a data set.
+    """Something that is worth knowing of a data set.
 
     Attributes:
         kind: What kind of thing.
