@@ -82,6 +82,8 @@ def check(data: ImageDataModule, workers: int) -> Report:
     fitted = [*samples["train"], *samples.get("val", [])]
     findings += [Finding(Kind.LISTS, d) for d in list_defects(classes, {"train": fitted, "test": samples["test"]})]
     findings += [*_oddities("train", fitted), *_oddities("test", samples["test"])]
+    sizes = _class_sizes(fitted)
+    findings += [Finding(Kind.SINGLE, name) for k, name in enumerate(classes) if sizes[k] == 1]
     if samples["test"]:
         shown = _class_sizes(samples["test"])
         findings += [Finding(Kind.NO_TEST, name) for k, name in enumerate(classes) if k not in shown]

@@ -30,6 +30,7 @@ class Kind(Enum):
     REPEATED = "listed twice", "fitted or scored twice", False
     DAMAGED = "damaged JPEG", "decoded, with pixels that are missing or made up", False
     BOX_LIST = "boxes unreadable", "a run with --data.bbox true stops", False
+    SINGLE = "class with one training image", "model.frozen.c: auto or a part held out stops a run", False
     NO_TEST = "class without test images", "left out of means over classes", False
     UNSPECIFIED = "no label specified", "takes part in nothing", False
     NO_BOX = "no box", "the whole image is used", False
