@@ -57,7 +57,7 @@ def test_val_is_the_official_validation_or_without_test_the_test(tmp_path: Path)
         fitted = (
             f"warning: the images of {root / 'valid'} are training images, too: data.validation: official holds them"
         )
-        assert [line.startswith(fitted) for line in module.remarks()[1:]] == [True] * (validation == 0)
+        assert [line.startswith(fitted) for line in module.remarks()[1:]] == [True] * (validation != "official")
     assert parts["official"] == {
         s: [f"{f}/a/1.png", f"{f}/b/1.png"] for s, f in (("train", "train"), ("val", "valid"), ("test", "test"))
     }
