@@ -113,6 +113,8 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
         classes: Names.
         samples: By split; ``train``: all that are fitted.
     """
+    if shared := [name for name, count in Counter(classes).items() if count > 1]:
+        yield f"several classes have the same name: {', '.join(shared[:5])}"
     if not samples["train"]:
         yield "there are no training images"
     elif len(classes) < 2 and isinstance(samples["train"][0].label, int):
