@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from cxlp.reports.charts import line_chart
+from cxlp.reports.history import history
 from cxlp.reports.page import CURVES, build_page, write_report
 
 VOID = {"meta", "img", "br"}
@@ -207,12 +208,15 @@ def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:
     assert build_page(folder).count("data:image/jpeg") == 23
 
 
-def test_a_row_that_a_kill_has_cut_is_passed_over(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    whole = build_page(folder)
-    with (folder / "csv" / "finetune" / "version_0" / "metrics.csv").open("a") as file:
-        file.write("1,15,0.")
-    assert build_page(folder) == whole
+@pytest.mark.parametrize("rest", [b"1,15,0.", b"1,15,0.5,,,,", b"1,15,0.5,,,1e-,4", b"\x00" * 50, b"1,15,\xff,,,,4"])
+def test_a_row_that_a_kill_or_a_full_disk_has_cut_is_passed_over(tmp_path: Path, rest: bytes) -> None:
+    log = tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    header = b"epoch,images_seen,train/loss_step,val/loss,val/accuracy,lr-SGD/backbone,step\n"
+    log.write_bytes(header + b"1,15,0.75,,,,4\n" + rest)
+    assert history(tmp_path) == [{"epoch": 1.0, "images_seen": 15.0, "train/loss_step": 0.75}]
+    log.write_bytes(b"")
+    assert history(tmp_path) == []
 
 
 def test_curves_go_over_all_stages_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
