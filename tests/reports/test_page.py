@@ -267,7 +267,11 @@ def test_network_and_mode_are_told(tmp_path: Path) -> None:
 def test_a_refit_says_how_its_epoch_was_chosen(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     found = json.loads((folder / "metrics.json").read_text())
-    found["refit"] = {"chosen by": "runs/a/best.ckpt", "epoch": 7, "validated": {"val/accuracy": 0.4321}}
+    found["refit"] = {
+        "chosen by": "runs/a/best.ckpt",
+        "epoch": 7,
+        "validated": {"val/accuracy": 0.4321, "val/mAP": None},
+    }
     (folder / "metrics.json").write_text(json.dumps(found))
     text = " ".join(Reader(build_page(folder)).texts)
     assert "runs/a/best.ckpt" in text and "0.4321" in text
