@@ -228,10 +228,10 @@ class Backbone(nn.Module):
             assert source.default_state is not None
             state, called = source.default_state(), f"the default weights of {self.name}"
         elif weights.endswith(".onnx") and isinstance(source.model, CaffeNet):
-            state, called = onnx_state_dict(Path(weights)), weights
+            state, called = onnx_state_dict(Path(weights).expanduser()), weights
         else:
-            state, called = read_state_dict(Path(weights)), weights
-        load_strictly(self.trunk, source.model, state, called)
+            state, called = read_state_dict(Path(weights).expanduser()), weights
+        load_strictly(self.trunk, source.model, state, called, source.translate)
 
     @torch.no_grad()
     def _dry_run(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cxlp.data.contents import content_digests
-from cxlp.data.dataset import Content, ImageDataset, Sample, Split, list_defects, rarest
+from cxlp.data.dataset import Content, ImageDataset, Sample, Split, is_there, list_defects, rarest
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.utils.distributed import usable_cores
@@ -262,7 +262,7 @@ def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[
     for defect in list_defects(classes, samples):
         raise CxlpError(f"{name}: {defect}")
     everything = {s.path for part in samples.values() for s in part}
-    if lacking := [path for path in everything if not path.is_file()]:
+    if lacking := [path for path in everything if not is_there(path)]:
         first = min(lacking)
-        link = f" (a link to {first.readlink()}, which is not there)" if first.is_symlink() else ""
+        link = f" (a link to {first.readlink()}, which is not there)" if os.path.islink(first) else ""  # noqa: PTH114
         raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

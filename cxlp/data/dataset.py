@@ -35,6 +35,14 @@ class Sample(NamedTuple):
 Content = tuple[tuple[str, ...], dict[Split, list[Sample]]]
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there for this process: in a folder that it may not enter, none is."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 class Draw(NamedTuple):
     """One request to a dataset.
 

@@ -43,16 +43,26 @@ def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
         CxlpError: If it cannot be listed, or a link in it leads nowhere.
     """
     found = []
-    for path in _entries(folder):
+    for entry in _entries(folder):
+        path = Path(entry)
         if is_hidden(path.name):
             left_out["hidden"] += _count(path)
-        elif path.is_dir():
+        elif entry.is_dir():
             found.append(path)
         elif not path.exists() and not is_named_so(path):
             raise CxlpError(f"{path} is a link to {path.readlink()}, which is not there: fetch it, or remove the link")
         else:
             left_out[f"{reason} ({_suffix(path)})"] += 1
     return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder by name, but for hidden ones.
+
+    Raises:
+        CxlpError: If it cannot be listed.
+    """
+    return [Path(entry) for entry in _entries(folder) if entry.is_dir() and not is_hidden(entry.name)]
 
 
 def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
@@ -69,8 +79,8 @@ def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
         CxlpError: If a folder cannot be listed.
     """
     found = []
-    for path in _files(folder, left_out, frozenset()):
-        reason = _reason_against(path)
+    for path, is_file in _files(folder, left_out, frozenset()):
+        reason = _reason_against(path, is_file)
         if reason is None:
             found.append(path)
         else:
@@ -85,7 +95,7 @@ def is_named_so(path: Path) -> bool:
 
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, or else by its content; or a link to one that is not there."""
-    return _reason_against(path) is None
+    return _reason_against(path, path.is_file()) is None
 
 
 def count_files(folder: Path, left_out: Counter[str], reason: str) -> None:
@@ -93,23 +103,30 @@ def count_files(folder: Path, left_out: Counter[str], reason: str) -> None:
     left_out[reason] += _count(folder)
 
 
-def _files(folder: Path, left_out: Counter[str], above: frozenset[Path]) -> Iterator[Path]:
+def _files(folder: Path, left_out: Counter[str], above: frozenset[Path]) -> Iterator[tuple[Path, bool]]:
+    """All that is no folder, however deep, and whether it is a file."""
     here = folder.resolve()
     above |= {here, *here.parents}
-    for path in _entries(folder):
+    for entry in _entries(folder):
+        path = Path(entry)
         if is_hidden(path.name):
             left_out["hidden"] += _count(path)
-        elif not path.is_dir():
-            yield path
-        elif path.is_symlink() and path.resolve() in above:
+        elif not entry.is_dir():
+            yield path, entry.is_file()
+        elif entry.is_symlink() and path.resolve() in above:
             left_out["links to a folder that they lie in"] += 1
         else:
             yield from _files(path, left_out, above)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; the system tells files from folders without a look at each."""
     try:
-        return sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            entry.is_dir()  # kept for later; a link is looked at
+        return entries
     except OSError as error:
         raise CxlpError(f"cannot list {folder}: {error.strerror}. Make it readable, or move it away") from error
 
@@ -119,11 +136,11 @@ def _count(path: Path) -> int:
     return max(1, sum(len(files) for _, _, files in os.walk(path)))
 
 
-def _reason_against(path: Path) -> str | None:
-    """Why a file is no picture; ``None``: it is one."""
-    if not path.exists() and path.is_symlink():
+def _reason_against(path: Path, is_file: bool) -> str | None:
+    """Why something is no picture; ``None``: it is one."""
+    if not is_file and path.is_symlink() and not path.exists():
         return None if is_named_so(path) or not path.suffix else "links to nothing"
-    if not path.is_file():
+    if not is_file:
         return "neither files nor folders"
     if path.name.lower().endswith(_UNFINISHED):
         return "backups or unfinished"

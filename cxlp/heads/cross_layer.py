@@ -77,6 +77,7 @@ class CrossLayerPooling(Head):
         CxlpError: For options without meaning; by :meth:`connect`, for those that do not fit the maps.
 
     Example:
+        >>> import torch
         >>> head = CrossLayerPooling(pca_dim=6, size=3).connect((8, 13, 13), (4, 13, 13))
         >>> head(torch.rand(2, 8, 13, 13), torch.rand(2, 4, 13, 13)).shape
         torch.Size([2, 24])

@@ -4,6 +4,7 @@ Each stage leaves a checkpoint that the next one starts from, and ``stages.json`
 done is not done again, which is also how a run resumes.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -152,8 +153,8 @@ class Run(OpenedRun):
             return Done("", "", epochs - 1, epochs, task.validated)
         found = read_checkpoint(best)
         last = self.folder / "checkpoints" / "last.ckpt"
-        if not last.is_file():  # a callback of the user's own, or a copy from elsewhere whose epochs are all done
-            last = Path(resume if resume is not None and saved["global_step"] == trainer.global_step else best)
+        if not last.is_file():  # gone on from a checkpoint of the user's own whose epochs are all done
+            last = Path(resume or best)
         epoch = first + int(found["epoch"])
         return Done(self._place(best), self._place(last), epoch, epochs, found["cxlp"]["validated"])
 
@@ -257,6 +258,8 @@ class Run(OpenedRun):
             "images_seen": self.progress.images,
             "images_by_phase": dict(self.progress.phases),
             "first_epoch": self.progress.first_epoch,
+            "stages": {name: asdict(done) for name, done in self.done.items()},
+            "folder": os.path.realpath(self.folder),
         }
 
     def _previous(self) -> Done:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cxlp.data import decode
 from cxlp.data.decode import Box, read_image
+from cxlp.data.metadata import turn
 from cxlp.utils.errors import CxlpError
 from tests.generate import Pixels, texture, write_image
 
@@ -222,8 +223,8 @@ def test_ordinary_jpegs_go_the_fast_way(tmp_path: Path, monkeypatch: pytest.Monk
     exif = Image.Exif()
     exif[0x0112] = 0  # no orientation at all, as in many real photos
     path = write_jpeg(tmp_path / "a.jpg", exif=exif, **JPEGS[kind])
-    slow = Mock(wraps=decode._decode_any)
-    monkeypatch.setattr(decode, "_decode_any", slow)
+    slow = Mock(wraps=turn)
+    monkeypatch.setattr(decode, "turn", slow)
     read_image(path)
     assert slow.called != fast
 

@@ -1,8 +1,9 @@
 """Folders of one's own: both layouts, what is an image, and what is said about odd ones."""
 
+import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,16 +149,20 @@ def test_a_link_to_nothing_is_a_missing_image(tmp_path: Path, name: str) -> None
 
 def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path, "train/a/1.png", "train/a/session/2.png", "test/a/2.png")
-    list_it = Path.iterdir
+    scandir = os.scandir
 
-    def closed(path: Path) -> Iterator[Path]:
-        if path.name == "session":
+    def closed(path: Path) -> Any:
+        if Path(path).name == "session":
             raise PermissionError(13, "Permission denied")
-        return list_it(path)
+        return scandir(path)
 
-    monkeypatch.setattr(Path, "iterdir", closed)
+    monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(CxlpError, match=r"cannot list .*/train/a/session: Permission denied"):
         Folder(root).read()
+    for flat in ("session", "open"):
+        fill(root / "flat", *(f"{flat}/{i}.png" for i in range(5)))
+    with pytest.raises(CxlpError, match=r"cannot list .*/flat/session: Permission denied"):
+        Folder(root / "flat").read()
 
 
 def test_val_is_the_official_validation_or_without_test_the_test(tmp_path: Path) -> None:
@@ -190,6 +195,22 @@ def test_splits_may_be_nested_once_more(tmp_path: Path) -> None:
     classes, samples = module.read()
     assert classes == ("a", "b") and len(samples["train"]) == len(samples["test"]) == 2
     assert module.left_out == {"in seg_pred, beside the splits": 1}
+
+
+def test_folders_of_no_meaning_between_split_and_class_are_passed_through(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{s}/images/{c}/1.png" for s in ("train", "test") for c in "ab"))
+    assert Folder(root).read()[0] == ("a", "b")
+
+
+def test_images_of_a_split_without_class_folders_have_no_labels(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"train/{c}/{i}.png" for c in "ab" for i in range(5)), "test/1.png")
+    with pytest.raises(CxlpError, match=rf"no class folders in {root}/test, so .* set data.root: {root}/train"):
+        Folder(root).read()
+    (root / "val").mkdir()  # an empty one is none
+    (root / "test" / "1.png").rename(root / "val" / "1.png")
+    fill(root, "test/a/1.png")
+    module = Folder(root)
+    assert module.read()[1].keys() == {"train", "test"} and module.left_out == {"outside class folders (.png)": 1}
 
 
 def test_folders_below_the_classes_that_may_be_the_classes_are_told(tmp_path: Path) -> None:

@@ -133,6 +133,13 @@ def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
     assert "a<b>&" in reader.texts
 
 
+def test_a_name_that_is_no_utf_8_does_not_stop_the_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    table = (folder / "examples.csv").read_bytes()
+    (folder / "examples.csv").write_bytes(table.replace(b"data/<0>.jpg", b"data/caf\xe9.jpg", 1))
+    assert "caf\ufffd.jpg" in build_page(folder)
+
+
 def test_the_page_is_bounded(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", classes=3000, name="a rather long name of class {}")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (800, 800, 3), np.uint8)).save(
