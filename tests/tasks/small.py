@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.data.folder import Folder
 from cxlp.data.transforms import AugmentConfig
+from cxlp.frozen.fit import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
+from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.tasks.optim import OptimizerConfig
 
 #: Both maps are 2 x 2; the backbone has BatchNorm.
@@ -79,3 +81,10 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert torch.equal(other[key], value), key
+
+
+def reuse(config: FrozenConfig, data: Folder, size: int = 32, test_size: int | None = None) -> FeatureReuse:
+    """Features of some data, whose pictures have the network's size."""
+    data.setup()
+    data.resize(size, test_size)
+    return FeatureReuse(config, data)
