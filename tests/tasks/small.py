@@ -88,3 +88,16 @@ def reuse(config: FrozenConfig, data: Folder, size: int = 32, test_size: int | N
     data.setup()
     data.resize(size, test_size)
     return FeatureReuse(config, data)
+
+
+def pairs(data: Folder, split: Any = "train") -> TensorDataset:
+    """A split's images and labels as tensors."""
+    items = [data.splits[split][i] for i in range(len(data.splits[split]))]
+    return TensorDataset(torch.stack([i["image"] for i in items]), torch.stack([i["label"] for i in items]))
+
+
+def scores(task: pl.LightningModule, images: Tensor) -> Tensor:
+    """Score images in evaluation."""
+    with torch.no_grad():
+        found: Tensor = task.eval()(images)
+    return found

@@ -1,4 +1,4 @@
-"""The tasks in a script of one's own: a plain Trainer, any loader of pairs, checkpoints that need no argument."""
+"""The tasks in a script of one's own: a plain Trainer, and any loader of pairs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
@@ -20,32 +19,10 @@ from cxlp.models.network import Network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
-from tests.generate import write_folder
-from tests.tasks.small import BACKBONE, CLASSES, RATES, assert_equal, network, pictures, state, trainer
+from tests.tasks.small import BACKBONE, CLASSES, RATES, assert_equal, network, pairs, pictures, scores, state, trainer
 
 #: PIL pictures to what the network takes.
 PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
-
-
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Eleven training images and four held out: odd numbers for batches of four and for two processes."""
-    root = write_folder(tmp_path_factory.mktemp("odd"), train=5, test=2, size=40)
-    data = pictures(root, image_size=32, validation=4 / 15)
-    data.setup()
-    return data
-
-
-def pairs(data: Folder, split: Any = "train") -> TensorDataset:
-    """A split's images and labels as tensors."""
-    items = [data.splits[split][i] for i in range(len(data.splits[split]))]
-    return TensorDataset(torch.stack([i["image"] for i in items]), torch.stack([i["label"] for i in items]))
-
-
-def scores(task: pl.LightningModule, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = task.eval()(images)
-    return found
 
 
 # --- loaders
@@ -240,51 +217,7 @@ def test_a_network_without_classes_is_refused() -> None:
             task(Network(net.backbone, CrossLayerPooling(pca_dim=4)))
 
 
-# --- checkpoints
-
-
-def test_a_plain_trainer_saves_the_frozen_solution(
-    odd: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its own checkpoint callback, which saves where a step was done; that step moves nothing."""
-    monkeypatch.chdir(tmp_path)
-    loader, images = DataLoader(pairs(odd), batch_size=4), pairs(odd, "val").tensors[0]
-    net = network()
-    run = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1)
-    run.fit(Frozen(net), loader)
-    assert run.global_step == 1
-    path = Path(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    assert path.is_file() and path.is_relative_to(tmp_path)
-    loaded = Frozen.load_from_checkpoint(path)
-    with torch.no_grad():
-        expected = net.eval()(images)
-    assert torch.equal(scores(loaded, images), expected) and expected.any()
-    assert_equal(state(loaded.network), state(net))
-
-
-def test_both_tasks_load_from_their_checkpoints_without_arguments(odd: Folder, tmp_path: Path) -> None:
-    images = pairs(odd, "val").tensors[0]
-    frozen = Frozen(network(), settled=(3.0, 1.5), keep_folds=False)
-    tuned = FineTune(frozen.network, RATES, label_smoothing=0.1, ema=0.5, freeze_batch_norm=False)
-    for task in (frozen, tuned):
-        run = trainer(tmp_path, max_epochs=1)
-        run.fit(task, odd)
-        path = tmp_path / f"{type(task).__name__}.ckpt"
-        run.save_checkpoint(path)
-        expected = scores(task, images)
-        for options in ({}, {"weights_only": True}, {"map_location": "cpu"}):
-            loaded = type(task).load_from_checkpoint(path, **options)
-            assert torch.equal(scores(loaded, images), expected)
-            assert loaded.arguments() == task.arguments()
-            assert loaded.validated == task.validated and loaded.report == task.report
-    other = FineTune.load_from_checkpoint(tmp_path / "FineTune.ckpt", label_smoothing=0.0)
-    assert other.label_smoothing == 0.0 and torch.equal(scores(other, images), scores(tuned, images))
-    # and is fitted on, tested, by a plain Trainer
-    run = trainer(tmp_path, max_epochs=1)
-    run.fit(other, odd)
-    assert not torch.equal(scores(other, images), scores(tuned, images))
-    with pytest.raises(CxlpError, match="the checkpoint is of Frozen, not of FineTune"):
-        FineTune.load_from_checkpoint(tmp_path / "Frozen.ckpt", strict=False)
+# --- evaluation
 
 
 def test_a_plain_loader_is_tested_as_the_datamodules_is(odd: Folder, tmp_path: Path) -> None:
