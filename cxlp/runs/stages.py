@@ -188,7 +188,8 @@ class Run(OpenedRun):
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
-            name_best(self.folder, stage.checkpoint)
+            with self.outputs.attempt("checkpoints/best.ckpt"):
+                name_best(self.folder, stage.checkpoint)
         self.tested = recorder.result
         return {key: value for key, value in tested.items() if key.startswith("test/")}
 
