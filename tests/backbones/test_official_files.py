@@ -28,6 +28,7 @@ def test_a_weights_file_is_loaded_and_checked(tmp_path: Path, photos: Tensor) ->
     backbone = build("squeezenet1_0", weights=str(tmp_path / "mine.pth"))
     for key, value in backbone.trunk.state_dict().items():
         assert torch.equal(value, whole.state_dict()[key])
+    assert build("squeezenet1_0", weights=tmp_path / "mine.pth").spec()["weights"] == str(tmp_path / "mine.pth")
     with pytest.raises(CxlpError, match=r"mine.pth does not fit this network: .*missing \(conv1.weight"):
         build("resnet18", ("layer1", "layer2"), weights=str(tmp_path / "mine.pth"))
     with pytest.raises(CxlpError, match=r"not found: .*mine.pht. Did you mean 'mine.pth'"):
