@@ -75,7 +75,6 @@ class Backbone(nn.Module):
         image_size: Side of the square input, pixels.
         channels: Channels of the maps, in the order of the layers, found by a dry run.
         map_sizes: Their ``(H, W)`` at ``image_size``.
-        strides: Input pixels per cell of each map, vertically.
         same: For each layer the first one that means the same map.
         name: The network's, or of a module its class's.
         recompute: Whether training holds few maps and computes the others again for their gradients
@@ -157,7 +156,7 @@ class Backbone(nn.Module):
             return self
         twin = copy.copy(self)
         twin._modules, twin._buffers = dict(self._modules), dict(self._buffers)
-        for name in ("layers", "_layouts", "same", "channels", "map_sizes", "strides"):
+        for name in ("layers", "_layouts", "same", "channels", "map_sizes"):
             setattr(twin, name, tuple(getattr(self, name)[i] for i in kept))
         twin._arguments = {**self._arguments, "layers": list(twin.layers)}
         twin.trunk = narrow(self.trunk, twin.layers)
@@ -238,7 +237,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _dry_run(self) -> None:
-        """Find channels and strides, and check that the taps are what was asked for."""
+        """Find channels and sizes of the maps, and check that the taps are what was asked for."""
         modes = self._modes()
         self.eval()
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
@@ -260,7 +259,6 @@ class Backbone(nn.Module):
         self.same = tuple(self.layers[memory.index(own)] for own in memory)
         self.channels = tuple(m.shape[1] for m in maps)
         self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
-        self.strides = tuple(self.image_size / m.shape[2] for m in maps)
 
 
 def check_range(images: Tensor) -> None:

@@ -237,11 +237,6 @@ def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
                 call.graph.erase_node(moved)
 
 
-def fused_batch_norms(module: nn.Module) -> list[str]:
-    """Names of BatchNorms that hold an activation still: those within what timm has traced as one."""
-    return [name for name, norm in module.named_modules() if isinstance(norm, _BatchNorm) and _fused(norm) is not None]
-
-
 def _fused(module: nn.Module | None) -> nn.Module | None:
     """The activation at the end of a timm normalisation, if it has one."""
     activation = getattr(module, "act", None)

@@ -45,7 +45,7 @@ class Codebook(LocalHead):
             raise CxlpError(f"atoms is {atoms}: a codebook has 2 or more")
         self.atoms = atoms
 
-    def learn(self, x: Tensor, seed: int = 0) -> None:
+    def learn(self, x: Tensor) -> None:
         """Fit the model to projected local features ``(n, p)`` of the training images."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class FisherVector(Codebook):
         scale = 1 / (x.shape[1] * w.sqrt())[:, None]  # (K, 1)
         return torch.cat([by_mean * scale, by_deviation * scale / math.sqrt(2)], dim=2)
 
-    def learn(self, x: Tensor, seed: int = 0) -> None:
+    def learn(self, x: Tensor) -> None:
         """Fit the mixture by expectation maximisation (scikit-learn), from k-means."""
         from sklearn.mixture import GaussianMixture
 
@@ -161,7 +161,7 @@ class FisherVector(Codebook):
         data = x.double().cpu().numpy()
         floor = 1e-3 * float(data.var(axis=0).mean())
         mixture = GaussianMixture(
-            self.atoms, covariance_type="diag", reg_covar=max(floor, 1e-12), max_iter=50, tol=1e-3, random_state=seed
+            self.atoms, covariance_type="diag", reg_covar=max(floor, 1e-12), max_iter=50, tol=1e-3, random_state=0
         ).fit(data)
         self.weights.copy_(torch.from_numpy(mixture.weights_))
         self.means.copy_(torch.from_numpy(mixture.means_))
@@ -260,7 +260,7 @@ class SparseFisherVector(Codebook):
         residual = x / self.unit - u @ self.dictionary.to(x.dtype)
         return u.transpose(1, 2) @ residual
 
-    def learn(self, x: Tensor, seed: int = 0) -> None:
+    def learn(self, x: Tensor) -> None:
         """Learn the dictionary online (Mairal et al., ICML 2009; scikit-learn)."""
         from sklearn.decomposition import MiniBatchDictionaryLearning
         from sklearn.exceptions import ConvergenceWarning
@@ -274,7 +274,7 @@ class SparseFisherVector(Codebook):
             max_iter=10,
             fit_algorithm="cd",
             transform_algorithm="lasso_cd",
-            random_state=seed,
+            random_state=0,
         )
         with warnings.catch_warnings():
             # A few codes of early, unfinished dictionaries: later batches make up for them.
