@@ -107,6 +107,11 @@ class _Forgiving(Logger):
         with self.outputs.attempt(f"the log by {type(self).__name__}"):
             super().log_metrics(*args, **kwargs)  # type: ignore[safe-super]  # that of the real logger, by the order of bases
 
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log options, if possible."""
+        with self.outputs.attempt(f"the log by {type(self).__name__}"):
+            super().log_hyperparams(*args, **kwargs)  # type: ignore[safe-super]
+
     def save(self) -> None:
         """Write, if possible."""
         with self.outputs.attempt(f"the log by {type(self).__name__}"):

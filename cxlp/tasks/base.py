@@ -1,6 +1,6 @@
 """What both tasks share: scoring images, metrics, and the content of checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from cxlp.metrics.classification import (
 from cxlp.models.checkpoint import network_from_spec
 from cxlp.models.network import Network
 from cxlp.tasks.batch import Batch, read_batch, read_images
+from cxlp.tasks.loaders import count_images, only_loader, sampler_of
 from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
@@ -107,7 +108,7 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             CxlpError: If there are several loaders.
         """
-        _only_loader(self.trainer.val_dataloaders)
+        only_loader(self.trainer.val_dataloaders)
         self._begin_evaluation()
         # trainer.validate resets them to tensors of its inference mode, which a later fit cannot update.
         self.val_metrics.reset()
@@ -135,7 +136,7 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             CxlpError: If there are several loaders.
         """
-        _only_loader(self.trainer.test_dataloaders)
+        only_loader(self.trainer.test_dataloaders)
         self._begin_evaluation()
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:  # noqa: ANN401 (as above)
@@ -171,9 +172,9 @@ class ClassificationTask(pl.LightningModule):
         read = read_batch(batch)
         if batch_idx == 0 and not read.stored:
             check_range(read.images)
-        loader = _only_loader(loaders)
+        loader = only_loader(loaders)
         # Otherwise the ranks' images are not known to be shares of one data set (an iterated one has no sampler).
-        if not isinstance(loader, DataLoader) or not hasattr(_sampler(loader), "num_replicas"):
+        if not isinstance(loader, DataLoader) or not hasattr(sampler_of(loader), "num_replicas"):
             return read
         return replace(read, new=self._positions(read, count_images(loader))[1])
 
@@ -218,7 +219,7 @@ class ClassificationTask(pl.LightningModule):
         """Warn if metrics are of a part of the images (``limit_val_batches``, ``drop_last``) or of the classes."""
         images, *positives = all_sum(self._scored).tolist()
         classes = sum(count > 0 for count in positives)
-        loader = _only_loader(loaders)
+        loader = only_loader(loaders)
         try:
             expected = count_images(loader) if isinstance(loader, DataLoader) else images
         except TypeError:  # a stream, or a sampler that does not know its length
@@ -276,34 +277,3 @@ class _UndoOnException(pl.Callback):
         # A Trainer keeps the callbacks of the modules that it has fitted before.
         if isinstance(pl_module, ClassificationTask):
             pl_module.undo()
-
-
-def count_images(loader: DataLoader[Any]) -> int:
-    """Count the images that one pass sees on all ranks together, each once."""
-    sampler = _sampler(loader)
-    if hasattr(sampler, "num_replicas"):
-        chosen: Any = getattr(sampler, "dataset", loader.dataset)  # Lightning's may wrap one that leaves images out
-        return len(chosen)
-    # A single rank's sampler may leave images out, too.
-    return len(sampler) if world_size() == 1 else len(loader.dataset)  # type: ignore[arg-type]
-
-
-def _sampler(loader: DataLoader[Any]) -> Any:  # noqa: ANN401 (of any kind)
-    return getattr(loader.batch_sampler, "sampler", loader.sampler)
-
-
-def _only_loader(loaders: Any) -> Any:  # noqa: ANN401 (Lightning's type)
-    """Return the loader that is evaluated.
-
-    Raises:
-        CxlpError: If there are several.
-    """
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    given = loaders if isinstance(loaders, Sequence) else [loaders]
-    if len(given) != 1:
-        raise CxlpError(
-            f"{len(given)} loaders were given to evaluate, but there is one set of metrics: give one loader (of a "
-            "ConcatDataset), or call trainer.validate or trainer.test for each"
-        )
-    return given[0]
