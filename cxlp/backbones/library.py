@@ -126,14 +126,12 @@ def registered_by(name: str) -> str | None:
 
 
 def register(name: str, module: str) -> None:
-    """Import the module that has registered a network in timm, unless the network is there.
+    """Import the module that has registered a network in timm, unless one of a user's own is there by that name.
 
     Raises:
         CxlpError: If it cannot be imported.
     """
-    import timm
-
-    if timm.is_model(_in_timm(name)):
+    if registered_by(name) is not None:
         return
     if module == "__main__":
         raise CxlpError(
@@ -177,16 +175,23 @@ def _from_timm(name: str) -> Source:
 
     def translate(given: State) -> State:
         """Have timm read a file as it reads its own pretrained ones, whose names it translates."""
+
+        def read(seed: int, classes: dict[str, int]) -> State:
+            overlay = {"state_dict": dict(given), "source": "", **classes}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                read = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
+            return dict(read.state_dict())
+
         rows = [value.shape[0] for value in given.values() if value.ndim == 2]
         # With the classes of its own files, or with those that the last matrix, the classifier, seems to have.
-        choices: list[dict[str, Any]] = [{}, *({"num_classes": n} for n in rows[-1:])]
-        for classes in choices:
-            overlay = {"state_dict": dict(given), "source": "", **classes}
+        for classes in ({}, *({"num_classes": count} for count in rows[-1:])):
             try:
-                loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
+                one, other = read(0, classes), read(1, classes)
             except Exception:  # whatever it says of a file that is not of this network
                 continue
-            return dict(loaded.state_dict())
+            # It does not insist on all names of some networks: what is random still is not of the file.
+            return {k: v for k, v in one.items() if bool(((v == other[k]) | (v != v)).all())}
         return given
 
     expects = Preprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]))

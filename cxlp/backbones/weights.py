@@ -17,7 +17,7 @@ State = Mapping[str, Tensor]
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar", ".safetensors")
 #: Where training scripts put the weights, the averaged ones first, as timm reads them.
-_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model")
 #: What distributed and compiled networks put before their names.
 _WRAPPERS = ("module.", "_orig_mod.")
 #: Names of DenseNets in files of before 2018, when names of modules could hold dots.

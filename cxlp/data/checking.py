@@ -17,7 +17,7 @@ from cxlp.data.jpeg_warnings import captured_warnings, decode_all
 from cxlp.data.lists import TotalsError
 from cxlp.utils.errors import CxlpError
 
-#: Files that are decoded before what libjpeg said of them is looked at.
+#: Files that are decoded before libjpeg's warnings are read.
 _BATCH = 64
 
 
@@ -82,6 +82,8 @@ def check(data: ImageDataModule, workers: int) -> Report:
     fitted = [*samples["train"], *samples.get("val", [])]
     findings += [Finding(Kind.LISTS, d) for d in list_defects(classes, {"train": fitted, "test": samples["test"]})]
     findings += [*_oddities("train", fitted), *_oddities("test", samples["test"])]
+    sizes = _class_sizes(fitted)
+    findings += [Finding(Kind.SINGLE, name) for k, name in enumerate(classes) if sizes[k] == 1]
     if samples["test"]:
         shown = _class_sizes(samples["test"])
         findings += [Finding(Kind.NO_TEST, name) for k, name in enumerate(classes) if k not in shown]
@@ -192,7 +194,7 @@ def _inspections(
                 for inspected in pool.map(inspect_image, batch, map(boxes.__getitem__, batch)):
                     found.append(inspected)
                     progress.update()
-                if captured.take():  # of which of them? One by one, it can be told
+                if captured.take():  # some JPEG of the batch is damaged: find out which
                     for path, (findings, digest) in zip(batch, found, strict=True):
                         decode_all(path)
                         said = captured.take()

@@ -1,4 +1,4 @@
-"""A data set's splits as loaders, for Lightning or for a loop of one's own."""
+"""A data set's splits as loaders, for Lightning or for your own loop."""
 
 import os
 from abc import ABC, abstractmethod
@@ -43,7 +43,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
 
     Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
-    (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged. All else comes so anyway.
+    (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged, as validation and test images
+    always do.
 
     A batch is a dictionary: ``image`` (uint8, ``(B, 3, S, S)``), ``label``, ``index`` (place in the split), ``repeat``
     (whether the image was dealt already, to even the ranks' shares).
@@ -180,7 +181,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return int((torch.isin(mine, fingerprints) & ~torch.isin(mine, self.fingerprints("train"))).sum())
 
     def digest(self, split: Split) -> str:
-        """A number for a split, in order: paths below the root, sizes, dates, boxes, labels; and the transform."""
+        """Digest a split in its order: paths below the root, sizes, dates, boxes, labels; and the transform."""
         data = self.splits[split]
         parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:

@@ -88,6 +88,10 @@ class Folder(ImageDataModule):
         if "test" not in samples:
             self.notes.append(f"there is no folder for the test: the test images are those of {splits['val']}")
             samples["test"] = samples.pop("val")
+        elif samples.get("val") and self.validation != "official":
+            self.notes.append(
+                f"the images of {splits['val']} are training images, too: data.validation: official holds them out"
+            )
         return tuple(classes), samples
 
     def _look_below(self, classes: Mapping[str, Path]) -> None:

@@ -18,7 +18,7 @@ from cxlp.utils.errors import CxlpError
 
 
 class Kind(Enum):
-    """Kinds of findings, what stops a run first; in the order in which they are shown."""
+    """Kinds of findings, in the order in which they are shown: first those that stop a run."""
 
     LISTS = "lists", "a run stops and says so", True
     MISSING = "missing file", "a run stops and names it", True
@@ -30,6 +30,7 @@ class Kind(Enum):
     REPEATED = "listed twice", "fitted or scored twice", False
     DAMAGED = "damaged JPEG", "decoded, with pixels that are missing or made up", False
     BOX_LIST = "boxes unreadable", "a run with --data.bbox true stops", False
+    SINGLE = "class with one training image", "model.frozen.c: auto or a part held out stops a run", False
     NO_TEST = "class without test images", "left out of means over classes", False
     UNSPECIFIED = "no label specified", "takes part in nothing", False
     NO_BOX = "no box", "the whole image is used", False
@@ -45,7 +46,7 @@ class Kind(Enum):
 
 
 class Finding(NamedTuple):
-    """Something to know of a data set.
+    """Something that is worth knowing of a data set.
 
     Attributes:
         kind: What kind of thing.

@@ -1,4 +1,4 @@
-"""What libjpeg says of a JPEG that it can decode, but whose data are damaged: pixels are missing or made up.
+"""Warnings of libjpeg about JPEGs that decode although their data are damaged: pixels are missing or made up.
 
 libjpeg writes its warnings to the process's standard error, without the name of a file.
 """
@@ -26,7 +26,7 @@ def decode_all(path: Path) -> None:
 
 
 class Captured:
-    """What libjpeg has said since it was last asked; what others wrote to standard error goes on to it.
+    """Text on standard error: libjpeg's warnings are kept, all other text is passed on.
 
     Attributes:
         stream: Standard error behind the capture, for progress bars.
@@ -36,7 +36,7 @@ class Captured:
         self._file, self._read, self.stream = file, 0, stream
 
     def take(self) -> list[str]:
-        """Return the warnings, one a line."""
+        """Return the warnings since the last call, one a line."""
         self._file.seek(self._read)
         text = self._file.read()
         self._read += len(text)
@@ -48,7 +48,7 @@ class Captured:
 
 @contextmanager
 def captured_warnings() -> Iterator[Captured]:
-    """Catch what is written to the process's standard error, that of all threads."""
+    """Capture what all threads of the process write to standard error."""
     sys.stderr.flush()
     with TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stream:
         os.dup2(file.fileno(), 2)

@@ -14,12 +14,12 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA"),
     *("TIFF", "WEBP", "XBM", "XPM"),
 )
-#: Formats that a file of any other name is known by: those with an unmistakable beginning. Not TIFF, which raw files
-#: of cameras begin like.
+#: Formats by which a file of any other name is recognised: they have an unmistakable beginning. TIFF is not among them,
+#: since raw files of cameras begin in the same way.
 _KNOWN_BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
 _UNFINISHED = ("~", ".bak", ".crdownload", ".download", ".old", ".orig", ".part", ".partial", ".swp", ".tmp")
-#: Folders that systems make for themselves; what is called ``.something`` is hidden, too.
-_OF_SYSTEMS = {"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found", "System Volume Information"}
+#: Folders that operating systems make for themselves.
+_SYSTEM_FOLDERS = {"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found", "System Volume Information"}
 
 Image.init()
 #: What names of pictures end in.
@@ -27,8 +27,8 @@ SUFFIXES = tuple(sorted(suffix for suffix, form in Image.registered_extensions()
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's, by its name."""
-    return name.startswith(".") or name in _OF_SYSTEMS
+    """Whether a name is that of a hidden file or folder, or of one that an operating system makes for itself."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
@@ -49,7 +49,7 @@ def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
             left_out["hidden"] += _count(path)
         elif entry.is_dir():
             found.append(path)
-        elif not path.exists() and not is_named_so(path):
+        elif not path.exists() and not has_picture_suffix(path):
             raise CxlpError(f"{path} is a link to {path.readlink()}, which is not there: fetch it, or remove the link")
         else:
             left_out[f"{reason} ({_suffix(path)})"] += 1
@@ -88,8 +88,8 @@ def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
     return sorted(found)
 
 
-def is_named_so(path: Path) -> bool:
-    """Whether a name is that of a picture."""
+def has_picture_suffix(path: Path) -> bool:
+    """Whether a file is called like a picture."""
     return path.suffix.lower() in SUFFIXES
 
 
@@ -139,12 +139,12 @@ def _count(path: Path) -> int:
 def _reason_against(path: Path, is_file: bool) -> str | None:
     """Why something is no picture; ``None``: it is one."""
     if not is_file and path.is_symlink() and not path.exists():
-        return None if is_named_so(path) or not path.suffix else "links to nothing"
+        return None if has_picture_suffix(path) or not path.suffix else "links to nothing"
     if not is_file:
         return "neither files nor folders"
     if path.name.lower().endswith(_UNFINISHED):
         return "backups or unfinished"
-    if is_named_so(path):
+    if has_picture_suffix(path):
         return None
     try:
         with Image.open(path, formats=_KNOWN_BY_CONTENT):

@@ -1,4 +1,4 @@
-"""What files hold besides pixels: orientation, and metadata that decoders stumble over."""
+"""Metadata of image files: the orientation, and how to decode a file whose metadata are malformed."""
 
 import re
 import struct

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from cxlp.frozen.classifier import choose_cost_and_scale, fold_classifiers
+from cxlp.frozen.finite import check_features, check_maps
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import HeadMaps, MapStore
@@ -35,13 +35,6 @@ from cxlp.utils.profiling import PhaseTimes
 
 #: Each fold fits all SVMs anew, and more folds tell hardly more.
 MOST_FOLDS = 100
-
-
-#: What may be behind numbers that are not finite.
-CAUSES = (
-    "the backbone's weights may have diverged, or its activations have left the range of 16 bits "
-    "(--trainer.precision 32-true)"
-)
 
 
 @dataclass(frozen=True)
@@ -207,7 +200,7 @@ class FrozenFit:
         if len(images) == 0 or self.stored:
             return
         inputs = self.network.inputs(images)
-        self._check_maps(inputs, positions)
+        check_maps(self.network, inputs, positions)
         for i, head in enumerate(self.network.each_head()):
             if i in self.fits:
                 self.fits[i].observe(inputs[i], positions)
@@ -252,10 +245,7 @@ class FrozenFit:
         self.features.reopen()  # a network disk shows what others wrote to those who open after them
         with self.times.measure("Gram matrix"):
             gram = gram_matrix(self.features, self.device, progress=self.progress).numpy()
-        finite = np.isfinite(gram.diagonal())
-        if not finite.all():
-            which = _some(torch.from_numpy(np.flatnonzero(~finite)))
-            raise CxlpError(f"the pooled features are NaN, infinite, or too large to be squared for {which}: {CAUSES}")
+        check_features(gram)
         with self.times.measure("SVM"):
             report = self._fit_classifier(gram)
         barrier()
@@ -270,17 +260,6 @@ class FrozenFit:
             self.features.path.unlink(missing_ok=True)
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
-
-    def _check_maps(self, inputs: Sequence[tuple[Tensor, ...]], positions: Tensor) -> None:
-        """Refuse maps that are not finite here, where the images are known that they are of."""
-        for head, maps in zip(self.network.each_head(), inputs, strict=True):
-            for (_, layer), m in zip(self.network.map_names(head), maps, strict=True):
-                finite = m.isfinite().flatten(1).all(dim=1).view(len(positions), -1).all(dim=1).cpu()
-                if not bool(finite.all()):
-                    raise CxlpError(
-                        f"layer {layer!r} of {self.network.backbone.name} gives NaN or infinity for "
-                        f"{_some(positions[~finite])}: {CAUSES}"
-                    )
 
     def _check_space(self, map_bytes: int) -> None:
         """Refuse what will not fit; the maps' size is known where the first images have come."""
@@ -316,9 +295,3 @@ class FrozenFit:
         classifier.weight.copy_(from_rank_zero(weights))
         classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
         return report
-
-
-def _some(positions: Tensor) -> str:
-    """Name images by number, the first of them by its place."""
-    first, count = int(positions[0]), len(positions)
-    return f"training image {first}" if count == 1 else f"{count} training images, the first is number {first}"

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cxlp.heads.base import Head, Shape, check_count
+from cxlp.heads.base import Head, Shape
 from cxlp.heads.count_sketch import CountSketch
+from cxlp.heads.description import check_count
 from cxlp.heads.evidence import shares_of_guide
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.heads.normalisation import Normalise

@@ -489,6 +489,18 @@ def test_files_with_the_names_of_old_load_as_their_library_loads_them(
         build(name, layers, weights=str(tmp_path / "w.pth"), image_size=64)
 
 
+def test_what_timm_reads_leniently_is_still_to_be_complete(tmp_path: Path) -> None:
+    state = torchvision.models.inception_v3(init_weights=False).state_dict()  # with a classifier that timm leaves out
+    torch.save(state, tmp_path / "w.pth")
+    layers = ("Conv2d_1a_3x3", "Mixed_5b")
+    kept = build("timm/inception_v3", layers, weights=str(tmp_path / "w.pth"), image_size=96).trunk.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in kept.items())
+    del state["Mixed_5b.branch1x1.conv.weight"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CxlpError, match=r"w.pth does not fit this network: 1 missing \(Mixed_5b.branch1x1.conv.weight"):
+        build("timm/inception_v3", layers, weights=str(tmp_path / "w.pth"), image_size=96)
+
+
 def test_a_transformers_file_of_old_loads_into_a_module_too(tmp_path: Path) -> None:
     def small() -> nn.Module:
         model: nn.Module = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16)

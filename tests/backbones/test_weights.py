@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.weights import in_order, load_strictly, pretrained, read_state_dict
 from cxlp.utils.errors import CxlpError
 
@@ -93,6 +94,11 @@ def test_unreadable_files_are_named_and_run_no_code(tmp_path: Path) -> None:
         with pytest.raises(CxlpError, match=rf"{name} is not a readable weights file: {reason}"):
             read_state_dict(tmp_path / name)
     assert not (tmp_path / "made").exists()
+
+
+def test_an_onnx_file_is_for_caffenet() -> None:
+    with pytest.raises(CxlpError, match=r"net\.onnx is an ONNX file, which only caffenet takes"):
+        Backbone("timm/test_resnet", ("layer3",), weights="net.onnx", image_size=32)
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

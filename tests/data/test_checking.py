@@ -16,7 +16,7 @@ from cxlp.data.cub200 import CUB200
 from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
 from cxlp.data.h3d import H3D
-from cxlp.data.inspection import Kind
+from cxlp.data.inspection import Finding, Kind
 from cxlp.data.jpeg_warnings import captured_warnings
 from cxlp.data.lists import TotalsError
 from cxlp.data.mit67 import MIT67
@@ -251,7 +251,9 @@ def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=2, train=4, test=2)
     for name in ("00.png", "01.png", "02.png"):
         (tmp_path / "train" / "kind1" / name).unlink()
-    counts = check(Folder(tmp_path), 1).counts["train"]
+    report = check(Folder(tmp_path), 1)
+    counts = report.counts["train"]
+    assert report.findings == {Kind.SINGLE: [Finding(Kind.SINGLE, "kind1")]}
     assert (counts.images, counts.fewest, counts.most) == (5, 1, 4)
 
 

@@ -36,19 +36,6 @@ def solid(mode: str, colour: Any, size: tuple[int, int] = (6, 4)) -> Image.Image
     return Image.new(mode, size, colour)
 
 
-def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
-    stored = np.zeros((4, 6, 3), np.uint8)
-    stored[:, :3] = 255  # the left half is white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    upright = read_image(tmp_path / "turned.png")
-    assert np.array_equal(upright, np.rot90(stored, -1))
-    assert upright[0, 0, 0] == 255
-    # Boxes are in stored pixels.
-    assert np.array_equal(read_image(tmp_path / "turned.png", (2, 0, 3, 4)), stored[:, 2:5])
-
-
 @pytest.mark.parametrize(
     ("name", "mode", "colour", "expected"),
     [

@@ -192,6 +192,23 @@ def test_a_network_that_a_module_registers_in_timm_is_found_again(own: str, tmp_
         load_network(path)
 
 
+def test_a_network_that_takes_the_place_of_one_of_timms_is_the_users(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of timm's by that name would perhaps fit the checkpoint, and give other scores."""
+    (tmp_path / "own_registry.py").write_text(REGISTERED.replace("own_trunk", "test_nfnet"))
+    registry = timm.models._registry._model_entrypoints
+    timms = registry["test_nfnet"]
+    with pytest.warns(UserWarning, match="Overwriting test_nfnet"):
+        importlib.import_module("own_registry")
+    backbone = Backbone("timm/test_nfnet", ["low"], image_size=64)
+    path = write_checkpoint(tmp_path / "last.ckpt", Network(backbone, AveragePooling(), CLASSES))
+    forget("own_registry")
+    monkeypatch.setitem(registry, "test_nfnet", timms)  # as timm has it in another process
+    with pytest.warns(UserWarning, match="Overwriting test_nfnet"):
+        assert load_network(path).backbone.channels == (8,)
+
+
 def test_a_network_that_the_script_registers_in_timm_is_warned_of(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
