@@ -83,8 +83,11 @@ class Results:
         tables = {} if run.tested is None else run.tested.write(run.folder, outputs)
         with outputs.attempt("report.html"):
             write_report(run.folder)
-        with outputs.attempt("the table of results"):
-            self.show()
+        with outputs.attempt("the table on standard output"):
+            try:
+                self.show()
+            except SystemExit as error:  # rich's answer to a closed pipe, such as that of `head`
+                raise BrokenPipeError("it is closed") from error
         if run.experiment is not None:  # last: where the network is down, it waits
             with outputs.attempt("the panels in wandb"):
                 run.experiment.log(wandb_panels(run.folder, tables))
