@@ -44,7 +44,7 @@ class Results:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the tested checkpoint: its test, its validation, and what its frozen fit found."""
+        """The tested checkpoint's: its test, its validation, and what its frozen fit found."""
         report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
         report = report or self.run.report
         return {**self.tested, **self.stage.validated, **{f"frozen/{k}": v for k, v in report.items()}}
