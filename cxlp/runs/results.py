@@ -62,7 +62,7 @@ class Results:
 
     @property
     def epochs(self) -> int:
-        """Of all stages."""
+        """How many there were in all stages."""
         return list(self.run.done.values())[-1].epochs
 
     def write(self) -> None:

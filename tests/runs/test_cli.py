@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,28 +166,15 @@ def test_two_runs_started_into_one_folder_do_not_mix(birds: Path, capsys: pytest
     assert "runs/a holds a run already: this one goes to runs/a-2" in capsys.readouterr().out
 
 
-def test_wandb_offline_holds_curves_summary_tables_and_config(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_goes_on_with_its_wandb_run(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(birds / "none"))
-    found = run("a", *FINETUNE, "--run.wandb", "auto", "--run.tags", "[x]", "--trainer.log_every_n_steps", "1")
+    found = run("a", "--run.wandb", "auto")
+    saved = torch.load("runs/a/checkpoints/frozen.ckpt", weights_only=True)["cxlp_run"]
     (folder,) = Path("runs/a/wandb").glob("offline-run-*")
-    shown = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)],
-        check=True, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    record = json.loads(shown.stdout)
-    text = json.dumps(record)
-    assert '"pca_dim": 8' in json.dumps(record["config"]["model"])
-    assert record["config"]["trainer"]["max_epochs"] == 2
-    for key in ("test/accuracy", "val/accuracy", "train/loss_step", "seconds/test", "lr-SGD/backbone"):
-        assert key in text, key
-    assert list(folder.glob("files/media/images/test/confusion_matrix*.png"))
-    assert list(folder.glob("files/media/table/test/per_class*.json"))
-    saved = torch.load("runs/a/checkpoints/last.ckpt", weights_only=True)["cxlp_run"]
     assert saved["wandb_id"] and saved["wandb_id"] in folder.name
-    resumed = run("a", *FINETUNE, "--run.wandb", "auto", "--ckpt_path", "runs/a")
-    assert resumed["metrics"]["test/accuracy"] == found["metrics"]["test/accuracy"]
+    assert run("a", "--run.wandb", "auto", "--ckpt_path", "runs/a")["metrics"] == found["metrics"]
     runs = list(Path("runs/a/wandb").glob("offline-run-*"))
     assert len(runs) == 2 and all(saved["wandb_id"] in r.name for r in runs)
 
