@@ -9,6 +9,7 @@ from pathlib import Path
 from cxlp import __version__
 from cxlp.commands import check, compare, download, explain, export, predict, train
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.processes import how_ended, raising_on_signals
 from cxlp.utils.program import program
 
 #: The commands, in the order of a working day.
@@ -23,7 +24,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: the command's own, 0 or what its ``--help`` says; 2 where the user can mend
-        something; 130 where the user interrupted; 141 where a pipe's reader went away, as of ``head``.
+        something; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or SIGHUP; 141 where a pipe's reader went away, such
+        as ``head``.
     """
     # The console script does not see the working directory, as python -m does, where heads of the user's own may be.
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
@@ -43,20 +45,24 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen.rest = rest
     if rest and not getattr(chosen, "takes_more", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        status: int = chosen.run(chosen)
-    except CxlpError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        resumable = getattr(chosen, "takes_more", False)  # a series of runs
-        print(f"interrupted{'. Give the same command again: it goes on' * resumable}", file=sys.stderr)  # noqa: T201
-        return 130
-    except BrokenPipeError:
-        # Nowhere to write to, also not for what Python flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return status
+    with raising_on_signals():
+        try:
+            status: int = chosen.run(chosen)
+            return status
+        except CxlpError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return 2
+        except BrokenPipeError:
+            # Nowhere to write to, also not for what Python flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except BaseException as error:
+            ended = how_ended(error)
+            if ended is None:
+                raise
+            again = ". Give the same command again: it goes on" if chosen.run is compare.run else ""
+            print(f"{ended[1]}{again}", file=sys.stderr)  # noqa: T201
+            return ended[0]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from unittest import mock
 FOREVER = 120
 
 if __name__ == "__main__":
-    import cxlp.utils.distributed
+    import cxlp.utils.processes
     from cxlp.commands.train import main
     from cxlp.frozen.fit import FrozenFit
     from cxlp.heads.fisher_vector import FisherVector
@@ -24,7 +24,7 @@ if __name__ == "__main__":
     from cxlp.utils.errors import CxlpError
 
     broken, place, others = os.environ["BROKEN"].split()
-    cxlp.utils.distributed.GRACE = 2.0
+    cxlp.utils.processes.GRACE = 2.0
     owner, name = (FisherVector, "learn") if place == "codebook" else (FrozenFit, "observe")
     whole = getattr(owner, name)
 

@@ -63,9 +63,13 @@ class Runner:
         self._process.stdout.close()
 
 
+#: What a run is sent; SIGKILL, which no process can do anything about, unless the moment begins with another one.
+_sent = [signal.SIGKILL]
+
+
 def die() -> NoReturn:
-    """What no process can do anything about."""
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Send the signal to this process and to all that it has started."""
+    os.killpg(0, _sent[0])
     raise AssertionError
 
 
@@ -77,7 +81,7 @@ def prepare(moment: str) -> None:
             gradients; ``start EPOCH``: before a gradient epoch, of the Trainer's count; ``batch EPOCH BATCH``: within
             one; ``save FILE EPOCH``: with half of a checkpoint written that ends an epoch; ``done NAME``: between a
             stage's checkpoint and ``stages.json``; ``test``: after the last stage; ``after SECONDS``: wherever in
-            training or in the test that is.
+            training or in the test that is. The name of a signal may stand before it, such as ``SIGTERM batch 0 1``.
     """
     import pytorch_lightning as pl
     import torch
@@ -86,6 +90,10 @@ def prepare(moment: str) -> None:
     from cxlp.tasks import FineTune, Frozen
     from cxlp.utils.files import write_whole
 
+    os.setpgid(0, 0)
+    if moment.startswith("SIG"):
+        name, _, moment = moment.partition(" ")
+        _sent[0] = signal.Signals[name]
     what, *where = moment.split()
     start, step, observe, save = FineTune.on_train_epoch_start, FineTune.training_step, Frozen.training_step, torch.save
     fit, test, build = pl.Trainer.fit, pl.Trainer.test, stages.Run._build_trainer

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cxlp.data import DATA_MODULES
+from cxlp.data.benchmark import Benchmark
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CONFIGS
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
@@ -43,7 +44,7 @@ def work(benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_frozen(name: str) -> None:
+def test_frozen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     names, least = BENCHMARKS[name]
     found = run("a", config=f"{name}.yaml")
     results = {key: value for key, value in found["metrics"].items() if key.startswith(("test/", "val/"))}
@@ -52,10 +53,12 @@ def test_frozen(name: str) -> None:
     # The official protocols train on all training images, those of an official validation list among them.
     images = {"cub200": (18, 9), "mit67": (18, 9), "voc2007": (100, 40), "h3d": (54, 36)}[name]
     assert found["images"] == {"train": images[0], "val": 0, "test": images[1]}
-    assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "pictures", "total"} == found[
-        "seconds"
-    ].keys()
+    assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "total"} == found["seconds"].keys()
     assert found["tested"] == "checkpoints/frozen.ckpt"
+    # Files that no list names are counted, in one line at the start and in the results.
+    unlisted = {"mit67": {"pictures in no list": 3}}.get(name)
+    assert found.get("left_out") == unlisted
+    assert ("left out of data/mit67: 3 pictures in no list\n" in capsys.readouterr().err) == (unlisted is not None)
 
 
 @pytest.mark.usefixtures("work")
@@ -83,8 +86,8 @@ def test_config_shows_options_of_the_data_at_their_defaults(name: str) -> None:
     """So the benchmark's own protocol is what a script with the data module alone gets, too."""
     path, _, class_name = DATA_MODULES[name].rpartition(".")
     module = getattr(importlib.import_module(path), class_name)
-    own, common = (inspect.signature(cls).parameters for cls in (module, ImageDataModule))
-    defaults = {key: parameter.default for key, parameter in {**common, **own}.items()}
+    signatures = [inspect.signature(cls).parameters for cls in (ImageDataModule, Benchmark, module)]
+    defaults = {key: parameter.default for own in signatures for key, parameter in own.items()}
     shown = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
     assert shown.keys() == {"class_path", "init_args"} and shown["class_path"] == class_name
     given = shown["init_args"]

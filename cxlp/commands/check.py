@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from cxlp.commands import add_data_set
+from cxlp.commands import add_data_set, check_numbers
 from cxlp.data import data_module
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import program
@@ -42,12 +42,10 @@ def run(args: Namespace) -> int:
     from cxlp.data.checking import check
     from cxlp.utils.distributed import usable_cores
 
-    workers = usable_cores() if args.workers is None else args.workers
-    if workers < 1:
-        raise CxlpError(f"--workers is {workers}: it must be 1 or more")
+    check_numbers(args, workers=1)
     data = data_module(args.name, args.root)
     try:
-        report = check(data, workers)
+        report = check(data, args.workers or usable_cores())
     except CxlpError as error:
         if data.root.exists() or args.name == "folder":
             raise
@@ -56,7 +54,10 @@ def run(args: Namespace) -> int:
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))
-    console.print(f"{report.decoded:,} of {report.files:,} files can be decoded\n")
+    console.print(f"{report.decoded:,} of {report.files:,} files can be decoded")
+    for line in data.remarks():
+        console.print(line)
+    console.print()
     if report.findings:
         console.print(_overview(report))
     _list(report, args.all, console)

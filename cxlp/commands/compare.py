@@ -1,5 +1,6 @@
 """``cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
 
+import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="Run several systems, or recipes, on one benchmark, one after another, and put accuracy, size\n"
         "and cost into one table (terminal, Markdown, CSV, wandb) and pictures. What is done already is not done\n"
         "again. All other arguments are those of train.py.\n"
-        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong.",
+        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong; 3 a picture or the wandb\n"
+        "run of the comparison could not be made.",
         epilog="examples:\n"
         "  %(prog)s --config cub200.yaml\n"
         "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
@@ -50,7 +52,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "--reach",
         type=float,
         metavar="PERCENT",
-        help="tell in which epoch the images held out first have so much (of several seeds, their mean)",
+        help="also tell in which epoch the held-out images first reach this accuracy or mAP (the mean over seeds)",
     )
     parser.add_argument(
         "--seeds",
@@ -69,7 +71,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.set_defaults(run=run, takes_more=True)
 
 
-#: Columns of the terminal that hold the whole table, and what of it is shown in fewer, besides name and quality.
+#: Width of a terminal that shows the whole table, and the columns that narrower ones show besides name and quality.
 WIDE, NARROW = 130, ("±", "val %", "size", "passes", "x bare", "kB")
 
 #: Where features are kept that the runs of all comparisons share.
@@ -81,6 +83,7 @@ def run(args: Namespace) -> int:
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
+    from cxlp.reports.outputs import Outputs
     from cxlp.runs.cli import model_of, parse
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, check_names, without
@@ -106,7 +109,13 @@ def run(args: Namespace) -> int:
         # What is misspelt is told once, and before anything runs.
         configs = [parse([*args.rest, *s.options]) for s in (chosen if args.recipes else chosen[:1])]
     if args.recipes:
-        chosen = [_without_epochs(s) if _is_frozen(s, args.rest) else s for s in chosen]
+        # A recipe without gradient epochs of its own has none, whatever number the command line gives the others.
+        own = without(args.rest, "--trainer.max_epochs")
+        frozen = [not parse([*own, *system.options])["trainer"]["max_epochs"] for system in chosen]
+        chosen = [
+            replace(s, options=(*s.options, "--trainer.max_epochs", "0")) if is_frozen else s
+            for s, is_frozen in zip(chosen, frozen, strict=True)
+        ]
     if args.list:
         for system in chosen:
             print(system.name)  # noqa: T201
@@ -124,10 +133,11 @@ def run(args: Namespace) -> int:
     arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[multi_label]
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
+    outputs = Outputs()
     if rows:
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, option, logged, args.reach)
+        files = write_reports(folder, metric, rows, option, logged, outputs, args.reach)
         columns, values = table(rows, metric, args.reach)
         _show(columns, values, f"{data or config['data']['class_path']}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
@@ -136,20 +146,9 @@ def run(args: Namespace) -> int:
             print(f"{gigabytes:.2f} GB of features are kept in {store} (--clean deletes them)")  # noqa: T201
     for name in failed:
         print(f"no result: {name}")  # noqa: T201
-    return 1 if failed else 0
-
-
-def _is_frozen(system: "System", arguments: Sequence[str]) -> bool:
-    """Whether a recipe has no gradient epochs of its own, whatever number the command line gives the others."""
-    from cxlp.runs.cli import parse
-    from cxlp.studies.comparison import without
-
-    config = parse([*without(arguments, "--trainer.max_epochs"), *system.options])
-    return not config["trainer"]["max_epochs"]
-
-
-def _without_epochs(system: "System") -> "System":
-    return replace(system, options=(*system.options, "--trainer.max_epochs", "0"))
+    if failed:
+        return 1
+    return 3 if outputs.failed else 0
 
 
 def _check_reach(percent: float, validations: Sequence[float | str]) -> None:
@@ -197,25 +196,23 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
             for name, network in made.items()
         ], None
     option, _, text = args.sweep.partition("=")
-    option = option.removeprefix("--")
+    option = option.strip().removeprefix("--")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CxlpError(f"--sweep {args.sweep}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, list) or not values:
-        raise CxlpError(f"--sweep {args.sweep}: give a list of values, such as 'model.frozen.c=[1, 10, 100]'")
-    written = [_as_yaml(value) for value in values]
+    if not option or not isinstance(values, list) or not values:
+        raise CxlpError(
+            f"--sweep {args.sweep}: give a key and a list of values for it, such as 'model.frozen.c=[1, 10, 100]'"
+        )
+    written = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
+    if len(set(written)) < len(written):
+        raise CxlpError(f"--sweep {args.sweep}: a value is there twice")
     return [System(text, None, (f"--{option}", text)) for text in written], option
 
 
-def _as_yaml(value: Any) -> str:  # noqa: ANN401 (any value of a config)
-    import json
-
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _folder_name(config: Any, what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
-    """A name by what is compared, if not systems, the configs' files, and what the command line changes in them."""
+    """Name a folder by what is compared (if not systems), the configs' files and the command line's changes to them."""
     from cxlp.studies.comparison import without
     from cxlp.utils.fingerprint import digest
 

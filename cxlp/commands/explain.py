@@ -7,15 +7,17 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cxlp.commands import check_numbers, warn_of_boxes
 from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cxlp.data.transforms import Transform
+    from cxlp.deploy.predictor import Predictor
     from cxlp.explain.attribution import Explanation
     from cxlp.models.network import Network
 
@@ -46,9 +48,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, of either mode")
-    parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin")
     parser.add_argument("--class", dest="target", metavar="NAME", help="explain this class (default: the predicted)")
     parser.add_argument(
         "--against", metavar="NAME", help="explain what the class scores above this one (default class: the best other)"
@@ -70,37 +70,28 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     from cxlp.commands.image_paths import image_paths
-    from cxlp.data.transforms import AugmentConfig, Transform
-    from cxlp.deploy.predictor import BOXES
+    from cxlp.deploy.predictor import load
     from cxlp.explain.attribution import check_explainable
-    from cxlp.models.checkpoint import network_of, read_checkpoint
 
     if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
         raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
-    if args.limit is not None and args.limit < 1:
-        raise CxlpError(f"--limit is {args.limit}: it must be 1 or more")
-    saved = read_checkpoint(args.checkpoint)
-    network = network_of(saved)
-    check_explainable(network)
-    target, against = (_class(network, name) for name in (args.target, args.against))
+    check_numbers(args, limit=1)
+    model = load(args.checkpoint, "auto")
+    check_explainable(model.network)
+    target, against = (_class(model.classes, name) for name in (args.target, args.against))
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
-    image = saved["cxlp"].get("image", {"aspect": "warp"})  # a checkpoint of a plain Trainer has none
-    if image.get("boxes", False):
-        print(BOXES, file=sys.stderr)  # noqa: T201
-    files = [Path(path) for path in image_paths(map(str, args.images), sys.stdin)]
+    warn_of_boxes(model)
+    files = list(image_paths(args.images, sys.stdin))
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:
         print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
-    source = _Source(network, Transform(network.test_size, image["aspect"], AugmentConfig()), files[:limit])
+    source = _Source(model, files[:limit])
     out = args.out or _new(_run_folder(args.checkpoint) / "explained")
     if out.exists() and not out.is_dir():
         raise CxlpError(f"--out {out} is a file: name a folder")
     out.mkdir(parents=True, exist_ok=True)
-    if args.patches:
-        _patches(source, target, against, args, out)
-    else:
-        _evidence(source, target, against, args, out)
+    (_patches if args.patches else _evidence)(source, target, against, args, out)
     return 1 if source.failed else 0
 
 
@@ -108,20 +99,9 @@ def run(args: Namespace) -> int:
 class _Source:
     """Images and the network that scores them; those that cannot be read are named on stderr and passed over."""
 
-    network: "Network"
-    transform: "Transform"
-    files: Sequence[Path]
+    model: "Predictor"
+    files: Sequence[str]
     failed: int = field(default=0, init=False)
-
-    def read(self, path: Path, size: int | None = None) -> tuple["Tensor", float]:
-        """Read one, at another size than the network's if told so; with its height by width."""
-        from cxlp.data.decode import read_image
-        from cxlp.data.transforms import AugmentConfig, Transform
-
-        transform = self.transform if size is None else Transform(size, self.transform.aspect, AugmentConfig())
-        pixels = read_image(path, needed=transform.needed(None))
-        height, width = pixels.shape[:2]
-        return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
 
     def explained(
         self, target: int | None, against: int | None
@@ -129,32 +109,35 @@ class _Source:
         """Go through the images: number, input, height by width, explanation."""
         import torch
 
+        from cxlp.deploy.predictor import read
         from cxlp.explain.attribution import explain
         from cxlp.utils.distributed import usable_cores
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network.to(device)
         with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(self.files), BATCH):
-                tried = list(pool.map(self._try, self.files[start : start + BATCH]))
-                read = [(start + i, *found) for i, found in enumerate(tried) if found is not None]
-                self.failed += len(tried) - len(read)
-                if read:
-                    images = torch.stack([image for _, image, _ in read]).to(device)
-                    explanations = explain(self.network, images, target, against)
-                    for (number, image, proportion), explanation in zip(read, explanations, strict=True):
+                tried = enumerate(
+                    pool.map(read, self.files[start : start + BATCH], repeat(self.model.transform)), start
+                )
+                good = []
+                for number, found in tried:
+                    if isinstance(found, str):
+                        print(f"error: {found}", file=sys.stderr)  # noqa: T201
+                        self.failed += 1
+                    else:
+                        good.append((number, *found))
+                if good:
+                    images = torch.stack([image for _, image, _ in good]).to(self.model.device)
+                    explanations = explain(self.model.network, images, target, against)
+                    for (number, image, proportion), explanation in zip(good, explanations, strict=True):
                         yield number, image, proportion, explanation
 
-    def _try(self, path: Path) -> tuple["Tensor", float] | None:
-        try:
-            return self.read(path)
-        except CxlpError as error:
-            said = str(error)
-        # Whatever else a decoder or a file system comes up with: the others wait.
-        except Exception as error:
-            said = f"cannot read {path}: {error} ({type(error).__name__})"
-        print(f"error: {said}", file=sys.stderr)  # noqa: T201
-        return None
+    def enlarged(self, number: int, size: int) -> "Tensor":
+        """Read an image again, at another size than the network's."""
+        from cxlp.data.decode import read_image
+        from cxlp.data.transforms import AugmentConfig, Transform
+
+        transform = Transform(size, self.model.transform.aspect, AugmentConfig())
+        return transform(read_image(Path(self.files[number]), None, transform.needed(None)), None)
 
 
 def _evidence(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
@@ -162,7 +145,7 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     from cxlp.reports.overlays import draw_explanation, headline
     from cxlp.utils.files import write_whole
 
-    network, records, note = source.network, [], ""
+    network, records, note = source.model.network, [], ""
     if network.test_view_count > 1:
         kind = network.test_views.kind
         note = f"Of the whole image; the run's own score is a mean over its test views ({kind})."
@@ -170,9 +153,9 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     for number, image, proportion, explanation in source.explained(target, against):
         path = source.files[number]
         channels = _chosen(args, explanation)
-        picture = f"{number + 1:03d}-{path.stem[:80]}.png"
+        picture = f"{number + 1:03d}-{Path(path).stem[:80]}.png"
         write_whole(out / picture, draw_explanation(image, proportion, explanation, channels, network.classes, note))
-        records.append({"image": str(path), "picture": picture, **_record(explanation, network, channels)})
+        records.append({"image": path, "picture": picture, **_record(explanation, network, channels)})
         said = headline(explanation, network.classes).replace("\n", ", ")
         print(f"{path}: {said} -> {out / picture}")  # noqa: T201
     write_whole(out / "evidence.json", json.dumps(records, indent=1))
@@ -221,7 +204,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     for number in sorted({patch.image for found in patches.values() for patch in found}):
         wanted = [(c, i, p) for c, found in patches.items() for i, p in enumerate(found) if p.image == number]
         sizes = {math.ceil(PATCH / patch.side) for _, _, patch in wanted}
-        at = {size: source.read(source.files[number], size)[0] for size in sizes}
+        at = {size: source.enlarged(number, size) for size in sizes}
         cut.update({(c, i): p.cut(at[math.ceil(PATCH / p.side)]) for c, i, p in wanted})
     rows = [
         (
@@ -237,7 +220,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
             "mean_share": top.mean_share(channel),
             "patches": [
                 {
-                    "image": str(source.files[patch.image]),
+                    "image": source.files[patch.image],
                     "activation": patch.activation,
                     "box": [patch.left, patch.top, patch.left + patch.side, patch.top + patch.side],
                 }
@@ -261,12 +244,10 @@ def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
     return strongest
 
 
-def _class(network: "Network", name: str | None) -> int | None:
-    if name is None:
-        return None
-    if name not in network.classes:
-        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, network.classes)}")
-    return network.classes.index(name)
+def _class(classes: Sequence[str], name: str | None) -> int | None:
+    if name is not None and name not in classes:
+        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, classes)}")
+    return None if name is None else classes.index(name)
 
 
 def _new(folder: Path) -> Path:

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxlp.commands import check_out_file
 from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
@@ -56,14 +57,11 @@ def run(args: Namespace) -> int:
     suffix = {"onnx": ".onnx", "torch": ".pt2"}[args.format]
     if args.out.suffix != suffix:
         raise CxlpError(f"--out {args.out}: a file of --format {args.format} ends in {suffix}")
-    if not args.out.absolute().parent.is_dir():
-        raise CxlpError(f"--out {args.out}: there is no folder {args.out.parent}")
+    check_out_file(args.out)
 
     from cxlp.deploy.export import check, export
     from cxlp.deploy.predictor import load
 
-    if args.out.is_dir():
-        raise CxlpError(f"--out {args.out} is a folder: name a file")
     model = load(args.checkpoint)
     images, called = _drawn(model) if args.check is None else _given(model, args.check)
     files = export(model, args.out, args.format, args.input)

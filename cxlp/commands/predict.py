@@ -8,10 +8,11 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cxlp.utils.errors import CxlpError
+from cxlp.commands import check_numbers, check_out_file, warn_of_boxes
 
 if TYPE_CHECKING:
     from cxlp.deploy.predictor import Prediction
@@ -55,24 +56,18 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
-    for option, least in (("top", 1), ("batch_size", 1), ("workers", 0)):
-        value = getattr(args, option)
-        if value is not None and value < least:
-            raise CxlpError(f"--{option.replace('_', '-')} is {value}: it must be {least} or more")
-    if args.out is not None and not args.out.absolute().parent.is_dir():
-        raise CxlpError(f"--out {args.out}: there is no folder {args.out.parent}")
-    if args.out is not None and args.out.is_dir():
-        raise CxlpError(f"--out {args.out} is a folder: name a file")
+    check_numbers(args, top=1, batch_size=1, workers=0)
+    if args.out is not None:
+        check_out_file(args.out)
 
     from tqdm import tqdm
 
     from cxlp.commands.image_paths import image_paths
-    from cxlp.deploy.predictor import BOXES, load
+    from cxlp.deploy.predictor import load
     from cxlp.utils.distributed import usable_cores
 
     model = load(args.checkpoint, args.device, args.precision)
-    if model.boxes:
-        print(BOXES, file=sys.stderr)  # noqa: T201
+    warn_of_boxes(model)
     top = min(args.top, len(model.classes))
     # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.
     workers = (0 if "-" in args.paths else min(8, usable_cores())) if args.workers is None else args.workers
@@ -81,8 +76,12 @@ def run(args: Namespace) -> int:
     total = sum(1 for _ in image_paths(args.paths, ())) if shown and "-" not in args.paths else None
     found = model.stream(image_paths(args.paths, _lines_of_stdin()), top, args.batch_size, workers)
     with _output(args.out, args.format) as file:
-        write = _write_csv if args.format == "csv" else _write_json
-        files, failed = write(tqdm(found, total=total, unit="image", disable=not shown), top, file)
+        row: Callable[[Prediction], str] = _json_row
+        if args.format == "csv":
+            row = partial(_csv_row, top=top)
+            heads = [f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability")]
+            file.write(_csv(["path", *heads, "error"]))
+        files, failed = _write(tqdm(found, total=total, unit="image", disable=not shown), row, file)
     if not files:
         print("there were no paths", file=sys.stderr)  # noqa: T201
     if failed:
@@ -90,30 +89,31 @@ def run(args: Namespace) -> int:
     return 1 if failed else 0
 
 
-def _write_csv(found: Iterable["Prediction"], top: int, file: TextIO) -> tuple[int, int]:
-    """Write rows; return how many there are, and how many of them are errors."""
-    table = csv.writer(file, lineterminator="\n")
-    heads = [f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability")]
-    table.writerow(["path", *heads, "error"])
+def _write(found: Iterable["Prediction"], row: Callable[["Prediction"], str], file: TextIO) -> tuple[int, int]:
+    """Write a row per prediction; return how many there are, and how many of them are errors."""
     files = failed = 0
     for each in found:
-        pairs = zip(each.classes, each.probabilities, strict=True)
-        cells = [cell for name, p in pairs for cell in (name, f"{p:.6g}")] or [""] * len(heads)
-        table.writerow([each.path, *cells, each.error])
+        file.write(row(each))
         file.flush()
         files, failed = files + 1, failed + bool(each.error)
     return files, failed
 
 
-def _write_json(found: Iterable["Prediction"], top: int, file: TextIO) -> tuple[int, int]:
-    files = failed = 0
-    for each in found:
-        probabilities = [float(f"{p:.6g}") for p in each.probabilities]
-        row = {"path": each.path, "classes": each.classes, "probabilities": probabilities, "error": each.error or None}
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        files, failed = files + 1, failed + bool(each.error)
-    return files, failed
+def _csv(cells: Iterable[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _csv_row(found: "Prediction", top: int) -> str:
+    pairs = zip(found.classes, found.probabilities, strict=True)
+    return _csv([found.path, *([c for name, p in pairs for c in (name, f"{p:.6g}")] or [""] * 2 * top), found.error])
+
+
+def _json_row(found: "Prediction") -> str:
+    probabilities = [float(f"{p:.6g}") for p in found.probabilities]
+    row = {"path": found.path, "classes": found.classes, "probabilities": probabilities, "error": found.error or None}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _lines_of_stdin() -> Iterator[str]:

@@ -6,11 +6,13 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
+from cxlp.utils.processes import STOPPED, how_ended, leave_soon, leave_with_parent, raising_on_signals
 
 if TYPE_CHECKING:
     from cxlp.runs.stages import Run
@@ -30,6 +32,15 @@ def run(args: Namespace) -> int:
     return main(args.rest)
 
 
+@dataclass
+class _Begun:
+    """What has begun: a run, or a series of runs in a folder; and whether this process tells how to go on with it."""
+
+    run: "Run | None" = None
+    series: Path | None = None
+    speaks: bool = True
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``train.py``, which is ``cxlp train``, too.
 
@@ -37,8 +48,32 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; ``None``: those of the process.
 
     Returns:
-        The exit status: 0; 2 where the user can mend something; 130 where the user interrupted.
+        The exit status: 0; 2 where the user can mend something; 3 if the result is there, but an output beside it (a
+        table, a picture, the report, a log) could not be made, which stderr names; 130, 143 or 129 after SIGINT
+        (Ctrl-C), SIGTERM or SIGHUP.
     """
+    begun = _Begun()
+    with raising_on_signals():
+        try:
+            return _run(sys.argv[1:] if args is None else args, begun)
+        except BaseException as error:
+            ended = how_ended(error)
+            if ended is not None:
+                if begun.speaks:
+                    print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
+                if begun.run is not None:
+                    begun.run.discard()
+                return ended[0]
+            if not isinstance(error, Exception):
+                raise
+            if begun.run is not None:
+                begun.run.discard()
+            return _failed(error)
+        finally:
+            let_go_all()
+
+
+def _run(args: Sequence[str], begun: _Begun) -> int:
     from cxlp.runs.arguments import find_configs
     from cxlp.runs.cli import parse
     from cxlp.runs.folder import run_name
@@ -46,75 +81,63 @@ def main(args: Sequence[str] | None = None) -> int:
     from cxlp.runs.loggers import RunConfig
     from cxlp.runs.stages import Run, choose_epoch
     from cxlp.studies.seeds import run_seeds
-    from cxlp.utils.distributed import is_distributed, leave_soon, leave_with_parent
 
     requeue_on_signal()
-    begun: Run | None = None
-    series: Path | None = None
-    try:
-        arguments = find_configs(sys.argv[1:] if args is None else args)
-        config = parse(arguments)
-        if config["seeds"] is not None:
-            settings = RunConfig(**config["run"].as_dict())
-            series = Path(settings.root) / run_name(settings, config)
-            return run_seeds(arguments, config, series)
-        settle_launch(config["trainer"])
-        leave_with_parent()
-        begun = Run(config)
-        if begun.settings.refit is True:
-            begun = Run(parse(choose_epoch(begun, arguments)))
-            gc.collect()  # the first run's loaders, with their processes
-        _train_and_test(begun)
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns the first into the second.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        if launched_rank() == 0:
-            print(f"\ninterrupted. {_how_to_go_on(begun, series)}", file=sys.stderr)  # noqa: T201
-        if begun is not None:
-            begun.discard()
-        return 130
-    except Exception as error:
-        if begun is not None:
-            begun.discard()
-        said = _mendable(error)
-        if is_distributed():
-            leave_soon(1 if said is None else 2)
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)  # noqa: T201
-        return 2
-    finally:
-        let_go_all()
-    return 0
+    arguments = find_configs(args)
+    config = parse(arguments)
+    if config["seeds"] is not None:
+        settings = RunConfig(**config["run"].as_dict())
+        begun.series = Path(settings.root) / run_name(settings, config)
+        begun.speaks = not leave_with_parent()
+        return run_seeds(arguments, config, begun.series)
+    settle_launch(config["trainer"])
+    begun.speaks = not leave_with_parent() and launched_rank() == 0
+    begun.run = Run(config)
+    if begun.run.settings.refit is True:
+        begun.run = Run(parse(choose_epoch(begun.run, arguments)))
+        gc.collect()  # the first run's loaders, with their processes
+    return _train_and_test(begun.run)
 
 
-def _train_and_test(begun: "Run") -> None:
-    """Do the stages of a run, test the best of them, and write down what came out."""
+def _failed(error: Exception) -> int:
+    """Say what the user can mend, and return the exit status; raise what is ours to mend."""
+    from cxlp.utils.distributed import is_distributed
+
+    said = _mendable(error)
+    if is_distributed():
+        leave_soon(1 if said is None else 2)
+    if said is None:
+        raise error
+    print(f"error: {said}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _train_and_test(begun: "Run") -> int:
+    """Do the stages of a run, test the best of them, and write down what came out; returns the exit status."""
     from cxlp.runs.results import Results
 
     start = time.perf_counter()
     stage = begun.fit()
     tested = begun.test(stage)
-    if begun.trainer.is_global_zero:
-        # A resumed run knows all the time that its phases took; between them, only what this process took.
-        whole = "total" if begun.resumed is None else "since resumed"
-        results = Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start})
-        results.write()
-        results.show()
+    if not begun.trainer.is_global_zero:
+        return 0
+    # A resumed run knows all the time that its phases took; between them, only what this process took.
+    whole = "total" if begun.resumed is None else "since resumed"
+    return Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start}).write()
 
 
-def _how_to_go_on(begun: "Run | None", series: Path | None) -> str:
-    from cxlp.runs.folder import last_checkpoint
+def _how_to_go_on(begun: _Begun) -> str:
+    if begun.series is not None:
+        return f"What is done is kept: give the same command again, with --run.name {begun.series.name}"
+    if begun.run is not None:
+        from cxlp.runs.folder import last_checkpoint
 
-    if series is not None:
-        return f"What is done is kept: give the same command again, with --run.name {series.name}"
-    folder = None if begun is None else begun.folder
-    if begun is not None and begun.choice is not None and last_checkpoint(begun.folder) is None:
-        folder = Path(begun.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
-    if folder is None or last_checkpoint(folder) is None:
-        return "Nothing was saved yet: begin again"
-    return f"Go on with: --config {folder}/config.yaml --ckpt_path {folder}"
+        folder = begun.run.folder
+        if begun.run.choice is not None and last_checkpoint(folder) is None:
+            folder = Path(begun.run.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
+        if last_checkpoint(folder) is not None:
+            return f"Go on with: --config {folder}/config.yaml --ckpt_path {folder}"
+    return "Nothing was saved yet: begin again"
 
 
 #: What collectives raise where a peer has ended: gloo's words, and NCCL's.
@@ -127,7 +150,7 @@ def _mendable(error: BaseException | None) -> str | None:
     """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-    from cxlp.utils.distributed import STOPPED, is_distributed
+    from cxlp.utils.distributed import is_distributed
 
     while error is not None:  # the parser wraps what constructors raise
         if isinstance(error, CxlpError):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
 T = TypeVar("T")
-
-#: What to tell who uses a network that was trained on crops.
-BOXES = "note: this network was trained on images cropped to boxes; these are taken whole: crop them first"
 
 #: A file, or a picture itself: Pillow's, or ``(H, W, 3)`` uint8, RGB.
 Picture = str | os.PathLike[str] | Image.Image | Pixels
@@ -177,8 +174,7 @@ class Predictor:
         found: list[Prediction] = []
         for batch in _batches(images, batch_size):
             names = [os.fspath(image) if isinstance(image, str | os.PathLike) else "" for image in batch]
-            decoded = _Decoded(names, [""] * len(names), torch.stack([self.picture(image) for image in batch]))
-            found.extend(self._judge(decoded, top))
+            found.extend(self._judge(_collate(list(zip(names, map(self.picture, batch), strict=True))), top))
         return found
 
     def stream(
@@ -196,25 +192,24 @@ class Predictor:
             A prediction for each path, in order; with its ``error`` where the file could not be read.
         """
         loader: DataLoader[Any] = DataLoader(
-            _Files(self),
+            _Files(self.transform),  # not the network: this goes to the workers
             batch_sampler=_batches(paths, batch_size),  # what it calls indices are paths here
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_leave_interrupts_to_the_main_process,
         )
-        for decoded in loader:
-            yield from self._judge(decoded, top)
+        for batch in loader:
+            yield from self._judge(batch, top)
 
-    def _judge(self, decoded: "_Decoded", top: int) -> Iterator[Prediction]:
-        rows: Iterator[list[float]] = iter(())
-        if len(decoded.pictures):
-            rows = iter(self.probabilities(decoded.pictures).tolist())
-        for path, error in zip(decoded.paths, decoded.errors, strict=True):
+    def _judge(self, batch: "_Batch", top: int) -> Iterator[Prediction]:
+        errors, pictures = batch
+        rows = iter(self.probabilities(pictures).tolist() if len(pictures) else ())
+        for path, error in errors:
             if error:
                 yield Prediction(path, error=error)
                 continue
             row = next(rows)
-            best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # of equals, the first
+            best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # ties: in the order of the classes
             yield Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best))
 
 
@@ -239,43 +234,49 @@ def load(
     saved = read_checkpoint(Path(checkpoint))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
-    return Predictor(network_of(saved, backbone), image["aspect"], precision, image.get("boxes", False)).to(device)
+    network = network_of(saved, backbone, str(checkpoint))
+    return Predictor(network, image["aspect"], precision, image.get("boxes", False)).to(device)
 
 
-class _Decoded(NamedTuple):
-    """A batch of files: for each its path and what is wrong with it, and the pictures ``(b, 3, T, T)`` of the rest."""
+def read(path: str, transform: Transform) -> tuple[Tensor, float] | str:
+    """Read one of many files, of which none may stop the others.
 
-    paths: list[str]
-    errors: list[str]
-    pictures: Tensor
+    Returns:
+        The network's input ``(3, T, T)`` uint8, and the height of what it shows in parts of the width; or what is wrong
+        with the file.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            next(file.iterdir(), None)  # raises where it cannot be listed
+        pixels = read_image(file, None, transform.needed(None))
+        height, width = pixels.shape[:2]
+        return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
+    except CxlpError as error:
+        return str(error)
+    except Exception as error:  # decoders and file systems raise many kinds
+        return f"cannot read {path}: {error} ({type(error).__name__})"
+
+
+#: Paths, each with what is wrong with the file, and the pictures ``(b, 3, T, T)`` of the others.
+_Batch = tuple[list[tuple[str, str]], Tensor]
 
 
 class _Files(Dataset[tuple[str, Tensor | str]]):
     """Files by their paths: an item is the path, and its picture or what is wrong with it."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.transform = predictor.transform  # not the network: this goes to the workers
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
 
     def __getitem__(self, path: str) -> tuple[str, Tensor | str]:
-        try:
-            return path, self._picture(path)
-        except CxlpError as error:
-            return path, str(error)
-        # Whatever else a decoder or a file system comes up with: thousands of other files wait.
-        except Exception as error:
-            return path, f"cannot read {path}: {error} ({type(error).__name__})"
-
-    def _picture(self, path: str) -> Tensor:
-        file = Path(path)
-        if file.is_dir():
-            next(file.iterdir(), None)  # raises where it cannot be listed
-        return self.transform(read_image(file, None, self.transform.needed(None)), None)
+        found = read(path, self.transform)
+        return path, found if isinstance(found, str) else found[0]
 
 
-def _collate(items: Sequence[tuple[str, Tensor | str]]) -> _Decoded:
+def _collate(items: Sequence[tuple[str, Tensor | str]]) -> _Batch:
     pictures = [found for _, found in items if isinstance(found, Tensor)]
-    errors = ["" if isinstance(found, Tensor) else found for _, found in items]
-    return _Decoded([path for path, _ in items], errors, torch.stack(pictures) if pictures else torch.empty(0))
+    errors = [(path, found if isinstance(found, str) else "") for path, found in items]
+    return errors, torch.stack(pictures) if pictures else torch.empty(0)
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:

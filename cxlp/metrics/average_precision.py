@@ -46,18 +46,31 @@ def average_precision(
     return np.array([_of_one_class(s, positive, kind) for s, positive in _by_class(scores, labels)])
 
 
+def mean_average_precision(
+    scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kind: Kind = "11point"
+) -> NDArray[np.float64]:
+    """Mean of :func:`average_precision` over the classes that have positives.
+
+    Returns:
+        A scalar ``()`` in [0, 1]; NaN where no class has positives.
+    """
+    values = average_precision(scores, labels, kind)
+    defined = values[~np.isnan(values)]
+    return np.array(defined.mean() if len(defined) else np.nan)
+
+
 def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor) -> NDArray[np.float64]:
     """Interpolated precision ``P(t)`` of each class at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
 
     Args:
-        scores: As there.
-        labels: As there.
+        scores: ``(n, K)``, any real numbers.
+        labels: ``(n, K)``: 1 present, -1 absent, 0 ignored.
 
     Returns:
         ``(K, 101)`` in [0, 1]; NaN for a class without positives.
 
     Raises:
-        CxlpError: As there.
+        CxlpError: If shapes differ, a label is unknown, or the score of an image that counts is NaN.
     """
     return np.array([_interpolated(s, positive, 100) for s, positive in _by_class(scores, labels)])
 

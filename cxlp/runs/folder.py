@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,6 +15,7 @@ from cxlp.runs.launch import launched_rank, was_restarted
 from cxlp.runs.loggers import REFIT, RunConfig
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.locking import hold, let_go
+from cxlp.utils.processes import run_to_end
 
 
 def run_name(run: RunConfig, config: Namespace | None = None) -> str:
@@ -216,9 +216,9 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     os.environ.pop("WANDB_RUN_ID", None)  # one run's: the first one's
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        status = subprocess.run(command, stdout=file, env=environment, check=False).returncode
+        status = run_to_end(command, file, environment)
     results = finished(folder)
-    if status or results is None:
+    if status not in (0, 3) or results is None:  # 3: an output beside the result is missing
         raise CxlpError(f"failed, see above and {log}")
     return results
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from cxlp.frozen.cache import digest_of_weights
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.models.network import Network
+from cxlp.reports.outputs import Outputs
+from cxlp.reports.result import TestResult
 from cxlp.runs.callbacks import Progress
 from cxlp.runs.checks import check_trainer
 from cxlp.runs.cli import build_parser, parts_of
@@ -93,6 +96,8 @@ class OpenedRun:
         experiment: The wandb run, on rank 0; ``None`` where it is off.
         reuse: Features of earlier runs, where they are kept.
         report: What the first frozen fit chose and found.
+        tested: What the test has found, on rank 0.
+        outputs: Makes what may fail while the run goes on: logs, tables, pictures.
     """
 
     def __init__(self, config: Namespace) -> None:
@@ -107,6 +112,8 @@ class OpenedRun:
         self.times, self.progress = PhaseTimes(), Progress()
         self.done: dict[str, Done] = {}
         self.report: dict[str, float] = {}
+        self.tested: TestResult | None = None
+        self.outputs = Outputs()
         self.experiment: wandb.Run | None = None
         self.reuse: FeatureReuse | None = None
         self._folds: FoldClassifiers | None = None
@@ -123,6 +130,9 @@ class OpenedRun:
         saved = read_run(self.resumed) if self.resumed is not None else None
         self.data.prepare_data()
         self.data.setup()
+        if launched_rank() == 0:
+            for line in self.data.remarks():
+                print(line, file=sys.stderr)  # noqa: T201
         self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
         self.data.resize(self.network.image_size, self.network.test_size)
         self._images, self._weights = Images.of(self.data), digest_of_weights(self.network.backbone)

@@ -18,7 +18,6 @@ from cxlp.data.dataset import Split
 from cxlp.models.network import Network
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS, STARTS
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.fingerprint import digest
 
 #: Keys that change no result, or only by rounding; or what they name is compared itself: weights, images, sizes.
 _FREE = (
@@ -63,19 +62,12 @@ class Images:
     def of(cls, data: ImageDataModule) -> "Images":
         """Look at a DataModule that is set up."""
         splits: tuple[Split, ...] = ("train", "val", "test")
-        found = {str(split): data.fingerprints(split) for split in splits}
-        return cls(found, {split: _marks(found[split], data, split) for split in splits})
+        return cls(*({str(split): data.fingerprints(split, known) for split in splits} for known in (False, True)))
 
     def all_of(self, splits: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Return the fingerprints and the marks of some splits, joined."""
         names = tuple(splits)
         return torch.cat([self.fingerprints[name] for name in names]), torch.cat([self.marks[name] for name in names])
-
-
-def _marks(fingerprints: Tensor, data: ImageDataModule, split: Split) -> Tensor:
-    pairs = zip(fingerprints.tolist(), data.splits[split].samples, strict=True)
-    found = [int(digest(number, sample.box, sample.label, size=7), 16) for number, sample in pairs]
-    return torch.tensor(found, dtype=torch.int64)
 
 
 def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

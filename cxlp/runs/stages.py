@@ -19,7 +19,7 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
-from cxlp.runs.evaluation import TestReport
+from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import (
     last_checkpoint,
     name_best,
@@ -183,11 +183,14 @@ class Run(OpenedRun):
         self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
-        trainer = self._build_trainer("test", [TestReport(self.folder, self.data)], stage.epoch)
+        recorder = TestRecorder(self.data)
+        trainer = self._build_trainer("test", [recorder], stage.epoch)
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
-            name_best(self.folder, stage.checkpoint)
+            with self.outputs.attempt("checkpoints/best.ckpt"):
+                name_best(self.folder, stage.checkpoint)
+        self.tested = recorder.result
         return {key: value for key, value in tested.items() if key.startswith("test/")}
 
     # --- Trainers ---------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ class Run(OpenedRun):
             stage,
             self.folder,
             [self.progress, Record(self._facts, image), self._provenance, *own],
-            build_loggers(self.settings, self.folder, stage, self.experiment),
+            build_loggers(self.settings, self.folder, stage, self.experiment, self.outputs),
             f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None,
             refit=self.choice is not None,
         )
@@ -233,9 +236,11 @@ class Run(OpenedRun):
             return
         mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
         logged = labelled(self.settings, self.data.name, *self.model.labels, mode)
-        self.experiment = start_wandb(logged, self.folder, self._wandb_id)
-        if self.experiment is not None:
-            self.experiment.config.update(self.config.as_dict(), allow_val_change=True)  # type: ignore[no-untyped-call]
+        with self.outputs.attempt("the wandb run"):
+            self.experiment = start_wandb(logged, self.folder, self._wandb_id)
+            if self.experiment is not None:
+                config = self.config.as_dict()
+                self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]
 
     # --- checkpoints ------------------------------------------------------------------------------
 

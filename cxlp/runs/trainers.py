@@ -17,6 +17,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, TrainingBar, WholeCheckpoints, checkpoints
 from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
+from cxlp.runs.signals import Signals
 
 
 def build_trainer(
@@ -43,7 +44,7 @@ def build_trainer(
     given = build_parser().instantiate(config.clone())["trainer"].as_dict()
     users, plugins = _listed(given.pop("callbacks")), _listed(given.pop("plugins"))
     saves, logs = given["enable_checkpointing"] is not False, given["logger"] is not False
-    own = [EpochSeed(), MovedCheckpoints()]
+    own = [EpochSeed(), MovedCheckpoints(), Signals()]
     if stage == "finetune":
         if refit:  # nothing is held out that could end the run, or choose
             users = [c for c in users if not str(getattr(c, "monitor", "")).startswith("val/")]

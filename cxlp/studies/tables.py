@@ -3,8 +3,9 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,13 +15,14 @@ import wandb
 from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_validations
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.history import by_epoch
+from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import RunConfig, start_wandb
 from cxlp.studies.systems import BASELINE
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 
 #: Phases of a run that are no part of fitting.
-_NO_FIT = ("test", "pictures", "validation", "total", "since resumed")
+_NO_FIT = ("test", "validation", "total", "since resumed")
 
 #: What to do about a run whose files are broken.
 _ANEW = "delete {}, and the same command does that run anew"
@@ -32,14 +34,15 @@ class Row:
 
     Attributes:
         name: The system's.
-        quality: Accuracy or mean average precision of the test images, in percent; of several seeds the mean.
-        deviation: Of ``quality`` among the seeds (of the sample, n - 1); ``None``: there is one seed.
-        cost: See :func:`cxlp.runs.cost.measure_cost`; as all that follows but ``per_class``, of the first seed.
-        row_bytes: Of an image's stored features.
-        peak_bytes: Most memory of the whole run.
-        fit_seconds: From images to the solution.
-        per_class: Accuracy or average precision by class, in percent; of several seeds the mean.
-        validations: Of each seed, the same metric of the images held out, in percent, by epoch; empty: none are.
+        quality: Accuracy or mean average precision of the test images, in percent; with several seeds the mean.
+        deviation: Sample standard deviation (n - 1) of ``quality`` among the seeds; ``None``: there is one seed.
+        cost: See :func:`cxlp.runs.cost.measure_cost`. The costs below, too, are those of the first seed.
+        row_bytes: Bytes of an image's stored features.
+        peak_bytes: The most memory that the whole run took.
+        fit_seconds: Seconds from images to the solution.
+        per_class: Accuracy or average precision by class, in percent; with several seeds the mean.
+        validations: For each seed, the same metric of the held-out images, in percent, by epoch; empty: no images are
+            held out.
     """
 
     name: str
@@ -54,7 +57,7 @@ class Row:
 
     @property
     def validation(self) -> float | None:
-        """The best epoch's, which is the one that is tested; of several seeds the mean."""
+        """Validation of the best epoch, which is the one that is tested; with several seeds the mean."""
         return mean(max(curve.values()) for curve in self.validations) if self.validations else None
 
     def epochs_to(self, percent: float) -> int | None:
@@ -64,7 +67,7 @@ class Row:
 
     @property
     def seconds(self) -> float:
-        """Of a new image: views, forward passes, encoding, classification (decoding not counted)."""
+        """Seconds that a new image takes: views, forward passes, encoding, classification; not its decoding."""
         return self.cost["network"] + self.cost["encoding"] + self.cost["classification"]
 
 
@@ -96,13 +99,13 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
     """
     results = [read_results(place) for place in places]
     for place, result in zip(places, results, strict=True):
-        if f"test/{metric}" not in result["metrics"]:
+        if result["metrics"].get(f"test/{metric}") is None:
             raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
         if not {"cost", "memory", "seconds"} <= result.keys() or not (place / "per_class.csv").is_file():
             raise CxlpError(f"{place} lacks costs or per_class.csv: {_ANEW.format(place)}")
     quality = [100 * result["metrics"][f"test/{metric}"] for result in results]
     found = results[0]
-    # Of a fit on features that an earlier run made, what they cost there belongs to it.
+    # Where the features are an earlier run's, what they cost there belongs to this fit.
     earlier = found.get("features made by an earlier run", {})
     seconds = {**found["seconds"], **earlier.get("seconds", {})}
     # A refit, which holds nothing out, lies in the folder of the run that chose its epoch.
@@ -123,7 +126,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
 def _per_class(places: Sequence[Path], column: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for place in places:
-        with (place / "per_class.csv").open(newline="") as file:
+        with (place / "per_class.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             for record in csv.DictReader(file):
                 if record[column]:
                     found.setdefault(record["class"], []).append(100 * float(record[column]))
@@ -139,43 +142,40 @@ def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple
         reach: A percentage of the images held out, for a column of the first epoch that has it; ``None``: no such
             column.
     """
-    repeated = any(row.deviation is not None for row in rows)
-    validated = any(row.validations for row in rows)
-    heads = [
-        "system",
-        f"{metric} %",
-        *(["±"] if repeated else []),
-        *(["val %"] if validated else []),
-        *([] if reach is None else [f"epochs to {reach:g} %"]),
-        "size",
-        "passes",
-        "network ms",
-        "encoding ms",
-        "SVM ms",
-        "x bare",
-        "kB",
-        "peak MB",
-        "fit s",
-    ]
-    values: list[list[Any]] = []
-    for row in rows:
-        milliseconds = [round(1000 * row.cost[part], 2) for part in ("network", "encoding", "classification")]
-        values.append(
-            [
-                row.name, round(row.quality, 1),
-                *([_or_empty(row.deviation, 2)] if repeated else []),
-                *([_or_empty(row.validation, 1)] if validated else []),
-                *([] if reach is None else [_or_empty(row.epochs_to(reach))]),
-                int(row.cost["dimension"]), int(row.cost["passes"]), *milliseconds,
-                round(row.seconds / row.cost["bare pass"], 2),
-                round(row.row_bytes / 1000, 1), round(row.peak_bytes / 1e6), round(row.fit_seconds, 1),
-            ]
-        )  # fmt: skip
-    return heads, values
+    cost = {"network ms": "network", "encoding ms": "encoding", "SVM ms": "classification"}
+    columns: dict[str, Callable[[Row], Any]] = {"system": lambda row: row.name}
+    columns[f"{metric} %"] = lambda row: round(row.quality, 1)
+    if any(row.deviation is not None for row in rows):
+        columns["±"] = lambda row: _or_empty(row.deviation, 2)
+    if any(row.validations for row in rows):
+        columns["val %"] = lambda row: _or_empty(row.validation, 1)
+    if reach is not None:
+        columns[f"epochs to {reach:g} %"] = lambda row: _or_empty(row.epochs_to(reach))
+    columns["size"] = lambda row: int(row.cost["dimension"])
+    columns["passes"] = lambda row: int(row.cost["passes"])
+    columns |= {head: lambda row, part=part: round(1000 * row.cost[part], 2) for head, part in cost.items()}  # type: ignore[misc]
+    columns["x bare"] = lambda row: round(row.seconds / row.cost["bare pass"], 2)
+    columns["kB"] = lambda row: round(row.row_bytes / 1000, 1)
+    columns["peak MB"] = lambda row: round(row.peak_bytes / 1e6)
+    columns["fit s"] = lambda row: round(row.fit_seconds, 1)
+    return list(columns), [[value(row) for value in columns.values()] for row in rows]
 
 
 def _or_empty(value: float | None, digits: int | None = None) -> float | str:
     return "" if value is None else round(value, digits)
+
+
+#: What columns mean, for those that are in the table.
+_NOTES = {
+    "size": "size: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
+    "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; fit "
+    "s: from images to the solution, gradient epochs included.",
+    "±": "±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.",
+    "val %": "val %: accuracy or mAP of the held-out images in the best epoch, which is tested; the mean over seeds.",
+    "epochs to": "epochs to: the first epoch, counted from 0, in which the held-out images reach the percentage (with "
+    "several seeds, their mean in that epoch); empty: none. With a frozen start, epoch 0 is the frozen fit.",
+    "validation.png": "validation.png: means over the seeds, shaded from the lowest to the highest.",
+}
 
 
 def write_reports(
@@ -184,9 +184,10 @@ def write_reports(
     rows: Sequence[Row],
     option: str | None,
     run: RunConfig,
+    outputs: Outputs,
     reach: float | None = None,
 ) -> list[Path]:
-    """Write table and pictures into a folder and into a wandb run.
+    """Write the table into a folder, then what may fail without it: pictures, and a wandb run.
 
     Args:
         folder: The comparison's.
@@ -194,63 +195,51 @@ def write_reports(
         rows: At least one.
         option: The option of a sweep; ``None``: the rows are systems or recipes.
         run: The wandb options of the runs.
+        outputs: Notes what could not be made.
         reach: See :func:`table`.
 
     Returns:
-        The files.
+        The files that were written.
     """
     heads, values = table(rows, metric, reach)
-    note = (
-        "\nsize: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
-        "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; "
-        "fit s: from images to the solution, gradient epochs included.\n"
-    )
-    if "±" in heads:
-        note += (
-            "\n±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.\n"
-        )
-    if "val %" in heads:
-        note += "\nval %: of the images held out, in the epoch that was best on them, which is tested; mean of seeds.\n"
-    if reach is not None:
-        note += (
-            "\nepochs to: the first epoch, from 0, in which the images held out have so much (of several seeds, their "
-            "mean in that epoch); empty: none. From a frozen start, 0 is the frozen fit.\n"
-        )
-    files: dict[str, str] = {"results.md": as_markdown(heads, values) + note, "results.csv": as_csv(heads, values)}
-    pictures: dict[str, bytes] = {}
-    quality = [row.quality for row in rows]
+    quality, names = [row.quality for row in rows], [row.name for row in rows]
+    pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
-        pictures["accuracy_against_time.png"] = draw_costs(
-            [row.name for row in rows], quality, [row.seconds for row in rows], metric
-        )
+        seconds = [row.seconds for row in rows]
+        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, seconds, metric)
     else:
-        pictures["sweep.png"] = draw_sweep(option, [row.name for row in rows], quality, metric)
-    baseline = BASELINE if any(row.name == BASELINE for row in rows) else rows[0].name
+        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, metric)
     if len(rows) > 1:
-        pictures["per_class.png"] = draw_differences({row.name: row.per_class for row in rows}, baseline)
+        baseline = BASELINE if BASELINE in names else names[0]
+        per_class = {row.name: row.per_class for row in rows}
+        pictures["per_class.png"] = partial(draw_differences, per_class, baseline)
     curves = {row.name: row.validations for row in rows if any(len(curve) > 1 for curve in row.validations)}
+    files: dict[str, str] = {"results.csv": as_csv(heads, values)}
     if curves:
-        files["validation.csv"] = as_csv(
-            ["system", "run", "epoch", f"val/{metric} %"],
-            [
-                [name, number, epoch, round(value, 2)]
-                for name, seeds in curves.items()
-                for number, curve in enumerate(seeds)
-                for epoch, value in curve.items()
-            ],
-        )
-        note += "\nvalidation.png: means over the seeds, shaded from the lowest to the highest.\n"
-        files["results.md"] = as_markdown(heads, values) + note
-        pictures["validation.png"] = draw_validations(curves, metric, reach)
+        points = [
+            [name, number, epoch, round(value, 2)]
+            for name, seeds in curves.items()
+            for number, curve in enumerate(seeds)
+            for epoch, value in curve.items()
+        ]
+        files["validation.csv"] = as_csv(["system", "run", "epoch", f"val/{metric} %"], points)
+        pictures["validation.png"] = partial(draw_validations, curves, metric, reach)
+    notes = [note for key, note in _NOTES.items() if any(name.startswith(key) for name in (*heads, *pictures))]
+    files = {"results.md": "\n".join([as_markdown(heads, values), *(f"{note}\n" for note in notes)]), **files}
     for name, text in files.items():
         write_whole(folder / name, text)
-    for name, picture in pictures.items():
-        write_whole(folder / name, picture)
-    experiment = start_wandb(run, folder)
-    if experiment is not None:
-        logged = [[math.nan if v == "" else v for v in record] for record in values]
-        panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in pictures}
-        experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})
-        experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
-        experiment.finish()
-    return [folder / name for name in (*files, *pictures)]
+    drawn: list[str] = []
+    for name, draw in pictures.items():
+        (folder / name).unlink(missing_ok=True)  # that of an earlier comparison
+        with outputs.attempt(name):
+            write_whole(folder / name, draw())
+            drawn.append(name)
+    with outputs.attempt("the wandb run"):
+        experiment = start_wandb(run, folder)
+        if experiment is not None:
+            logged = [[math.nan if v == "" else v for v in record] for record in values]
+            panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in drawn}
+            experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})
+            experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
+            experiment.finish()
+    return [folder / name for name in (*files, *drawn)]

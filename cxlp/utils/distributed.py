@@ -2,9 +2,6 @@
 
 import os
 import socket
-import sys
-import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,13 +10,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.processes import STOPPED
 
 T = TypeVar("T")
-
-#: What a process says that ends because of another one.
-STOPPED = "another process of this run has stopped: see its message"
-#: Seconds that a process which must end has for an orderly end.
-GRACE = 10.0
 
 
 def is_distributed() -> bool:
@@ -121,44 +114,6 @@ def on_rank_zero(work: Callable[[], None]) -> None:
         return 0
 
     ask_rank_zero(done)
-
-
-def leave_soon(status: int, said: str = "") -> None:
-    """End this process after :data:`GRACE` seconds, whatever it is waiting for then.
-
-    Peers learn that a process has failed when it is gone: its connections are closed, and its launcher ends the others.
-    An orderly end can wait forever, though: NCCL's waits for peers which wait for this process.
-
-    Args:
-        status: The exit status.
-        said: What is printed if the end was not orderly.
-    """
-
-    def leave() -> None:
-        time.sleep(GRACE)
-        if said:
-            print(f"error: {said}", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(status)
-
-    threading.Thread(target=leave, daemon=True).start()
-
-
-def leave_with_parent(poll: float = 1.0) -> None:
-    """End this process soon after the one that started it, if that was rank 0 (Lightning's own launcher).
-
-    The launcher ends rank 0 when another rank fails, but nobody ends the others when rank 0 does. Under gloo their
-    collectives fail; under NCCL they would wait for its timeout, half an hour.
-    """
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(poll)
-        leave_soon(2, STOPPED)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_nccl() -> bool:

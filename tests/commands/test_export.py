@@ -42,6 +42,8 @@ def test_size_difference_and_times_are_printed(form: str, checkpoint: Path, tmp_
 def test_a_file_that_computes_something_else_is_status_1(
     checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "model.pt2").touch()
+    monkeypatch.setattr(cxlp.deploy.export, "export", lambda model, out, *_: [out])
     monkeypatch.setattr(cxlp.deploy.export, "check", lambda *_: Check(3, 0.2, 1.0, 1, 1.0, 1.0))
     args = ["export", str(checkpoint), "--out", str(tmp_path / "model.pt2"), "--format", "torch"]
     assert main(args) == 1

@@ -186,7 +186,10 @@ def test_nothing_to_predict_is_said(checkpoint: Path, capsys: Capture, monkeypat
     assert capsys.readouterr().err == "there were no paths\n"
 
 
-def test_a_network_of_crops_says_so(checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_network_of_crops_says_so(
+    checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", lambda *_: b"")
     saved = torch.load(checkpoint, weights_only=True)
     saved["cxlp"]["image"]["boxes"] = True
     torch.save(saved, tmp_path / "boxes.ckpt")

@@ -1,26 +1,14 @@
 """Folders of one's own: both layouts, what is an image, and what is said about odd ones."""
 
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from cxlp.data.dataset import Sample
 from cxlp.data.folder import Folder
 from cxlp.utils.errors import CxlpError
-from tests.generate import write_folder, write_image
-
-DOT = np.zeros((4, 4, 3), np.uint8)
-
-
-def fill(root: Path, *files: str) -> Path:
-    for file in files:
-        write_image(root / file, DOT)
-    return root
-
-
-def names(samples: list[Sample], root: Path) -> list[str]:
-    return [sample.path.relative_to(root).as_posix() for sample in samples]
+from tests.data.folders import fill, names
+from tests.generate import write_folder
 
 
 def test_given_split_is_kept(tmp_path: Path) -> None:
@@ -58,23 +46,68 @@ def test_test_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) 
         Folder(tmp_path, test_fraction=fraction)
 
 
-def test_nested_and_uppercase_files_are_found_and_hidden_or_other_ones_are_not(tmp_path: Path) -> None:
-    root = fill(
-        tmp_path,
-        "train/a/1.JPG",
-        "train/a/deep/er/2.Png",
-        "train/a/._1.jpg",
-        "train/a/.thumbnails/1.jpg",
-        "train/.git/x/1.png",
-        "test/a/3.webp",
-    )
-    (root / "train/a/notes.txt").write_text("no image")
-    (root / "train/a/folder.png").mkdir()
-    (root / "train/README.md").write_text("no class")
-    classes, samples = Folder(root).read()
-    assert classes == ("a",)
-    assert names(samples["train"], root) == ["train/a/1.JPG", "train/a/deep/er/2.Png"]
-    assert names(samples["test"], root) == ["test/a/3.webp"]
+def test_val_is_the_official_validation_or_without_test_the_test(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "valid", "test") for c in "ab"))
+    parts = {}
+    for validation in ("official", 0):
+        module = Folder(root, image_size=8, validation=validation)
+        module.setup()
+        parts[validation] = {split: names(data.samples, root) for split, data in module.splits.items()}
+        assert module.remarks()[0] == "warning: taken for splits by their names: valid (val)"
+        fitted = (
+            f"warning: the images of {root / 'valid'} are training images, too: data.validation: official holds them"
+        )
+        assert [line.startswith(fitted) for line in module.remarks()[1:]] == [True] * (validation != "official")
+    assert parts["official"] == {
+        s: [f"{f}/a/1.png", f"{f}/b/1.png"] for s, f in (("train", "train"), ("val", "valid"), ("test", "test"))
+    }
+    assert parts[0]["train"] == parts["official"]["train"] + parts["official"]["val"] and parts[0]["val"] == []
+    shutil.rmtree(root / "test")
+    module = Folder(root, image_size=8)
+    module.setup()
+    assert names(module.splits["test"].samples, root) == ["valid/a/1.png", "valid/b/1.png"]
+    assert module.remarks() == [
+        "warning: taken for splits by their names: valid (val)",
+        f"warning: there is no folder for the test: the test images are those of {root / 'valid'}",
+    ]
+    with pytest.raises(CxlpError, match="no official validation images"):
+        Folder(root, image_size=8, validation="official").setup()
+
+
+def test_splits_may_be_nested_once_more(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"seg_{s}/seg_{s}/{c}/1.png" for s in ("train", "test") for c in "ab"), "seg_pred/1.png")
+    module = Folder(root)
+    classes, samples = module.read()
+    assert classes == ("a", "b") and len(samples["train"]) == len(samples["test"]) == 2
+    assert module.left_out == {"in seg_pred, beside the splits": 1}
+
+
+def test_folders_of_no_meaning_between_split_and_class_are_passed_through(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{s}/images/{c}/1.png" for s in ("train", "test") for c in "ab"))
+    assert Folder(root).read()[0] == ("a", "b")
+
+
+def test_images_of_a_split_without_class_folders_have_no_labels(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"train/{c}/{i}.png" for c in "ab" for i in range(5)), "test/1.png")
+    with pytest.raises(CxlpError, match=rf"no class folders in {root}/test, so .* set data.root: {root}/train"):
+        Folder(root).read()
+    (root / "val").mkdir()  # an empty one is none
+    (root / "test" / "1.png").rename(root / "val" / "1.png")
+    fill(root, "test/a/1.png")
+    module = Folder(root)
+    assert module.read()[1].keys() == {"train", "test"} and module.left_out == {"outside class folders (.png)": 1}
+
+
+def test_folders_below_the_classes_that_may_be_the_classes_are_told(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("A", "B") for c in ("cat", "dog") for i in range(5)))
+    module = Folder(root)
+    assert module.read()[0] == ("A", "B")
+    assert module.remarks()[0].startswith("warning: the classes A, B all hold the folders cat, dog: if these ")
+    with pytest.raises(CxlpError, match=f"holds one folder: .*data.root: {root / 'whole'}"):
+        (root / "whole").mkdir()
+        for name in "AB":
+            (root / name).rename(root / "whole" / name)
+        Folder(root).read()
 
 
 def test_hidden_parent_does_not_hide_the_images(tmp_path: Path) -> None:
@@ -121,7 +154,7 @@ def test_empty_class_folders_are_named(tmp_path: Path, split: str) -> None:
 
 @pytest.mark.parametrize(("there", "other"), [("train", "test"), ("test", "train")])
 def test_half_a_split_is_refused(tmp_path: Path, there: str, other: str) -> None:
-    with pytest.raises(CxlpError, match=f"has {there} but not both"):
+    with pytest.raises(CxlpError, match=f"has {there} but not both train and test"):
         Folder(fill(tmp_path, f"{there}/a/1.png")).read()
     (tmp_path / other).mkdir()  # now it is there, but empty
     with pytest.raises(CxlpError):

@@ -149,10 +149,16 @@ def test_missing_packages_are_named_before_any_work(tmp_path: Path, monkeypatch:
 # --- torch.export
 
 
-def test_torch_export_needs_nothing_of_cxlp(tmp_path: Path) -> None:
-    model = predictor()
-    path = tmp_path / "model.pt2"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
+    """A network, and PyTorch's own file of it."""
+    model, path = predictor(), tmp_path_factory.mktemp("torch") / "model.pt2"
     assert export(model, path, "torch") == [path]
+    return model, path
+
+
+def test_torch_export_needs_nothing_of_cxlp(exported: tuple[Predictor, Path]) -> None:
+    model, path = exported
     extra = {"cxlp.json": ""}
     module = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra["cxlp.json"]) == describe(model, "uint8")
@@ -175,10 +181,8 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.Mon
 # --- the check
 
 
-def test_the_check_finds_another_network(tmp_path: Path) -> None:
-    model = predictor()
-    path = tmp_path / "model.pt2"
-    export(model, path, "torch")
+def test_the_check_finds_another_network(exported: tuple[Predictor, Path]) -> None:
+    model, path = copy.deepcopy(exported[0]), exported[1]
     images = birds(model)
     found = check(model, path, "torch", images)
     assert found.passed and found.images == found.same == 3 and found.difference < 1e-5

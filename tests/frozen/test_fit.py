@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import inspect
+import warnings
 import weakref
 from collections.abc import Sequence
 from functools import cache, partial
@@ -13,8 +15,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC
-from torch import Tensor
+from torch import Tensor, nn
 
+import cxlp.heads
 from cxlp.backbones.backbone import Backbone
 from cxlp.frozen import fit as fit_module
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
@@ -31,7 +34,7 @@ from cxlp.heads import (
     SparseFisherVector,
     TrainedGuidePooling,
 )
-from cxlp.heads.cross_layer import sub_arrays
+from cxlp.heads.operator import sub_arrays
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
@@ -150,7 +153,9 @@ def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) 
         pytest.param(CovariancePooling(pca_dim=6), None, id="covariance"),
         pytest.param(FisherVector(pca_dim=6, atoms=4), None, id="fisher"),
         pytest.param(
-            SparseFisherVector(pca_dim=6, atoms=8, views=Views("regions", stride=0.7)), None, id="sparse over regions"
+            SparseFisherVector(pca_dim=6, atoms=8, views=Views("regions", scale=1.2, stride=0.7)),
+            None,
+            id="sparse over regions",
         ),
         pytest.param(TrainedGuidePooling(pca_dim=6, channels=5), None, id="trained_guide"),
         pytest.param(cross(align="to_local"), ("features.4", "features.6"), id="two resolutions"),
@@ -210,31 +215,22 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_maps_are_on_disk_until_they_are_pooled(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("heads", "layers"),
+    [
+        ([cross()], 2),
+        ([BilinearPooling(pca_dim=6)], 1),
+        ([cross(channels=5), cross(pca_dim=3), FisherVector(pca_dim=4, atoms=2), AveragePooling()], 2),
+    ],
+    ids=["cross", "a layer under itself", "several heads"],
+)
+def test_each_map_is_on_disk_once_until_it_is_pooled(tmp_path: Path, heads: list[Head], layers: int) -> None:
     images, labels = small_images()
-    fit = FrozenFit(small_network(), FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    fit = FrozenFit(small_network(heads), FrozenConfig(), len(images), tmp_path, PhaseTimes())
     fit.observe(images, labels, torch.arange(len(images)))
-    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * (128 + 128) * 4
+    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * layers * 128 * 4
     fit.close(keep=False)
     assert not any(tmp_path.glob("*.bin"))
-
-
-def test_maps_of_a_layer_pooled_under_itself_are_kept_once(tmp_path: Path) -> None:
-    images, labels = small_images()
-    network = small_network(BilinearPooling(pca_dim=6))
-    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
-    fit.observe(images, labels, torch.arange(len(images)))
-    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * 128 * 4
-    fit.close(keep=False)
-
-
-def test_maps_that_several_heads_take_are_kept_once(tmp_path: Path) -> None:
-    images, labels = small_images()
-    network = small_network([cross(channels=5), cross(pca_dim=3), FisherVector(pca_dim=4, atoms=2), AveragePooling()])
-    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
-    fit.observe(images, labels, torch.arange(len(images)))
-    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * (128 + 128) * 4
-    fit.close(keep=False)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +273,12 @@ def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
 
 
-def test_a_missing_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"each of the 21 training images once, it saw 19"):
-        run_fit(small_network(), tmp_path, batches=[torch.arange(19)])
-
-
-def test_an_image_seen_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="once"):
-        run_fit(small_network(), tmp_path, batches=[torch.arange(21), torch.tensor([3])])
+@pytest.mark.parametrize(
+    ("batches", "seen"), [([torch.arange(19)], 19), ([torch.arange(21), torch.tensor([3])], 21)], ids=["few", "twice"]
+)
+def test_each_image_is_needed_once(tmp_path: Path, batches: list[Tensor], seen: int) -> None:
+    with pytest.raises(CxlpError, match=f"each of the 21 training images once, it saw {seen}"):
+        run_fit(small_network(AveragePooling()), tmp_path, batches=batches)
 
 
 def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_path: Path) -> None:
@@ -297,10 +291,13 @@ def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_pat
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"c": 0.0}, r"frozen\.c is 0\.0: a cost C must be greater than 0"),
-        ({"c": "auto", "c_candidates": ()}, r"frozen\.c_candidates is \(\)"),
-        ({"c": "auto", "c_candidates": (1.0, -1.0)}, r"frozen\.c_candidates is \(1\.0, -1\.0\)"),
-        ({"folds": 1}, r"frozen\.folds is 1: cross-validation needs 2 or more"),
+        ({"c": 0.0}, r"frozen\.c is 0\.0: a cost C is a number greater than 0"),
+        ({"c": float("inf")}, r"frozen\.c is inf"),
+        ({"c": float("nan")}, r"frozen\.c is nan"),
+        ({"c_candidates": ()}, r"frozen\.c_candidates is empty"),
+        ({"c_candidates": (1.0, -1.0)}, r"frozen\.c_candidates is \(1\.0, -1\.0\)"),
+        ({"folds": 1}, r"frozen\.folds is 1: choose 2 to 100"),
+        ({"folds": 1000}, r"frozen\.folds is 1000: choose 2 to 100"),
         ({"pca_vectors": 0}, r"frozen\.pca_vectors is 0"),
     ],
 )
@@ -330,7 +327,7 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     labels = torch.where(labels == 2, 1, labels)
     labels[alone] = 2
     network = small_network()
-    with pytest.warns(UserWarning, match="single training image: the scale of the logits stays 1"):
+    with pytest.warns(UserWarning, match="fewer than two training images: the scale of the logits stays 1"):
         report = run_fit(network, tmp_path, data=(images, labels))
     assert report == {"C": 10.0, "logit_scale": 1.0}
     with torch.no_grad():  # the class is learnt all the same
@@ -345,13 +342,13 @@ def test_c_is_chosen_by_cross_validation(tmp_path: Path) -> None:
     report = run_fit(chosen, tmp_path, FrozenConfig("auto", candidates, 3, ALL_VECTORS))
     accuracies = [report[f"cv_accuracy_C{c:g}"] for c in candidates]
     for c, accuracy in zip(candidates, accuracies, strict=True):
-        fixed = run_fit(small_network(), tmp_path, FrozenConfig(c, (), 3, ALL_VECTORS))
+        fixed = run_fit(small_network(), tmp_path, FrozenConfig(c, folds=3, pca_vectors=ALL_VECTORS))
         assert fixed["cv_accuracy"] == accuracy
     best = next(c for c, accuracy in zip(candidates, accuracies, strict=True) if accuracy == max(accuracies))
     assert report["C"] == best
     assert report["cv_accuracy"] == max(accuracies)
     given = small_network()
-    run_fit(given, tmp_path, FrozenConfig(best, (), 3, ALL_VECTORS))
+    run_fit(given, tmp_path, FrozenConfig(best, folds=3, pca_vectors=ALL_VECTORS))
     assert_same_weights(weights(given), weights(chosen))
 
 
@@ -447,3 +444,85 @@ def test_pooling_without_projection_needs_no_maps(tmp_path: Path) -> None:
     fit.observe(images, labels, torch.arange(len(images)))
     assert [p.name for p in tmp_path.iterdir()] == ["features.bin"]
     fit.close(keep=False)
+
+
+# --- numbers and images that are hardly ones
+
+
+class Trunk(nn.Module):
+    """Two layers, whose biases and weights can be spoilt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
+        self.high = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.high(self.low(x))  # type: ignore[no-any-return]
+
+
+def spoilt(head: Head, layer: str = "", bias: float = 0.0, scale: float = 1.0, **options: Any) -> Network:
+    torch.manual_seed(0)
+    trunk = Trunk()
+    for name in ("low", "high") if layer == "both" else (layer,) if layer else ():
+        conv = trunk.get_submodule(name)[0]  # type: ignore[index]
+        nn.init.constant_(conv.bias, bias)
+        conv.weight.data.mul_(scale)
+    return Network(Backbone(trunk, ("low", "high"), image_size=16), head, **{"classes": CLASSES, **options}).eval()
+
+
+@pytest.mark.parametrize("name", [name for name in cxlp.heads.__all__ if name != "Head"])
+def test_strange_images_are_fitted_to_finite_weights(name: str, tmp_path: Path) -> None:
+    head = partial(getattr(cxlp.heads, name))
+    known, small = inspect.signature(getattr(cxlp.heads, name)).parameters, {"pca_dim": 4, "atoms": 3}
+    head = partial(head, **{key: value for key, value in small.items() if key in known})
+    images, labels = torch.rand(12, 3, 16, 16), torch.arange(12) % 3
+    some_constant = torch.where(torch.arange(12).view(12, 1, 1, 1) == 3, 0.5, images)
+    alone: dict[str, Any] = {"classes": ["only"]}
+    cases: dict[str, tuple[Network, Tensor, Tensor]] = {
+        "constant colour": (spoilt(head()), torch.full_like(images, 0.5), labels),
+        "one of constant colour": (spoilt(head()), some_constant, labels),
+        "duplicates": (spoilt(head()), images[:1].expand_as(images), labels),
+        "a silent guide": (spoilt(head(), "high", bias=-100), images, labels),
+        "all maps zero": (spoilt(head(), "both", bias=-100), images, labels),
+        "one image of each class": (spoilt(head()), images[:3], labels[:3]),
+        "one class": (spoilt(head(), **alone), images, 0 * labels),
+        "one image": (spoilt(head(), **alone), images[:1], 0 * labels[:1]),
+        "no label said": (spoilt(head(), multi_label=True), images, torch.zeros(12, 3, dtype=torch.int64)),
+    }
+    for case, (network, given, said) in cases.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # too few images for a scale, fewer clusters than atoms
+            run_fit(network, tmp_path, FrozenConfig(), [torch.arange(len(given))], data=(given, said))
+        assert all(bool(value.isfinite().all()) for value in network.state_dict().values()), case
+        assert bool(network(given).isfinite().all()), case
+
+
+@pytest.mark.parametrize(
+    ("head", "layer", "values", "said"),
+    [
+        (AveragePooling(), "low", {"bias": float("nan")}, "layer 'high' of Trunk gives NaN .* 12 training images, the"),
+        (cross(pca_dim=4), "low", {"bias": float("inf")}, "layer 'low' of Trunk gives NaN or infinity for 12 training"),
+        (cross(pca_dim=4), "low", {"scale": 1e25}, "local features of the PCA are NaN, infinite, or too large"),
+        (
+            BilinearPooling(None),
+            "low",
+            {"scale": 1e25},
+            "pooled features are NaN, infinite, or too large .* 12 training",
+        ),
+        (AveragePooling(l2=False, sqrt=False), "low", {"scale": 1e25}, "pooled features are .* 12 training"),
+    ],
+)
+def test_features_that_are_not_finite_are_refused(
+    tmp_path: Path, head: Head, layer: str, values: dict[str, float], said: str
+) -> None:
+    data = torch.rand(12, 3, 16, 16), torch.arange(12) % 3
+    with pytest.raises(CxlpError, match=said):
+        run_fit(spoilt(head, layer, **values), tmp_path, FrozenConfig(), [torch.arange(12)], data=data)
+
+
+def test_the_image_is_named_whose_maps_are_not_finite(tmp_path: Path) -> None:
+    images, labels = torch.rand(12, 3, 16, 16), torch.arange(12) % 3
+    images[5, 1, 3, 3] = float("nan")
+    with pytest.raises(CxlpError, match=r"gives NaN or infinity for training image 5: .*--trainer\.precision 32-true"):
+        run_fit(spoilt(AveragePooling()), tmp_path, FrozenConfig(), torch.arange(12).chunk(2), data=(images, labels))

@@ -118,7 +118,7 @@ def test_choose_c_takes_the_better_one(data: Problem) -> None:
 
 
 @pytest.mark.parametrize("candidates", [(100.0, 1.0, 10.0), (1.0, 10.0, 100.0)])
-def test_of_equals_the_smallest_c_is_chosen(
+def test_ties_keep_the_smallest_c(
     data: Problem, monkeypatch: pytest.MonkeyPatch, candidates: tuple[float, ...]
 ) -> None:
     perfect, wrong = np.eye(CLASSES)[data.labels], -np.eye(CLASSES)[data.labels]
@@ -172,17 +172,6 @@ def multi_label(data: Problem) -> torch.Tensor:
     labels = np.stack([data.labels == 0, data.labels % 2 == 1, data.labels == 3], axis=1) * 2 - 1
     labels[np.random.default_rng(1).random(labels.shape) < 0.2] = 0
     return torch.from_numpy(labels.astype(np.int64))
-
-
-def test_each_class_trains_on_its_specified_rows(data: Problem) -> None:
-    labels = multi_label(data)
-    solution = solve(data.gram, as_targets(labels, 3).numpy(), 10.0, threads=2)
-    weights = solution.coefficients @ data.x
-    for k, y in enumerate(labels.T.numpy()):
-        reference = SVC(kernel="linear", C=10.0, tol=1e-6).fit(data.x[y != 0], y[y != 0])
-        np.testing.assert_allclose(weights[k], reference.coef_[0], atol=2e-3 * np.abs(reference.coef_).max())
-        np.testing.assert_allclose(solution.intercepts[k], reference.intercept_[0], atol=2e-3)
-        assert not solution.coefficients[k, y == 0].any()
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -1,5 +1,6 @@
 """What all heads have in common: options as plain values, connection to maps, and coming back from a description."""
 
+import inspect
 import json
 from typing import Any
 
@@ -41,6 +42,18 @@ def test_each_option_comes_back(name: str) -> None:
     assert changed == options.keys() - {"sketch"}  # which a spectral root excludes
 
 
+def test_options_of_one_name_have_one_default() -> None:
+    """The command line keeps an option's value, also a default one, where the class of the head is changed."""
+    defaults: dict[str, dict[str, Any]] = {}
+    for name in OURS:
+        for option, parameter in inspect.signature(getattr(cxlp.heads, name)).parameters.items():
+            defaults.setdefault(option, {})[name] = parameter.default
+    for option, found in defaults.items():
+        # A value that the new class does not take is not kept: null, where a number is needed.
+        kept = {value for value in found.values() if value is not None or option != "channels"}
+        assert len(kept) == 1, (option, found)
+
+
 def test_a_sketch_comes_back() -> None:
     assert Head.from_spec(CrossLayerPooling(sketch=8).spec()).options()["sketch"] == 8
 
@@ -48,10 +61,12 @@ def test_a_sketch_comes_back() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"class_path": "CrossLayerPoling"}, "unknown head 'CrossLayerPoling'.*'CrossLayerPooling'"),
-        ({"class_path": "annotations"}, "unknown head 'annotations'"),
+        ({"class_path": "CrossLayerPoling"}, "'CrossLayerPoling' is no pooling head.*'CrossLayerPooling'"),
+        ({"class_path": "cross_layer"}, "'cross_layer' is no pooling head"),
+        ({"class_path": "Head"}, "'Head' is no pooling head: name one of cxlp, or a class derived from cxlp.Head"),
+        ({"class_path": "cxlp.heads.local.LocalHead"}, "LocalHead' is no pooling head"),
         ({"class_path": "no_such_package.Head"}, "no module 'no_such_package'"),
-        ({"class_path": "torch.nn.Linear"}, "'torch.nn.Linear' is no subclass of cxlp.Head"),
+        ({"class_path": "torch.nn.Linear"}, "'torch.nn.Linear' is no pooling head"),
         ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
     ],
 )
@@ -87,4 +102,3 @@ def test_what_vectors_are_follows_from_the_normalisation() -> None:
     assert AveragePooling().unit_length and not AveragePooling(l2=False).unit_length
     assert AveragePooling(sign=True).signs_only and not AveragePooling(sign=True, l2=False).signs_only
     assert not FisherVector().signs_only and FisherVector.needs_fit and not CrossLayerPooling.needs_fit
-    assert not Head().unit_length

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cxlp.utils.distributed import STOPPED
+from cxlp.utils.processes import STOPPED
 from tests.small_run import ARGUMENTS, write_pictures
 from tests.small_run import POOLING as HEAD
 

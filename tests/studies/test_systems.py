@@ -20,9 +20,15 @@ def papers() -> dict[str, Described]:
     return systems(CAFFENET, CrossLayerPooling(size=3))
 
 
+@cache
+def cut(backbone: BackboneConfig) -> Backbone:
+    """A backbone that networks of these tests share: to cut it takes longer than all else."""
+    return Backbone.from_config(backbone)
+
+
 def build(backbone: BackboneConfig, system: Described) -> Network:
-    cut = Backbone.from_config(replace(backbone, layers=tuple(system["layers"])))
-    return Network(cut, [Head.from_spec(head) for head in system["heads"]])
+    shared = cut(replace(backbone, layers=tuple(system["layers"])))
+    return Network(shared, [Head.from_spec(head) for head in system["heads"]])
 
 
 def test_with_the_papers_network_they_bear_the_papers_names() -> None:

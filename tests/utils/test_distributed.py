@@ -25,7 +25,6 @@ from cxlp.heads import AveragePooling, FisherVector, Head, TrainedGuidePooling
 from cxlp.heads.pca import Moments
 from cxlp.utils import distributed
 from cxlp.utils.distributed import (
-    STOPPED,
     all_sum,
     ask_rank_zero,
     barrier,
@@ -40,6 +39,7 @@ from cxlp.utils.distributed import (
 )
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
+from cxlp.utils.processes import STOPPED
 from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import assert_same_weights, cross, small_images, small_network, weights
 

@@ -1,0 +1,159 @@
+"""Which files of a folder are pictures, and for what reason the others are left out."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from cxlp.utils.errors import CxlpError
+
+#: Pillow's formats for photographs and drawings: neither films nor vector graphics nor measurements.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA"),
+    *("TIFF", "WEBP", "XBM", "XPM"),
+)
+#: Formats by which a file of any other name is recognised: they have an unmistakable beginning. TIFF is not among them,
+#: since raw files of cameras begin in the same way.
+_KNOWN_BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
+_UNFINISHED = ("~", ".bak", ".crdownload", ".download", ".old", ".orig", ".part", ".partial", ".swp", ".tmp")
+#: Folders that operating systems make for themselves.
+_SYSTEM_FOLDERS = {"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found", "System Volume Information"}
+
+Image.init()
+#: What names of pictures end in.
+SUFFIXES = tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of a hidden file or folder, or of one that an operating system makes for itself."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
+    """List the folders in a folder by name; hidden ones, and what is no folder, are left out.
+
+    Args:
+        folder: Where.
+        left_out: Counts files by the reason for which they are left out.
+        reason: The reason for files that lie beside the folders.
+
+    Raises:
+        CxlpError: If it cannot be listed, or a link in it leads nowhere.
+    """
+    found = []
+    for entry in _entries(folder):
+        path = Path(entry)
+        if is_hidden(path.name):
+            left_out["hidden"] += _count(path)
+        elif entry.is_dir():
+            found.append(path)
+        elif not path.exists() and not has_picture_suffix(path):
+            raise CxlpError(f"{path} is a link to {path.readlink()}, which is not there: fetch it, or remove the link")
+        else:
+            left_out[f"{reason} ({_suffix(path)})"] += 1
+    return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder by name, but for hidden ones.
+
+    Raises:
+        CxlpError: If it cannot be listed.
+    """
+    return [Path(entry) for entry in _entries(folder) if entry.is_dir() and not is_hidden(entry.name)]
+
+
+def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """List the pictures in a folder, however deep: by their names, or else by their content.
+
+    Links are followed. One to a picture that is not there (such as those of git-annex, DVC or datalad, before it is
+    fetched) is a picture, too, which whoever opens it finds missing.
+
+    Args:
+        folder: Where.
+        left_out: Counts files by the reason for which they are left out.
+
+    Raises:
+        CxlpError: If a folder cannot be listed.
+    """
+    found = []
+    for path, is_file in _files(folder, left_out, frozenset()):
+        reason = _reason_against(path, is_file)
+        if reason is None:
+            found.append(path)
+        else:
+            left_out[reason] += 1
+    return sorted(found)
+
+
+def has_picture_suffix(path: Path) -> bool:
+    """Whether a file is called like a picture."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, or else by its content; or a link to one that is not there."""
+    return _reason_against(path, path.is_file()) is None
+
+
+def count_files(folder: Path, left_out: Counter[str], reason: str) -> None:
+    """Leave out all files of a folder."""
+    left_out[reason] += _count(folder)
+
+
+def _files(folder: Path, left_out: Counter[str], above: frozenset[Path]) -> Iterator[tuple[Path, bool]]:
+    """All that is no folder, however deep, and whether it is a file."""
+    here = folder.resolve()
+    above |= {here, *here.parents}
+    for entry in _entries(folder):
+        path = Path(entry)
+        if is_hidden(path.name):
+            left_out["hidden"] += _count(path)
+        elif not entry.is_dir():
+            yield path, entry.is_file()
+        elif entry.is_symlink() and path.resolve() in above:
+            left_out["links to a folder that they lie in"] += 1
+        else:
+            yield from _files(path, left_out, above)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; the system tells files from folders without a look at each."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            entry.is_dir()  # kept for later; a link is looked at
+        return entries
+    except OSError as error:
+        raise CxlpError(f"cannot list {folder}: {error.strerror}. Make it readable, or move it away") from error
+
+
+def _count(path: Path) -> int:
+    """How many files there are, at least one; what cannot be listed counts as one."""
+    return max(1, sum(len(files) for _, _, files in os.walk(path)))
+
+
+def _reason_against(path: Path, is_file: bool) -> str | None:
+    """Why something is no picture; ``None``: it is one."""
+    if not is_file and path.is_symlink() and not path.exists():
+        return None if has_picture_suffix(path) or not path.suffix else "links to nothing"
+    if not is_file:
+        return "neither files nor folders"
+    if path.name.lower().endswith(_UNFINISHED):
+        return "backups or unfinished"
+    if has_picture_suffix(path):
+        return None
+    try:
+        with Image.open(path, formats=_KNOWN_BY_CONTENT):
+            return None
+    except UnidentifiedImageError:
+        return f"no pictures ({_suffix(path)})"
+    except Exception:  # it begins like a picture: whoever decodes it finds out what is wrong
+        return None
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower() or "no suffix"
