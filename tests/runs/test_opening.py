@@ -14,20 +14,17 @@ from cxlp.runs import stages
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
-from tests.small_run import ARGUMENTS, BACKBONE, FINETUNE, metrics, prepared, run, write_pictures
+from tests.small_run import ARGUMENTS, BACKBONE, FINETUNE, metrics, prepared, run
 
 ALL_IMAGES = ["--data.validation", "0"]
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with pictures in it, and no wandb key."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without wandb."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    write_pictures(tmp_path)
-    return tmp_path
 
 
 def stop(error: BaseException) -> Callable[..., Any]:

@@ -62,6 +62,8 @@ def test_what_is_stored_is_not_made_again(
     assert first.trainer.callback_metrics == again.trainer.callback_metrics
     fit_with(store, folder, tmp_path, c=3.0, folds=2)  # other SVMs on the same features
     assert decoded == []
+    trainer(tmp_path).validate(again, pictures(folder, validation=0.25, image_size=32), verbose=False)
+    assert len(decoded) == 3  # outside a fit or a test, pictures are looked at
 
 
 @pytest.mark.parametrize("change", ["weights", "representation", "picture", "pca_vectors"])
