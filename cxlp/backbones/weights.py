@@ -123,10 +123,24 @@ def load_strictly(
         problems = problems or found
     else:
         raise CxlpError(f"{source} does not fit this network: {', '.join(problems)}")
-    for key, value in wanted.items():
-        if key in named and not bool(named[key].to(value.dtype).isfinite().all()):
-            raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
+    check_finite({k: named[k].to(v.dtype) for k, v in wanted.items() if k in named}, wanted, source)
     kept.load_state_dict({k: v for k, v in named.items() if k in wanted}, strict=False)
+
+
+def check_finite(state: State, own: State, source: str) -> None:
+    """Refuse NaN and infinity in weights, unless the network has them itself, such as in a mask.
+
+    Args:
+        state: The weights.
+        own: Those that the network has before they are loaded, by the same names.
+        source: What to call the weights in the error.
+
+    Raises:
+        CxlpError: Names the first tensor that holds them.
+    """
+    for key, value in state.items():
+        if not bool(value.isfinite().all()) and (key not in own or bool(own[key].isfinite().all())):
+            raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
 
 
 def _problems(state: State, known: State, wanted: State) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.library import preprocessing, register
+from cxlp.backbones.weights import check_finite
 from cxlp.heads.base import Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
@@ -108,9 +109,7 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
     """
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    for key, value in state.items():
-        if not bool(value.isfinite().all()):
-            raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
+    check_finite(state, network.state_dict(), source)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -176,6 +176,19 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value: float) -> None:
     assert all(torch.equal(v, before[k]) for k, v in kept.state_dict().items())
 
 
+def test_infinity_that_the_network_has_itself_is_no_damage() -> None:
+    def masked(value: float = float("-inf")) -> nn.Module:
+        module = Kept()
+        module.register_buffer("mask", torch.full((2, 2), value))
+        return module
+
+    kept, state = masked(), masked().state_dict()
+    load_strictly(kept, masked(), state, "f.pth")
+    assert torch.equal(kept.conv.weight, state["conv.weight"])  # type: ignore[union-attr, arg-type]
+    with pytest.raises(CxlpError, match=r"f\.pth holds NaN or infinity in mask"):
+        load_strictly(masked(0.0), masked(0.0), state, "f.pth")
+
+
 @pytest.mark.parametrize("prefix", ["model.", "network.backbone.trunk.", "encoder_q.module."])
 def test_a_prefix_of_the_networks_names_is_looked_through(prefix: str) -> None:
     state = Whole().state_dict()
