@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cxlp.heads.cross_layer import cross_layer_pooling
+from cxlp.heads.operator import cross_layer_pooling
 
 
 @dataclass(frozen=True)

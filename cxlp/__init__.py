@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         SparseFisherVector,
         TrainedGuidePooling,
     )
-    from cxlp.heads.cross_layer import cross_layer_pooling
+    from cxlp.heads.operator import cross_layer_pooling
     from cxlp.heads.views import Views
     from cxlp.models.checkpoint import load_network
     from cxlp.models.network import Network
@@ -55,7 +55,7 @@ _HOMES = {
     "Prediction": "cxlp.deploy.predictor",
     "Predictor": "cxlp.deploy.predictor",
     "Views": "cxlp.heads.views",
-    "cross_layer_pooling": "cxlp.heads.cross_layer",
+    "cross_layer_pooling": "cxlp.heads.operator",
     "load": "cxlp.deploy.predictor",
     "load_network": "cxlp.models.checkpoint",
 }

@@ -20,10 +20,11 @@ from docstring_parser import parse as parse_docstring
 import cxlp.heads
 from cxlp.backbones.backbone import BackboneConfig
 from cxlp.data import DATA_MODULES
+from cxlp.data.benchmark import Benchmark
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.transforms import AugmentConfig
 from cxlp.frozen.fit import FrozenConfig
-from cxlp.heads.normalisation import normalise
+from cxlp.heads.normalisation import Normalise
 from cxlp.heads.views import Views
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
@@ -42,6 +43,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("`model.frozen`: the fit without gradients", FrozenConfig),
     ("`model.optimizer`: gradient descent", OptimizerConfig),
     ("`data`: the images, of every data set", ImageDataModule),
+    ("`data`: besides, of the benchmarks, which are downloaded", Benchmark),
     ("`data.augment`: random changes of training images", AugmentConfig),
 )
 
@@ -57,9 +59,10 @@ command line both are shorter: `--model.head BilinearPooling --model.head.pca_di
 def reference() -> str:
     """Write the page."""
     page = [_HEAD]
-    for title, cls in SECTIONS:
-        page += [f"## {title}\n", _table(_options(cls))]
     common = {name for name, *_ in _options(ImageDataModule)}
+    for title, cls in SECTIONS:
+        rows = (row for row in _options(cls) if cls is not Benchmark or row[0] not in common)
+        page += [f"## {title}\n", _table(rows)]
     for name, path in DATA_MODULES.items():
         module, _, class_name = path.rpartition(".")
         own = [row for row in _options(getattr(import_module(module), class_name)) if row[0] not in common]
@@ -85,7 +88,7 @@ def _meanings(described: Any) -> dict[str, str]:  # noqa: ANN401 (a class or a f
     """What a docstring says of each argument.
 
     Where one sentence is about several, as ``sqrt, l2: The normalisation``, each one's own is that of
-    :func:`~cxlp.heads.normalisation.normalise` or of a base class.
+    :class:`~cxlp.heads.normalisation.Normalise` or of a base class.
     """
     found: dict[str, str] = {}
     for parameter in parse_docstring(inspect.getdoc(described) or "", style=DocstringStyle.GOOGLE).params:
@@ -97,7 +100,7 @@ def _meanings(described: Any) -> dict[str, str]:  # noqa: ANN401 (a class or a f
 
 
 def _elsewhere(cls: type, name: str) -> str:
-    return _meanings(normalise).get(name) or next(found for c in cls.__mro__[1:] if (found := _meanings(c).get(name)))
+    return _meanings(Normalise).get(name) or next(found for c in cls.__mro__[1:] if (found := _meanings(c).get(name)))
 
 
 def _default(field: Field[Any]) -> Any:  # noqa: ANN401 (any default)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cxlp.data import DATA_MODULES
+from cxlp.data.benchmark import Benchmark
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CONFIGS
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
@@ -83,8 +84,8 @@ def test_config_shows_options_of_the_data_at_their_defaults(name: str) -> None:
     """So the benchmark's own protocol is what a script with the data module alone gets, too."""
     path, _, class_name = DATA_MODULES[name].rpartition(".")
     module = getattr(importlib.import_module(path), class_name)
-    own, common = (inspect.signature(cls).parameters for cls in (module, ImageDataModule))
-    defaults = {key: parameter.default for key, parameter in {**common, **own}.items()}
+    signatures = [inspect.signature(cls).parameters for cls in (ImageDataModule, Benchmark, module)]
+    defaults = {key: parameter.default for own in signatures for key, parameter in own.items()}
     shown = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
     assert shown.keys() == {"class_path", "init_args"} and shown["class_path"] == class_name
     given = shown["init_args"]

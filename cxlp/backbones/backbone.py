@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.caffenet import CaffeNet, onnx_state_dict
-from cxlp.backbones.feature_extraction import Activation, cut, narrow
+from cxlp.backbones.feature_extraction import PENULTIMATE, Activation, cut, narrow
 from cxlp.backbones.gradient_checkpointing import run_in_segments
-from cxlp.backbones.layout import _as_map, _layout
+from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import Source, find, of_module
 from cxlp.backbones.weights import load_strictly, read_state_dict
 from cxlp.utils.errors import CxlpError
@@ -32,8 +32,8 @@ class BackboneConfig:
             callable without arguments that returns an ``nn.Module``, such as ``my_package.nets.trunk``.
         layers: Layers whose maps heads may take, lower before upper, each the name of a
             module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
-            (of a convolutional classifier, the mean over places). Of a transformer the patch tokens on their grid are
-            the map: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
+            (if the classifier is convolutional, the mean over places). The map of a transformer is the grid of its
+            patch tokens: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
@@ -67,8 +67,8 @@ class Backbone(nn.Module):
         activation: Tap layers ``after`` the activation that follows them, or ``before`` it.
         weights: ``default``, a local file, or ``None``; of a module, ``default`` and ``None`` leave it as it is.
         image_size: Side of the square input, pixels.
-        mean: Of RGB images of 0..1, by channel; divided by 255, that is, where it is of bytes.
-        std: Likewise.
+        mean: Mean of RGB images of 0..1, by channel; a mean of bytes is to be divided by 255.
+        std: Their standard deviation.
 
     Attributes:
         layers: Their names.
@@ -181,9 +181,13 @@ class Backbone(nn.Module):
         """
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise CxlpError(f"the images are {images.dtype}: give uint8 of 0..255, or floating point of 0..1")
+        return self._maps(self._outputs(images))
+
+    def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        maps = (layout.as_map(output) for layout, output in zip(self._layouts, outputs, strict=True))
         return tuple(
-            _as_map(m, layout, layer)
-            for m, layout, layer in zip(self._outputs(images), self._layouts, self.layers, strict=True)
+            m.mean(dim=(2, 3), keepdim=True) if layer == PENULTIMATE else m
+            for m, layer in zip(maps, self.layers, strict=True)
         )
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
@@ -245,10 +249,10 @@ class Backbone(nn.Module):
         finally:
             self._set_modes(modes)
         self._layouts = tuple(
-            _layout(output, f"layer {layer!r} of {self.name}")
+            layout_of(output, f"layer {layer!r} of {self.name}")
             for output, layer in zip(outputs, self.layers, strict=True)
         )
-        maps = [_as_map(*given) for given in zip(outputs, self._layouts, self.layers, strict=True)]
+        maps = self._maps(outputs)
         memory = [m.data_ptr() for m in maps]
         self.same = tuple(self.layers[memory.index(own)] for own in memory)
         self.channels = tuple(m.shape[1] for m in maps)

@@ -47,7 +47,7 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
 
     Returns:
         A module ``images -> {"local": map, "guide": map}`` (or whatever the outputs are called), whose
-        parameters keep their names; in the mode of the network. Of two layers that mean one map, both outputs are
+        parameters keep their names; in the mode of the network. If two layers mean one map, both outputs are
         that tensor.
 
     Raises:

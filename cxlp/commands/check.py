@@ -54,7 +54,10 @@ def run(args: Namespace) -> int:
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))
-    console.print(f"{report.decoded:,} of {report.files:,} files can be decoded\n")
+    console.print(f"{report.decoded:,} of {report.files:,} files can be decoded")
+    for line in data.remarks():
+        console.print(line)
+    console.print()
     if report.findings:
         console.print(_overview(report))
     _list(report, args.all, console)

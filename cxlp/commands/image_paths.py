@@ -3,16 +3,17 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from cxlp.data.decode import SUFFIXES
+from cxlp.data.listing import is_picture
 
 
 def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
     """Go through the images that arguments name, one by one and in order: no list of all of them is made.
 
     Args:
-        arguments: Files; folders, which are gone through in the order of names, however deep, for files that end in
-            :data:`~cxlp.data.decode.SUFFIXES` (nothing hidden, no links to folders); patterns such as
+        arguments: Files; folders, which are gone through in the order of names, however deep, for pictures (by
+            :func:`~cxlp.data.listing.is_picture`; nothing hidden, no links to folders); patterns such as
             ``shots/**/*.jpg``, for shells that do not expand them; ``-``: what ``lines`` name.
         lines: Files and folders, one a line.
 
@@ -59,5 +60,5 @@ def _walk(folder: str) -> Iterator[str]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+        elif is_picture(Path(entry.path)):
             yield entry.path  # also a link to nothing: it is missing

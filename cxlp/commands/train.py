@@ -1,7 +1,6 @@
 """``train.py`` and ``cxlp train``: one run, or a series with several seeds."""
 
 import gc
-import os
 import re
 import sys
 import time
@@ -35,10 +34,11 @@ def run(args: Namespace) -> int:
 
 @dataclass
 class _Begun:
-    """What has begun, to tell how to go on with it: a run, or a series of runs in a folder."""
+    """What has begun: a run, or a series of runs in a folder; and whether this process tells how to go on with it."""
 
     run: "Run | None" = None
     series: Path | None = None
+    speaks: bool = True
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -51,18 +51,22 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 where the user can mend something; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or
         SIGHUP.
     """
-    begun, has_parent = _Begun(), leave_with_parent()
+    begun = _Begun()
     with raising_on_signals():
         try:
             return _run(sys.argv[1:] if args is None else args, begun)
         except BaseException as error:
             ended = how_ended(error)
             if ended is not None:
-                if not has_parent and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+                if begun.speaks:
                     print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
+                if begun.run is not None:
+                    begun.run.discard()
                 return ended[0]
             if not isinstance(error, Exception):
                 raise
+            if begun.run is not None:
+                begun.run.discard()
             return _failed(error)
         finally:
             let_go_all()
@@ -72,16 +76,21 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     from cxlp.runs.arguments import find_configs
     from cxlp.runs.cli import parse
     from cxlp.runs.folder import run_name
+    from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
     from cxlp.runs.loggers import RunConfig
     from cxlp.runs.stages import Run, choose_epoch
     from cxlp.studies.seeds import run_seeds
 
+    requeue_on_signal()
     arguments = find_configs(args)
     config = parse(arguments)
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
         begun.series = Path(settings.root) / run_name(settings, config)
+        begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)
+    settle_launch(config["trainer"])
+    begun.speaks = not leave_with_parent() and launched_rank() == 0
     begun.run = Run(config)
     if begun.run.settings.refit is True:
         begun.run = Run(parse(choose_epoch(begun.run, arguments)))

@@ -10,13 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split, list_defects
+from cxlp.data.dataset import Content, Sample, Split, list_defects
 from cxlp.data.decode import Box
 from cxlp.data.inspection import Finding, Kind, inspect_image
 from cxlp.data.lists import TotalsError
 from cxlp.utils.errors import CxlpError
-
-_Content = tuple[tuple[str, ...], dict[Split, list[Sample]]]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def check(data: ImageDataModule, workers: int) -> Report:
     return Report(counts, {kind: some for kind, some in by_kind.items() if some}, len(boxes), len(digests))
 
 
-def _read_with_boxes(data: ImageDataModule) -> tuple[list[Finding], _Content]:
+def _read_with_boxes(data: ImageDataModule) -> tuple[list[Finding], Content]:
     boxed = copy(data)
     if hasattr(data, "bbox"):
         vars(boxed)["bbox"] = True
@@ -111,7 +109,7 @@ def _read_with_boxes(data: ImageDataModule) -> tuple[list[Finding], _Content]:
         return [Finding(Kind.BOX_LIST, str(error)), *findings], content
 
 
-def _read(data: ImageDataModule) -> tuple[list[Finding], _Content]:
+def _read(data: ImageDataModule) -> tuple[list[Finding], Content]:
     """Read the lists; official totals that are not met are a finding."""
     try:
         return [], data.read()

@@ -1,6 +1,8 @@
 """A data set's splits as loaders, for Lightning or for a loop of one's own."""
 
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +13,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cxlp.data.dataset import ImageDataset, Sample, Split, list_defects, rarest
+from cxlp.data.contents import content_digests
+from cxlp.data.dataset import Content, ImageDataset, Sample, Split, list_defects, rarest
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.utils.distributed import usable_cores
@@ -37,7 +40,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         validation: What is held out of the training images: a part of each class, such as 0.1;
             ``official``: the benchmark's own list, where it has one; 0: nothing, all of them are
             fitted. The test images never choose anything.
-        split_seed: Of the held-out part; null: ``seed_everything``, which order and augmentation follow anyway.
+        split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
 
     Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
     (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged. All else comes so anyway.
@@ -48,6 +51,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Attributes:
         classes: Names, after :meth:`setup`.
         splits: ``train``, ``val`` and ``test``, after :meth:`setup`.
+        left_out: How many files below the root no split uses, by the reason, after :meth:`setup`.
+        notes: What else is worth knowing of how the root was read, after :meth:`setup`.
     """
 
     #: The data set's name, for people.
@@ -81,9 +86,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
         self._first_epoch = 0
+        self.left_out: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._contents: dict[Path, bytes] = {}
 
     @abstractmethod
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read(self) -> Content:
         """Read the data set's lists.
 
         Returns:
@@ -129,10 +137,47 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ) from error
         return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
 
-    def fingerprints(self, split: Split) -> Tensor:
-        """A number ``(n,)`` for each image, by its path below the root: to tell whether two runs' splits overlap."""
-        names = (str(s.path.relative_to(self.root)) for s in self.splits[split].samples)
-        return torch.tensor([int(digest(name, size=7), 16) for name in names], dtype=torch.int64)
+    def remarks(self) -> list[str]:
+        """Return what to tell of the data set, a line each: notes, and the files that are left out."""
+        notes = [f"warning: {note}" for note in self.notes]
+        if not self.left_out:
+            return notes
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
+        return [*notes, f"left out of {self.root}: {counts}"]
+
+    def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
+        """A number ``(n,)``, int64, for each image of a split, by the content of its file.
+
+        A picture is recognised wherever it lies, whatever it is called, and in whichever split it is. Files are read
+        when they are first asked for.
+
+        Args:
+            split: Which one, after :meth:`setup`.
+            labelled: Whether box and labels count, too: then equal numbers mean the same training example.
+        """
+        samples = self.splits[split].samples
+        self._contents |= content_digests({s.path for s in samples} - self._contents.keys())
+        numbers = []
+        for path, label, box in samples:
+            content = self._contents[path]
+            if labelled:
+                shown = self.classes[label] if isinstance(label, int) else dict(zip(self.classes, label, strict=True))
+                content = digest(content, box, shown).encode()
+            numbers.append(int(digest(content, size=7), 16))
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    def count_seen(self, split: Split, fingerprints: Tensor) -> int:
+        """Count the images of a split that another run was trained on.
+
+        Images of which a copy is among this DataModule's own training images do not count: they are in both splits,
+        as in some benchmarks' official lists, and any run is trained on them.
+
+        Args:
+            split: Which one, after :meth:`setup`.
+            fingerprints: Those of the other run's training images.
+        """
+        mine = self.fingerprints(split)
+        return int((torch.isin(mine, fingerprints) & ~torch.isin(mine, self.fingerprints("train"))).sum())
 
     def digest(self, split: Split) -> str:
         """A number for a split, in order: paths below the root, sizes, dates, boxes, labels; and the transform."""
@@ -140,7 +185,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:
             state = sample.path.stat()
-            where = sample.path.relative_to(self.root)
+            where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
             parts.append((where, state.st_size, state.st_mtime_ns, sample.box, sample.label))
         return digest(*parts)
 
@@ -216,6 +261,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
     for defect in list_defects(classes, samples):
         raise CxlpError(f"{name}: {defect}")
-    for sample in (s for part in samples.values() for s in part):
-        if not sample.path.is_file():
-            raise CxlpError(f"{name}: a list names an image that is missing: {sample.path}")
+    everything = {s.path for part in samples.values() for s in part}
+    if lacking := [path for path in everything if not path.is_file()]:
+        first = min(lacking)
+        link = f" (a link to {first.readlink()}, which is not there)" if first.is_symlink() else ""
+        raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

@@ -31,6 +31,10 @@ class Sample(NamedTuple):
     box: Box | None = None
 
 
+#: What a data set's lists say: the names of the classes, and the samples of each split.
+Content = tuple[tuple[str, ...], dict[Split, list[Sample]]]
+
+
 class Draw(NamedTuple):
     """One request to a dataset.
 

@@ -13,9 +13,6 @@ from cxlp.utils.errors import CxlpError
 Box = tuple[float, float, float, float]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-#: What names of image files end in, where files are looked for.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
-
 # Loading processes share the cores among them: one that starts threads of its own takes another's.
 cv2.setNumThreads(0)
 
@@ -62,7 +59,7 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
     except FileNotFoundError as error:
         raise CxlpError(f"image not found: {path}") from error
     except IsADirectoryError as error:
-        raise CxlpError(f"no images in the folder {path}: none ends in {', '.join(SUFFIXES)}") from error
+        raise CxlpError(f"no images in the folder {path}") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {error}") from error
     if box is None:

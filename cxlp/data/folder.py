@@ -1,24 +1,30 @@
 """Your own images: a folder per class."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sklearn.model_selection import train_test_split
 
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split, rarest
-from cxlp.data.decode import SUFFIXES
+from cxlp.data.dataset import Content, Sample, Split, rarest
+from cxlp.data.listing import count_files, pictures, subfolders
+from cxlp.data.split_folders import find_splits, inner
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
 
 
 class Folder(ImageDataModule):
-    """Images in ``root/{train,test}/<class>/*``, or in ``root/<class>/*`` with a split made for you.
+    """Images in ``root/{train,val,test}/<class>/*``, or in ``root/<class>/*`` with a split made for you.
+
+    Splits go by other usual names, too, such as ``Training``, ``valid`` or ``seg_test``; what looks like a split is
+    never taken for a class. ``val`` holds the official validation images; it may be missing. Without ``test``, the
+    images of ``val`` are the test.
 
     Args:
         root: The folder.
-        test_fraction: Without ``train`` and ``test`` folders: the part of each class that becomes the
+        test_fraction: Without folders for the splits: the part of each class that becomes the
             test set, the same in every run.
         **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
@@ -31,40 +37,80 @@ class Folder(ImageDataModule):
             raise CxlpError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
         self.test_fraction = test_fraction
 
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read(self) -> Content:
         """List the images; classes are the names of the folders, sorted."""
+        self.left_out.clear()
+        self.notes.clear()
         layout = (
-            f"expected {self.root}/train/<class>/* and {self.root}/test/<class>/*, or {self.root}/<class>/* "
-            f"(images: {', '.join(SUFFIXES)}). To try cxlp without any data: {train_program()} --config demo.yaml"
+            f"expected {self.root}/train/<class>/* and {self.root}/test/<class>/* (and val/), or "
+            f"{self.root}/<class>/*. To try cxlp without any data: {train_program()} --config demo.yaml"
         )
         if not self.root.is_dir():
             is_file = "is a file, no folder" if self.root.exists() else "does not exist"
             raise CxlpError(f"folder: {self.root.absolute()} {is_file}; {layout}")
-        has_split = {name for name in ("train", "test") if (self.root / name).is_dir()}
-        if len(has_split) == 1:
-            raise CxlpError(f"folder: {self.root} has {has_split.pop()} but not both train and test; {layout}")
-        if has_split:
-            train, test = _classes(self.root / "train"), _classes(self.root / "test")
-            if strange := sorted(set(test) - set(train)):
-                raise CxlpError(f"folder: {self.root}/test has classes that train has not: {', '.join(strange[:5])}")
-            classes = tuple(train)
-            samples: dict[Split, list[Sample]] = {
-                "train": [sample for k, c in enumerate(classes) for sample in _samples(train[c], k)],
-                "test": [sample for k, c in enumerate(classes) if c in test for sample in _samples(test[c], k)],
-            }
-        else:
-            folders = _classes(self.root)
-            classes = tuple(folders)
-            samples = self._split(
-                [sample for k, c in enumerate(classes) for sample in _samples(folders[c], k)], classes
-            )
+        folders = subfolders(self.root, self.left_out, "outside class folders")
+        splits = find_splits(folders, self.root, layout)
+        if splits:
+            for other in set(folders) - set(splits.values()):
+                count_files(other, self.left_out, f"in {other.name}, beside the splits")
+            return self._read_splits(splits)
+        classes = {path.name: path for path in folders}
         if not classes:
             raise CxlpError(f"folder: no class folders in {self.root}; {layout}")
-        used = {s.label for s in samples["train"]}
-        parent = self.root / "train" if has_split else self.root
-        if used and (empty := [str(parent / c) for k, c in enumerate(classes) if k not in used]):
+        self._look_below(classes)
+        samples = self._samples(classes, list(classes))
+        self._check_filled(samples, classes)
+        return tuple(classes), self._split(samples, list(classes))
+
+    def _read_splits(self, splits: dict[Split, Path]) -> Content:
+        folders = {
+            split: {path.name: path for path in subfolders(inner(path), self.left_out, "outside class folders")}
+            for split, path in splits.items()
+        }
+        classes = list(folders["train"])
+        for split in folders:
+            if not folders[split]:
+                raise CxlpError(f"folder: no class folders in {splits[split]}")
+            if strange := sorted(folders[split].keys() - folders["train"].keys()):
+                raise CxlpError(
+                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: {', '.join(strange[:5])}"
+                )
+        samples = {split: self._samples(found, classes) for split, found in folders.items()}
+        self._check_filled(samples["train"], folders["train"])
+        if odd := [f"{path.name} ({split})" for split, path in splits.items() if path.name != split]:
+            self.notes.append(f"taken for splits by their names: {', '.join(odd)}")
+        if "test" not in samples:
+            self.notes.append(f"there is no folder for the test: the test images are those of {splits['val']}")
+            samples["test"] = samples.pop("val")
+        return tuple(classes), samples
+
+    def _look_below(self, classes: Mapping[str, Path]) -> None:
+        """See whether the folders in class folders are rather the classes."""
+        below = [{path.name for path in subfolders(folder, Counter(), "")} for folder in classes.values()]
+        if len(classes) == 1 and below[0]:
+            (only,) = classes.values()
+            raise CxlpError(
+                f"folder: {self.root} holds one folder: if those in it are the classes, set data.root: {only}"
+            )
+        if len(shared := sorted(set.intersection(*below))) > 1:
+            named, common = (", ".join(names[:5]) for names in (list(classes), shared))
+            self.notes.append(
+                f"the classes {named} all hold the folders {common}: if these are the classes, and the others "
+                "are splits, call those train and test"
+            )
+
+    def _samples(self, folders: Mapping[str, Path], classes: Sequence[str]) -> list[Sample]:
+        return [
+            Sample(path, k)
+            for k, name in enumerate(classes)
+            if name in folders
+            for path in pictures(folders[name], self.left_out)
+        ]
+
+    def _check_filled(self, samples: Sequence[Sample], folders: Mapping[str, Path]) -> None:
+        used = {s.label for s in samples}
+        if used and (empty := [str(path) for k, path in enumerate(folders.values()) if k not in used]):
             raise CxlpError(f"folder: no images in {', '.join(empty[:5])}: fill or remove empty class folders")
-        return classes, samples
 
     def _split(self, samples: Sequence[Sample], classes: Sequence[str]) -> dict[Split, list[Sample]]:
         if not samples:
@@ -78,14 +124,3 @@ class Folder(ImageDataModule):
             named = rarest([s.label for s in samples], classes)  # type: ignore[misc]
             raise CxlpError(f"folder: cannot split {self.root} into train and test{named}: {error}") from error
         return {"train": sorted(train), "test": sorted(test)}
-
-
-def _classes(folder: Path) -> dict[str, Path]:
-    """Class folders by name; hidden ones are not classes."""
-    return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-
-
-def _samples(folder: Path, label: int) -> list[Sample]:
-    """Images of a class, however deep; nothing hidden, such as a file manager's folder of thumbnails."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return [Sample(p, label) for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

@@ -7,11 +7,11 @@ ICCV 2011.
 from pathlib import Path
 from typing import Any
 
-from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split
+from cxlp.data.benchmark import Benchmark
+from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.decode import Box
-from cxlp.data.download import Archive, obtain
-from cxlp.data.lists import as_box, check_margin, check_totals, read_lines, require, widened
+from cxlp.data.download import Archive
+from cxlp.data.lists import as_box, check_margin, check_totals, read_lines, widened
 from cxlp.utils.errors import CxlpError
 
 FILES = (
@@ -24,7 +24,6 @@ FILES = (
         marker="train/labels.txt",
     ),
 )
-LISTS = ("train/labels.txt", "test/labels.txt")
 ATTRIBUTES = (
     *("is_male", "has_long_hair", "has_glasses", "has_hat", "has_t-shirt", "has_long_sleeves", "has_shorts"),
     *("has_jeans", "has_long_pants"),
@@ -33,7 +32,7 @@ ATTRIBUTES = (
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 2003, "val": 2010, "test": 4022}
 
 
-def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> Content:
     """Read the official lists ``{train,test}/labels.txt``.
 
     The paper has 2,003 people for training and 2,010 for validation, but nothing that was published says
@@ -51,7 +50,7 @@ def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> tuple[tupl
     Raises:
         CxlpError: Names the list and the line that is wrong.
     """
-    people, test = (_people(folder / path, bbox, margin) for path in LISTS)
+    people, test = (_people(folder / path, bbox, margin) for path in H3D.lists)
     train = OFFICIAL_COUNTS["train"]
     samples: dict[Split, list[Sample]]
     if len(people) == train + OFFICIAL_COUNTS["val"]:
@@ -62,7 +61,7 @@ def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> tuple[tupl
     return ATTRIBUTES, samples
 
 
-class H3D(ImageDataModule):
+class H3D(Benchmark):
     """H3D human attributes.
 
     ``validation: official`` validates on 2,010 of the 4,013 training people, see :func:`read_h3d`.
@@ -72,32 +71,23 @@ class H3D(ImageDataModule):
         bbox: Crop each image to the person's box, in training and in test, as the benchmark is meant: the
             box is given, and others are in the picture, too.
         bbox_margin: What a crop keeps around the box, in parts of its width and height on each side.
-        download: Fetch and unpack the data set where it is missing.
-        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
+        **common: See :class:`~cxlp.data.benchmark.Benchmark`.
     """
 
     name = "H3D attributes"
     multi_label = True
+    files = FILES
+    lists = ("train/labels.txt", "test/labels.txt")
 
     def __init__(
-        self,
-        root: str | Path = "data/attributes_dataset",
-        bbox: bool = True,
-        bbox_margin: float = 0.0,
-        download: bool = True,
-        **common: Any,
+        self, root: str | Path = "data/attributes_dataset", bbox: bool = True, bbox_margin: float = 0.0, **common: Any
     ) -> None:
         super().__init__(root, **common)
         check_margin(bbox_margin)
-        self.bbox, self.bbox_margin, self.download = bbox, bbox_margin, download
+        self.bbox, self.bbox_margin = bbox, bbox_margin
 
-    def prepare_data(self) -> None:
-        """Download where the data set is missing, on one process per machine."""
-        obtain(FILES, self.root, self.name, allowed=self.download)
-
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read_lists(self) -> Content:
         """Read the official lists."""
-        require(LISTS, self.root, FILES, self.name)
         return read_h3d(self.root, self.bbox, self.bbox_margin)
 
 

@@ -1,33 +1,16 @@
 """Reading the official lists: lines, boxes, totals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import TypeVar
 
-from cxlp.data.dataset import Sample, Split
+from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.decode import Box
-from cxlp.data.download import by_hand, missing
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.fetching import Remote
 
-
-def require(lists: Sequence[str], root: Path, files: Sequence[Remote], name: str) -> None:
-    """Say how to get a data set where lists of it are not there.
-
-    Args:
-        lists: Paths below the root.
-        root: The data set's folder.
-        files: What it is made of.
-        name: The data set's, for messages.
-
-    Raises:
-        CxlpError: Names the lists.
-    """
-    lacking = [path for path in lists if not (root / path).is_file()]
-    if lacking:
-        raise CxlpError(
-            f"{name}: {', '.join(lacking)} not in {root}. {by_hand(missing(files, root) or list(files), root)}"
-        )
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -49,6 +32,29 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise CxlpError(f"{path} is no text: {error}") from error
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def read_table(path: Path, expected: str, parse: Callable[[str], tuple[Key, Value]]) -> dict[Key, Value]:
+    """Read a list with one line for each of some keys.
+
+    Args:
+        path: A text file.
+        expected: What a line looks like, for errors.
+        parse: Makes key and value of a line; a ``ValueError`` or ``KeyError`` says that it has another form.
+
+    Raises:
+        CxlpError: If there is no such file, or it is no text; names a line of another form, and a second one for a key.
+    """
+    table: dict[Key, Value] = {}
+    for number, line in read_lines(path):
+        try:
+            key, value = parse(line)
+        except (ValueError, KeyError) as error:
+            raise CxlpError(f"{path}, line {number}: expected {expected}, got {line!r}") from error
+        if key in table:
+            raise CxlpError(f"{path}, line {number}: a second line for {key}")
+        table[key] = value
+    return table
 
 
 def as_box(values: Sequence[str], where: str) -> Box:
@@ -77,7 +83,7 @@ class TotalsError(CxlpError):
         content: What was read nevertheless: class names, and the samples by split.
     """
 
-    def __init__(self, message: str, content: tuple[tuple[str, ...], dict[Split, list[Sample]]]) -> None:
+    def __init__(self, message: str, content: Content) -> None:
         super().__init__(message)
         self.content = content
 

@@ -6,11 +6,10 @@ Quattoni and Torralba, "Recognizing Indoor Scenes", CVPR 2009.
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split
-from cxlp.data.download import Archive, obtain
-from cxlp.data.lists import check_totals, read_lines, require
-from cxlp.utils.errors import CxlpError
+from cxlp.data.benchmark import Benchmark
+from cxlp.data.dataset import Content, Sample, Split
+from cxlp.data.download import Archive
+from cxlp.data.lists import check_totals, read_table
 from cxlp.utils.fetching import Remote
 
 IMAGES = Archive(
@@ -43,7 +42,7 @@ NESTED = "indoorCVPR_09/Images"
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 5360, "test": 1340}
 
 
-def read_mit67(folder: Path) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+def read_mit67(folder: Path) -> Content:
     """Read the official lists, which name 6,700 of the archive's 15,620 images.
 
     Args:
@@ -57,7 +56,7 @@ def read_mit67(folder: Path) -> tuple[tuple[str, ...], dict[Split, list[Sample]]
         CxlpError: Names the list and the line that is wrong.
     """
     images = folder / NESTED if (folder / NESTED).is_dir() else folder / "Images"
-    named = {split: _names(folder / remote.file) for split, remote in LISTS.items()}
+    named = {split: read_table(folder / remote.file, "'class/file'", _named) for split, remote in LISTS.items()}
     classes = sorted({name.parts[0] for names in named.values() for name in names})
     indices = {name: k for k, name in enumerate(classes)}
     samples = {
@@ -67,40 +66,31 @@ def read_mit67(folder: Path) -> tuple[tuple[str, ...], dict[Split, list[Sample]]
     return tuple(classes), samples
 
 
-class MIT67(ImageDataModule):
-    """MIT Indoor-67.
+class MIT67(Benchmark):
+    """MIT Indoor-67, 2.4 GB.
 
     Args:
         root: The folder with ``Images``, ``TrainImages.txt`` and ``TestImages.txt``.
-        download: Fetch and unpack the data set (2.4 GB) where it is missing.
-        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
+        **common: See :class:`~cxlp.data.benchmark.Benchmark`.
     """
 
     name = "MIT Indoor-67"
+    files = FILES
+    lists = tuple(remote.file for remote in LISTS.values())
 
-    def __init__(self, root: str | Path = "data/mit67", download: bool = True, **common: Any) -> None:
+    def __init__(self, root: str | Path = "data/mit67", **common: Any) -> None:
         super().__init__(root, **common)
-        self.download = download
+        if (self.root / NESTED).is_dir():
+            self.files = tuple(LISTS.values())
 
-    def prepare_data(self) -> None:
-        """Download where the data set is missing, on one process per machine."""
-        files = tuple(LISTS.values()) if (self.root / NESTED).is_dir() else FILES
-        obtain(files, self.root, self.name, allowed=self.download)
-
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read_lists(self) -> Content:
         """Read the official lists."""
-        require([remote.file for remote in LISTS.values()], self.root, FILES, self.name)
         return read_mit67(self.root)
 
 
-def _names(path: Path) -> list[PurePosixPath]:
-    """Lines ``class/file``; files may have spaces in their names."""
-    names: dict[PurePosixPath, int] = {}
-    for number, line in read_lines(path):
-        name = PurePosixPath(line)
-        if len(name.parts) != 2 or name.is_absolute() or ".." in name.parts:
-            raise CxlpError(f"{path}, line {number}: expected 'class/file', got {line!r}")
-        if name in names:
-            raise CxlpError(f"{path}, line {number}: {line} is in line {names[name]} already")
-        names[name] = number
-    return list(names)
+def _named(line: str) -> tuple[PurePosixPath, None]:
+    """Read ``class/file``; files may have spaces in their names."""
+    name = PurePosixPath(line)
+    if len(name.parts) != 2 or name.is_absolute() or ".." in name.parts:
+        raise ValueError(line)
+    return name, None

@@ -24,7 +24,7 @@ class EpochSampler(DistributedSampler[Draw]):
         size: Number of samples n.
         batch_size: Per rank; needed to fill batches.
         shuffle: Whether samples are shuffled, each with a seed for its augmentation.
-        seed: Of the run.
+        seed: The run's.
         ranks: W.
         rank: This one.
     """

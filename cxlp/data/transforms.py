@@ -83,7 +83,7 @@ class Transform:
         ``sqrt(crop_scale / (4 / 3) * W * H)``.
 
         Args:
-            seed: As of the call: whether there is a random crop.
+            seed: ``None``: there is no random crop.
         """
         part = 1.0 if seed is None or self.crop_scale == 1 else self.crop_scale / _ELONGATION
         return math.ceil(self.size / math.sqrt(part))
@@ -93,7 +93,7 @@ class Transform:
 
         Args:
             image: ``(H, W, 3)`` uint8, RGB.
-            seed: Of the random changes, so that they depend neither on the worker nor on what was
+            seed: Seed of the random changes, which depend neither on the worker nor on what was
                 drawn before; ``None``: no random changes.
 
         Returns:

@@ -7,10 +7,10 @@ IJCV 2010.
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split
-from cxlp.data.download import Archive, obtain
-from cxlp.data.lists import check_totals, read_lines, require
+from cxlp.data.benchmark import Benchmark
+from cxlp.data.dataset import Content, Sample, Split
+from cxlp.data.download import Archive
+from cxlp.data.lists import check_totals, read_table
 from cxlp.utils.errors import CxlpError
 
 FILES = tuple(
@@ -45,7 +45,7 @@ OFFICIAL_COUNTS: dict[Split, int] = {"train": 2501, "val": 2510, "test": 4952}
 Difficult = Literal["ignore", "negative", "positive"]
 
 
-def read_voc2007(folder: Path, difficult: Difficult = "ignore") -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+def read_voc2007(folder: Path, difficult: Difficult = "ignore") -> Content:
     """Read the official lists ``ImageSets/Main/<class>_<split>.txt``.
 
     Args:
@@ -59,10 +59,15 @@ def read_voc2007(folder: Path, difficult: Difficult = "ignore") -> tuple[tuple[s
         CxlpError: Names the list and the line that is wrong.
     """
     values = {"1": 1, "-1": -1, "0": {"ignore": 0, "negative": -1, "positive": 1}[difficult]}
+
+    def parse(line: str) -> tuple[str, int]:
+        key, value = line.split()
+        return key, values[value]
+
     samples: dict[Split, list[Sample]] = {}
     for split in OFFICIAL_COUNTS:
         paths = [folder / "ImageSets" / "Main" / f"{name}_{split}.txt" for name in CLASSES]
-        tables = [_table(path, values) for path in paths]
+        tables = [read_table(path, "an image and 1, -1 or 0", parse) for path in paths]
         for path, table in zip(paths, tables, strict=True):
             for some, other, lacking in ((tables[0], table, path), (table, tables[0], paths[0])):
                 if without := some.keys() - other.keys():
@@ -74,8 +79,8 @@ def read_voc2007(folder: Path, difficult: Difficult = "ignore") -> tuple[tuple[s
     return CLASSES, samples
 
 
-class VOC2007(ImageDataModule):
-    """Pascal VOC 2007 classification.
+class VOC2007(Benchmark):
+    """Pascal VOC 2007 classification, 0.9 GB.
 
     ``validation: official`` trains on the list ``train`` and validates on ``val``; otherwise both are
     training images, as in published results, which train on ``trainval``.
@@ -86,43 +91,22 @@ class VOC2007(ImageDataModule):
             difficult, in training and in scoring alike. ``ignore``, the official protocol: it takes
             part in nothing for that class. ``negative``: it counts as one without the class;
             ``positive``: as one with it. Results of different choices cannot be compared.
-        download: Fetch and unpack the data set (0.9 GB) where it is missing.
-        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
+        **common: See :class:`~cxlp.data.benchmark.Benchmark`.
     """
 
     name = "Pascal VOC 2007"
     multi_label = True
+    files = FILES
+    lists = tuple(archive.marker for archive in FILES)
 
     def __init__(
-        self,
-        root: str | Path = "data/VOCdevkit/VOC2007",
-        difficult: Difficult = "ignore",
-        download: bool = True,
-        **common: Any,
+        self, root: str | Path = "data/VOCdevkit/VOC2007", difficult: Difficult = "ignore", **common: Any
     ) -> None:
         super().__init__(root, **common)
         if difficult not in get_args(Difficult):
             raise CxlpError(f"data.difficult is {difficult!r}: it must be one of {', '.join(get_args(Difficult))}")
-        self.difficult, self.download = difficult, download
+        self.difficult = difficult
 
-    def prepare_data(self) -> None:
-        """Download where the data set is missing, on one process per machine."""
-        obtain(FILES, self.root, self.name, allowed=self.download)
-
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read_lists(self) -> Content:
         """Read the official lists."""
-        require([archive.marker for archive in FILES], self.root, FILES, self.name)
         return read_voc2007(self.root, self.difficult)
-
-
-def _table(path: Path, values: dict[str, int]) -> dict[str, int]:
-    """Lines ``000032  1``: the image's name and its label."""
-    table: dict[str, int] = {}
-    for number, line in read_lines(path):
-        words = line.split()
-        if len(words) != 2 or words[1] not in values:
-            raise CxlpError(f"{path}, line {number}: expected an image and 1, -1 or 0, got {line!r}")
-        if words[0] in table:
-            raise CxlpError(f"{path}, line {number}: a second line for {words[0]}")
-        table[words[0]] = values[words[1]]
-    return table

@@ -1,1 +1,1 @@
-"""Why an image has its score."""
+"""Explanations of scores."""

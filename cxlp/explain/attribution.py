@@ -1,8 +1,8 @@
-"""Why an image has its score: the score of a class, split exactly over pooling channels and over places.
+"""The score of a class for an image, split exactly over pooling channels and over places.
 
 How a head splits its part of a score is in the head's own file (its ``explain``); the algebra that they share is in
-:mod:`cxlp.heads.evidence`. Here the parts are put together: the classifier's bias and the shares of all heads add up to
-the score.
+:mod:`cxlp.heads.evidence`. This module puts the parts together: the classifier's bias and the shares of all heads add
+up to the score.
 """
 
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ from cxlp.heads.views import Window
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
-#: What rounding to float32 may change in a head's part of a score, relative to the sum of its terms' absolute values.
+#: Largest effect of rounding to float32 on a head's part of a score, relative to the sum of its terms' absolute values.
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class PartEvidence:
-    """What one head of the network contributes to an image's score.
+    """The contribution of one head of the network to an image's score.
 
     A place is a cell of the map that the head pools under, see the head.
 
     Attributes:
-        shares: ``e_ik``: ``(V, K, h, w)``, float64, of V views, K pooling channels and h x w places; zero where
+        shares: ``e_ik``: ``(V, K, h, w)``, float64, for V views, K pooling channels and h x w places; zero where
             nothing is pooled.
         activations: ``a_ik``, the same shape.
-        windows: Where the views lie in the image.
+        windows: The places of the views in the image.
         size: Side of a view, pixels.
-        image_size: Side of the image that the views are cut of, pixels.
+        image_size: Side of the image that the views are cut from, pixels.
     """
 
     shares: Tensor
@@ -54,11 +54,11 @@ class PartEvidence:
 
     @property
     def cell(self) -> float:
-        """Area of a place, in parts of the image."""
+        """Area of a place, as a fraction of the image."""
         return (self.size / self.image_size) ** 2 / (self.shares.shape[2] * self.shares.shape[3])
 
     def lay_out(self, values: Tensor, pixels: int) -> Tensor:
-        """Draw values of the places over the image, by bilinear interpolation; views that overlap add up.
+        """Interpolate values of the places over the image, bilinearly; views that overlap add up.
 
         Args:
             values: ``(V, h, w)``.
@@ -76,7 +76,7 @@ class PartEvidence:
         return canvas
 
     def centre(self, place: int) -> tuple[float, float]:
-        """Find a place, given by its number in the order of ``(V, h, w)``, in the image: y and x in [0, 1]."""
+        """Return the position in the image, y and x in [0, 1], of a place numbered in the order of ``(V, h, w)``."""
         height, width = self.shares.shape[-2:]
         view, row, column = place // (height * width), place // width % height, place % width
         window = self.windows[view]
@@ -87,13 +87,13 @@ class PartEvidence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The score of a class for an image, or how much a class scores above another, and what it is made of.
+    """The score of a class for an image, or its difference to that of another class, with the parts that it sums.
 
     Attributes:
         target: The class.
-        against: The other class, whose score is subtracted; ``None``: none is.
-        probabilities: Of all classes: ``(classes,)``.
-        bias: The classifier's, the only term that is no evidence.
+        against: The other class, whose score is subtracted; ``None``: there is none.
+        probabilities: Probabilities of all classes: ``(classes,)``.
+        bias: The classifier's bias, the only term that is no evidence.
         parts: The evidence of each head of the network.
     """
 
@@ -120,11 +120,11 @@ class Explanation:
 
     @property
     def cell(self) -> float:
-        """Area that :meth:`map` is given by, in parts of the image: that of a place of the first part."""
+        """Area that :meth:`map` refers to, as a fraction of the image: that of a place of the first part."""
         return self.parts[0].cell
 
     def map(self, pixels: int) -> Tensor:
-        """Draw the evidence of all parts over the image.
+        """Interpolate the evidence of all parts over the image.
 
         Args:
             pixels: Side S of the result.
@@ -136,7 +136,7 @@ class Explanation:
         return torch.stack(densities).sum(dim=0) * self.cell
 
     def activation(self, channel: int, pixels: int) -> Tensor:
-        """Draw a channel's activations over the image: ``(S, S)``; it is numbered as in :attr:`channels`."""
+        """Interpolate a channel's activations over the image, ``(S, S)``; channels as in :attr:`channels`."""
         part, k = self.locate(channel)
         return self.parts[part].lay_out(self.parts[part].activations[:, k], pixels)
 
@@ -153,7 +153,7 @@ def check_explainable(network: Network) -> None:
     """Refuse a network whose scores are no sums over places.
 
     Raises:
-        CxlpError: Names the head and says why, or says that there is no classifier.
+        CxlpError: If a head has no such sums, which the message explains, or if there is no classifier.
     """
     if network.classifier is None:
         raise CxlpError("the network has no classes yet, so there is no score to explain: fit it first")
@@ -164,7 +164,7 @@ def check_explainable(network: Network) -> None:
 
 
 def is_explainable(network: Network) -> bool:
-    """Whether :func:`check_explainable` lets a network pass."""
+    """Whether :func:`check_explainable` accepts a network."""
     try:
         check_explainable(network)
     except CxlpError:
@@ -179,11 +179,11 @@ def explain(
 ) -> Iterator[Explanation]:
     """Split scores of images over pooling channels and places, see the module.
 
-    Explained is :meth:`~cxlp.models.network.Network.forward`: the image as in training, without test views. Shares are
-    computed in float64 from the backbone's maps, so they add up to the score but for the rounding of the latter.
+    The scores are those of :meth:`~cxlp.models.network.Network.forward`: the image as in training, without test views.
+    Shares are computed in float64 from the backbone's maps, so they add up to the score but for its rounding.
 
     Args:
-        network: In evaluation mode, fitted.
+        network: A fitted network in evaluation mode.
         images: ``(B, 3, S, S)``, RGB: uint8, or floating point of 0..1.
         target: The class to explain; ``None``: each image's best one (other than ``against``).
         against: A class whose score is subtracted, so that the difference of the two is explained.
@@ -219,7 +219,7 @@ def explain(
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Switch TF32 off, whose rounding a square root or signs enlarge: shares would not add up to such scores."""
+    """Switch TF32 off: square roots and signs enlarge its rounding, and shares would not add up to the score."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -231,7 +231,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
-    """Refuse shares that do not add up to the score, ``terms.sum()``, as those of an inherited ``explain`` may not."""
+    """Refuse shares that do not add up to the score, ``terms.sum()``, as with an inherited ``explain``."""
     score = float(terms.sum())
     allowed = _ROUNDING * float(terms.abs().sum()) + 1e-6
     if head.signs_only:  # rounding may turn a sign or two
@@ -259,10 +259,10 @@ def _tents(cells: int, start: float, length: float, pixels: int) -> Tensor:
     """Weights of bilinear interpolation along a side: ``(pixels, cells)``, the outermost cells' constant to the edge.
 
     Args:
-        cells: Cells that divide the part of the side from ``start`` on.
-        start: Where they begin, in [0, 1].
-        length: The part of the side that they take; beyond it, weights are zero.
-        pixels: Pixels of the whole side.
+        cells: Number of cells, which divide a part of the side.
+        start: Where that part begins, in [0, 1].
+        length: Its length as a fraction of the side; beyond it, weights are zero.
+        pixels: Number of pixels of the whole side.
     """
     at = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels - start) / length * cells - 0.5
     inside = (at >= -0.5) & (at < cells - 0.5)

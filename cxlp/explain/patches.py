@@ -1,4 +1,4 @@
-"""What each pooling channel looks at across a data set: the places where it responds most."""
+"""The places of a data set where each pooling channel responds most."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from cxlp.explain.attribution import Explanation
 
-#: Side of a patch, in cells of the guide's map: the place and its neighbours. In theory a deep layer's cell sees far
-#: more, often the whole image, but what it depends on lies near its centre (Luo et al., NIPS 2016).
+#: Side of a patch, in cells of the guide's map: the place and its neighbours. The receptive field of a deep layer's
+#: cell is far larger, often the whole image, but its effective part lies near the centre (Luo et al., NIPS 2016).
 PATCH_CELLS = 3
-#: Of the mean activation within the patch, added to the activation: decides where activations are equal, as those of a
-#: ReLU6 are that has reached 6.
+#: Weight of the mean activation within the patch, added to the activation. It breaks ties, such as those of a ReLU6
+#: that has reached 6.
 _TIE = 1e-6
 
 
@@ -23,8 +23,8 @@ class Patch:
     Attributes:
         image: The image's number.
         activation: The channel's activation there.
-        top, left, side: The square around the place, moved inside the image where it crosses the border, in parts of
-            the image's side.
+        top, left, side: The square around the place, moved inside the image where it crosses the border, as fractions
+            of the image's side.
     """
 
     image: int
@@ -34,7 +34,7 @@ class Patch:
     side: float
 
     def cut(self, image: Tensor) -> Tensor:
-        """Cut it out of the image: ``(3, S, S) -> (3, s, s)``."""
+        """Cut the patch out of the image: ``(3, S, S) -> (3, s, s)``."""
         pixels = image.shape[-1]
         side = max(1, round(self.side * pixels))
         top, left = (min(round(at * pixels), pixels - side) for at in (self.top, self.left))
@@ -42,15 +42,15 @@ class Patch:
 
 
 class TopPlaces:
-    """Keeps each channel's strongest places, at most one per image, and what channels contribute.
+    """Keeps each channel's strongest places, at most one per image, and the sum of its shares.
 
-    Numbers only are kept, ``kept`` per channel, whatever the number of images.
+    Memory does not depend on the number of images.
 
     Args:
-        kept: How many places per channel.
+        kept: Number of places per channel.
 
     Attributes:
-        images: How many images were seen.
+        images: Number of images seen.
     """
 
     def __init__(self, kept: int = 9) -> None:
@@ -61,8 +61,8 @@ class TopPlaces:
         """Take in an image.
 
         Args:
-            number: The image's.
-            explanation: Its explanation; those of all images come from the same network.
+            number: The image's number.
+            explanation: Its explanation, by the same network as those of the other images.
         """
         found = [_strongest(part.activations) for part in explanation.parts]
         ranks, places, values = (torch.cat(own)[None] for own in zip(*found, strict=True))  # (1, K)
@@ -81,11 +81,11 @@ class TopPlaces:
         self._last = explanation
 
     def strongest(self, count: int) -> list[int]:
-        """Name the channels whose shares are largest in the mean over the images, whatever their sign."""
+        """Return the channels of largest mean absolute share over the images."""
         return self._sizes.topk(min(count, len(self._sizes))).indices.tolist()
 
     def mean_share(self, channel: int) -> float:
-        """Mean share of a channel in the explained scores."""
+        """Return the mean share of a channel in the explained scores."""
         return float(self._shares[channel]) / self.images
 
     def patches(self, channel: int) -> list[Patch]:
@@ -103,7 +103,7 @@ class TopPlaces:
 
 
 def _strongest(activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find each channel's strongest place of ``(V, K, h, w)``: what it is ranked by, its number, its activation."""
+    """Find each channel's strongest place in ``(V, K, h, w)``: its rank value, its number, its activation."""
     around = F.avg_pool2d(activations, PATCH_CELLS, stride=1, padding=PATCH_CELLS // 2)
     ranks, places = (activations + _TIE * around).transpose(0, 1).flatten(1).max(dim=1)  # (K,)
     return ranks, places, activations.transpose(0, 1).flatten(1).gather(1, places[:, None])[:, 0]

@@ -116,7 +116,7 @@ class ScoredRows:
 
     Args:
         entry: A complete one.
-        name: Of the set of images.
+        name: Name of the set of images.
         rows: n.
         dim: D.
         kind: How they are stored.

@@ -34,7 +34,7 @@ def choose_cost_and_scale(
         labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
         c: Cost C, or ``auto``.
         candidates: What ``auto`` tries.
-        folds: Of the cross-validation; fewer than 2: there is none, and the scale is 1.
+        folds: Folds of the cross-validation; with fewer than 2 there is none, and the scale is 1.
         threads: Fits at a time.
 
     Returns:

@@ -1,7 +1,7 @@
 """The frozen mode: fit projection and classifier as in the paper, without gradients."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,9 @@ from tqdm import tqdm
 from cxlp.frozen.classifier import choose_cost_and_scale, fold_classifiers
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.maps import STEP, MapStore
-from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows
+from cxlp.frozen.maps import HeadMaps, MapStore
+from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows
 from cxlp.frozen.svm import Array, solve
-from cxlp.heads.base import Head
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
 from cxlp.utils.distributed import (
@@ -33,6 +32,9 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
 
+#: Each fold fits all SVMs anew, and more folds tell hardly more.
+MOST_FOLDS = 100
+
 
 @dataclass(frozen=True)
 class FrozenConfig:
@@ -42,7 +44,8 @@ class FrozenConfig:
         c: Cost C of the SVMs; ``auto``: chosen among ``c_candidates`` by cross-validation on the
             training Gram matrix (accuracy, or with several labels per image the mean average precision).
         c_candidates: What is tried where ``c`` is ``auto``.
-        folds: Folds of the cross-validation (for C, and for the scale of the logits).
+        folds: Folds of the cross-validation (for C, and for the scale of the logits), 2 to 100; no more are made than
+            the rarest class has images.
         pca_vectors: About how many local features the PCA sees; each image gives the same number of
             them, at random places that depend on the image's position only.
         features: How pooled training features are stored: ``float32``; ``float16``, half the size; ``sign``,
@@ -58,12 +61,13 @@ class FrozenConfig:
     store: str | None = None
 
     def __post_init__(self) -> None:
-        costs = self.c_candidates if self.c == "auto" else [self.c]
-        if not costs or not all(cost > 0 for cost in costs):
-            key = "c_candidates" if self.c == "auto" else "c"
-            raise CxlpError(f"model.frozen.{key} is {getattr(self, key)}: a cost C must be greater than 0")
-        if self.folds < 2:
-            raise CxlpError(f"model.frozen.folds is {self.folds}: cross-validation needs 2 or more")
+        for key, costs in (("c", [] if self.c == "auto" else [self.c]), ("c_candidates", self.c_candidates)):
+            if not all(0 < cost < math.inf for cost in costs):
+                raise CxlpError(f"model.frozen.{key} is {getattr(self, key)}: a cost C is a number greater than 0")
+        if not self.c_candidates:
+            raise CxlpError("model.frozen.c_candidates is empty: give one cost C or more")
+        if not 2 <= self.folds <= MOST_FOLDS:
+            raise CxlpError(f"model.frozen.folds is {self.folds}: choose 2 to {MOST_FOLDS}")
         if self.pca_vectors < 1:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
@@ -87,7 +91,7 @@ def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cr
     """How many folds there can be: as many as asked for, or as images of the rarest class.
 
     Args:
-        labels: Of the training images, see :mod:`cxlp.utils.labels`.
+        labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
         classes: Names.
         config: Options.
         cross: Whether the classifiers of the folds are wanted.
@@ -154,9 +158,7 @@ class FrozenFit:
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
         self.seen = torch.zeros(images, dtype=torch.int64)
-        self.positions: list[int] = []  # of this rank's images, in the order of its map store
-        self.maps: MapStore | None = None
-        #: Of the heads that have something to fit: by their place among the network's heads.
+        #: The fits of the heads that have something to fit, by their place among the network's heads.
         self.fits: dict[int, HeadFit] = {}
         self.columns: list[int] = []  # where each head's vector begins in a row
         # About as many local features as asked for, from each image as many.
@@ -168,6 +170,8 @@ class FrozenFit:
             fit = None if stored else head.start_fit(data)
             if fit is not None:
                 self.fits[i] = fit
+        names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
+        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names)
         _check_type(config.features, network)
         if not stored:
             check_shared(folder)
@@ -199,15 +203,10 @@ class FrozenFit:
                 self.features.write(positions, self.network.encode(head, inputs[i]), self.columns[i])
         if not self.fits:
             return
-        waiting = [inputs[i] for i in self.fits]
-        if self.maps is None:
-            share = -(-self.images // world_size())
-            names = [self.network.map_names(self._head(i)) for i in self.fits]
-            self.maps = MapStore(self.folder / f"maps-{rank()}.bin", share, names, len(images), waiting)
-            if rank() == 0:  # not on_rank_zero: another rank may have no image, and never come here
-                self._check_space(self.maps.rows.row_bytes)
-        self.maps.append(waiting)
-        self.positions += positions.tolist()
+        begins = not self.maps.positions
+        self.maps.append([inputs[i] for i in self.fits], positions)
+        if begins and rank() == 0:  # not on_rank_zero: another rank may have no image, and never come here
+            self._check_space(self.maps.row_bytes)
 
     @torch.no_grad()
     def finish(self) -> dict[str, float]:
@@ -230,10 +229,10 @@ class FrozenFit:
             )
         if self.fits:
             for place, fit in enumerate(self.fits.values()):
-                fit.solve(_KeptMaps(self, place))
+                fit.solve(HeadMaps(self.maps, place, self.labels, self.device, self.times))
             with self.times.measure("pooling"):
                 self._pool()
-            self._drop_maps()  # before the barrier: rank 0 removes the folder once it is empty
+            self.maps.delete()  # before the barrier: rank 0 removes the folder once it is empty
         if not self.stored:
             self.features.sync()
         barrier()
@@ -249,36 +248,23 @@ class FrozenFit:
     def close(self, keep: bool) -> None:
         """Close the stores; delete the maps and, unless they are to be kept, the features."""
         self.features.close()
-        self._drop_maps()
+        self.maps.delete()
         if rank() == 0 and not keep and not self.stored:
             self.features.path.unlink(missing_ok=True)
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
-    def _drop_maps(self) -> None:
-        if self.maps is not None:
-            self.maps.delete()
-            self.maps = None
-
     def _check_space(self, map_bytes: int) -> None:
         """Refuse what will not fit; the maps' size is known where the first images have come."""
         check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
 
-    def _head(self, i: int) -> Head:
-        head = self.network.heads[i]
-        assert isinstance(head, Head)
-        return head
-
     def _pool(self) -> None:
         """Encode this rank's kept maps into the shared store of features."""
-        if self.maps is None:  # more ranks than images
-            return
-        bar = tqdm(desc="Pooling", total=len(self.positions), disable=not self.progress or rank() != 0, leave=False)
-        for start, waiting in self.maps.batches(self.device):
+        heads, total = list(self.network.each_head()), len(self.maps.positions)
+        bar = tqdm(desc="Pooling", total=total, disable=not self.progress or rank() != 0, leave=False)
+        for positions, waiting in self.maps.batches(self.device):
             for i, maps in zip(self.fits, waiting, strict=True):
-                features = self.network.encode(self._head(i), maps)
-                positions = torch.tensor(self.positions[start : start + len(features)])
-                self.features.write(positions, features, self.columns[i])
+                self.features.write(positions, self.network.encode(heads[i], maps), self.columns[i])
             bar.update(len(positions))
         bar.close()
 
@@ -302,37 +288,3 @@ class FrozenFit:
         classifier.weight.copy_(from_rank_zero(weights))
         classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
         return report
-
-
-class _KeptMaps:
-    """What a head's fit reads when it solves, see :class:`~cxlp.heads.fitting.KeptMaps`.
-
-    Args:
-        fit: The fit, which has the maps.
-        place: The head's place among those that have something to fit.
-    """
-
-    def __init__(self, fit: FrozenFit, place: int) -> None:
-        self._fit, self._place = fit, place
-        self.labels = fit.labels
-
-    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        fit = self._fit
-        if fit.maps is None:  # more ranks than images
-            return
-        for start, waiting in fit.maps.batches(fit.device):
-            yield waiting[self._place], torch.tensor(fit.positions[start : start + STEP])
-
-    @contextmanager
-    def scratch(self, width: int) -> Iterator[RowStore]:
-        fit = self._fit
-        store = RowStore(fit.folder / f"scratch-{rank()}.bin", max(1, len(fit.positions)), width)
-        try:
-            on_rank_zero(lambda: check_space(fit.folder, fit.images * store.row_bytes))
-            yield store
-        finally:
-            store.close()
-            store.path.unlink()
-
-    def measure(self, phase: str) -> AbstractContextManager[None]:
-        return self._fit.times.measure(phase)

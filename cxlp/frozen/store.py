@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from io import FileIO
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +53,8 @@ class RowStore:
         try:
             for position, row in zip(positions.tolist(), block, strict=True):
                 self._file.seek(position * self.row_bytes + self._bytes(column))
-                _write_all(self._file, row.data)
+                self._file.write(row.data)
+            self._file.flush()  # a full disk shows here
         except OSError as error:
             raise CxlpError(
                 f"cannot write {self.path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
@@ -62,8 +63,7 @@ class RowStore:
     def read(self, start: int, stop: int) -> Tensor:
         """Read rows ``start`` to ``stop``: ``(stop - start, d)``."""
         buffer = np.empty((stop - start, self.row_bytes), dtype=np.uint8)
-        self._file.seek(start * self.row_bytes)
-        self._read_all(buffer.data.cast("B"))
+        self._read_into(buffer.data.cast("B"), start * self.row_bytes)
         return self._decode(torch.from_numpy(buffer))[:, : self.dim]
 
     def read_columns(self, start: int, stop: int) -> Tensor:
@@ -71,8 +71,7 @@ class RowStore:
         first = self._bytes(start)
         buffer = np.empty((self.rows, self._bytes(stop) - first), dtype=np.uint8)
         for position, row in enumerate(buffer):
-            self._file.seek(position * self.row_bytes + first)
-            self._read_all(row.data)
+            self._read_into(row.data, position * self.row_bytes + first)
         return self._decode(torch.from_numpy(buffer))[:, : stop - start]
 
     def _bytes(self, columns: int) -> int:
@@ -106,22 +105,20 @@ class RowStore:
         """Close the file; the rows stay."""
         self._file.close()
 
-    def _open(self) -> FileIO:
+    def _open(self) -> BufferedRandom | BufferedReader:
         try:
-            file = self.path.open(self._mode, buffering=0)
+            file = self.path.open(self._mode)
         except FileNotFoundError as error:
             raise CxlpError(
                 f"{self.path} is not there: deleted meanwhile, or on a disk that this process does not see?"
             ) from error
-        assert isinstance(file, FileIO)
+        assert isinstance(file, BufferedRandom | BufferedReader)
         return file
 
-    def _read_all(self, data: memoryview) -> None:
-        while data:
-            got = self._file.readinto(data)
-            if not got:
-                raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
-            data = data[got:]
+    def _read_into(self, data: memoryview, start: int) -> None:
+        self._file.seek(start)
+        if self._file.readinto(data) < len(data):
+            raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
 
 
 class SignStore(RowStore):
@@ -202,8 +199,3 @@ def check_space(folder: Path, needed: int) -> None:
             f"the pooled features and maps need {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
             "point --run.root or model.frozen.store elsewhere, or lower the heads' pca_dim"
         )
-
-
-def _write_all(file: FileIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]

@@ -133,7 +133,7 @@ def quality(scores: Array, labels: Tensor) -> float:
 def choose_c(
     gram: Array, targets: NDArray[np.int8], labels: Tensor, candidates: Sequence[float], folds: int, threads: int
 ) -> tuple[float, dict[float, float]]:
-    """Choose C by cross-validation on the training rows, see :func:`quality`; of equals, the smallest.
+    """Choose C by cross-validation on the training rows, see :func:`quality`; ties keep the smallest.
 
     Returns:
         The choice, and the quality of each candidate.

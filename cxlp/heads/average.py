@@ -16,7 +16,7 @@ class AveragePooling(Head):
     """Global average pooling with the normalisation of the other heads: the baseline to compare with.
 
     Args:
-        zscore, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`.
+        zscore, sign, sqrt, l2: The normalisation, see :class:`~cxlp.heads.normalisation.Normalise`.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose places are averaged together.
 

@@ -1,15 +1,14 @@
 """What a pooling head is, and how to write one."""
 
 import inspect
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cxlp.heads.description import constructor_arguments, import_path, plain
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.heads.normalisation import Normalise
 from cxlp.heads.views import Views
@@ -20,7 +19,7 @@ from cxlp.utils.importing import import_object
 Shape = tuple[int, int, int]
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Makes one vector per image of the maps of one layer or several: the base class of all heads.
 
     A head of your own is a subclass, in any module that can be imported. It has
@@ -29,8 +28,8 @@ class Head(nn.Module):
       on to this class and keeps each argument as an attribute of the same name, so that :meth:`options` finds them;
     - :attr:`takes`: how many layers it takes;
     - :meth:`build`: makes parameters and buffers once the maps' shapes are known, and sets ``out_features``;
-    - ``forward(*maps, views=1)``: a map ``(B * V, C, H, W)`` for each layer, the V views of an image one after another,
-      ``-> (B, out_features)``. Vectors of unit length suit the SVMs and several heads side by side.
+    - ``forward(*maps, views=1)``: of a map ``(B * V, C, H, W)`` for each layer, the V views of an image one after
+      another, it makes vectors ``(B, out_features)``. Unit length suits the SVMs and several heads side by side.
 
     and, where it has such things,
 
@@ -39,8 +38,7 @@ class Head(nn.Module):
     - :attr:`onnx_obstacle`: why it cannot be written as ONNX.
 
     Args:
-        layers: The backbone's layers that it takes, lower before upper; ``None``: as many of the last as it takes,
-            see :meth:`layers_of`.
+        layers: The backbone's layers that it takes, lower before upper; ``None``: its last ones, see :meth:`layers_of`.
         views: The views of an image that are encoded together.
 
     Attributes:
@@ -110,11 +108,11 @@ class Head(nn.Module):
 
         Args:
             available: The backbone's layers.
-            named: Those that other heads of the network name as theirs. Without ``layers`` of its own, the head takes
-                the last ones all the same, unless the other layers are not among these: then it takes the others.
+            named: Those that other heads of the network name as theirs. A head without ``layers`` of its own takes the
+                last ones; if a layer that nobody names is not among these, it takes those that nobody names.
 
         Raises:
-            CxlpError: If the backbone does not give them, or it is not clear which ones are meant.
+            CxlpError: If the backbone does not give them, or more layers than the head takes are named by nobody.
         """
         if self.layers is None:
             if len(available) < self.takes:
@@ -153,14 +151,13 @@ class Head(nn.Module):
             CxlpError: If its options do not fit the shapes, or it is connected to others.
         """
         given = tuple((int(c), int(h), int(w)) for c, h, w in shapes), views
-        if self._connected is not None:
-            if self._connected != given:
-                (made, made_views), (shapes, now) = self._connected, given
-                raise CxlpError(
-                    f"{self.name} was made for maps of {made} of {made_views} views an image, these are {shapes} of "
-                    f"{now}"
-                )
+        if self._connected == given:
             return self
+        if self._connected is not None:
+            (made, made_views), (found, now) = self._connected, given
+            raise CxlpError(
+                f"{self.name} was made for maps of {made} of {made_views} views an image, these are {found} of {now}"
+            )
         if len(shapes) != self.takes:
             raise CxlpError(f"{self.name} takes {_count(self.takes)}, but was given the shapes of {len(shapes)} maps")
         self.view_count = views
@@ -170,9 +167,9 @@ class Head(nn.Module):
         self._connected = given
         return self
 
+    @abstractmethod
     def build(self, shapes: Sequence[Shape]) -> None:
         """Make parameters and buffers for maps ``(C, H, W)``, and set ``out_features``."""
-        raise NotImplementedError(f"{self.name} has no build()")
 
     # --- fit, explanation, export -----------------------------------------------------------------
 
@@ -233,7 +230,7 @@ class Head(nn.Module):
             CxlpError: If there is no such attribute, or its value is not plain.
         """
         found = {}
-        for name in _arguments(type(self)):
+        for name in constructor_arguments(type(self)):
             if not hasattr(self, name):
                 raise CxlpError(f"{self.name} has an option {name!r}, but no attribute of that name: keep it as one")
             try:
@@ -252,7 +249,7 @@ class Head(nn.Module):
 
         cls = type(self)
         ours = getattr(cxlp.heads, cls.__name__, None) is cls
-        return {"class_path": cls.__name__ if ours else _import_path(cls), "init_args": self.options()}
+        return {"class_path": cls.__name__ if ours else import_path(cls), "init_args": self.options()}
 
     @staticmethod
     def from_spec(spec: Mapping[str, Any]) -> "Head":
@@ -272,19 +269,20 @@ class Head(nn.Module):
         import cxlp.heads
 
         path = spec["class_path"]
-        if "." in path:
-            cls = import_object(path, "head")
-        else:
-            cls = getattr(cxlp.heads, path, None) if path in cxlp.heads.__all__ else None
-            if cls is None:
-                known = [name for name in cxlp.heads.__all__ if name != "Head"]
-                raise CxlpError(
-                    f"unknown head {path!r}: name one of cxlp, or your own by import path. {did_you_mean(path, known)}"
-                )
-        if not (isinstance(cls, type) and issubclass(cls, Head)):
-            raise CxlpError(f"head {path!r} is no subclass of cxlp.Head")
+        if "<locals>" in path:
+            raise CxlpError(
+                f"head {path!r} is defined within a function, where it cannot be found again: load its checkpoint into "
+                "a network that has it, load_from_checkpoint(path, network=network)"
+            )
+        cls = import_object(path, "head") if "." in path else getattr(cxlp.heads, path, None)
+        if not (isinstance(cls, type) and issubclass(cls, Head)) or inspect.isabstract(cls):
+            known = [name for name in cxlp.heads.__all__ if name != "Head"]
+            raise CxlpError(
+                f"{path!r} is no pooling head: name one of cxlp, or a class derived from cxlp.Head by its import path. "
+                f"{did_you_mean(path, known)}"
+            )
         options = dict(spec.get("init_args") or {})
-        known = _arguments(cls)
+        known = constructor_arguments(cls)
         for name in options:
             if name not in known:
                 raise CxlpError(f"{cls.__name__} has no option {name!r}. {did_you_mean(name, known)}")
@@ -293,45 +291,17 @@ class Head(nn.Module):
         return cls(**options)
 
 
-def _arguments(cls: type[Head]) -> list[str]:
-    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+def check_count(option: str, value: int | None, most: int, there_are: str) -> None:
+    """Refuse an option that is neither null nor a number of what there is.
 
-
-def _import_path(cls: type[Head]) -> str:
-    path = f"{cls.__module__}.{cls.__qualname__}"
-    if "<locals>" in path:
-        raise CxlpError(
-            f"head {path} is defined within a function, where no checkpoint can find it again: define it at the level "
-            "of a module"
-        )
-    if cls.__module__ == "__main__":
-        warnings.warn(
-            f"head {cls.__name__} is defined in the script that runs: only a script that defines it, too, can load its "
-            "checkpoints. Put it in a module of its own",
-            stacklevel=3,
-        )
-    elif import_object(path, "head") is not cls:
-        raise CxlpError(f"head {path} is not what its import path gives: make it of the class that is there")
-    return path
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 (any option)
-    """Make a value plain: what JSON knows.
-
-    Raises:
-        TypeError: If it is none that could be.
+    Args:
+        option: Its name.
+        value: Its value.
+        most: How many there are.
+        there_are: The same in words, for the error.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {plain(key): plain(entry) for key, entry in value.items()}
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")
+    if value is not None and not 1 <= value <= most:
+        raise CxlpError(f"{option} is {value}, but {there_are}: choose 1 to {most}, or null")
 
 
 def _count(layers: int) -> str:

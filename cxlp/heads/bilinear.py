@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from cxlp.heads.base import Shape
-from cxlp.heads.cross_layer import CrossLayerPooling, Padding
+from cxlp.heads.cross_layer import CrossLayerPooling
+from cxlp.heads.operator import Padding
 from cxlp.heads.views import Views
 
 
@@ -23,7 +24,7 @@ class BilinearPooling(CrossLayerPooling):
         pca_dim, size, stride, padding, channels, guide_dim, sketch: As of cross-layer pooling, whose guide is the map
             itself here.
         spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
-            :func:`~cxlp.heads.normalisation.normalise`.
+            :class:`~cxlp.heads.normalisation.Normalise`.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are pooled together.
 

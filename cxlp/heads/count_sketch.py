@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cxlp.utils.errors import CxlpError
+from cxlp.heads.base import check_count
 
 
 class CountSketch(nn.Module):
@@ -16,9 +16,9 @@ class CountSketch(nn.Module):
         Y_d = sum over h1(k) + h2(j) = d (mod D) of s1(k) s2(j) P_kj.
 
     Inner products of sketches are, in expectation over hashes and signs, those of the matrices; their variance falls
-    as ``1 / D``. Of ``P = sum_i a_i x_i^T`` the sketch is the sum over places of the circular convolutions of the
-    count sketches of ``a_i`` and ``x_i``, by which compact bilinear pooling computes it with FFTs. It is linear, so
-    here it is taken once, of ``P``: the same values.
+    as ``1 / D``. The sketch of ``P = sum_i a_i x_i^T`` is the sum over places of the circular convolutions of the
+    count sketches of ``a_i`` and ``x_i``: compact bilinear pooling computes these with FFTs. The sketch is linear, so
+    it is computed once here, from ``P``, with the same result.
 
     Cost: ``2 K p`` additions and multiplications after the pooling's ``N K p`` (by FFTs: about
     ``N (K + p + 5 D log2 D)``); memory ``2 K p`` values an image (by FFTs: about ``3 N D``). The classifier then has
@@ -28,7 +28,7 @@ class CountSketch(nn.Module):
         rows: K.
         columns: p.
         dim: D, 1 to ``K p``.
-        seed: Of hashes and signs. They are kept in the state dict, so that a checkpoint predicts the same anywhere.
+        seed: Seed of hashes and signs. The state dict keeps them: a checkpoint predicts the same anywhere.
 
     Raises:
         CxlpError: If D is out of its range.
@@ -41,11 +41,7 @@ class CountSketch(nn.Module):
 
     def __init__(self, rows: int, columns: int, dim: int, seed: int = 0) -> None:
         super().__init__()
-        if not 1 <= dim <= rows * columns:
-            raise CxlpError(
-                f"sketch is {dim}, but there are {rows} x {columns} pooled features: choose 1 to "
-                f"{rows * columns}, or null"
-            )
+        check_count("sketch", dim, rows * columns, f"there are {rows} x {columns} pooled features")
         self.dim = dim
         generator = torch.Generator().manual_seed(seed)
         for name, size in (("row", rows), ("column", columns)):

@@ -20,7 +20,7 @@ class CovariancePooling(LocalHead):
 
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
-        zscore, sign, sqrt, l2: What follows, see :func:`~cxlp.heads.normalisation.normalise`. A signed square root is
+        zscore, sign, sqrt, l2: What follows, see :class:`~cxlp.heads.normalisation.Normalise`. A signed square root is
             off, since the root is taken already.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are taken together.

@@ -27,7 +27,7 @@ class Codebook(LocalHead):
     """What the two Fisher vectors share: a model of local features with K atoms, which is fitted, not trained.
 
     Args:
-        pca_dim: Size p of a projected local feature.
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
         atoms: Size K of the codebook.
         normalise: What follows.
         layers: The layer, if another than the backbone's last.
@@ -43,8 +43,6 @@ class Codebook(LocalHead):
         super().__init__(pca_dim, normalise, layers, views)
         if atoms < 2:
             raise CxlpError(f"atoms is {atoms}: a codebook has 2 or more")
-        if pca_dim is None:
-            raise CxlpError("pca_dim is null, but a Fisher vector needs a PCA: choose 1 to the layer's channels")
         self.atoms = atoms
 
     def learn(self, x: Tensor, seed: int = 0) -> None:
@@ -93,9 +91,9 @@ class FisherVector(Codebook):
     Length ``2 K p``. By three products with ``(K, p)`` matrices, never an ``(N, K, p)`` array.
 
     Args:
-        pca_dim: Size p of a projected local feature.
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
         atoms: Number K of components.
-        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`; a
+        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :class:`~cxlp.heads.normalisation.Normalise`; a
             component is a pooling channel.
         layers: The layer whose places are the local features; ``None``: the backbone's last.
         views: The views of an image whose local features are taken together.
@@ -186,10 +184,10 @@ class SparseFisherVector(Codebook):
     ``sparsity`` suits all layers. Codes are found by FISTA, for all features of a batch at once.
 
     Args:
-        pca_dim: Size p of a projected local feature.
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
         atoms: Number K of dictionary atoms.
         sparsity: Weight of the L1 norm.
-        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`; an atom
+        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :class:`~cxlp.heads.normalisation.Normalise`; an atom
             is a pooling channel.
         layers: The layer whose places are the local features; ``None``: the backbone's last.
         views: The views of an image whose local features are taken together.

@@ -47,7 +47,7 @@ class KeptMaps(Protocol):
     """The maps that a head has observed, to be read again.
 
     Attributes:
-        labels: Of all training images: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
+        labels: Those of all training images: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
     """
 
     @property

@@ -1,16 +1,16 @@
 """What heads of one layer share whose local features are the map's places, perhaps reduced by PCA."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cxlp.heads.base import Head, Shape
+from cxlp.heads.base import Head, Shape, check_count
 from cxlp.heads.fitting import HeadFit, KeptMaps, TrainingSet
 from cxlp.heads.normalisation import Normalise, full_precision
-from cxlp.heads.projection import PrincipalAxes, local_vectors, project
+from cxlp.heads.projection import AxesFit, PrincipalAxes, local_vectors, project
 from cxlp.heads.views import Views
-from cxlp.utils.errors import CxlpError
 
 
 class LocalHead(Head):
@@ -38,8 +38,7 @@ class LocalHead(Head):
     def build(self, shapes: Sequence[Shape]) -> None:
         """Make the projection."""
         ((channels, height, width),) = shapes
-        if self.pca_dim is not None and not 1 <= self.pca_dim <= channels:
-            raise CxlpError(f"pca_dim is {self.pca_dim}, but the layer has {channels} channels: choose 1 to {channels}")
+        check_count("pca_dim", self.pca_dim, channels, f"the layer has {channels} channels")
         self.dim = self.pca_dim or channels
         self.local_features = self.view_count * height * width
         self.projection = None if self.pca_dim is None else nn.Conv2d(channels, self.pca_dim, 1)
@@ -63,9 +62,9 @@ class LocalHead(Head):
             vector: Tensor = self.normalise(self.encode(self.local(features, views)))
             return vector
 
+    @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """Encode projected local features ``(B, N, p)`` into ``(B, K, d)``, with ``K d = out_features``."""
-        raise NotImplementedError
 
     # --- its fit ----------------------------------------------------------------------------------
 
@@ -86,24 +85,20 @@ class LocalHead(Head):
             yield self.local(features, self.view_count), positions
 
 
-class _LocalFit(HeadFit):
+class _LocalFit(AxesFit):
     """PCA, if any, then what the head has behind it."""
 
     def __init__(self, head: LocalHead, data: TrainingSet) -> None:
-        self.head, self.data = head, data
-        self.axes: PrincipalAxes | None = None
+        axes = []
         if head.projection is not None:
-            self.axes = PrincipalAxes(head.projection, data, head.local_features, "PCA", "pca_dim")
+            axes.append(PrincipalAxes(head.projection, data, head.local_features, "PCA", "pca_dim"))
+        super().__init__(axes, lambda maps: [local_vectors(maps[0].float()) for _ in axes])
+        self.head, self.data = head, data
         head.check_training(data)
-
-    def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
-        if self.axes is not None:
-            self.axes.observe(maps[0].float().contiguous().flatten(2).transpose(1, 2), positions)
 
     @torch.no_grad()
     def solve(self, kept: KeptMaps) -> None:
-        if self.axes is not None:
-            with kept.measure("PCA"):
-                self.axes.solve()
+        if self.axes:
+            super().solve(kept)
         self.head.learn_from(kept, self.data)
         self.head.mark_fitted()

@@ -95,20 +95,10 @@ def spectral_root(x: Tensor, iterations: int = SPECTRAL_ITERATIONS) -> Tensor:
     return q @ matrix_sqrt(0.5 * (h + h.transpose(-2, -1)), iterations)
 
 
-def normalise(
-    pooled: Tensor,
-    *,
-    spectral: bool = False,
-    zscore: bool = False,
-    channel_l2: bool = False,
-    sign: bool = False,
-    sqrt: bool = True,
-    l2: bool = True,
-) -> Tensor:
-    """Normalise pooled features and flatten them, each step a switch, in this order.
+class Normalise(nn.Module):
+    """Normalises pooled features and flattens them, each step a switch, in this order.
 
     Args:
-        pooled: ``(B, K, p)``.
         spectral: Square root of the matrix's singular values, see :func:`spectral_root`.
         zscore: Subtract the mean and divide by the standard deviation of each image's own vector.
         channel_l2: Scale each pooling channel's ``P_k`` to unit length.
@@ -117,33 +107,12 @@ def normalise(
         sqrt: Signed square root, see :func:`signed_sqrt` (a sign is its own root).
         l2: Scale the whole vector to unit length (a zero vector stays zero).
 
-    Returns:
-        ``(B, K * p)``, float32 for half inputs.
-    """
-    with torch.autocast(pooled.device.type, enabled=False):
-        x = full_precision(pooled)  # (B, K, p)
-        if spectral:
-            x = spectral_root(x)
-        if zscore:
-            mean = x.mean(dim=(1, 2), keepdim=True)
-            variance = x.var(dim=(1, 2), keepdim=True, correction=0)
-            # rsqrt of a clamped variance: a constant vector becomes zero, with a finite gradient
-            x = (x - mean) * variance.clamp_min(1e-12).rsqrt()
-        if channel_l2:
-            x = F.normalize(x, dim=2)
-        if sign:
-            x = x.sign().detach() + (x - x.detach())
-        elif sqrt:
-            x = signed_sqrt(x)
-        x = x.flatten(1)  # (B, K p)
-        return F.normalize(x, dim=1) if l2 else x
+    Attributes:
+        steps: The switches by their names.
 
-
-class Normalise(nn.Module):
-    """:func:`normalise` as a module: ``(B, K, p) -> (B, K * p)``.
-
-    Args:
-        spectral, zscore, channel_l2, sign, sqrt, l2: The steps, see :func:`normalise`.
+    Example:
+        >>> Normalise(sqrt=False)(torch.rand(2, 4, 3)).norm(dim=1)
+        tensor([1., 1.])
     """
 
     def __init__(
@@ -162,8 +131,25 @@ class Normalise(nn.Module):
         }  # fmt: skip
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """``(B, K, p) -> (B, K * p)``."""
-        return normalise(pooled, **self.steps)
+        """``(B, K, p) -> (B, K * p)``, float32 for half inputs."""
+        on = self.steps
+        with torch.autocast(pooled.device.type, enabled=False):
+            x = full_precision(pooled)  # (B, K, p)
+            if on["spectral"]:
+                x = spectral_root(x)
+            if on["zscore"]:
+                mean = x.mean(dim=(1, 2), keepdim=True)
+                variance = x.var(dim=(1, 2), keepdim=True, correction=0)
+                # rsqrt of a clamped variance: a constant vector becomes zero, with a finite gradient
+                x = (x - mean) * variance.clamp_min(1e-12).rsqrt()
+            if on["channel_l2"]:
+                x = F.normalize(x, dim=2)
+            if on["sign"]:
+                x = x.sign().detach() + (x - x.detach())
+            elif on["sqrt"]:
+                x = signed_sqrt(x)
+            x = x.flatten(1)  # (B, K p)
+            return F.normalize(x, dim=1) if on["l2"] else x
 
     def extra_repr(self) -> str:
         """Name the steps that are on."""

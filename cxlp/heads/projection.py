@@ -1,10 +1,12 @@
 """Local features of maps, and the convolutions that project them to their principal axes."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxlp.heads.fitting import TrainingSet
+from cxlp.heads.fitting import HeadFit, KeptMaps, TrainingSet
 from cxlp.heads.normalisation import full_precision
 from cxlp.heads.pca import Moments
 from cxlp.utils.errors import CxlpError
@@ -77,3 +79,28 @@ class PrincipalAxes:
         weight.copy_(axes.view_as(weight))
         if bias is not None:
             bias.copy_(-(axes @ self.moments.mean))
+
+
+class AxesFit(HeadFit):
+    """Fits a head's projections.
+
+    Args:
+        axes: One for each projection.
+        vectors: Gives, of the maps of a batch, what each projection is applied to, ``(b V, N, d)``.
+    """
+
+    def __init__(
+        self, axes: Sequence[PrincipalAxes], vectors: Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
+    ) -> None:
+        self.axes, self.vectors = axes, vectors
+
+    def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
+        """Show the vectors to the axes."""
+        for axes, vectors in zip(self.axes, self.vectors(maps), strict=True):
+            axes.observe(vectors, positions)
+
+    def solve(self, kept: KeptMaps) -> None:
+        """Set the projections."""
+        with kept.measure("PCA"):
+            for axes in self.axes:
+                axes.solve()

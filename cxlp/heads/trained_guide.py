@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxlp.heads.base import Shape
-from cxlp.heads.cross_layer import cross_layer_pooling
 from cxlp.heads.evidence import shares_of_guide
 from cxlp.heads.fitting import KeptMaps, TrainingSet
 from cxlp.heads.local import LocalHead
 from cxlp.heads.normalisation import Normalise
+from cxlp.heads.operator import cross_layer_pooling
 from cxlp.heads.projection import local_vectors, project
 from cxlp.heads.views import Views
 from cxlp.utils.distributed import all_sum
@@ -38,9 +38,9 @@ class TrainedGuidePooling(LocalHead):
     afterwards. (That the guide is trained under class supervision is the paper's; the recipe is ours.)
 
     Args:
-        pca_dim: Size p of a projected local feature.
+        pca_dim: Size p of a projected local feature; ``None``: no projection.
         channels: Number K of trained pooling channels.
-        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :func:`~cxlp.heads.normalisation.normalise`.
+        zscore, channel_l2, sign, sqrt, l2: The normalisation, see :class:`~cxlp.heads.normalisation.Normalise`.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are pooled together.
 
@@ -66,8 +66,6 @@ class TrainedGuidePooling(LocalHead):
     ) -> None:
         normalise = Normalise(zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2)
         super().__init__(pca_dim, normalise, layers, views)
-        if pca_dim is None:
-            raise CxlpError("pca_dim is null, but a trained guide needs a PCA: choose 1 to the layer's channels")
         if channels < 1:
             raise CxlpError(f"channels is {channels}: a guide has 1 channel or more")
         self.channels = channels
@@ -91,8 +89,7 @@ class TrainedGuidePooling(LocalHead):
 
     def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         """Split a score over the trained channels and places, see :mod:`cxlp.heads.evidence`."""
-        assert self.projection is not None
-        local = project(self.projection, maps[0])  # (V, p, h, w)
+        local = maps[0] if self.projection is None else project(self.projection, maps[0])  # (V, p, h, w)
         guide = self.activations(local_vectors(local)).transpose(1, 2)  # (V, K, h w)
         activations = guide.reshape(*guide.shape[:2], *local.shape[-2:])
 

@@ -46,6 +46,19 @@ def average_precision(
     return np.array([_of_one_class(s, positive, kind) for s, positive in _by_class(scores, labels)])
 
 
+def mean_average_precision(
+    scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kind: Kind = "11point"
+) -> NDArray[np.float64]:
+    """Mean of :func:`average_precision` over the classes that have positives.
+
+    Returns:
+        A scalar ``()`` in [0, 1]; NaN where no class has positives.
+    """
+    values = average_precision(scores, labels, kind)
+    defined = values[~np.isnan(values)]
+    return np.array(defined.mean() if len(defined) else np.nan)
+
+
 def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor) -> NDArray[np.float64]:
     """Interpolated precision ``P(t)`` of each class at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
 

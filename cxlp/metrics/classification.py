@@ -3,6 +3,8 @@
 Average precision ranks images by raw scores, whatever their range: nothing here takes a sigmoid.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
-from cxlp.metrics.average_precision import Kind, average_precision, precision_curves
+from cxlp.metrics.average_precision import Kind, average_precision, mean_average_precision, precision_curves
 from cxlp.utils.errors import CxlpError
 
 #: What the best checkpoint and C are chosen by, on training images: by whether an image may show several classes.
@@ -43,9 +45,12 @@ def multi_label_metrics(classes: int, prefix: str) -> MetricCollection:
         classes: Number of classes.
         prefix: Such as ``"test/"``.
     """
-    metrics = {f"mAP{suffix}": MeanAveragePrecision(classes, kind) for suffix, kind in _SUFFIXES.items()}
+    metrics: dict[str, Metric | MetricCollection] = {
+        f"mAP{suffix}": RankingMetric(classes, partial(mean_average_precision, kind=kind))
+        for suffix, kind in _SUFFIXES.items()
+    }
     # No compute groups: the lists hold the same tensors anyhow, and the groups copy them all at each items().
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
 def confusion_matrix(classes: int) -> MulticlassConfusionMatrix:
@@ -58,9 +63,12 @@ def per_class_average_precision(classes: int) -> MetricCollection:
 
     The kinds' names are ``AP_11point``, ``AP_allpoint``, ``AP``.
     """
-    metrics: dict[str, Metric] = {f"AP{suffix}": AveragePrecision(classes, kind) for suffix, kind in _SUFFIXES.items()}
-    metrics["curves"] = PrecisionCurves(classes, "allpoint")
-    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
+    metrics: dict[str, Metric | MetricCollection] = {
+        f"AP{suffix}": RankingMetric(classes, partial(average_precision, kind=kind))
+        for suffix, kind in _SUFFIXES.items()
+    }
+    metrics["curves"] = RankingMetric(classes, precision_curves)
+    return MetricCollection(metrics, compute_groups=False)
 
 
 class MeanClassAccuracy(Metric):
@@ -97,12 +105,12 @@ class MeanClassAccuracy(Metric):
         return (self.right[there] / self.images[there]).mean()
 
 
-class AveragePrecision(Metric):
-    """Average precision of each class over all images of all ranks, see :func:`average_precision`.
+class RankingMetric(Metric):
+    """A function of all scores and labels, over all images of all ranks.
 
     Args:
         classes: Number of classes K.
-        kind: Which of the three definitions.
+        function: Takes scores ``(n, K)`` and labels ``(n, K)`` of {1, -1, 0}, such as :func:`average_precision`.
     """
 
     is_differentiable = False
@@ -111,9 +119,9 @@ class AveragePrecision(Metric):
     scores: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(self, classes: int, kind: Kind) -> None:
+    def __init__(self, classes: int, function: Callable[[Tensor, Tensor], NDArray[np.float64]]) -> None:
         super().__init__()
-        self.classes, self.kind = classes, kind
+        self.classes, self.function = classes, function
         self.add_state("scores", [], dist_reduce_fx="cat")
         self.add_state("labels", [], dist_reduce_fx="cat")
 
@@ -132,43 +140,19 @@ class AveragePrecision(Metric):
                 f"average precision takes scores and labels of shape (images, {self.classes}), "
                 f"not {tuple(scores.shape)} and {tuple(labels.shape)}"
             )
-        self._keep(scores.detach().float(), labels.detach().to(torch.int8))
+        self.scores.append(scores.detach().float())
+        self.labels.append(labels.detach().to(torch.int8))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the images of all ranks, see torchmetrics."""
-        # In the place of an empty list torchmetrics gathers a tensor of another shape and type, which breaks
-        # the collective: a rank without images says what its rows would be like.
+        # torchmetrics gathers a tensor of another shape and type in place of an empty list, which breaks the
+        # collective: a rank without images contributes no rows of the right shape and type.
         if not len(self.scores):
             empty = torch.zeros(0, self.classes, device=self.device)
-            self._keep(empty, empty.to(torch.int8))
+            self.scores, self.labels = [empty], [empty.to(torch.int8)]
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
-        """Return ``(K,)``, NaN for classes without positives."""
-        return torch.from_numpy(self._per_class()).to(self.device, torch.float32)
-
-    def _keep(self, scores: Tensor, labels: Tensor) -> None:
-        self.scores.append(scores)
-        self.labels.append(labels)
-
-    def _per_class(self) -> NDArray[np.float64]:
-        scores, labels = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.labels).cpu().numpy()
-        return average_precision(scores, labels, self.kind)
-
-
-class MeanAveragePrecision(AveragePrecision):
-    """Mean of :class:`AveragePrecision` over the classes that have positives; NaN where none has."""
-
-    def compute(self) -> Tensor:
-        """Return a scalar in [0, 1], or NaN."""
-        # The mean of the float64 values; float32 for devices that know no other.
-        return torch.from_numpy(self._per_class()).nanmean().to(self.device, torch.float32)
-
-
-class PrecisionCurves(AveragePrecision):
-    """:func:`precision_curves` over all images of all ranks: ``(K, 101)``."""
-
-    def compute(self) -> Tensor:
-        """Return ``(K, 101)``, NaN for classes without positives."""
-        scores, labels = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.labels).cpu().numpy()
-        return torch.from_numpy(precision_curves(scores, labels)).to(self.device, torch.float32)
+        """Return the function's value, as float32: some devices know no float64."""
+        found = self.function(dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.labels).cpu())
+        return torch.as_tensor(found).to(self.device, torch.float32)

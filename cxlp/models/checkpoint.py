@@ -1,5 +1,6 @@
 """Reading a checkpoint, and the network in it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,9 @@ import torch
 from torch import nn
 
 from cxlp.backbones.backbone import Backbone
+from cxlp.backbones.library import preprocessing
+from cxlp.heads.base import Head
+from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
@@ -47,9 +51,44 @@ def load_network(path: str | Path, backbone: Backbone | nn.Module | None = None)
 def network_of(checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None = None) -> Network:
     """Build the network of a checkpoint that :func:`read_checkpoint` has read, see :func:`load_network`."""
     # The weights come from the checkpoint: nothing is downloaded.
-    network = Network.from_spec(checkpoint["cxlp"]["network"], backbone)
+    network = network_from_spec(checkpoint["cxlp"]["network"], backbone)
     load_weights(network, checkpoint, "the checkpoint")
     return network.eval()
+
+
+def network_from_spec(spec: Mapping[str, Any], backbone: Backbone | nn.Module | None = None) -> Network:
+    """Build a network again, with random weights.
+
+    Args:
+        spec: What :meth:`Network.spec` gave. Modules that it names by import path, a user's own, are imported.
+        backbone: The network to cut, or the backbone, where it was made of an ``nn.Module`` that has no name.
+
+    Raises:
+        CxlpError: If it cannot be built again, or the backbone is described otherwise.
+    """
+    arguments = {**spec["backbone"], "weights": None}
+    if backbone is None and arguments["name"] is None:
+        raise CxlpError(
+            "the network's backbone was made of an nn.Module, which a checkpoint does not hold: give one of the "
+            "same kind as the argument backbone of cxlp.load or cxlp.load_network, or a network with it as the "
+            "argument network of load_from_checkpoint"
+        )
+    if isinstance(backbone, Backbone):
+        backbone = backbone.narrowed(arguments["layers"])
+        _check_same(backbone, arguments)
+    elif backbone is None:
+        backbone = Backbone(**arguments)
+    else:
+        # What the saved name stood for, if there was one, is not known of a module.
+        known = {} if arguments["name"] is None else preprocessing(arguments)
+        backbone = Backbone(**{**arguments, **known, "name": backbone})
+    return Network(
+        backbone,
+        [Head.from_spec(head) for head in spec["heads"]],
+        spec["classes"] or None,  # no classes yet: no classifier either
+        spec["multi_label"],
+        Views(**spec["test_views"]),
+    )
 
 
 def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> None:
@@ -57,7 +96,7 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
 
     Args:
         network: Built as the checkpoint's was.
-        checkpoint: Of either task.
+        checkpoint: A checkpoint of either task.
         source: What to call it in the error.
 
     Raises:
@@ -69,3 +108,15 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CxlpError(f"{source} holds another network than the one described: {error}") from error
+
+
+def _check_same(backbone: Backbone, spec: Mapping[str, Any]) -> None:
+    """Refuse a backbone that differs from the one described: its maps would be others than the heads were fitted to."""
+    own = backbone.spec()
+    found, wanted = ({**each, **preprocessing(each)} for each in (own, spec))
+    for key in ("layers", "activation", "image_size", "mean", "std"):
+        if found[key] != wanted[key]:
+            raise CxlpError(
+                f"the backbone's {key} is {found[key]}, but that of the network which was saved is {wanted[key]}: give "
+                "a backbone made with the same arguments"
+            )

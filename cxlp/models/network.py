@@ -1,21 +1,24 @@
 """The one network that both modes fit: backbone, heads, linear classifier."""
 
 import operator
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
-from cxlp.backbones.library import preprocessing
-from cxlp.heads.base import Head, plain
+from cxlp.heads.base import Head
+from cxlp.heads.description import plain
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 
 #: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
 _VIEWS_AT_A_TIME = 128
+#: The network that has a head, while there is such a network.
+_OWNERS: WeakKeyDictionary[Head, ReferenceType[nn.Module]] = WeakKeyDictionary()
 
 
 class Network(nn.Module):
@@ -65,8 +68,11 @@ class Network(nn.Module):
         heads = [head] if isinstance(head, Head) else list(head)
         if not heads:
             raise CxlpError("a network needs a head, or several")
-        if len({id(each) for each in heads}) < len(heads):
-            raise CxlpError("a head is given twice, which would share its weights: make one for each place")
+        if len({id(each) for each in heads}) < len(heads) or any(_owner(each) is not None for each in heads):
+            raise CxlpError(
+                "a head is given twice, or belongs to another network, which would share its weights: make one for "
+                "each place, or copy it by copy.deepcopy"
+            )
         self._named = {layer for each in heads for layer in each.layers or ()}
         # Parameters of which no score depends would have distributed training wait for their gradients.
         self.backbone = backbone.narrowed(
@@ -75,6 +81,7 @@ class Network(nn.Module):
         for each in heads:
             self._connect(each)
         self.heads = nn.ModuleList(heads)
+        _OWNERS.update((each, ref(self)) for each in heads)
         self.test_views = test_views
         self.image_size = max(each.views.image_size(backbone.image_size) for each in heads)
         self.test_size = test_views.image_size(self.image_size)
@@ -229,7 +236,7 @@ class Network(nn.Module):
         return self.classify(self.test_features(images))
 
     def spec(self) -> dict[str, Any]:
-        """Describe the network by plain values, for :meth:`from_spec`.
+        """Describe the network by plain values, for :func:`~cxlp.models.checkpoint.network_from_spec`.
 
         Raises:
             CxlpError: If an option of a head is no plain value, or not kept as an attribute.
@@ -242,40 +249,9 @@ class Network(nn.Module):
             "multi_label": self.multi_label,
         }
 
-    @staticmethod
-    def from_spec(spec: Mapping[str, Any], backbone: Backbone | nn.Module | None = None) -> "Network":
-        """Build a network again, with random weights.
 
-        Args:
-            spec: What :meth:`spec` gave. Modules that it names by import path, a user's head or network, are imported.
-            backbone: The network to cut, or the backbone, where it was made of an ``nn.Module`` that has no name.
-
-        Raises:
-            CxlpError: If it cannot be built again, or the backbone is described otherwise.
-        """
-        arguments = {**spec["backbone"], "weights": None}
-        if backbone is None and arguments["name"] is None:
-            raise CxlpError(
-                "the network's backbone was made of an nn.Module, which a checkpoint does not hold: give one of the "
-                "same kind as the argument backbone of cxlp.load or cxlp.load_network, or a network with it as the "
-                "argument network of load_from_checkpoint"
-            )
-        if isinstance(backbone, Backbone):
-            backbone = backbone.narrowed(arguments["layers"])
-            _check_same(backbone, arguments)
-        elif backbone is None:
-            backbone = Backbone(**arguments)
-        else:
-            # What the saved name stood for, if there was one, is not known of a module.
-            known = {} if arguments["name"] is None else preprocessing(arguments)
-            backbone = Backbone(**{**arguments, **known, "name": backbone})
-        return Network(
-            backbone,
-            [Head.from_spec(head) for head in spec["heads"]],
-            spec["classes"] or None,  # no classes yet: no classifier either
-            spec["multi_label"],
-            Views(**spec["test_views"]),
-        )
+def _owner(head: Head) -> nn.Module | None:
+    return _OWNERS[head]() if head in _OWNERS else None
 
 
 def _numbered(classes: int | Sequence[str]) -> Sequence[str]:
@@ -284,18 +260,6 @@ def _numbered(classes: int | Sequence[str]) -> Sequence[str]:
         return [str(k) for k in range(operator.index(classes))]  # type: ignore[arg-type]
     except TypeError:
         return classes  # type: ignore[return-value]
-
-
-def _check_same(backbone: Backbone, spec: Mapping[str, Any]) -> None:
-    """Refuse a backbone that differs from the one described: its maps would be others than the heads were fitted to."""
-    own = backbone.spec()
-    found, wanted = ({**each, **preprocessing(each)} for each in (own, spec))
-    for key in ("layers", "activation", "image_size", "mean", "std"):
-        if found[key] != wanted[key]:
-            raise CxlpError(
-                f"the backbone's {key} is {found[key]}, but that of the network which was saved is {wanted[key]}: give "
-                "a backbone made with the same arguments"
-            )
 
 
 def _as_many(found: int, expected: int) -> bool:

@@ -1,1 +1,1 @@
-"""What a run leaves to look at: figures, overlays, tables, the report page."""
+"""What a run leaves to look at: tables, figures, overlays, the report page."""

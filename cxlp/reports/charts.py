@@ -1,4 +1,4 @@
-"""Line charts: matplotlib's SVG, inside the page, in the page's colours."""
+"""Line charts as SVG inside the page, in the page's colours, drawn by matplotlib."""
 
 import io
 import math
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-#: How many colours the page has for lines.
+#: Number of colours that the page has for lines.
 COLOURS = 6
-#: Most points of a line, more than the page has pixels; most points of a line on which each has a mark to point at.
+#: Most points of a line, more than a chart has pixels; and most points of a line whose points are marked.
 POINTS, MARKED = 400, 60
 
 _WIDTH, _HEIGHT = 460, 240
@@ -26,7 +26,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 class Chart(NamedTuple):
-    """A drawing with its title and, for each line, the number of its colour and a text."""
+    """A drawing, its title, and its legend: the number of a colour and a text for each line."""
 
     title: str
     svg: str
@@ -40,14 +40,14 @@ def line_chart(
     log: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Chart | None:
-    """Draw lines, with a legend that says their last values.
+    """Draw lines, with a legend that gives their last values.
 
     Args:
-        title: What it shows.
+        title: Title of the chart.
         series: Points ``(x, y)`` by name, in the order of x. Those that are not finite, and on a logarithmic scale
             those that are not positive, are left out.
-        x_label: What x is.
-        log: Logarithmic y.
+        x_label: Label of x.
+        log: Whether y is logarithmic.
         limits: Limits of y, where they are known beforehand.
 
     Returns:
@@ -58,8 +58,8 @@ def line_chart(
     if not lines:
         return None
     legend: list[tuple[int, str]] = []
-    marks: list[str] = []  # what to say where one points at them
-    # The SVG's ids are hashes with this salt: the same for the same chart, and no two charts of a page share one.
+    marks: list[str] = []  # texts shown under the pointer
+    # The SVG's ids are hashes with this salt: the same for the same chart, different for any two charts of a page.
     with rc_context({**_SETTINGS, "svg.hashsalt": repr((title, lines))}):
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
         axes = figure.add_subplot()
@@ -79,10 +79,10 @@ def line_chart(
         axes.set_xlabel(x_label, loc="right")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
-    # The head of the file is for a document of its own; the first <defs> would style the whole page.
+    # The head of the file is that of a document; the first <defs> would style the whole page.
     drawing = file.getvalue().partition("</defs>")[2].replace("xlink:href", "href")
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{drawing}'
     svg = re.sub('<g id="mark (.+)">', lambda mark: f"<g><title>{escape(marks[int(mark[1])])}</title>", svg)
     svg = re.sub('<g id="[^"]*"', "<g", svg)
-    # The page says what colour n is, light or dark.
+    # The page defines colour n, for a light and a dark background.
     return Chart(title, re.sub("#00000([1-9])", r"var(--c\1)", svg), legend)

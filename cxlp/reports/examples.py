@@ -1,4 +1,4 @@
-"""The worst mistakes of a test and a few right answers: found in passing, over all ranks, and made into thumbnails."""
+"""The worst mistakes of a test and a few right answers: collected batch by batch over all ranks, with thumbnails."""
 
 import heapq
 import io
@@ -6,36 +6,36 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from cxlp.data.dataset import Draw, ImageDataset
 from cxlp.models.network import Network
 from cxlp.utils.distributed import gather_objects
 from cxlp.utils.files import write_whole
 
-#: How many are kept, whatever the number of images.
+#: Number of mistakes and of right answers that are kept.
 MISTAKES, RIGHT = 16, 8
-#: Side of a thumbnail, pixels.
-SIDE = 160
+#: Side of a thumbnail and width of the gap between two, pixels.
+SIDE, GAP = 160, 4
 
 #: Draws the evidence into a picture: network, picture ``(3, H, W)`` uint8, class index -> ``(3, h, w)`` uint8.
 Overlay = Callable[[Network, Tensor, int], Tensor]
 
 
 class Example(NamedTuple):
-    """An answer to one image; with several labels per image, to one image and one class.
+    """An answer about one image or, with several labels per image, about one class in one image.
 
     Attributes:
         loss: Negative logarithm of the probability that the truth was given.
-        position: In the test split.
-        shown: The class that was recognised, or, of several labels, the one in question.
-        true: The true class; of several labels: ``shown``, or -1 where it is absent.
-        answered: Likewise.
-        probability: That the answer was given.
+        position: Position of the image in the test split.
+        shown: The predicted class; with several labels the class in question.
+        true: The true class; with several labels ``shown``, or -1 where it is absent.
+        answered: The predicted class; with several labels ``shown``, or -1 where it was said to be absent.
+        probability: Probability that the answer was given.
     """
 
     loss: float
@@ -46,16 +46,16 @@ class Example(NamedTuple):
     probability: float
 
     def names(self, classes: Sequence[str]) -> tuple[str, str]:
-        """The truth and the answer, for people."""
+        """Return the truth and the answer as text."""
         absent = f"no {classes[self.shown]}"
-        return tuple(classes[k] if k >= 0 else absent for k in (self.true, self.answered))  # type: ignore[return-value]
+        true, answered = (classes[k] if k >= 0 else absent for k in (self.true, self.answered))
+        return true, answered
 
 
 class Examples:
-    """Collects the mistakes of largest loss, and for each class the surest right answer, batch by batch.
+    """Collects, batch by batch, the mistakes of largest loss and for each class the surest right answer.
 
-    What is kept depends neither on the order of images nor on how ranks share them: of equal losses, the
-    earlier image goes first.
+    The result depends neither on the order of images nor on how ranks share them: ties keep the earlier image.
     """
 
     def __init__(self) -> None:
@@ -63,21 +63,21 @@ class Examples:
         self.right: dict[int, Example] = {}
 
     def update(self, scores: Tensor, labels: Tensor, positions: Tensor) -> None:
-        """Look at a batch.
+        """Take in a batch.
 
         Args:
             scores: Logits ``(B, K)``.
             labels: ``(B,)`` class indices, or ``(B, K)`` of 1 present, -1 absent, 0 unspecified.
-            positions: ``(B,)``, in the test split.
+            positions: ``(B,)``, positions in the test split.
         """
         found = _answers(scores.float(), labels, positions)
         wrong = [example for example in found if example.true != example.answered]
         self.mistakes = heapq.nsmallest(MISTAKES, [*self.mistakes, *wrong], key=_worst_first)
-        # Of several labels, that something is absent is no answer to show.
+        # With several labels, that a class is absent is no answer to show.
         self._keep_right(example for example in found if example.true == example.answered >= 0)
 
     def gather(self) -> tuple[list[Example], list[Example]]:
-        """Collect those of all ranks, each of which calls this.
+        """Collect the examples of all ranks, which call this together.
 
         Returns:
             At most 16 mistakes, the largest loss first; at most 8 right answers of different classes, the
@@ -132,15 +132,15 @@ def write_examples(
     right: Sequence[Example],
     overlay: Overlay | None = None,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Write a thumbnail for each example into ``examples/``, in the place of those of an earlier test.
+    """Write a thumbnail of each example into ``examples/``, and delete those of an earlier test.
 
     Args:
-        folder: The run's.
-        network: What answered.
+        folder: The run's folder.
+        network: The network that answered.
         data: The test split.
         mistakes: See :class:`Examples`.
         right: See :class:`Examples`.
-        overlay: Draws the evidence for a class; shown beside the picture for the answer and, of a mistake,
+        overlay: Draws the evidence for a class; shown beside the picture for the answer and, where that is wrong,
             for the truth.
 
     Returns:
@@ -166,17 +166,15 @@ def write_examples(
 
 
 def _thumbnail(network: Network, data: ImageDataset, example: Example, overlay: Overlay | None) -> bytes:
-    """The picture as the network sees it, and beside it the evidence, as a JPEG."""
+    """Draw the picture as the network sees it, and beside it the evidence, as a JPEG."""
     picture = data.picture(Draw(example.position))
     pictures = [picture]
     if overlay is not None:
         asked = dict.fromkeys((example.shown, example.true))
         pictures += [overlay(network, picture, k) for k in asked if k >= 0]
-    gap = np.full((SIDE, 4, 3), 255, dtype=np.uint8)
-    strip: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
-    for shown in pictures:
-        pixels = np.asarray(Image.fromarray(shown.permute(1, 2, 0).numpy()).resize((SIDE, SIDE)))
-        strip += [gap, pixels] if strip else [pixels]
+    strip = Image.new("RGB", (len(pictures) * (SIDE + GAP) - GAP, SIDE), "white")
+    for number, shown in enumerate(pictures):
+        strip.paste(to_pil_image(shown).resize((SIDE, SIDE)), (number * (SIDE + GAP), 0))
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(strip, axis=1)).save(file, "JPEG", quality=85)
+    strip.save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -8,12 +8,12 @@ from typing import Any
 
 
 def as_text(metric: str, value: float) -> str:
-    """A metric's value for people: parts in percent."""
+    """Format a metric's value for people, proportions in percent."""
     return f"{value:.2%}" if "accuracy" in metric or "mAP" in metric else f"{value:.4g}"
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample, with n - 1; ``None`` of a single value."""
+    """Compute the standard deviation of a sample, with n - 1; ``None`` for a single value."""
     return stdev(values) if len(values) > 1 else None
 
 

@@ -1,18 +1,18 @@
-"""What a run logged, read back from its folder."""
+"""A run's logs, read back from its folder."""
 
 import csv
 import shlex
 from pathlib import Path
 
-#: The stages of a run, in their order: each logs into a folder of its own.
+#: The stages of a run, in their order; each logs into its own folder.
 STAGES = ("frozen", "finetune", "closing", "test")
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """Read the CSV logs of all stages, one row per step; of what was done twice, the later values.
+    """Read the CSV logs of all stages, one row per step; a step that was done twice has the later values.
 
     Args:
-        folder: A run's.
+        folder: A run's folder.
     """
     found: list[dict[str, float]] = []
     for stage in STAGES:
@@ -32,17 +32,17 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:
-    """A metric by epoch, from 0; of several values in an epoch the last; empty where it was not logged.
+    """Read a metric by epoch, from 0: the last value of each epoch; empty if it was not logged.
 
     Args:
-        folder: A run's.
-        metric: Such as ``val/accuracy``.
+        folder: A run's folder.
+        metric: A name such as ``val/accuracy``.
     """
     return {int(row["epoch"]): row[metric] for row in history(folder) if metric in row}
 
 
 def how_to_look(folder: Path) -> str | None:
-    """One line on how to look at the wandb run of a folder, or ``None`` where there is none."""
+    """Return the command that shows the wandb run of a folder; ``None`` if there is none."""
     runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
     if runs:
         return f"wandb leet {shlex.quote(str(runs[-1]))}   (upload: wandb sync {shlex.join(map(str, runs))})"

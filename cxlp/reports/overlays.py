@@ -16,9 +16,9 @@ from torch import Tensor
 from cxlp.explain.attribution import Explanation, explain
 from cxlp.heads.views import resized
 from cxlp.models.network import Network
-from cxlp.reports.figures import png
+from cxlp.reports.drawing import as_png, label
 
-#: Red speaks for the class, blue against it, as is usual in such maps.
+#: Red is evidence for the class, blue against it, as is usual in such maps.
 EVIDENCE = colormaps["RdBu_r"]
 #: Pictures in a row.
 COLUMNS = 4
@@ -26,6 +26,7 @@ COLUMNS = 4
 Picture = np.ndarray[Any, np.dtype[np.float64]]
 
 
+@as_png
 def draw_explanation(
     image: Tensor,
     proportion: float,
@@ -33,8 +34,8 @@ def draw_explanation(
     channels: Sequence[int],
     classes: Sequence[str],
     note: str = "",
-) -> bytes:
-    """Draw an image, the evidence over it, the shares of channels as bars, and each channel's activations.
+) -> Figure:
+    """Draw an image, the evidence over it, the score channel by channel, and each channel's activations.
 
     Args:
         image: ``(3, S, S)`` uint8, as the network sees it.
@@ -43,15 +44,12 @@ def draw_explanation(
         channels: Pooling channels to show, numbered through all heads.
         classes: Names.
         note: A line below.
-
-    Returns:
-        A PNG.
     """
     picture = image.permute(1, 2, 0).numpy() / 255.0
     rows, height = math.ceil(len(channels) / COLUMNS), 3.0 * min(max(proportion, 0.5), 2.0) + 0.3
-    figure = Figure(figsize=(12.5, 0.7 + (1 + rows) * height), layout="constrained")
-    figure.suptitle(headline(explanation, classes), fontsize=11, parse_math=False)
-    # Apart, since the colour bar's room would make a gap in each row of channels.
+    figure = Figure((12.5, 0.7 + (1 + rows) * height))
+    figure.suptitle(headline(explanation, classes), fontsize=11)
+    # Two parts, since the colour bar's space would make a gap in each row of channels.
     grid = figure.add_gridspec(2, 1, height_ratios=(1, rows))
     above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     axes = above.subplots(1, 3, width_ratios=(1, 1.25, 1.75))
@@ -67,14 +65,14 @@ def draw_explanation(
             spine.set(visible=True, color=EVIDENCE(0.5 + 0.4 * np.sign(share)), linewidth=2)
     if note:
         figure.supxlabel(note, fontsize=8)
-    return png(figure)
+    return figure
 
 
 def draw_evidence(network: Network, picture: Tensor, target: int) -> Tensor:
-    """Lay the evidence for a class over a picture, grey: the stronger, the more of its colour.
+    """Draw the evidence for a class over a picture in grey; strong evidence has strong colours.
 
     Args:
-        network: Fitted, see :func:`~cxlp.explain.attribution.check_explainable`.
+        network: A fitted network, see :func:`~cxlp.explain.attribution.check_explainable`.
         picture: ``(3, T, T)`` uint8, as the network's test sees it.
         target: The class.
 
@@ -92,10 +90,10 @@ def draw_evidence(network: Network, picture: Tensor, target: int) -> Tensor:
 
 
 def headline(explanation: Explanation, classes: Sequence[str]) -> str:
-    """Say what is explained, how probable it is, and what its score is made of."""
+    """Describe what is explained, how probable it is, and what its score is made of."""
 
     def named(k: int) -> str:
-        return f"{classes[k]} (probability {float(explanation.probabilities[k]):.3f})"
+        return f"{label(classes[k], 60)} (probability {float(explanation.probabilities[k]):.3f})"
 
     over = "" if explanation.against is None else f" rather than {named(explanation.against)}"
     what = "score" if explanation.against is None else "difference of scores"
@@ -103,29 +101,27 @@ def headline(explanation: Explanation, classes: Sequence[str]) -> str:
     return f"{named(explanation.target)}{over}\n{what} {parts}"
 
 
-def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> bytes:
+@as_png
+def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> Figure:
     """Draw patches of images, one row per pooling channel.
 
     Args:
         rows: For each channel its name and its patches ``(3, s, s)`` uint8, each with a line about it.
-
-    Returns:
-        A PNG.
     """
     columns = max(len(patches) for _, patches in rows)
-    pitch = 1.16  # of rows, in sides of a patch: room for the lines
-    figure = Figure(figsize=(1.15 + 1.25 * columns, 0.3 + 1.25 * pitch * len(rows)), layout="constrained")
-    axes = figure.add_subplot()  # one for all: with one for each, layout takes a minute
+    pitch = 1.16  # distance of rows in sides of a patch, with space for the lines of text
+    figure = Figure((1.15 + 1.25 * columns, 0.3 + 1.25 * pitch * len(rows)))
+    axes = figure.add_subplot()  # one for all patches: with one for each, layout takes a minute
     for i, (_, patches) in enumerate(rows):
         for j, (patch, said) in enumerate(patches):
             picture = patch.permute(1, 2, 0).numpy()
             axes.imshow(picture, extent=(j + 0.02, j + 0.98, i * pitch + 0.98, i * pitch + 0.02))
-            axes.text(j + 0.5, i * pitch, said, ha="center", va="bottom", fontsize=7, parse_math=False)
+            axes.text(j + 0.5, i * pitch, said, ha="center", va="bottom", fontsize=7)
     axes.set(xlim=(0, columns), ylim=(len(rows) * pitch, -pitch + 1), xticks=[])
-    axes.set_yticks([i * pitch + 0.5 for i in range(len(rows))], [name for name, _ in rows], fontsize=8)
+    axes.set_yticks([i * pitch + 0.5 for i in range(len(rows))], [name for name, _ in rows])
     axes.tick_params(length=0)
     axes.set_frame_on(False)
-    return png(figure)
+    return figure
 
 
 def _show(axes: Axes, picture: Picture, proportion: float, title: str) -> None:
@@ -149,7 +145,7 @@ def _draw_map(axes: Axes, picture: Picture, proportion: float, explanation: Expl
 
 
 def _draw_sum(axes: Axes, explanation: Explanation) -> None:
-    """The score as channels are added to the bias, those of the largest shares first."""
+    """Draw the score as channels are added to the bias, those of the largest shares first."""
     shares = explanation.channels
     ordered = shares[shares.abs().argsort(descending=True)]
     total = explanation.bias + torch.cat([ordered.new_zeros(1), ordered.cumsum(dim=0)])
@@ -176,7 +172,7 @@ def _share(explanation: Explanation, share: float) -> str:
 
 
 def _spotlight(picture: Picture, activations: Tensor) -> Picture:
-    """Light an image where a channel responds, relative to its largest magnitude; elsewhere it is dark and grey."""
+    """Show an image bright where a channel responds, relative to its largest magnitude, and dark grey elsewhere."""
     values = activations.abs()
     light = (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).numpy()[..., None]
     lit: Picture = light * picture + (1 - light) * 0.35 * picture.mean(axis=2, keepdims=True)

@@ -1,11 +1,10 @@
-"""The page, built of the files in a run's folder."""
+"""The report page, built from the files in a run's folder."""
 
 import base64
 import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cxlp.reports.charts import Chart, line_chart
 from cxlp.reports.history import history, how_to_look
 from cxlp.utils.files import write_whole
 
-#: Keys of the config that are shown of every run, and of one with gradient epochs.
+#: Keys of the config that are shown for every run, and for one with gradient epochs.
 KEYS = (
     "model.backbone.name", "model.backbone.layers", "model.backbone.weights", "model.test_views.kind", "model.frozen.c",
     "data.init_args.root", "data.init_args.batch_size", "data.init_args.validation", "trainer.max_epochs",
@@ -33,25 +32,26 @@ _JINJA = Environment(
 
 
 def write_report(folder: Path) -> None:
-    """Write ``report.html`` into a run's folder, of what lies there."""
+    """Write ``report.html`` into a run's folder, see :func:`build_page`."""
     write_whole(folder / "report.html", build_page(folder))
 
 
 def build_page(folder: Path) -> str:
-    """Build the page of a finished run; whatever file a kind of run does not write is left out.
+    """Build the page of a finished run, leaving out whatever files are not there.
 
     Args:
-        folder: A run's, with ``metrics.json``.
+        folder: A run's folder, with ``metrics.json``.
     """
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     origin = json.loads(_text(folder / "provenance.json") or "{}")
     config = yaml.safe_load(_text(folder / "config-resumed.yaml") or _text(folder / "config.yaml"))
     epochs = _at(config, "trainer.max_epochs")
-    heads = _heads(config)
+    given = _at(config, "model.head") or []
+    heads = given if isinstance(given, list) else [given]
     kept = [_at(head, "init_args.pca_dim") for head in heads]
     setup: dict[str, Any] = {
-        "model.head": _sum(_name(head) for head in heads),
-        "model.head.pca_dim": _sum(str(dim) for dim in kept if dim is not None),
+        "model.head": " + ".join(str(_at(head, "class_path")).rpartition(".")[2] for head in heads) or None,
+        "model.head.pca_dim": " + ".join(str(dim) for dim in kept if dim is not None) or None,
     }
     for key in (*KEYS, *(GRADIENT_KEYS if epochs else ())):
         value = _at(config, key)
@@ -100,23 +100,8 @@ def build_page(folder: Path) -> str:
     )
 
 
-def _heads(config: Any) -> list[Any]:  # noqa: ANN401 (a config)
-    """The heads of a network: each a class and its options."""
-    given = _at(config, "model.head") or []
-    return given if isinstance(given, list) else [given]
-
-
-def _name(head: Any) -> str:  # noqa: ANN401 (a config's part)
-    return str(_at(head, "class_path")).rpartition(".")[2]
-
-
-def _sum(parts: Iterable[str]) -> str | None:
-    """What stands of several heads side by side; ``None``: nothing does."""
-    return " + ".join(parts) or None
-
-
 def _curves(folder: Path, train_images: int) -> list[Chart | None]:
-    """What fine-tuning logged; nothing of a run that only fitted a frozen network."""
+    """Draw the logs of fine-tuning; a run that only fitted a frozen network has no curves."""
     series = defaultdict[str, list[tuple[float, float]]](list)
     images = 0.0
     for row in history(folder):
@@ -135,7 +120,7 @@ def _curves(folder: Path, train_images: int) -> list[Chart | None]:
         "training, epoch's mean": series["train/loss_epoch"],
         "validation": quality.pop("loss", []),
     }
-    # A part's weights and biases have one rate.
+    # A part's weights and biases share one rate.
     rates = {k.partition("/")[2]: points for k, points in chosen("lr-").items() if not k.endswith("/no_decay")}
     speed = {"images_per_second": series["train/images_per_second"]}
     axis = "passes over the training images"
@@ -149,7 +134,7 @@ def _curves(folder: Path, train_images: int) -> list[Chart | None]:
 
 
 def _precisions(folder: Path, classes: list[str]) -> list[Chart | None]:
-    """Curves of the classes of lowest average precision, which come first."""
+    """Draw the curves of the first classes, which have the lowest average precision."""
     rows = {row.pop("class"): row for row in _records(folder / "precision_recall.csv")}
     curves = {name: [(float(r), float(p)) for r, p in rows[name].items()] for name in classes if name in rows}
     return [
@@ -159,7 +144,7 @@ def _precisions(folder: Path, classes: list[str]) -> list[Chart | None]:
 
 
 def _picture(folder: Path, name: str) -> str:
-    """A picture as a source inside the page; its name where it is too large for that; empty where there is none."""
+    """Return a picture as a data URL, its name if it is too large for that, or "" if there is none."""
     path = folder / name
     if not path.is_file():
         return ""
@@ -177,5 +162,5 @@ def _text(path: Path) -> str:
 
 
 def _at(config: Any, key: str) -> Any:  # noqa: ANN401 (a config's part)
-    """A value by its dotted key; ``None`` where it is not."""
+    """Return a value by its dotted key; ``None`` if there is none."""
     return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), config)

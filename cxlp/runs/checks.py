@@ -7,6 +7,12 @@ from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import STARTS, ModelConfig, check_gradient_options
 from cxlp.utils.errors import CxlpError
 
+#: Options of the Trainer that would leave a part of the held-out or of the test images out, with what leaves out none.
+WHOLE: dict[str, tuple[object, ...]] = {
+    "fast_dev_run": (None, False, 0), "barebones": (None, False), "overfit_batches": (None, 0.0),
+    "limit_val_batches": (None, 1.0), "limit_test_batches": (None, 1.0),
+}  # fmt: skip
+
 
 def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) -> None:
     """Refuse options of the Trainer that contradict the rest.
@@ -22,12 +28,13 @@ def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) 
     trainer, refit = config["trainer"], config["run"]["refit"]
     if trainer["default_root_dir"] is not None:
         raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
-    limit = trainer["limit_test_batches"]
-    partial = limit not in (None, 1.0) or isinstance(limit, int)  # 1 is a batch, 1.0 all of them
-    if partial or trainer["barebones"] or trainer["fast_dev_run"]:
-        raise CxlpError(
-            "trainer.limit_test_batches, fast_dev_run, barebones: a run ends with its whole test; leave them out"
-        )
+    for key, whole in WHOLE.items():
+        # 1.0 is all batches, 1 is one of them
+        if trainer[key] not in whole or (trainer[key] == 1 and isinstance(trainer[key], int)):
+            raise CxlpError(
+                f"trainer.{key} is {trainer[key]}: the best epoch is chosen by all held-out images, and a run ends "
+                "with its whole test; leave it out"
+            )
     if not isinstance(trainer["max_epochs"], int) or trainer["max_epochs"] < 0:
         raise CxlpError(
             f"trainer.max_epochs is {trainer['max_epochs']}: give the number of gradient epochs, 0 for the frozen mode"
@@ -37,11 +44,6 @@ def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) 
         raise CxlpError(
             f"model.start is {model.start}, but trainer.max_epochs is 0: nothing would be fitted. Give "
             "trainer.max_epochs, or add --config finetune.yaml"
-        )
-    if held_out and trainer["limit_val_batches"] == 0:
-        raise CxlpError(
-            f"trainer.limit_val_batches is 0, but data.validation holds out {held_out}: the best checkpoint is chosen "
-            "by these images. Leave one of them out"
         )
     if refit is True and not (held_out and trainer["enable_checkpointing"] is not False):
         raise CxlpError(

@@ -21,6 +21,8 @@ from cxlp.reports.figures import confusion_pairs, confusion_table, draw_confusio
 from cxlp.reports.overlays import draw_evidence
 from cxlp.runs.callbacks import wandb_logger
 from cxlp.tasks.base import ClassificationTask
+from cxlp.utils.distributed import all_sum
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.threads import one_thread
 
@@ -46,10 +48,11 @@ class TestReport(Callback):
     def __init__(self, folder: Path, data: ImageDataModule) -> None:
         self.folder, self.data = folder, data
         self._examples = Examples()
+        self._scored = 0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier test."""
-        self._examples = Examples()
+        self._examples, self._scored = Examples(), 0
 
     def on_test_batch_end(
         self,
@@ -60,13 +63,23 @@ class TestReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look for mistakes."""
+        """Look for mistakes, and count."""
+        self._scored += len(outputs["label"])
         if len(outputs["label"]):
             self._examples.update(outputs["score"], outputs["label"], outputs["index"])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute on every rank, write on rank 0."""
+        """Compute on every rank, write on rank 0.
+
+        Raises:
+            CxlpError: If not all images were scored.
+        """
         assert isinstance(pl_module, ClassificationTask)
+        scored, images = int(all_sum(torch.tensor(self._scored))), len(self.data.splits["test"])
+        if scored != images:
+            raise CxlpError(
+                f"the test has scored {scored} of {images} images: something in the Trainer has cut it short"
+            )
         found: Any = pl_module.per_class.compute()  # counts, or precisions and curves by their names
         pl_module.per_class.reset()
         mistakes, right = self._examples.gather()

@@ -9,24 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.runs.loggers import RunConfig
+from cxlp.runs.launch import launched_rank, was_restarted
+from cxlp.runs.loggers import REFIT, RunConfig
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
 
 
-def launched_rank() -> int:
-    """This process's rank before there is a process group, as Lightning read it from the launcher's variables."""
-    launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    if not launched and int(os.environ.get("NODE_RANK", 0)) > 0:
-        return int(os.environ["NODE_RANK"])  # Lightning's own launcher: on other machines nobody is rank 0
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
-def run_name(run: RunConfig, config: Namespace) -> str:
+def run_name(run: RunConfig, config: Namespace | None = None) -> str:
     """The name of a run: the user's, or one by the configs' files and the time.
 
     Raises:
@@ -34,7 +26,7 @@ def run_name(run: RunConfig, config: Namespace) -> str:
     """
     if run.name and Path(run.name).name != run.name:
         raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
-    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    files = [Path(str(c)).stem for c in (config and config.get("config")) or [] if c is not None]
     return run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
@@ -62,6 +54,39 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
             print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
         return folder
     raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
+
+
+def find_earlier(run: RunConfig) -> Path | None:
+    """Find the run that ``run.resume`` goes on with; what is left of one that saved nothing is deleted.
+
+    Returns:
+        Its folder; ``None``: a new run begins.
+
+    Raises:
+        CxlpError: If that folder holds something else, or nothing that a run can be gone on from.
+    """
+    if run.resume != "auto" and not was_restarted():
+        return None
+    if not run.name:
+        if run.resume == "auto":
+            raise CxlpError("run.resume is auto, which finds a run by its name: give run.name")
+        if launched_rank() == 0:
+            say("this job was started again, but the run has no name to be found by: it begins anew. Give --run.name")
+        return None
+    folder = Path(run.root) / run_name(run)
+    if launched_rank() != 0:
+        return folder if last_checkpoint(folder) is not None else None
+    there = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    if there and "config.yaml" not in there:
+        raise CxlpError(f"{folder} holds no run: choose another --run.name")
+    if last_checkpoint(folder) is None and finished(folder) is not None:
+        raise CxlpError(
+            f"{folder} holds a run that is done, but no checkpoint to go on from: choose another --run.name"
+        )
+    if take_up(folder) is None:
+        return None
+    say(f"going on with {folder}")
+    return folder
 
 
 def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | None]:
@@ -138,7 +163,7 @@ def name_best(folder: Path, checkpoint: str) -> None:
 
 def refit_folder(folder: Path) -> Path:
     """Where the second run of ``run.refit: true`` is, which is the one that is tested."""
-    return folder / f"{folder.name}-refit"
+    return folder / REFIT
 
 
 def finished(folder: Path) -> Path | None:
@@ -188,6 +213,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     # The package may not be installed, but stand beside train.py.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment.pop("WANDB_RUN_ID", None)  # one wandb run for each
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         status = run_to_end(command, file, environment)

@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from urllib.parse import urlparse
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+#: The folder, within a run's, of the second run of ``run.refit: true``.
+REFIT = "refit"
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,11 @@ class RunConfig:
         tags: Tags of the wandb run, besides benchmark, backbone, mode and method.
         log_model: Upload the tested checkpoint as an artifact, where wandb is online.
         refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is
-            run on all training images, ended after that epoch of the same schedule, and tested; it is in a folder
-            within this one's, NAME/NAME-refit. Or the best checkpoint of an earlier run: do only the second.
+            run on all training images, ended after that epoch of the same schedule, and tested; its folder is
+            NAME/refit. Or the best checkpoint of an earlier run: do only the second.
+        resume: When to go on with the run in ``root`` that has this ``name``, if there is one. ``restarted``: where
+            SLURM or torchrun has started this job again; ``auto``: always, so that the same command begins a run and
+            goes on with it. (``ckpt_path`` goes on with a run by its folder.)
         cost: Measure, after the test, what the representation of an image costs, see :mod:`cxlp.runs.cost`.
     """
 
@@ -39,6 +46,7 @@ class RunConfig:
     group: str | None = None
     tags: tuple[str, ...] = ()
     refit: bool | str = False
+    resume: Literal["restarted", "auto"] = "restarted"
     log_model: bool = True
     cost: bool = False
 
@@ -75,7 +83,7 @@ def start_wandb(run: RunConfig, folder: Path, wandb_id: str | None = None) -> wa
     Args:
         run: What the user asked for.
         folder: The run's folder.
-        wandb_id: The wandb run to continue, on resume.
+        wandb_id: The wandb run to continue, on resume; ``None``: a new one.
     """
     mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
     if mode in ("off", "disabled"):
@@ -103,10 +111,12 @@ def build_loggers(run: RunConfig, folder: Path, stage: str, experiment: wandb.Ru
 
 def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bool) -> wandb.Run:
     """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
+    # The id in the environment, as of a sweep's agent, is one run's: the first one's that asks.
+    wandb_id = wandb_id or os.environ.pop("WANDB_RUN_ID", None) or secrets.token_hex(4)
     try:
         started = wandb.init(
             dir=folder.absolute(),  # wandb's own process stays where the first run of this one began
-            name=folder.name,
+            name=f"{folder.parent.name}-{REFIT}" if folder.name == REFIT else folder.name,
             project=run.project,
             group=run.group,
             tags=run.tags,

@@ -1,12 +1,8 @@
-"""What a run trains and how: the keys below ``model``, and what must agree for two runs to be comparable."""
+"""What a run trains and how: the keys below ``model``, and which of them belong to gradient descent."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-import torch
 from jsonargparse import Namespace
-from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.frozen.fit import FrozenConfig
@@ -120,7 +116,7 @@ GRADIENT_MODEL_KEYS = tuple(
 )
 #: Of the Trainer, what only gradient epochs use.
 GRADIENT_TRAINER_KEYS = (
-    "max_steps", "min_epochs", "min_steps", "max_time", "limit_train_batches", "overfit_batches", "val_check_interval",
+    "max_steps", "min_epochs", "min_steps", "max_time", "limit_train_batches", "val_check_interval",
     "check_val_every_n_epoch", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
     "reload_dataloaders_every_n_epochs", "sync_batchnorm",
 )  # fmt: skip
@@ -141,81 +137,3 @@ def check_gradient_options(config: Namespace, defaults: Namespace) -> None:
                 f"{key} is given, but trainer.max_epochs is 0: there are no gradient epochs. Give trainer.max_epochs, "
                 "or add --config finetune.yaml"
             )
-
-
-#: What may differ between a run and what goes on with it, or repeats it: it changes no result, or only by rounding.
-_FREE = (
-    "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile",
-    "data.root", "data.num_workers", "data.download", "data.batch_size", "data.validation", "data.split_seed",
-)  # fmt: skip
-
-
-def recipe_of(config: Namespace) -> dict[str, Any]:
-    """List what the weights depend on besides the images, by key, as plain values."""
-    found = {**dict(_leaves("model", _plain(config["model"]))), **dict(_leaves("data", _plain(config["data"])))}
-    found = {key: value for key, value in found.items() if key not in _FREE}
-    if config["model"]["start"] not in STARTS:
-        found["model.start"] = "a checkpoint"  # which may have been moved
-    trainer = ("max_epochs", "precision", *(key for key in GRADIENT_TRAINER_KEYS if key != "max_time"))
-    found |= {f"trainer.{key}": _plain(config["trainer"][key]) for key in trainer}
-    return {**found, "seed_everything": config["seed_everything"]}
-
-
-def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse another recipe than a checkpoint's.
-
-    Raises:
-        CxlpError: Names the first key that differs.
-    """
-    for key in {**saved, **given}:
-        if saved.get(key) != given.get(key):
-            raise CxlpError(
-                f"{key} is {given.get(key)!r}, but the checkpoint's run had {saved.get(key)!r}: leave it as it was; "
-                "--config runs/NAME/config.yaml has all of that run"
-            )
-
-
-def check_images_per_step(saved: int, given: int) -> None:
-    """Refuse another number of images per gradient step: the schedule has so many steps.
-
-    Raises:
-        CxlpError: If they differ.
-    """
-    if saved != given:
-        raise CxlpError(
-            f"a step takes {given} images (data.batch_size x processes x trainer.accumulate_grad_batches), but in the "
-            f"checkpoint's run it took {saved}: with other numbers of processes, change the others so that it stays"
-        )
-
-
-def check_images(saved: Tensor, given: Tensor) -> None:
-    """Refuse other training images than a checkpoint's, by their fingerprints.
-
-    Raises:
-        CxlpError: If they differ.
-    """
-    if not torch.equal(saved, given):
-        raise CxlpError(
-            "the training images are others than those of the checkpoint's run (data.root, validation, split_seed, "
-            "test_fraction?): what is held out now may have been trained on. Resume with the run's own configs, "
-            "such as --config runs/NAME/config.yaml"
-        )
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of a config)
-    """A value as YAML and a checkpoint give it back."""
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (plain values)
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _leaves(prefix if key == "init_args" else f"{prefix}.{key}", part)
-    else:
-        yield prefix, value

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from cxlp.runs.folder import read_run
 from cxlp.utils.errors import CxlpError
 
-#: Of a run, in their order.
+#: The stages of a run, in their order.
 Stage = Literal["frozen", "finetune", "closing"]
 
 
@@ -24,13 +24,12 @@ class Choice:
     """The epoch that a run with held-out images has chosen.
 
     Attributes:
-        checkpoint: Its best one.
-        stage: Of that checkpoint.
-        epoch: The last one that it has seen, counted over all stages: 0 is the frozen fit. Of a checkpoint from within
+        checkpoint: The best one, as the user gave it.
+        stage: The stage that wrote it.
+        epoch: The last one that it has seen, counted over all stages: 0 is the frozen fit. For a checkpoint from within
             an epoch, that epoch: it is fitted to its end.
         validated: What the held-out images said of it.
-        images_per_step: Of its run.
-        recipe: Which recipe it was chosen for: another one's best epoch is another.
+        images_per_step: In the run that has chosen.
     """
 
     checkpoint: str
@@ -38,28 +37,36 @@ class Choice:
     epoch: int
     validated: dict[str, float]
     images_per_step: int
-    recipe: dict[str, Any]
 
     @property
     def last_gradient_epoch(self) -> int:
         """The last gradient epoch that it has seen, counted likewise: a closing fit is one behind it."""
         return self.epoch - (self.stage == "closing")
 
+    @classmethod
+    def of(cls, path: str, saved: Mapping[str, Any]) -> "Choice":
+        """Say which epoch a checkpoint is of.
 
-def read_choice(checkpoint: str) -> Choice:
-    """Read which epoch a checkpoint is of.
+        Args:
+            path: Its place.
+            saved: What is in it.
+        """
+        run, stage = saved["cxlp_run"], stage_of(saved)
+        epoch = run["first_epoch"] + (saved["epoch"] if stage == "finetune" else 0)
+        return cls(path, stage, epoch, saved["cxlp"]["validated"], run["images_per_step"])
+
+
+def read_chosen(path: str) -> dict[str, Any]:
+    """Read the checkpoint that ``run.refit`` names.
 
     Raises:
         CxlpError: If there is no such checkpoint.
     """
-    if not Path(checkpoint).is_file():
+    if not Path(path).is_file():
         raise CxlpError(
-            f"run.refit is {checkpoint!r}: expected true, false, or the best checkpoint of a run with held-out images"
+            f"run.refit is {path!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
-    saved = read_run(checkpoint)
-    run, stage = saved["cxlp_run"], stage_of(saved)
-    epoch = run["first_epoch"] + (saved["epoch"] if stage == "finetune" else 0)
-    return Choice(checkpoint, stage, epoch, saved["cxlp"]["validated"], run["images_per_step"], run["recipe"])
+    return read_run(path)
 
 
 def stage_of(saved: Mapping[str, Any]) -> Stage:

@@ -15,7 +15,8 @@ from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
 from cxlp.runs.loggers import close_wandb
-from cxlp.runs.stages import Done, Run
+from cxlp.runs.opening import Done
+from cxlp.runs.stages import Run
 from cxlp.utils.files import write_whole
 from cxlp.utils.profiling import peak_memory
 
@@ -82,6 +83,8 @@ class Results:
             "epoch": self.stage.epoch,
             "images": self.images,
         }
+        if run.data.left_out:
+            summary["left_out"] = dict(run.data.left_out)
         if run.choice is not None:
             summary["refit"] = {
                 "chosen by": run.choice.checkpoint,

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from cxlp.data.datamodule import ImageDataModule
 from cxlp.models.network import Network
 from cxlp.runs.folder import read_run
+from cxlp.runs.protocol import Images, check_start
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
 
@@ -21,7 +21,7 @@ class Start:
     Attributes:
         path: The checkpoint's.
         saved: What is in it.
-        validated: What the images that this run holds out say of it; empty: they were not held out, or seen otherwise.
+        validated: What the images that this run holds out say of it; empty: they were not held out.
     """
 
     path: Path
@@ -29,18 +29,18 @@ class Start:
     validated: dict[str, float]
 
 
-def read_start(model: ModelConfig, network: Network, data: ImageDataModule, recipe: Mapping[str, Any]) -> Start:
+def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], images: Images) -> Start:
     """Read the checkpoint that ``model.start`` names.
 
     Args:
-        model: Of the run.
+        model: What the run trains.
         network: As built for it.
-        data: Set up.
-        recipe: The run's, see :func:`~cxlp.runs.recipe.recipe_of`.
+        recipe: The run's, see :func:`~cxlp.runs.protocol.recipe_of`.
+        images: The run's.
 
     Raises:
-        CxlpError: If there is none, it is of another network, was trained on test images, or lacks what the closing or
-            the cross-fitted stages take from it.
+        CxlpError: If there is none, it cannot be compared with the run (:func:`~cxlp.runs.protocol.check_start`), or
+            lacks what the closing or the cross-fitted stages take from it.
     """
     path = Path(model.start)
     path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
@@ -51,45 +51,18 @@ def read_start(model: ModelConfig, network: Network, data: ImageDataModule, reci
         )
     saved = read_run(path)
     run = saved["cxlp_run"]
-    _check_network(path, saved["cxlp"]["network"], network.spec())
-    _check_overlap(path, run["seen"], data)
+    check_start(path, saved, network, recipe, images)
     folds = saved["cxlp"].get("fold_classifiers")
     if (model.closing_fit and not run["report"]) or (model.cross_fit and folds is None):
         raise CxlpError(
             f"{path} does not hold what model.closing_fit and model.cross_fit take from a frozen fit with the same "
             "options: set model.start: frozen"
         )
-    same = torch.equal(run["trained_on"], data.fingerprints("train"))
+    same = torch.equal(run["images"]["marks"]["train"], images.marks["train"])
     if model.cross_fit and not same:
         raise CxlpError(
             f"model.cross_fit scores each image by SVMs that have not seen it, but those of {path} were fitted to "
             "other training images: give it the same data, data.validation and data.split_seed, or set model.start "
             "to frozen"
         )
-    alike = all(run["recipe"].get(key) == value for key, value in recipe.items() if key.startswith("data."))
-    return Start(path, saved, saved["cxlp"]["validated"] if same and alike else {})
-
-
-def _check_network(path: Path, saved: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-    """Refuse another network than the model's keys describe."""
-    if list(saved["classes"]) != described["classes"]:
-        raise CxlpError(f"{path} was fitted to other classes than the data has")
-    for key in ("backbone", "heads", "test_views", "multi_label"):
-        if saved[key] != described[key]:
-            raise CxlpError(
-                f"{path} holds another network: its {key} is {saved[key]}, the model's keys give {described[key]}. "
-                "Give it the keys of that run"
-            )
-
-
-def _check_overlap(path: Path, seen: torch.Tensor, data: ImageDataModule) -> None:
-    """Refuse to test on what the earlier run was trained on; warn where validation is."""
-    for split in ("test", "val"):
-        found = int(torch.isin(data.fingerprints(split), seen).sum())
-        if found and split == "test":
-            raise CxlpError(f"{path} was trained on {found} of these test images: give it the same split")
-        if found:
-            print(  # noqa: T201
-                f"warning: {path} was trained on {found} of the images that data.validation holds out: they will "
-                "flatter it. Fit it with the same data.validation to choose by them"
-            )
+    return Start(path, saved, saved["cxlp"]["validated"] if same else {})

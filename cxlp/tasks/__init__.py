@@ -1,4 +1,4 @@
-"""The LightningModules: what both modes share, and the two of them."""
+"""The LightningModules of the two modes, and what they share."""
 
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen

@@ -1,4 +1,4 @@
-"""What both tasks share: scoring images, metrics, and what a checkpoint holds."""
+"""What both tasks share: scoring images, metrics, and the content of checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 
 from cxlp.backbones.backbone import check_range
+from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.classification import (
     confusion_matrix,
     multi_label_metrics,
     per_class_average_precision,
     single_label_metrics,
 )
+from cxlp.models.checkpoint import network_from_spec
 from cxlp.models.network import Network
 from cxlp.tasks.batch import Batch, read_batch, read_images
 from cxlp.utils.distributed import rank, world_size
@@ -26,20 +28,21 @@ from cxlp.utils.profiling import PhaseTimes
 
 
 class ClassificationTask(pl.LightningModule):
-    """A network that classifies images, evaluated; subclasses fit it.
+    """Evaluates a network that classifies images; subclasses fit it.
 
     It works with any loader of ``(image, label)`` pairs and with the DataModules of :mod:`cxlp.data`, with any logger
     and callback. Its checkpoints hold all that the network is built from, as plain values:
     ``load_from_checkpoint(path)`` needs no argument, unless the backbone is a module of one's own.
 
     Args:
-        network: With its classes; or its plain values (:meth:`~cxlp.models.network.Network.spec`).
+        network: A network with classes, or its plain values (:meth:`~cxlp.models.network.Network.spec`).
 
     Attributes:
         augment: Whether training images are to be shuffled and augmented; the DataModules of cxlp ask.
         times: Seconds by phase.
         report: What the frozen fit chose and found: ``C``, ``logit_scale``, cross-validated accuracy.
-        validated: The latest validation's metrics; of a loaded checkpoint, that checkpoint's.
+        validated: Metrics of the latest validation; after loading a checkpoint, those of its weights.
+        fold_classifiers: Classifiers of a frozen fit's cross-validation, where they are kept.
 
     Raises:
         CxlpError: If the network has no classes.
@@ -49,7 +52,7 @@ class ClassificationTask(pl.LightningModule):
 
     def __init__(self, network: Network | Mapping[str, Any]) -> None:
         super().__init__()
-        self.network = network if isinstance(network, Network) else Network.from_spec(network)
+        self.network = network if isinstance(network, Network) else network_from_spec(network)
         if self.network.classifier is None:
             raise CxlpError("the network has no classes: give them, Network(..., classes=data.classes)")
         classes, multi_label = len(self.network.classes), self.network.multi_label
@@ -60,8 +63,8 @@ class ClassificationTask(pl.LightningModule):
         self.times = PhaseTimes()
         self.report: dict[str, float] = {}
         self.validated: dict[str, float] = {}
+        self.fold_classifiers: FoldClassifiers | None = None
         self._phase_start = self._evaluation_start = 0.0
-        self._has_validated = False  # since the training epoch began
         self._taken = 0  # images that this rank has had of the loader so far
 
     @property
@@ -80,7 +83,7 @@ class ClassificationTask(pl.LightningModule):
         return scores
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Have Lightning tell of exceptions: it tells callbacks only, and calls no ``teardown`` then."""
+        """Have :meth:`undo` called after an exception: Lightning tells callbacks only, and calls no ``teardown``."""
         return [_UndoOnException()]
 
     def teardown(self, stage: str) -> None:
@@ -88,11 +91,11 @@ class ClassificationTask(pl.LightningModule):
         self.undo()
 
     def undo(self) -> None:
-        """Take back what ``setup`` has changed, and delete what is half-made; a second call changes nothing."""
+        """Undo what ``setup`` has changed, and delete what is half-made; a second call changes nothing."""
 
     def on_train_epoch_start(self) -> None:
-        """Forget what an earlier epoch's validation found: checkpoints say what it found of their weights."""
-        self.validated, self._has_validated = {}, False
+        """Forget the validation of an earlier epoch: a checkpoint tells that of its own weights."""
+        self.validated = {}
 
     # --- evaluation -------------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ class ClassificationTask(pl.LightningModule):
         """
         _only_loader(self.trainer.val_dataloaders)
         self._begin_evaluation()
-        # Those that an earlier trainer.validate reset are tensors of its inference mode, which a fit cannot update.
+        # trainer.validate resets them to tensors of its inference mode, which a later fit cannot update.
         self.val_metrics.reset()
         self.val_loss.reset()
 
@@ -114,18 +117,14 @@ class ClassificationTask(pl.LightningModule):
         self._evaluate(read, self.val_metrics, self.val_loss, "val/loss")
 
     def on_validation_epoch_end(self) -> None:
-        """Have the metrics, which Lightning computes next, noted as this epoch's."""
-        self._has_validated = not self.trainer.sanity_checking
+        """Note the metrics, which Lightning logs next, for the checkpoints that follow."""
+        if not self.trainer.sanity_checking:
+            found = {**self.val_metrics.compute(), "val/loss": self.val_loss.compute()}
+            self.validated = {name: float(value) for name, value in found.items()}
 
     def on_validation_end(self) -> None:
         """Time validation."""
         self._close_evaluation("validation")
-        self._note_validation()
-
-    def _note_validation(self) -> None:
-        found = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
-        if found and self._has_validated:  # the Trainer keeps those of earlier epochs
-            self.validated = found
 
     def on_test_start(self) -> None:
         """Time the test.
@@ -137,7 +136,7 @@ class ClassificationTask(pl.LightningModule):
         self._begin_evaluation()
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:  # noqa: ANN401 (as above)
-        """Score test images; returns their ``score``, ``label`` and ``index``, repeats left out."""
+        """Score test images; returns ``score``, ``label`` and ``index`` of each image that is no repeat."""
         read = self._read(batch, batch_idx, self.trainer.test_dataloaders)
         scores, labels = self._evaluate(read, self.test_metrics, self.test_loss, "test/loss")
         if len(labels):
@@ -163,7 +162,7 @@ class ClassificationTask(pl.LightningModule):
         self._evaluation_start, self._taken = self.times.now(), 0
 
     def _read(self, batch: Any, batch_idx: int, loaders: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
-        """Read a batch of images to score, and mark those that other ranks score, too."""
+        """Read a batch of images to score, and mark those that another rank scores, too."""
         read = read_batch(batch)
         if batch_idx == 0 and not read.stored:
             check_range(read.images)
@@ -174,10 +173,10 @@ class ClassificationTask(pl.LightningModule):
         return replace(read, new=self._positions(read, count_images(loader))[1])
 
     def _positions(self, batch: Batch, images: int) -> tuple[Tensor, Tensor]:
-        """Say which place each image has among all, and which of them are new.
+        """Return the position of each image in the data set, and whether it is new.
 
-        A loader that does not tell places deals images in turn (torch's DistributedSampler does): the k-th of rank r is
-        the one at ``k W + r`` of W ranks, and those beyond the number of images are repeats.
+        A loader that tells no positions is taken to deal images in turn, as torch's DistributedSampler does: image k of
+        rank r is at ``k W + r`` (of W ranks), and positions beyond the number of images are repeats.
         """
         if batch.index is not None:
             return batch.index, batch.new
@@ -192,16 +191,16 @@ class ClassificationTask(pl.LightningModule):
         if len(labels):
             metrics.update(scores, labels)
             loss.update(classification_loss(scores, labels), weight=len(labels))
-        # The objects, not their values: Lightning computes and resets them when the epoch ends.
+        # The objects rather than their values: Lightning computes and resets them when the epoch ends.
         self.log_dict(dict(metrics.items()), on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return scores, labels
 
     def _features(self, batch: Batch, count: int) -> Tensor:
-        """Features of the images that are new, of which there are ``count``."""
+        """Compute the features of the ``count`` images that are new."""
         if batch.stored:
             return batch.images[batch.new]
-        # Where all are repeats, one of them is passed through: not every network takes an empty batch.
+        # If all are repeats, one of them is passed through: not every network takes an empty batch.
         images = batch.images[batch.new] if count else batch.images[:1]
         return self.network.test_features(images)[:count]
 
@@ -211,7 +210,7 @@ class ClassificationTask(pl.LightningModule):
     def _close_evaluation(self, name: Literal["validation", "test"]) -> None:
         spent = self.times.now() - self._evaluation_start
         self.times[name] = self.times.get(name, 0.0) + spent
-        self._phase_start += spent  # validation within a training epoch is no part of that
+        self._phase_start += spent  # validation within a training epoch does not count as training
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -221,7 +220,7 @@ class ClassificationTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what builds the network and this task again: plain values, which are loaded without running code."""
-        self._note_validation()  # callbacks that save come before on_validation_end
+        folds = self.fold_classifiers
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self.arguments()
         checkpoint.setdefault("cxlp", {}).update(
             task=type(self).__name__,
@@ -229,35 +228,38 @@ class ClassificationTask(pl.LightningModule):
             report=self.report,
             validated=self.validated,
             times=dict(self.times),
+            fold_classifiers=None if folds is None else vars(folds),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was found before.
+        """Take over what the checkpoint's task had found.
 
         Raises:
-            CxlpError: If the checkpoint is not of this kind of task.
+            CxlpError: If that was another kind of task.
         """
         saved = checkpoint["cxlp"]
         if saved["task"] != type(self).__name__:
             raise CxlpError(f"the checkpoint is of {saved['task']}, not of {type(self).__name__}")
         self.report, self.validated = dict(saved["report"]), dict(saved["validated"])
         self.times.update(saved["times"])
+        folds = saved["fold_classifiers"]
+        self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
 
 
 class _UndoOnException(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # A Trainer keeps the callbacks of modules that it has fitted before.
+        # A Trainer keeps the callbacks of the modules that it has fitted before.
         if isinstance(pl_module, ClassificationTask):
             pl_module.undo()
 
 
 def count_images(loader: DataLoader[Any]) -> int:
-    """Return how many images a pass over all ranks sees, each counted once."""
+    """Count the images that one pass sees on all ranks together, each once."""
     sampler = _sampler(loader)
     if hasattr(sampler, "num_replicas"):
-        chosen: Any = getattr(sampler, "dataset", loader.dataset)  # of Lightning's: what another sampler has chosen
+        chosen: Any = getattr(sampler, "dataset", loader.dataset)  # Lightning's may wrap one that leaves images out
         return len(chosen)
-    # Several ranks each have a part; one rank's sampler may choose some of the images.
+    # A single rank's sampler may leave images out, too.
     return len(sampler) if world_size() == 1 else len(loader.dataset)  # type: ignore[arg-type]
 
 

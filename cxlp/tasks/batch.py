@@ -1,4 +1,4 @@
-"""Batches of any loader, read alike."""
+"""Batches of any loader in one form."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from cxlp.utils.errors import CxlpError
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images of a loader.
+    """Images and labels of a loader.
 
     Attributes:
-        images: ``(B, 3, H, W)``; of images whose features are stored, these, ``(B, D)``.
+        images: ``(B, 3, H, W)``, or where features are stored these, ``(B, D)``.
         labels: ``(B,)`` class indices, or ``(B, K)`` of 1 present, -1 absent, 0 unspecified.
-        index: ``(B,)``, each image's place in its data set; ``None``: the loader does not say.
-        new: ``(B,)``, False for images that were dealt already, to even the ranks' shares.
+        index: ``(B,)``, the position of each image in its data set; ``None``: the loader does not tell.
+        new: ``(B,)``, False for repeats, which even the ranks' shares.
         stored: Whether ``images`` are stored features.
     """
 
@@ -35,14 +35,18 @@ def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
     Raises:
         CxlpError: If it is neither.
     """
+
+    def all_new(labels: Tensor) -> Tensor:
+        return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+
     if isinstance(batch, Mapping) and "label" in batch and ("image" in batch or "features" in batch):
         stored = "features" in batch
         labels = batch["label"]
-        new = ~batch["repeat"] if "repeat" in batch else torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        new = ~batch["repeat"] if "repeat" in batch else all_new(labels)
         return Batch(batch["features" if stored else "image"], labels, batch.get("index"), new, stored)
     if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         images, labels = batch
-        return Batch(images, labels, None, torch.ones(len(labels), dtype=torch.bool, device=labels.device))
+        return Batch(images, labels, None, all_new(labels))
     raise CxlpError(
         f"the loader yields {_described(batch)}: expected pairs (images, labels) of tensors, or dictionaries with "
         "'image' and 'label'"
@@ -50,7 +54,7 @@ def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
 
 
 def read_images(batch: Any) -> Tensor:  # noqa: ANN401 (whatever a loader yields)
-    """Read a batch that is to be predicted: images alone, or as in :func:`read_batch`.
+    """Return the images of a batch to predict: images alone, or a batch as in :func:`read_batch`.
 
     Raises:
         CxlpError: If it is neither.

@@ -1,4 +1,4 @@
-"""A run's dealings with features that earlier runs left, and those that it leaves itself."""
+"""Features that a run takes over from earlier runs, and those that it leaves to later ones."""
 
 import inspect
 import sys
@@ -21,20 +21,20 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import code_digest, digest, library_versions
 from cxlp.utils.profiling import peak_memory
 
-#: The rooms whose code features depend on.
+#: Sub-packages whose code determines features.
 CODE = ("utils", "backbones", "heads", "models", "data", "frozen")
-#: Whose versions are asked for instead.
+#: Libraries whose versions are noted, rather than their code.
 _LIBRARIES = {"torch", "torchvision", "timm"}
 
 
 class FeatureReuse:
-    """Features in ``model.frozen.store``: of training images, and of those that the frozen solution scores.
+    """Stored features in ``model.frozen.store``: those of training images, and of images that the solution scores.
 
     All ranks call each method together, :meth:`open` first.
 
     Args:
         config: Options of the frozen fit, with a store.
-        data: Set up, its pictures in the network's size.
+        data: A DataModule that is set up and yields pictures of the network's size.
 
     Attributes:
         found: Whether the training features are there.
@@ -47,11 +47,11 @@ class FeatureReuse:
         self._rows: ScoredRows | None = None
 
     def open(self, network: Network, precision: str) -> None:
-        """Look for the features, before the network is fitted; a second call changes nothing.
+        """Look for the features; a second call changes nothing.
 
         Args:
-            network: Before its fit.
-            precision: Of the Trainer.
+            network: The network before its fit.
+            precision: The Trainer's precision.
         """
         if hasattr(self, "entry"):
             return
@@ -60,13 +60,13 @@ class FeatureReuse:
 
         def key() -> dict[str, Any]:
             spec = network.spec()
-            del spec["backbone"]["weights"]  # where they came from; what they are follows
+            del spec["backbone"]["weights"]  # where they came from; their values follow
             return {
                 "code": code_digest(CODE, [*_users_code(network), *users_own(network.backbone.name)]),
                 "libraries": library_versions(),
                 "backbone": spec["backbone"],
                 "computation": digest(*_computation(network.backbone.trunk)),
-                "heads": spec["heads"],  # not the test views, which are of other images: see _name
+                "heads": spec["heads"],  # not the test views, which training images do not have: see _name
                 "weights": digest_of_weights(network.backbone),
                 "precision": precision,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -78,26 +78,26 @@ class FeatureReuse:
 
         self.entry = Entry(Path(config.store), key)
         self.found = self.entry.complete
-        # Of scored ones: exact. The mean of several views' signs is more than a sign.
+        # Scored features are stored exactly: the mean of several views' signs is no sign.
         signs = config.features == "sign" and network.test_view_count == 1
         self._kind: FeatureType = "sign" if signs else "float32"
 
     def take_up(self) -> None:
-        """Take over the heads that made the features, and have no training picture decoded in the ordered epoch."""
+        """Take over the heads that made the features, and have no training picture decoded in the epoch in order."""
         heads = torch.load(self.entry.folder / "heads.pt", map_location="cpu", weights_only=True)
         self.network.heads.load_state_dict(heads)
         self.data.splits["train"].features = StoredFeatures(None)
         self.taken_up = True
 
     def offer(self, split: Split) -> None:
-        """Have the pictures of a split not decoded whose features are there."""
+        """Give the data the stored features of a split, if they are there, in place of its pictures."""
         size = len(self.data.splits[split])
         path = self.entry.folder / f"{self._name(split)}.bin"
         if size and self.entry.was_made_by(self.network) and ask_rank_zero(path.is_file):
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 
     def withdraw(self) -> None:
-        """Have all pictures decoded again: for another network than the one that made the features."""
+        """Have all pictures decoded again, as another network needs them."""
         for split in self.data.splits.values():
             split.features = None
 
@@ -110,13 +110,13 @@ class FeatureReuse:
         self.entry.commit(self.network, {"seconds": seconds, **peak_memory()})
 
     def begin_scored(self, split: Split) -> None:
-        """Make room for the features of a split, unless they are there, or the entry is of another run's heads."""
+        """Make a file for the features of a split, unless there is one, or other heads made the entry."""
         data = self.data.splits[split]
         if data.features is None and self.entry.was_made_by(self.network):
             self._rows = ScoredRows(self.entry, self._name(split), len(data), self.network.out_features, self._kind)
 
     def write_scored(self, positions: Tensor, features: Tensor) -> None:
-        """Take in a batch's features, where there is room for them."""
+        """Write a batch's features, if there is a file for them."""
         if self._rows is not None:
             self._rows.write(positions, features)
 
@@ -149,7 +149,7 @@ def _graph(trunk: nn.Module) -> fx.Graph:
 
 
 def _computation(trunk: nn.Module) -> Iterator[str]:
-    """What is done with the weights: a module of the user's own has no name that would say so."""
+    """Describe what is done with the weights: the name of a module of the user's own does not tell."""
     graph = _graph(trunk)
     yield graph.python_code("self").src
     for node in graph.nodes:
@@ -158,10 +158,10 @@ def _computation(trunk: nn.Module) -> Iterator[str]:
 
 
 def _users_code(network: Network) -> Iterator[object]:
-    """Classes and functions from elsewhere that make features: of heads, their parts and bases, and of the backbone.
+    """Yield classes and functions from elsewhere that heads, their parts and bases, and the backbone are made of.
 
     Raises:
-        CxlpError: If one is in no file.
+        CxlpError: If one is defined in no file.
     """
     parts = [*network.backbone.modules(), *network.heads.modules()]
     called = [node.target for node in _graph(network.backbone.trunk).nodes if node.op == "call_function"]
@@ -173,7 +173,7 @@ def _users_code(network: Network) -> Iterator[object]:
             inspect.getsourcefile(code)
         except (TypeError, OSError) as error:
             raise CxlpError(
-                f"model.frozen.store: {code} is defined in no file, so that nobody could tell when it changes: put it "
+                f"model.frozen.store: {code} is defined in no file, so that changes of it would go unnoticed: put it "
                 "into a module, or leave the store out"
             ) from error
         yield code

@@ -26,29 +26,29 @@ from cxlp.utils.seeding import run_seed
 
 
 class FineTune(ClassificationTask):
-    """End-to-end training of a network, from wherever it is: usually from the solution of a frozen fit.
+    """Trains a network end to end, usually from the solution of a frozen fit.
 
     Args:
         network: See :class:`~cxlp.tasks.base.ClassificationTask`.
         optimizer: Learning rates and schedule.
         folds: Train backbone and heads by the classifiers of a frozen fit's cross-validation, each image by those that
-            have not seen it (:class:`~cxlp.frozen.folds.FoldClassifiers`, of ``Frozen(..., keep_folds=True)``). They
+            have not seen it (:class:`~cxlp.frozen.folds.FoldClassifiers`, from ``Frozen(..., keep_folds=True)``). They
             stay as they are, as does the network's own classifier, which a second frozen fit is to replace. The
             loader must tell each image's ``index``, as those of :mod:`cxlp.data` do.
         label_smoothing: Label smoothing factor of the cross-entropy, in [0, 1).
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
-        mix_alpha: Its alpha.
+        mix_alpha: Parameter of the distribution of mixing proportions.
         ema: Decay of a moving average of the weights, which is what is validated, tested and saved; 0: none. See
             :class:`~cxlp.tasks.ema.AverageWeights`.
         freeze_batch_norm: Keep the backbone's BatchNorm statistics as they are: small batches
             estimate them badly, and step 0 would not be the frozen solution.
-        recompute: Gradient checkpointing of the backbone: hold few maps and compute the others again in the backward
+        recompute: Gradient checkpointing of the backbone: store few maps and compute the others again in the backward
             pass, for larger batches or images at about a third more time. Changes no value.
-        compile: Have ``torch.compile`` make faster code for backbone and heads, within the first steps (which take
-            a minute or more; on the CPU it needs a C++ compiler). Values stay up to rounding.
+        compile: Compile backbone and heads by ``torch.compile`` within the first steps (which then take a minute or
+            more; on the CPU it needs a C++ compiler). Values stay the same up to rounding.
 
     Raises:
-        CxlpError: Names the option that is out of its range, or contradicts another.
+        CxlpError: If an option is out of its range or contradicts another; it is named.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class FineTune(ClassificationTask):
         self._held: list[nn.Parameter] = []  # of the classifier, under cross-fitting
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Average the weights, if asked to."""
+        """Add the moving average of the weights, if there is one."""
         average = [AverageWeights(self.ema, self.trainer.strategy.root_device)] if self.ema else []
         return [*super().configure_callbacks(), *average]
 
     def setup(self, stage: str) -> None:
-        """Make ready what differs in training."""
+        """Prepare the network for training."""
         if stage != "fit":
             return
         self.network.backbone.recompute = self.recompute
@@ -109,12 +109,12 @@ class FineTune(ClassificationTask):
                 module.compile()
 
     def undo(self) -> None:
-        """Leave the network as others expect it."""
+        """Undo what :meth:`setup` has changed."""
         self.network.backbone.recompute = False
         for parameter in self._held:
             parameter.requires_grad_(True)
         for module in self._compiled:
-            vars(module).pop("_compiled_call_impl", None)  # what Module.compile sets; torch has no way back
+            vars(module).pop("_compiled_call_impl", None)  # set by Module.compile, which torch cannot undo
         self._held, self._compiled = [], []
 
     def train(self, mode: bool = True) -> "FineTune":
@@ -129,32 +129,25 @@ class FineTune(ClassificationTask):
     # --- gradient epochs --------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Move what a checkpoint has brought to where it is needed.
+        """Check that training can begin, and move the classifiers of the folds to the device.
 
         Raises:
-            CxlpError: If the checkpoint was saved within an epoch: which images were drawn then is not known any more.
-                If a head has not been fitted that gradients cannot fit.
+            CxlpError: If a head that gradients cannot fit has not been fitted; if the checkpoint was saved within an
+                epoch, so that the images drawn before are not known any more; if batches are too small to mix.
         """
         for head in self.network.each_head():  # here, not in setup: a checkpoint may have brought it
             if not head.is_fitted:
                 raise CxlpError(f"{head.name} is not fitted: fit Frozen(network) first, or load a fitted checkpoint")
         if self.trainer.fit_loop.restarted_mid_epoch:
             raise CxlpError(
-                "this checkpoint was written within an epoch (val_check_interval?), where no run can be taken up: "
-                "resume from last.ckpt, which is written when an epoch is over"
+                "this checkpoint was written within an epoch (val_check_interval?), where no run can go on: resume "
+                "from last.ckpt, which is written at the end of an epoch"
             )
         loader: Any = self.trainer.train_dataloader
         if self._mixing is not None and getattr(loader, "batch_size", None) == 1:
             raise CxlpError(f"model.mix is {self.mix}, but the batch size is 1: there is no other image to mix with")
         if self.fold_classifiers is not None:
             self.fold_classifiers = self.fold_classifiers.to(self.device)
-        # A resumed run may clip gradients or not, other than before.
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                fused = group["fused"] = optimizer.defaults["fused"]
-                for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
-                    if "step" in state:  # AdamW's count: fused steps want it beside the weights, others on the CPU
-                        state["step"] = state["step"].to(self.device if fused else "cpu")
 
     def on_train_epoch_start(self) -> None:
         """Time the epoch."""
@@ -167,7 +160,7 @@ class FineTune(ClassificationTask):
         """Return the loss.
 
         Raises:
-            CxlpError: If it is not finite on any rank, or the loader does not say what cross-fitting needs.
+            CxlpError: If it is not finite on a rank, or if cross-fitting is asked for and batches have no ``index``.
         """
         read = read_batch(batch)
         images, labels = read.images, read.labels
@@ -187,20 +180,20 @@ class FineTune(ClassificationTask):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:  # not at each step: asking waits for the GPU
             self._stop_unless(bool(self._finite), "the training loss is not finite")
-        # This rank's at each step; all ranks' at the end of the epoch, when there is time to ask them.
+        # At each step that of this rank; at the end of the epoch the mean over all ranks, which have to wait for it.
         self.log("train/loss_step", loss.detach(), prog_bar=True, rank_zero_only=True)
         self.train_loss.update(loss.detach())
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
-        """Close the epoch: time it, and look for broken weights before they are saved."""
+        """Time the epoch, and look for values that are not finite before a checkpoint is saved."""
         if self.trainer.is_last_batch:
             self._close_phase("fine-tuning")
             self._stop_unless_finite()
 
     def on_validation_start(self) -> None:
-        """Look for broken weights within an epoch, too: checkpoints follow validation."""
+        """Look for values that are not finite within an epoch, too: checkpoints follow validation."""
         super().on_validation_start()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._stop_unless_finite()
@@ -211,7 +204,7 @@ class FineTune(ClassificationTask):
         self._stop_unless(finite, "a weight is not finite")
 
     def _stop_unless(self, good: bool, trouble: str) -> None:
-        """Stop all ranks together where one is in trouble; what is saved stays the last good state."""
+        """Stop all ranks together where one is in trouble, so that the last checkpoint stays a good one."""
         if not self.trainer.strategy.reduce_boolean_decision(good, all=True):
             raise CxlpError(
                 f"{trouble} in gradient epoch {self.current_epoch}, step {self.global_step}: stopped. The last good "
@@ -221,13 +214,13 @@ class FineTune(ClassificationTask):
 
     def _last_checkpoint(self) -> str:
         paths = [getattr(callback, "best_model_path", "") for callback in self.trainer.checkpoint_callbacks]
-        # The best one first: the last one may have come after a step too far, still finite but lost.
+        # The best one first: the last one may have been saved when training had diverged already, still finite.
         return next((path for path in paths if path), "none yet")
 
     # --- optimizer --------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's type is a union of nine)
-        """SGD or AdamW by parts of the network, with warm-up and cosine over all epochs."""
+        """Build the optimizer, and a schedule of warm-up and cosine over all epochs."""
         config, trainer = self.optimizer_config, self.trainer
         if trainer.max_epochs in (None, -1):
             raise CxlpError("max_epochs is not set: the schedule needs it, also where max_steps is")
@@ -253,10 +246,10 @@ class FineTune(ClassificationTask):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _images_per_step(self) -> int:
-        """Of all ranks and accumulated batches together.
+        """Count the images of one step, over all ranks and accumulated batches.
 
         Raises:
-            CxlpError: If learning rates depend on it, and the loader does not tell its batch size.
+            CxlpError: If learning rates depend on the number, and the loader does not tell its batch size.
         """
         loader: Any = self.trainer.train_dataloader
         size = getattr(loader, "batch_size", None) or getattr(
@@ -273,27 +266,12 @@ class FineTune(ClassificationTask):
     # --- checkpoints ------------------------------------------------------------------------------
 
     def arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain values; classifiers of folds are kept beside them."""
+        """Return the constructor's arguments as plain values, but for the classifiers of the folds."""
+        names = ("label_smoothing", "mix", "mix_alpha", "ema", "freeze_batch_norm", "recompute")
+        options = {name: getattr(self, name) for name in names}
         return {
             **super().arguments(),
-            "optimizer": asdict(self.optimizer_config),
-            "label_smoothing": self.label_smoothing,
-            "mix": self.mix,
-            "mix_alpha": self.mix_alpha,
-            "ema": self.ema,
-            "freeze_batch_norm": self.freeze_batch_norm,
-            "recompute": self.recompute,
+            **options,
             "compile": self.compile_parts,
+            "optimizer": asdict(self.optimizer_config),
         }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the classifiers of the folds, which a resumed run trains with."""
-        super().on_save_checkpoint(checkpoint)
-        folds = self.fold_classifiers
-        checkpoint["cxlp"]["fold_classifiers"] = None if folds is None else vars(folds)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the classifiers of the folds."""
-        super().on_load_checkpoint(checkpoint)
-        folds = checkpoint["cxlp"]["fold_classifiers"]
-        self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)

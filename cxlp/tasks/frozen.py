@@ -1,4 +1,4 @@
-"""The frozen mode: PCA, pooled features and SVMs fitted in one pass, without gradients."""
+"""The frozen mode: PCA, pooled features and SVMs are fitted in one pass, without gradients."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from cxlp.backbones.backbone import check_range
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask, count_images
 from cxlp.tasks.batch import Batch, read_batch
@@ -24,18 +23,15 @@ from cxlp.utils.errors import CxlpError
 class Frozen(ClassificationTask):
     """Cross-layer pooling as in the paper: PCA of local features, pooled vectors, SVMs on a precomputed kernel.
 
-    One epoch is the whole fit: images pass through the backbone once, ranks share them, and the solution is there when
-    validation comes. Nothing is trained by gradients.
+    One epoch is the whole fit: images pass through the backbone once, shared between the ranks, and the network holds
+    the solution before validation begins. Nothing is trained by gradients.
 
     Args:
         network: See :class:`~cxlp.tasks.base.ClassificationTask`. It holds the solution afterwards.
         config: Options of the fit.
-        keep_folds: Whether the classifiers of the cross-validation are wanted: :attr:`fold_classifiers`.
+        keep_folds: Whether to keep the classifiers of the cross-validation as :attr:`fold_classifiers`.
         settled: C and the scale of the logits, where an earlier fit has chosen them: then nothing is cross-validated.
         reuse: Features of earlier runs, see :mod:`cxlp.tasks.feature_reuse`; not part of a checkpoint.
-
-    Attributes:
-        fold_classifiers: Of the cross-validation, if ``keep_folds``.
 
     Example:
         ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``.
@@ -55,20 +51,19 @@ class Frozen(ClassificationTask):
         self.config = config if isinstance(config, FrozenConfig) else FrozenConfig(**config)
         self.keep_folds, self.settled, self.reuse = keep_folds, settled, reuse
         self.automatic_optimization = False  # there is no loss
-        self.fold_classifiers: FoldClassifiers | None = None
         self._fit: FrozenFit | None = None
         self._trainable: list[torch.nn.Parameter] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return an optimizer that moves nothing: its one step has the Trainer know that there is something to save."""
+        """Return an optimizer that moves nothing: its one step tells the Trainer that there is something to save."""
         assert self.network.classifier is not None
         return torch.optim.SGD([self.network.classifier.bias], lr=0.0)
 
     def setup(self, stage: str) -> None:
-        """Take the backbone's parameters out of DDP's books for the fit, and look for features that are there."""
+        """Look for features that are there, and take the backbone's parameters out of DDP's sight for the fit."""
         if self.reuse is not None and stage in ("fit", "test"):
             self.reuse.open(self.network, str(self.trainer.precision))
-            # Workers may start before any later hook: tell the data which pictures need not be decoded.
+            # Workers may start before any later hook: tell the data now which pictures need not be decoded.
             if stage == "fit" and self.reuse.found:
                 self.reuse.take_up()
             self.reuse.offer("val" if stage == "fit" else "test")
@@ -78,16 +73,19 @@ class Frozen(ClassificationTask):
                 parameter.requires_grad_(False)
 
     def undo(self) -> None:
-        """Leave parameters and data as they were, for the network may be trained next, and no half-made features."""
-        self.abandon_fit()
+        """Leave parameters and data as they were, and no half-made features: the network may be trained next."""
+        if self._fit is not None:
+            self._fit.close(keep=False)
+            self._fit = None
         if self.reuse is not None:
+            self.reuse.give_up()
             self.reuse.withdraw()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         self._trainable = []
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Set training mode; the network keeps evaluating."""
+        """Set training mode, except for the network, which stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
@@ -95,10 +93,10 @@ class Frozen(ClassificationTask):
     # --- the fit ----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Refuse what would spoil the pass, or its solution.
+        """Refuse options of the Trainer that would spoil the pass or its solution.
 
         Raises:
-            CxlpError: Names the option of the Trainer.
+            CxlpError: Names the option.
         """
         trainer = self.trainer
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -123,7 +121,7 @@ class Frozen(ClassificationTask):
     def on_train_epoch_start(self) -> None:
         """Begin the fit."""
         super().on_train_epoch_start()
-        self.train()  # which Lightning leaves to those who build the module
+        self.train()  # Lightning leaves modules in the mode in which they were given
         self._phase_start = self.times.now()
         self._taken = 0
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
@@ -158,7 +156,7 @@ class Frozen(ClassificationTask):
     def _count_step(self) -> None:
         optimizer: Any = self.optimizers()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:  # of float16: it takes a step only where it has scaled, and finds gradients
+        if scaler is not None:  # that of float16 takes a step only after it has scaled, and if there are gradients
             assert self.network.classifier is not None
             scaler.scale(torch.zeros((), device=self.device))
             self.network.classifier.bias.grad = torch.zeros_like(self.network.classifier.bias)
@@ -166,7 +164,7 @@ class Frozen(ClassificationTask):
         optimizer.zero_grad()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
-        """After the last batch: solve, so that validation sees the solution."""
+        """Solve after the last batch, so that validation sees the solution."""
         if not self.trainer.is_last_batch or self._fit is None:
             return
         self._close_phase("extraction")
@@ -176,35 +174,26 @@ class Frozen(ClassificationTask):
         self.fold_classifiers = self._fit.fold_classifiers
         self._fit = None
         if self.reuse is not None and not self.reuse.found:
-            own = ("Gram matrix", "SVM", "validation")  # of each run, also on features that are there
+            own = ("Gram matrix", "SVM", "validation")  # each run does these itself, also with stored features
             self.reuse.commit({phase: spent for phase, spent in self.times.items() if phase not in own})
         self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
-        """Refuse a pass that something has ended early: there is no solution.
+        """Refuse a pass that was stopped before its last batch.
 
         Raises:
-            CxlpError: On every rank.
+            CxlpError: On every rank: there is no solution.
         """
         if self._fit is not None:
-            self.abandon_fit()
             raise CxlpError(
                 "the frozen fit was stopped before it had seen each training image (max_time, a callback?): nothing "
                 "was fitted"
             )
 
-    def abandon_fit(self) -> None:
-        """Delete what an interrupted fit has on disk."""
-        if self._fit is not None:
-            self._fit.close(keep=False)
-            self._fit = None
-        if self.reuse is not None:
-            self.reuse.give_up()
-
-    # --- features that later runs may want --------------------------------------------------------
+    # --- features for later runs ------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Make room for the features of the held-out images."""
+        """Make a file for the features of the held-out images."""
         if self.reuse is not None and not self.trainer.sanity_checking:
             self.reuse.begin_scored("val")
 
@@ -215,7 +204,7 @@ class Frozen(ClassificationTask):
             self.reuse.end_scored()
 
     def on_test_epoch_start(self) -> None:
-        """Make room for the features of the test images."""
+        """Make a file for the features of the test images."""
         if self.reuse is not None:
             self.reuse.begin_scored("test")
 
@@ -238,18 +227,6 @@ class Frozen(ClassificationTask):
         settled = None if self.settled is None else list(self.settled)
         config = {**asdict(self.config), "c_candidates": list(self.config.c_candidates)}
         return {**super().arguments(), "config": config, "keep_folds": self.keep_folds, "settled": settled}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the classifiers of the cross-validation, if they are wanted."""
-        super().on_save_checkpoint(checkpoint)
-        folds = self.fold_classifiers
-        checkpoint["cxlp"]["fold_classifiers"] = None if folds is None else vars(folds)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what the fit found."""
-        super().on_load_checkpoint(checkpoint)
-        folds = checkpoint["cxlp"]["fold_classifiers"]
-        self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
 
 
 def _loader(trainer: pl.Trainer) -> DataLoader[Any]:

@@ -1,4 +1,4 @@
-"""Mixed training images: MixUp and CutMix."""
+"""MixUp and CutMix."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ class Mixing:
 
     Args:
         kind: ``mixup`` or ``cutmix``.
-        alpha: Of the distribution: small values mix little, 1 draws lambda uniformly.
+        alpha: Parameter of the distribution: small values mix little, 1 draws lambda uniformly.
         classes: K.
     """
 
@@ -31,14 +31,14 @@ class Mixing:
         Args:
             images: ``(B, 3, H, W)``, uint8 of 0..255 or floating point of 0..1.
             labels: ``(B,)`` class indices.
-            seed: What the draw depends on, and nothing else does: a resumed run draws as one that was not stopped.
+            seed: Integers that alone determine the draw, so that a resumed run draws as one that was not stopped.
 
         Returns:
-            Images ``(B, 3, H, W)`` in floating point, 0..1, and targets ``(B, K)`` that add up to 1.
+            Images ``(B, 3, H, W)`` in floating point, 0..1, and targets ``(B, K)``, which sum to 1 for each image.
         """
         images = images if images.is_floating_point() else images.float() / 255
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(state)  # of the CPU alone, where proportions are drawn
+            torch.default_generator.manual_seed(state)  # the CPU's only, where proportions are drawn
             mixed, targets = self.mix(images, labels)
         return mixed, targets

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -13,28 +14,28 @@ from torch.optim.lr_scheduler import LambdaLR
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
-#: Into how many groups of one learning rate each a backbone is divided under layer decay.
+#: Number of groups, each with its own learning rate, that layer decay divides a backbone into.
 DEPTHS = 6
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Gradient descent.
+    """Options of gradient descent.
 
     Attributes:
         name: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
         backbone_lr: Peak learning rate of the backbone.
-        projection_lr: Peak learning rate of the projections (the PCA, and of a trained guide).
-        classifier_lr: Peak learning rate of the classifier; under ``cross_fit`` it is not moved.
-        weight_decay: On weights of two dimensions and more (not on biases and BatchNorm).
+        projection_lr: Peak learning rate of the projections (the PCA, and that of a trained guide).
+        classifier_lr: Peak learning rate of the classifier, which ``cross_fit`` leaves as it is.
+        weight_decay: Weight decay of parameters of two dimensions and more (not of biases and BatchNorm).
         warmup_epochs: Epochs of linear growth to the peak; fractions are fine.
-        hold_epochs: Gradient epochs in which the classifier alone learns: the rates of backbone and projections are 0,
+        hold_epochs: Gradient epochs in which only the classifier learns: the rates of backbone and projections are 0,
             before their own warm-up begins.
-        layer_decay: Learning rate of the backbone's first layers as a part of its last ones'; in between it grows
-            geometrically, in six steps. 1: all layers alike.
+        layer_decay: Learning rate of the backbone's first layers, as a fraction of its last layers'; in between it
+            grows geometrically, in six steps. 1: all layers alike.
         reference_batch: Images per step (over all ranks and accumulated batches) that the learning rates are meant for;
-            with another number of them they are scaled, in proportion (``sgd``; Goyal et al., 2017) or with its square
-            root (``adamw``). Null: they are taken as they are.
+            another number of images scales them, in proportion (``sgd``; Goyal et al., 2017) or by the square root
+            (``adamw``). Null: they are taken as they are.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -57,7 +58,7 @@ class OptimizerConfig:
             raise CxlpError(f"model.optimizer.reference_batch is {self.reference_batch}: 1 or more images, or null")
 
     def factor(self, batch: int) -> float:
-        """By how much learning rates grow with a global batch of so many images."""
+        """Return the factor of all learning rates for a global batch of so many images."""
         if self.reference_batch is None:
             return 1.0
         ratio = batch / self.reference_batch
@@ -65,10 +66,10 @@ class OptimizerConfig:
 
 
 def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, fused: bool = False) -> Optimizer:
-    """One parameter group per part, depth and decay; a group's name is the key of its learning rate in the logs.
+    """Build an optimizer with one parameter group per part, depth and decay; logs name learning rates by group.
 
     Args:
-        network: With its classifier.
+        network: A network with its classifier.
         config: Rates and decay.
         batch: Images per step, over all ranks and accumulated batches.
         fused: Whether a step is one pass over the weights rather than one per operation: ten times faster on a CPU.
@@ -76,20 +77,17 @@ def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, f
     """
     groups = []
     for name, rate, parameters in _parts(network, config):
-        for suffix, decay, chosen in (
-            ("", config.weight_decay, [p for p in parameters if _is_matrix(p)]),
-            ("/no_decay", 0.0, [p for p in parameters if not _is_matrix(p)]),
-        ):
-            if chosen:
-                rate_here = rate * config.factor(batch)
-                groups.append({"name": name + suffix, "params": chosen, "lr": rate_here, "weight_decay": decay})
+        for suffix, decay, is_matrix in (("", config.weight_decay, True), ("/no_decay", 0.0, False)):
+            group = {"name": name + suffix, "lr": rate * config.factor(batch), "weight_decay": decay}
+            if chosen := [p for p in parameters if _is_matrix(p) == is_matrix]:
+                groups.append({**group, "params": chosen})
     if config.name == "adamw":
         return AdamW(groups, fused=fused)
     return SGD(groups, lr=config.backbone_lr, momentum=0.9, nesterov=True, fused=fused)
 
 
 def _parts(network: Network, config: OptimizerConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
-    """Name, learning rate and trained parameters of each part."""
+    """Yield name, learning rate and trained parameters of each part."""
     layers = _layers(network.backbone)
     depths = 1 if config.layer_decay == 1 else min(DEPTHS, len(layers))
     for depth in range(depths):
@@ -103,7 +101,7 @@ def _parts(network: Network, config: OptimizerConfig) -> Iterator[tuple[str, flo
 
 
 def _layers(backbone: nn.Module) -> list[list[nn.Parameter]]:
-    """Trained parameters layer by layer, in the order in which the network was made: each matrix begins a layer."""
+    """List the trained parameters by layer, in the order in which the network was made: each matrix begins a layer."""
     layers: list[list[nn.Parameter]] = [[]]
     for parameter in _trained(backbone):
         if _is_matrix(parameter) and layers[-1]:
@@ -113,7 +111,7 @@ def _layers(backbone: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it mixes values; ConvNeXt's scale of each channel, ``(C, 1, 1)``, does not."""
+    """Whether a parameter is a matrix or a kernel; ConvNeXt's scale of each channel, ``(C, 1, 1)``, is neither."""
     return parameter.squeeze().ndim > 1
 
 
@@ -125,21 +123,15 @@ def warmup_cosine(optimizer: Optimizer, warmup: int, total: int, hold: int = 0) 
     """Grow linearly to the peak over ``warmup`` steps, then follow half a cosine to zero at ``total``.
 
     Args:
-        optimizer: Of :func:`build_optimizer`.
-        warmup: Steps.
-        total: Steps.
-        hold: Steps in which all groups but the classifier's stay at 0; their own growth begins after them, to the same
-            cosine.
+        optimizer: As :func:`build_optimizer` makes it.
+        warmup: Number of steps.
+        total: Number of steps.
+        hold: Number of steps in which all groups but the classifier's stay at 0; then they grow to the same cosine.
     """
 
-    def cosine(step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, total - warmup))))
-
-    def held(step: int) -> float:
-        return 0.0 if step < hold else min(1.0, (step - hold + 1) / (warmup + 1)) * cosine(step)
-
-    def free(step: int) -> float:
-        return min(1.0, (step + 1) / (warmup + 1)) * cosine(step)
+    def factor(step: int, hold: int) -> float:
+        growth = 0.0 if step < hold else min(1.0, (step - hold + 1) / (warmup + 1))
+        return growth * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, total - warmup))))
 
     is_classifier = [str(group.get("name", "")).startswith("classifier") for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [free if classifier else held for classifier in is_classifier])
+    return LambdaLR(optimizer, [partial(factor, hold=0 if classifier else hold) for classifier in is_classifier])

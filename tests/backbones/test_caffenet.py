@@ -23,9 +23,9 @@ def net() -> CaffeNet:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, net: CaffeNet) -> tuple[Path, dict[str, Tensor]]:
-    """An ONNX file of the network, as an exporter with its own names might write it, and the true weights."""
+    """An ONNX file as an exporter with its own names might write it, of a corner of each weight, and these corners."""
     nodes, tensors = [], []
-    state = net.state_dict()
+    state = {key: value[tuple(slice(5 + i) for i in range(value.ndim))] for key, value in net.state_dict().items()}
     for i, layer in enumerate(LAYERS):
         weight, bias = state[f"{layer}.weight"].numpy(), state[f"{layer}.bias"].numpy()
         attributes: dict[str, Any] = {} if layer.startswith("conv") else {"transB": 1}
@@ -112,7 +112,7 @@ def test_onnx_weights_come_back_equal(written: tuple[Path, dict[str, Tensor]], n
     for key, value in state.items():
         assert found[key].shape == value.shape, key
         assert torch.equal(found[key], value), key
-    net.load_state_dict(found)  # its names are the network's, all of them
+    assert found.keys() == net.state_dict().keys()
 
 
 def small(kind: str, name: str, bias: bool = True) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:

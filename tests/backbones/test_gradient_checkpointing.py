@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import DenseNet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import cxlp.backbones.gradient_checkpointing
@@ -23,13 +24,14 @@ NETWORKS = {
     "squeezenet1_0": ("features.11", "features.12"),
     "timm/test_efficientnet": ("blocks.3.0", "bn2"),
     "timm/mobilenetv3_small_050": ("blocks.4", "blocks.5"),
-    "densenet121": ("features.denseblock1", "features.transition1.pool"),
+    "DenseNet": ("features.denseblock1", "features.transition1.pool"),
 }
 
 
 def build(name: str, seed: int = 0) -> Backbone:
     torch.manual_seed(seed)
-    return Backbone(name, NETWORKS[name], weights=None, image_size=64)
+    network = DenseNet(32, (6, 1), 64) if name == "DenseNet" else name  # the first block of DenseNet-121
+    return Backbone(network, NETWORKS[name], weights=None, image_size=64)
 
 
 def photos(count: int = 3) -> Tensor:

@@ -43,7 +43,7 @@ def test_cub200(cub200: Path, workers: int) -> None:
 
 def test_mit67_holds_other_formats(mit67: Path) -> None:
     report = check(MIT67(mit67), 1)
-    # Of six kinds in turn: 5 GIF, 4 PNG and 3 BMP that are called .jpg, the GIF and PNG with palettes.
+    # The files are of six kinds in turn: 5 GIF, 4 PNG and 3 BMP that are called .jpg, the GIF and PNG with palettes.
     assert numbers(report) == {Kind.MISNAMED: 12, Kind.COLOURS: 6 + 5 + 9}  # grey, CMYK, palettes
     assert report.defects == 0, "files that no list names are not looked at"
 

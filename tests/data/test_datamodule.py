@@ -1,4 +1,4 @@
-"""What all data sets share: who gets which image when, and holding out."""
+"""What all data sets share: holding out, and feeding a Trainer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,80 +10,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Draw, ImageDataset, Sample, Split
-from cxlp.data.decode import read_image
+from cxlp.data.dataset import Sample, Split
 from cxlp.data.lists import widened
 from cxlp.data.sampler import EpochSampler
-from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.utils.errors import CxlpError
 from tests.generate import texture, write_image
-
-Batch = list[Draw]
-
-
-def batches(size: int, batch_size: int, ranks: int, epoch: int, shuffle: bool, seed: int = 0) -> list[Batch]:
-    """The union of the ranks' batches, step by step."""
-    shares = []
-    for rank in range(ranks):
-        sampler = EpochSampler(size, batch_size, shuffle, seed, ranks, rank)
-        sampler.set_epoch(epoch)
-        draws = list(sampler)
-        assert len(draws) == len(sampler)
-        shares.append(draws)
-    assert len({len(share) for share in shares}) == 1, "ranks must take equally many steps"
-    steps = range(0, len(shares[0]), batch_size)
-    return [[draw for share in shares for draw in share[i : i + batch_size]] for i in steps]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 7, 13, 17])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_each_sample_is_new_exactly_once_over_the_ranks(size: int, ranks: int, shuffle: bool) -> None:
-    draws = [draw for batch in batches(size, 4, ranks, 0, shuffle) for draw in batch]
-    assert sorted(draw.item for draw in draws if not draw.repeat) == list(range(size))
-    assert all(0 <= draw.item < size for draw in draws)
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_in_order_samples_repeat_as_little_as_they_can_and_are_not_augmented(ranks: int) -> None:
-    draws = [draw for batch in batches(13, 4, ranks, 0, shuffle=False) for draw in batch]
-    assert sum(draw.repeat for draw in draws) == -13 % ranks
-    assert all(draw.seed is None for draw in draws)
-
-
-def test_order_on_one_rank_is_that_of_the_lists() -> None:
-    sampler = EpochSampler(7, 4, seed=3)
-    for epoch in (0, 2):
-        sampler.set_epoch(epoch)
-        assert [draw.item for draw in sampler] == list(range(7))
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("size", [2, 13, 24])
-def test_shuffled_batches_are_full(size: int, ranks: int) -> None:
-    assert {len(batch) for batch in batches(size, 4, ranks, 1, shuffle=True)} == {4 * ranks}
-
-
-def test_shuffled_epochs_differ_and_repeat_under_the_same_seed() -> None:
-    epochs = [batches(20, 4, 1, epoch, shuffle=True) for epoch in range(3)]
-    for one, other in ((0, 1), (1, 2), (0, 2)):
-        assert [d.item for b in epochs[one] for d in b] != [d.item for b in epochs[other] for d in b]
-    seeds = {draw.seed for epoch in epochs for batch in epoch for draw in batch}
-    assert None not in seeds
-    assert len(seeds) == 60, "each image of each epoch is augmented in its own way"
-    assert epochs[1] == batches(20, 4, 1, 1, shuffle=True)
-    assert epochs[1] != batches(20, 4, 1, 1, shuffle=True, seed=1)
-
-
-@pytest.mark.parametrize("size", [16, 21])
-def test_two_ranks_together_see_the_batches_of_one(size: int) -> None:
-    two, one = batches(size, 4, 2, 5, shuffle=True), batches(size, 8, 1, 5, shuffle=True)
-    # Augmentation seeds and marks of repeats included.
-    assert [set(batch) for batch in two] == [set(batch) for batch in one]
-    assert [len(batch) for batch in two] == [len(batch) for batch in one]
 
 
 class Listed(ImageDataModule):
@@ -228,42 +161,6 @@ def test_another_size_than_the_one_that_was_given_is_refused(tmp_path: Path) -> 
     assert (model.sizes["train"], model.sizes["test"]) == ({16}, {20})
     with pytest.raises(CxlpError, match=r"data\.image_size is 16, but the network takes images of 24 pixels"):
         trainer(tmp_path, max_epochs=1).fit(Watch(image_size=24), data)
-
-
-# The dataset
-
-
-# Slow: torch waits 5 s for a worker that has raised.
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_loader_names_the_image_that_cannot_be_decoded(tmp_path: Path, workers: int) -> None:
-    path = tmp_path / "spoilt.jpg"
-    path.write_bytes(b"<html>404 Not Found</html>")
-    data = ImageDataset([Sample(path, 0)], ["a"], Transform(16, "warp", AugmentConfig()))
-    with pytest.raises(CxlpError, match=r"spoilt\.jpg"):
-        list(DataLoader(data, num_workers=workers))
-
-
-def test_one_pixel_is_enlarged(tmp_path: Path) -> None:
-    write_image(tmp_path / "dot.png", np.full((1, 1, 3), (9, 99, 199), np.uint8))
-    for aspect in ("warp", "crop"):
-        data = ImageDataset([Sample(tmp_path / "dot.png", 0)], ["a"], Transform(32, aspect, AugmentConfig()))
-        for draw in (Draw(0), Draw(0, 5)):
-            assert data[draw]["image"].shape == (3, 32, 32)
-        assert (data[0]["image"] == torch.tensor([9, 99, 199]).view(3, 1, 1)).all()
-
-
-def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "large.jpg", texture(0, 1, np.random.default_rng(0), 240, 180))
-    transform = Transform(32, "warp", AugmentConfig(crop_scale=0.5))
-    data = ImageDataset([Sample(path, 0), Sample(path, 0, (20.0, 10.0, 200.0, 160.0))], ["a"], transform)
-    for item, box in enumerate((None, (20.0, 10.0, 200.0, 160.0))):
-        for draw, needed in ((Draw(item), 32), (Draw(item, 5), 53)):
-            expected = transform(read_image(path, box, needed), draw.seed)
-            assert torch.equal(data[draw]["image"], expected)
-            assert not torch.equal(data[draw]["image"], transform(read_image(path, box), draw.seed))
-
-
-# The DataModule
 
 
 def paths(module: ImageDataModule, split: Split) -> set[Path]:

@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 
 import cxlp.data.download
-from cxlp.data import DATA_MODULES, cub200
-from cxlp.data.cub200 import CUB200
+from cxlp.data import DATA_MODULES
 from cxlp.data.download import Archive, by_hand, missing, obtain
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote
-from tests.generate import write_cub200
 from tests.server import Answer, Server, serving
 
 #: What unpacks: the standard library's, or where that is too old, its successor.
@@ -371,57 +369,6 @@ def test_nothing_is_in_place_until_the_last_file_came(tmp_path: Path, server: Se
     assert sorted(path.name for path in tmp_path.iterdir()) == ["birds", "other.txt"]
 
 
-def test_voc2007_is_two_archives_in_one_folder(tmp_path: Path, server: Server) -> None:
-    inside = "VOCdevkit/VOC2007"
-    files = []
-    for split, number in (("trainval", 5), ("test", 1)):
-        content = tar(
-            {f"{inside}/JPEGImages/{number:06}.jpg": b"", f"{inside}/ImageSets/Main/{split}.txt": b"", "README": b""},
-            "w",
-        )
-        url = server.offer(f"/VOC{split}.tar", content)
-        marker = f"ImageSets/Main/{split}.txt"
-        archive = replace(offer(server, content), urls=(server.url("/down"), url), file=f"VOC{split}.tar")
-        files.append(replace(archive, folders=(inside,), marker=marker))
-    root = tmp_path / "data" / "VOCdevkit" / "VOC2007"
-    for _ in range(2):
-        obtain(files, root, "VOC 2007")
-    asked = [a.path for a in server.asked]
-    assert asked == ["/down", "/VOCtrainval.tar", "/down", "/VOCtest.tar"]
-    assert [name for name in left(root) if "." in name] == [
-        "ImageSets/Main/test.txt",
-        "ImageSets/Main/trainval.txt",
-        "JPEGImages/000001.jpg",
-        "JPEGImages/000005.jpg",
-    ]
-    assert [path.name for path in root.parent.iterdir()] == ["VOC2007"]
-
-    (root / "ImageSets" / "Main" / "test.txt").unlink()  # only the half that many people have
-    with pytest.raises(CxlpError, match=r"ImageSets/Main/test\.txt is not there") as caught:
-        obtain(files, root, "VOC 2007")
-    assert "VOCtest.tar" in str(caught.value)
-    assert "VOCtrainval.tar" not in str(caught.value)
-
-
-def test_h3d_is_one_archive_without_a_checksum(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
-    content = tar({"attributes_dataset/train/labels.txt": b"", "attributes_dataset/test/labels.txt": b""})
-    archive = replace(
-        offer(server, content),
-        checksum=None,
-        size="size not published",
-        folders=("attributes_dataset",),
-        marker="test/labels.txt",
-    )
-    root = tmp_path / "attributes_dataset"
-    with pytest.raises(CxlpError, match=r"birds\.tgz \(size not published, no checksum published\) from http"):
-        obtain([archive], root, "H3D", allowed=False)
-    obtain([archive], root, "H3D")
-    assert left(root) == ["test", "test/labels.txt", "train", "train/labels.txt"]
-    assert f"SHA-256 {hashlib.sha256(content).hexdigest()}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("name", DATA_MODULES)
 def test_official_entries_are_well_formed(name: str) -> None:
     module = importlib.import_module(f"cxlp.data.{name}")
@@ -430,22 +377,3 @@ def test_official_entries_are_well_formed(name: str) -> None:
         if file.checksum is not None:
             algorithm, _, digest = file.checksum.partition(":")
             assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
-
-
-def test_benchmark_downloads_once_and_loads(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_cub200(tmp_path / "source", size=32)
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        archive.add(folder, "CUB_200_2011")
-    # The official entry, but for where it is and what its bytes are.
-    (official,) = cub200.FILES
-    offered = offer(server, stream.getvalue())
-    mine = replace(official, urls=offered.urls, checksum=offered.checksum, size=offered.size)
-    monkeypatch.setattr(cub200, "FILES", (mine,))
-    module = CUB200(tmp_path / "data" / "CUB_200_2011", image_size=16)
-    module.prepare_data()
-    module.prepare_data()
-    assert len(server.asked) == 1
-    module.setup()
-    assert {split: len(data) for split, data in module.splits.items()} == {"train": 18, "val": 0, "test": 9}
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["CUB_200_2011"]

@@ -7,11 +7,11 @@ import pytest
 
 from cxlp.data.dataset import Split
 from cxlp.data.decode import read_image
-from cxlp.data.h3d import ATTRIBUTES, FILES, H3D, OFFICIAL_COUNTS, read_h3d
+from cxlp.data.h3d import ATTRIBUTES, H3D, OFFICIAL_COUNTS, read_h3d
 from cxlp.data.lists import widened
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.utils.errors import CxlpError
-from tests.editing import edit, edit_line, pack, unverified, windows_ends
+from tests.editing import edit_line
 
 
 def test_lists_become_boxes_and_rows_of_labels(h3d: Path) -> None:
@@ -27,13 +27,6 @@ def test_lists_become_boxes_and_rows_of_labels(h3d: Path) -> None:
             box = np.array(words[:4], float)
             assert (sample.box is None) if np.isnan(box).all() else np.array_equal(sample.box or (), box)
         assert part[1].box is None and part[2].box is not None and part[3].label == (0,) * 9
-
-
-def test_ends_of_lines_do_not_matter(h3d: Path) -> None:
-    before = read_h3d(h3d)
-    edit(h3d / "train" / "labels.txt", windows_ends)
-    edit(h3d / "test" / "labels.txt", str.strip)
-    assert read_h3d(h3d) == before
 
 
 def test_boxes_that_cross_the_border_are_clipped(h3d: Path) -> None:
@@ -67,16 +60,7 @@ def test_people_are_cut_out_unless_that_is_switched_off(h3d: Path, split: Split)
             assert (module.splits[split][i]["image"] == expected).all()
 
 
-def test_a_box_of_nan_shows_the_whole_image(h3d: Path) -> None:
-    shown = []
-    for bbox in (True, False):
-        module = H3D(h3d, bbox=bbox, image_size=32)
-        module.setup()
-        shown.append(module.splits["train"][1]["image"])
-    assert (shown[0] == shown[1]).all()
-
-
-@pytest.mark.parametrize("box", ["nan nan nan 3", "1 2 3 0", "1 2 3 -5", "1 2 3 four", "1 2 inf 4"])
+@pytest.mark.parametrize("box", ["nan nan nan 3", "1 2 3 0"])
 def test_a_malformed_box_is_named(h3d: Path, box: str) -> None:
     edit_line(h3d / "train" / "labels.txt", 7, lambda line: f"00007.jpg {box} {' '.join(line.split()[5:])}\n")
     for bbox in (True, False):
@@ -89,40 +73,6 @@ def test_malformed_labels_are_named(h3d: Path, labels: str) -> None:
     edit_line(h3d / "test" / "labels.txt", 5, lambda _: f"00005.jpg 1 2 3 4 {labels}\n")
     with pytest.raises(CxlpError, match=r"test/labels\.txt, line 5: .*nine of 1, -1 or 0, got '00005\.jpg 1 2 3 4"):
         read_h3d(h3d)
-
-
-def test_the_archive_becomes_the_folder(h3d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside = tmp_path / "data"
-    pack(beside / "attributes_dataset.tgz", {"attributes_dataset": h3d})
-    monkeypatch.setattr("cxlp.data.h3d.FILES", unverified(FILES))
-    module = H3D(beside / "attributes_dataset", download=False, image_size=16)
-    module.prepare_data()
-    module.setup()
-    assert {split: len(data) for split, data in module.splits.items()} == {"train": 18, "val": 0, "test": 9}
-
-
-def test_a_missing_image_is_named(h3d: Path) -> None:
-    (h3d / "test" / "00004.jpg").unlink()
-    with pytest.raises(CxlpError, match=r"missing: .*test/00004\.jpg"):
-        H3D(h3d, image_size=16).setup()
-
-
-def test_missing_data_set_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
-    root = tmp_path / "nothing" / "attributes_dataset"
-    module = H3D(root, download=False)
-    for ask in (module.prepare_data, module.setup):
-        with pytest.raises(CxlpError) as caught:
-            ask()
-        message = str(caught.value)
-        for part in (str(root), "https://www2.eecs.berkeley.edu/", "attributes_dataset.tgz", "no checksum published"):
-            assert part in message
-    assert not root.parent.exists()
-
-
-def test_missing_test_list_is_named(h3d: Path) -> None:
-    (h3d / "test" / "labels.txt").unlink()
-    with pytest.raises(CxlpError, match=r"H3D attributes: test/labels\.txt not in"):
-        H3D(h3d, image_size=16).setup()
 
 
 def write_rows(folder: Path, train: int, test: int) -> Path:

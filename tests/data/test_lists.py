@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from cxlp.data.dataset import Sample, Split
-from cxlp.data.download import Archive
-from cxlp.data.lists import as_box, check_totals, read_lines, require
+from cxlp.data.lists import as_box, check_totals, read_lines, read_table
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.fetching import Remote
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -31,6 +29,23 @@ def test_lists_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(CxlpError, match=r"picture\.txt is no text"):
         read_lines(tmp_path / "picture.txt")
+
+
+def test_a_line_of_another_form_and_a_second_one_for_a_key_are_named(tmp_path: Path) -> None:
+    def parse(line: str) -> tuple[str, int]:
+        key, value = line.split()
+        return key, {"yes": 1, "no": 0}[value]
+
+    path = tmp_path / "list.txt"
+    path.write_text("a yes\n\nb no\n")
+    assert read_table(path, "a name and yes or no", parse) == {"a": 1, "b": 0}
+    for line, said in (("c", "'c'"), ("c yes no", "'c yes no'"), ("c maybe", "'c maybe'")):
+        path.write_text(f"a yes\n\n{line}\n")
+        with pytest.raises(CxlpError, match=rf"list\.txt, line 3: expected a name and yes or no, got {said}"):
+            read_table(path, "a name and yes or no", parse)
+    path.write_text("a yes\n\na no\n")
+    with pytest.raises(CxlpError, match=r"list\.txt, line 3: a second line for a"):
+        read_table(path, "a name and yes or no", parse)
 
 
 def test_box() -> None:
@@ -58,20 +73,3 @@ def test_small_releases_pass_and_incomplete_ones_do_not() -> None:
         with pytest.raises(CxlpError) as caught:
             check_totals(Path("root"), ("a", "b"), samples, official, full)
         assert str(caught.value) == f"root: {found} images, officially 5 + 4 + 3 (train + val + test)"
-
-
-def test_missing_lists_are_named_with_the_files_that_bring_them(tmp_path: Path) -> None:
-    pack = Archive(
-        urls=("http://here/a.tar",), file="a.tar", checksum=None, size="1 MB", folders=("a",), marker="a.txt"
-    )
-    plain = Remote(urls=("http://here/b.txt",), file="b.txt", checksum=None, size=3)
-    (tmp_path / "a.txt").touch()
-    require(["a.txt"], tmp_path, [pack, plain], "thing")
-    with pytest.raises(CxlpError) as caught:
-        require(["a.txt", "b.txt"], tmp_path, [pack, plain], "thing")
-    message = str(caught.value)
-    assert message.startswith(f"thing: b.txt not in {tmp_path}. By hand: ")
-    assert "http://here/b.txt" in message and "http://here/a.tar" not in message
-    # Where the archive's marker is there, but not what it should bring, all is named.
-    with pytest.raises(CxlpError, match=r"(?s)thing: c\.txt not in .*http://here/a\.tar"):
-        require(["c.txt"], tmp_path, [pack], "thing")

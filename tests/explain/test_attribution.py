@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cxlp.backbones.backbone import BackboneConfig
+from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.explain.attribution import Explanation, PartEvidence, explain, is_explainable
 from cxlp.heads import (
     AveragePooling,
@@ -20,7 +21,7 @@ from cxlp.heads import (
     SparseFisherVector,
     TrainedGuidePooling,
 )
-from cxlp.heads.cross_layer import sub_arrays
+from cxlp.heads.operator import sub_arrays
 from cxlp.heads.views import Views, Window
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
@@ -37,8 +38,15 @@ def cross(**options: Any) -> CrossLayerPooling:
 
 def build(*heads: Head, backbone: BackboneConfig = EVEN) -> Network:
     """Make a network with random weights, in float64."""
+    trunk = copy.deepcopy(trunk_of(backbone))
     torch.manual_seed(0)
-    return networks.randomise(networks.build(copy.deepcopy(heads), backbone, CLASSES)).double()
+    return networks.randomise(Network(trunk, copy.deepcopy(heads), CLASSES).eval()).double()
+
+
+@cache
+def trunk_of(backbone: BackboneConfig) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone.from_config(backbone)
 
 
 def photos(network: Network, count: int = 2) -> Tensor:

@@ -31,7 +31,7 @@ from cxlp.heads import (
     SparseFisherVector,
     TrainedGuidePooling,
 )
-from cxlp.heads.cross_layer import sub_arrays
+from cxlp.heads.operator import sub_arrays
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
@@ -150,7 +150,9 @@ def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) 
         pytest.param(CovariancePooling(pca_dim=6), None, id="covariance"),
         pytest.param(FisherVector(pca_dim=6, atoms=4), None, id="fisher"),
         pytest.param(
-            SparseFisherVector(pca_dim=6, atoms=8, views=Views("regions", stride=0.7)), None, id="sparse over regions"
+            SparseFisherVector(pca_dim=6, atoms=8, views=Views("regions", scale=1.2, stride=0.7)),
+            None,
+            id="sparse over regions",
         ),
         pytest.param(TrainedGuidePooling(pca_dim=6, channels=5), None, id="trained_guide"),
         pytest.param(cross(align="to_local"), ("features.4", "features.6"), id="two resolutions"),
@@ -210,31 +212,22 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_maps_are_on_disk_until_they_are_pooled(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("heads", "layers"),
+    [
+        ([cross()], 2),
+        ([BilinearPooling(pca_dim=6)], 1),
+        ([cross(channels=5), cross(pca_dim=3), FisherVector(pca_dim=4, atoms=2), AveragePooling()], 2),
+    ],
+    ids=["cross", "a layer under itself", "several heads"],
+)
+def test_each_map_is_on_disk_once_until_it_is_pooled(tmp_path: Path, heads: list[Head], layers: int) -> None:
     images, labels = small_images()
-    fit = FrozenFit(small_network(), FrozenConfig(), len(images), tmp_path, PhaseTimes())
+    fit = FrozenFit(small_network(heads), FrozenConfig(), len(images), tmp_path, PhaseTimes())
     fit.observe(images, labels, torch.arange(len(images)))
-    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * (128 + 128) * 4
+    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * layers * 128 * 4
     fit.close(keep=False)
     assert not any(tmp_path.glob("*.bin"))
-
-
-def test_maps_of_a_layer_pooled_under_itself_are_kept_once(tmp_path: Path) -> None:
-    images, labels = small_images()
-    network = small_network(BilinearPooling(pca_dim=6))
-    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
-    fit.observe(images, labels, torch.arange(len(images)))
-    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * 128 * 4
-    fit.close(keep=False)
-
-
-def test_maps_that_several_heads_take_are_kept_once(tmp_path: Path) -> None:
-    images, labels = small_images()
-    network = small_network([cross(channels=5), cross(pca_dim=3), FisherVector(pca_dim=4, atoms=2), AveragePooling()])
-    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path, PhaseTimes())
-    fit.observe(images, labels, torch.arange(len(images)))
-    assert (tmp_path / "maps-0.bin").stat().st_size == len(images) * 14 * 14 * (128 + 128) * 4
-    fit.close(keep=False)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +270,12 @@ def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
 
 
-def test_a_missing_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"each of the 21 training images once, it saw 19"):
-        run_fit(small_network(), tmp_path, batches=[torch.arange(19)])
-
-
-def test_an_image_seen_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="once"):
-        run_fit(small_network(), tmp_path, batches=[torch.arange(21), torch.tensor([3])])
+@pytest.mark.parametrize(
+    ("batches", "seen"), [([torch.arange(19)], 19), ([torch.arange(21), torch.tensor([3])], 21)], ids=["few", "twice"]
+)
+def test_each_image_is_needed_once(tmp_path: Path, batches: list[Tensor], seen: int) -> None:
+    with pytest.raises(CxlpError, match=f"each of the 21 training images once, it saw {seen}"):
+        run_fit(small_network(AveragePooling()), tmp_path, batches=batches)
 
 
 def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_path: Path) -> None:
@@ -297,10 +288,13 @@ def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_pat
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"c": 0.0}, r"frozen\.c is 0\.0: a cost C must be greater than 0"),
-        ({"c": "auto", "c_candidates": ()}, r"frozen\.c_candidates is \(\)"),
-        ({"c": "auto", "c_candidates": (1.0, -1.0)}, r"frozen\.c_candidates is \(1\.0, -1\.0\)"),
-        ({"folds": 1}, r"frozen\.folds is 1: cross-validation needs 2 or more"),
+        ({"c": 0.0}, r"frozen\.c is 0\.0: a cost C is a number greater than 0"),
+        ({"c": float("inf")}, r"frozen\.c is inf"),
+        ({"c": float("nan")}, r"frozen\.c is nan"),
+        ({"c_candidates": ()}, r"frozen\.c_candidates is empty"),
+        ({"c_candidates": (1.0, -1.0)}, r"frozen\.c_candidates is \(1\.0, -1\.0\)"),
+        ({"folds": 1}, r"frozen\.folds is 1: choose 2 to 100"),
+        ({"folds": 1000}, r"frozen\.folds is 1000: choose 2 to 100"),
         ({"pca_vectors": 0}, r"frozen\.pca_vectors is 0"),
     ],
 )
@@ -345,13 +339,13 @@ def test_c_is_chosen_by_cross_validation(tmp_path: Path) -> None:
     report = run_fit(chosen, tmp_path, FrozenConfig("auto", candidates, 3, ALL_VECTORS))
     accuracies = [report[f"cv_accuracy_C{c:g}"] for c in candidates]
     for c, accuracy in zip(candidates, accuracies, strict=True):
-        fixed = run_fit(small_network(), tmp_path, FrozenConfig(c, (), 3, ALL_VECTORS))
+        fixed = run_fit(small_network(), tmp_path, FrozenConfig(c, folds=3, pca_vectors=ALL_VECTORS))
         assert fixed["cv_accuracy"] == accuracy
     best = next(c for c, accuracy in zip(candidates, accuracies, strict=True) if accuracy == max(accuracies))
     assert report["C"] == best
     assert report["cv_accuracy"] == max(accuracies)
     given = small_network()
-    run_fit(given, tmp_path, FrozenConfig(best, (), 3, ALL_VECTORS))
+    run_fit(given, tmp_path, FrozenConfig(best, folds=3, pca_vectors=ALL_VECTORS))
     assert_same_weights(weights(given), weights(chosen))
 
 

@@ -1,9 +1,7 @@
 """Rows on disk: what is written is read, and mistakes are named."""
 
 import shutil
-from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -96,29 +94,6 @@ def test_a_short_file_is_named(tmp_path: Path) -> None:
         store.read(0, 5)
     with pytest.raises(CxlpError, match=r"rows\.bin is shorter"):
         store.read_columns(1, 2)
-
-
-class Reluctant(FileIO):
-    """A raw file that moves few bytes at a time, as the kernel may (at most 2 GiB, on Linux)."""
-
-    def write(self, data: Any) -> int:
-        return super().write(memoryview(data)[:5])
-
-    def readinto(self, data: Any) -> int:
-        return super().readinto(memoryview(data)[:7])
-
-
-def test_short_writes_and_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as within:
-        within.setattr(Path, "open", lambda path, mode, buffering: Reluctant(path, mode))
-        store = RowStore(tmp_path / "rows.bin", 3, 9)
-    values = torch.randn(3, 9)
-    store.write(torch.arange(3), values)
-    assert (tmp_path / "rows.bin").read_bytes() == values.numpy().tobytes()
-    assert torch.equal(store.read(0, 3), values)
-    assert torch.equal(store.read_columns(4, 9), values[:, 4:])
-    with pytest.raises(CxlpError, match=r"rows\.bin is shorter"):
-        store.read(2, 4)
 
 
 def test_the_folder_is_made(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_choose_c_takes_the_better_one(data: Problem) -> None:
 
 
 @pytest.mark.parametrize("candidates", [(100.0, 1.0, 10.0), (1.0, 10.0, 100.0)])
-def test_of_equals_the_smallest_c_is_chosen(
+def test_ties_keep_the_smallest_c(
     data: Problem, monkeypatch: pytest.MonkeyPatch, candidates: tuple[float, ...]
 ) -> None:
     perfect, wrong = np.eye(CLASSES)[data.labels], -np.eye(CLASSES)[data.labels]

@@ -48,10 +48,12 @@ def test_a_sketch_comes_back() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"class_path": "CrossLayerPoling"}, "unknown head 'CrossLayerPoling'.*'CrossLayerPooling'"),
-        ({"class_path": "annotations"}, "unknown head 'annotations'"),
+        ({"class_path": "CrossLayerPoling"}, "'CrossLayerPoling' is no pooling head.*'CrossLayerPooling'"),
+        ({"class_path": "cross_layer"}, "'cross_layer' is no pooling head"),
+        ({"class_path": "Head"}, "'Head' is no pooling head: name one of cxlp, or a class derived from cxlp.Head"),
+        ({"class_path": "cxlp.heads.local.LocalHead"}, "LocalHead' is no pooling head"),
         ({"class_path": "no_such_package.Head"}, "no module 'no_such_package'"),
-        ({"class_path": "torch.nn.Linear"}, "'torch.nn.Linear' is no subclass of cxlp.Head"),
+        ({"class_path": "torch.nn.Linear"}, "'torch.nn.Linear' is no pooling head"),
         ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
     ],
 )
@@ -87,4 +89,3 @@ def test_what_vectors_are_follows_from_the_normalisation() -> None:
     assert AveragePooling().unit_length and not AveragePooling(l2=False).unit_length
     assert AveragePooling(sign=True).signs_only and not AveragePooling(sign=True, l2=False).signs_only
     assert not FisherVector().signs_only and FisherVector.needs_fit and not CrossLayerPooling.needs_fit
-    assert not Head().unit_length

@@ -149,8 +149,6 @@ def test_half_precision_is_encoded_in_full() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CxlpError, match="atoms is 1"):
         FisherVector(5, 1)
-    with pytest.raises(CxlpError, match="pca_dim is null, but a Fisher vector needs a PCA"):
-        SparseFisherVector(None)
     for dim in (0, 9):
         with pytest.raises(CxlpError, match=f"pca_dim is {dim}, but the layer has 8 channels"):
             SparseFisherVector(dim).connect((8, 3, 2))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from cxlp.heads.normalisation import Normalise, matrix_sqrt, normalise, signed_sqrt, spectral_root
+from cxlp.heads.normalisation import Normalise, matrix_sqrt, signed_sqrt, spectral_root
 
 SWITCHES = [
     {},
@@ -23,6 +23,11 @@ SWITCHES = [
     {"zscore": True, "channel_l2": True},
     {"zscore": True, "channel_l2": True, "sqrt": False, "l2": False},
 ]
+
+
+def normalise(x: Tensor, **switches: bool) -> Tensor:
+    vector: Tensor = Normalise(**switches)(x)
+    return vector
 
 
 def test_gradcheck_of_the_root_away_from_zero_and_within_the_line() -> None:

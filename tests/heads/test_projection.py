@@ -8,7 +8,7 @@ import torch
 
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.heads import BilinearPooling, CrossLayerPooling
-from cxlp.heads.cross_layer import align_maps, centres
+from cxlp.heads.operator import align_maps, centres
 from cxlp.heads.projection import random_places
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes

@@ -66,7 +66,5 @@ def test_a_rank_without_images_takes_part() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
         TrainedGuidePooling(9).connect((8, 2, 3))
-    with pytest.raises(CxlpError, match="pca_dim is null, but a trained guide needs a PCA"):
-        TrainedGuidePooling(None)
     with pytest.raises(CxlpError, match="channels is 0"):
         TrainedGuidePooling(4, 0)

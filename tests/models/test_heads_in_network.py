@@ -21,7 +21,7 @@ from cxlp.heads import (
     SparseFisherVector,
     TrainedGuidePooling,
 )
-from cxlp.heads.cross_layer import Align
+from cxlp.heads.operator import Align
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 from tests.networks import BACKBONE, CLASSES, EVEN, build, randomise, rooted

@@ -64,7 +64,7 @@ def test_results_are_the_runs_own_or_its_refits(tmp_path: Path) -> None:
     folder = with_file(tmp_path / "a", "config.yaml")
     assert finished(folder) is None
     with_file(refit_folder(folder), "metrics.json")
-    assert finished(folder) == tmp_path / "a" / "a-refit"
+    assert finished(folder) == tmp_path / "a" / "refit"
     assert finished(with_file(tmp_path / "b", "metrics.json")) == tmp_path / "b"
 
 

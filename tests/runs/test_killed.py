@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.folder import last_checkpoint, take_up
-from cxlp.runs.stages import STAGES
+from cxlp.runs.opening import STAGES
 from tests.killing import Runner
 from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, write_pictures
 

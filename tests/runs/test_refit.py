@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 
 from cxlp.commands.train import main
-from cxlp.runs.refit import StopAfter, read_choice
+from cxlp.runs.refit import Choice, StopAfter, read_chosen
 from cxlp.utils.errors import CxlpError
-from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, run, write_pictures
+from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, prepared, run, write_pictures
 
 EACH_EPOCH = (
     "[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {save_top_k: -1, filename: 'x{epoch}'}}]"
@@ -25,6 +25,10 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path)
     return tmp_path
+
+
+def choice(path: str) -> Choice:
+    return Choice.of(path, read_chosen(path))
 
 
 def saved(path: Path) -> dict[str, torch.Tensor]:
@@ -42,7 +46,7 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run("a", *FINETUNE, "--run.refit", "true")
-    second = first / "a-refit"
+    second = first / "refit"
     assert not (first / "metrics.json").exists() and not (first / "per_class.csv").exists()
     assert not logged(first, "test/accuracy")
     curve = logged(first, "val/accuracy")
@@ -52,7 +56,7 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
     assert found["refit"]["epoch"] == best and found["refit"]["validated"]["val/accuracy"] == max(curve.values())
     stage = "frozen" if best == 0 else "finetuned"
     assert Path(found["refit"]["chosen by"]).samefile(first / "checkpoints" / f"{stage}.ckpt")
-    assert found["epoch"] == best and read_choice(str(second / "checkpoints" / "best.ckpt")).epoch == best
+    assert found["epoch"] == best and choice(str(second / "checkpoints" / "best.ckpt")).epoch == best
     said = capsys.readouterr().out
     assert "refit: chosen epoch" in said and f"has chosen epoch {best}" in said
 
@@ -61,8 +65,8 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_refit_is_the_run_on_all_images_up_to_the_epoch(work: Path, epoch: int) -> None:
     name = f"xepoch={epoch}.ckpt" if epoch else "frozen.ckpt"
-    chosen = run("chosen", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints" / name
-    whole = run("whole", *FINETUNE, *ALL_IMAGES, "--trainer.callbacks", EACH_EPOCH)
+    chosen = prepared("chosen", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints" / name
+    whole = prepared("whole", *FINETUNE, *ALL_IMAGES, "--trainer.callbacks", EACH_EPOCH)
     refit = run("refit", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
     last = refit / "checkpoints" / ("last.ckpt" if epoch else "frozen.ckpt")
     assert_same(saved(last), saved(whole / "checkpoints" / name))
@@ -77,8 +81,8 @@ def test_a_refit_is_the_run_on_all_images_up_to_the_epoch(work: Path, epoch: int
 
 
 def test_a_frozen_refit_is_the_frozen_fit_of_all_images(work: Path) -> None:
-    whole = run("whole")
-    refit = run("a", "--data.validation", "0.34", "--run.refit", "true") / "a-refit"
+    whole = prepared("whole")
+    refit = run("a", "--data.validation", "0.34", "--run.refit", "true") / "refit"
     assert metrics(refit)["metrics"] == metrics(whole)["metrics"]
     assert_same(saved(refit / "checkpoints" / "best.ckpt"), saved(whole / "checkpoints" / "best.ckpt"))
 
@@ -90,7 +94,7 @@ def test_an_interrupted_refit_goes_on(
 ) -> None:
     # without a frozen fit, a gradient epoch is chosen
     command = [*FINETUNE, "--model.start", "scratch", "--run.refit", "true"]
-    whole = run("whole", *command) / "whole-refit"
+    whole = prepared("whole", *command) / "refit"
     end = StopAfter.on_train_epoch_end
 
     def power_cut(callback: StopAfter, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -104,25 +108,25 @@ def test_an_interrupted_refit_goes_on(
             patch.setattr(pl.Trainer, "test", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*ARGUMENTS, "--run.name", "cut", *command]) == 130
     said = capsys.readouterr().err.strip().rpartition("Go on with: ")[2]
-    where = {"before": "runs/cut/config.yaml", "within": "runs/cut/cut-refit/config.yaml"}[at]
+    where = {"before": "runs/cut/config.yaml", "within": "runs/cut/refit/config.yaml"}[at]
     assert Path(said.split()[1]).samefile(where)
     assert main(said.split()) == 0
-    assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
-    assert sorted(p.name for p in Path("runs/cut").iterdir() if "refit" in p.name) == ["cut-refit"]
+    assert metrics(Path("runs/cut/refit"))["metrics"] == metrics(whole)["metrics"]
+    assert sorted(p.name for p in Path("runs/cut").iterdir() if "refit" in p.name) == ["refit"]
     # and the first run, resumed from its end, finds the second
     assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
-    assert metrics(Path("runs/cut/cut-refit"))["metrics"] == metrics(whole)["metrics"]
+    assert metrics(Path("runs/cut/refit"))["metrics"] == metrics(whole)["metrics"]
 
 
 @pytest.mark.slow
 def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
     command = [*FINETUNE, "--run.refit", "true", "--trainer.max_epochs", "2"]
-    one = metrics(run("one", *command) / "one-refit")
+    one = metrics(run("one", *command) / "refit")
     # two processes with half batches
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
     train = Path(__file__).parents[2] / "train.py"
     subprocess.run([sys.executable, str(train), *ARGUMENTS, *command, *ddp], check=True, timeout=300)
-    two = metrics(Path("runs/two/two-refit"))
+    two = metrics(Path("runs/two/refit"))
     assert not Path("runs/two/metrics.json").exists()
     assert two["refit"]["epoch"] == one["refit"]["epoch"] and two["images"] == one["images"]
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
@@ -130,7 +134,7 @@ def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
 
 def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
     patience = "[{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {monitor: val/loss}}]"
-    refit = run("a", *FINETUNE, "--run.refit", "true", "--trainer.callbacks", patience) / "a-refit"
+    refit = run("a", *FINETUNE, "--run.refit", "true", "--trainer.callbacks", patience) / "refit"
     assert metrics(refit)["images"]["val"] == 0
 
 
@@ -154,7 +158,7 @@ def test_what_cannot_be_refitted_is_refused(
 
 
 def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = ["--run.refit", str(run("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt")]
+    chosen = prepared("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt"
     for change, said in {
         "--data.validation=0.34": "data.validation holds out 0.34",
         "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
@@ -167,14 +171,14 @@ def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture
         "--trainer.max_epochs=1": "run.refit: trainer.max_epochs is 1",
         "--trainer.max_epochs=9": "run.refit: trainer.max_epochs is 9",
     }.items():
-        assert main([*ARGUMENTS, *FINETUNE, *ALL_IMAGES, *choice, change]) == 2
+        assert main([*ARGUMENTS, *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen), change]) == 2
         assert said in capsys.readouterr().err
 
 
 def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
-    folder = run("a", *FINETUNE, *ALL_IMAGES)
-    choice = read_choice(str(folder / "checkpoints" / "last.ckpt"))
-    assert choice.epoch == 2 and choice.validated == {}
+    folder = prepared("a", *FINETUNE, *ALL_IMAGES)
+    chosen = choice(str(folder / "checkpoints" / "last.ckpt"))
+    assert chosen.epoch == 2 and chosen.validated == {}
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit_loop.epoch_progress.current.completed = 3
     with pytest.raises(CxlpError, match="epoch 0 was chosen, but this run has got to epoch 2"):
@@ -183,14 +187,14 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
 
 def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closing = ["--model.closing_fit", "true"]
-    chosen = run("a", *FINETUNE, *closing) / "checkpoints" / "closing.ckpt"
-    choice = read_choice(str(chosen))
-    assert (choice.stage, choice.epoch) == ("closing", 3)
+    chosen = prepared("a", *FINETUNE, *closing) / "checkpoints" / "closing.ckpt"
+    found = choice(str(chosen))
+    assert (found.stage, found.epoch) == ("closing", 3)
     again = [*FINETUNE, *closing, *ALL_IMAGES, "--run.refit", str(chosen)]
     assert main([*ARGUMENTS, *again, "--trainer.max_epochs", "5"]) == 2
     assert "run.refit: trainer.max_epochs is 5" in capsys.readouterr().err
     refitted = run("b", *again)
-    whole = run("whole", *FINETUNE, *closing, *ALL_IMAGES)
+    whole = prepared("whole", *FINETUNE, *closing, *ALL_IMAGES)
     assert_same(saved(refitted / "checkpoints" / "best.ckpt"), saved(whole / "checkpoints" / "closing.ckpt"))
     assert metrics(refitted)["refit"]["epoch"] == metrics(refitted)["epoch"] == 3
 
@@ -200,6 +204,6 @@ def test_a_refit_of_the_closing_fit_has_as_many_epochs_before_it(work: Path) -> 
     stops = f"[{{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {patience}}}]"
     given = [*FINETUNE, "--model.closing_fit", "true", "--trainer.max_epochs", "6", "--trainer.callbacks", stops]
     chosen = run("a", *given) / "checkpoints" / "closing.ckpt"
-    assert read_choice(str(chosen)).epoch == 3  # it stopped after two of six
+    assert choice(str(chosen)).epoch == 3  # it stopped after two of six
     refitted = run("b", *given, *ALL_IMAGES, "--run.refit", str(chosen))
     assert metrics(refitted)["refit"]["epoch"] == metrics(refitted)["epoch"] == 3

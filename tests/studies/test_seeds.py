@@ -133,7 +133,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     assert "test/loss" in capsys.readouterr().out
     # with the seed move the weights, here random ones, not what is held out
     saved = [torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in places]
-    assert torch.equal(saved[0]["cxlp_run"]["trained_on"], saved[1]["cxlp_run"]["trained_on"])
+    assert torch.equal(*(found["cxlp_run"]["images"]["fingerprints"]["train"] for found in saved))
     key = next(key for key, value in saved[0]["state_dict"].items() if "backbone" in key and value.ndim == 4)
     assert not torch.equal(saved[0]["state_dict"][key], saved[1]["state_dict"][key])
     # again, with one more seed, which another process is at: what is done is left alone, and the rest is summed up
@@ -159,5 +159,5 @@ def test_a_series_of_refits_is_of_their_tests(work: Path) -> None:
         main([*ARGUMENTS, "--data.validation", "0.34", "--run.refit", "true", "--run.name", "a", "--seeds", "1"]) == 0
     )
     found = json.loads(Path("runs/a/results.json").read_text())
-    assert found["runs"] == ["runs/a/a-seed0/a-seed0-refit"]
+    assert found["runs"] == ["runs/a/a-seed0/refit"]
     assert found["metrics"]["test/accuracy"]["deviation"] is None

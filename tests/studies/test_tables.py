@@ -88,7 +88,7 @@ def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_ch
             lines = ["epoch,step,val/accuracy,train/loss_epoch", f"{epoch},4,{value},", f"{epoch},9,,0.125"]
             (run / "csv" / stage / "version_0" / "metrics.csv").write_text("\n".join(lines))
         places.append(run)
-    places[1] = left(places[1] / "two-refit", 0.7, 1.0, {})
+    places[1] = left(places[1] / "refit", 0.7, 1.0, {})
     assert read_row("CL", places, "accuracy").validations == ({0: 50.0, 1: 75.0}, {0: 25.0, 1: 100.0})
     places.append(left(tmp_path / "three", 0.7, 1.0, {}))  # no image was held out
     assert read_row("CL", places, "accuracy").validations == ()

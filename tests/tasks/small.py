@@ -1,11 +1,16 @@
 """A fit that takes a second: twelve pictures of three kinds, a network made for tests, one process on the CPU."""
 
+import copy
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning import seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.data.folder import Folder
@@ -13,11 +18,17 @@ from cxlp.data.transforms import AugmentConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
+from cxlp.tasks.optim import OptimizerConfig
 
 #: Both maps are 2 x 2; the backbone has BatchNorm.
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32)
 #: What :func:`tests.generate.write_folder` writes.
 CLASSES = ("kind0", "kind1", "kind2")
+#: Gradients that move each part of the network from the first step on.
+RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=0.1, warmup_epochs=0)
+#: Images without a folder, and their labels.
+IMAGES = torch.rand(18, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(18) % 3
 #: Every picture as it is.
 PLAIN = AugmentConfig(crop_scale=1.0, flip=0.0, colour=0.0)
 
@@ -28,9 +39,16 @@ def network(
     classes: Sequence[str] = CLASSES,
     test_views: Views = Views(),
 ) -> Network:
-    """Build a network, with the same random weights at each call; cross-layer pooling with a PCA to 4 if not told."""
+    """Build a network, with the same random weights at each call; without a head, of cross-layer pooling with a PCA."""
+    trunk = copy.deepcopy(_backbone(backbone))
     seed_everything(0, verbose=False)
-    return Network(Backbone.from_config(backbone), head or CrossLayerPooling(pca_dim=4), classes, test_views=test_views)
+    return Network(trunk, head or CrossLayerPooling(pca_dim=4), classes, test_views=test_views)
+
+
+@cache
+def _backbone(config: BackboneConfig) -> Backbone:
+    seed_everything(0, verbose=False)
+    return Backbone.from_config(config)
 
 
 def pictures(root: Path, **options: Any) -> Folder:
@@ -43,3 +61,20 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
     quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
     return pl.Trainer(default_root_dir=folder, **{**defaults, **dict.fromkeys(quiet, False), **options})
+
+
+def loader(images: Tensor = IMAGES, **options: Any) -> DataLoader[Any]:
+    """Load pairs of images and their labels."""
+    return DataLoader(TensorDataset(images, LABELS[: len(images)]), **{"batch_size": 4, **options})
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    """Copy a module's state."""
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Compare two states bit by bit."""
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(other[key], value), key

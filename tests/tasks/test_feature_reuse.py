@@ -3,29 +3,39 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from cxlp.backbones.backbone import Backbone
 from cxlp.data.folder import Folder
 from cxlp.frozen.fit import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
+from cxlp.models.network import Network
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils import fingerprint
 from tests.generate import write_folder
-from tests.networks import SMALL, build
+from tests.tasks.small import CLASSES, network
 
-OWN = """
+BASE = """
 from cxlp import Head
 from cxlp.heads.views import Views
 
 
-class Largest(Head):
+class Base(Head):
     def __init__(self, layers=None, views=Views()):
         super().__init__(layers, views)
 
     def build(self, shapes):
         self.out_features = shapes[0][0]
+"""
+OWN = """
+from base_of_kept_features import Base
 
+
+class Largest(Base):
     def forward(self, features, views=1):
         return features.amax(dim=(2, 3))
 """
@@ -39,12 +49,23 @@ def data(tmp_path: Path) -> Folder:
     return found
 
 
-def key(data: Folder, store: Path, head: Head | None = None, precision: str = "32-true", **options: object) -> str:
-    """The name of the features' folder."""
-    reuse = FeatureReuse(FrozenConfig(store=str(store), **options), data)  # type: ignore[arg-type]
-    network = build(head or CrossLayerPooling(pca_dim=4), SMALL, classes=["a", "b", "c"])
-    network.load_state_dict({name: value.fill_(0.5) for name, value in network.state_dict().items()})
-    reuse.open(network, precision)
+def key(
+    data: Folder,
+    store: Path,
+    head: Head | None = None,
+    trunk: nn.Module | None = None,
+    precision: str = "32-true",
+    **options: Any,
+) -> str:
+    """The name of the features' folder, with the same weights at each call."""
+    reuse = FeatureReuse(FrozenConfig(store=str(store), **options), data)
+    if trunk is None:
+        net = network(head)
+    else:
+        backbone = Backbone(trunk, ("first", "second"), activation="before", image_size=32)
+        net = Network(backbone, CrossLayerPooling(pca_dim=4), CLASSES)
+    net.load_state_dict({name: value.fill_(0.5) for name, value in net.state_dict().items()})
+    reuse.open(net, precision)
     assert not reuse.found
     return reuse.entry.folder.name
 
@@ -90,15 +111,35 @@ def test_an_edit_of_the_signed_square_root_makes_other_features(
     assert key(data, tmp_path) == before
 
 
-def test_an_edit_of_a_users_own_head_makes_other_features(
-    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("edited", ["head_for_kept_features", "base_of_kept_features"])
+def test_an_edit_of_a_users_own_head_or_its_base_makes_other_features(
+    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    module = tmp_path / "head_for_kept_features.py"
-    module.write_text(OWN)
+    for name, text in (("head_for_kept_features", OWN), ("base_of_kept_features", BASE)):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(text)
     spec = {"class_path": "head_for_kept_features.Largest"}
     before = key(data, tmp_path, Head.from_spec(spec))
     assert key(data, tmp_path, Head.from_spec(spec)) == before
-    module.write_text(OWN.replace("amax", "amin"))
+    with (tmp_path / f"{edited}.py").open("a") as file:
+        file.write("\n# edited\n")
     assert key(data, tmp_path, Head.from_spec(spec)) != before
-    del sys.modules["head_for_kept_features"]
+
+
+class Trunk(nn.Module):
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 8, 1)
+        self.activation = activation
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.second(self.activation(self.first(images)))
+        return found
+
+
+def test_another_computation_with_the_same_weights_makes_other_features(data: Folder, tmp_path: Path) -> None:
+    kinds = [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1), nn.LeakyReLU(0.2), torch.relu, torch.tanh]
+    keys = [key(data, tmp_path, trunk=Trunk(kind)) for kind in kinds]
+    assert len(set(keys)) == len(kinds)
+    assert [key(data, tmp_path, trunk=Trunk(kind)) for kind in kinds] == keys

@@ -4,20 +4,20 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from tqdm import tqdm
 
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample, Split
+from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.demo.birds import SPECIES, draw_file
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import locked
 
 #: Images per species.
 COUNTS: dict[Split, int] = {"train": 40, "test": 20}
-#: Which drawing the pictures are of: to be raised where it changes, so that old pictures are drawn anew.
+#: Which version of the drawings the pictures are: raised with each change, so that old pictures are drawn again.
 DRAWING = "cxlp demo birds, drawing 1\n"
 STAMP = "drawing.txt"
 
@@ -39,36 +39,33 @@ class Demo(ImageDataModule):
         """Draw the pictures once, on one process per machine; written aside, renamed when whole."""
         if self._is_drawn():
             return
-        stamp = self.root / STAMP
-        if self.root.exists() and any(self.root.iterdir()) and not stamp.exists():
+        if self.root.exists() and any(self.root.iterdir()) and not (self.root / STAMP).exists():
             raise CxlpError(
                 f"demo: {self.root} holds something else than the demo pictures: move it away, or give another "
                 "--data.root"
             )
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(mkdtemp(prefix=".demo-", dir=self.root.parent))
+        with locked(self.root.parent / f".{self.root.name}.lock", "the demo pictures"):
+            if not self._is_drawn():  # another process may have been faster
+                self._draw(self.root.parent / f".{self.root.name}.partial")
+
+    def _draw(self, aside: Path) -> None:
+        jobs = [
+            (_path(aside, split, k, i), k, (s, k, i))
+            for s, (split, count) in enumerate(COUNTS.items())
+            for k in range(len(SPECIES))
+            for i in range(count)
+        ]
         try:
-            jobs = [
-                (_path(aside, split, k, i), k, (list(COUNTS).index(split), k, i))
-                for split, n in COUNTS.items()
-                for k in range(len(SPECIES))
-                for i in range(n)
-            ]
+            shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed has left
             # Not forked: this process may have threads, and a drawing one imports neither them nor torch.
             with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
                 list(tqdm(pool.map(draw_file, jobs, chunksize=16), total=len(jobs), desc="Drawing the demo birds"))
             (aside / STAMP).write_text(DRAWING)
-            aside.chmod(0o755)
-            try:
-                if stamp.exists() and not self._is_drawn():  # of an older drawing
-                    shutil.rmtree(self.root)
-                elif self.root.exists():
-                    self.root.rmdir()
-                aside.rename(self.root)
-            except OSError:
-                # Another run was faster: its pictures are the same.
-                if not self._is_drawn():
-                    raise
+            if (self.root / STAMP).exists():  # an older drawing
+                shutil.rmtree(self.root)
+            elif self.root.exists():
+                self.root.rmdir()
+            aside.rename(self.root)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -76,7 +73,7 @@ class Demo(ImageDataModule):
         stamp = self.root / STAMP
         return stamp.is_file() and stamp.read_text() == DRAWING
 
-    def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
+    def read(self) -> Content:
         """List the pictures."""
         samples: dict[Split, list[Sample]] = {
             split: [Sample(_path(self.root, split, k, i), k) for k in range(len(SPECIES)) for i in range(n)]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from cxlp.data.decode import read_image
 from cxlp.data.demo import datamodule as demo
 from cxlp.data.demo.birds import SPECIES, draw_bird, draw_file
-from cxlp.data.demo.datamodule import COUNTS, DRAWING, STAMP, Demo
+from cxlp.data.demo.datamodule import COUNTS, STAMP, Demo
 from cxlp.utils.errors import CxlpError
 
 Job = tuple[Path, int, tuple[int, ...]]
@@ -23,11 +24,18 @@ def digests(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def draw_small(job: Job) -> None:
+    path, species, seed = job
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_bird(SPECIES[species], np.random.default_rng(seed), 32).save(path)
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two training images and a test image per species, drawn in this process, which starts faster."""
+    """Two training images and a test image per species, small and drawn in this process, which is faster."""
     monkeypatch.setattr(demo, "COUNTS", {"train": 2, "test": 1})
     monkeypatch.setattr(demo, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(demo, "draw_file", draw_small)
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def count_draws(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     def counting(job: Job) -> None:
         jobs.append(job)
-        draw_file(job)
+        draw_small(job)
 
     monkeypatch.setattr(demo, "draw_file", counting)
     return jobs
@@ -51,7 +59,7 @@ def breaking(after: int) -> Callable[[Job], None]:
         if not left[0]:
             raise OSError(28, "No space left on device")
         left[0] -= 1
-        draw_file(job)
+        draw_small(job)
 
     return draw
 
@@ -70,7 +78,8 @@ def test_pictures_are_drawn_once(tmp_path: Path, count_draws: list[Job]) -> None
 
 
 @pytest.mark.usefixtures("few")
-def test_what_is_drawn_is_what_is_read(tmp_path: Path) -> None:
+def test_what_is_drawn_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "draw_file", draw_file)
     module = Demo(tmp_path / "demo", image_size=16)
     module.prepare_data()
     module.setup()
@@ -124,19 +133,13 @@ def test_other_content_is_refused_and_left_alone(tmp_path: Path, count_draws: li
 
 
 @pytest.mark.usefixtures("few")
-def test_a_faster_run_wins_and_the_slower_one_is_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "demo"
-
-    def meanwhile(job: Job) -> None:
-        if not root.exists():
-            (root / "test").mkdir(parents=True)
-            (root / "test" / "theirs.jpg").write_bytes(b"picture")
-            (root / STAMP).write_text(DRAWING)
-        draw_file(job)
-
-    monkeypatch.setattr(demo, "draw_file", meanwhile)
-    Demo(root).prepare_data()
-    assert list(digests(root)) == ["test/theirs.jpg"]
+def test_of_two_runs_one_draws_and_the_other_waits(tmp_path: Path, count_draws: list[Job]) -> None:
+    runs = [Thread(target=Demo(tmp_path / "demo").prepare_data) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(timeout=60)
+    assert len(count_draws) == len(digests(tmp_path / "demo")) == 30
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 

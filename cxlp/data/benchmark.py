@@ -1,0 +1,58 @@
+"""A published data set: files to download, and official lists."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Content
+from cxlp.data.download import by_hand, missing, obtain
+from cxlp.data.listing import is_named_so
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.fetching import Remote
+
+
+class Benchmark(ImageDataModule):
+    """A data set that is downloaded where it is missing, and whose lists say what is in which split.
+
+    Args:
+        root: Folder of the data set.
+        download: Fetch and unpack the data set where it is missing.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
+    """
+
+    #: What the data set is made of.
+    files: tuple[Remote, ...]
+    #: Its official lists: paths below the root.
+    lists: tuple[str, ...]
+
+    def __init__(self, root: str | Path, download: bool = True, **common: Any) -> None:
+        super().__init__(root, **common)
+        self.download = download
+
+    @abstractmethod
+    def read_lists(self) -> Content:
+        """Read the official lists, which are there."""
+
+    def prepare_data(self) -> None:
+        """Download where the data set is missing, on one process per machine."""
+        obtain(self.files, self.root, self.name, allowed=self.download)
+
+    def read(self) -> Content:
+        """Read the official lists.
+
+        Raises:
+            CxlpError: If one is missing, and how to get it; or if they do not fit together.
+        """
+        lacking = [path for path in self.lists if not (self.root / path).is_file()]
+        if lacking:
+            how = by_hand(missing(self.files, self.root) or self.files, self.root)
+            raise CxlpError(f"{self.name}: {', '.join(lacking)} not in {self.root}. {how}")
+        content = self.read_lists()
+        listed = {sample.path for part in content[1].values() for sample in part}
+        folders = {path.parent for path in listed if path.is_relative_to(self.root)}
+        there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if is_named_so(path)}
+        self.left_out.clear()
+        if unlisted := len(there - listed):
+            self.left_out["pictures in no list"] = unlisted
+        return content

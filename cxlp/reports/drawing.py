@@ -1,0 +1,40 @@
+"""Settings, labels and PNG bytes of all figures."""
+
+import io
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+_SETTINGS: dict[Any, Any] = {
+    "figure.constrained_layout.use": True, "font.family": "DejaVu Sans", "legend.fontsize": 8, "savefig.dpi": 120,
+    "text.parse_math": False, "xtick.labelsize": 8, "ytick.labelsize": 8,
+}  # fmt: skip
+
+
+def as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
+    """Have a function that makes a figure return it as the bytes of a PNG; no name in it is read as a formula.
+
+    Figures are objects of their own, without pyplot, which looks for a screen and keeps state between runs.
+    """
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        picture = io.BytesIO()
+        with rc_context(_SETTINGS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box
+            draw(*args, **kwargs).savefig(picture, format="png")
+        return picture.getvalue()
+
+    return drawn
+
+
+def label(name: str, most: int = 28) -> str:
+    """Shorten a name to one line of at most ``most`` characters, without any that cannot be drawn."""
+    text = " ".join(name.encode(errors="replace").decode().split())
+    return text if len(text) <= most else text[: most - 1] + "…"

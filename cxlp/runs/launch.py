@@ -1,0 +1,138 @@
+"""How this process was started: alone or as one of several of a run; for the first time, or again by a scheduler."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace
+from lightning_fabric.plugins.environments.lsf import LSFEnvironment
+from lightning_fabric.plugins.environments.mpi import MPIEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from cxlp.utils.errors import CxlpError
+
+#: What launchers tell a process of its place among others.
+_PLACE = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+    "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+)  # fmt: skip
+
+
+def launched_rank() -> int:
+    """This process's rank before there is a process group, see :func:`settle_launch`."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def was_restarted() -> bool:
+    """Whether SLURM or torchrun has started this job before, and starts it again."""
+    counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count not in (None, "", "0") for count in counts)
+
+
+def settle_launch(trainer: Namespace) -> None:
+    """Find this process's rank, and forget what the environment says of ranks that are not this run's.
+
+    A run has as many processes as ``trainer.devices`` and ``trainer.num_nodes`` say. Where that is one, it is
+    independent of the other tasks of a SLURM job. Variables that another launcher has left over would make Lightning
+    wait for processes that do not exist, or write nothing. To be called once in a process, before the first run.
+
+    Args:
+        trainer: Options of the Trainer.
+
+    Raises:
+        CxlpError: If a launcher has started another number of processes than the run takes.
+    """
+    if LSFEnvironment.detect() or MPIEnvironment.detect():
+        return
+    place = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
+    options: dict[str, Any] = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    try:
+        probe = pl.Trainer(**options)
+    finally:
+        os.environ.update(place)
+    devices, nodes = int(probe.num_devices), int(probe.num_nodes)
+    rank_zero_only.rank = _rank(place, devices, nodes)  # type: ignore[attr-defined]
+
+
+def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
+    """This process's rank in a run with so many devices on so many machines."""
+    count = devices * nodes
+    if TorchElasticEnvironment.detect():
+        _check_started("torchrun", int(place["WORLD_SIZE"]), count)
+        rank = int(place["RANK"])
+        return rank if count > 1 else _alone()
+    if SLURMEnvironment.detect() and place["SLURM_NTASKS"] != "1":  # one task may start the processes of a run itself
+        if count == 1:
+            return _alone_in_slurm(int(place["SLURM_NTASKS"]), int(place["SLURM_PROCID"]))
+        _check_started("SLURM", int(place["SLURM_NTASKS"]), count)
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # which Lightning asks for
+        return int(place["SLURM_PROCID"])
+    if count == 1:
+        return _alone()
+    # Lightning's own launcher, on each machine: it tells its children all of this.
+    if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys() and place.get("WORLD_SIZE") == str(count):
+        return int(place.get("NODE_RANK", 0)) * devices + int(place["LOCAL_RANK"])
+    _forget(name for name in _PLACE if name != "NODE_RANK" or nodes == 1)
+    return int(os.environ.get("NODE_RANK", 0)) * devices
+
+
+def _alone() -> int:
+    _forget(_PLACE)
+    return 0
+
+
+def _alone_in_slurm(tasks: int, task: int) -> int:
+    if task == 0:
+        print(  # noqa: T201
+            f"SLURM has started {tasks} tasks, and this run takes one process: each task does a run of its own. For "
+            f"one run of all: --trainer.devices {tasks}"
+        )
+    else:
+        os.environ.pop("WANDB_RUN_ID", None)  # it is one run's
+    return _alone()
+
+
+def _forget(names: Iterable[str]) -> None:
+    for name in names:
+        os.environ.pop(name, None)
+
+
+def _check_started(launcher: str, started: int, count: int) -> None:
+    if started != count:
+        raise CxlpError(
+            f"{launcher} has started {started} processes, but the run takes {count}: trainer.devices is the number of "
+            "processes per machine, trainer.num_nodes that of machines"
+        )
+
+
+def requeue_on_signal() -> None:
+    """Put this job back into SLURM's queue where SLURM warns it of its end (``#SBATCH --signal=USR1@90``).
+
+    Then the same command is started again, and goes on by ``run.resume``. Elsewhere nothing changes.
+    """
+    job, alone = os.environ.get("SLURM_JOB_ID"), threading.current_thread() is threading.main_thread()
+    if not job or not alone or sys.platform == "win32" or signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL:
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    process = os.getpid()
+
+    def requeue(*_: object) -> None:
+        if os.getpid() != process or launched_rank() != 0:  # workers of loaders get the signal, too
+            return
+        try:
+            status = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+            said = "is requeued" if status == 0 else f"cannot be requeued: scontrol ended with status {status}"
+        except OSError as error:
+            said = f"cannot be requeued: scontrol: {error.strerror}"
+        print(f"SLURM job {job} {said}", file=sys.stderr, flush=True)  # noqa: T201
+
+    signal.signal(signal.SIGUSR1, requeue)

@@ -1,0 +1,85 @@
+"""The Trainer of a stage, by the options of ``trainer``."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, TrainingBar, WholeCheckpoints, checkpoints
+from cxlp.runs.cli import build_parser
+from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
+from cxlp.runs.signals import Signals
+
+
+def build_trainer(
+    config: Namespace,
+    stage: str,
+    folder: Path,
+    callbacks: Sequence[Callback],
+    loggers: list[Logger],
+    monitor: str | None,
+    refit: bool,
+) -> pl.Trainer:
+    """Make the Trainer of a stage; options and callbacks that are meant for gradient epochs apply there only.
+
+    Args:
+        config: Resolved.
+        stage: ``frozen``, ``finetune``, ``closing`` or ``test``.
+        folder: The run's.
+        callbacks: The run's own, besides those of this module.
+        loggers: The run's own, if the user has not said otherwise.
+        monitor: The metric that chooses the best epoch; ``None``: nothing is held out.
+        refit: Whether an earlier run has chosen the epoch to stop after.
+    """
+    # Anew for each stage: strategies, plugins and the user's callbacks belong to one Trainer.
+    given = build_parser().instantiate(config.clone())["trainer"].as_dict()
+    users, plugins = _listed(given.pop("callbacks")), _listed(given.pop("plugins"))
+    saves, logs = given["enable_checkpointing"] is not False, given["logger"] is not False
+    own = [EpochSeed(), MovedCheckpoints(), Signals()]
+    if stage == "finetune":
+        if refit:  # nothing is held out that could end the run, or choose
+            users = [c for c in users if not str(getattr(c, "monitor", "")).startswith("val/")]
+            given |= {"min_epochs": None, "min_steps": None}
+        if saves:  # the best one, unless the user has said which that is, and the last one
+            theirs = any(isinstance(c, ModelCheckpoint) for c in users)
+            own += checkpoints(folder / "checkpoints", None if theirs else monitor)
+        if logs:
+            own.append(LearningRateMonitor("step"))
+    else:
+        defaults = build_parser().get_defaults()["trainer"]
+        given |= {key: defaults[key] for key in GRADIENT_TRAINER_KEYS}
+        if stage == "test":
+            users = [c for c in users if not isinstance(c, ModelCheckpoint)]
+        elif config["trainer"]["max_epochs"]:
+            users = [c for c in users if isinstance(c, ProgressBar)]
+        given |= {"max_epochs": 1, "enable_checkpointing": saves and any(isinstance(c, ModelCheckpoint) for c in users)}
+    for callback in users:
+        if isinstance(callback, ModelCheckpoint):
+            callback.dirpath = callback.dirpath or os.path.realpath(folder / "checkpoints")
+    if given["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in users):
+        own.append(TrainingBar())  # as the fit's own bars: a live display would clash with them
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    if slurm and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        # Lightning's own way to requeue saves within an epoch, where no run can be gone on with.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if given["logger"] in (None, True):
+        given["logger"] = loggers
+    given |= {"default_root_dir": str(folder), "callbacks": [*users, *callbacks, *own], "plugins": plugins}
+    return pl.Trainer(**given)
+
+
+def _listed(given: Any) -> list[Any]:  # noqa: ANN401 (a value, several, or none)
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]

@@ -1,0 +1,95 @@
+"""Pictures are recognised by their content: by runs that must not be tested on what they were trained on."""
+
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from cxlp.data import datamodule
+from cxlp.data.contents import content_digest, content_digests
+from cxlp.data.cub200 import CUB200
+from cxlp.data.folder import Folder
+from cxlp.utils.errors import CxlpError
+from tests.editing import edit_line
+from tests.generate import write_folder
+
+
+def ready(root: Path) -> Folder:
+    module = Folder(root)
+    module.setup()
+    return module
+
+
+def seen_by(root: Path, earlier: Path) -> int:
+    """How many test images of one folder another one's run was trained on."""
+    return ready(root).count_seen("test", ready(earlier).fingerprints("train"))
+
+
+def test_training_images_are_recognised_in_another_root_place_or_split(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "a", train=5, test=2, size=8)
+    shutil.copytree(root, tmp_path / "moved" / "b")
+    assert seen_by(tmp_path / "moved" / "b", root) == 0
+    assert seen_by(root / "train", root) == 3, "a root one level deeper, whose test images are a fifth of them"
+    swapped = tmp_path / "swapped"
+    shutil.copytree(root / "train", swapped / "test")
+    shutil.copytree(root / "test", swapped / "train")
+    assert seen_by(swapped, root) == 15
+    renamed = tmp_path / "renamed"
+    shutil.copytree(root, renamed)
+    (renamed / "train" / "kind1" / "03.png").rename(renamed / "test" / "kind1" / "new name.png")
+    assert seen_by(renamed, root) == 1
+
+
+def test_copies_that_are_in_both_splits_of_the_data_set_itself_do_not_count(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "a", size=8)
+    shutil.copy(root / "train" / "kind0" / "00.png", root / "test" / "kind0" / "copy.png")
+    assert seen_by(root, root) == 0
+    other = write_folder(tmp_path / "b", train=4, size=8)  # trained on fewer, but on that one
+    assert seen_by(root, other) == 0
+    (root / "train" / "kind0" / "00.png").unlink()
+    assert seen_by(root, other) == 1
+
+
+def test_the_same_training_example_has_the_same_box_and_labels(cub200: Path) -> None:
+    def labelled(bbox: bool = False) -> torch.Tensor:
+        module = CUB200(cub200, bbox=bbox)
+        module.setup()
+        return module.fingerprints("train", labelled=True)
+
+    plain = labelled()
+    assert len(set(plain.tolist())) == 18 and torch.equal(plain, labelled())
+    assert not torch.isin(labelled(bbox=True), plain).any()
+    flags = (line.split() for line in (cub200 / "train_test_split.txt").read_text().splitlines())
+    first = next(int(i) for i, flag in flags if flag == "1")
+    edit_line(cub200 / "image_class_labels.txt", first, lambda _: f"{first} 3\r\n")
+    assert int((labelled() != plain).sum()) == 1
+
+
+def test_each_file_is_read_once_and_not_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Mock(wraps=content_digests)
+    monkeypatch.setattr(datamodule, "content_digests", reading)
+    module = ready(write_folder(tmp_path, size=8))
+    reading.assert_not_called()
+    for labelled in (False, True):
+        module.fingerprints("train", labelled)
+        module.fingerprints("test", labelled)
+    assert [len(call.args[0]) for call in reading.call_args_list if call.args[0]] == [18, 9]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match=r"cannot read image .*gone\.jpg: No such file"):
+        content_digest(tmp_path / "gone.jpg")
+
+
+def test_lists_may_hold_absolute_paths(cub200: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cub200.parent)
+    before = CUB200(cub200.name)
+    before.setup()
+    lines = (line.split(" ", 1) for line in (cub200 / "images.txt").read_text().splitlines())
+    (cub200 / "images.txt").write_text("".join(f"{i} {cub200 / 'images' / name}\n" for i, name in lines))
+    module = CUB200(cub200.name)
+    module.setup()
+    assert module.digest("train") == before.digest("train")
+    assert torch.equal(module.fingerprints("train"), before.fingerprints("train"))
