@@ -23,6 +23,9 @@ from cxlp.utils.fingerprint import digest
 from cxlp.utils.labels import strata
 from cxlp.utils.seeding import run_seed
 
+#: The most loading processes: more would only exhaust the machine.
+MOST_WORKERS = 1024
+
 
 class ImageDataModule(pl.LightningDataModule, ABC):
     """A benchmark's splits as loaders. Subclasses say where the files are and what is in them.
@@ -77,8 +80,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
             if value < 1:
                 raise CxlpError(f"data.{option} is {value}: it must be 1 or more")
+            if value >= 2**31:
+                raise CxlpError(f"data.{option} is {value}: it must be less than 2^31")
         if num_workers is not None and num_workers < 0:
             raise CxlpError(f"data.num_workers is {num_workers}: it must be 0 or more, or null")
+        if num_workers is not None and num_workers > MOST_WORKERS:
+            raise CxlpError(f"data.num_workers is {num_workers}: it must be {MOST_WORKERS} or less")
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.image_size, self.aspect = image_size, aspect

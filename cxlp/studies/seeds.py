@@ -30,6 +30,10 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
     first = config["seed_everything"]
     if count < 1:
         raise CxlpError(f"seeds is {count}: it must be 1 or more")
+    if count > 10_000 or first + count > 2**32:
+        raise CxlpError(
+            f"seeds is {count}, counted from seed_everything {first}: at most 10,000 are taken, none above 2^32 - 1"
+        )
     if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
