@@ -44,7 +44,7 @@ def work(benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_frozen(name: str) -> None:
+def test_frozen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     names, least = BENCHMARKS[name]
     found = run("a", config=f"{name}.yaml")
     results = {key: value for key, value in found["metrics"].items() if key.startswith(("test/", "val/"))}
@@ -53,10 +53,12 @@ def test_frozen(name: str) -> None:
     # The official protocols train on all training images, those of an official validation list among them.
     images = {"cub200": (18, 9), "mit67": (18, 9), "voc2007": (100, 40), "h3d": (54, 36)}[name]
     assert found["images"] == {"train": images[0], "val": 0, "test": images[1]}
-    assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "pictures", "total"} == found[
-        "seconds"
-    ].keys()
+    assert {"extraction", "PCA", "pooling", "Gram matrix", "SVM", "test", "total"} == found["seconds"].keys()
     assert found["tested"] == "checkpoints/frozen.ckpt"
+    # Files that no list names are counted, in one line at the start and in the results.
+    unlisted = {"mit67": {"pictures in no list": 3}}.get(name)
+    assert found.get("left_out") == unlisted
+    assert ("left out of data/mit67: 3 pictures in no list\n" in capsys.readouterr().err) == (unlisted is not None)
 
 
 @pytest.mark.usefixtures("work")

@@ -37,8 +37,8 @@ class BackboneConfig:
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
-        weights: ``default`` (ImageNet; of an import path, those that the network comes with), a local file (``.pth``,
-            for caffenet also ``.onnx``), or null for random ones.
+        weights: ``default`` (ImageNet; of an import path, those that the network comes with), a local file (``.pth``
+            or ``.safetensors``, for caffenet also ``.onnx``), or null for random ones.
         image_size: Side of the square input in pixels; null: what the network was trained with (224 where that is
             not known).
         mean: Subtracted from the channels of RGB images of 0..1; null: the network's own (ImageNet's where that is not
@@ -227,11 +227,13 @@ class Backbone(nn.Module):
         if weights == "default":
             assert source.default_state is not None
             state, called = source.default_state(), f"the default weights of {self.name}"
-        elif weights.endswith(".onnx") and isinstance(source.model, CaffeNet):
-            state, called = onnx_state_dict(Path(weights)), weights
+        elif weights.endswith(".onnx"):
+            if not isinstance(source.model, CaffeNet):
+                raise CxlpError(f"{weights} is an ONNX file, which only caffenet takes: give a .pth file")
+            state, called = onnx_state_dict(Path(weights).expanduser()), weights
         else:
-            state, called = read_state_dict(Path(weights)), weights
-        load_strictly(self.trunk, source.model, state, called)
+            state, called = read_state_dict(Path(weights).expanduser()), weights
+        load_strictly(self.trunk, source.model, state, called, source.translate)
 
     @torch.no_grad()
     def _dry_run(self) -> None:

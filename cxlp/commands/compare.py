@@ -25,7 +25,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="Run several systems, or recipes, on one benchmark, one after another, and put accuracy, size\n"
         "and cost into one table (terminal, Markdown, CSV, wandb) and pictures. What is done already is not done\n"
         "again. All other arguments are those of train.py.\n"
-        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong.",
+        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong; 3 a picture or the wandb\n"
+        "run of the comparison could not be made.",
         epilog="examples:\n"
         "  %(prog)s --config cub200.yaml\n"
         "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
@@ -82,6 +83,7 @@ def run(args: Namespace) -> int:
     from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
+    from cxlp.reports.outputs import Outputs
     from cxlp.runs.cli import model_of, parse
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, check_names, without
@@ -131,10 +133,11 @@ def run(args: Namespace) -> int:
     arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[multi_label]
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
+    outputs = Outputs()
     if rows:
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, option, logged, args.reach)
+        files = write_reports(folder, metric, rows, option, logged, outputs, args.reach)
         columns, values = table(rows, metric, args.reach)
         _show(columns, values, f"{data or config['data']['class_path']}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
@@ -143,7 +146,9 @@ def run(args: Namespace) -> int:
             print(f"{gigabytes:.2f} GB of features are kept in {store} (--clean deletes them)")  # noqa: T201
     for name in failed:
         print(f"no result: {name}")  # noqa: T201
-    return 1 if failed else 0
+    if failed:
+        return 1
+    return 3 if outputs.failed else 0
 
 
 def _check_reach(percent: float, validations: Sequence[float | str]) -> None:

@@ -49,8 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; ``None``: those of the process.
 
     Returns:
-        The exit status: 0; 2 where the user can mend something; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or
-        SIGHUP.
+        The exit status: 0; 2 where the user can mend something; 3 if the result is there, but an output beside it (a
+        table, a picture, the report, a log) could not be made, which stderr names; 130, 143 or 129 after SIGINT
+        (Ctrl-C), SIGTERM or SIGHUP.
     """
     begun = _Begun()
     print_any_text()
@@ -97,8 +98,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     if begun.run.settings.refit is True:
         begun.run = Run(parse(choose_epoch(begun.run, arguments)))
         gc.collect()  # the first run's loaders, with their processes
-    _train_and_test(begun.run)
-    return 0
+    return _train_and_test(begun.run)
 
 
 def _failed(error: Exception) -> int:
@@ -114,19 +114,18 @@ def _failed(error: Exception) -> int:
     return 2
 
 
-def _train_and_test(begun: "Run") -> None:
-    """Do the stages of a run, test the best of them, and write down what came out."""
+def _train_and_test(begun: "Run") -> int:
+    """Do the stages of a run, test the best of them, and write down what came out; returns the exit status."""
     from cxlp.runs.results import Results
 
     start = time.perf_counter()
     stage = begun.fit()
     tested = begun.test(stage)
-    if begun.trainer.is_global_zero:
-        # Of the phases, a resumed run knows all the time they took; of what is between them, this process's only.
-        whole = "total" if begun.resumed is None else "since resumed"
-        results = Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start})
-        results.write()
-        results.show()
+    if not begun.trainer.is_global_zero:
+        return 0
+    # Of the phases, a resumed run knows all the time they took; of what is between them, this process's only.
+    whole = "total" if begun.resumed is None else "since resumed"
+    return Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start}).write()
 
 
 def _how_to_go_on(begun: _Begun) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content
 from cxlp.data.download import by_hand, missing, obtain
-from cxlp.data.listing import is_named_so
+from cxlp.data.listing import has_picture_suffix
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote
 
@@ -51,7 +51,7 @@ class Benchmark(ImageDataModule):
         content = self.read_lists()
         listed = {sample.path for part in content[1].values() for sample in part}
         folders = {path.parent for path in listed if path.is_relative_to(self.root)}
-        there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if is_named_so(path)}
+        there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if has_picture_suffix(path)}
         self.left_out.clear()
         if unlisted := len(there - listed):
             self.left_out["pictures in no list"] = unlisted

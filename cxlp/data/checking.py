@@ -13,8 +13,12 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, list_defects
 from cxlp.data.decode import Box
 from cxlp.data.inspection import Finding, Kind, inspect_image
+from cxlp.data.jpeg_warnings import captured_warnings, decode_all
 from cxlp.data.lists import TotalsError
 from cxlp.utils.errors import CxlpError
+
+#: Files that are decoded before libjpeg's warnings are read.
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def check(data: ImageDataModule, workers: int) -> Report:
     fitted = [*samples["train"], *samples.get("val", [])]
     findings += [Finding(Kind.LISTS, d) for d in list_defects(classes, {"train": fitted, "test": samples["test"]})]
     findings += [*_oddities("train", fitted), *_oddities("test", samples["test"])]
+    sizes = _class_sizes(fitted)
+    findings += [Finding(Kind.SINGLE, name) for k, name in enumerate(classes) if sizes[k] == 1]
     if samples["test"]:
         shown = _class_sizes(samples["test"])
         findings += [Finding(Kind.NO_TEST, name) for k, name in enumerate(classes) if k not in shown]
@@ -93,7 +99,7 @@ def check(data: ImageDataModule, workers: int) -> Report:
         findings += found
         if digest:
             digests[path] = digest
-    findings += _copies(samples, digests)
+    findings += _copies(samples, digests, boxed=bool(getattr(data, "bbox", False)))
     by_kind = {kind: [finding for finding in findings if finding.kind is kind] for kind in Kind}
     return Report(counts, {kind: some for kind, some in by_kind.items() if some}, len(boxes), len(digests))
 
@@ -149,14 +155,26 @@ def _oddities(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
             yield Finding(Kind.NO_BOX, str(path), f"in {split}")
 
 
-def _copies(samples: Mapping[Split, Sequence[Sample]], digests: Mapping[Path, bytes]) -> Iterator[Finding]:
-    """Files whose content is also in an earlier split; the very same file is a defect of the lists."""
-    first: dict[bytes, tuple[Split, Path]] = {}
+def _copies(samples: Mapping[Split, Sequence[Sample]], digests: Mapping[Path, bytes], boxed: bool) -> Iterator[Finding]:
+    """Files that show the same pixels as an earlier one; the very same file in two splits is a defect of the lists.
+
+    Within a split, another box in the same picture is another sample, where boxes are cut out.
+    """
+    first: dict[bytes, tuple[Split, Sample]] = {}
     for split, part in samples.items():
-        for path in sorted({s.path for s in part} & digests.keys()):
-            other, twin = first.setdefault(digests[path], (split, path))
-            if other != split and twin != path:
-                yield Finding(Kind.SHARED, str(path), f"in {split}; in {other}: {twin}")
+        decoded = sorted((s for s in part if s.path in digests), key=lambda s: s.path)
+        for sample in {s.path: s for s in decoded}.values():
+            other, twin = first.setdefault(digests[sample.path], (split, sample))
+            if other != split and twin.path != sample.path:
+                unlike = "" if twin.label == sample.label else ", with other labels"
+                yield Finding(Kind.SHARED, str(sample.path), f"in {split}; in {other}: {twin.path}{unlike}")
+        seen: dict[tuple[bytes, Box | None], Sample] = {}
+        for sample in decoded:
+            earlier = seen.setdefault((digests[sample.path], sample.box if boxed else None), sample)
+            if earlier.label != sample.label:
+                yield Finding(Kind.CONTRADICTED, str(sample.path), f"in {split}, as {earlier.path}")
+            elif earlier.path != sample.path:
+                yield Finding(Kind.DUPLICATED, str(sample.path), f"in {split}, as {earlier.path}")
 
 
 def _inspections(
@@ -164,8 +182,24 @@ def _inspections(
 ) -> Iterator[tuple[Path, tuple[list[Finding], bytes | None]]]:
     """Inspect files, in order, with a progress bar; in threads, as decoders release Python's lock."""
     pool = ThreadPoolExecutor(workers)
-    try:
-        found = pool.map(inspect_image, boxes, boxes.values())
-        yield from zip(boxes, tqdm(found, "Decoding", len(boxes), unit=" images"), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    paths = list(boxes)
+    with (
+        captured_warnings() as captured,
+        tqdm(desc="Decoding", total=len(paths), unit=" images", file=captured.stream) as progress,
+    ):
+        try:
+            for start in range(0, len(paths), _BATCH):
+                batch = paths[start : start + _BATCH]
+                found = []
+                for inspected in pool.map(inspect_image, batch, map(boxes.__getitem__, batch)):
+                    found.append(inspected)
+                    progress.update()
+                if captured.take():  # some JPEG of the batch is damaged: find out which
+                    for path, (findings, digest) in zip(batch, found, strict=True):
+                        decode_all(path)
+                        said = captured.take()
+                        if digest is not None:
+                            findings += [Finding(Kind.DAMAGED, str(path), line) for line in said]
+                yield from zip(batch, found, strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The content of image files, by which a picture is recognised wherever it lies and whatever it is called."""
+"""Digests of image files, by which a picture is recognised wherever it lies and whatever it is called."""
 
 import hashlib
 from collections.abc import Iterable

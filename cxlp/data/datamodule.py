@@ -1,4 +1,4 @@
-"""A data set's splits as loaders, for Lightning or for a loop of one's own."""
+"""A data set's splits as loaders, for Lightning or for your own loop."""
 
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cxlp.data.contents import content_digests
-from cxlp.data.dataset import Content, ImageDataset, Sample, Split, list_defects, rarest
+from cxlp.data.dataset import Content, ImageDataset, Sample, Split, is_there, list_defects, rarest
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.utils.distributed import usable_cores
@@ -46,7 +46,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
 
     Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
-    (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged. All else comes so anyway.
+    (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged, as validation and test images
+    always do.
 
     A batch is a dictionary: ``image`` (uint8, ``(B, 3, S, S)``), ``label``, ``index`` (place in the split), ``repeat``
     (whether the image was dealt already, to even the ranks' shares).
@@ -187,7 +188,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return int((torch.isin(mine, fingerprints) & ~torch.isin(mine, self.fingerprints("train"))).sum())
 
     def digest(self, split: Split) -> str:
-        """A number for a split, in order: paths below the root, sizes, dates, boxes, labels; and the transform."""
+        """Digest a split in its order: paths below the root, sizes, dates, boxes, labels; and the transform."""
         data = self.splits[split]
         parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:
@@ -269,7 +270,7 @@ def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[
     for defect in list_defects(classes, samples):
         raise CxlpError(f"{name}: {defect}")
     everything = {s.path for part in samples.values() for s in part}
-    if lacking := [path for path in everything if not path.is_file()]:
+    if lacking := [path for path in everything if not is_there(path)]:
         first = min(lacking)
-        link = f" (a link to {first.readlink()}, which is not there)" if first.is_symlink() else ""
+        link = f" (a link to {first.readlink()}, which is not there)" if os.path.islink(first) else ""  # noqa: PTH114
         raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

@@ -35,13 +35,21 @@ class Sample(NamedTuple):
 Content = tuple[tuple[str, ...], dict[Split, list[Sample]]]
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there for this process: in a folder that it may not enter, none is."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 class Draw(NamedTuple):
     """One request to a dataset.
 
     Attributes:
         item: Which sample.
         seed: What its augmentation is drawn from; ``None``: no augmentation.
-        repeat: Whether the sample was handed out already, to even the ranks' shares.
+        repeat: Whether the sample repeats an earlier one, so that all ranks get equally many.
     """
 
     item: int
@@ -93,18 +101,20 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
-    """Name the class that has the fewest of some images, in brackets; those without any are left out."""
+    """Name the class that has the fewest images, in brackets; classes without any are left out."""
     label, count = min(Counter(labels).items(), key=lambda found: found[1])
     return f" (the rarest, {classes[label]!r}, has {count})" if label < len(classes) else ""
 
 
 def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> Iterator[str]:
-    """Say, one by one, what of a data set's lists stops a run, whatever the images hold.
+    """Yield each defect of a data set's lists that stops a run, whatever the images hold.
 
     Args:
         classes: Names.
         samples: By split; ``train``: all that are fitted.
     """
+    if shared := [name for name, count in Counter(classes).items() if count > 1]:
+        yield f"several classes have the same name: {', '.join(shared[:5])}"
     if not samples["train"]:
         yield "there are no training images"
     elif len(classes) < 2 and isinstance(samples["train"][0].label, int):

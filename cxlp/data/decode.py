@@ -1,16 +1,21 @@
 """From a file to pixels: upright, RGB, cut to a box, and no larger than it need be."""
 
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from cxlp.data.metadata import orientation, turn, without_metadata
 from cxlp.utils.errors import CxlpError
 
 Box = tuple[float, float, float, float]
+Result = TypeVar("Result")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 # Loading processes share the cores among them: one that starts threads of its own takes another's.
@@ -46,26 +51,45 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
         CxlpError: If the file is missing, empty, truncated, or no picture.
     """
     try:
-        with Image.open(path) as image:
-            scan = image.fp.tell() if image.fp else 0  # Pillow has read the header, up to the compressed data
-            scale = _reduction(image.size, box, needed) if isinstance(image, JpegImageFile) else 1
-            # EXIF turns the picture; boxes are given in stored pixels, so not with a box.
-            turned = box is None and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
-            pixels = None
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and not turned:
-                pixels = _decode_jpeg(path, scan, scale)
-            if pixels is None:
-                pixels = _decode_any(image, scale, turned)
+        pixels, scale = with_image(path, lambda image: _decode(path, image, box, needed))
     except FileNotFoundError as error:
         raise CxlpError(f"image not found: {path}") from error
     except IsADirectoryError as error:
         raise CxlpError(f"no images in the folder {path}") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {error}") from error
+    except PermissionError as error:
+        raise CxlpError(f"cannot read image {path}: {error.strerror}") from error
+    except Exception as error:  # whatever decoders raise means that the file is broken
+        reason = str(error) or type(error).__name__
+        raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {reason}") from error
     if box is None:
         return pixels
     left, top, right, bottom = _clip(box, pixels.shape[1], pixels.shape[0], scale)
     return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def with_image(path: Path, use: Callable[[ImageFile], Result]) -> Result:
+    """Open a picture and use it; once more without its metadata, where that fails.
+
+    Args:
+        path: The file.
+        use: What to do with it.
+
+    Raises:
+        Exception: Whatever the decoder raises.
+    """
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    except Exception as error:
+        is_unreadable = isinstance(error, OSError) and error.errno is not None
+        bare = None if is_unreadable else without_metadata(path.read_bytes())
+        if bare is None:
+            raise
+        try:
+            with Image.open(BytesIO(bare)) as image:
+                return use(image)
+        except Exception as other:  # it was not the metadata, or not these alone
+            raise (other if isinstance(error, UnidentifiedImageError) else error) from None
 
 
 def as_pixels(image: Image.Image) -> Pixels:
@@ -75,9 +99,26 @@ def as_pixels(image: Image.Image) -> Pixels:
         CxlpError: If it cannot be decoded, or its pixels are floating-point.
     """
     try:
-        return np.array(_as_rgb(ImageOps.exif_transpose(image)))
+        turned = orientation(image)
+        return np.array(turn(image, _as_rgb(image), turned, upright=True))
     except (OSError, ValueError, SyntaxError) as error:
         raise CxlpError(f"cannot decode the picture: {error}") from error
+
+
+def _decode(path: Path, image: ImageFile, box: Box | None, needed: int | None) -> tuple[Pixels, int]:
+    """Pixels, upright or, with a box, as they are stored; and by what their sides are divided."""
+    scan = image.fp.tell() if image.fp else 0  # Pillow has read the header, up to the compressed data
+    scale = _reduction(image.size, box, needed) if isinstance(image, JpegImageFile) else 1
+    turned = orientation(image)
+    is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and not isinstance(image.fp, BytesIO)
+    if is_plain and (turned in (1, None) or box is not None):
+        pixels = _decode_jpeg(path, scan, scale)
+        if pixels is not None:
+            return pixels, scale
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+    # EXIF turns the picture; boxes are given in stored pixels.
+    return np.array(turn(image, _as_rgb(image), turned, upright=box is None)), scale
 
 
 def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> int:
@@ -114,15 +155,6 @@ def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
     if pixels is not None:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
-
-
-def _decode_any(image: Image.Image, scale: int, turned: bool) -> Pixels:
-    """Decode by Pillow: every format and mode."""
-    if scale > 1:
-        image.draft(None, (image.width // scale, image.height // scale))
-    if turned:
-        ImageOps.exif_transpose(image, in_place=True)
-    return np.array(_as_rgb(image))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Getting a data set: fetch its files, verify, unpack aside, rename."""
+"""Downloading a data set: its files are fetched, verified, unpacked beside the target, and renamed."""
 
 import errno
 import shutil
@@ -53,7 +53,7 @@ def _list(files: Sequence[Remote], root: Path) -> str:
 
 
 def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True) -> None:
-    """Make a data set of its files; ``root`` appears only when it is whole, and then nothing is done any more.
+    """Make a data set from its files. ``root`` appears only when it is complete; then nothing is done any more.
 
     Files that lie beside ``root`` are used and kept. Others are fetched into a hidden folder there, which goes
     when all is done, and from which an interrupted download goes on.

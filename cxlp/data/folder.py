@@ -1,6 +1,5 @@
 """Your own images: a folder per class."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from sklearn.model_selection import train_test_split
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, rarest
-from cxlp.data.listing import count_files, pictures, subfolders
+from cxlp.data.listing import count_files, folders_in, pictures, subfolders
 from cxlp.data.split_folders import find_splits, inner
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
@@ -63,14 +62,21 @@ class Folder(ImageDataModule):
         return tuple(classes), self._split(samples, list(classes))
 
     def _read_splits(self, splits: dict[Split, Path]) -> Content:
-        folders = {
-            split: {path.name: path for path in subfolders(inner(path), self.left_out, "outside class folders")}
-            for split, path in splits.items()
-        }
+        folders = {}
+        for split, path in splits.items():
+            # Each folder is listed once, lest its files be counted twice.
+            for place in dict.fromkeys((path, inner(path))):
+                found = subfolders(place, self.left_out, "outside class folders")
+            folders[split] = {path.name: path for path in found}
         classes = list(folders["train"])
+        if "test" in folders and not folders.get("val"):
+            folders.pop("val", None)
         for split in folders:
             if not folders[split]:
-                raise CxlpError(f"folder: no class folders in {splits[split]}")
+                raise CxlpError(
+                    f"folder: no class folders in {splits[split]}, so its images have no labels. To have a split made "
+                    f"of the training images, set data.root: {splits['train']}"
+                )
             if strange := sorted(folders[split].keys() - folders["train"].keys()):
                 raise CxlpError(
                     f"folder: {splits[split]} has classes that {splits['train'].name} has not: {', '.join(strange[:5])}"
@@ -82,15 +88,19 @@ class Folder(ImageDataModule):
         if "test" not in samples:
             self.notes.append(f"there is no folder for the test: the test images are those of {splits['val']}")
             samples["test"] = samples.pop("val")
+        elif samples.get("val") and self.validation != "official":
+            self.notes.append(
+                f"the images of {splits['val']} are training images, too: data.validation: official holds them out"
+            )
         return tuple(classes), samples
 
     def _look_below(self, classes: Mapping[str, Path]) -> None:
         """See whether the folders in class folders are rather the classes."""
-        below = [{path.name for path in subfolders(folder, Counter(), "")} for folder in classes.values()]
+        below = [{path.name for path in folders_in(folder)} for folder in classes.values()]
         if len(classes) == 1 and below[0]:
             (only,) = classes.values()
             raise CxlpError(
-                f"folder: {self.root} holds one folder: if those in it are the classes, set data.root: {only}"
+                f"folder: {self.root} holds one folder: if it holds the classes or splits, set data.root: {only}"
             )
         if len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))

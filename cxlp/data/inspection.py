@@ -3,28 +3,38 @@
 import hashlib
 from collections.abc import Sequence
 from enum import Enum
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-from cxlp.data.decode import Box, read_image
+from cxlp.data.dataset import is_there
+from cxlp.data.decode import Box, read_image, with_image
+from cxlp.data.jpeg_warnings import decode_all
+from cxlp.data.metadata import orientation
 from cxlp.utils.errors import CxlpError
 
 
 class Kind(Enum):
-    """Kinds of findings, what stops a run first; in the order in which they are shown."""
+    """Kinds of findings, in the order in which they are shown: first those that stop a run."""
 
     LISTS = "lists", "a run stops and says so", True
     MISSING = "missing file", "a run stops and names it", True
     TRUNCATED = "truncated file", "a run stops and names it", True
     UNDECODABLE = "undecodable file", "a run stops and names it", True
-    SHARED = "same content in two splits", "nothing: scores would be too good", False
+    SHARED = "same picture in two splits", "nothing: scores would be too good", False
+    CONTRADICTED = "same picture with other labels", "nothing: at least one of the labels is wrong", False
+    DUPLICATED = "same picture again in a split", "nothing: validation and choice of C would be too good", False
     REPEATED = "listed twice", "fitted or scored twice", False
+    DAMAGED = "damaged JPEG", "decoded, with pixels that are missing or made up", False
     BOX_LIST = "boxes unreadable", "a run with --data.bbox true stops", False
+    SINGLE = "class with one training image", "model.frozen.c: auto or a part held out stops a run", False
     NO_TEST = "class without test images", "left out of means over classes", False
     UNSPECIFIED = "no label specified", "takes part in nothing", False
     NO_BOX = "no box", "the whole image is used", False
+    METADATA = "malformed metadata", "left out: orientation and colour profile are not known", False
     BOX_OUTSIDE = "box beyond the picture", "the nearest pixels are used", False
     BOX_CLIPPED = "box crosses the border", "clipped to the picture", False
     MISNAMED = "other format than its name's", "decoded by content", False
@@ -36,7 +46,7 @@ class Kind(Enum):
 
 
 class Finding(NamedTuple):
-    """Something to know of a data set.
+    """Something that is worth knowing of a data set.
 
     Attributes:
         kind: What kind of thing.
@@ -57,14 +67,15 @@ def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding],
         boxes: Those that samples cut out of it, ``x, y, w, h`` in pixels.
 
     Returns:
-        The findings, and a digest of the file's content, which is ``None`` where it cannot be decoded.
+        The findings, and a digest of the pixels, which is ``None`` where they cannot be decoded.
     """
-    if not path.is_file():
+    if not is_there(path):
         return [Finding(Kind.MISSING, str(path))], None
     try:
-        read_image(path)
-        findings = [Finding(kind, str(path), detail) for kind, detail in _oddities(path, boxes)]
-        return findings, hashlib.sha256(path.read_bytes()).digest()
+        pixels = read_image(path)
+        odd = with_image(path, lambda image: _oddities(path, image, boxes))
+        shown = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+        return [Finding(kind, str(path), detail) for kind, detail in odd], shown
     except Exception as error:  # whatever a decoder trips over stops a run, too
         return [_defect(path, error)], None
 
@@ -77,19 +88,26 @@ def _defect(path: Path, error: Exception) -> Finding:
     return Finding(kind, str(path), f"{reason} ({path.stat().st_size:,} bytes)")
 
 
-def _oddities(path: Path, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
+def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
     found: list[tuple[Kind, str]] = []
-    with Image.open(path) as image:
-        width, height = image.size
-        named = Image.registered_extensions().get(path.suffix.lower(), image.format)
-        # Cameras write JPEGs with a preview behind the picture, which Pillow calls MPO.
-        content = "JPEG" if image.format == "MPO" else image.format
-        if named != content:
-            found.append((Kind.MISNAMED, f"{content} inside"))
-        if (orientation := image.getexif().get(ExifTags.Base.Orientation)) in range(2, 9):
-            found.append((Kind.TURNED, f"orientation {orientation}"))
-        if image.mode != "RGB":
-            found.append((Kind.COLOURS, f"mode {image.mode}"))
+    turned = orientation(image)
+    stored = image.size
+    if image.format == "TIFF" and turned in range(5, 9):  # Pillow gives the size of the upright picture
+        stored = (image.height, image.width)
+    width, height = stored
+    named = Image.registered_extensions().get(path.suffix.lower(), image.format)
+    # Cameras write JPEGs with a preview behind the picture, which Pillow calls MPO.
+    content = "JPEG" if image.format == "MPO" else image.format
+    if named != content:
+        found.append((Kind.MISNAMED, f"{content} inside"))
+    if turned is None or isinstance(image.fp, BytesIO):
+        found.append((Kind.METADATA, ""))
+    elif turned > 1:
+        found.append((Kind.TURNED, f"orientation {turned}"))
+    if image.mode != "RGB":
+        found.append((Kind.COLOURS, f"mode {image.mode}"))
+    if content == "JPEG":
+        decode_all(path)
     for x, y, w, h in boxes:
         said = f"x {x:g}, y {y:g}, {w:g} x {h:g} in {width} x {height}"
         if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):

@@ -14,12 +14,12 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA"),
     *("TIFF", "WEBP", "XBM", "XPM"),
 )
-#: Formats that a file of any other name is known by: those with an unmistakable beginning. Not TIFF, which raw files
-#: of cameras begin like.
+#: Formats by which a file of any other name is recognised: they have an unmistakable beginning. TIFF is not among them,
+#: since raw files of cameras begin in the same way.
 _KNOWN_BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
 _UNFINISHED = ("~", ".bak", ".crdownload", ".download", ".old", ".orig", ".part", ".partial", ".swp", ".tmp")
-#: Folders that systems make for themselves; what is called ``.something`` is hidden, too.
-_OF_SYSTEMS = {"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found", "System Volume Information"}
+#: Folders that operating systems make for themselves.
+_SYSTEM_FOLDERS = {"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found", "System Volume Information"}
 
 Image.init()
 #: What names of pictures end in.
@@ -27,8 +27,8 @@ SUFFIXES = tuple(sorted(suffix for suffix, form in Image.registered_extensions()
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's, by its name."""
-    return name.startswith(".") or name in _OF_SYSTEMS
+    """Whether a name is that of a hidden file or folder, or of one that an operating system makes for itself."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
@@ -43,16 +43,26 @@ def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
         CxlpError: If it cannot be listed, or a link in it leads nowhere.
     """
     found = []
-    for path in _entries(folder):
+    for entry in _entries(folder):
+        path = Path(entry)
         if is_hidden(path.name):
             left_out["hidden"] += _count(path)
-        elif path.is_dir():
+        elif entry.is_dir():
             found.append(path)
-        elif not path.exists() and not is_named_so(path):
+        elif not path.exists() and not has_picture_suffix(path):
             raise CxlpError(f"{path} is a link to {path.readlink()}, which is not there: fetch it, or remove the link")
         else:
             left_out[f"{reason} ({_suffix(path)})"] += 1
     return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder by name, but for hidden ones.
+
+    Raises:
+        CxlpError: If it cannot be listed.
+    """
+    return [Path(entry) for entry in _entries(folder) if entry.is_dir() and not is_hidden(entry.name)]
 
 
 def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
@@ -69,8 +79,8 @@ def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
         CxlpError: If a folder cannot be listed.
     """
     found = []
-    for path in _files(folder, left_out, frozenset()):
-        reason = _reason_against(path)
+    for path, is_file in _files(folder, left_out, frozenset()):
+        reason = _reason_against(path, is_file)
         if reason is None:
             found.append(path)
         else:
@@ -78,14 +88,14 @@ def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
     return sorted(found)
 
 
-def is_named_so(path: Path) -> bool:
-    """Whether a name is that of a picture."""
+def has_picture_suffix(path: Path) -> bool:
+    """Whether a file is called like a picture."""
     return path.suffix.lower() in SUFFIXES
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, or else by its content; or a link to one that is not there."""
-    return _reason_against(path) is None
+    return _reason_against(path, path.is_file()) is None
 
 
 def count_files(folder: Path, left_out: Counter[str], reason: str) -> None:
@@ -93,23 +103,30 @@ def count_files(folder: Path, left_out: Counter[str], reason: str) -> None:
     left_out[reason] += _count(folder)
 
 
-def _files(folder: Path, left_out: Counter[str], above: frozenset[Path]) -> Iterator[Path]:
+def _files(folder: Path, left_out: Counter[str], above: frozenset[Path]) -> Iterator[tuple[Path, bool]]:
+    """All that is no folder, however deep, and whether it is a file."""
     here = folder.resolve()
     above |= {here, *here.parents}
-    for path in _entries(folder):
+    for entry in _entries(folder):
+        path = Path(entry)
         if is_hidden(path.name):
             left_out["hidden"] += _count(path)
-        elif not path.is_dir():
-            yield path
-        elif path.is_symlink() and path.resolve() in above:
+        elif not entry.is_dir():
+            yield path, entry.is_file()
+        elif entry.is_symlink() and path.resolve() in above:
             left_out["links to a folder that they lie in"] += 1
         else:
             yield from _files(path, left_out, above)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; the system tells files from folders without a look at each."""
     try:
-        return sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            entry.is_dir()  # kept for later; a link is looked at
+        return entries
     except OSError as error:
         raise CxlpError(f"cannot list {folder}: {error.strerror}. Make it readable, or move it away") from error
 
@@ -119,15 +136,15 @@ def _count(path: Path) -> int:
     return max(1, sum(len(files) for _, _, files in os.walk(path)))
 
 
-def _reason_against(path: Path) -> str | None:
-    """Why a file is no picture; ``None``: it is one."""
-    if not path.exists() and path.is_symlink():
-        return None if is_named_so(path) or not path.suffix else "links to nothing"
-    if not path.is_file():
+def _reason_against(path: Path, is_file: bool) -> str | None:
+    """Why something is no picture; ``None``: it is one."""
+    if not is_file and path.is_symlink() and not path.exists():
+        return None if has_picture_suffix(path) or not path.suffix else "links to nothing"
+    if not is_file:
         return "neither files nor folders"
     if path.name.lower().endswith(_UNFINISHED):
         return "backups or unfinished"
-    if is_named_so(path):
+    if has_picture_suffix(path):
         return None
     try:
         with Image.open(path, formats=_KNOWN_BY_CONTENT):

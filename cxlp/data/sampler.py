@@ -9,13 +9,13 @@ from cxlp.data.dataset import Draw
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Deals samples to ranks: each once and in order, or shuffled for training.
+    """Distributes samples over ranks: each once and in order, or shuffled for training.
 
     In order: rank r gets positions r, r + W, ...; where the number of samples is no multiple of the W ranks, the last
     ranks get a repeat, marked as such, because ranks must take equally many steps. Shuffled: each batch is full; an
     epoch's last one is filled up from the beginning of its order.
 
-    What is drawn depends on (seed, epoch, position) only: neither on workers nor on whether the run was interrupted.
+    Draws depend on (seed, epoch, position) only: neither on workers nor on whether the run was interrupted.
     The union of W ranks' batches of b samples is the batch of one rank with b W samples.
 
     A ``DistributedSampler``, so that Lightning keeps it and calls :meth:`set_epoch`.

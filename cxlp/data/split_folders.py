@@ -2,12 +2,12 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from cxlp.data.dataset import Split
-from cxlp.data.listing import is_hidden
+from cxlp.data.listing import folders_in
 from cxlp.utils.errors import CxlpError
 
 _WORDS: dict[str, Split] = {
@@ -32,6 +32,11 @@ class _Named(NamedTuple):
     split: Split
     rest: str
 
+    @property
+    def stem(self) -> str:
+        """The rest without numbers, which may differ between the splits: ``01_train``, ``02_test``."""
+        return re.sub(r"[0-9 ]", "", self.rest)
+
 
 def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split, Path]:
     """Tell the splits among the folders of a data set.
@@ -51,14 +56,14 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
     Raises:
         CxlpError: If training or test images are missing, a split is there twice, or each class has splits of its own.
     """
-    named = [found for path in folders if (found := _read(path)) is not None]
-    sure = [f for f in named if not f.rest]
-    if not any(f.split != "val" or _subfolders(f.path) for f in sure):
+    named = [_Named(path, split, rest) for path in folders for split, rest in [_read(path.name)] if split is not None]
+    sure = [found for found in named if not found.rest]
+    if not any(found.split != "val" or folders_in(found.path) for found in sure):
         sure = []  # `valid` may be a class, like `fraud`
     for one in (found for found in named if found.rest):
         others = [o for o in named if o.split != one.split]
-        others = [o for o in others if o.rest == one.rest or (o in sure and _alike(o, one))]
-        if others and not all(_subfolders(found.path) for found in (one, *others)):
+        others = [o for o in others if o.stem == one.stem or (o in sure and _alike(o, one))]
+        if others and not all(folders_in(found.path) for found in (one, *others)):
             alike = f"{one.path} and {others[0].path.name}"
             raise CxlpError(f"folder: {alike} look like splits, but hold no class folders; {layout}")
         sure += [one] if others else []
@@ -71,29 +76,26 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
             raise CxlpError(f"folder: {splits[split]} and {path.name} both look like {split}: keep one; {layout}")
         splits[split] = path
     if "train" not in splits or len(splits) == 1:
+        alone = f". To have a split made of its images, set data.root: {splits['train']}" if "train" in splits else ""
         raise CxlpError(
             f"folder: {root} has {' and '.join(path.name for path in splits.values())} "
-            f"but not both train and test, and what looks like a split is never a class; {layout}"
+            f"but not both train and test, and what looks like a split is never a class; {layout}{alone}"
         )
-    return splits
+    return {split: splits[split] for split in get_args(Split) if split in splits}
 
 
 def inner(split: Path) -> Path:
-    """The folder of a split that holds the classes: of ``seg_train/seg_train/<class>``, the second one."""
-    below = _subfolders(split)
-    if len(below) == 1 and (found := _read(below[0])) is not None and found.split == _role(split.name)[0]:
+    """The folder of a split that holds the classes: ``seg_train/seg_train`` or ``train/images``, if it has no other."""
+    below = folders_in(split)
+    if len(below) == 1 and _read(below[0].name) in (_read(split.name), (_read(split.name)[0], ""), (None, "")):
         return below[0]
     return split
 
 
-def _read(path: Path) -> _Named | None:
-    split, rest = _role(path.name)
-    return None if split is None else _Named(path, split, rest)
-
-
-def _role(name: str) -> tuple[Split | None, str]:
+def _read(name: str) -> tuple[Split | None, str]:
+    """Which split a name looks like, and what else it says."""
     words = re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    words = [stem for word in words if (stem := word if word in _WORDS else _FILLERS.sub("", word))]
+    words = [part for word in words for part in _parts(word)]
     said = {_WORDS[word] for word in words if word in _WORDS}
     if said == {"train", "val"}:  # fitted together
         said = {"train"}
@@ -101,21 +103,27 @@ def _role(name: str) -> tuple[Split | None, str]:
     return (said.pop(), rest) if len(said) == 1 else (None, rest)
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
+def _parts(word: str) -> list[str]:
+    """A word without fillers; ``xtrain`` is two."""
+    if word not in _WORDS:
+        word = _FILLERS.sub("", word)
+    glued = re.fullmatch(r"(.+)(train|test)", word)
+    return list(glued.groups()) if glued and word not in _WORDS else [word] if word else []
 
 
 def _alike(one: _Named, other: _Named) -> bool:
-    names, others = ({path.name for path in _subfolders(f.path)} for f in (one, other))
+    names, others = ({path.name for path in folders_in(f.path)} for f in (one, other))
     return bool(names & others)
 
 
-def _refuse_splits_in_classes(classes: Iterable[Path], layout: str) -> None:
+def _refuse_splits_in_classes(classes: Sequence[Path], layout: str) -> None:
     """Refuse ``<class>/{train,test}/*``: splits that would be thrown together."""
+    if len(classes) == 1:  # it is rather the root
+        return
     below: dict[Split, list[Path]] = defaultdict(list)
     for path in classes:
-        for folder in _subfolders(path):
-            split, rest = _role(folder.name)
+        for folder in folders_in(path):
+            split, rest = _read(folder.name)
             if split is not None and not rest:
                 below[split].append(folder)
     if below["train"] and (others := below["test"] + below["val"]):

@@ -20,21 +20,11 @@ FILES = tuple(
         checksum=checksum,
         size=size,
         folders=("VOCdevkit/VOC2007",),
-        marker=marker,
+        marker=f"ImageSets/Main/aeroplane_{split}.txt",
     )
-    for file, checksum, size, marker in (
-        (
-            "VOCtrainval_06-Nov-2007.tar",
-            "md5:c52e279531787c972589f7e41ab4ae64",
-            "460 MB",
-            "ImageSets/Main/aeroplane_train.txt",
-        ),
-        (
-            "VOCtest_06-Nov-2007.tar",
-            "md5:b6e924de25625d8de591ea690078ad9f",
-            "451 MB",
-            "ImageSets/Main/aeroplane_test.txt",
-        ),
+    for file, checksum, size, split in (
+        ("VOCtrainval_06-Nov-2007.tar", "md5:c52e279531787c972589f7e41ab4ae64", "460 MB", "train"),
+        ("VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f", "451 MB", "test"),
     )
 )
 CLASSES = (

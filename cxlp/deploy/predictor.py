@@ -234,7 +234,8 @@ def load(
     saved = read_checkpoint(Path(checkpoint))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
-    return Predictor(network_of(saved, backbone), image["aspect"], precision, image.get("boxes", False)).to(device)
+    network = network_of(saved, backbone, str(checkpoint))
+    return Predictor(network, image["aspect"], precision, image.get("boxes", False)).to(device)
 
 
 def read(path: str, transform: Transform) -> tuple[Tensor, float] | str:

@@ -1,7 +1,6 @@
 """Features that outlive their run, in a folder that runs share: each set under the key of all that it depends on."""
 
 import json
-import os
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes
+from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
@@ -167,7 +166,7 @@ class ScoredRows:
 
 
 class StoredFeatures:
-    """Reads single rows; in the process that asks, so that loaders' workers do not share a file's position.
+    """Reads single rows; the file is opened for each, so that loaders' workers do not share its position.
 
     Args:
         path: The rows; ``None``: there is nothing to read, rows are empty.
@@ -178,19 +177,16 @@ class StoredFeatures:
 
     def __init__(self, path: Path | None, rows: int = 0, dim: int = 0, kind: FeatureType = "float32") -> None:
         self.path, self.rows, self.dim, self.kind = path, rows, dim, kind
-        self._store: tuple[int, RowStore] | None = None
 
     def __call__(self, item: int) -> Tensor:
         """Read a row ``(D,)``, float32."""
         if self.path is None:
             return torch.zeros(0)
-        if self._store is None or self._store[0] != os.getpid():
-            self._store = os.getpid(), open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
-        return self._store[1].read(item, item + 1)[0].float()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file behind."""
-        return {**self.__dict__, "_store": None}
+        store = open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
+        try:
+            return store.read(item, item + 1)[0].float()
+        finally:
+            store.close()
 
 
 def digest_of_weights(module: nn.Module) -> str:

@@ -48,7 +48,7 @@ def choose_cost_and_scale(
         report |= {f"{name}_C{candidate:g}": value for candidate, value in found.items()}
     report["C"] = c
     if folds < 2:
-        warnings.warn("a class has a single training image: the scale of the logits stays 1", stacklevel=2)
+        warnings.warn("a class has fewer than two training images: the scale of the logits stays 1", stacklevel=2)
         return report | {"logit_scale": 1.0}, None
     held_out = cross_validate(gram, targets, strata(labels, folds).numpy(), c, folds, threads)
     report[name] = quality(held_out.scores, labels)

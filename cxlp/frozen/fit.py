@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cxlp.frozen.classifier import choose_cost_and_scale, fold_classifiers
+from cxlp.frozen.finite import check_features, check_maps
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import HeadMaps, MapStore
@@ -189,6 +190,9 @@ class FrozenFit:
             images: ``(b, 3, H, W)`` on the network's device; not looked at where the features are stored.
             labels: ``(b,)`` or ``(b, classes)``, see :mod:`cxlp.utils.labels`.
             positions: ``(b,)`` each image's place among the n, no place twice.
+
+        Raises:
+            CxlpError: If a map holds NaN or infinity.
         """
         positions = positions.cpu()
         self.labels[positions] = labels.cpu()
@@ -196,6 +200,7 @@ class FrozenFit:
         if len(images) == 0 or self.stored:
             return
         inputs = self.network.inputs(images)
+        check_maps(self.network, inputs, positions)
         for i, head in enumerate(self.network.each_head()):
             if i in self.fits:
                 self.fits[i].observe(inputs[i], positions)
@@ -217,7 +222,8 @@ class FrozenFit:
             the training images) and the like.
 
         Raises:
-            CxlpError: If images were left out, or a class has a single one where the cross-validation is needed.
+            CxlpError: If images were left out, features are not finite, or a class has a single image where the
+                cross-validation is needed.
         """
         all_sum(self.seen)
         all_sum(self.labels)
@@ -239,6 +245,7 @@ class FrozenFit:
         self.features.reopen()  # a network disk shows what others wrote to those who open after them
         with self.times.measure("Gram matrix"):
             gram = gram_matrix(self.features, self.device, progress=self.progress).numpy()
+        check_features(gram)
         with self.times.measure("SVM"):
             report = self._fit_classifier(gram)
         barrier()

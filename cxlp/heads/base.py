@@ -291,18 +291,5 @@ class Head(nn.Module, ABC):
         return cls(**options)
 
 
-def check_count(option: str, value: int | None, most: int, there_are: str) -> None:
-    """Refuse an option that is neither null nor a number of what there is.
-
-    Args:
-        option: Its name.
-        value: Its value.
-        most: How many there are.
-        there_are: The same in words, for the error.
-    """
-    if value is not None and not 1 <= value <= most:
-        raise CxlpError(f"{option} is {value}, but {there_are}: choose 1 to {most}, or null")
-
-
 def _count(layers: int) -> str:
     return "one layer" if layers == 1 else f"{layers} layers, lower before upper"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cxlp.heads.base import check_count
+from cxlp.heads.description import check_count
 
 
 class CountSketch(nn.Module):

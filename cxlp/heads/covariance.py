@@ -20,8 +20,9 @@ class CovariancePooling(LocalHead):
 
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
-        zscore, sign, sqrt, l2: What follows, see :class:`~cxlp.heads.normalisation.Normalise`. A signed square root is
-            off, since the root is taken already.
+        zscore, sign, l2: What follows, see :class:`~cxlp.heads.normalisation.Normalise`.
+        second_root: Signed square root of the entries, on top of the root of the matrix. (It is no ``sqrt`` as of other
+            heads, which is on by default: a configuration that changes the class keeps options of the same name.)
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are taken together.
 
@@ -38,13 +39,13 @@ class CovariancePooling(LocalHead):
         pca_dim: int | None = 500,
         zscore: bool = False,
         sign: bool = False,
-        sqrt: bool = False,
+        second_root: bool = False,
         l2: bool = True,
         layers: Sequence[str] | None = None,
         views: Views = Views(),
     ) -> None:
-        super().__init__(pca_dim, Normalise(zscore=zscore, sign=sign, sqrt=sqrt, l2=l2), layers, views)
-        self.zscore, self.sign, self.sqrt, self.l2 = zscore, sign, sqrt, l2
+        super().__init__(pca_dim, Normalise(zscore=zscore, sign=sign, sqrt=second_root, l2=l2), layers, views)
+        self.zscore, self.sign, self.second_root, self.l2 = zscore, sign, second_root, l2
 
     def build(self, shapes: Sequence[Shape]) -> None:
         """Make the projection."""

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cxlp.heads.base import Head, Shape, check_count
+from cxlp.heads.base import Head, Shape
 from cxlp.heads.count_sketch import CountSketch
+from cxlp.heads.description import check_count
 from cxlp.heads.evidence import shares_of_guide
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.heads.normalisation import Normalise
@@ -77,6 +78,7 @@ class CrossLayerPooling(Head):
         CxlpError: For options without meaning; by :meth:`connect`, for those that do not fit the maps.
 
     Example:
+        >>> import torch
         >>> head = CrossLayerPooling(pca_dim=6, size=3).connect((8, 13, 13), (4, 13, 13))
         >>> head(torch.rand(2, 8, 13, 13), torch.rand(2, 4, 13, 13)).shape
         torch.Size([2, 24])

@@ -1,4 +1,4 @@
-"""Descriptions by plain values: where a class is found, what its constructor takes, what JSON can hold."""
+"""Options of heads: plain values, their limits, and where the class is found that takes them."""
 
 import inspect
 import warnings
@@ -53,3 +53,16 @@ def plain(value: Any) -> Any:  # noqa: ANN401 (any option)
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")
+
+
+def check_count(option: str, value: int | None, most: int, there_are: str) -> None:
+    """Refuse an option that is neither null nor a number of what there is.
+
+    Args:
+        option: Its name.
+        value: Its value.
+        most: How many there are.
+        there_are: The same in words, for the error.
+    """
+    if value is not None and not 1 <= value <= most:
+        raise CxlpError(f"{option} is {value}, but {there_are}: choose 1 to {most}, or null")

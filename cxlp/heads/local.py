@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from cxlp.heads.base import Head, Shape, check_count
+from cxlp.heads.base import Head, Shape
+from cxlp.heads.description import check_count
 from cxlp.heads.fitting import HeadFit, KeptMaps, TrainingSet
 from cxlp.heads.normalisation import Normalise, full_precision
 from cxlp.heads.projection import AxesFit, PrincipalAxes, local_vectors, project

@@ -111,8 +111,8 @@ class Normalise(nn.Module):
         steps: The switches by their names.
 
     Example:
-        >>> Normalise(sqrt=False)(torch.rand(2, 4, 3)).norm(dim=1)
-        tensor([1., 1.])
+        >>> Normalise(sqrt=False)(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
+        tensor([[0.6000, 0.0000, 0.0000, 0.8000]])
     """
 
     def __init__(

@@ -75,8 +75,10 @@ class Moments:
             ``(dim, d)``, float64, orthonormal rows, the same on each rank.
 
         Raises:
-            CxlpError: If there were too few vectors for so many axes.
+            CxlpError: If there were too few vectors for so many axes, or they are not finite.
         """
+        if not bool(self.scatter.isfinite().all()):
+            raise CxlpError("the local features of the PCA are NaN, infinite, or too large to be squared in float32")
         if self.count <= dim:
             raise CxlpError(f"PCA to {dim} dimensions needs more than {dim} local features, there are {self.count}")
         d = len(self.mean)

@@ -63,14 +63,14 @@ def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tenso
     """Interpolated precision ``P(t)`` of each class at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
 
     Args:
-        scores: As there.
-        labels: As there.
+        scores: ``(n, K)``, any real numbers.
+        labels: ``(n, K)``: 1 present, -1 absent, 0 ignored.
 
     Returns:
         ``(K, 101)`` in [0, 1]; NaN for a class without positives.
 
     Raises:
-        CxlpError: As there.
+        CxlpError: If shapes differ, a label is unknown, or the score of an image that counts is NaN.
     """
     return np.array([_interpolated(s, positive, 100) for s, positive in _by_class(scores, labels)])
 

@@ -59,9 +59,9 @@ def confusion_matrix(classes: int) -> MulticlassConfusionMatrix:
 
 
 def per_class_average_precision(classes: int) -> MetricCollection:
-    """What :func:`precision_curves` gives, as ``curves``, and average precision of each class ``(classes,)``, by kind.
+    """Average precision of each class ``(classes,)`` by each kind, and interpolated precision.
 
-    The kinds' names are ``AP_11point``, ``AP_allpoint``, ``AP``.
+    They are called ``AP_11point``, ``AP_allpoint``, ``AP``; and ``curves``, see :func:`precision_curves`.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         f"AP{suffix}": RankingMetric(classes, partial(average_precision, kind=kind))

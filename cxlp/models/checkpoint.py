@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cxlp.backbones.backbone import Backbone
-from cxlp.backbones.library import preprocessing
+from cxlp.backbones.library import preprocessing, register
 from cxlp.heads.base import Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
@@ -45,14 +45,16 @@ def load_network(path: str | Path, backbone: Backbone | nn.Module | None = None)
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the network cannot be built again.
     """
-    return network_of(read_checkpoint(path), backbone)
+    return network_of(read_checkpoint(path), backbone, str(path))
 
 
-def network_of(checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None = None) -> Network:
+def network_of(
+    checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None = None, source: str = "the checkpoint"
+) -> Network:
     """Build the network of a checkpoint that :func:`read_checkpoint` has read, see :func:`load_network`."""
     # The weights come from the checkpoint: nothing is downloaded.
     network = network_from_spec(checkpoint["cxlp"]["network"], backbone)
-    load_weights(network, checkpoint, "the checkpoint")
+    load_weights(network, checkpoint, source)
     return network.eval()
 
 
@@ -67,6 +69,8 @@ def network_from_spec(spec: Mapping[str, Any], backbone: Backbone | nn.Module | 
         CxlpError: If it cannot be built again, or the backbone is described otherwise.
     """
     arguments = {**spec["backbone"], "weights": None}
+    if backbone is None and spec["registered_by"] is not None:
+        register(arguments["name"], spec["registered_by"])
     if backbone is None and arguments["name"] is None:
         raise CxlpError(
             "the network's backbone was made of an nn.Module, which a checkpoint does not hold: give one of the "
@@ -100,14 +104,18 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
         source: What to call it in the error.
 
     Raises:
-        CxlpError: If it holds another network.
+        CxlpError: If it holds another network, or numbers that are not finite.
     """
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    for key, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise CxlpError(f"{source} holds another network than the one described: {error}") from error
+        said = " ".join(str(error).split())
+        raise CxlpError(f"{source} holds another network than the one described: {said[:400]}") from error
 
 
 def _check_same(backbone: Backbone, spec: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The one network that both modes fit: backbone, heads, linear classifier."""
 
 import operator
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
+from cxlp.backbones.library import registered_by
 from cxlp.heads.base import Head
 from cxlp.heads.description import plain
 from cxlp.heads.views import Views
@@ -91,6 +93,14 @@ class Network(nn.Module):
         self.multi_label = multi_label
         if classes is not None:
             self.set_classes(_numbered(classes), multi_label)
+        name = backbone.spec()["name"]
+        self._registered_by = None if name is None else registered_by(name)
+        if self._registered_by == "__main__":
+            warnings.warn(
+                f"backbone {name!r} is registered in timm by the script that runs: only a script that registers it, "
+                "too, can load its checkpoints. Register it in a module that Python can import",
+                stacklevel=2,
+            )
         self.spec()  # what a checkpoint cannot hold shows now, not after training
 
     def _connect(self, head: Head) -> None:
@@ -170,8 +180,8 @@ class Network(nn.Module):
             found.append(tuple(seen[views.relevant][i] for i in self._places(head)))
         return found
 
-    def map_names(self, head: Head) -> list[Hashable]:
-        """Tell the maps that :meth:`inputs` gives a head from those of others: the same name, the same map."""
+    def map_names(self, head: Head) -> list[tuple[Hashable, str]]:
+        """Tell the maps that :meth:`inputs` gives a head from those of others, by views and layer."""
         return [(head.views.relevant, self.backbone.same[i]) for i in self._places(head)]
 
     def _see(self, images: Tensor, views: Views, count: int) -> tuple[Tensor, ...]:
@@ -243,6 +253,7 @@ class Network(nn.Module):
         """
         return {
             "backbone": plain(self.backbone.spec()),
+            "registered_by": self._registered_by,
             "heads": [head.spec() for head in self.each_head()],
             "test_views": asdict(self.test_views),
             "classes": list(self.classes),

@@ -53,7 +53,7 @@ def line_chart(
     Returns:
         The chart; ``None`` where there is no point.
     """
-    shown = {k: [(x, y) for x, y in v if math.isfinite(y) and (y > 0 or not log)] for k, v in series.items()}
+    shown = {k: [(x, y) for x, y in v if math.isfinite(x + y) and (y > 0 or not log)] for k, v in series.items()}
     lines = {name: points[:: -math.ceil(len(points) / POINTS)][::-1] for name, points in shown.items() if points}
     if not lines:
         return None

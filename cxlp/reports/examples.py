@@ -2,7 +2,8 @@
 
 import heapq
 import io
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from cxlp.data.dataset import Draw, ImageDataset
 from cxlp.models.network import Network
+from cxlp.reports.outputs import Outputs
 from cxlp.utils.distributed import gather_objects
 from cxlp.utils.files import write_whole
 
@@ -121,17 +123,54 @@ def _answers(scores: Tensor, labels: Tensor, positions: Tensor) -> list[Example]
             torch.where(margins > 0, shown, absent),
             margins.abs().sigmoid(),
         )
+    # Scores that are not numbers count as the worst mistakes.
+    columns = (columns[0].nan_to_num(nan=math.inf, posinf=math.inf), *columns[1:])
     return [Example(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def write_examples(
+def _named(mistakes: Sequence[Example], right: Sequence[Example]) -> Iterator[tuple[str, str, Example]]:
+    """Yield file name of the thumbnail, kind, and example."""
+    for kind, examples in (("mistake", mistakes), ("right", right)):
+        for number, example in enumerate(examples, 1):
+            yield f"{kind}-{number:02d}.jpg", kind, example
+
+
+def example_table(
+    data: ImageDataset, mistakes: Sequence[Example], right: Sequence[Example]
+) -> tuple[list[str], list[list[Any]]]:
+    """Tabulate examples, with the names of their thumbnails.
+
+    Args:
+        data: The test split.
+        mistakes: See :class:`Examples`.
+        right: See :class:`Examples`.
+
+    Returns:
+        Headings and rows.
+    """
+    rows = [
+        [
+            name,
+            kind,
+            *e.names(data.classes),
+            round(e.probability, 4),
+            round(e.loss, 4),
+            str(data.samples[e.position].path),
+        ]
+        for name, kind, e in _named(mistakes, right)
+    ]
+    return ["picture", "kind", "true", "answered", "probability", "loss", "image"], rows
+
+
+def write_thumbnails(
     folder: Path,
     network: Network,
     data: ImageDataset,
     mistakes: Sequence[Example],
     right: Sequence[Example],
+    outputs: Outputs,
     overlay: Overlay | None = None,
-) -> tuple[list[str], list[list[Any]]]:
+) -> None:
     """Write a thumbnail of each example into ``examples/``, and delete those of an earlier test.
 
     Args:
@@ -140,29 +179,18 @@ def write_examples(
         data: The test split.
         mistakes: See :class:`Examples`.
         right: See :class:`Examples`.
+        outputs: Notes whether one fails; the others are written all the same.
         overlay: Draws the evidence for a class; shown beside the picture for the answer and, where that is wrong,
             for the truth.
-
-    Returns:
-        A table of the examples: headings and rows.
     """
     place = folder / "examples"
-    place.mkdir(exist_ok=True)
-    records: list[list[Any]] = []
-    for kind, examples in (("mistake", mistakes), ("right", right)):
-        for number, example in enumerate(examples, 1):
-            name = f"{kind}-{number:02d}.jpg"
-            write_whole(place / name, _thumbnail(network, data, example, overlay))
-            true, answered = example.names(data.classes)
-            path = data.samples[example.position].path
-            records.append(
-                [name, kind, true, answered, round(example.probability, 4), round(example.loss, 4), str(path)]
-            )
-    written = {record[0] for record in records}
-    for path in place.iterdir():
-        if path.name not in written:
+    with outputs.attempt("examples"):
+        place.mkdir(exist_ok=True)
+        for path in place.iterdir():
             path.unlink()
-    return ["picture", "kind", "true", "answered", "probability", "loss", "image"], records
+    for name, _, example in _named(mistakes, right):
+        with outputs.attempt("examples"):
+            write_whole(place / name, _thumbnail(network, data, example, overlay))
 
 
 def _thumbnail(network: Network, data: ImageDataset, example: Example, overlay: Overlay | None) -> bytes:

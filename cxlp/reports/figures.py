@@ -72,9 +72,10 @@ def _wrong(counts: Tensor) -> Tensor:
 
 def _confused(counts: Tensor) -> list[tuple[int, int]]:
     """List pairs (true, predicted) of different classes, the most frequent first; ties are in the order of classes."""
-    wrong = _wrong(counts).numpy()
-    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
-    return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    wrong = _wrong(counts)
+    places = wrong.nonzero()
+    order = wrong[tuple(places.T)].argsort(descending=True, stable=True)
+    return [(i, j) for i, j in places[order].tolist()]
 
 
 def _block(counts: Tensor, most: int) -> list[int]:

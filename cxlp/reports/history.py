@@ -2,6 +2,7 @@
 
 import csv
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 #: The stages of a run, in their order; each logs into its own folder.
@@ -21,12 +22,12 @@ def history(folder: Path) -> list[dict[str, float]]:
         for log in (version / "metrics.csv" for version in versions):
             if not log.is_file():
                 continue
-            with log.open(newline="", encoding="utf-8") as file:
+            with log.open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
-                    if None in row.values() or not row["step"]:
-                        continue  # the last row of a session that was killed
-                    known = {key: float(value) for key, value in row.items() if key != "step" and value}
-                    steps.setdefault(int(row["step"]), {}).update(known)
+                    with suppress(KeyError, TypeError, ValueError):  # what a kill or a full disk has cut
+                        step = int(row.pop("step"))
+                        known = {key: float(value) for key, value in row.items() if value != ""}
+                        steps.setdefault(step, {}).update(known)
         found += (steps[step] for step in sorted(steps))
     return found
 

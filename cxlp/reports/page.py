@@ -68,14 +68,15 @@ def build_page(folder: Path) -> str:
     setup |= {part: ", ".join(f"{k} {v}" for k, v in known.items()) or None for part, known in parts.items()}
     metrics = {name: value for name, value in found["metrics"].items() if value is not None}
     refit = found.get("refit", {})
-    refit |= {f"there, {name}": f"{value:.4g}" for name, value in refit.pop("validated", {}).items()}
+    validated = refit.pop("validated", {})
+    refit |= {f"there, {name}": f"{value:.4g}" for name, value in validated.items() if value is not None}
     speeds = {phase: f"{speed:.1f}" for phase, speed in found.get("images_per_second", {}).items()}
     times = [
         {"phase": phase, "seconds": f"{spent:.1f}", "images per second": speeds.get(phase, "")}
         for phase, spent in found["seconds"].items()
     ]
     sizes = {k.replace("_", " ").replace("bytes", "memory"): f"{v / 1e6:,.0f} MB" for k, v in found["memory"].items()}
-    sizes |= {f"cost: {name}": f"{value:.4g}" for name, value in found.get("cost", {}).items()}
+    sizes |= {f"cost: {name}": f"{value:.4g}" for name, value in found.get("cost", {}).items() if value is not None}
     per_class = _records(folder / "per_class.csv")
     examples = _records(folder / "examples.csv")
     return _JINJA.get_template("page.html").render(
@@ -158,7 +159,7 @@ def _records(path: Path) -> list[dict[str, str]]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _at(config: Any, key: str) -> Any:  # noqa: ANN401 (a config's part)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from cxlp.tasks import Frozen
 from cxlp.tasks.batch import read_batch
+from cxlp.utils.files import copy_whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -64,7 +65,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class MovedCheckpoints(Callback):
-    """Finds the checkpoints of a resumed stage again where its folder was moved or copied.
+    """Finds the best checkpoint of a resumed stage again where its folder was moved or copied.
 
     A ``ModelCheckpoint`` keeps absolute paths, and forgets which epoch was best where its folder is another one.
     """
@@ -78,7 +79,24 @@ class MovedCheckpoints(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and state and state.get("dirpath"):
                 old, new = Path(state["dirpath"]), Path(callback.dirpath)
                 if old != new:
+                    _bring_best(callback.state_key, state, old, new, copies=trainer.is_global_zero)
                     state |= _moved(state, old, new)
+
+
+def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: bool) -> None:
+    """Copy the best checkpoint where it is still at its old place only, unless another run has overwritten it."""
+    best, score = Path(state["best_model_path"]), state["best_model_score"]
+    there = new / os.path.relpath(best, old)
+    if not state["best_model_path"] or score is None or there.is_file():
+        return
+    held = torch.load(best, map_location="cpu", weights_only=True)["callbacks"].get(key, {}) if best.is_file() else {}
+    known = held.get("best_model_score")
+    if known is None or not torch.equal(torch.as_tensor(known), torch.as_tensor(score)):
+        if copies:
+            print(f"warning: {best}, the best epoch so far, is not there any more: later ones compete")  # noqa: T201
+        return
+    if copies:
+        copy_whole(best, there)
 
 
 def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
@@ -86,7 +104,7 @@ def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
 
     def place(path: str) -> str:
         there = new / os.path.relpath(path, old) if path else Path()
-        return str(there) if there.is_file() else path if Path(path).is_file() else ""
+        return str(there) if there.is_file() else ""
 
     kept = {place(path): score for path, score in state["best_k_models"].items() if place(path)}
     names = ("best_model_path", "kth_best_model_path", "last_model_path")

@@ -57,6 +57,8 @@ def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
     if problem is None:
         base = re.search(r"subclass of (\w+)", text)
         given = re.search(r"\n  Given value: (?:NestedArg\(key='class_path', val='(.*)'\)|(.*))$", text)
+        if "is abstract" in text and given is not None:
+            return f"{key}: {_shown(given[1] or given[2])} is abstract, the base of other classes. {one_of}"
         if base is None or given is None:
             return text
         return f"{key}: {_shown(given[1] or given[2])} is no {base[1]}. {one_of}"

@@ -214,12 +214,12 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     # The package may not be installed, but stand beside train.py.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    environment.pop("WANDB_RUN_ID", None)  # one wandb run for each
+    os.environ.pop("WANDB_RUN_ID", None)  # one run's: the first one's
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         status = run_to_end(command, file, environment)
     results = finished(folder)
-    if status or results is None:
+    if status not in (0, 3) or results is None:  # 3: an output beside the result is missing
         raise CxlpError(f"failed, see above and {log}")
     return results
 

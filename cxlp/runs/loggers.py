@@ -12,6 +12,10 @@ from urllib.parse import urlparse
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from cxlp.reports.outputs import Outputs
+
+#: Where the user has wandb gather what it uploads.
+DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 #: The folder, within a run's, of the second run of ``run.refit: true``.
 REFIT = "refit"
 
@@ -93,7 +97,43 @@ def start_wandb(run: RunConfig, folder: Path, wandb_id: str | None = None) -> wa
     return _start_wandb(run, folder, wandb_id, offline)
 
 
-def build_loggers(run: RunConfig, folder: Path, stage: str, experiment: wandb.Run | None) -> list[Logger]:
+class _Forgiving(Logger):
+    """Lets a run go on where its log cannot be written: training costs more than its curves."""
+
+    outputs: Outputs
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """Log, if possible."""
+        with self.outputs.attempt(f"the log by {type(self).__name__}"):
+            super().log_metrics(*args, **kwargs)  # type: ignore[safe-super]  # that of the real logger, by the order of bases
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log options, if possible."""
+        with self.outputs.attempt(f"the log by {type(self).__name__}"):
+            super().log_hyperparams(*args, **kwargs)  # type: ignore[safe-super]
+
+    def save(self) -> None:
+        """Write, if possible."""
+        with self.outputs.attempt(f"the log by {type(self).__name__}"):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        """Write what is left, if possible."""
+        with self.outputs.attempt(f"the log by {type(self).__name__}"):
+            super().finalize(status)
+
+
+class ForgivingCSVLogger(_Forgiving, CSVLogger):
+    """Lightning's logger, whose failure does not stop the run."""
+
+
+class ForgivingWandbLogger(_Forgiving, WandbLogger):
+    """Lightning's logger, whose failure does not stop the run."""
+
+
+def build_loggers(
+    run: RunConfig, folder: Path, stage: str, experiment: wandb.Run | None, outputs: Outputs
+) -> list[Logger]:
     """Make the loggers of a stage: CSV files of its own, and the one wandb run of all stages.
 
     Args:
@@ -101,18 +141,23 @@ def build_loggers(run: RunConfig, folder: Path, stage: str, experiment: wandb.Ru
         folder: The run's folder.
         stage: Its name.
         experiment: The wandb run, on rank 0; ``None``: there is none.
+        outputs: Notes what cannot be logged.
     """
-    loggers: list[Logger] = [CSVLogger(folder / "csv", name=stage)]
-    if experiment is None:
-        return loggers
-    # wandb first: Lightning takes the first logger's folder for what it writes itself.
-    return [WandbLogger(save_dir=folder, project=run.project, experiment=experiment), *loggers]
+    loggers: list[_Forgiving] = [ForgivingCSVLogger(folder / "csv", name=stage)]
+    if experiment is not None:
+        # wandb first: Lightning takes the first logger's folder for what it writes itself.
+        loggers.insert(0, ForgivingWandbLogger(save_dir=folder, project=run.project, experiment=experiment))
+    for logger in loggers:
+        logger.outputs = outputs
+    return list(loggers)
 
 
 def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bool) -> wandb.Run:
     """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
     # The id in the environment, as of a sweep's agent, is one run's: the first one's that asks.
     wandb_id = wandb_id or os.environ.pop("WANDB_RUN_ID", None) or secrets.token_hex(4)
+    # Where wandb gathers tables and checkpoints before it uploads them: with the run, since HOME may not be writable.
+    os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(folder.absolute() / "wandb")
     try:
         started = wandb.init(
             dir=folder.absolute(),  # wandb's own process stays where the first run of this one began

@@ -17,7 +17,10 @@ from jsonargparse import Namespace
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.frozen.cache import digest_of_weights
 from cxlp.frozen.folds import FoldClassifiers
+from cxlp.models.checkpoint import read_checkpoint
 from cxlp.models.network import Network
+from cxlp.reports.outputs import Outputs
+from cxlp.reports.result import TestResult
 from cxlp.runs.callbacks import Progress
 from cxlp.runs.checks import check_trainer
 from cxlp.runs.cli import build_parser, parts_of
@@ -27,6 +30,7 @@ from cxlp.runs.folder import (
     new_folder,
     read_run,
     run_name,
+    say,
 )
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.loggers import RunConfig
@@ -43,12 +47,15 @@ from cxlp.runs.recipe import ModelConfig
 from cxlp.runs.refit import Choice, read_chosen, stage_of
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.files import write_whole
+from cxlp.utils.files import copy_whole, write_whole
 from cxlp.utils.locking import hold
 from cxlp.utils.profiling import PhaseTimes
 
 #: What a run writes about its stages.
 STAGES = "stages.json"
+
+#: The checkpoint of a stage that a run goes on from.
+_LAST = {"frozen": "frozen", "finetune": "last", "closing": "closing"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class OpenedRun:
         experiment: The wandb run, on rank 0; ``None`` where it is off.
         reuse: Features of earlier runs, where they are kept.
         report: What the first frozen fit chose and found.
+        tested: What the test has found, on rank 0.
+        outputs: Makes what may fail while the run goes on: logs, tables, pictures.
     """
 
     def __init__(self, config: Namespace) -> None:
@@ -102,6 +111,8 @@ class OpenedRun:
         self.times, self.progress = PhaseTimes(), Progress()
         self.done: dict[str, Done] = {}
         self.report: dict[str, float] = {}
+        self.tested: TestResult | None = None
+        self.outputs = Outputs()
         self.experiment: wandb.Run | None = None
         self.reuse: FeatureReuse | None = None
         self._folds: FoldClassifiers | None = None
@@ -203,11 +214,13 @@ class OpenedRun:
     def _find_done(self, saved: Mapping[str, Any]) -> dict[str, Done]:
         """The stages that are done: those of ``stages.json``, and what the checkpoint itself tells."""
         assert self.resumed is not None
-        state = self.folder / STAGES
-        found = json.loads(state.read_text()) if state.is_file() else {}
-        done = {name: Done(**stage) for name, stage in found.items() if stage["checkpoint"]}
-        run, stage, path = saved["cxlp_run"], stage_of(saved), self._place(self.resumed)
-        # Where only the checkpoint was copied, earlier stages are not here, nor needed.
+        run, stage = saved["cxlp_run"], stage_of(saved)
+        if self._is_new:
+            path, done = f"checkpoints/{_LAST[stage]}.ckpt", self._bring_stages(saved)
+        else:
+            state = self.folder / STAGES
+            found = json.loads(state.read_text()) if state.is_file() else {}
+            path, done = self._place(self.resumed), {k: Done(**v) for k, v in found.items() if v["checkpoint"]}
         if stage != "frozen" and self.model.start != "scratch":
             done.setdefault("frozen", Done(path, path, 0, 1, {}))
         if stage == "closing":
@@ -218,6 +231,24 @@ class OpenedRun:
         elif self._is_longer(saved):
             done.pop("finetune", None)
         return {name: done[name] for name in ("frozen", "finetune", "closing") if name in done}
+
+    def _bring_stages(self, saved: Mapping[str, Any]) -> dict[str, Done]:
+        """Copy a checkpoint from elsewhere, with those of the stages before it, so that this run has all it needs."""
+        assert self.resumed is not None
+        copies = launched_rank() == 0
+        if copies:
+            copy_whole(self.resumed, self.folder / "checkpoints" / f"{_LAST[stage_of(saved)]}.ckpt")
+        done = {}
+        for name, facts in saved["cxlp_run"]["stages"].items():
+            source = Path(saved["cxlp_run"]["folder"], facts["checkpoint"])
+            if source.is_file() and read_checkpoint(source)["cxlp"]["validated"] == facts["validated"]:
+                path = f"checkpoints/{source.name}"
+                done[name] = Done(**{**facts, "checkpoint": path, "last": path})
+                if copies:
+                    copy_whole(source, self.folder / path)
+            elif facts["validated"] and copies:
+                say(f"warning: {source}, the best of the stage {name}, is not there any more: it does not compete")
+        return done
 
     def _place(self, path: str | Path) -> str:
         """Where a file is: relative to the run's folder if it is in there, since that may be moved."""

@@ -107,4 +107,4 @@ class Provenance(Callback):
         )
         logger = wandb_logger(trainer)
         if logger is not None:
-            logger.experiment.config.update({"provenance": facts}, allow_val_change=True)
+            logger.log_hyperparams({"provenance": facts})

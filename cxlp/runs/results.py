@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from cxlp.reports.formatting import as_text
 from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
+from cxlp.runs.evaluation import wandb_panels
 from cxlp.runs.loggers import close_wandb
 from cxlp.runs.opening import Done
 from cxlp.runs.stages import Run
@@ -65,19 +67,42 @@ class Results:
         """Of all stages."""
         return list(self.run.done.values())[-1].epochs
 
-    def write(self) -> None:
-        """Write ``metrics.json``, end the wandb run, and make the report."""
-        run = self.run
+    def write(self) -> int:
+        """Write ``metrics.json``, then all that may fail without it: tables, pictures, the report, the wandb run.
+
+        Returns:
+            The exit status: 0; 3 if an output is missing, which stderr names.
+        """
+        run, outputs = self.run, self.run.outputs
         summary = self._summary()
-        write_whole(run.folder / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        if run.experiment is not None:
-            close_wandb(run.experiment, summary, (self.checkpoint or None) if run.settings.log_model else None)
-        write_report(run.folder)
+        self._save(summary)
+        if run.settings.cost:
+            with outputs.attempt("the cost"):
+                summary["cost"] = self._cost()
+                self._save(summary)
+        tables = {} if run.tested is None else run.tested.write(run.folder, outputs)
+        with outputs.attempt("report.html"):
+            write_report(run.folder)
+        with outputs.attempt("the table of results"):
+            self.show()
+        if run.experiment is not None:  # last: where the network is down, it waits
+            with outputs.attempt("the panels in wandb"):
+                run.experiment.log(wandb_panels(run.folder, tables))
+            with outputs.attempt("the end of the wandb run"):
+                close_wandb(run.experiment, summary, (self.checkpoint or None) if run.settings.log_model else None)
+        if outputs.failed:
+            said = f"The result is in {run.folder / 'metrics.json'}; not made: {', '.join(outputs.failed)}"
+            print(said, file=sys.stderr)  # noqa: T201
+        return 3 if outputs.failed else 0
+
+    def _save(self, summary: Mapping[str, Any]) -> None:
+        text = json.dumps(_finite(summary), indent=2, allow_nan=False)
+        write_whole(self.run.folder / "metrics.json", text + "\n")
 
     def _summary(self) -> dict[str, Any]:
         run = self.run
         summary: dict[str, Any] = {
-            "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},  # JSON knows no NaN
+            "metrics": _finite(self.metrics),
             "seconds": self.seconds,
             "tested": self.stage.checkpoint if self.checkpoint else "final weights",
             "epoch": self.stage.epoch,
@@ -92,15 +117,17 @@ class Results:
                 "validated": run.choice.validated,
             }
         if run.reuse is not None and run.reuse.taken_up:
-            summary["features made by an earlier run"] = run.reuse.entry.facts()
-        if run.settings.cost:
-            run.network.to(run.trainer.strategy.root_device)  # which Lightning has left
-            with run.trainer.precision_plugin.forward_context():
-                features = run.model.frozen.features
-                summary["cost"] = measure_cost(run.network, run.data.splits["test"], features)
+            with run.outputs.attempt("the description of the stored features"):
+                summary["features made by an earlier run"] = run.reuse.entry.facts()
         summary["memory"] = peak_memory()
         summary["images_per_second"] = self.images_per_second
         return summary
+
+    def _cost(self) -> dict[str, float]:
+        run = self.run
+        run.network.to(run.trainer.strategy.root_device)  # which Lightning has left
+        with run.trainer.precision_plugin.forward_context():
+            return measure_cost(run.network, run.data.splits["test"], run.model.frozen.features)
 
     def show(self) -> None:
         """Print a table, and where to look."""
@@ -121,10 +148,17 @@ class Results:
             table.add_row("tested: epoch", f"{self.stage.epoch} of 0 to {self.epochs - 1} ({name})")
         for phase, seconds in self.seconds.items():
             table.add_row(f"time: {phase}", f"{seconds:.1f} s")
-        console = Console()
+        console = Console(markup=False)  # in names, [b] is no markup
         console.print(table)
         console.print(f"Everything is in {folder} (tested: {self.checkpoint or 'the final weights'})", soft_wrap=True)
         console.print(f"Look at it in a browser: {folder / 'report.html'}", soft_wrap=True, highlight=False)
         look = how_to_look(folder)
         if look:
             console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 (plain values, nested)
+    """Replace numbers that are not finite, which JSON does not know, by ``None``."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ Each stage leaves a checkpoint that the next one starts from, and ``stages.json`
 done is not done again, which is also how a run resumes.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
-from cxlp.runs.evaluation import TestReport
+from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import (
     last_checkpoint,
     name_best,
@@ -152,8 +153,8 @@ class Run(OpenedRun):
             return Done("", "", epochs - 1, epochs, task.validated)
         found = read_checkpoint(best)
         last = self.folder / "checkpoints" / "last.ckpt"
-        if not last.is_file():  # a callback of the user's own, or a copy from elsewhere whose epochs are all done
-            last = Path(resume if resume is not None and saved["global_step"] == trainer.global_step else best)
+        if not last.is_file():  # gone on from a checkpoint of the user's own whose epochs are all done
+            last = Path(resume or best)
         epoch = first + int(found["epoch"])
         return Done(self._place(best), self._place(last), epoch, epochs, found["cxlp"]["validated"])
 
@@ -182,11 +183,14 @@ class Run(OpenedRun):
         self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
-        trainer = self._build_trainer("test", [TestReport(self.folder, self.data)], stage.epoch)
+        recorder = TestRecorder(self.data)
+        trainer = self._build_trainer("test", [recorder], stage.epoch)
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
-            name_best(self.folder, stage.checkpoint)
+            with self.outputs.attempt("checkpoints/best.ckpt"):
+                name_best(self.folder, stage.checkpoint)
+        self.tested = recorder.result
         return {key: value for key, value in tested.items() if key.startswith("test/")}
 
     # --- Trainers ---------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ class Run(OpenedRun):
             stage,
             self.folder,
             [self.progress, Record(self._facts, image), self._provenance, *own],
-            build_loggers(self.settings, self.folder, stage, self.experiment),
+            build_loggers(self.settings, self.folder, stage, self.experiment, self.outputs),
             f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None,
             refit=self.choice is not None,
         )
@@ -232,9 +236,11 @@ class Run(OpenedRun):
             return
         mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
         logged = labelled(self.settings, self.data.name, *self.model.labels, mode)
-        self.experiment = start_wandb(logged, self.folder, self._wandb_id)
-        if self.experiment is not None:
-            self.experiment.config.update(self.config.as_dict(), allow_val_change=True)  # type: ignore[no-untyped-call]
+        with self.outputs.attempt("the wandb run"):
+            self.experiment = start_wandb(logged, self.folder, self._wandb_id)
+            if self.experiment is not None:
+                config = self.config.as_dict()
+                self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -252,6 +258,8 @@ class Run(OpenedRun):
             "images_seen": self.progress.images,
             "images_by_phase": dict(self.progress.phases),
             "first_epoch": self.progress.first_epoch,
+            "stages": {name: asdict(done) for name, done in self.done.items()},
+            "folder": os.path.realpath(self.folder),
         }
 
     def _previous(self) -> Done:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,13 +15,14 @@ import wandb
 from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_validations
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.history import by_epoch
+from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import RunConfig, start_wandb
 from cxlp.studies.systems import BASELINE
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 
 #: Phases of a run that are no part of fitting.
-_NO_FIT = ("test", "pictures", "validation", "total", "since resumed")
+_NO_FIT = ("test", "validation", "total", "since resumed")
 
 #: What to do about a run whose files are broken.
 _ANEW = "delete {}, and the same command does that run anew"
@@ -97,7 +99,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
     """
     results = [read_results(place) for place in places]
     for place, result in zip(places, results, strict=True):
-        if f"test/{metric}" not in result["metrics"]:
+        if result["metrics"].get(f"test/{metric}") is None:
             raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
         if not {"cost", "memory", "seconds"} <= result.keys() or not (place / "per_class.csv").is_file():
             raise CxlpError(f"{place} lacks costs or per_class.csv: {_ANEW.format(place)}")
@@ -124,7 +126,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
 def _per_class(places: Sequence[Path], column: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for place in places:
-        with (place / "per_class.csv").open(newline="") as file:
+        with (place / "per_class.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             for record in csv.DictReader(file):
                 if record[column]:
                     found.setdefault(record["class"], []).append(100 * float(record[column]))
@@ -182,9 +184,10 @@ def write_reports(
     rows: Sequence[Row],
     option: str | None,
     run: RunConfig,
+    outputs: Outputs,
     reach: float | None = None,
 ) -> list[Path]:
-    """Write table and pictures into a folder and into a wandb run.
+    """Write the table into a folder, then what may fail without it: pictures, and a wandb run.
 
     Args:
         folder: The comparison's.
@@ -192,22 +195,24 @@ def write_reports(
         rows: At least one.
         option: The option of a sweep; ``None``: the rows are systems or recipes.
         run: The wandb options of the runs.
+        outputs: Notes what could not be made.
         reach: See :func:`table`.
 
     Returns:
-        The files.
+        The files that were written.
     """
     heads, values = table(rows, metric, reach)
     quality, names = [row.quality for row in rows], [row.name for row in rows]
-    pictures: dict[str, bytes] = {}
+    pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
         seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = draw_costs(names, quality, seconds, metric)
+        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, seconds, metric)
     else:
-        pictures["sweep.png"] = draw_sweep(option, names, quality, metric)
+        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, metric)
     if len(rows) > 1:
         baseline = BASELINE if BASELINE in names else names[0]
-        pictures["per_class.png"] = draw_differences({row.name: row.per_class for row in rows}, baseline)
+        per_class = {row.name: row.per_class for row in rows}
+        pictures["per_class.png"] = partial(draw_differences, per_class, baseline)
     curves = {row.name: row.validations for row in rows if any(len(curve) > 1 for curve in row.validations)}
     files: dict[str, str] = {"results.csv": as_csv(heads, values)}
     if curves:
@@ -218,18 +223,23 @@ def write_reports(
             for epoch, value in curve.items()
         ]
         files["validation.csv"] = as_csv(["system", "run", "epoch", f"val/{metric} %"], points)
-        pictures["validation.png"] = draw_validations(curves, metric, reach)
+        pictures["validation.png"] = partial(draw_validations, curves, metric, reach)
     notes = [note for key, note in _NOTES.items() if any(name.startswith(key) for name in (*heads, *pictures))]
     files = {"results.md": "\n".join([as_markdown(heads, values), *(f"{note}\n" for note in notes)]), **files}
     for name, text in files.items():
         write_whole(folder / name, text)
-    for name, picture in pictures.items():
-        write_whole(folder / name, picture)
-    experiment = start_wandb(run, folder)
-    if experiment is not None:
-        logged = [[math.nan if v == "" else v for v in record] for record in values]
-        panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in pictures}
-        experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})
-        experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
-        experiment.finish()
-    return [folder / name for name in (*files, *pictures)]
+    drawn: list[str] = []
+    for name, draw in pictures.items():
+        (folder / name).unlink(missing_ok=True)  # that of an earlier comparison
+        with outputs.attempt(name):
+            write_whole(folder / name, draw())
+            drawn.append(name)
+    with outputs.attempt("the wandb run"):
+        experiment = start_wandb(run, folder)
+        if experiment is not None:
+            logged = [[math.nan if v == "" else v for v in record] for record in values]
+            panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in drawn}
+            experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})
+            experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})
+            experiment.finish()
+    return [folder / name for name in (*files, *drawn)]

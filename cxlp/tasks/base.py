@@ -1,11 +1,12 @@
 """What both tasks share: scoring images, metrics, and the content of checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
@@ -21,7 +22,8 @@ from cxlp.metrics.classification import (
 from cxlp.models.checkpoint import network_from_spec
 from cxlp.models.network import Network
 from cxlp.tasks.batch import Batch, read_batch, read_images
-from cxlp.utils.distributed import rank, world_size
+from cxlp.tasks.loaders import count_images, only_loader, sampler_of
+from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
 from cxlp.utils.profiling import PhaseTimes
@@ -66,6 +68,7 @@ class ClassificationTask(pl.LightningModule):
         self.fold_classifiers: FoldClassifiers | None = None
         self._phase_start = self._evaluation_start = 0.0
         self._taken = 0  # images that this rank has had of the loader so far
+        self._scored = torch.zeros(classes + 1, dtype=torch.long)  # images of this rank, and positives of each class
 
     @property
     def image_size(self) -> int:
@@ -105,7 +108,7 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             CxlpError: If there are several loaders.
         """
-        _only_loader(self.trainer.val_dataloaders)
+        only_loader(self.trainer.val_dataloaders)
         self._begin_evaluation()
         # trainer.validate resets them to tensors of its inference mode, which a later fit cannot update.
         self.val_metrics.reset()
@@ -119,6 +122,7 @@ class ClassificationTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Note the metrics, which Lightning logs next, for the checkpoints that follow."""
         if not self.trainer.sanity_checking:
+            self._warn_of_parts("validation", self.trainer.val_dataloaders)
             found = {**self.val_metrics.compute(), "val/loss": self.val_loss.compute()}
             self.validated = {name: float(value) for name, value in found.items()}
 
@@ -132,7 +136,7 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             CxlpError: If there are several loaders.
         """
-        _only_loader(self.trainer.test_dataloaders)
+        only_loader(self.trainer.test_dataloaders)
         self._begin_evaluation()
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:  # noqa: ANN401 (as above)
@@ -146,6 +150,7 @@ class ClassificationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Time the test; tables and pictures come after it."""
         self._close_evaluation("test")
+        self._warn_of_parts("test", self.trainer.test_dataloaders)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
         """Return probabilities ``(B, K)`` by the test views: a softmax's, or with several labels sigmoids.
@@ -160,15 +165,16 @@ class ClassificationTask(pl.LightningModule):
 
     def _begin_evaluation(self) -> None:
         self._evaluation_start, self._taken = self.times.now(), 0
+        self._scored = torch.zeros_like(self._scored, device=self.device)
 
     def _read(self, batch: Any, batch_idx: int, loaders: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
         """Read a batch of images to score, and mark those that another rank scores, too."""
         read = read_batch(batch)
         if batch_idx == 0 and not read.stored:
             check_range(read.images)
-        loader = _only_loader(loaders)
+        loader = only_loader(loaders)
         # Otherwise the ranks' images are not known to be shares of one data set (an iterated one has no sampler).
-        if not isinstance(loader, DataLoader) or not hasattr(_sampler(loader), "num_replicas"):
+        if not isinstance(loader, DataLoader) or not hasattr(sampler_of(loader), "num_replicas"):
             return read
         return replace(read, new=self._positions(read, count_images(loader))[1])
 
@@ -191,6 +197,11 @@ class ClassificationTask(pl.LightningModule):
         if len(labels):
             metrics.update(scores, labels)
             loss.update(classification_loss(scores, labels), weight=len(labels))
+            self._scored[0] += len(labels)
+            if labels.ndim == 1:
+                self._scored.index_add_(0, labels + 1, torch.ones_like(labels))
+            else:
+                self._scored[1:] += (labels > 0).sum(dim=0)
         # The objects rather than their values: Lightning computes and resets them when the epoch ends.
         self.log_dict(dict(metrics.items()), on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
@@ -203,6 +214,21 @@ class ClassificationTask(pl.LightningModule):
         # If all are repeats, one of them is passed through: not every network takes an empty batch.
         images = batch.images[batch.new] if count else batch.images[:1]
         return self.network.test_features(images)[:count]
+
+    def _warn_of_parts(self, name: str, loaders: Any) -> None:  # noqa: ANN401 (whatever a loader yields)
+        """Warn if metrics are of a part of the images (``limit_val_batches``, ``drop_last``) or of the classes."""
+        images, *positives = all_sum(self._scored).tolist()
+        classes = sum(count > 0 for count in positives)
+        loader = only_loader(loaders)
+        try:
+            expected = count_images(loader) if isinstance(loader, DataLoader) else images
+        except TypeError:  # a stream, or a sampler that does not know its length
+            expected = images
+        if images < expected or classes < len(positives):
+            rank_zero_warn(
+                f"the {name}'s metrics are of {images} of {expected} images, which show {classes} of {len(positives)} "
+                "classes"
+            )
 
     def _close_phase(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
@@ -251,34 +277,3 @@ class _UndoOnException(pl.Callback):
         # A Trainer keeps the callbacks of the modules that it has fitted before.
         if isinstance(pl_module, ClassificationTask):
             pl_module.undo()
-
-
-def count_images(loader: DataLoader[Any]) -> int:
-    """Count the images that one pass sees on all ranks together, each once."""
-    sampler = _sampler(loader)
-    if hasattr(sampler, "num_replicas"):
-        chosen: Any = getattr(sampler, "dataset", loader.dataset)  # Lightning's may wrap one that leaves images out
-        return len(chosen)
-    # A single rank's sampler may leave images out, too.
-    return len(sampler) if world_size() == 1 else len(loader.dataset)  # type: ignore[arg-type]
-
-
-def _sampler(loader: DataLoader[Any]) -> Any:  # noqa: ANN401 (of any kind)
-    return getattr(loader.batch_sampler, "sampler", loader.sampler)
-
-
-def _only_loader(loaders: Any) -> Any:  # noqa: ANN401 (Lightning's type)
-    """Return the loader that is evaluated.
-
-    Raises:
-        CxlpError: If there are several.
-    """
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    given = loaders if isinstance(loaders, Sequence) else [loaders]
-    if len(given) != 1:
-        raise CxlpError(
-            f"{len(given)} loaders were given to evaluate, but there is one set of metrics: give one loader (of a "
-            "ConcatDataset), or call trainer.validate or trainer.test for each"
-        )
-    return given[0]

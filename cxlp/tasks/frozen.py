@@ -5,18 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from cxlp.backbones.backbone import check_range
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.models.network import Network
-from cxlp.tasks.base import ClassificationTask, count_images
+from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.batch import Batch, read_batch
 from cxlp.tasks.feature_reuse import FeatureReuse
+from cxlp.tasks.loaders import count_images, counted_loader
 from cxlp.utils.errors import CxlpError
 
 
@@ -111,7 +110,7 @@ class Frozen(ClassificationTask):
                 f"val_check_interval is {trainer.val_check_interval}: the frozen fit has nothing to validate before "
                 "its pass is over; leave it out"
             )
-        batches, given = len(_loader(trainer)), trainer.num_training_batches
+        batches, given = len(counted_loader(trainer.train_dataloader)), trainer.num_training_batches
         if given < batches:
             raise CxlpError(
                 f"the frozen fit needs each training image, {batches} batches of them, and was given {given}: leave "
@@ -131,7 +130,7 @@ class Frozen(ClassificationTask):
         self._fit = FrozenFit(
             self.network,
             self.config,
-            count_images(_loader(self.trainer)),
+            count_images(counted_loader(self.trainer.train_dataloader)),
             folder,
             self.times,
             progress=self.trainer.progress_bar_callback is not None,
@@ -227,19 +226,3 @@ class Frozen(ClassificationTask):
         settled = None if self.settled is None else list(self.settled)
         config = {**asdict(self.config), "c_candidates": list(self.config.c_candidates)}
         return {**super().arguments(), "config": config, "keep_folds": self.keep_folds, "settled": settled}
-
-
-def _loader(trainer: pl.Trainer) -> DataLoader[Any]:
-    """Return the training loader.
-
-    Raises:
-        CxlpError: If there are several, or its length is not known.
-    """
-    loader: Any = trainer.train_dataloader
-    data = loader.dataset if isinstance(loader, DataLoader) else None
-    if isinstance(loader, DataLoader) and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
-        return loader
-    raise CxlpError(
-        "the frozen fit needs to know how many training images there are: give one DataLoader, of a data set that has "
-        f"a length and is not iterated, not {type(loader if data is None else data).__name__}"
-    )

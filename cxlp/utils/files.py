@@ -11,8 +11,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:  # on a full disk, half of it would take what is left
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def copy_whole(source: Path, target: Path) -> None:

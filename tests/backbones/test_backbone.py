@@ -2,9 +2,11 @@
 
 import copy
 import importlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +14,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm import create_model
 from torch import Tensor, nn
-from torchvision.models import _api
+from torchvision.models import VisionTransformer, _api, densenet121
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.backbones.caffenet import CaffeNet
@@ -289,7 +292,7 @@ def test_a_bare_name_may_be_timms() -> None:
     ("name", "close"), [("resnet81", "'resnet18'"), ("cafenet", "'caffenet'"), ("timm/convnext_ato", "'convnext_atto'")]
 )
 def test_an_unknown_backbone_lists_close_ones_once(name: str, close: str) -> None:
-    with pytest.raises(CxlpError, match=f"unknown backbone '{name}'. Did you mean .*{close}") as caught:
+    with pytest.raises(CxlpError, match=f"unknown backbone '{name}': .*import path. Did you mean .*{close}") as caught:
         build(name)
     assert str(caught.value).count(close) == 1
 
@@ -433,6 +436,90 @@ def test_a_weights_file_is_loaded_and_checked(tmp_path: Path, photos: Tensor) ->
         build("resnet18", ("layer1", "layer2"), weights=str(tmp_path / "mine.pth"))
     with pytest.raises(CxlpError, match=r"not found: .*mine.pht. Did you mean 'mine.pth'"):
         build("squeezenet1_0", weights=str(tmp_path / "mine.pht"))
+
+
+def original_convnext(key: str) -> str:
+    """A name of timm's as the authors' file has it."""
+    key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+    key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
+    key = re.sub(r"^stages\.(\d)\.blocks\.", r"stages.\1.", key)
+    key = key.replace("conv_dw", "dwconv").replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+    return key.replace("head.norm", "norm").replace("head.fc", "head")
+
+
+def original_densenet(key: str) -> str:
+    """A name of torchvision's as its files have it, which are of before 2018."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key)
+
+
+def original_transformer(key: str) -> str:
+    """A name of torchvision's as its files of transformers have it."""
+    return key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")
+
+
+DENSE, CONVNEXT = ("features.denseblock1", "features.transition1"), ("stages.0", "stages.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "original", "build_whole", "classes"),
+    [
+        ("densenet121", DENSE, original_densenet, densenet121, 7),
+        ("timm/densenet121", DENSE, original_densenet, densenet121, 1000),
+        ("timm/test_convnext", CONVNEXT, original_convnext, partial(create_model, "test_convnext"), 1000),
+        ("timm/test_convnext", CONVNEXT, original_convnext, partial(create_model, "test_convnext"), 7),
+    ],
+)
+def test_files_with_the_names_of_old_load_as_their_library_loads_them(
+    name: str,
+    layers: tuple[str, str],
+    original: Callable[[str], str],
+    build_whole: Callable[..., nn.Module],
+    classes: int,
+    tmp_path: Path,
+) -> None:
+    state = build_whole(num_classes=classes).state_dict()
+    old = {original(k): v for k, v in state.items() if "num_batches" not in k}
+    assert not old.keys() <= state.keys()
+    torch.save({"model": {f"module.{k}": v for k, v in old.items()}}, tmp_path / "w.pth")
+    kept = build(name, layers, weights=str(tmp_path / "w.pth"), image_size=64).trunk.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in kept.items() if "num_batches" not in key)
+    del old[next(iter(old))]
+    torch.save(old, tmp_path / "w.pth")
+    with pytest.raises(CxlpError, match=r"w.pth does not fit this network: .*missing"):
+        build(name, layers, weights=str(tmp_path / "w.pth"), image_size=64)
+
+
+def test_what_timm_reads_leniently_is_still_to_be_complete(tmp_path: Path) -> None:
+    state = torchvision.models.inception_v3(init_weights=False).state_dict()  # with a classifier that timm leaves out
+    torch.save(state, tmp_path / "w.pth")
+    layers = ("Conv2d_1a_3x3", "Mixed_5b")
+    kept = build("timm/inception_v3", layers, weights=str(tmp_path / "w.pth"), image_size=96).trunk.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in kept.items())
+    del state["Mixed_5b.branch1x1.conv.weight"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CxlpError, match=r"w.pth does not fit this network: 1 missing \(Mixed_5b.branch1x1.conv.weight"):
+        build("timm/inception_v3", layers, weights=str(tmp_path / "w.pth"), image_size=96)
+
+
+def test_a_transformers_file_of_old_loads_into_a_module_too(tmp_path: Path) -> None:
+    def small() -> nn.Module:
+        model: nn.Module = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16)
+        return model
+
+    state = small().state_dict()
+    old = {original_transformer(k): v for k, v in state.items()} | {"heads.head.weight": torch.rand(3, 8)}
+    torch.save(old, tmp_path / "w.pth")
+    layers = ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1")
+    backbone = Backbone(small(), layers, weights=str(tmp_path / "w.pth"), image_size=32)
+    assert all(torch.equal(value, state[key]) for key, value in backbone.trunk.state_dict().items())
+
+
+def test_a_file_of_googlenet_may_have_auxiliary_classifiers(tmp_path: Path) -> None:
+    state = torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict()
+    for held in (state, {key: value for key, value in state.items() if not key.startswith("aux")}):
+        torch.save(held, tmp_path / "w.pth")
+        backbone = build("googlenet", ("inception3a", "inception3b"), weights=str(tmp_path / "w.pth"), image_size=64)
+        assert all(torch.equal(value, state[key]) for key, value in backbone.trunk.state_dict().items())
 
 
 def test_random_weights_are_random() -> None:

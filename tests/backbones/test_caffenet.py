@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cxlp.backbones.caffenet import CAFFENET_SHA256, CaffeNet, FullPrecisionLRN, onnx_state_dict
+from cxlp.backbones.caffenet import CaffeNet, FullPrecisionLRN, onnx_state_dict
 from cxlp.utils.errors import CxlpError
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
@@ -149,10 +149,6 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     with pytest.raises(CxlpError, match=r"empty.onnx"):
         onnx_state_dict(tmp_path / "empty.onnx")
-
-
-def test_the_checksum_is_one() -> None:
-    assert len(bytes.fromhex(CAFFENET_SHA256)) == 32
 
 
 def test_normalisation_of_large_activations_does_not_overflow_in_half_precision() -> None:

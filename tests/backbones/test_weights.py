@@ -1,12 +1,15 @@
 """Weights: files that say what is wrong with them, strict loading."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.weights import in_order, load_strictly, pretrained, read_state_dict
 from cxlp.utils.errors import CxlpError
 
@@ -21,8 +24,12 @@ STATE = {"conv.weight": torch.rand(2, 3), "conv.bias": torch.rand(2)}
         {"model": STATE, "args": "x"},
         {f"module.{k}": v for k, v in STATE.items()},
         {"state_dict": {"model": {f"module.{k}": v for k, v in STATE.items()}}},
+        {f"module._orig_mod.{k}": v for k, v in STATE.items()},
+        {"model": STATE, "args": argparse.Namespace(lr=0.1)},  # scripts of timm and torchvision
+        {"state_dict": {k: 0 * v for k, v in STATE.items()}, "state_dict_ema": STATE},
+        {"model": {}, "model_ema": {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in STATE.items()}}},
     ],
-    ids=["plain", "state_dict", "model", "module.", "all"],
+    ids=["plain", "state_dict", "model", "module.", "all", "compiled", "arguments", "averaged", "AveragedModel"],
 )
 def test_wrappings_are_looked_through(saved: dict[str, Any], tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "w.pth")
@@ -51,17 +58,53 @@ class Trap:
         return Path.touch, (self.made,)
 
 
+@pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit)")
 def test_unreadable_files_are_named_and_run_no_code(tmp_path: Path) -> None:
-    (tmp_path / "empty.pth").touch()
-    (tmp_path / "garbage.pth").write_bytes(b"<!DOCTYPE html><html>not found</html>" * 9)
-    whole = tmp_path / "whole.pth"
-    torch.save(STATE, whole)
-    (tmp_path / "half.pth").write_bytes(whole.read_bytes()[:700])
+    reasons = {
+        "empty.pth": "it is empty, cut short",
+        "page.pth": "it is a web page",
+        "pointer.pth": "it is a pointer of Git LFS",
+        "picture.pth": "it is empty, cut short, or of another format",
+        "legacy.pth": "it is empty, cut short, or of another format",
+        "half.pth": "it is empty, cut short, or of another format .*; fetch it again",
+        "half.safetensors": "it is empty, cut short",
+        "page.safetensors": "it is a web page",
+        "trap.pth": r"it holds other objects than tensors, .*save the network's state_dict\(\) alone",
+        "module.pth": "it holds other objects than tensors",
+        "script.pt": "it is a TorchScript archive",
+    }
+    for name in ("empty.pth", "page.pth", "page.safetensors", "pointer.pth"):
+        content = {
+            "page": b"\n<!DOCTYPE html><html>not found</html>",
+            "pointer": b"version https://git-lfs.github.com/",
+        }
+        (tmp_path / name).write_bytes(content.get(name.partition(".")[0], b""))
+    (tmp_path / "picture.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    torch.save(STATE, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "legacy.pth").write_bytes((tmp_path / "legacy.pth").read_bytes()[:-9])
+    torch.save(STATE, tmp_path / "whole.pth")
+    save_file(STATE, tmp_path / "whole.safetensors")
+    for kind in ("pth", "safetensors"):
+        whole = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"half.{kind}").write_bytes(whole[: len(whole) // 2])
     torch.save({"w": Trap(tmp_path / "made")}, tmp_path / "trap.pth")
-    for name in ("empty", "garbage", "half", "trap"):
-        with pytest.raises(CxlpError, match=rf"{name}.pth is not a readable weights file"):
-            read_state_dict(tmp_path / f"{name}.pth")
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "script.pt")
+    for name, reason in reasons.items():
+        with pytest.raises(CxlpError, match=rf"{name} is not a readable weights file: {reason}"):
+            read_state_dict(tmp_path / name)
     assert not (tmp_path / "made").exists()
+
+
+def test_an_onnx_file_is_for_caffenet() -> None:
+    with pytest.raises(CxlpError, match=r"net\.onnx is an ONNX file, which only caffenet takes"):
+        Backbone("timm/test_resnet", ("layer3",), weights="net.onnx", image_size=32)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.safetensors")
+    found = read_state_dict(tmp_path / "w.safetensors")
+    assert found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.rand(3), {}, {0: torch.rand(3)}, {"state_dict": {}}])
@@ -119,6 +162,52 @@ def test_a_file_of_another_network_gets_a_short_list() -> None:
     state = {f"layer{i}.weight": torch.rand(1) for i in range(50)}
     with pytest.raises(CxlpError, match=r"6 missing .*50 unknown \(layer0.weight; .*layer3.weight; \.\.\.\)"):
         load_strictly(Kept(), Whole(), state, "f.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
+def test_numbers_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    kept, state = Kept(), {k: v.double() if v.is_floating_point() else v for k, v in Whole().state_dict().items()}
+    before = {k: v.clone() for k, v in kept.state_dict().items()}
+    state["head.weight"][0, 0] = value  # behind the cut
+    load_strictly(Kept(), Whole(), state, "f.pth")
+    state["norm.running_var"][2] = value
+    with pytest.raises(CxlpError, match=r"^f\.pth holds NaN or infinity in norm\.running_var: "):
+        load_strictly(kept, Whole(), state, "f.pth")
+    assert all(torch.equal(v, before[k]) for k, v in kept.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "network.backbone.trunk.", "encoder_q.module."])
+def test_a_prefix_of_the_networks_names_is_looked_through(prefix: str) -> None:
+    state = Whole().state_dict()
+    kept, saved = Kept(), {prefix + k: v for k, v in state.items()} | {"loss.weight": torch.rand(3)}
+    load_strictly(kept, Whole(), saved, "f.pth")
+    assert all(torch.equal(v, state[k]) for k, v in kept.state_dict().items())
+    both = saved | {"teacher." + k: v for k, v in state.items()}  # which one, nobody knows
+    with pytest.raises(CxlpError, match=r"f\.pth does not fit this network: .*missing"):
+        load_strictly(Kept(), Whole(), both, "f.pth")
+
+
+class Renamed(Kept):
+    """Reads the names of its files of old, as torchvision's transformers do, and refuses what it does not like."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if "strange" in state_dict:
+            raise ValueError("version is missing")
+        for name in ("weight", "bias"):
+            if f"{prefix}convolution.{name}" in state_dict:
+                state_dict[f"{prefix}conv.{name}"] = state_dict.pop(f"{prefix}convolution.{name}")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def test_older_names_that_the_network_itself_reads_are_read() -> None:
+    whole, old = Renamed(), {k.replace("conv.", "convolution."): v for k, v in Kept().state_dict().items()}
+    before = whole.conv.weight.clone()
+    kept = Kept()
+    load_strictly(kept, whole, old, "f.pth")
+    assert torch.equal(kept.conv.weight, old["convolution.weight"]) and torch.equal(whole.conv.weight, before)
+    for wrong in ({"more.weight": torch.rand(1)}, {"strange": torch.rand(1)}, {"convolution.bias": torch.rand(9)}):
+        with pytest.raises(CxlpError, match=r"f\.pth does not fit this network"):
+            load_strictly(Kept(), whole, {**old, **wrong}, "f.pth")
 
 
 def test_in_order_renames_by_place() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cxlp.commands.image_paths import image_paths
 
@@ -28,6 +29,14 @@ def test_folders_are_gone_through_in_order(shots: Path) -> None:
     inside = ["a/[1].tif", "a/y/x.webp", "a/z.png", "b.JPG", "gone.jpg", "ä ö.jpeg"]
     assert list(image_paths(["shots"], ())) == [f"shots/{name}" for name in inside]
     assert list(image_paths([str(shots / "shots")], ())) == [str(shots / "shots" / name) for name in inside]
+
+
+def test_pictures_of_any_name_are_found(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b", "c.jpg_large", "notes"):
+        (tmp_path / name).write_text("no picture")
+    for name in ("b", "c.jpg_large"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "JPEG")
+    assert list(image_paths([str(tmp_path)], ())) == [str(tmp_path / name) for name in ("a.jfif", "b", "c.jpg_large")]
 
 
 def test_files_are_taken_as_they_are_named(shots: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from cxlp.data.voc2007 import VOC2007
 from cxlp.utils.errors import CxlpError
 from tests.editing import edit, pack, unverified, windows_ends
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
-from tests.server import Server, serving
+from tests.server import Server
 
 
 class Case(NamedTuple):
@@ -79,13 +79,6 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving() as server:
-        yield server
 
 
 def moved(content: Content, old: Path, new: Path) -> Content:

@@ -1,25 +1,29 @@
 """Whole data sets: what is counted, found, and survived."""
 
+import os
 import shutil
 from pathlib import Path
 from time import sleep
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cxlp.data import checking
 from cxlp.data.checking import Counts, Report, check
 from cxlp.data.cub200 import CUB200
+from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
 from cxlp.data.h3d import H3D
-from cxlp.data.inspection import Kind
+from cxlp.data.inspection import Finding, Kind
+from cxlp.data.jpeg_warnings import captured_warnings
 from cxlp.data.lists import TotalsError
 from cxlp.data.mit67 import MIT67
 from cxlp.data.voc2007 import VOC2007
 from cxlp.utils.errors import CxlpError
 from tests.editing import edit, edit_line
-from tests.generate import write_folder
+from tests.generate import texture, write_folder
 
 
 def numbers(report: Report) -> dict[Kind, int]:
@@ -96,15 +100,86 @@ def test_no_defect_hides_another(cub200: Path, workers: int) -> None:
 
 def test_images_of_training_that_are_in_the_test_are_told_by_content(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=2, train=3, test=2)
-    shutil.copy(tmp_path / "train" / "kind0" / "01.png", tmp_path / "test" / "kind1" / "00.png")
-    shutil.copy(tmp_path / "train" / "kind0" / "01.png", tmp_path / "train" / "kind0" / "02.png")  # one split
+    twin = tmp_path / "train" / "kind0" / "01.png"
+    for copy in ("test/kind1/00.png", "train/kind0/02.png"):
+        shutil.copy(twin, tmp_path / copy)
     for split in ("train", "test"):
         (tmp_path / split / "kind1" / "empty.png").touch()  # alike, and no picture
     report = check(Folder(tmp_path), 1)
     (leak,) = report.findings[Kind.SHARED]
     assert leak.where == str(tmp_path / "test" / "kind1" / "00.png")
-    assert leak.detail == f"in test; in train: {tmp_path / 'train' / 'kind0' / '01.png'}"
+    assert leak.detail == f"in test; in train: {twin}, with other labels"
+    (again,) = report.findings[Kind.DUPLICATED]
+    assert (again.where, again.detail) == (str(tmp_path / "train/kind0/02.png"), f"in train, as {twin}")
     assert report.defects == 2, "a leak stops no run; the empty files do"
+
+
+def test_the_same_picture_under_other_labels_or_in_another_format_is_told(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=2, train=3, test=1)
+    twin = tmp_path / "train" / "kind0" / "01.png"
+    shutil.copy(twin, tmp_path / "train" / "kind1" / "other label.png")
+    with Image.open(twin) as image:  # the same pixels in another file
+        image.save(tmp_path / "train" / "kind0" / "02.bmp")
+    report = check(Folder(tmp_path), 1)
+    assert [f.detail for f in report.findings[Kind.CONTRADICTED]] == [f"in train, as {twin}"]
+    assert names(report, Kind.CONTRADICTED) == ["other label.png"]
+    assert names(report, Kind.DUPLICATED) == ["02.bmp"]
+    assert report.defects == 0
+
+
+def test_another_box_in_the_same_picture_is_another_sample_where_boxes_are_cut_out(h3d: Path) -> None:
+    _, samples = H3D(h3d).read()
+    one, other = (s.path for s in samples["train"][6:8])
+    shutil.copy(one, other)  # two people in a photograph
+    assert check(H3D(h3d), 1).findings.keys() & {Kind.DUPLICATED, Kind.CONTRADICTED} == set()
+    assert names(check(H3D(h3d, bbox=False), 1), Kind.CONTRADICTED) == [other.name]
+
+
+def damage(path: Path, how: str) -> Path:
+    """Spoil a photograph's data so that it decodes."""
+    pixels = texture(1, 3, np.random.default_rng(0), 301, 203)
+    Image.fromarray(pixels).save(path, "JPEG", quality=92, progressive="progressive" in how)
+    data = bytearray(path.read_bytes())
+    third = len(data) // 3
+    if "zeros" in how:
+        data[third : third + 1000] = bytes(1000)
+    elif how == "a hole":
+        del data[third : third + 1000]
+    elif how == "noise":
+        noise = np.random.default_rng(1).integers(1, 255, 500).astype(np.uint8)  # no marker among it
+        data[third : third + 500] = noise.tobytes()
+    elif how == "cut off and ended":
+        data[-1000:] = b"\xff\xd9"
+    elif how == "extraneous bytes":
+        data[-2:-2] = bytes(range(1, 100))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", ["zeros", "progressive zeros", "a hole", "noise", "cut off and ended", "extraneous bytes"]
+)
+def test_damaged_jpegs_that_decode_are_named(tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path, classes=2, train=40, test=1, size=8)
+    path = damage(tmp_path / "train" / "kind1" / "damaged.jpg", how)
+    read_image(path)  # it is not refused
+    capfd.readouterr()
+    report = check(Folder(tmp_path), 2)
+    (finding,) = report.findings[Kind.DAMAGED]
+    assert finding.where == str(path)
+    assert finding.detail.startswith("Corrupt JPEG data: ")
+    assert report.findings.keys() == {Kind.DAMAGED} and report.defects == 0
+    assert "Corrupt" not in capfd.readouterr().err, "which would name no file"
+
+
+def test_what_others_write_to_standard_error_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_warnings() as captured:
+        os.write(2, b"before\nCorrupt JPEG data: 3 extraneous bytes\nPremature end of JPEG file\nafter\n")
+        assert captured.take() == ["Corrupt JPEG data: 3 extraneous bytes", "Premature end of JPEG file"]
+        assert captured.take() == []
+        os.write(2, b"last\n")
+    os.write(2, b"behind\n")
+    assert capfd.readouterr().err == "before\nafter\nlast\nbehind\n"
 
 
 def test_lists_that_do_not_fit_are_defects_and_the_images_are_looked_at(cub200: Path) -> None:
@@ -176,7 +251,9 @@ def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=2, train=4, test=2)
     for name in ("00.png", "01.png", "02.png"):
         (tmp_path / "train" / "kind1" / name).unlink()
-    counts = check(Folder(tmp_path), 1).counts["train"]
+    report = check(Folder(tmp_path), 1)
+    counts = report.counts["train"]
+    assert report.findings == {Kind.SINGLE: [Finding(Kind.SINGLE, "kind1")]}
     assert (counts.images, counts.fewest, counts.most) == (5, 1, 4)
 
 

@@ -165,3 +165,9 @@ def test_official_release_of_ten_classes(real_data: Path) -> None:
         assert abs(cut.shape[0] - min(h, whole.shape[0] - y)) <= 1
     assert grey == 1
     assert crossing > 0
+
+
+def test_two_classes_of_one_name_are_refused(cub200: Path) -> None:
+    replace_line(cub200 / "classes.txt", "2", "2 001.Textured_Warbler_1")
+    with pytest.raises(CxlpError, match=r"several classes have the same name: 001\.Textured_Warbler_1"):
+        CUB200(cub200, image_size=32).setup()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cxlp.data import decode
 from cxlp.data.decode import Box, read_image
+from cxlp.data.metadata import turn
 from cxlp.utils.errors import CxlpError
 from tests.generate import Pixels, texture, write_image
 
@@ -33,19 +34,6 @@ def write_jpeg(path: Path, mode: str = "RGB", pixels: Pixels = PHOTO, **options:
 
 def solid(mode: str, colour: Any, size: tuple[int, int] = (6, 4)) -> Image.Image:
     return Image.new(mode, size, colour)
-
-
-def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
-    stored = np.zeros((4, 6, 3), np.uint8)
-    stored[:, :3] = 255  # the left half is white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    upright = read_image(tmp_path / "turned.png")
-    assert np.array_equal(upright, np.rot90(stored, -1))
-    assert upright[0, 0, 0] == 255
-    # Boxes are in stored pixels.
-    assert np.array_equal(read_image(tmp_path / "turned.png", (2, 0, 3, 4)), stored[:, 2:5])
 
 
 @pytest.mark.parametrize(
@@ -222,8 +210,8 @@ def test_ordinary_jpegs_go_the_fast_way(tmp_path: Path, monkeypatch: pytest.Monk
     exif = Image.Exif()
     exif[0x0112] = 0  # no orientation at all, as in many real photos
     path = write_jpeg(tmp_path / "a.jpg", exif=exif, **JPEGS[kind])
-    slow = Mock(wraps=decode._decode_any)
-    monkeypatch.setattr(decode, "_decode_any", slow)
+    slow = Mock(wraps=turn)
+    monkeypatch.setattr(decode, "turn", slow)
     read_image(path)
     assert slow.called != fast
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cxlp.heads.covariance import CovariancePooling
-from cxlp.heads.normalisation import matrix_sqrt
+from cxlp.heads.normalisation import matrix_sqrt, signed_sqrt
 from cxlp.utils.errors import CxlpError
 
 
@@ -47,4 +47,6 @@ def test_by_default_no_root_is_taken_of_the_root() -> None:
     maps = torch.rand(2, 8, 3, 3, dtype=torch.float64)
     bare = head.encode(head.local(maps)).flatten(1)
     torch.testing.assert_close(head(maps), torch.nn.functional.normalize(bare, dim=1))
-    assert head.options()["sqrt"] is False
+    assert head.options()["second_root"] is False
+    again = CovariancePooling(None, second_root=True).connect((8, 3, 3)).double()
+    torch.testing.assert_close(again(maps), torch.nn.functional.normalize(signed_sqrt(bare), dim=1))

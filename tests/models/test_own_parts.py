@@ -1,15 +1,18 @@
 """A head and a backbone of one's own, in a module outside of the package, go the whole way from fit to export."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
+from cxlp.backbones.library import users_own
 from cxlp.deploy.export import check, export
 from cxlp.deploy.predictor import Predictor, load
 from cxlp.explain.attribution import explain, is_explainable
@@ -150,6 +153,81 @@ def test_an_unknown_option_of_ones_own_head_is_named(own: str) -> None:
         Head.from_spec({"class_path": f"{own}.ScaledMean", "init_args": {"powr": 1.0}})
     with pytest.raises(CxlpError, match=r"own_parts has no 'ScaleMean'. Did you mean 'ScaledMean'"):
         Head.from_spec({"class_path": f"{own}.ScaleMean"})
+
+
+REGISTERED = """
+from timm.models import register_model
+
+from own_parts import Trunk
+
+
+@register_model
+def own_trunk(pretrained=False, **options):
+    net = Trunk()
+    net.pretrained_cfg = {"input_size": (3, 64, 64)}
+    return net
+"""
+
+
+def forget(*modules: str) -> None:
+    """As in another process, which has not imported them."""
+    timm.models._registry._model_entrypoints.pop("own_trunk", None)
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def test_a_network_that_a_module_registers_in_timm_is_found_again(own: str, tmp_path: Path) -> None:
+    (tmp_path / "own_registry.py").write_text(REGISTERED)
+    importlib.import_module("own_registry")
+    model = Network(Backbone("timm/own_trunk", ("low", "high")), AveragePooling(), CLASSES).eval()
+    assert model.spec()["registered_by"] == "own_registry" == users_own("timm/own_trunk")[1].__name__  # type: ignore[attr-defined]
+    path = write_checkpoint(tmp_path / "last.ckpt", model)
+    images = small_images()[0]
+    forget("own_registry")
+    assert torch.equal(load_network(path)(images), model(images))
+    forget("own_registry")
+    (tmp_path / "own_registry.py").unlink()
+    importlib.invalidate_caches()
+    with pytest.raises(CxlpError, match=r"registers backbone 'timm/own_trunk' in timm, 'own_registry' .*no module"):
+        load_network(path)
+
+
+def test_a_network_that_takes_the_place_of_one_of_timms_is_the_users(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of timm's by that name would perhaps fit the checkpoint, and give other scores."""
+    (tmp_path / "own_registry.py").write_text(REGISTERED.replace("own_trunk", "test_nfnet"))
+    registry = timm.models._registry._model_entrypoints
+    timms = registry["test_nfnet"]
+    with pytest.warns(UserWarning, match="Overwriting test_nfnet"):
+        importlib.import_module("own_registry")
+    backbone = Backbone("timm/test_nfnet", ["low"], image_size=64)
+    path = write_checkpoint(tmp_path / "last.ckpt", Network(backbone, AveragePooling(), CLASSES))
+    forget("own_registry")
+    monkeypatch.setitem(registry, "test_nfnet", timms)  # as timm has it in another process
+    with pytest.warns(UserWarning, match="Overwriting test_nfnet"):
+        assert load_network(path).backbone.channels == (8,)
+
+
+def test_a_network_that_the_script_registers_in_timm_is_warned_of(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = importlib.import_module(own).Trunk
+
+    def own_trunk(pretrained: bool = False, **options: Any) -> nn.Module:
+        net: nn.Module = trunk()
+        net.pretrained_cfg = {"input_size": (3, 64, 64)}  # type: ignore[assignment]
+        return net
+
+    own_trunk.__module__ = "__main__"
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "own_trunk", own_trunk)
+    with pytest.warns(UserWarning, match="registered in timm by the script that runs: only a script that registers it"):
+        model = Network(Backbone("timm/own_trunk", ("low", "high")), AveragePooling(), CLASSES)
+    path = write_checkpoint(tmp_path / "last.ckpt", model)
+    assert load_network(path).classes == tuple(CLASSES)
+    forget()
+    with pytest.raises(CxlpError, match="was registered in timm by the script that trained it: register it before"):
+        load_network(path)
 
 
 class Largest(Head):

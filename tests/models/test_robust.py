@@ -152,8 +152,18 @@ def test_another_network_is_refused_in_words(tmp_path: Path) -> None:
     network = Network(small(), CrossLayerPooling(pca_dim=4), CLASSES)
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "a.ckpt", network))
     other = timm.create_model("test_resnet", stem_width=8)
-    with pytest.raises(CxlpError, match="the checkpoint holds another network"):
+    with pytest.raises(CxlpError, match="the checkpoint holds another network") as caught:
         network_of(checkpoint, other)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    network = build(AveragePooling(), SMALL, CLASSES)
+    with torch.no_grad():
+        next(network.backbone.parameters())[0] = float("nan")
+    path = write_checkpoint(tmp_path / "a.ckpt", network)
+    with pytest.raises(CxlpError, match=r"a\.ckpt holds NaN or infinity in backbone\.trunk\.conv1\.0\.weight"):
+        load_network(path)
 
 
 def test_no_function_of_python_is_called_for_a_checkpoint(tmp_path: Path) -> None:

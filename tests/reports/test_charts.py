@@ -72,7 +72,7 @@ def test_known_limits_hold_whatever_the_values() -> None:
 
 def test_without_points_there_is_no_chart() -> None:
     assert line_chart("loss", {}, "epoch") is None
-    assert line_chart("loss", {"a": [], "b": [(0, math.inf)]}, "epoch") is None
+    assert line_chart("loss", {"a": [], "b": [(0, math.inf), (math.nan, 1)]}, "epoch") is None
 
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:

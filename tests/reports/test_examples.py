@@ -12,7 +12,8 @@ import cxlp.reports.examples
 from cxlp.data.dataset import ImageDataset, Sample
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.models.network import Network
-from cxlp.reports.examples import MISTAKES, RIGHT, SIDE, Example, Examples, write_examples
+from cxlp.reports.examples import MISTAKES, RIGHT, SIDE, Example, Examples, example_table, write_thumbnails
+from cxlp.reports.outputs import Outputs
 from tests.generate import write_image
 from tests.networks import SMALL, build
 
@@ -89,7 +90,9 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path:
         asked.append(k)
         return torch.full_like(picture, 50 * k)
 
-    columns, rows = write_examples(tmp_path, build(backbone=SMALL), data, [mistake], [right], overlay)
+    outputs = Outputs()
+    write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [right], outputs, overlay)
+    columns, rows = example_table(data, [mistake], [right])
     assert asked == [2, 1, 1]  # the answer first, then the truth where it is another
     assert [row[0] for row in rows] == ["mistake-01.jpg", "right-01.jpg"]
     strip = np.asarray(Image.open(tmp_path / "examples" / "mistake-01.jpg")).astype(int)
@@ -99,6 +102,18 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path:
         "picture": "mistake-01.jpg", "kind": "mistake", "true": "tern", "answered": "wren", "probability": 0.8,
         "loss": 2.0, "image": str(grey),
     }  # fmt: skip
-    write_examples(tmp_path, build(backbone=SMALL), data, [mistake], [])
+    write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [], outputs)
+    assert outputs.failed == []
     (plain,) = (tmp_path / "examples").iterdir()  # nothing of the earlier test is left
     assert Image.open(plain).size == (SIDE, SIDE)
+
+
+def test_scores_that_are_no_numbers_are_the_worst_mistakes() -> None:
+    scores, labels = torch.zeros(4, 3), torch.tensor([0, 1, 1, 2])
+    scores[1, 1], scores[2, 0] = 5.0, 9.0
+    scores[3] = torch.nan
+    for positions in (torch.arange(4), torch.tensor([3, 2, 1, 0])):
+        mistakes, _ = collected(scores, labels, *positions.chunk(4)).gather()
+        assert [e.position for e in mistakes] == [3, 2]
+    mistakes, _ = collected(scores, torch.tensor([[1, -1, 0]] * 4), torch.arange(4)).gather()
+    assert mistakes[0].position == 3

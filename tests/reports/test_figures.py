@@ -12,8 +12,6 @@ from cxlp.reports.figures import (
     confusion_pairs,
     confusion_table,
     draw_confusion,
-    draw_costs,
-    draw_differences,
     draw_precisions,
     draw_validations,
     precision_table,
@@ -103,12 +101,3 @@ def test_validations_are_drawn_as_the_seeds_mean_and_range() -> None:
     rows, columns = np.nonzero(orange)
     assert np.corrcoef(rows, columns)[0, 1] < -0.9  # and this one climbs
     assert black.sum() > 200  # the height to reach
-
-
-def test_names_are_no_formulas() -> None:
-    names = ["$_$", "$x^$", "US$ & A$"]
-    draw_confusion(torch.tensor([[3, 1, 0], [0, 4, 1], [1, 0, 2]]), names)
-    draw_precisions(["class", "present", "absent", "unspecified", "AP"], [[name, 1, 2, 0, 0.5] for name in names])
-    draw_differences({name: dict.fromkeys(names, 50.0) for name in names}, names[0])
-    draw_validations({name: [{0: 1.0, 1: 2.0}] for name in names}, "accuracy")
-    draw_costs(names, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], "accuracy")

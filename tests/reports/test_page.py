@@ -3,8 +3,11 @@
 import csv
 import json
 import re
+import shutil
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,10 @@ import yaml
 from PIL import Image
 
 from cxlp.reports.charts import line_chart
+from cxlp.reports.history import history
 from cxlp.reports.page import CURVES, build_page, write_report
 
+PLACE = TemporaryDirectory(prefix="runs-of-tests-")
 VOID = {"meta", "img", "br"}
 
 
@@ -55,6 +60,12 @@ def write_csv(path: Path, *rows: list[Any]) -> None:
 
 def write_run(folder: Path, classes: int = 3, name: str = "gull {}") -> Path:
     """Write what a fine-tuning run leaves."""
+    return shutil.copytree(template(classes, name), folder, dirs_exist_ok=True)
+
+
+@cache
+def template(classes: int, name: str) -> Path:
+    folder = Path(PLACE.name, str(template.cache_info().misses))
     (folder / "examples").mkdir(parents=True)
     metrics = {"test/accuracy": 0.8125, "test/loss": 0.5, "val/accuracy": 0.75, "frozen/C": 10.0, "test/none": None}
     found = {
@@ -132,17 +143,26 @@ def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
     assert "a<b>&" in reader.texts
 
 
-def test_the_page_is_bounded(tmp_path: Path) -> None:
+def test_a_name_that_is_no_utf_8_does_not_stop_the_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    table = (folder / "examples.csv").read_bytes()
+    (folder / "examples.csv").write_bytes(table.replace(b"data/<0>.jpg", b"data/caf\xe9.jpg", 1))
+    assert "caf\ufffd.jpg" in build_page(folder)
+
+
+def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CURVES <= 40
+    monkeypatch.setattr("cxlp.reports.page.CURVES", 4)
     folder = write_run(tmp_path / "run", classes=3000, name="a rather long name of class {}")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (800, 800, 3), np.uint8)).save(
         folder / "confusion_matrix.png"
     )
     write_csv(folder / "precision_recall.csv", ["class", *(i / 100 for i in range(101))],
-              *([f"a rather long name of class {k}", *[0.5] * 101] for k in range(3000)))  # fmt: skip
+              *([f"a rather long name of class {k}", *[0.5] * 101] for k in range(300)))  # fmt: skip
     page = build_page(folder)
     assert len(page) < 3_000_000
     assert "and 2000 more" in page
-    assert page.count("precision at full recall") == CURVES
+    assert page.count("precision at full recall") == 4
     assert "data:image/png" not in page and "confusion_matrix.png" in page  # too large to be taken in
 
 
@@ -207,12 +227,15 @@ def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:
     assert build_page(folder).count("data:image/jpeg") == 23
 
 
-def test_a_row_that_a_kill_has_cut_is_passed_over(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    whole = build_page(folder)
-    with (folder / "csv" / "finetune" / "version_0" / "metrics.csv").open("a") as file:
-        file.write("1,15,0.")
-    assert build_page(folder) == whole
+@pytest.mark.parametrize("rest", [b"1,15,0.", b"1,15,0.5,,,,", b"1,15,0.5,,,1e-,4", b"\x00" * 50, b"1,15,\xff,,,,4"])
+def test_a_row_that_a_kill_or_a_full_disk_has_cut_is_passed_over(tmp_path: Path, rest: bytes) -> None:
+    log = tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    header = b"epoch,images_seen,train/loss_step,val/loss,val/accuracy,lr-SGD/backbone,step\n"
+    log.write_bytes(header + b"1,15,0.75,,,,4\n" + rest)
+    assert history(tmp_path) == [{"epoch": 1.0, "images_seen": 15.0, "train/loss_step": 0.75}]
+    log.write_bytes(b"")
+    assert history(tmp_path) == []
 
 
 def test_curves_go_over_all_stages_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +286,11 @@ def test_network_and_mode_are_told(tmp_path: Path) -> None:
 def test_a_refit_says_how_its_epoch_was_chosen(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     found = json.loads((folder / "metrics.json").read_text())
-    found["refit"] = {"chosen by": "runs/a/best.ckpt", "epoch": 7, "validated": {"val/accuracy": 0.4321}}
+    found["refit"] = {
+        "chosen by": "runs/a/best.ckpt",
+        "epoch": 7,
+        "validated": {"val/accuracy": 0.4321, "val/mAP": None},
+    }
     (folder / "metrics.json").write_text(json.dumps(found))
     text = " ".join(Reader(build_page(folder)).texts)
     assert "runs/a/best.ckpt" in text and "0.4321" in text

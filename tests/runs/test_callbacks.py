@@ -205,9 +205,8 @@ def test_a_moved_run_still_knows_its_best_epoch(tmp_path: Path, how: str, later:
         if how == "copied":  # and the original is another run's by now
             run(old, [0.0])
     found, _ = run(new, [0.7, 0.1, later], resume=resume)
-    there = old if how == "one file" and best == 0 else new  # what was not copied stays where it is
-    assert found.best_model_path == str(there / "finetuned.ckpt")
-    assert saved_epoch(there / "finetuned.ckpt") == best
+    assert found.best_model_path == str(new / "finetuned.ckpt")  # what was not copied is fetched
+    assert saved_epoch(new / "finetuned.ckpt") == best
     assert float(found.best_model_score or 0) == pytest.approx(max(0.7, later))
 
 

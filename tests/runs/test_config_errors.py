@@ -247,3 +247,8 @@ def test_a_value_out_of_range(
     write_pictures(tmp_path)
     assert main([*ARGUMENTS, f"--{key}", value]) == 2
     assert f"error: {sentence}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head", ["Head", "cxlp.heads.local.LocalHead"])
+def test_an_abstract_head_is_no_choice(head: str) -> None:
+    assert said("--model.head", head) == f"model.head: {head!r} is abstract, the base of other classes. {HEADS}"

@@ -11,7 +11,17 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from cxlp.reports.history import how_to_look
-from cxlp.runs.loggers import RunConfig, build_loggers, close_wandb, has_wandb_key, labelled, start_wandb
+from cxlp.reports.outputs import Outputs
+from cxlp.runs.loggers import (
+    ForgivingCSVLogger,
+    ForgivingWandbLogger,
+    RunConfig,
+    build_loggers,
+    close_wandb,
+    has_wandb_key,
+    labelled,
+    start_wandb,
+)
 
 KEY = "0123456789" * 4
 HOST = "https://wandb.birds.test:8443"
@@ -108,7 +118,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def kinds(run: RunConfig, folder: Path) -> list[type]:
-    return [type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder))]
+    return [type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder), Outputs())]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +151,7 @@ def test_modes(
     loggers = kinds(RunConfig(wandb=mode), tmp_path)
     assert [call["mode"] for call in starts] == ([started] if started else [])
     # wandb's comes first: Lightning writes into the first one's folder
-    assert loggers == ([WandbLogger, CSVLogger] if started else [CSVLogger])
+    assert loggers == ([ForgivingWandbLogger, ForgivingCSVLogger] if started else [ForgivingCSVLogger])
 
 
 def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
@@ -153,7 +163,7 @@ def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]
     assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
     # one wandb run for all stages, and CSV files for each
     for stage in ("frozen", "finetune"):
-        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, experiment)
+        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, experiment, Outputs())
         assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
         assert wandb_logger.experiment is experiment
         assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv" / stage)

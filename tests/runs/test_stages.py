@@ -442,8 +442,29 @@ def test_a_checkpoint_alone_goes_on_in_a_new_run(work: Path, monkeypatch: pytest
     counts = Counts(monkeypatch)
     folder = run("b", *FINETUNE, *CROSS_FIT, "--ckpt_path", "my.ckpt")
     assert counts.fits == (stage != "closing")
-    name = "closing" if stage != "closing" else "best"
-    assert same(weights(folder, name), weights(whole, "closing"))
+    for name in ("closing", "best"):
+        assert same(weights(folder, name), weights(whole, name)), name
+    assert metrics(folder)["metrics"] == metrics(whole)["metrics"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_checkpoint_alone_brings_the_best_epoch_if_that_is_still_there(
+    work: Path, capsys: pytest.CaptureFixture[str], gone: bool
+) -> None:
+    whole = run("whole", *FINETUNE, *STILL)  # ties keep the frozen stage
+    shutil.copy(whole / "checkpoints" / "last.ckpt", "my.ckpt")
+    if gone:
+        whole.rename("elsewhere")
+    capsys.readouterr()
+    folder = run("b", *FINETUNE, *STILL, "--ckpt_path", "my.ckpt", "--trainer.max_epochs", "3")
+    said = capsys.readouterr().out
+    assert ["frozen.ckpt, the best" in said, "finetuned.ckpt, the best" in said] == [gone, gone]
+    assert metrics(folder)["tested"] == f"checkpoints/{'finetuned' if gone else 'frozen'}.ckpt"
+    assert metrics(folder)["epoch"] == (3 if gone else 0)
+    Path("my.ckpt").unlink()
+    shutil.rmtree("elsewhere" if gone else whole)
+    moved = folder.rename("moved")  # it needs nothing but its own folder
+    assert main(["--config", str(moved / "config.yaml"), "--ckpt_path", str(moved)]) == 0
 
 
 def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:

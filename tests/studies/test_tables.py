@@ -4,11 +4,14 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cxlp.reports.formatting import as_csv, as_markdown, as_text, spread
-from cxlp.studies.tables import Row, read_row, table
+from cxlp.reports.outputs import Outputs
+from cxlp.runs.loggers import RunConfig
+from cxlp.studies.tables import Row, read_row, table, write_reports
 from cxlp.utils.errors import CxlpError
 
 
@@ -54,7 +57,7 @@ def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() 
     assert "val %" not in table([row("mine", 80.0)], "accuracy")[0]
 
 
-def left(folder: Path, accuracy: float, seconds: float, classes: dict[str, str]) -> Path:
+def left(folder: Path, accuracy: float | None, seconds: float, classes: dict[str, str]) -> Path:
     """Write what a run leaves."""
     folder.mkdir()
     found = {
@@ -94,7 +97,30 @@ def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_ch
     assert read_row("CL", places, "accuracy").validations == ()
 
 
-def test_a_run_without_the_metric_is_named(tmp_path: Path) -> None:
-    one = left(tmp_path / "one", 0.5, 1.0, {})
-    with pytest.raises(CxlpError, match=r"one/metrics.json has no test/mAP"):
-        read_row("CL", [one], "mAP")
+@pytest.mark.parametrize("accuracy", [0.5, None])
+def test_a_run_without_the_metric_is_named(tmp_path: Path, accuracy: float | None) -> None:
+    one = left(tmp_path / "one", accuracy, 1.0, {})
+    metric = "mAP" if accuracy else "accuracy"  # null: it was not defined
+    with pytest.raises(CxlpError, match=rf"one/metrics.json has no test/{metric}"):
+        read_row("CL", [one], metric)
+
+
+def test_pictures_that_cannot_be_drawn_cost_themselves_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> bytes:
+        raise MemoryError
+
+    curves = ({0: 84.0, 1: 80.0},)
+    rows = [replace(row(name, quality), validations=curves) for name, quality in (("CL", 70.0), ("<$_$> \udcff", 80.0))]
+    for failing in ([], ["draw_costs", "start_wandb"]):
+        for name in failing:
+            monkeypatch.setattr(f"cxlp.studies.tables.{name}", broken)
+        outputs = Outputs()
+        files = write_reports(tmp_path, "accuracy", rows, None, RunConfig(wandb="off"), outputs)
+        assert sorted(files) == sorted(tmp_path.iterdir())
+        assert outputs.failed == (["accuracy_against_time.png", "the wandb run"] if failing else [])
+    assert {file.name for file in files} == {
+        "results.md", "results.csv", "validation.csv", "per_class.png", "validation.png",
+    }  # fmt: skip
+    assert capsys.readouterr().err.count("MemoryError") == 2

@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.data.folder import Folder
 from cxlp.data.transforms import AugmentConfig
+from cxlp.frozen.fit import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
+from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.tasks.optim import OptimizerConfig
 
 #: Both maps are 2 x 2; the backbone has BatchNorm.
@@ -38,11 +40,12 @@ def network(
     backbone: BackboneConfig = BACKBONE,
     classes: Sequence[str] = CLASSES,
     test_views: Views = Views(),
+    multi_label: bool = False,
 ) -> Network:
     """Build a network, with the same random weights at each call; without a head, of cross-layer pooling with a PCA."""
     trunk = copy.deepcopy(_backbone(backbone))
     seed_everything(0, verbose=False)
-    return Network(trunk, head or CrossLayerPooling(pca_dim=4), classes, test_views=test_views)
+    return Network(trunk, head or CrossLayerPooling(pca_dim=4), classes, multi_label, test_views)
 
 
 @cache
@@ -78,3 +81,23 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert torch.equal(other[key], value), key
+
+
+def reuse(config: FrozenConfig, data: Folder, size: int = 32, test_size: int | None = None) -> FeatureReuse:
+    """Features of some data, whose pictures have the network's size."""
+    data.setup()
+    data.resize(size, test_size)
+    return FeatureReuse(config, data)
+
+
+def pairs(data: Folder, split: Any = "train") -> TensorDataset:
+    """A split's images and labels as tensors."""
+    items = [data.splits[split][i] for i in range(len(data.splits[split]))]
+    return TensorDataset(torch.stack([i["image"] for i in items]), torch.stack([i["label"] for i in items]))
+
+
+def scores(task: pl.LightningModule, images: Tensor) -> Tensor:
+    """Score images in evaluation."""
+    with torch.no_grad():
+        found: Tensor = task.eval()(images)
+    return found

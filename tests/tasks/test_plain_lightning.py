@@ -1,7 +1,5 @@
-"""The tasks in a script of one's own: a plain Trainer, any loader of pairs, checkpoints that need no argument."""
+"""The tasks in a script of one's own: a plain Trainer, and any loader of pairs."""
 
-import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +8,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.io import CheckpointIO
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
-import cxlp
-import cxlp.runs.stages
 from cxlp.data.folder import Folder
 from cxlp.data.sampler import EpochSampler
 from cxlp.heads import CrossLayerPooling
@@ -25,32 +19,10 @@ from cxlp.models.network import Network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
-from tests.generate import write_folder
-from tests.tasks.small import BACKBONE, CLASSES, RATES, assert_equal, network, pictures, state, trainer
+from tests.tasks.small import BACKBONE, CLASSES, RATES, assert_equal, network, pairs, pictures, scores, state, trainer
 
 #: PIL pictures to what the network takes.
 PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
-
-
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Eleven training images and four held out: odd numbers for batches of four and for two processes."""
-    root = write_folder(tmp_path_factory.mktemp("odd"), train=5, test=2, size=40)
-    data = pictures(root, image_size=32, validation=4 / 15)
-    data.setup()
-    return data
-
-
-def pairs(data: Folder, split: Any = "train") -> TensorDataset:
-    """A split's images and labels as tensors."""
-    items = [data.splits[split][i] for i in range(len(data.splits[split]))]
-    return TensorDataset(torch.stack([i["image"] for i in items]), torch.stack([i["label"] for i in items]))
-
-
-def scores(task: pl.LightningModule, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = task.eval()(images)
-    return found
 
 
 # --- loaders
@@ -212,15 +184,19 @@ class CountedStream(Stream):
         return len(self.data)
 
 
-@pytest.mark.parametrize("stream", [Stream, CountedStream])
-def test_a_stream_is_refused_by_the_frozen_fit(odd: Folder, tmp_path: Path, stream: type[Stream]) -> None:
-    with pytest.raises(CxlpError, match=rf"needs to know how many training images .* not {stream.__name__}"):
-        trainer(tmp_path, max_epochs=1).fit(Frozen(network()), DataLoader(stream(pairs(odd)), batch_size=4))
-
-
-def test_a_stream_without_a_length_is_refused_by_the_schedule(odd: Folder, tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="the length of the loader is not known, but the schedule needs it"):
-        trainer(tmp_path, max_epochs=1).fit(FineTune(network()), DataLoader(Stream(pairs(odd)), batch_size=4))
+@pytest.mark.parametrize(
+    ("task", "stream", "said"),
+    [
+        (Frozen, Stream, "needs to know how many training images .* not Stream"),
+        (Frozen, CountedStream, "needs to know how many training images .* not CountedStream"),
+        (FineTune, Stream, "the length of the loader is not known, but the schedule needs it"),
+    ],
+)
+def test_a_stream_is_refused_where_its_length_is_needed(
+    odd: Folder, tmp_path: Path, task: type[ClassificationTask], stream: type[Stream], said: str
+) -> None:
+    with pytest.raises(CxlpError, match=said):
+        trainer(tmp_path, max_epochs=1).fit(task(network()), DataLoader(stream(pairs(odd)), batch_size=4))
 
 
 def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -> None:
@@ -241,51 +217,7 @@ def test_a_network_without_classes_is_refused() -> None:
             task(Network(net.backbone, CrossLayerPooling(pca_dim=4)))
 
 
-# --- checkpoints
-
-
-def test_a_plain_trainer_saves_the_frozen_solution(
-    odd: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its own checkpoint callback, which saves where a step was done; that step moves nothing."""
-    monkeypatch.chdir(tmp_path)
-    loader, images = DataLoader(pairs(odd), batch_size=4), pairs(odd, "val").tensors[0]
-    net = network()
-    run = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1)
-    run.fit(Frozen(net), loader)
-    assert run.global_step == 1
-    path = Path(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    assert path.is_file() and path.is_relative_to(tmp_path)
-    loaded = Frozen.load_from_checkpoint(path)
-    with torch.no_grad():
-        expected = net.eval()(images)
-    assert torch.equal(scores(loaded, images), expected) and expected.any()
-    assert_equal(state(loaded.network), state(net))
-
-
-def test_both_tasks_load_from_their_checkpoints_without_arguments(odd: Folder, tmp_path: Path) -> None:
-    images = pairs(odd, "val").tensors[0]
-    frozen = Frozen(network(), settled=(3.0, 1.5), keep_folds=False)
-    tuned = FineTune(frozen.network, RATES, label_smoothing=0.1, ema=0.5, freeze_batch_norm=False)
-    for task in (frozen, tuned):
-        run = trainer(tmp_path, max_epochs=1)
-        run.fit(task, odd)
-        path = tmp_path / f"{type(task).__name__}.ckpt"
-        run.save_checkpoint(path)
-        expected = scores(task, images)
-        for options in ({}, {"weights_only": True}, {"map_location": "cpu"}):
-            loaded = type(task).load_from_checkpoint(path, **options)
-            assert torch.equal(scores(loaded, images), expected)
-            assert loaded.arguments() == task.arguments()
-            assert loaded.validated == task.validated and loaded.report == task.report
-    other = FineTune.load_from_checkpoint(tmp_path / "FineTune.ckpt", label_smoothing=0.0)
-    assert other.label_smoothing == 0.0 and torch.equal(scores(other, images), scores(tuned, images))
-    # and is fitted on, tested, by a plain Trainer
-    run = trainer(tmp_path, max_epochs=1)
-    run.fit(other, odd)
-    assert not torch.equal(scores(other, images), scores(tuned, images))
-    with pytest.raises(CxlpError, match="the checkpoint is of Frozen, not of FineTune"):
-        FineTune.load_from_checkpoint(tmp_path / "Frozen.ckpt", strict=False)
+# --- evaluation
 
 
 def test_a_plain_loader_is_tested_as_the_datamodules_is(odd: Folder, tmp_path: Path) -> None:
@@ -350,39 +282,3 @@ def test_two_processes_find_the_frozen_solution_of_one(odd: Folder, tmp_path: Pa
         found.append(scores(task, images))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- nothing of Lightning that is not public
-
-
-def private_names(text: str) -> set[str]:
-    """Private names that a text defines or assigns."""
-    return set(re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", text))
-
-
-def test_no_private_attribute_of_lightning_is_used() -> None:
-    library = "\n".join(path.read_text() for path in Path(str(pl.__file__)).parent.rglob("*.py"))
-    sources = [path.read_text() for path in Path(str(cxlp.__file__)).parent.rglob("*.py")]
-    assert "_average_model" in private_names(library)
-    for text in (text for text in sources if "pytorch_lightning" in text):
-        used = set(re.findall(r"\.(_[a-z]\w*)", text)) | set(re.findall(r"\"(_[a-z]\w*)\"", text))
-        assert not (used - private_names(text)) & private_names(library)
-        assert not re.findall(r"^(?:from|import) pytorch_lightning.*\b_\w+", text, re.MULTILINE)
-
-
-def test_no_attribute_of_ours_hides_a_private_one_of_lightnings() -> None:
-    ours: list[type] = []
-    for base in (pl.LightningModule, pl.LightningDataModule, pl.Callback, CheckpointIO):
-        ours += [cls for cls in descendants(base) if cls.__module__.startswith("cxlp.")]
-    assert len(set(ours)) >= 8
-    for cls in ours:
-        for theirs in (parent for parent in cls.__mro__ if parent.__module__.startswith("pytorch_lightning")):
-            hidden = private_names(inspect.getsource(cls)) & private_names(inspect.getsource(theirs))
-            assert not hidden, (cls, theirs)
-
-
-def descendants(cls: type) -> Iterator[type]:
-    children: list[type] = cls.__subclasses__()
-    for child in children:
-        yield child
-        yield from descendants(child)

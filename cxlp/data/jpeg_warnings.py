@@ -1,0 +1,61 @@
+"""Warnings of libjpeg about JPEGs that decode although their data are damaged: pixels are missing or made up.
+
+libjpeg writes its warnings to the process's standard error, without the name of a file.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, TextIO
+
+import cv2
+import numpy as np
+
+_WARNING = re.compile(rb"^(?:Corrupt JPEG data: |Premature end of JPEG|Invalid |Inconsistent ).*\n?", re.MULTILINE)
+
+
+def decode_all(path: Path) -> None:
+    """Let libjpeg go through all the data of a JPEG, at an eighth of its size; other files are left alone."""
+    data = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
+    if data[:2].tobytes() == b"\xff\xd8":
+        cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+
+
+class Captured:
+    """Text on standard error: libjpeg's warnings are kept, all other text is passed on.
+
+    Attributes:
+        stream: Standard error behind the capture, for progress bars.
+    """
+
+    def __init__(self, file: BinaryIO, stream: TextIO) -> None:
+        self._file, self._read, self.stream = file, 0, stream
+
+    def take(self) -> list[str]:
+        """Return the warnings since the last call, one a line."""
+        self._file.seek(self._read)
+        text = self._file.read()
+        self._read += len(text)
+        if rest := _WARNING.sub(b"", text):
+            self.stream.write(rest.decode(errors="replace"))
+            self.stream.flush()
+        return [line.decode(errors="replace").strip() for line in _WARNING.findall(text)]
+
+
+@contextmanager
+def captured_warnings() -> Iterator[Captured]:
+    """Capture what all threads of the process write to standard error."""
+    sys.stderr.flush()
+    with TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stream:
+        os.dup2(file.fileno(), 2)
+        captured = Captured(file, stream)
+        try:
+            yield captured
+        finally:
+            sys.stderr.flush()
+            os.dup2(stream.fileno(), 2)
+            captured.take()

@@ -1,0 +1,103 @@
+"""The files of a test: tables and pictures, class by class, and the images to look at."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cxlp.data.dataset import ImageDataset
+from cxlp.explain.attribution import is_explainable
+from cxlp.models.network import Network
+from cxlp.reports.examples import Example, example_table, write_thumbnails
+from cxlp.reports.figures import confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
+from cxlp.reports.formatting import as_csv
+from cxlp.reports.outputs import Outputs
+from cxlp.reports.overlays import draw_evidence
+from cxlp.utils.files import write_whole
+from cxlp.utils.threads import one_thread
+
+#: Headings and rows.
+Table = tuple[list[str], list[list[Any]]]
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a test has found.
+
+    Attributes:
+        network: The network that was tested.
+        data: The test split.
+        found: Counts ``(true, predicted)`` on the CPU. With several labels per image: average precisions ``(K,)`` by
+            name, and ``curves`` of precision at 101 recalls ``(K, 101)``.
+        mistakes: See :class:`~cxlp.reports.examples.Examples`.
+        right: See :class:`~cxlp.reports.examples.Examples`.
+    """
+
+    __test__ = False  # no test case of pytest's
+
+    network: Network
+    data: ImageDataset
+    found: Any
+    mistakes: Sequence[Example]
+    right: Sequence[Example]
+
+    def write(self, folder: Path, outputs: Outputs) -> dict[str, Table]:
+        """Write the tables first, then the pictures; what cannot be made is missing, also if an earlier test made it.
+
+        Files: ``per_class.csv``; with one label per image ``confusions.csv`` and ``confusion_matrix.png``, with several
+        ``precision_recall.csv`` and ``average_precision.png``; ``examples.csv`` and ``examples/``.
+
+        Args:
+            folder: The run's folder.
+            outputs: Gets the names of those that fail.
+
+        Returns:
+            The tables, by name.
+        """
+        tables: dict[str, Table] = {}
+        for name, make in self._tables().items():
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+            with outputs.attempt(f"{name}.csv"):
+                tables[name] = make()
+                write_whole(folder / f"{name}.csv", as_csv(*tables[name]))
+        name = "average_precision.png" if self.network.multi_label else "confusion_matrix.png"
+        (folder / name).unlink(missing_ok=True)
+        with outputs.attempt(name):
+            several = self.network.multi_label
+            drawn = (
+                draw_precisions(*self._precisions()) if several else draw_confusion(self.found, self.network.classes)
+            )
+            write_whole(folder / name, drawn)
+        overlay = draw_evidence if is_explainable(self.network) else None
+        with one_thread():  # explaining single images is made of small operations
+            write_thumbnails(folder, self.network, self.data, self.mistakes, self.right, outputs, overlay)
+        return tables
+
+    def _tables(self) -> dict[str, Callable[[], Table]]:
+        classes, found = self.network.classes, self.found
+        tables: dict[str, Callable[[], Table]] = {
+            "per_class": lambda: confusion_table(found, classes),
+            "confusions": lambda: confusion_pairs(found, classes),
+        }
+        if self.network.multi_label:
+            tables = {"per_class": self._precisions, "precision_recall": self._curves}
+        return {**tables, "examples": lambda: example_table(self.data, self.mistakes, self.right)}
+
+    def _precisions(self) -> Table:
+        # The un-interpolated one comes last: it is drawn.
+        names = sorted(self.found.keys() - {"curves"}, key=lambda name: (name == "AP", name))
+        labels = torch.tensor([sample.label for sample in self.data.samples])
+        # torchmetrics makes a scalar of a single class's value.
+        values = {name: self.found[name].reshape(-1) for name in names}
+        return precision_table(values, labels, self.network.classes)
+
+    def _curves(self) -> Table:
+        rows = [
+            [name, *(round(precision, 4) for precision in curve)]
+            for name, curve in zip(self.network.classes, self.found["curves"].tolist(), strict=True)
+            if not math.isnan(curve[0])
+        ]
+        return ["class", *(str(i / 100) for i in range(101))], rows

@@ -1,0 +1,115 @@
+"""Which files are pictures: by name or content, by way of links; all others are counted."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cxlp.data.decode import read_image
+from cxlp.data.folder import Folder
+from cxlp.utils.errors import CxlpError
+from tests.data.folders import fill, names
+
+
+def test_nested_and_uppercase_files_are_found_and_all_others_are_counted(tmp_path: Path) -> None:
+    root = fill(
+        tmp_path,
+        *("train/a/1.JPG", "train/a/deep/er/2.Png", "train/b/1.png", "test/a/3.webp"),
+        *("train/a/._1.jpg", "train/a/.thumbnails/1.jpg", "train/.git/x/1.png", "train/a/@eaDir/1.jpg/thumb.jpg"),
+        *("loose.png", "train/loose.png", "predict/1.png", "predict/a/2.png", "train/a/1.jpg.part.png"),
+    )
+    for file in ("train/a/notes.txt", "train/a/table", "README.md", "train/b/2.txt", "__MACOSX"):
+        (root / file).write_text("no image")
+    (root / "train/a/1.jpg.part.png").rename(root / "train/a/1.jpg.part")
+    (root / "train/a/folder.png").mkdir()
+    module = Folder(root)
+    classes, samples = module.read()
+    assert classes == ("a", "b")
+    assert names(samples["train"], root) == ["train/a/1.JPG", "train/a/deep/er/2.Png", "train/b/1.png"]
+    assert names(samples["test"], root) == ["test/a/3.webp"]
+    assert module.left_out == {
+        "hidden": 5,
+        "outside class folders (.png)": 2,
+        "outside class folders (.md)": 1,
+        "in predict, beside the splits": 2,
+        "backups or unfinished": 1,
+        "no pictures (.txt)": 2,
+        "no pictures (no suffix)": 1,
+    }
+    files = sum(path.is_file() for path in root.rglob("*"))
+    assert files == sum(map(len, samples.values())) + module.left_out.total()
+    (line,) = module.remarks()
+    assert line.startswith(f"left out of {root}: 1 backups or unfinished, 5 hidden, 2 in predict, beside the splits, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(("a.jfif", "JPEG"), ("a.JPE", "JPEG"), ("a.pgm", "PPM"), ("a.avif", "AVIF"), ("a.jpg_large", "JPEG")),
+        *(("a", "JPEG"), ("a", "PNG"), ("a.jp2", "JPEG2000"), ("a.tga", "TGA"), ("a.jpg?w=300", "WEBP")),
+        *(("photo.2020-05-01", "GIF"), ("a.apng", "PNG"), ("a.dib", "BMP")),
+    ],
+)
+def test_whatever_pillow_reads_is_an_image(tmp_path: Path, name: str, form: str) -> None:
+    root = fill(tmp_path, "train/k/1.png", "test/k/1.png")
+    Image.new("RGB", (4, 4), (9, 99, 199)).save(root / "train" / "k" / name, form)
+    module = Folder(root)
+    found = {sample.path.name: sample.path for sample in module.read()[1]["train"]}
+    assert found.keys() == {"1.png", name} and not module.left_out
+    assert read_image(found[name]).shape == (4, 4, 3)
+
+
+def test_raw_files_of_cameras_are_no_images_for_their_small_previews(tmp_path: Path) -> None:
+    root = fill(tmp_path, "train/k/1.png", "test/k/1.png")
+    Image.new("RGB", (4, 4)).save(root / "train" / "k" / "a.nef", "TIFF")
+    module = Folder(root)
+    module.read()
+    assert module.left_out == {"no pictures (.nef)": 1}
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = fill(tmp_path / "root", "train/a/1.png", "train/b/1.png", "test/a/2.png")
+    elsewhere = fill(tmp_path / "elsewhere", "3.png", "deep/4.png")
+    (root / "train" / "a" / "more").symlink_to(elsewhere)
+    (root / "train" / "a" / "loop").symlink_to("..")
+    (elsewhere / "deep" / "back").symlink_to(root / "train" / "a")  # by way of another folder
+    (root / "train" / "a" / "note").symlink_to("1.png")
+    module = Folder(root, image_size=8)
+    _, samples = module.read()
+    assert names(samples["train"], root) == [
+        *("train/a/1.png", "train/a/more/3.png", "train/a/more/deep/4.png", "train/a/note"),
+        "train/b/1.png",
+    ]
+    assert module.left_out == {"links to a folder that they lie in": 2}
+
+
+@pytest.mark.parametrize("name", ["2.png", "annexed", "2.JFIF"])
+def test_a_link_to_nothing_is_a_missing_image(tmp_path: Path, name: str) -> None:
+    root = fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
+    (root / "train" / "a" / name).symlink_to("../../.git/annex/objects/1")
+    with pytest.raises(CxlpError, match=rf"1 of 4 images are missing, such as .*{name} \(a link to .*objects/1, wh"):
+        Folder(root, image_size=8).setup()
+    (root / "train" / "a" / name).rename(root / "train" / "class")
+    if "." not in name:
+        with pytest.raises(CxlpError, match=r"train/class is a link to .*objects/1, which is not there: fetch it"):
+            Folder(root).read()
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path, "train/a/1.png", "train/a/session/2.png", "test/a/2.png")
+    scandir = os.scandir
+
+    def closed(path: Path) -> Any:
+        if Path(path).name == "session":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(CxlpError, match=r"cannot list .*/train/a/session: Permission denied"):
+        Folder(root).read()
+    for flat in ("session", "open"):
+        fill(root / "flat", *(f"{flat}/{i}.png" for i in range(5)))
+    with pytest.raises(CxlpError, match=r"cannot list .*/flat/session: Permission denied"):
+        Folder(root / "flat").read()

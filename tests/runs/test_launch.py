@@ -1,0 +1,242 @@
+"""How many processes a run has, which of them this one is, and what the environment of a scheduler does to that."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import Namespace
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from cxlp.commands.train import main
+from cxlp.runs.folder import find_earlier
+from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch, was_restarted
+from cxlp.runs.loggers import RunConfig
+from cxlp.tasks import FineTune
+from cxlp.utils.errors import CxlpError
+from tests.small_run import ARGUMENTS, FINETUNE, metrics, prepared, write_pictures
+
+TASK = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+ELASTIC = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+CHILD = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1234"}
+LEFT_OVER = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No launcher around the tests, and nothing of what they change after them."""
+    before, rank = dict(os.environ), launched_rank()
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in (*ELASTIC, *CHILD)]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
+
+
+def settle(devices: int, nodes: int, variables: dict[str, str]) -> int:
+    os.environ.update(variables)
+    rank_zero_only.rank = 9  # type: ignore[attr-defined]
+    settle_launch(Namespace(accelerator="cpu", devices=devices, num_nodes=nodes))  # type: ignore[no-untyped-call]
+    return launched_rank()
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "variables", "rank"),
+    [
+        (1, 1, {}, 0),
+        *((1, 1, {name: "2"}, 0) for name in LEFT_OVER),
+        *((2, 1, {name: "2"}, 0) for name in LEFT_OVER),  # Lightning starts the second process, later
+        (1, 1, dict.fromkeys(LEFT_OVER, "2"), 0),
+        (1, 1, TASK, 0),  # independent runs in one job
+        (3, 1, TASK, 1),
+        (3, 1, {**TASK, "SLURM_JOB_NAME": "bash"}, 0),  # an interactive session
+        (2, 1, {**TASK, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 0),
+        (2, 1, ELASTIC, 1),
+        (1, 1, {**ELASTIC, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, 0),
+        (2, 1, CHILD, 1),
+        (2, 2, {**CHILD, "NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
+        (2, 2, {"NODE_RANK": "1", "MASTER_ADDR": "host0", "MASTER_PORT": "1234"}, 2),
+    ],
+)
+def test_the_rank_in_this_run(devices: int, nodes: int, variables: dict[str, str], rank: int) -> None:
+    assert settle(devices, nodes, variables) == rank
+    # what is not this run's is gone, so that Lightning does not wait for it
+    known = devices > 1 and rank > 0 and variables.keys() & {"LOCAL_RANK", "SLURM_PROCID"}
+    kept = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID") if name in os.environ]
+    assert bool(kept) == bool(known)
+
+
+@pytest.mark.parametrize(
+    ("devices", "variables", "said"),
+    [
+        (1, ELASTIC, "torchrun has started 2 processes, but the run takes 1"),
+        (4, ELASTIC, "torchrun has started 2 processes, but the run takes 4"),
+        (2, TASK, "SLURM has started 3 processes, but the run takes 2"),
+    ],
+)
+def test_another_number_of_processes_is_refused(devices: int, variables: dict[str, str], said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        settle(devices, 1, variables)
+
+
+def test_only_the_first_task_of_independent_runs_has_the_wandb_run_of_the_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settle(1, 1, {**TASK, "WANDB_RUN_ID": "abc"})
+    assert "WANDB_RUN_ID" not in os.environ and not capsys.readouterr().out
+    settle(1, 1, {**TASK, "SLURM_PROCID": "0", "WANDB_RUN_ID": "abc"})
+    assert os.environ["WANDB_RUN_ID"] == "abc"
+    assert "each task does a run of its own" in capsys.readouterr().out
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh working directory with pictures in it."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("variables", [TASK, {"RANK": "3", "LOCAL_RANK": "3", "NODE_RANK": "2", "WORLD_SIZE": "4"}])
+def test_a_run_of_one_process_is_whole_wherever_it_was_started(work: Path, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    rank_zero_only.rank = 3  # type: ignore[attr-defined]  # as Lightning reads it when it is imported
+    assert main([*ARGUMENTS, "--run.name", "a"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["a"]
+    assert metrics(Path("runs/a"))["images"]["test"] == 9 and Path("runs/a/csv/test/version_0/metrics.csv").is_file()
+
+
+# --- started again
+
+
+@pytest.mark.parametrize(
+    ("variables", "restarted"),
+    [
+        ({}, False),
+        ({"SLURM_RESTART_COUNT": "0"}, False),
+        ({"SLURM_RESTART_COUNT": ""}, False),
+        ({"SLURM_RESTART_COUNT": "2"}, True),
+        ({"TORCHELASTIC_RESTART_COUNT": "1"}, True),
+    ],
+)
+def test_a_job_that_was_started_before(variables: dict[str, str], restarted: bool) -> None:
+    os.environ.update(variables)
+    assert was_restarted() == restarted
+
+
+@pytest.mark.parametrize(
+    ("more", "variables"),
+    [(["--run.resume", "auto"], {}), ([], {"SLURM_RESTART_COUNT": "1"})],
+    ids=["auto", "requeued by SLURM"],
+)
+def test_the_same_command_goes_on_with_its_run(
+    work: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], variables: dict[str, str]
+) -> None:
+    command = [*ARGUMENTS, *FINETUNE, *more, "--run.name", "job"]
+    whole = prepared("whole", *FINETUNE).rename("whole")
+    start = FineTune.on_train_epoch_start
+
+    def preempted(task: FineTune) -> None:
+        if task.current_epoch == 1:
+            raise KeyboardInterrupt
+        start(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTune, "on_train_epoch_start", preempted)
+        assert main(command) == 130
+    os.environ.update(variables)
+    epochs: list[int] = []
+
+    def counted(task: FineTune) -> None:
+        epochs.append(task.current_epoch)
+        start(task)
+
+    monkeypatch.setattr(FineTune, "on_train_epoch_start", counted)
+    assert main(command) == 0
+    assert epochs == [1] and [path.name for path in Path("runs").iterdir()] == ["job"]
+    assert metrics(Path("runs/job"))["metrics"] == metrics(whole)["metrics"]
+    assert main(command) == 0  # done: tested again
+    assert epochs == [1] and not Path("runs/job-2").exists()
+
+
+def test_without_a_restart_the_same_command_begins_another_run(work: Path) -> None:
+    prepared("job")
+    assert main([*ARGUMENTS, "--run.name", "job"]) == 0
+    assert Path("runs/job-2/metrics.json").is_file()
+
+
+def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
+    folder = Path("runs/job")
+    (folder / "csv").mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed_everything: 0\n")
+    assert find_earlier(RunConfig(name="job", resume="auto")) is None and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "run", "said"),
+    [
+        ("photo.jpg", RunConfig(name="job", resume="auto"), "runs/job holds no run: choose another --run.name"),
+        ("metrics.json", RunConfig(name="job", resume="auto"), "holds a run that is done, but no checkpoint"),
+        ("config.yaml", RunConfig(resume="auto"), "run.resume is auto, which finds a run by its name: give run.name"),
+        ("config.yaml", RunConfig(name="../job", resume="auto"), "a name without slashes"),
+    ],
+)
+def test_nothing_else_is_taken_for_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, run: RunConfig, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/job")
+    folder.mkdir(parents=True)
+    (folder / there).touch()
+    if there == "metrics.json":
+        (folder / "config.yaml").touch()
+    with pytest.raises(CxlpError, match=said):
+        find_earlier(run)
+    assert (folder / there).is_file()
+
+
+def test_a_restarted_job_without_a_name_says_that_it_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    os.environ["SLURM_RESTART_COUNT"] = "1"
+    assert find_earlier(RunConfig()) is None
+    assert "it begins anew. Give --run.name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "array", "job", "said"),
+    [(0, {}, "77", "is requeued"), (1, {}, "77", "cannot be requeued: scontrol ended with status 1"),
+     (0, {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "4"}, "70_4", "is requeued"),
+     (None, {}, "77", "cannot be requeued: scontrol: No such file")],
+)  # fmt: skip
+def test_slurms_warning_requeues_the_job(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    status: int | None,
+    array: dict[str, str],
+    job: str,
+    said: str,
+) -> None:
+    before: Any = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    shell = shutil.which("sh")
+    if status is not None:
+        (tmp_path / "scontrol").write_text(f"#!{shell}\necho $@ > {tmp_path}/told\nexit {status}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    os.environ.update({"SLURM_JOB_ID": "77", "PATH": str(tmp_path), **array})
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+    try:
+        requeue_on_signal()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert f"SLURM job {job} {said}" in capsys.readouterr().err
+        if status is not None:
+            assert (tmp_path / "told").read_text() == f"requeue {job}\n"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_outside_of_slurm_the_signal_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    requeue_on_signal()
+    assert signal.getsignal(signal.SIGUSR1) is before

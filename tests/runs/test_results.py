@@ -1,0 +1,125 @@
+"""The result is safe before anything else is made; what cannot be made costs itself only, and the status tells."""
+
+import errno
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+
+import cxlp.reports.result
+import cxlp.runs.folder
+import cxlp.runs.loggers
+import cxlp.runs.results
+from cxlp.commands.train import main
+from cxlp.reports.outputs import Outputs
+from cxlp.runs.folder import run_in
+from cxlp.runs.loggers import RunConfig, build_loggers
+from cxlp.utils.errors import CxlpError
+from tests.small_run import ARGUMENTS, metrics, prepared, write_pictures
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh working directory with the pictures."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_result_is_written_before_what_may_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = metrics(prepared("good", "--run.cost", "true"))
+    folder = Path("[/b]", "<$\\frac{1$> 🐦")  # a name that is no markup, formula or tag
+    found: list[dict[str, Any]] = []
+
+    def broken(*_: Any) -> None:
+        assert (folder / "checkpoints" / "best.ckpt").is_file()
+        found.append(metrics(folder))
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(cxlp.reports.result, "draw_confusion", broken)
+    monkeypatch.setattr(cxlp.runs.results, "measure_cost", broken)
+    monkeypatch.setattr(cxlp.runs.results, "write_report", full)
+    monkeypatch.setattr(CSVLogger, "save", full)
+    place = ["--run.root", str(folder.parent), "--run.name", folder.name]
+    assert main([*ARGUMENTS, *place, "--run.cost", "true"]) == 3
+    assert len(found) == 2 and metrics(folder) == found[1]
+    assert metrics(folder)["metrics"] == good["metrics"] and metrics(folder).keys() == good.keys() - {"cost"}
+    assert {"per_class.csv", "confusions.csv", "examples.csv", "examples"} <= {path.name for path in folder.iterdir()}
+    said = capsys.readouterr()
+    lost = ["the log by ForgivingCSVLogger", "the cost", "confusion_matrix.png", "report.html"]
+    for name in lost:
+        assert said.err.count(f"error: {name} could not be made: ") == 1
+    assert f"not made: {', '.join(lost)}" in said.err.replace("\n", "")
+    assert "test/accuracy" in said.out and str(folder) in said.out
+
+
+def test_numbers_that_json_does_not_know_do_not_lose_the_others() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert cxlp.runs.results._finite({"a": {"b": nan, "c": 1.5}, "d": -inf, "e": "x", "f": 2}) == {
+        "a": {"b": None, "c": 1.5}, "d": None, "e": "x", "f": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "passes"), [(0, True), (3, True), (1, False), (2, False)])
+def test_a_series_takes_a_run_whose_report_is_missing(
+    work: Path, monkeypatch: pytest.MonkeyPatch, status: int, passes: bool
+) -> None:
+    def run_to_end(*_: Any) -> int:
+        (work / "a").mkdir()
+        (work / "a" / "metrics.json").write_text("{}")
+        return status
+
+    monkeypatch.setattr(cxlp.runs.folder, "run_to_end", run_to_end)
+    with nullcontext() if passes else pytest.raises(CxlpError, match="failed, see above"):
+        assert run_in(work / "a", [], work / "logs" / "a.txt") == work / "a"
+
+
+class Gone:
+    """Stands for a wandb run whose process has died."""
+
+    id, project = "run1", "birds"
+
+    def __getattr__(self, name: str) -> Any:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        """Take an axis."""
+
+
+def test_training_goes_on_without_a_logger_that_fails(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = Outputs()
+    experiment: Any = Gone()
+    wandb_logger, csv_logger = build_loggers(RunConfig(), work, "frozen", experiment, outputs)
+    assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
+    for step in range(3):
+        for logger in (wandb_logger, csv_logger):
+            logger.log_metrics({"train/loss": 1.0}, step)
+            logger.log_hyperparams({"provenance": {"data": "birds"}})
+            logger.save()
+    assert outputs.failed == ["the log by ForgivingWandbLogger"]
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert len((Path(csv_logger.log_dir) / "metrics.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_wandb_gathers_its_files_in_the_runs_folder(
+    work: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    """HOME may not be writable, on a compute node or in a container."""
+    monkeypatch.setattr(cxlp.runs.loggers, "DATA_DIR", chosen)
+    monkeypatch.setattr(wandb, "init", lambda **_: Gone())
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    cxlp.runs.loggers.start_wandb(RunConfig(wandb="offline"), Path("runs", "a"))
+    assert os.environ["WANDB_DATA_DIR"] == (chosen or str(work / "runs" / "a" / "wandb"))
