@@ -74,15 +74,15 @@ def test_a_process_that_fails_is_told_of_with_its_log(
 ) -> None:
     folder = with_file(tmp_path / "a", "checkpoints/last.ckpt")
     seen: list[list[str]] = []
-    start = subprocess.run
+    start = subprocess.Popen
 
-    def instead(command: list[str], **options: object) -> "subprocess.CompletedProcess[bytes]":
+    def instead(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
         seen.append(command)
         if leaves:
             with_file(folder, "metrics.json")
         return start([sys.executable, "-c", f"print('what it says'); raise SystemExit({status})"], **options)  # type: ignore[call-overload, no-any-return]
 
-    monkeypatch.setattr(subprocess, "run", instead)
+    monkeypatch.setattr(subprocess, "Popen", instead)
     with pytest.raises(CxlpError, match=r"failed, see above and .*a\.txt"):
         run_in(folder, ["--config", "x"], tmp_path / "logs" / "a.txt")
     assert (tmp_path / "logs" / "a.txt").read_text() == "what it says\n"
