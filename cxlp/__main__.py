@@ -10,7 +10,7 @@ from cxlp import __version__
 from cxlp.commands import check, compare, download, explain, export, predict, train
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import how_ended, raising_on_signals
-from cxlp.utils.program import program
+from cxlp.utils.program import print_any_text, program
 
 #: The commands, in the order of a working day.
 COMMANDS = (download, check, train, compare, predict, explain, export)
@@ -27,6 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
         something; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or SIGHUP; 141 where a pipe's reader went away, such
         as ``head``.
     """
+    print_any_text()
     # The console script does not see the working directory, as python -m does, where heads of the user's own may be.
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -282,7 +282,7 @@ def _side(image_size: int) -> int:
         side = operator.index(image_size)  # of NumPy, too
     except TypeError:
         side = 0
-    if side < 1:
+    if not 1 <= side <= 2**14:
         raise CxlpError(f"the backbone's image_size is {image_size!r}: give the side of its images, in pixels")
     return side
 

@@ -2,7 +2,10 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from cxlp.data import DATA_MODULES
@@ -10,6 +13,9 @@ from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
     from cxlp.deploy.predictor import Predictor
+
+#: The most that options can be: more processes or threads would only exhaust the machine.
+MOST = {"workers": 1024}
 
 
 def add_data_set(parser: ArgumentParser) -> None:
@@ -19,27 +25,58 @@ def add_data_set(parser: ArgumentParser) -> None:
 
 
 def check_numbers(args: Namespace, **least: int) -> None:
-    """Refuse options that are given and lie below the least value that they can have.
+    """Refuse options that are given and lie below the least value that they can have, or make no sense any more.
 
     Raises:
         CxlpError: Names the first one.
     """
     for name, minimum in least.items():
-        value = getattr(args, name)
+        value, most = getattr(args, name), MOST.get(name, 2**31 - 1)
         if value is not None and value < minimum:
             raise CxlpError(f"--{name.replace('_', '-')} is {value}: it must be {minimum} or more")
+        if value is not None and value > most:
+            raise CxlpError(f"--{name.replace('_', '-')} is {value}: it must be {most:,} or less")
 
 
 def check_out_file(out: Path) -> None:
     """Refuse a file that could not be written in the end.
 
     Raises:
-        CxlpError: If its folder is missing, or it is a folder itself.
+        CxlpError: If its folder is missing or cannot be written into, or it is a folder itself.
     """
-    if not out.absolute().parent.is_dir():
-        raise CxlpError(f"--out {out}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise CxlpError(f"--out {out} is a folder: name a file")
+    try:
+        if out.is_dir():
+            raise CxlpError(f"--out {out} is a folder: name a file")
+        if not out.absolute().parent.is_dir():
+            raise CxlpError(f"--out {out}: there is no folder {out.parent}")
+        if out.is_file() or not out.exists():  # else a pipe or a device, which is written to as it is
+            with TemporaryFile(dir=out.resolve().parent):
+                pass
+    except (OSError, ValueError) as error:
+        raise CxlpError(f"--out {out} cannot be written: {getattr(error, 'strerror', error)}") from error
+
+
+@contextmanager
+def out_folder(out: Path) -> Iterator[None]:
+    """Make a folder for what a command writes; one that is still empty in the end is taken away again.
+
+    Raises:
+        CxlpError: If it cannot be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise CxlpError(f"--out {out} is a file: name a folder")
+    is_new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except (OSError, ValueError) as error:
+        raise CxlpError(f"--out {out} cannot be written into: {getattr(error, 'strerror', error)}") from error
+    try:
+        yield
+    finally:
+        if is_new and not any(out.iterdir()):
+            out.rmdir()
 
 
 def warn_of_boxes(model: "Predictor") -> None:

@@ -176,7 +176,7 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
     from cxlp.studies.comparison import System
     from cxlp.studies.systems import systems
 
-    given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name)]
+    given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
     if len(given) > 1:
         raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
     if args.recipes:
@@ -185,7 +185,7 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
             raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
         overlays = {stem: () if name == "none" else ("--config", name) for stem, name in recipes.items()}
         return [System(stem, None, overlay) for stem, overlay in overlays.items()], None
-    if not args.sweep:
+    if args.sweep is None:
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
             raise CxlpError("the systems are made of a network with one head, CrossLayerPooling: set model.head")

@@ -12,7 +12,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxlp.commands import check_numbers, warn_of_boxes
+from cxlp.commands import check_numbers, out_folder, warn_of_boxes
 from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
-    from cxlp.commands.image_paths import image_paths
+    from cxlp.commands.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.predictor import load
     from cxlp.explain.attribution import check_explainable
 
@@ -83,16 +83,14 @@ def run(args: Namespace) -> int:
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
     warn_of_boxes(model)
-    files = list(image_paths(args.images, sys.stdin))
+    files = list(image_paths(args.images, lines_of_stdin()))
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:
         print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
     source = _Source(model, files[:limit])
     out = args.out or _new(_run_folder(args.checkpoint) / "explained")
-    if out.exists() and not out.is_dir():
-        raise CxlpError(f"--out {out} is a file: name a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    (_patches if args.patches else _evidence)(source, target, against, args, out)
+    with out_folder(out):
+        (_patches if args.patches else _evidence)(source, target, against, args, out)
     return 1 if source.failed else 0
 
 

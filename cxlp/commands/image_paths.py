@@ -1,11 +1,14 @@
 """From what is said on a command line to the image files that it means."""
 
 import glob
+import io
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cxlp.data.listing import is_picture
+from cxlp.utils.errors import CxlpError
 
 
 def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
@@ -32,6 +35,23 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
                 yield from _files(match)
         else:
             yield from _files(argument)
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """Read the lines of the standard input as they come.
+
+    Raises:
+        CxlpError: If there is none, as where a shell has closed it.
+    """
+    if sys.stdin is None:
+        raise CxlpError("-: paths are read from the standard input, but it is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files are bytes
+    try:
+        for number, line in enumerate(sys.stdin):
+            yield line if number else line.removeprefix("\ufeff")  # a byte-order mark, of Windows
+    except OSError as error:
+        raise CxlpError(f"-: the standard input cannot be read: {error.strerror}") from error
 
 
 def _files(path: str) -> Iterator[str]:

@@ -62,7 +62,7 @@ def run(args: Namespace) -> int:
 
     from tqdm import tqdm
 
-    from cxlp.commands.image_paths import image_paths
+    from cxlp.commands.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.predictor import load
     from cxlp.utils.distributed import usable_cores
 
@@ -74,7 +74,7 @@ def run(args: Namespace) -> int:
     # Rows on a terminal are progress enough.
     shown = sys.stderr.isatty() and (args.out is not None or not sys.stdout.isatty())
     total = sum(1 for _ in image_paths(args.paths, ())) if shown and "-" not in args.paths else None
-    found = model.stream(image_paths(args.paths, _lines_of_stdin()), top, args.batch_size, workers)
+    found = model.stream(image_paths(args.paths, lines_of_stdin()), top, args.batch_size, workers)
     with _output(args.out, args.format) as file:
         row: Callable[[Prediction], str] = _json_row
         if args.format == "csv":
@@ -116,13 +116,6 @@ def _json_row(found: "Prediction") -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _lines_of_stdin() -> Iterator[str]:
-    # Names of files are bytes: what is no UTF-8 goes through as it is.
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    yield from sys.stdin
-
-
 @contextmanager
 def _output(path: Path | None, form: str) -> Iterator[TextIO]:
     """Open stdout, or a file that is put in place when all of it is written.
@@ -140,7 +133,7 @@ def _output(path: Path | None, form: str) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8", errors=errors, newline="") as file:
             yield file
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
     try:
         with partial.open("w", encoding="utf-8", errors=errors, newline="") as file:
             yield file

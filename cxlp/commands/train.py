@@ -6,13 +6,14 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
-from cxlp.utils.processes import STOPPED, how_ended, leave_soon, leave_with_parent, raising_on_signals
+from cxlp.utils.processes import STOPPED, how_ended, is_waited_for, leave_soon, leave_with_parent, raising_on_signals
+from cxlp.utils.program import print_any_text
 
 if TYPE_CHECKING:
     from cxlp.runs.stages import Run
@@ -38,7 +39,7 @@ class _Begun:
 
     run: "Run | None" = None
     series: Path | None = None
-    speaks: bool = True
+    speaks: bool = field(default_factory=lambda: not is_waited_for())
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         (Ctrl-C), SIGTERM or SIGHUP.
     """
     begun = _Begun()
+    print_any_text()
     with raising_on_signals():
         try:
             return _run(sys.argv[1:] if args is None else args, begun)

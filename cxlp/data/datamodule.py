@@ -23,6 +23,9 @@ from cxlp.utils.fingerprint import digest
 from cxlp.utils.labels import strata
 from cxlp.utils.seeding import run_seed
 
+#: The most loading processes: more would only exhaust the machine.
+MOST_WORKERS = 1024
+
 
 class ImageDataModule(pl.LightningDataModule, ABC):
     """A benchmark's splits as loaders. Subclasses say where the files are and what is in them.
@@ -78,8 +81,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
             if value < 1:
                 raise CxlpError(f"data.{option} is {value}: it must be 1 or more")
+            if value >= 2**31:
+                raise CxlpError(f"data.{option} is {value}: it must be less than 2^31")
         if num_workers is not None and num_workers < 0:
             raise CxlpError(f"data.num_workers is {num_workers}: it must be 0 or more, or null")
+        if num_workers is not None and num_workers > MOST_WORKERS:
+            raise CxlpError(f"data.num_workers is {num_workers}: it must be {MOST_WORKERS} or less")
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.image_size, self.aspect = image_size, aspect
@@ -157,7 +164,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             labelled: Whether box and labels count, too: then equal numbers mean the same training example.
         """
         samples = self.splits[split].samples
-        self._contents |= content_digests({s.path for s in samples} - self._contents.keys())
+        self._read_contents(samples)
         numbers = []
         for path, label, box in samples:
             content = self._contents[path]
@@ -180,14 +187,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         mine = self.fingerprints(split)
         return int((torch.isin(mine, fingerprints) & ~torch.isin(mine, self.fingerprints("train"))).sum())
 
+    def _read_contents(self, samples: Sequence[Sample]) -> None:
+        self._contents |= content_digests({s.path for s in samples} - self._contents.keys())
+
     def digest(self, split: Split) -> str:
-        """Digest a split in its order: paths below the root, sizes, dates, boxes, labels; and the transform."""
+        """Digest a split in its order: paths below the root, contents of files, boxes, labels; and the transform.
+
+        Not sizes and dates, which some tools keep when they change a picture.
+        """
         data = self.splits[split]
+        self._read_contents(data.samples)
         parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:
-            state = sample.path.stat()
             where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
-            parts.append((where, state.st_size, state.st_mtime_ns, sample.box, sample.label))
+            parts.append((where, self._contents[sample.path].hex(), sample.box, sample.label))
         return digest(*parts)
 
     def state_dict(self) -> dict[str, Any]:

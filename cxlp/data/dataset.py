@@ -102,6 +102,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
     """Name the class that has the fewest images, in brackets; classes without any are left out."""
+    if not labels:
+        return ""
     label, count = min(Counter(labels).items(), key=lambda found: found[1])
     return f" (the rarest, {classes[label]!r}, has {count})" if label < len(classes) else ""
 

@@ -45,7 +45,7 @@ class Entry:
             self.key = key()
             return int(digest(json.dumps(self.key, sort_keys=True), size=7), 16)
 
-        self.folder = root / f"{ask_rank_zero(number):014x}"  # machines may see other dates of files
+        self.folder = root / f"{ask_rank_zero(number):014x}"  # one number for all ranks
         self.part: Path | None = None
         self._lock: BaseFileLock | None = None
 

@@ -53,9 +53,14 @@ def network_of(
     checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None = None, source: str = "the checkpoint"
 ) -> Network:
     """Build the network of a checkpoint that :func:`read_checkpoint` has read, see :func:`load_network`."""
-    # The weights come from the checkpoint: nothing is downloaded.
-    network = network_from_spec(checkpoint["cxlp"]["network"], backbone)
-    load_weights(network, checkpoint, source)
+    try:
+        # The weights come from the checkpoint: nothing is downloaded.
+        network = network_from_spec(checkpoint["cxlp"]["network"], backbone)
+        load_weights(network, checkpoint, source)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        # Values of another kind than a network writes, each of which would be found somewhere else.
+        said = " ".join(str(error).split())[:400]
+        raise CxlpError(f"{source} is broken, its network cannot be built: {said} ({type(error).__name__})") from error
     return network.eval()
 
 

@@ -1,6 +1,8 @@
 """The command line before it is parsed: configs by their names, and first."""
 
 import itertools
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,12 +94,12 @@ def _check_overlays(paths: Sequence[str]) -> None:
     """Refuse files that hold no keys, and overlays that come before what they change."""
     described = False
     for path in paths:
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        content = _read_yaml(path)
         if not isinstance(content, dict):
             raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
+        empty = [key for key in ("model", "data", "trainer", "run") if key in content and content[key] is None]
+        if empty:
+            raise CxlpError(f"{path}: {empty[0]} is null: it is a group of keys; leave it out for their defaults")
         if "program" in content:
             raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
         data = content.get("data")
@@ -109,11 +111,30 @@ def _check_overlays(paths: Sequence[str]) -> None:
             )
 
 
+def _read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
+    """Read a file as YAML.
+
+    Raises:
+        CxlpError: If it cannot be read, or is no tree of values whose keys are words.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        json.dumps(content, default=str)  # refuses a value that contains itself
+    except OSError as error:
+        raise CxlpError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    wrong = [key for key in content if not isinstance(key, str)] if isinstance(content, dict) else []
+    if wrong:
+        raise CxlpError(f"{path}: the key {wrong[0]!r} is no word")
+    return content
+
+
 def _config_path(name: str) -> Path:
-    candidates = [Path(name), Path("configs") / name, CONFIGS / name]
+    candidates = [Path(name), Path("configs") / name, CONFIGS / name] if Path(name).name else []
     for path in candidates:
         for spelled in (path, path.with_name(path.name + ".yaml")):
-            if spelled.is_file():
+            if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's raises for what cannot be a path)
                 return spelled.absolute()
     shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != "sweep.yaml")
     raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")

@@ -1,5 +1,7 @@
 """What a run refuses before it begins: options that would have no effect, or spoil its result."""
 
+import os
+
 import torch
 from jsonargparse import Namespace
 
@@ -7,11 +9,17 @@ from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import STARTS, ModelConfig, check_gradient_options
 from cxlp.utils.errors import CxlpError
 
+#: What the environment variable ``WANDB_MODE`` may say; wandb knows more of them, for its own servers.
+WANDB_MODES = ("online", "offline", "disabled", "dryrun", "off")
+
 #: Options of the Trainer that would leave a part of the held-out or of the test images out, with what leaves out none.
 WHOLE: dict[str, tuple[object, ...]] = {
     "fast_dev_run": (None, False, 0), "barebones": (None, False), "overfit_batches": (None, 0.0),
     "limit_val_batches": (None, 1.0), "limit_test_batches": (None, 1.0),
 }  # fmt: skip
+
+#: Options of the Trainer that it takes as they are, and the least values that make sense.
+LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
 
 
 def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) -> None:
@@ -40,6 +48,12 @@ def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) 
             f"trainer.max_epochs is {trainer['max_epochs']}: give the number of gradient epochs, 0 for the frozen mode"
         )
     check_gradient_options(config, build_parser().get_defaults())
+    for key, least in LEAST.items():
+        if trainer[key] is not None and trainer[key] < least:
+            raise CxlpError(f"trainer.{key} is {trainer[key]}: it must be {least} or more")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if config["run"]["wandb"] == "auto" and mode not in WANDB_MODES:
+        raise CxlpError(f"the environment variable WANDB_MODE is {mode!r}; valid: {', '.join(WANDB_MODES)}")
     if not trainer["max_epochs"] and not model.fits_first:
         raise CxlpError(
             f"model.start is {model.start}, but trainer.max_epochs is 0: nothing would be fitted. Give "

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CLASSES, find_configs, part_heads
-from cxlp.runs.config_errors import explain, refuse_nulls
+from cxlp.runs.config_errors import explain, refuse_infinite, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
@@ -69,6 +69,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
+    refuse_infinite(config)
     if not 0 <= config["seed_everything"] < 2**32:
         raise CxlpError(f"seed_everything is {config['seed_everything']}: a seed lies between 0 and 2^32 - 1")
     module, _, name = config["data"]["class_path"].rpartition(".")

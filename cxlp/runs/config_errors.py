@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -36,7 +37,7 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
     key = next((key for key in classes if text.startswith(f'Parser key "{key}":')), None)
     if key is not None:
         return _explain_class(key, text, classes[key])
-    return _explain_keys(text, "", _keys(parser.get_defaults())) or text
+    return _explain_keys(text, "", _keys(parser.get_defaults())) or " ".join(text.split())
 
 
 def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
@@ -124,6 +125,18 @@ def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
     """
     for key, built in groups.items():
         _refuse_nulls(config[key].get("init_args", config[key]), _hints_of_class(built), key)
+
+
+def refuse_infinite(config: Namespace) -> None:
+    """Refuse numbers that are not finite: no option takes such, and comparisons with NaN would let it pass.
+
+    Raises:
+        CxlpError: Names the key.
+    """
+    for key, value in config.items(branches=False):
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not isfinite(number):
+                raise CxlpError(f"{key.replace('.init_args.', '.')} is {value}: it must be a finite number")
 
 
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:

@@ -24,7 +24,7 @@ def run_name(run: RunConfig, config: Namespace | None = None) -> str:
     Raises:
         CxlpError: If the name is a path.
     """
-    if run.name and Path(run.name).name != run.name:
+    if run.name and (Path(run.name).name != run.name or run.name == ".." or "\0" in run.name):
         raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
     files = [Path(str(c)).stem for c in (config and config.get("config")) or [] if c is not None]
     return run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
@@ -48,8 +48,9 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
             if folder.is_dir():
                 continue
             raise CxlpError(f"cannot make a run's folder: {folder} is a file. Give another --run.root") from None
-        except OSError as error:
-            raise CxlpError(f"cannot make {folder}: {error.strerror}. Give another --run.root") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", error)
+            raise CxlpError(f"cannot make {folder}: {reason}. Give another --run.root") from error
         if number > 1:
             print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
         return folder

@@ -24,6 +24,9 @@ _PLACE = (
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
 )  # fmt: skip
 
+#: Options of the Trainer that are refused elsewhere, or objects.
+_NOT_PROBED = ("fast_dev_run", "barebones", "overfit_batches", "default_root_dir", "callbacks", "plugins")
+
 
 def launched_rank() -> int:
     """This process's rank before there is a process group, see :func:`settle_launch`."""
@@ -52,10 +55,15 @@ def settle_launch(trainer: Namespace) -> None:
     if LSFEnvironment.detect() or MPIEnvironment.detect():
         return
     place = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
-    options: dict[str, Any] = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    # All options that are plain values, so that a wrong one is told before anything is fitted.
+    plain = {key: value for key, value in vars(trainer).items() if isinstance(value, int | float | str | list | None)}
+    options: dict[str, Any] = {key: value for key, value in plain.items() if key not in _NOT_PROBED}
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     try:
         probe = pl.Trainer(**options)
+    except Exception as error:  # TypeError, ValueError, MisconfigurationException and others, by the option
+        given = ", ".join(f"{key} {options[key]}" for key in ("accelerator", "devices", "strategy") if key in options)
+        raise CxlpError(f"trainer ({given}, ...): {' '.join(str(error).split())}") from error
     finally:
         os.environ.update(place)
     devices, nodes = int(probe.num_devices), int(probe.num_nodes)

@@ -9,6 +9,7 @@ from cxlp.frozen.fit import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
+from cxlp.tasks.finetune import check_options
 from cxlp.tasks.mixing import Mix
 from cxlp.tasks.optim import OptimizerConfig
 from cxlp.utils.errors import CxlpError
@@ -65,6 +66,7 @@ class ModelConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_options(self.label_smoothing, self.mix_alpha, self.ema, self.recompute, self.compile)
         if self.cross_fit and not (self.closing_fit and self.start not in ("projection", "scratch")):
             raise CxlpError(
                 "model.cross_fit trains by the frozen fit's cross-validation: it takes start: frozen, and closing_fit: "

@@ -18,6 +18,7 @@ from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, TrainingBar, WholeC
 from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.runs.signals import Signals
+from cxlp.utils.errors import CxlpError
 
 
 def build_trainer(
@@ -76,7 +77,10 @@ def build_trainer(
     if given["logger"] in (None, True):
         given["logger"] = loggers
     given |= {"default_root_dir": str(folder), "callbacks": [*users, *callbacks, *own], "plugins": plugins}
-    return pl.Trainer(**given)
+    try:
+        return pl.Trainer(**given)
+    except (TypeError, ValueError) as error:
+        raise CxlpError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _listed(given: Any) -> list[Any]:  # noqa: ANN401 (a value, several, or none)

@@ -1,26 +1,18 @@
 """Several systems on one benchmark: run one after another, taken up where they were stopped."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b, file_digest
 from pathlib import Path
+from typing import Any
 
-from cxlp.backbones.library import users_own
-from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.cli import parse, parts_of
+from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, run_in, say
-from cxlp.runs.provenance import PACKAGES
-from cxlp.runs.recipe import ModelConfig
+from cxlp.studies.identity import Identities, difference, name_of, read_identity, write_identity
 from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.fingerprint import code_digest, digest, library_versions
-
-#: The rooms whose code results depend on.
-CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
 
 
 @dataclass(frozen=True)
@@ -41,9 +33,9 @@ class System:
 class Comparison:
     """A folder with one run for each system and seed.
 
-    A run's folder bears the system's name and a number that stands for its whole resolved config, and for the contents
-    of the images and of the files with weights that it names.
-    So the same command takes up what is there, and another one does not mix with it.
+    A run's folder bears the system's name and a number that stands for all that its results depend on, see
+    :class:`~cxlp.studies.identity.Identities`. So the same command takes up what is there, and does not mix with
+    another command, or with what it did itself before images, labels or code were changed.
 
     Args:
         arguments: Of ``train.py``, for all systems.
@@ -63,8 +55,7 @@ class Comparison:
     ) -> None:
         self.arguments, self.folder, self.metric, self.store = tuple(arguments), folder, metric, store
         self.seeds = tuple(seeds)
-        self._files: dict[Path, str] = {}  # digests of contents: images are read once, not once per system
-        self._data: dict[str, str] = {}  # digests of data sets, by their options
+        self._identities = Identities()
 
     def run(self, systems: Sequence[System]) -> tuple[list[Row], list[str]]:
         """Run what has not been run yet.
@@ -104,12 +95,14 @@ class Comparison:
         arguments = self._arguments(system)
         if seed is not None:
             arguments += ["--seed_everything", str(seed)]
-        place = self.folder / self._run_name(system, arguments)
+        name, identity = self._identify(system, arguments)
+        place = self.folder / name
         results = finished(place)
         if results is not None:
             say(f"{heading}: done already, in {results}")
             return results
-        say(f"{heading}: {place}")
+        say(f"{heading}: {place}{self._earlier(name, identity)}")
+        write_identity(self.folder / "logs" / f"{name}.json", identity)
         own = ["--run.cost", "true"]
         if self.store is not None:
             own += ["--model.frozen.store", str(self.store)]
@@ -128,45 +121,19 @@ class Comparison:
         layers, head = json.dumps(system.network["layers"]), json.dumps(heads if len(heads) > 1 else heads[0])
         return [*self.arguments, "--model.backbone.layers", layers, "--model.head", head, *system.options]
 
-    def _run_name(self, system: System, arguments: Sequence[str]) -> str:
-        """A run's name: another one where anything in its resolved config is another."""
-        resolved = parse(arguments)
-        parts, config = parts_of(resolved), resolved.as_dict()
-        model: ModelConfig = parts["model"]
-        described = {key: config[key] for key in ("seed_everything", "model", "data", "trainer")}
-        described["model"]["frozen"]["store"] = None  # where features are kept changes nothing
-        for shown in ("enable_progress_bar", "enable_model_summary", "logger"):
-            del described["trainer"][shown]
-        if config["run"]["refit"]:
-            described["refit"] = config["run"]["refit"]
-        # Results of other code, or of other libraries, are not these; nor those of other images, or other weights.
-        own = [type(parts["data"]), *map(type, model.heads), *users_own(model.backbone.name)]
-        described["code"] = [code_digest(CODE, own), library_versions(PACKAGES)]
-        options = json.dumps(config["data"], sort_keys=True, default=str)
-        if options not in self._data:
-            self._data[options] = self._digest_of_data(parts["data"])
-        weights = [Path(given) for given in (model.backbone.weights, model.start) if given and Path(given).is_file()]
-        described["contents"] = [self._data[options], *map(self._digest_of_file, weights)]
-        text = json.dumps(described, sort_keys=True, default=str)
-        return f"{_plain(system.name)}-{digest(text, size=4)}"
+    def _identify(self, system: System, arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """A run's name, another one where anything that its results depend on is another, and all of that."""
+        identity = self._identities.of(parse(arguments))
+        return f"{_plain(system.name)}-{name_of(identity)}", identity
 
-    def _digest_of_data(self, data: ImageDataModule) -> str:
-        """Digest all images by their contents, boxes and labels.
-
-        What is held out of the training images counts by the options that choose it: it may be drawn anew each time.
-        """
-        data.prepare_data()
-        data.setup()
-        samples = [(name == "test", s) for name, split in data.splits.items() for s in split.samples]
-        parts = [(test, os.path.relpath(s.path, data.root), s.box, s.label, s.path) for test, s in samples]
-        found = sorted(str((*part, self._digest_of_file(path))) for *part, path in parts)
-        return digest(data.classes, *found)
-
-    def _digest_of_file(self, path: Path) -> str:
-        if path not in self._files:
-            with path.open("rb") as file:
-                self._files[path] = file_digest(file, blake2b).hexdigest()
-        return self._files[path]
+    def _earlier(self, name: str, identity: dict[str, Any]) -> str:
+        """Tell of results that the same system has already, of other images or the like."""
+        for file in sorted((self.folder / "logs").glob(f"{name[:-8]}????????.json")):
+            known = read_identity(file)
+            place = finished(self.folder / file.stem)
+            if known and place and file.stem != name and known.get("config") == identity["config"]:
+                return f" (not done yet: {place} has results of {difference(known, identity)})"
+        return ""
 
 
 def without(arguments: Sequence[str], *prefixes: str) -> list[str]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from cxlp.reports.formatting import as_markdown, as_text, spread
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, last_checkpoint, run_in, say
+from cxlp.studies.identity import Identities, difference, read_identity, settings_of, write_identity
 from cxlp.studies.tables import read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -29,6 +30,10 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
     first = config["seed_everything"]
     if count < 1:
         raise CxlpError(f"seeds is {count}: it must be 1 or more")
+    if count > 10_000 or first + count > 2**32:
+        raise CxlpError(
+            f"seeds is {count}, counted from seed_everything {first}: at most 10,000 are taken, none above 2^32 - 1"
+        )
     if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
@@ -58,6 +63,7 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
     if (folder / "config.yaml").is_file():
         raise CxlpError(f"{folder} holds a single run: choose another --run.name for a series")
     own = ["--seeds", "null", *([] if config["run"]["group"] else ["--run.group", folder.name])]
+    identities = Identities()
     results: dict[int, dict[str, float]] = {}
     places: dict[int, Path] = {}
     for number, seed in enumerate(seeds, 1):
@@ -65,8 +71,11 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
         heading = f"[{number}/{len(seeds)}] seed {seed}"
         given = [*arguments, *own, "--seed_everything", str(seed)]
         try:
-            check_same_run(place, given)
+            identity = _identify(identities, given)
+            check_same_run(place, given, identity)
             done = finished(place)
+            if identity and not done:
+                write_identity(_record(place), identity)
             say(f"{heading}: {place}" if done is None else f"{heading}: done already, in {done}")
             places[seed] = done or run_in(place, given, folder / "logs" / f"{place.name}.txt")
             results[seed] = read_results(places[seed])["metrics"]
@@ -80,36 +89,41 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
     return 1 if failed else 0
 
 
-def check_same_run(place: Path, arguments: Sequence[str]) -> None:
-    """Refuse to take a run for done, or to go on with it, that another command began.
+def _record(place: Path) -> Path:
+    """The file with the identity that a run had when it began."""
+    return place.parent / "logs" / f"{place.name}.json"
+
+
+def _identify(identities: Identities, arguments: Sequence[str]) -> dict[str, Any] | None:
+    try:
+        return identities.of(parse(arguments))
+    except CxlpError:  # the run says so itself
+        return None
+
+
+def check_same_run(place: Path, arguments: Sequence[str], identity: Mapping[str, Any] | None = None) -> None:
+    """Refuse to take a run for done, or to go on with it, that another command began, or this one on other images.
 
     Args:
         place: The run's folder.
         arguments: Of ``train.py``, for that run.
+        identity: What they stand for now; ``None``: not known, so that only the keys are compared.
 
     Raises:
-        CxlpError: Names the first key that differs.
+        CxlpError: Names the first key that differs, or what else does.
     """
     if finished(place) is None and last_checkpoint(place) is None:
         return  # nothing to take over
-    theirs, ours = (_recipe(given) for given in (["--config", str(place / "config.yaml")], arguments))
+    theirs, ours = (settings_of(parse(given)) for given in (["--config", str(place / "config.yaml")], arguments))
     for key in theirs | ours:
         if theirs.get(key) != ours.get(key):
             raise CxlpError(
                 f"{place} is a run with {key} {theirs.get(key)!r}, not {ours.get(key)!r}: choose another --run.name"
             )
-
-
-def _recipe(arguments: Sequence[str]) -> dict[str, Any]:
-    """All keys of a command that change what comes out."""
-    values = dict(parse(arguments).items())  # leaves, by their whole keys
-    chosen = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
-    found = {k: v for k, v in values.items() if k.startswith(chosen) and k != "model.frozen.store"}
-    # As a file gives them back: the parser leaves defaults tuples, and makes lists of what it reads.
-    plain: dict[str, Any] = json.loads(
-        json.dumps(found, default=lambda v: v.as_dict() if hasattr(v, "as_dict") else str(v))
-    )
-    return plain
+    known = read_identity(_record(place))
+    differs = difference(known, identity) if known and identity else None
+    if differs:
+        raise CxlpError(f"{place} has results of {differs}: choose another --run.name, or delete it to do it again")
 
 
 def summarise(results: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:

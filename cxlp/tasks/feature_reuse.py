@@ -139,7 +139,7 @@ class FeatureReuse:
             seen = f"{self.data.digest(split)} {self.network.test_views.relevant} {self._kind}"
             return int(digest(seen, size=7), 16)
 
-        return f"{split}-{ask_rank_zero(number):014x}"  # machines may see other dates of files
+        return f"{split}-{ask_rank_zero(number):014x}"  # one number for all ranks
 
 
 def _graph(trunk: nn.Module) -> fx.Graph:

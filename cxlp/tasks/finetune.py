@@ -25,6 +25,21 @@ from cxlp.utils.labels import classification_loss
 from cxlp.utils.seeding import run_seed
 
 
+def check_options(label_smoothing: float, mix_alpha: float, ema: float, recompute: bool, compile: bool) -> None:
+    """Refuse options of :class:`FineTune` that are out of their range, before anything is fitted.
+
+    Raises:
+        CxlpError: Names the first one.
+    """
+    for name, value in (("label_smoothing", label_smoothing), ("ema", ema)):
+        if not 0 <= value < 1:
+            raise CxlpError(f"model.{name} is {value}: it must lie in [0, 1)")
+    if not 0 < mix_alpha < math.inf:
+        raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
+    if recompute and compile:
+        raise CxlpError("model.recompute and model.compile exclude each other: choose less memory or more speed")
+
+
 class FineTune(ClassificationTask):
     """Trains a network end to end, usually from the solution of a frozen fit.
 
@@ -64,13 +79,7 @@ class FineTune(ClassificationTask):
         recompute: bool = False,
         compile: bool = False,
     ) -> None:
-        for name, value in (("label_smoothing", label_smoothing), ("ema", ema)):
-            if not 0 <= value < 1:
-                raise CxlpError(f"model.{name} is {value}: it must lie in [0, 1)")
-        if not mix_alpha > 0:
-            raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
-        if recompute and compile:
-            raise CxlpError("model.recompute and model.compile exclude each other: choose less memory or more speed")
+        check_options(label_smoothing, mix_alpha, ema, recompute, compile)
         super().__init__(network)
         if mix != "none" and self.network.multi_label:
             raise CxlpError(f"model.mix is {mix}, but these images show several classes each: leave it out")

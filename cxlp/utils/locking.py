@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
@@ -102,6 +103,9 @@ def _hold(path: Path) -> BaseFileLock:
 def _take(path: Path, blocking: bool) -> BaseFileLock:
     lock = FileLock(path, thread_local=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):  # where no file can be made, filelock would try for ever
+            pass
         lock.acquire(blocking=blocking)
     except Timeout:  # an OSError, too
         raise

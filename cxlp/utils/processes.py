@@ -161,6 +161,11 @@ def _end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:
             process.wait()
 
 
+def is_waited_for() -> bool:
+    """Whether another process, which speaks for it, has started this one, as far as the environment tells."""
+    return _PARENT in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
+
+
 def leave_with_parent(poll: float = 1.0) -> bool:
     """End this process soon after the one that started it, if that was :func:`run_to_end` or rank 0 of this run.
 

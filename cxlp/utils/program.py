@@ -1,5 +1,6 @@
 """How this process was called, for usage lines and for commands that messages tell the user to give."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -12,3 +13,10 @@ def program() -> str:
 def train_program() -> str:
     """What starts a run: ``python train.py``, where the process is that script, else :func:`program`'s command."""
     return "python train.py" if Path(sys.argv[0]).name == "train.py" else f"{program()} train"
+
+
+def print_any_text() -> None:
+    """Have letters that a terminal or a file does not know printed as escapes, and not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import textwrap
+from collections.abc import Sequence
 from hashlib import file_digest
 from io import BufferedReader
 from pathlib import Path
@@ -41,7 +42,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def name(*arguments: str, system: str = "CL, 3x3") -> str:
     """The name of a run, by its config and by what would compute it."""
-    return Comparison(arguments, Path("out"), "accuracy", None)._run_name(System(system), arguments)
+    return Comparison(arguments, Path("out"), "accuracy", None)._identify(System(system), arguments)[0]
 
 
 def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Path) -> None:
@@ -87,14 +88,14 @@ def test_results_of_other_code_or_libraries_are_not_taken_for_done(
 ) -> None:
     before = name(*BASE)
     if what == "digest":
-        monkeypatch.setattr("cxlp.studies.comparison.code_digest", lambda rooms, others: "other")
+        monkeypatch.setattr("cxlp.studies.identity.code_digest", lambda rooms, others: "other")
     else:
-        monkeypatch.setattr("cxlp.studies.comparison.library_versions", lambda names: dict.fromkeys(names, "9.9"))
+        monkeypatch.setattr("cxlp.studies.identity.library_versions", lambda names: dict.fromkeys(names, "9.9"))
     assert name(*BASE) != before
 
 
 def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for option in ("--model.backbone.weights", "--model.start"):
+    for option in ("--model.backbone.weights", "--model.start", "--run.refit"):
         given = [*BASE, "--trainer.max_epochs", "1", option, "mine.pt"]
         Path("mine.pt").write_bytes(b"first")
         before = name(*given)
@@ -122,9 +123,9 @@ def test_images_are_read_once_for_all_systems(work: Path, monkeypatch: pytest.Mo
         read.append(file.name)
         return file_digest(file, kind)
 
-    monkeypatch.setattr("cxlp.studies.comparison.file_digest", digest_of)
+    monkeypatch.setattr("cxlp.studies.identity.file_digest", digest_of)
     comparison = Comparison(BASE, Path("out"), "accuracy", None)
-    names = {comparison._run_name(System("x"), [*BASE, *more]) for more in ((), ("--data.validation", "0.34"))}
+    names = {comparison._identify(System("x"), [*BASE, *more])[0] for more in ((), ("--data.validation", "0.34"))}
     assert len(names) == 2 and len(read) == len(set(read)) == 27
 
 
@@ -223,6 +224,43 @@ def test_a_config_of_several_heads_can_be_swept(work: Path, capsys: pytest.Captu
 def test_options_are_left_out_with_their_values() -> None:
     given = ["--config", "a", "--model.head.x", "1", "--model.head=2", "--model.c", "--b", "3"]
     assert without(given, "--model.head") == ["--config", "a", "--model.c", "--b", "3"]
+
+
+def exchange_labels() -> None:
+    """Give the first two classes' images each other's label, in one list of CUB-200-2011."""
+    file = Path("data/CUB_200_2011/image_class_labels.txt")
+    rows = [line.split() for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{number} {({'1': '2', '2': '1'}).get(label, label)}\n" for number, label in rows))
+
+
+@pytest.mark.parametrize("change", ["labels", "images", "libraries"])
+def test_results_of_other_data_are_told_and_made_anew(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
+        place.mkdir(parents=True)
+        (place / "metrics.json").write_text("{}")
+        return place
+
+    monkeypatch.setattr("cxlp.studies.comparison.run_in", run_in)
+    system = System("CL")
+
+    def places() -> list[Path]:
+        Comparison(BASE, Path("out"), "accuracy", None).run([system])
+        return sorted(path for path in Path("out").iterdir() if path.name != "logs")
+
+    (first,) = places()
+    assert places() == [first] and f"done already, in {first}" in capsys.readouterr().out
+    if change == "labels":
+        exchange_labels()
+    elif change == "images":
+        next(Path("data").rglob("*_3.jpg")).write_bytes(next(Path("data").rglob("*_4.jpg")).read_bytes())
+    else:
+        monkeypatch.setattr("cxlp.studies.identity.library_versions", lambda names: dict.fromkeys(names, "9.9"))
+    (second,) = set(places()) - {first}
+    said = "other versions of libraries" if change == "libraries" else "other images, boxes or labels"
+    assert f"CL: {second} (not done yet: {first} has results of {said})" in capsys.readouterr().out
+    assert len(places()) == 2 and f"done already, in {second}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -372,7 +410,7 @@ def test_a_value_that_no_network_can_have_is_a_system_that_fails(
 @pytest.mark.parametrize("content", ["", "[1]", '{"metrics": 1}', '{"metrics": {"test/accuracy": 0.5}}'])
 def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     comparison = Comparison(BASE, Path("out"), "accuracy", None)
-    place = Path("out") / comparison._run_name(System("CL"), BASE)
+    place = Path("out") / comparison._identify(System("CL"), BASE)[0]
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(content)
     assert comparison.run([System("CL")]) == ([], ["CL"])

@@ -9,6 +9,8 @@ import torch
 from jsonargparse import Namespace
 
 from cxlp.commands.train import main
+from cxlp.runs.cli import parse
+from cxlp.studies.identity import Identities, write_identity
 from cxlp.studies.seeds import check_same_run, seeds_of, summarise
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold
@@ -105,6 +107,14 @@ def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> No
     }.items():
         with pytest.raises(CxlpError, match=said):
             check_same_run(place, [*given, change])
+    # nor what this one did on other images
+    identity = Identities().of(parse(given))
+    write_identity(place.parent / "logs" / "a.json", identity)
+    check_same_run(place, given, identity)
+    kinds = [work / "pictures" / split / "kind0" for split in ("train", "test")]
+    next(kinds[0].iterdir()).write_bytes(next(kinds[1].iterdir()).read_bytes())
+    with pytest.raises(CxlpError, match=r"has results of other images, boxes or labels: choose another --run.name"):
+        check_same_run(place, given, Identities().of(parse(given)))
 
 
 @pytest.mark.slow

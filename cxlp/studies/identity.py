@@ -1,0 +1,124 @@
+"""What a run's results depend on, so that those of other images, labels, weights or code are not taken for its own."""
+
+import json
+import os
+from collections.abc import Mapping
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from cxlp.backbones.library import users_own
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.runs.cli import parts_of
+from cxlp.runs.provenance import PACKAGES
+from cxlp.runs.recipe import ModelConfig
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import write_whole
+from cxlp.utils.fingerprint import code_digest, digest, library_versions
+
+#: The rooms whose code results depend on.
+CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
+#: What differs besides the config, in words.
+_OTHERS = {
+    "images": "other images, boxes or labels",
+    "weights": "other weights in the files that the config names",
+    "code": "other code",
+    "libraries": "other versions of libraries",
+}
+#: Keys that results depend on, by their beginnings, but for those that say where features are kept, and what is shown.
+_KEYS = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
+_FREE = ("model.frozen.store", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.logger")
+
+
+def settings_of(config: Namespace) -> dict[str, Any]:
+    """List the values that a run's results depend on, by their whole keys, as a file gives them back."""
+    found = {key: value for key, value in config.items() if key.startswith(_KEYS) and not key.startswith(_FREE)}
+    text = json.dumps(found, default=lambda value: value.as_dict() if hasattr(value, "as_dict") else str(value))
+    plain: dict[str, Any] = json.loads(text)
+    return plain
+
+
+class Identities:
+    """Makes the identities of runs, plain values by what they are of: ``config`` and the others of a run.
+
+    Files are read once for all runs, and a data set's lists once for all runs that give the same options of ``data``.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[Path, str] = {}
+        self._data: dict[str, str] = {}
+
+    def of(self, config: Namespace) -> dict[str, Any]:
+        """Make the identity of a run.
+
+        Args:
+            config: Resolved, see :func:`cxlp.runs.cli.parse`.
+
+        Raises:
+            CxlpError: If a value is out of its range, or the data set is not there.
+        """
+        parts = parts_of(config)
+        model: ModelConfig = parts["model"]
+        own = [type(parts["data"]), *map(type, model.heads), *users_own(model.backbone.name)]
+        options = json.dumps(config["data"].as_dict(), sort_keys=True, default=str)
+        if options not in self._data:
+            self._data[options] = self._of_data(parts["data"])
+        named = [model.backbone.weights, model.start, config["run"]["refit"]]
+        files = [Path(path) for path in named if isinstance(path, str) and Path(path).is_file()]
+        return {
+            "config": settings_of(config),
+            "images": self._data[options],
+            "weights": [self._of_file(file) for file in files],
+            "code": code_digest(CODE, own),
+            "libraries": library_versions(PACKAGES),
+        }
+
+    def _of_data(self, data: ImageDataModule) -> str:
+        """Digest all images by their contents, boxes, labels and splits.
+
+        What is held out of the training images and drawn anew by each process counts as a training image.
+        """
+        data.prepare_data()
+        data.setup()
+        drawn = data.split_seed is None and data.validation != "official"
+        names = {name: "train" if drawn and name == "val" else name for name in data.splits}
+        samples = [(names[name], s) for name, split in data.splits.items() for s in split.samples]
+        parts = [(name, os.path.relpath(s.path, data.root), s.box, s.label, s.path) for name, s in samples]
+        found = sorted(str((*part, self._of_file(path))) for *part, path in parts)
+        return digest(data.classes, *found)
+
+    def _of_file(self, path: Path) -> str:
+        if path not in self._files:
+            try:
+                with path.open("rb") as file:
+                    self._files[path] = file_digest(file, blake2b).hexdigest()
+            except OSError as error:
+                raise CxlpError(f"cannot read {path}: {error.strerror}") from error
+        return self._files[path]
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """Digest an identity: eight hexadecimal digits."""
+    return digest(json.dumps(identity, sort_keys=True), size=4)
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Say what, besides the config, one of two runs has that the other has not; ``None``: nothing."""
+    return next((said for key, said in _OTHERS.items() if one.get(key) != other.get(key)), None)
+
+
+def write_identity(file: Path, identity: Mapping[str, Any]) -> None:
+    """Record an identity before its run begins."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(identity, indent=1) + "\n")
+
+
+def read_identity(file: Path) -> dict[str, Any] | None:
+    """Read a recorded identity; ``None``: there is none, or not a whole one."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
