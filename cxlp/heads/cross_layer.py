@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cxlp.heads.base import Head, Shape
 from cxlp.heads.count_sketch import CountSketch
-from cxlp.heads.description import check_count
+from cxlp.heads.description import check_count, is_whole
 from cxlp.heads.evidence import shares_of_guide
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.heads.normalisation import Normalise
@@ -106,6 +106,9 @@ class CrossLayerPooling(Head):
         views: Views = Views(),
     ) -> None:
         super().__init__(layers, views)
+        for option, value in (("size", size), ("stride", stride)):
+            if not is_whole(value):
+                raise CxlpError(f"{option} is {value!r}: give a whole number")
         check_geometry(size, stride, padding)
         for option, on in (("spectral", spectral), ("channel_l2", channel_l2)):
             if sketch is not None and on:

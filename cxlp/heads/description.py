@@ -56,6 +56,11 @@ def plain(value: Any) -> Any:  # noqa: ANN401 (any option)
     raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, one of NumPy's perhaps, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_count(option: str, value: int | None, most: int, there_are: str) -> None:
     """Refuse an option that is neither null nor a number of what there is.
 
@@ -65,5 +70,5 @@ def check_count(option: str, value: int | None, most: int, there_are: str) -> No
         most: How many there are.
         there_are: The same in words, for the error.
     """
-    if value is not None and (not isinstance(value, Integral) or not 1 <= value <= most):
+    if value is not None and not (is_whole(value) and 1 <= value <= most):
         raise CxlpError(f"{option} is {value!r}, but {there_are}: choose 1 to {most}, or null")
