@@ -80,6 +80,32 @@ def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: py
     assert set(before) <= set(after)
 
 
+# --- pictures that were seen before
+
+
+@pytest.mark.parametrize("how", ["one folder deeper", "train and test exchanged", "renamed and exchanged"])
+def test_a_start_recognises_test_images_wherever_they_lie(
+    work: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    first = prepared("first")
+    root = work / "pictures"
+    if how == "one folder deeper":  # a split is made of what were training images
+        root = root / "train"
+    else:
+        root = root.rename(work / "others")
+        for one, other in (("train", "x"), ("test", "train"), ("x", "test")):
+            (root / one).rename(root / other)
+    if how == "renamed and exchanged":
+        for number, picture in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+            picture.rename(picture.with_name(f"image{number}.png"))
+    capsys.readouterr()
+    more = ["--data.root", str(root), "--trainer.max_epochs", "1"]
+    assert main([*ARGUMENTS, *more, "--model.start", str(first)]) == 2
+    assert "of these test images: give it the same split" in capsys.readouterr().err
+    assert main([*ARGUMENTS, "--data.root", str(root), "--ckpt_path", str(first)]) == 2
+    assert "images are others than those of the checkpoint's run" in capsys.readouterr().err
+
+
 # --- a test that is cut short
 
 
