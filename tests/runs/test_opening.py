@@ -124,6 +124,31 @@ def test_a_part_of_the_test_is_no_result(
     assert not Path("runs/a/metrics.json").exists() and not Path("runs/a/per_class.csv").exists()
 
 
+# --- gradient epochs that end early
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--trainer.max_steps", "2"], ("checkpoints/last.ckpt", 0)),  # within the first epoch: nothing was validated
+        (["--trainer.check_val_every_n_epoch", "3"], ("checkpoints/last.ckpt", 1)),
+        (["--trainer.max_time", "00:00:00:00"], None),
+    ],
+)
+def test_what_was_not_validated_is_the_last_and_what_was_not_trained_is_no_result(
+    work: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: tuple[str, int] | None
+) -> None:
+    status = main([*ARGUMENTS, *FINETUNE, "--model.start", "scratch", "--run.name", "a", *more])
+    if expected is None:
+        assert status == 2 and "gradient descent has ended before its first step" in capsys.readouterr().err
+        assert not Path("runs/a/metrics.json").exists()
+        return
+    found = metrics(Path("runs/a"))
+    assert (found["tested"], found["epoch"]) == expected and "val/accuracy" not in found["metrics"]
+    assert main(["--config", "runs/a/config.yaml", "--ckpt_path", "runs/a"]) == 0
+    assert metrics(Path("runs/a"))["metrics"] == found["metrics"]
+
+
 # --- refits
 
 
