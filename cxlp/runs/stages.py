@@ -39,6 +39,7 @@ from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.feature_reuse import FeatureReuse
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole
 
 
@@ -145,13 +146,17 @@ class Run(OpenedRun):
         if resume is not None:
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
         self._run(trainer, task, resume)
+        if not trainer.global_step:
+            raise CxlpError("gradient descent has ended before its first step: give it more time (trainer.max_time?)")
         kept = trainer.checkpoint_callback
+        last = self.folder / "checkpoints" / "last.ckpt"
         best = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
+        if not best and last.is_file():  # ended before anything was validated
+            best = str(last)
         epochs = first + trainer.current_epoch
         if not best:
             return Done("", "", epochs - 1, epochs, task.validated)
         found = read_checkpoint(best)
-        last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file():  # gone on from a checkpoint of the user's own whose epochs are all done
             last = Path(resume or best)
         epoch = first + int(found["epoch"])

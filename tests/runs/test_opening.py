@@ -80,6 +80,32 @@ def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: py
     assert set(before) <= set(after)
 
 
+# --- pictures that were seen before
+
+
+@pytest.mark.parametrize("how", ["one folder deeper", "train and test exchanged", "renamed and exchanged"])
+def test_a_start_recognises_test_images_wherever_they_lie(
+    work: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    first = prepared("first")
+    root = work / "pictures"
+    if how == "one folder deeper":  # a split is made of what were training images
+        root = root / "train"
+    else:
+        root = root.rename(work / "others")
+        for one, other in (("train", "x"), ("test", "train"), ("x", "test")):
+            (root / one).rename(root / other)
+    if how == "renamed and exchanged":
+        for number, picture in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+            picture.rename(picture.with_name(f"image{number}.png"))
+    capsys.readouterr()
+    more = ["--data.root", str(root), "--trainer.max_epochs", "1"]
+    assert main([*ARGUMENTS, *more, "--model.start", str(first)]) == 2
+    assert "of these test images: give it the same split" in capsys.readouterr().err
+    assert main([*ARGUMENTS, "--data.root", str(root), "--ckpt_path", str(first)]) == 2
+    assert "images are others than those of the checkpoint's run" in capsys.readouterr().err
+
+
 # --- a test that is cut short
 
 
@@ -96,6 +122,31 @@ def test_a_part_of_the_test_is_no_result(
     assert main([*ARGUMENTS, "--run.name", "a"]) == 2
     assert "the test has scored 4 of 9 images" in capsys.readouterr().err
     assert not Path("runs/a/metrics.json").exists() and not Path("runs/a/per_class.csv").exists()
+
+
+# --- gradient epochs that end early
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--trainer.max_steps", "2"], ("checkpoints/last.ckpt", 0)),  # within the first epoch: nothing was validated
+        (["--trainer.check_val_every_n_epoch", "3"], ("checkpoints/last.ckpt", 1)),
+        (["--trainer.max_time", "00:00:00:00"], None),
+    ],
+)
+def test_what_was_not_validated_is_the_last_and_what_was_not_trained_is_no_result(
+    work: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: tuple[str, int] | None
+) -> None:
+    status = main([*ARGUMENTS, *FINETUNE, "--model.start", "scratch", "--run.name", "a", *more])
+    if expected is None:
+        assert status == 2 and "gradient descent has ended before its first step" in capsys.readouterr().err
+        assert not Path("runs/a/metrics.json").exists()
+        return
+    found = metrics(Path("runs/a"))
+    assert (found["tested"], found["epoch"]) == expected and "val/accuracy" not in found["metrics"]
+    assert main(["--config", "runs/a/config.yaml", "--ckpt_path", "runs/a"]) == 0
+    assert metrics(Path("runs/a"))["metrics"] == found["metrics"]
 
 
 # --- refits
