@@ -110,7 +110,7 @@ def mangle_text(text: str, rng: Rng, most: int = 3) -> bytes:
 
 
 #: What values are replaced by.
-WRONG = [None, -1, 0, "x", [], {}, float("nan"), True, 10**20, [[]], {"x": 1}]
+WRONG: list[Any] = [None, -1, 0, "x", [], {}, float("nan"), True, 10**20, [[]], {"x": 1}]
 
 
 def mangle_tree(tree: Any, rng: Rng, values: Sequence[Any]) -> None:
@@ -274,7 +274,8 @@ def checkpoint(folder: Path, rng: Rng) -> Callable[[], object]:
         path.write_bytes(mangle_bytes((template() / "whole.ckpt").read_bytes(), rng))
         return lambda: load(path)
     saved: Any = torch.load(template() / "whole.ckpt", weights_only=True)
-    mangle_tree(saved, rng, [*WRONG, torch.zeros(2)])
+    values = [value for value in WRONG if value is not True]  # which Python takes for a 1 nearly everywhere
+    mangle_tree(saved, rng, [*values, torch.zeros(2)])
     torch.save(saved, path)
 
     def predict() -> None:

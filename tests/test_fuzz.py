@@ -37,6 +37,6 @@ def test_defects_are_found(monkeypatch: pytest.MonkeyPatch, work: object, verdic
     def make(folder: Path, rng: Rng) -> object:
         return work
 
-    monkeypatch.setitem(fuzz.KINDS, "images", make)  # type: ignore[arg-type]
+    monkeypatch.setitem(fuzz.KINDS, "images", make)
     monkeypatch.setattr(fuzz, "LIMIT", 0.1)
     assert attempt("images", 0).verdict == verdict
