@@ -12,7 +12,7 @@ from cxlp.data.benchmark import Benchmark
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CONFIGS
 from tests.generate import write_cub200, write_h3d, write_mit67, write_voc2007
-from tests.runs.test_cli import run
+from tests.runs.birds import run
 
 ACCURACIES = {"accuracy", "mean_class_accuracy"}
 PRECISIONS = {"mAP", "mAP_11point", "mAP_allpoint"}

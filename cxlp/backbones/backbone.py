@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         name: str | nn.Module,
         layers: Sequence[str],
         activation: Activation = "after",
-        weights: str | None = "default",
+        weights: str | Path | None = "default",
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -110,6 +110,7 @@ class Backbone(nn.Module):
         super().__init__()
         if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
             raise CxlpError(f"the backbone's layers are {layers!r}: name one or more, each once")
+        weights = None if weights is None else str(weights)
         source = find(name) if isinstance(name, str) else of_module(name)
         self.name = name if isinstance(name, str) else type(name).__name__
         self.layers = tuple(layers)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "score. Each image gets a picture (its evidence, the strongest channels over it) and a record in\n"
         "evidence.json. With --patches: one picture of what the strongest channels respond to across all\n"
         "images (patches.png, patches.json). Explained is the whole image, without test views.\n"
-        "Exit status: 0 all images were read; 1 some were not; 2 the arguments are wrong.",
+        "Exit status: 0 all images were read, all pictures written; 1 some were not; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  %(prog)s runs/NAME/checkpoints/best.ckpt bird.jpg\n"
         "  %(prog)s runs/NAME/checkpoints/best.ckpt photos/ --class wren --against robin\n"
@@ -140,10 +141,11 @@ class _Source:
 
 def _evidence(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
     """Write a picture per image, and the records of all."""
+    from cxlp.reports.outputs import Outputs
     from cxlp.reports.overlays import draw_explanation, headline
     from cxlp.utils.files import write_whole
 
-    network, records, note = source.model.network, [], ""
+    network, records, note, outputs = source.model.network, [], "", Outputs()
     if network.test_view_count > 1:
         kind = network.test_views.kind
         note = f"Of the whole image; the run's own score is a mean over its test views ({kind})."
@@ -151,12 +153,16 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     for number, image, proportion, explanation in source.explained(target, against):
         path = source.files[number]
         channels = _chosen(args, explanation)
-        picture = f"{number + 1:03d}-{Path(path).stem[:80]}.png"
-        write_whole(out / picture, draw_explanation(image, proportion, explanation, channels, network.classes, note))
+        stem = os.fsencode(Path(path).stem)[:80].decode(errors="ignore")  # letters may have four bytes
+        picture = f"{number + 1:03d}-{stem}.png"
+        with outputs.attempt(picture):
+            drawn = draw_explanation(image, proportion, explanation, channels, network.classes, note)
+            write_whole(out / picture, drawn)
         records.append({"image": path, "picture": picture, **_record(explanation, network, channels)})
         said = headline(explanation, network.classes).replace("\n", ", ")
-        print(f"{path}: {said} -> {out / picture}")  # noqa: T201
+        print(f"{path}: {said}" + (f" -> {out / picture}" if picture not in outputs.failed else ""))  # noqa: T201
     write_whole(out / "evidence.json", json.dumps(records, indent=1))
+    source.failed += len(outputs.failed)
 
 
 def _record(explanation: "Explanation", network: "Network", channels: Sequence[int]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _train_and_test(begun: "Run") -> int:
     tested = begun.test(stage)
     if not begun.trainer.is_global_zero:
         return 0
-    # Of the phases, a resumed run knows all the time they took; of what is between them, this process's only.
+    # A resumed run knows all the time that its phases took; between them, only what this process took.
     whole = "total" if begun.resumed is None else "since resumed"
     return Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start}).write()
 

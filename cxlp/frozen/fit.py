@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cxlp.frozen.checks import check_absent, check_features, check_labels, check_maps
 from cxlp.frozen.classifier import choose_cost_and_scale, fold_classifiers
-from cxlp.frozen.finite import check_features, check_maps
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.maps import HeadMaps, MapStore
@@ -119,8 +119,7 @@ class FrozenFit:
     kept maps, and solves the SVMs. A head that has nothing to fit encodes at once. Memory holds one batch, one block of
     features, the d x d scatter and the n x n Gram matrix, whatever the number of features.
 
-    With several ranks, each observes its share of the images and all call :meth:`finish` together;
-    they end with the same weights.
+    With several ranks, each observes its share of the images and all call :meth:`finish` together, with one result.
 
     Args:
         network: With its classes set; on the device to work on.
@@ -151,6 +150,8 @@ class FrozenFit:
         cross: bool = False,
         settled: tuple[float, float] | None = None,
     ) -> None:
+        if images < 1:
+            raise CxlpError("there are no training images: the frozen fit needs one of each class")
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
         self.progress, self.stored, self.keep, self.cross = progress, stored, keep, cross
         self.settled = settled
@@ -192,10 +193,11 @@ class FrozenFit:
             positions: ``(b,)`` each image's place among the n, no place twice.
 
         Raises:
-            CxlpError: If a map holds NaN or infinity.
+            CxlpError: If the labels are not the network's, or a map holds NaN or infinity.
         """
-        positions = positions.cpu()
-        self.labels[positions] = labels.cpu()
+        positions, labels = positions.cpu(), labels.cpu()
+        check_labels(self.network, labels, positions)
+        self.labels[positions] = labels
         self.seen[positions] += 1
         if len(images) == 0 or self.stored:
             return
@@ -233,6 +235,7 @@ class FrozenFit:
                 f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run, and give a loader "
                 "without drop_last whose sampler gives each image once"
             )
+        check_absent(self.labels)
         if self.fits:
             for place, fit in enumerate(self.fits.values()):
                 fit.solve(HeadMaps(self.maps, place, self.labels, self.device, self.times))

@@ -76,6 +76,9 @@ class Head(nn.Module, ABC):
 
     def __init__(self, layers: Sequence[str] | None = None, views: Views = Views()) -> None:
         super().__init__()
+        if isinstance(layers, str) or not isinstance(views, Views):
+            named = f"layers is {layers!r}: name them in a list"
+            raise CxlpError(named if isinstance(layers, str) else f"views is {views!r}: give Views(...)")
         self.layers = None if layers is None else tuple(layers)
         self.views = views
         self.view_count = 1

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from dataclasses import asdict, is_dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -64,5 +65,5 @@ def check_count(option: str, value: int | None, most: int, there_are: str) -> No
         most: How many there are.
         there_are: The same in words, for the error.
     """
-    if value is not None and not 1 <= value <= most:
-        raise CxlpError(f"{option} is {value}, but {there_are}: choose 1 to {most}, or null")
+    if value is not None and (not isinstance(value, Integral) or not 1 <= value <= most):
+        raise CxlpError(f"{option} is {value!r}, but {there_are}: choose 1 to {most}, or null")

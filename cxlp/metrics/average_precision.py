@@ -93,29 +93,31 @@ def _by_class(
 
 
 def _of_one_class(scores: NDArray[Any], positive: NDArray[np.bool_], kind: Kind) -> float:
-    positives = int(positive.sum())
-    if not positives:
+    if not positive.any():
         return float("nan")
     if kind == "11point":
         return float(_interpolated(scores, positive, 10).mean())
     found, precision = _ranked(scores, positive)
-    more = np.diff(found, prepend=0)
     if kind == "allpoint":
-        precision = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((more * precision).sum() / positives)
+        precision = _envelope(precision)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
 
 
 def _interpolated(scores: NDArray[Any], positive: NDArray[np.bool_], steps: int) -> NDArray[np.float64]:
     """``P(t)`` at ``t = 0, 1 / steps, ..., 1``; NaN without positives."""
-    positives = int(positive.sum())
-    if not positives:
+    if not positive.any():
         return np.full(steps + 1, np.nan)
     found, precision = _ranked(scores, positive)
-    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
     # found / positives >= t / steps, in integers
-    reached = np.searchsorted(steps * found, np.arange(steps + 1) * positives)
-    values: NDArray[np.float64] = interpolated[reached]
+    reached = np.searchsorted(steps * found, np.arange(steps + 1) * found[-1])
+    values: NDArray[np.float64] = _envelope(precision)[reached]
     return values
+
+
+def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The highest precision at each place or behind it."""
+    highest: NDArray[np.float64] = np.maximum.accumulate(precision[::-1])[::-1]
+    return highest
 
 
 def _ranked(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -67,9 +67,13 @@ class Network(nn.Module):
         test_views: Views = Views(),
     ) -> None:
         super().__init__()
-        heads = [head] if isinstance(head, Head) else list(head)
-        if not heads:
-            raise CxlpError("a network needs a head, or several")
+        heads = list(head) if isinstance(head, Iterable) else [head]
+        if not heads or not all(isinstance(each, Head) for each in heads):
+            raise CxlpError(f"head is {head!r}: give a head, such as CrossLayerPooling(), or several")
+        if not isinstance(backbone, Backbone):
+            raise CxlpError(
+                f"backbone is a {type(backbone).__name__}: cut it after layers, Backbone(..., layers=[...])"
+            )
         if len({id(each) for each in heads}) < len(heads) or any(_owner(each) is not None for each in heads):
             raise CxlpError(
                 "a head is given twice, or belongs to another network, which would share its weights: make one for "
@@ -84,6 +88,8 @@ class Network(nn.Module):
             self._connect(each)
         self.heads = nn.ModuleList(heads)
         _OWNERS.update((each, ref(self)) for each in heads)
+        if not isinstance(test_views, Views):
+            raise CxlpError(f"test_views is {test_views!r}: give Views(...)")
         self.test_views = test_views
         self.image_size = max(each.views.image_size(backbone.image_size) for each in heads)
         self.test_size = test_views.image_size(self.image_size)
@@ -142,6 +148,8 @@ class Network(nn.Module):
         if isinstance(classes, str):
             raise CxlpError(f"classes is {classes!r}: give the names of the classes as a list")
         classes = [str(name) for name in classes]
+        if not classes:
+            raise CxlpError("classes is empty: a network has one class or more")
         repeated = sorted({name for name in classes if classes.count(name) > 1})
         if repeated:
             raise CxlpError(f"classes names {', '.join(map(repr, repeated))} more than once: each has its own name")

@@ -40,7 +40,7 @@ def confusion_pairs(counts: Tensor, classes: Sequence[str], shown: int = 50) -> 
 def draw_confusion(counts: Tensor, classes: Sequence[str], shown: int = 40) -> Figure:
     """Draw a confusion matrix whose rows sum to 1, with classes that are taken for each other side by side.
 
-    Of more than ``shown`` classes, it shows those in the most frequent confusions.
+    If there are more than ``shown`` classes, it shows those in the most frequent confusions.
     """
     chosen = _block(counts, shown)
     n = len(chosen)
@@ -112,7 +112,7 @@ def precision_table(
 def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]], shown: int = 60) -> Figure:
     """Draw the last column of :func:`precision_table` as bars, with the share of positives beside each.
 
-    Of more than ``shown`` classes, it shows the first, those of lowest precision.
+    If there are more than ``shown`` classes, it shows the first, those of lowest precision.
     """
     defined = [row[-1] for row in rows if row[-1] is not None]
     mean = sum(defined) / len(defined) if defined else math.nan

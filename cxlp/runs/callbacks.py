@@ -147,7 +147,7 @@ class Progress(Callback):
     any clipping.
 
     Attributes:
-        first_epoch: Of the present stage, among all.
+        first_epoch: The first epoch of the present stage, counted over all stages.
         images: Seen so far.
         phases: How many of them went through the backbone, by phase; those whose features were there already did not.
     """

@@ -199,7 +199,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
 
     Args:
         folder: The run's.
-        arguments: Of ``train.py``, without the run's place.
+        arguments: Those of ``train.py``, without the run's place.
         log: Takes what it prints, except errors.
 
     Returns:

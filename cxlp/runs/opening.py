@@ -43,8 +43,9 @@ from cxlp.runs.protocol import (
     recipe_of,
 )
 from cxlp.runs.provenance import Provenance
-from cxlp.runs.recipe import ModelConfig
+from cxlp.runs.recipe import STARTS, ModelConfig
 from cxlp.runs.refit import Choice, read_chosen, stage_of
+from cxlp.runs.start import Start, read_start
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole, write_whole
@@ -138,8 +139,11 @@ class OpenedRun:
         self._seen = torch.unique(self._images.fingerprints["train"])
         self.choice = self._read_choice(saved)
         self._is_new = folder is None
+        self._start: Start | None = None
         if saved is not None:
             self._check_same(saved)
+        elif self.model.start not in STARTS:
+            self._start = read_start(self.model, self.network, recipe_of(config), self._images)
         self.folder = folder or new_folder(self.settings, config)
         self._write_config(saved)
         if saved is not None:

@@ -147,7 +147,7 @@ def check_start(path: Path, saved: Mapping[str, Any], network: Network, recipe: 
         path: The checkpoint's.
         saved: What is in it.
         network: As built for the run that starts.
-        recipe: Of that run.
+        recipe: The recipe of that run.
         now: Its images.
 
     Raises:

@@ -20,7 +20,7 @@ class ModelConfig:
     """A network, and the stages that fit it.
 
     A run fits the network without gradients, then for ``trainer.max_epochs`` epochs by gradient descent (0: not at
-    all), then, with ``closing_fit``, once more without gradients. Of these, the best on the held-out images is tested.
+    all), then, with ``closing_fit``, once more without gradients. The best of these on the held-out images is tested.
 
     Attributes:
         backbone: The network, and the layers that heads may take.
@@ -112,11 +112,11 @@ class ModelConfig:
 
 #: Where gradient descent may start, besides a checkpoint.
 STARTS = ("frozen", "projection", "scratch")
-#: Of the model, what only gradient epochs use.
+#: Keys of the model that only gradient epochs use.
 GRADIENT_MODEL_KEYS = tuple(
     f.name for f in fields(ModelConfig) if f.name not in ("backbone", "head", "test_views", "frozen", "start")
 )
-#: Of the Trainer, what only gradient epochs use.
+#: Options of the Trainer that only gradient epochs use.
 GRADIENT_TRAINER_KEYS = (
     "max_steps", "min_epochs", "min_steps", "max_time", "limit_train_batches", "val_check_interval",
     "check_val_every_n_epoch", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",

@@ -46,7 +46,7 @@ class Results:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the tested checkpoint: its test, its validation, and what its frozen fit found."""
+        """Metrics of the tested checkpoint: its test, its validation, and the values that its frozen fit found."""
         report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
         report = report or self.run.report
         return {**self.tested, **self.stage.validated, **{f"frozen/{k}": v for k, v in report.items()}}
@@ -64,7 +64,7 @@ class Results:
 
     @property
     def epochs(self) -> int:
-        """Of all stages."""
+        """Number of epochs of all stages."""
         return list(self.run.done.values())[-1].epochs
 
     def write(self) -> int:
@@ -83,8 +83,11 @@ class Results:
         tables = {} if run.tested is None else run.tested.write(run.folder, outputs)
         with outputs.attempt("report.html"):
             write_report(run.folder)
-        with outputs.attempt("the table of results"):
-            self.show()
+        with outputs.attempt("the table on standard output"):
+            try:
+                self.show()
+            except SystemExit as error:  # rich's answer to a closed pipe, such as that of `head`
+                raise BrokenPipeError("it is closed") from error
         if run.experiment is not None:  # last: where the network is down, it waits
             with outputs.attempt("the panels in wandb"):
                 run.experiment.log(wandb_panels(run.folder, tables))

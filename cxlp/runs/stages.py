@@ -35,7 +35,6 @@ from cxlp.runs.protocol import (
     recipe_of,
 )
 from cxlp.runs.refit import StopAfter
-from cxlp.runs.start import read_start
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -166,7 +165,8 @@ class Run(OpenedRun):
 
     def _start_from_checkpoint(self) -> Done:
         """Take over the network of an earlier run; its frozen fit, if it is of these images, counts as this run's."""
-        start = read_start(self.model, self.network, recipe_of(self.config), self._images)
+        start, self._start = self._start, None
+        assert start is not None  # a resumed run has this stage behind it
         load_weights(self.network, start.saved, str(start.path))
         run = start.saved["cxlp_run"]
         self._seen, self.report = torch.unique(torch.cat([self._seen, run["seen"]])), run["report"]

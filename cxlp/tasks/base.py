@@ -199,7 +199,7 @@ class ClassificationTask(pl.LightningModule):
             loss.update(classification_loss(scores, labels), weight=len(labels))
             self._scored[0] += len(labels)
             if labels.ndim == 1:
-                self._scored.index_add_(0, labels + 1, torch.ones_like(labels))
+                self._scored.index_add_(0, labels + 1, self._scored.new_ones(len(labels)))
             else:
                 self._scored[1:] += (labels > 0).sum(dim=0)
         # The objects rather than their values: Lightning computes and resets them when the epoch ends.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
@@ -191,27 +191,15 @@ class Frozen(ClassificationTask):
 
     # --- features for later runs ------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        """Make a file for the features of the held-out images."""
-        if self.reuse is not None and not self.trainer.sanity_checking:
-            self.reuse.begin_scored("val")
+    def _begin_evaluation(self) -> None:
+        super()._begin_evaluation()
+        if self.reuse is not None and not self.trainer.sanity_checking and self.trainer.state.fn in ("fit", "test"):
+            self.reuse.begin_scored("test" if self.trainer.testing else "val")
 
-    def on_validation_epoch_end(self) -> None:
-        """Keep the features of the held-out images."""
-        super().on_validation_epoch_end()
+    def _close_evaluation(self, name: Literal["validation", "test"]) -> None:
         if self.reuse is not None:
             self.reuse.end_scored()
-
-    def on_test_epoch_start(self) -> None:
-        """Make a file for the features of the test images."""
-        if self.reuse is not None:
-            self.reuse.begin_scored("test")
-
-    def on_test_epoch_end(self) -> None:
-        """Keep the features of the test images."""
-        if self.reuse is not None:
-            self.reuse.end_scored()
-        super().on_test_epoch_end()
+        super()._close_evaluation(name)
 
     def _features(self, batch: Batch, count: int) -> Tensor:
         features = super()._features(batch, count)

@@ -1,8 +1,10 @@
 """``python -m cxlp explain``: what it writes and prints, and its exit status."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,6 +91,22 @@ def test_a_class_against_another(checkpoint: Path, photos: Path, tmp_path: Path,
     assert [record["against"] for record in found] == ["gull", None]
     assert found[0]["score"] != pytest.approx(found[1]["score"])
     assert "wren (probability " in capsys.readouterr().out.splitlines()[0].split(" rather than gull (probability ")[0]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_itself_only(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    image = photos / "test" / "kind0" / "00.png"
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", f"{60 * '🐦'}.png"):
+        shutil.copy(image, tmp_path / "photos" / name)
+    left: list[Any] = [OSError("No space left on device"), b"drawn"]
+    monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", Mock(side_effect=left))
+    run(checkpoint, tmp_path / "photos", "--out", tmp_path / "out", "--channels", 1, status=1)
+    records = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    assert [record["picture"] for record in records] == ["001-a.png", f"002-{20 * '🐦'}.png"]
+    assert "error: 001-a.png could not be made: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"002-{20 * '🐦'}.png", "evidence.json"]
 
 
 @pytest.mark.usefixtures("undrawn")

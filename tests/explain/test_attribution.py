@@ -319,7 +319,7 @@ def test_views_that_overlap_add_up_and_parts_by_their_area() -> None:
     torch.testing.assert_close(twice.lay_out(twice.places, 8), 2 * once.lay_out(once.places, 8))
     fine = evidence(torch.ones(4, 1, 4, 4), *Views("blocks").windows(64), size=64, image_size=128)
     explanation = Explanation(0, None, torch.ones(1), 0.0, (once, fine))
-    # Of a place of the first part: its own share, and those of four places of the second.
+    # A place of the first part has its own share, and those of four places of the second.
     torch.testing.assert_close(explanation.map(8), torch.full((8, 8), 5.0, dtype=torch.float64))
     assert explanation.evidence == pytest.approx(float(explanation.map(8).mean()) / explanation.cell)
 

@@ -63,6 +63,35 @@ class Forgetful(Mean):
         super().__init__()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"head": AveragePooling}, "head is <class .*AveragePooling'>: give a head, such as"),
+        ({"head": []}, r"head is \[\]: give a head"),
+        ({"backbone": timm.create_model("test_resnet")}, "backbone is a ResNet: cut it after layers"),
+        ({"classes": 0}, "classes is empty"),
+        ({"classes": []}, "classes is empty"),
+        ({"test_views": "crops"}, r"test_views is 'crops': give Views\("),
+    ],
+)
+def test_what_is_no_part_of_a_network_is_refused(wrong: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"backbone": Backbone.from_config(SMALL), "head": AveragePooling(), "classes": CLASSES}
+    with pytest.raises(CxlpError, match=said):
+        Network(**given | wrong)
+
+
+def test_options_of_another_type_are_refused() -> None:
+    for options, said in (
+        ({"layers": "layer3"}, "layers is 'layer3': name them"),
+        ({"views": "crops"}, "views is 'cro"),
+    ):
+        with pytest.raises(CxlpError, match=said):
+            AveragePooling(**options)  # type: ignore[arg-type]
+    for value in (4.0, "4"):
+        with pytest.raises(CxlpError, match=f"pca_dim is {value!r}, but .*choose 1 to 48, or null"):
+            build(CrossLayerPooling(pca_dim=value), SMALL)  # type: ignore[arg-type]
+
+
 def test_an_option_that_no_checkpoint_holds_is_named() -> None:
     with pytest.raises(CxlpError, match=r"Mean's option 'power' is not a plain value: .* of type Tensor"):
         build(Mean(torch.ones(1)), SMALL)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.generate import write_cub200, write_voc2007
-from tests.runs.test_cli import FINETUNE, run
+from tests.runs.birds import FINETUNE, run
 
 
 def read_back(folder: Path, *options: str) -> str:

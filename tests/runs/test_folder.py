@@ -1,5 +1,6 @@
 """Folders of runs: what is found in them, taken up, and left alone; processes of their own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,10 +75,12 @@ def test_a_process_that_fails_is_told_of_with_its_log(
 ) -> None:
     folder = with_file(tmp_path / "a", "checkpoints/last.ckpt")
     seen: list[list[str]] = []
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
     start = subprocess.Popen
 
     def instead(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
         seen.append(command)
+        assert options["env"]["WANDB_RUN_ID"] == "abc"  # type: ignore[index]
         if leaves:
             with_file(folder, "metrics.json")
         return start([sys.executable, "-c", f"print('what it says'); raise SystemExit({status})"], **options)  # type: ignore[call-overload, no-any-return]
@@ -85,6 +88,7 @@ def test_a_process_that_fails_is_told_of_with_its_log(
     monkeypatch.setattr(subprocess, "Popen", instead)
     with pytest.raises(CxlpError, match=r"failed, see above and .*a\.txt"):
         run_in(folder, ["--config", "x"], tmp_path / "logs" / "a.txt")
+    assert "WANDB_RUN_ID" not in os.environ  # it is one run's: the next one gets an id of its own
     assert (tmp_path / "logs" / "a.txt").read_text() == "what it says\n"
     assert seen[0][4:] == [
         *("--config", "x", "--run.root", str(tmp_path), "--run.name", "a"),

@@ -136,7 +136,7 @@ def assert_same_run(case: str, folder: Path, reference: Path, killed_after: Coll
     """A run ended as another one.
 
     Args:
-        case: Of both.
+        case: The case of both.
         folder: What was killed and gone on with.
         reference: What was not.
         killed_after: The gradient epochs that were saved when kills came. The trainer writes an epoch's training loss

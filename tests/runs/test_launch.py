@@ -17,7 +17,7 @@ from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch, wa
 from cxlp.runs.loggers import RunConfig
 from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
-from tests.small_run import ARGUMENTS, FINETUNE, metrics, prepared, write_pictures
+from tests.small_run import ARGUMENTS, FINETUNE, metrics, prepared
 
 TASK = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 ELASTIC = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -91,14 +91,6 @@ def test_only_the_first_task_of_independent_runs_has_the_wandb_run_of_the_enviro
     settle(1, 1, {**TASK, "SLURM_PROCID": "0", "WANDB_RUN_ID": "abc"})
     assert os.environ["WANDB_RUN_ID"] == "abc"
     assert "each task does a run of its own" in capsys.readouterr().out
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with pictures in it."""
-    monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize("variables", [TASK, {"RANK": "3", "LOCAL_RANK": "3", "NODE_RANK": "2", "WORLD_SIZE": "4"}])

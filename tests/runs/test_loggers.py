@@ -170,6 +170,19 @@ def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]
     assert len(starts) == 1
 
 
+def test_the_id_of_the_environment_is_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
+    wandb.setup()  # which remembers it
+    for folder in ("a", "a/refit", "b"):
+        start_wandb(RunConfig(wandb="offline"), tmp_path / folder)
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "of-a-resumed-run")
+    ids = [call["id"] for call in starts]
+    assert ids[0] == "of-the-agent" and ids[3] == "of-a-resumed-run" and len(set(ids)) == 4 and all(ids)
+    assert [call["name"] for call in starts] == ["a", "a-refit", "b", "a"]
+
+
 def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
     run = labelled(RunConfig(tags=("mine", "vgg16")), "CUB-200-2011", "vgg16", "Frozen", "cross", "x" * 80)
     assert run.group == "CUB-200-2011"

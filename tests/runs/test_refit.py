@@ -11,20 +11,12 @@ import torch
 from cxlp.commands.train import main
 from cxlp.runs.refit import Choice, StopAfter, read_chosen
 from cxlp.utils.errors import CxlpError
-from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, prepared, run, write_pictures
+from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, prepared, run
 
 EACH_EPOCH = (
     "[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {save_top_k: -1, filename: 'x{epoch}'}}]"
 )
 ALL_IMAGES = ["--data.validation", "0"]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with pictures in it."""
-    monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path)
-    return tmp_path
 
 
 def choice(path: str) -> Choice:

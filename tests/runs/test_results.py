@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -61,6 +62,18 @@ def test_the_result_is_written_before_what_may_fail(
         assert said.err.count(f"error: {name} could not be made: ") == 1
     assert f"not made: {', '.join(lost)}" in said.err.replace("\n", "")
     assert "test/accuracy" in said.out and str(folder) in said.out
+
+
+def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As that of ``train.py | head``, which rich answers by the end of the process."""
+    ended: list[Any] = []
+    monkeypatch.setattr(cxlp.runs.results.Results, "show", Mock(side_effect=SystemExit(1)))
+    monkeypatch.setattr(cxlp.runs.results, "close_wandb", lambda *arguments: ended.append(arguments))
+    monkeypatch.setattr("cxlp.runs.stages.start_wandb", lambda *_: Mock(id="run1"))
+    monkeypatch.setattr(cxlp.runs.results, "wandb_panels", lambda *_: {})
+    assert main([*ARGUMENTS, "--run.name", "a"]) == 3
+    assert len(ended) == 1 and Path("runs", "a", "report.html").is_file()
+    assert "error: the table on standard output could not be made: it is closed" in capsys.readouterr().err
 
 
 def test_numbers_that_json_does_not_know_do_not_lose_the_others() -> None:

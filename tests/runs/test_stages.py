@@ -19,21 +19,13 @@ from cxlp.models.checkpoint import load_network
 from cxlp.reports.history import by_epoch, history
 from cxlp.runs.recipe import GRADIENT_MODEL_KEYS, GRADIENT_TRAINER_KEYS
 from cxlp.tasks import FineTune, Frozen
-from tests.small_run import ARGUMENTS, BACKBONE, FINETUNE, POOLING, logged, metrics, prepared, run, write_pictures
+from tests.small_run import ARGUMENTS, BACKBONE, FINETUNE, POOLING, logged, metrics, prepared, run
 
 HELD_OUT = ["--data.validation", "0.34"]
 ALL_IMAGES = ["--data.validation", "0"]
 CLOSING = ["--model.closing_fit", "true"]
 CROSS_FIT = [*CLOSING, "--model.cross_fit", "true", "--model.ema", "0.5"]
 STILL = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with pictures in it."""
-    monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path)
-    return tmp_path
 
 
 def stages(folder: Path) -> dict[str, dict[str, Any]]:

@@ -76,7 +76,7 @@ def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
 
 
 def test_an_update_reads_nothing_from_the_device() -> None:
-    """Of ours: torch's AveragedModel itself looks at its count."""
+    """Our part of it: torch's AveragedModel itself looks at its count."""
     update = averaged(torch.nn.Linear(3, 2), 0.9).multi_avg_fn
     assert update is not None
     for kind in (torch.float32, torch.int64):

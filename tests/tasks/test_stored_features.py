@@ -65,6 +65,8 @@ def test_what_is_stored_is_not_made_again(
     os.utime(next(folder.rglob("train/*/*.png")), ns=(0, 0))
     fit_with(store, folder, tmp_path)  # of the same pictures, whatever their dates
     assert decoded == []
+    trainer(tmp_path).validate(again, pictures(folder, validation=0.25, image_size=32), verbose=False)
+    assert len(decoded) == 3  # outside a fit or a test, pictures are looked at
 
 
 @pytest.mark.parametrize("change", ["weights", "representation", "picture", "pca_vectors"])

@@ -1,4 +1,4 @@
-"""Refusals of maps and features that are not finite, by the images that they are of."""
+"""Refusals of labels, maps and features that cannot be fitted, by the images that they are of."""
 
 from collections.abc import Sequence
 
@@ -35,6 +35,43 @@ def check_maps(network: Network, inputs: Sequence[tuple[Tensor, ...]], positions
                 raise CxlpError(
                     f"layer {layer!r} of {network.backbone.name} gives NaN or infinity for {which}: {_CAUSES}"
                 )
+
+
+def check_labels(network: Network, labels: Tensor, positions: Tensor) -> None:
+    """Refuse labels of another kind than the network's, or of classes that it does not have.
+
+    Args:
+        network: The network.
+        labels: Of some images, see :mod:`cxlp.utils.labels`.
+        positions: ``(b,)``, the images' places among the training images.
+
+    Raises:
+        CxlpError: Says what the network takes.
+    """
+    if not len(positions):
+        return
+    classes = len(network.classes)
+    several, one = f"(B, {classes}) of 1, -1 and 0, with multi_label=True", f"(B,) of 0..{classes - 1}"
+    takes = f"a network of {classes} classes takes whole numbers, {several if network.multi_label else one}"
+    shape = (len(positions), classes) if network.multi_label else (len(positions),)
+    if labels.shape != shape or labels.is_floating_point():
+        other = f"; or {one if network.multi_label else several}"
+        raise CxlpError(f"the labels are {labels.dtype} of shape {tuple(labels.shape)}: {takes}{other}")
+    low, high = (-1, 1) if network.multi_label else (0, classes - 1)
+    wrong = ((labels < low) | (labels > high)).view(len(positions), -1).any(dim=1)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise CxlpError(f"the label of training image {int(positions[first])} is {labels[first].tolist()}: {takes}")
+
+
+def check_absent(labels: Tensor) -> None:
+    """Refuse several labels per image that never say that a class is absent, such as those of 1 and 0.
+
+    Raises:
+        CxlpError: Says how absence is written.
+    """
+    if labels.ndim == 2 and not bool((labels < 0).any()):
+        raise CxlpError("no class is absent from any training image: write -1 for absent, since 0 means unspecified")
 
 
 def check_features(gram: Array) -> None:

@@ -1,0 +1,154 @@
+"""How a run begins: nothing is written where it cannot, and a refit that goes on knows its choice wherever it is."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+
+from cxlp.commands.train import main
+from cxlp.frozen.fit import FrozenFit
+from cxlp.runs import stages
+from cxlp.runs.trainers import build_trainer
+from cxlp.tasks import FineTune
+from cxlp.utils.errors import CxlpError
+from tests.small_run import ARGUMENTS, BACKBONE, FINETUNE, metrics, prepared, run
+
+ALL_IMAGES = ["--data.validation", "0"]
+
+
+@pytest.fixture(autouse=True)
+def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without wandb."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+def stop(error: BaseException) -> Callable[..., Any]:
+    def stopped(*args: Any, **options: Any) -> Any:
+        raise error
+
+    return stopped
+
+
+# --- what fails before anything is done
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--data.root", "nowhere"],
+        [f"--{BACKBONE}.name", "resnet5"],
+        ["--model.head.pca_dim", "9999"],
+        [*FINETUNE, "--model.start", "nowhere"],
+        [*FINETUNE, *ALL_IMAGES, "--run.refit", "nowhere.ckpt"],
+        ["--ckpt_path", "nowhere"],
+        ["--run.name", "a/b"],
+        ["--trainer.accelerator", "gpu"],
+    ],
+    ids=lambda change: change[-1],
+)
+def test_a_failed_start_leaves_nothing(work: Path, change: list[str]) -> None:
+    assert main([*ARGUMENTS, "--run.wandb", "offline", *change]) == 2
+    assert not list(work.rglob("runs/*")) and not (work / "wandb").exists()
+
+
+@pytest.mark.parametrize("error", [CxlpError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_pass_that_fails_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    monkeypatch.setattr(FrozenFit, "observe", stop(error))
+    assert main([*ARGUMENTS, "--run.wandb", "offline"]) == (2 if isinstance(error, CxlpError) else 130)
+    assert not list(work.rglob("runs/*"))
+
+
+def test_what_is_done_is_left_where_a_later_stage_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FineTune, "training_step", stop(CxlpError("broken")))
+    assert main([*ARGUMENTS, *FINETUNE, "--run.name", "a"]) == 2
+    assert Path("runs/a/checkpoints/frozen.ckpt").is_file()
+    assert main([*ARGUMENTS, *FINETUNE, "--model.start", "scratch", "--run.name", "b"]) == 2
+    assert Path("runs/b/config.yaml").is_file()  # gradient epochs leave their curves
+
+
+def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared("a")
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    monkeypatch.setattr(pl.Trainer, "test", stop(CxlpError("broken")))
+    assert main(["--config", "runs/a/config.yaml", "--ckpt_path", "runs/a"]) == 2
+    after = [path.relative_to(folder) for path in folder.rglob("*") if path.name != "config-resumed.yaml"]
+    assert set(before) <= set(after)
+
+
+# --- a test that is cut short
+
+
+def test_a_part_of_the_test_is_no_result(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    def cutting(*args: Any, **options: Any) -> pl.Trainer:
+        trainer = build_trainer(*args, **options)
+        trainer.limit_test_batches = 1  # as a callback may
+        return trainer
+
+    monkeypatch.setattr(stages, "build_trainer", cutting)
+    assert main([*ARGUMENTS, "--run.name", "a"]) == 2
+    assert "the test has scored 4 of 9 images" in capsys.readouterr().err
+    assert not Path("runs/a/metrics.json").exists() and not Path("runs/a/per_class.csv").exists()
+
+
+# --- refits
+
+
+@pytest.mark.parametrize("way", ["renamed", "moved", "copied"])
+def test_a_refit_goes_on_where_both_runs_were_moved(work: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "test", stop(KeyboardInterrupt()))
+        assert main([*ARGUMENTS, *FINETUNE, "--run.refit", "true", "--run.name", "a"]) == 130
+    if way == "copied":
+        shutil.copytree("runs", "copy")
+        shutil.rmtree("runs")
+        folder = Path("copy/a")
+    else:
+        folder = Path("runs/a").rename("runs/z" if way == "renamed" else "z")
+    monkeypatch.setattr(pl.Trainer, "fit", stop(AssertionError("all is fitted already")))
+    # the second run by its own folder, whose config names a checkpoint that is not there any more; then both
+    for place in (folder / "refit", folder):
+        assert main(["--config", f"{place}/config.yaml", "--ckpt_path", str(place)]) == 0
+    assert [path.name for path in folder.iterdir() if "refit" in path.name] == ["refit"]
+    assert metrics(folder / "refit")["images"]["train"] == 18
+
+
+def test_a_refit_stays_one_and_no_other_run_becomes_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = prepared("a", *FINETUNE) / "checkpoints" / "best.ckpt"
+    whole = run("b", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
+    assert main(["--config", f"{whole}/config.yaml", "--ckpt_path", str(whole), "--run.refit", "false"]) == 2
+    assert "run.refit is given to a run that was no refit, or left out of one" in capsys.readouterr().err
+    prepared("c", *FINETUNE, *ALL_IMAGES)
+    again = ["--config", "runs/c/config.yaml", "--ckpt_path", "runs/c", "--run.refit", str(chosen)]
+    assert main(again) == 2
+    assert "run.refit is given to a run that was no refit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["weights", "labels", "test images", "class order"])
+def test_a_refit_is_of_the_same_weights_and_images(work: Path, capsys: pytest.CaptureFixture[str], change: str) -> None:
+    chosen = prepared("a", *FINETUNE) / "checkpoints" / "best.ckpt"
+    pictures = work / "pictures"
+    more: list[str] = []
+    if change == "weights":
+        import timm
+        import torch
+
+        torch.save(timm.create_model("test_resnet", pretrained=False).state_dict(), "other.pth")
+        more = [f"--{BACKBONE}.weights", "other.pth"]
+    elif change == "labels":
+        next((pictures / "train" / "kind0").iterdir()).rename(pictures / "train" / "kind1" / "moved.png")
+    elif change == "test images":
+        next((pictures / "test" / "kind0").iterdir()).unlink()
+    else:
+        for split in ("train", "test"):
+            (pictures / split / "kind0").rename(pictures / split / "last")
+    command = [*ARGUMENTS, *FINETUNE, *ALL_IMAGES, *more, "--run.refit", str(chosen), "--run.name", "b"]
+    assert main(command) == 2
+    assert "error: run.refit: " in capsys.readouterr().err and not Path("runs/b").exists()
