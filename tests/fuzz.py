@@ -274,7 +274,8 @@ def checkpoint(folder: Path, rng: Rng) -> Callable[[], object]:
         path.write_bytes(mangle_bytes((template() / "whole.ckpt").read_bytes(), rng))
         return lambda: load(path)
     saved: Any = torch.load(template() / "whole.ckpt", weights_only=True)
-    mangle_tree(saved, rng, [*WRONG, torch.zeros(2)])
+    values = [value for value in WRONG if value is not True]  # which Python takes for a 1 nearly everywhere
+    mangle_tree(saved, rng, [*values, torch.zeros(2)])
     torch.save(saved, path)
 
     def predict() -> None:

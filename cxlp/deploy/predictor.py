@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -234,6 +234,8 @@ def load(
     saved = read_checkpoint(Path(checkpoint))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
+    if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
+        raise CxlpError(f"{checkpoint} is broken: it does not say how its run made pictures square")
     network = network_of(saved, backbone, str(checkpoint))
     return Predictor(network, image["aspect"], precision, image.get("boxes", False)).to(device)
 

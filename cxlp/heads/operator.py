@@ -156,7 +156,7 @@ def check_geometry(size: int, stride: int, padding: Padding) -> None:
     """Refuse sub-arrays that cannot be cut out of any map."""
     if size < 1 or size % 2 == 0:
         raise CxlpError(f"size is {size}: a sub-array needs an odd side (1, 3, ...), so that it has a centre")
-    if stride < 1:
+    if not isinstance(stride, int) or stride < 1:
         raise CxlpError(f"stride is {stride}: it must be 1 or more")
     if padding not in _PADDINGS:
         raise CxlpError(f"unknown padding {padding!r}; valid: {', '.join(_PADDINGS)}")

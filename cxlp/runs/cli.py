@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.arguments import CLASSES, find_configs, part_heads
-from cxlp.runs.config_errors import explain, refuse_infinite, refuse_nulls
+from cxlp.runs.config_errors import check_group, explain, explain_instance, refuse_infinite, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
@@ -70,7 +70,9 @@ def parse(arguments: Sequence[str]) -> Namespace:
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
     refuse_infinite(config)
-    if not 0 <= config["seed_everything"] < 2**32:
+    for group in ("trainer", "run"):
+        check_group(group, config[group])
+    if config["seed_everything"] is None or not 0 <= config["seed_everything"] < 2**32:
         raise CxlpError(f"seed_everything is {config['seed_everything']}: a seed lies between 0 and 2^32 - 1")
     module, _, name = config["data"]["class_path"].rpartition(".")
     refuse_nulls(config, {"model": ModelConfig, "data": getattr(importlib.import_module(module), name)})
@@ -90,9 +92,10 @@ def parts_of(config: Namespace) -> Namespace:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, CxlpError):
             cause = cause.__cause__
-        if cause is None:
+        said = explain_instance(error) if cause is None else str(cause)
+        if said is None:
             raise
-        raise CxlpError(str(cause)) from error
+        raise CxlpError(said) from error
 
 
 def model_of(config: Namespace) -> ModelConfig:

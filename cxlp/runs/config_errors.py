@@ -124,6 +124,7 @@ def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
         CxlpError: Names the key and what is expected.
     """
     for key, built in groups.items():
+        check_group(key, config[key])
         _refuse_nulls(config[key].get("init_args", config[key]), _hints_of_class(built), key)
 
 
@@ -139,6 +140,16 @@ def refuse_infinite(config: Namespace) -> None:
                 raise CxlpError(f"{key.replace('.init_args.', '.')} is {value}: it must be a finite number")
 
 
+def check_group(key: str, value: Any) -> None:  # noqa: ANN401 (any value of a config)
+    """Refuse a single value, or a list, in the place of a group of keys.
+
+    Raises:
+        CxlpError: Names the group.
+    """
+    if not isinstance(value, Namespace):
+        raise CxlpError(f"{key} is {_shown(str(value))}: it is a group of keys")
+
+
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
     for name, value in vars(values).items():
         hint = hints.get(name, Any)
@@ -146,7 +157,8 @@ def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> No
             if isinstance(part, Namespace) and "class_path" in part:
                 built = import_object(part["class_path"], name)
                 _refuse_nulls(part["init_args"], _hints_of_class(built), f"{where}.{name}")
-        if isinstance(value, Namespace) and is_dataclass(hint):
+        if is_dataclass(hint) and value is not None and not isinstance(value, hint):  # type: ignore[arg-type]
+            check_group(f"{where}.{name}", value)
             _refuse_nulls(value, _hints(hint), f"{where}.{name}")
         elif value is None and hint is not Any and NoneType not in get_args(hint):
             types = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
@@ -190,3 +202,11 @@ def _keys_of_class(path: str) -> list[str]:
 
 def _keys(defaults: Namespace) -> list[str]:
     return [key.replace(".init_args.", ".") for key, _ in defaults.items(branches=False)]
+
+
+def explain_instance(error: Exception) -> str | None:
+    """Say what a class did not accept, in one line; ``None``: the parser does not say so."""
+    text = str(error)
+    found = re.search(r"\nErrors:\n\s*- (.+)", text)
+    given = re.search(r"\nGiven value: (.+)", text)
+    return f"{found[1]} (given: {given[1][:200]})" if found and given else None
