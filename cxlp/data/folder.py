@@ -1,5 +1,6 @@
 """Your own images: a folder per class."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,14 @@ class Folder(ImageDataModule):
                     f"of the training images, set data.root: {splits['train']}"
                 )
             if strange := sorted(folders[split].keys() - folders["train"].keys()):
+                forms = {unicodedata.normalize("NFC", name) for name in folders["train"]}
+                same = any(unicodedata.normalize("NFC", name) in forms for name in strange)
+                hint = (
+                    ". They look alike, but are written in different Unicode forms: rename the folders" if same else ""
+                )
                 raise CxlpError(
-                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: {', '.join(strange[:5])}"
+                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: "
+                    f"{', '.join(strange[:5])}{hint}"
                 )
         samples = {split: self._samples(found, classes) for split, found in folders.items()}
         self._check_filled(samples["train"], folders["train"])
