@@ -58,8 +58,10 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
     """
     named = [_Named(path, split, rest) for path in folders for split, rest in [_read(path.name)] if split is not None]
     sure = [found for found in named if not found.rest]
-    if not any(found.split != "val" or folders_in(found.path) for found in sure):
-        sure = []  # `valid` may be a class, like `fraud`
+    kinds = {found.split for found in sure}
+    beside_others = len(kinds) == 1 and len(folders) > len(sure)
+    if (kinds == {"val"} or beside_others) and not any(folders_in(found.path) for found in sure):
+        sure = []  # `valid` may be a class, like `fraud`, or `train` beside `bus`: it holds pictures as these do
     for one in (found for found in named if found.rest):
         others = [o for o in named if o.split != one.split]
         others = [o for o in others if o.stem == one.stem or (o in sure and _alike(o, one))]

@@ -99,3 +99,7 @@ def test_splits_without_class_folders_or_within_them(tmp_path: Path) -> None:
         found(tmp_path / "b", "ant", "bee", inside=("Train", "test"))
     with pytest.raises(CxlpError, match=r"holds one folder: .* set data.root: .*/data"):
         Folder(folders(tmp_path / "c", "data", inside=("train", "test"))[0].parent).read()
+
+
+def test_a_train_is_a_vehicle_where_it_holds_pictures_as_the_others_do(tmp_path: Path) -> None:
+    assert found(tmp_path, "bus", "train", "ship", inside=()) == {}
