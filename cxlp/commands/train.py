@@ -78,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: Sequence[str], begun: _Begun) -> int:
     from cxlp.runs.arguments import find_configs
     from cxlp.runs.cli import parse
-    from cxlp.runs.folder import run_name
+    from cxlp.runs.folder import looks_for_earlier, run_name
     from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
     from cxlp.runs.loggers import RunConfig
     from cxlp.runs.stages import Run, choose_epoch
@@ -89,6 +89,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     config = parse(arguments)
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
+        looks_for_earlier(settings)  # which a series does by its name anyway
         begun.series = Path(settings.root) / run_name(settings, config)
         begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)

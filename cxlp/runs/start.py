@@ -29,6 +29,12 @@ class Start:
     validated: dict[str, float]
 
 
+def start_checkpoint(start: str) -> Path:
+    """The checkpoint that ``model.start`` names: of a run's folder, the best one."""
+    path = Path(start)
+    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+
+
 def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], images: Images) -> Start:
     """Read the checkpoint that ``model.start`` names.
 
@@ -42,8 +48,7 @@ def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], 
         CxlpError: If there is none, it cannot be compared with the run (:func:`~cxlp.runs.protocol.check_start`), or
             lacks what the closing or the cross-fitted stages take from it.
     """
-    path = Path(model.start)
-    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    path = start_checkpoint(model.start)
     if not path.is_file():
         raise CxlpError(
             f"model.start is {model.start!r}: expected frozen, projection, scratch, or the path of a "

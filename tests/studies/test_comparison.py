@@ -53,7 +53,7 @@ def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Pat
     assert first.startswith("CL-3x3-")
     assert name(*base, "--run.wandb", "offline", "--model.frozen.store", "x") == first
     assert name(*base, "--model.frozen.c", "10") == first
-    assert name(*base, "--trainer.enable_progress_bar", "true") == first
+    assert name(*base, "--trainer.enable_progress_bar", "true", "--data.num_workers", "2") == first
     assert name(*base, "--model.frozen.c", "1") != first
     assert name(*base, "--model.head.size", "3") != first
     assert name(*base, "--model.head", "BilinearPooling") != first
@@ -103,6 +103,13 @@ def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, m
         assert name(*given) != before
         Path("mine.pt").write_bytes(b"first")
         assert name(*given) == before
+    best = Path("runs/mine/checkpoints/best.ckpt")  # which a run's folder stands for
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"first")
+    given = [*BASE, "--trainer.max_epochs", "1", "--model.start", "runs/mine"]
+    before = name(*given)
+    best.write_bytes(b"other")
+    assert name(*given) != before
     before = name(*BASE)
     image = next(Path("data").rglob("*.jpg"))
     content, written = image.read_bytes(), image.stat()
@@ -237,10 +244,10 @@ def exchange_labels() -> None:
 def test_results_of_other_data_are_told_and_made_anew(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
-    def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
+    def run_in(place: Path, arguments: Sequence[str], log: Path) -> tuple[Path, int]:
         place.mkdir(parents=True)
         (place / "metrics.json").write_text("{}")
-        return place
+        return place, 0
 
     monkeypatch.setattr("cxlp.studies.comparison.run_in", run_in)
     system = System("CL")
