@@ -65,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
                 if begun.run is not None:
                     begun.run.discard()
+                    _let_peers_know(ended[0])
                 return ended[0]
             if not isinstance(error, Exception):
                 raise
@@ -102,13 +103,18 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     return _train_and_test(begun.run)
 
 
-def _failed(error: Exception) -> int:
-    """Say what the user can mend, and return the exit status; raise what is ours to mend."""
+def _let_peers_know(status: int) -> None:
+    """Be gone soon, among several processes: even Python's end may wait for the others."""
     from cxlp.utils.distributed import is_distributed
 
-    said = _mendable(error)
     if is_distributed():
-        leave_soon(1 if said is None else 2)
+        leave_soon(status)
+
+
+def _failed(error: Exception) -> int:
+    """Say what the user can mend, and return the exit status; raise what is ours to mend."""
+    said = _mendable(error)
+    _let_peers_know(1 if said is None else 2)
     if said is None:
         raise error
     print(f"error: {said}", file=sys.stderr)  # noqa: T201
