@@ -148,7 +148,7 @@ def run(args: Namespace) -> int:
         print(f"no result: {name}")  # noqa: T201
     if failed:
         return 1
-    return 3 if outputs.failed or comparison.incomplete else 0
+    return 3 if outputs.failed or any(row.incomplete for row in rows) else 0
 
 
 def _check_reach(percent: float, validations: Sequence[float | str]) -> None:

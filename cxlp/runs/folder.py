@@ -204,7 +204,7 @@ def take_up(folder: Path) -> Path | None:
     return last
 
 
-def run_in(folder: Path, arguments: Sequence[str], log: Path) -> tuple[Path, int]:
+def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     """Start a run in a process of its own, or go on with what is in its folder, and wait for its end.
 
     Args:
@@ -213,7 +213,7 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> tuple[Path, int
         log: Takes what it prints, except errors.
 
     Returns:
-        The folder of its results, see :func:`finished`, and its exit status: 3 if an output beside them is missing.
+        The folder of its results, see :func:`finished`.
 
     Raises:
         CxlpError: If it failed, or is running already.
@@ -229,9 +229,9 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> tuple[Path, int
     with log.open("w") as file:
         status = run_to_end(command, file, environment)
     results = finished(folder)
-    if status not in (0, 3) or results is None:
+    if status not in (0, 3) or results is None:  # 3: an output beside the result is missing
         raise CxlpError(f"failed, see above and {log}")
-    return results, status
+    return results
 
 
 def say(line: str) -> None:

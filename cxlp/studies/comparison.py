@@ -43,9 +43,6 @@ class Comparison:
         metric: ``accuracy`` or ``mAP``.
         store: Where features are kept for later runs; ``None``: nowhere.
         seeds: Each system is run with each of them; ``None``: the configs' own.
-
-    Attributes:
-        incomplete: Whether a run could not make an output beside its result.
     """
 
     def __init__(
@@ -58,7 +55,6 @@ class Comparison:
     ) -> None:
         self.arguments, self.folder, self.metric, self.store = tuple(arguments), folder, metric, store
         self.seeds = tuple(seeds)
-        self.incomplete = False
         self._identities = Identities()
 
     def run(self, systems: Sequence[System]) -> tuple[list[Row], list[str]]:
@@ -114,9 +110,7 @@ class Comparison:
             own += ["--run.group", self.folder.name]
         if not any(a.startswith("--run.log_model") for a in arguments):
             own += ["--run.log_model", "false"]  # twenty checkpoints are for nobody's account
-        results, status = run_in(place, [*arguments, *own], self.folder / "logs" / f"{place.name}.txt")
-        self.incomplete |= status == 3
-        return results
+        return run_in(place, [*arguments, *own], self.folder / "logs" / f"{place.name}.txt")
 
     def _arguments(self, system: System) -> list[str]:
         """The arguments of ``train.py`` that say what a system is."""

@@ -22,7 +22,7 @@ from cxlp.runs.provenance import git_state, versions
 from cxlp.runs.recipe import STARTS
 from cxlp.runs.start import start_checkpoint
 from cxlp.studies.identity import read_identity, settings_of
-from cxlp.studies.tables import read_results
+from cxlp.studies.tables import is_incomplete, read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.program import train_program
@@ -86,11 +86,9 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
             check_same_run(place, parse(given))
             done = finished(place)
             say(f"{heading}: {place}" if done is None else f"{heading}: done already, in {done}")
-            status = 0
-            if done is None:
-                done, status = run_in(place, given, folder / "logs" / f"{place.name}.txt")
-            places[seed], incomplete = done, incomplete or status == 3
-            results[seed] = read_results(places[seed])["metrics"]
+            places[seed] = done or run_in(place, given, folder / "logs" / f"{place.name}.txt")
+            written = read_results(places[seed])
+            results[seed], incomplete = written["metrics"], incomplete or is_incomplete(written)
         except CxlpError as error:  # the others can do without it
             say(f"{heading}: {error}")
     failed = [seed for seed in seeds if seed not in results]

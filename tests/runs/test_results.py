@@ -94,7 +94,7 @@ def test_a_series_takes_a_run_whose_report_is_missing(
 
     monkeypatch.setattr(cxlp.runs.folder, "run_to_end", run_to_end)
     with nullcontext() if passes else pytest.raises(CxlpError, match="failed, see above"):
-        assert run_in(work / "a", [], work / "logs" / "a.txt") == (work / "a", status)
+        assert run_in(work / "a", [], work / "logs" / "a.txt") == work / "a"
 
 
 class Gone:

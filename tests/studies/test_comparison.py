@@ -19,6 +19,7 @@ from cxlp.heads import CrossLayerPooling
 from cxlp.runs.cli import model_of, parse
 from cxlp.studies.comparison import Comparison, System, without
 from cxlp.studies.systems import systems
+from cxlp.studies.tables import Row
 from cxlp.utils import fingerprint
 from tests.generate import write_cub200
 
@@ -244,10 +245,10 @@ def exchange_labels() -> None:
 def test_results_of_other_data_are_told_and_made_anew(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
-    def run_in(place: Path, arguments: Sequence[str], log: Path) -> tuple[Path, int]:
+    def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
         place.mkdir(parents=True)
         (place / "metrics.json").write_text("{}")
-        return place, 0
+        return place
 
     monkeypatch.setattr("cxlp.studies.comparison.run_in", run_in)
     system = System("CL")
@@ -402,6 +403,17 @@ def test_wrong_arguments_are_explained(
     assert main(["compare", *BASE, *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("incomplete", "status"), [(True, 3), (False, 0)])
+def test_a_comparison_tells_that_a_runs_output_is_missing(
+    work: Path, monkeypatch: pytest.MonkeyPatch, incomplete: bool, status: int
+) -> None:
+    cost = dict.fromkeys(("passes", "dimension", "network", "encoding", "classification", "bare pass"), 1.0)
+    row = Row("4", 50.0, None, cost, 32, 5_000_000, 1.5, {}, (), incomplete)
+    monkeypatch.setattr(Comparison, "run", lambda self, systems: ([row], []))
+    monkeypatch.setattr("cxlp.studies.tables.write_reports", lambda *_: [])
+    assert main(["compare", *BASE, "--sweep", "model.head.pca_dim=[4]", "--out", "out"]) == status
 
 
 def test_a_value_that_no_network_can_have_is_a_system_that_fails(

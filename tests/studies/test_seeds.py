@@ -156,12 +156,11 @@ def test_what_started_from_another_run_is_not_taken_for_done(work: Path) -> None
 
 
 def test_a_series_tells_that_an_output_is_missing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    statuses = iter([3, 0])
-
-    def run_in(place: Path, arguments: Sequence[str], log: Path) -> tuple[Path, int]:
+    def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
         place.mkdir(parents=True)
-        (place / "metrics.json").write_text('{"metrics": {"test/accuracy": 0.5}}')
-        return place, next(statuses)
+        outputs = {"failed": ["report.html"] if place.name == "a-seed0" else []}
+        (place / "metrics.json").write_text(json.dumps({"metrics": {"test/accuracy": 0.5}, "outputs": outputs}))
+        return place
 
     monkeypatch.setattr("cxlp.studies.seeds.run_in", run_in)
     assert main([*ARGUMENTS, "--run.name", "a", "--seeds", "2"]) == 3
