@@ -30,9 +30,19 @@ class Start:
 
 
 def start_checkpoint(start: str) -> Path:
-    """The checkpoint that ``model.start`` names: of a run's folder, the best one."""
+    """Find the checkpoint that ``model.start`` names: of a run's folder, the best one.
+
+    Raises:
+        CxlpError: If there is none.
+    """
     path = Path(start)
-    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not path.is_file():
+        raise CxlpError(
+            f"model.start is {start!r}: expected frozen, projection, scratch, or the path of a checkpoint or of a "
+            "run's folder"
+        )
+    return path
 
 
 def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], images: Images) -> Start:
@@ -49,11 +59,6 @@ def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], 
             lacks what the closing or the cross-fitted stages take from it.
     """
     path = start_checkpoint(model.start)
-    if not path.is_file():
-        raise CxlpError(
-            f"model.start is {model.start!r}: expected frozen, projection, scratch, or the path of a "
-            "checkpoint or of a run's folder"
-        )
     saved = read_run(path)
     run = saved["cxlp_run"]
     check_start(path, saved, network, recipe, images)

@@ -13,7 +13,7 @@ from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.cli import parts_of
 from cxlp.runs.provenance import PACKAGES
-from cxlp.runs.recipe import ModelConfig
+from cxlp.runs.recipe import STARTS, ModelConfig
 from cxlp.runs.start import start_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -69,7 +69,9 @@ class Identities:
         options = json.dumps(config["data"].as_dict(), sort_keys=True, default=str)
         if options not in self._data:
             self._data[options] = self._of_data(parts["data"])
-        named = [model.backbone.weights, str(start_checkpoint(model.start)), config["run"]["refit"]]
+        named = [model.backbone.weights, config["run"]["refit"]]
+        if model.start not in STARTS:
+            named.append(str(start_checkpoint(model.start)))
         files = [Path(path) for path in named if isinstance(path, str) and Path(path).is_file()]
         return {
             "config": settings_of(config),

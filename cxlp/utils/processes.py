@@ -106,26 +106,19 @@ def _watch(received: socket.socket) -> None:
     Python writes each signal's number into the socket as it comes: its handler waits for the main thread, which may be
     in a collective, or in the rendezvous before it, for peers that do not come.
     """
-    first = until = 0.0
-    number = 0
-    while True:
-        try:
-            received.settimeout(max(until - time.monotonic(), 1e-3) if until else None)
-            new = received.recv(1)
-        except TimeoutError:
-            said = f"error: the end after {signal.Signals(number).name} took too long"
-            print(said, file=sys.stderr, flush=True)  # noqa: T201
-            os._exit(128 + number)
-        if not new:
-            return
-        if new[0] not in _SIGNALS:
-            continue
-        now = time.monotonic()
-        if first and now - first > 1:
-            os._exit(128 + new[0])
-        if not first:
-            first, number = now, new[0]
-            until = 0.0 if number == signal.SIGINT else now + GRACE_AFTER_SIGNAL
+    number, since = 0, 0.0
+    try:
+        for (new,) in iter(lambda: received.recv(1), b""):
+            now = time.monotonic()
+            if number and new in _SIGNALS and now - since > 1:
+                os._exit(128 + new)
+            if not number and new in _SIGNALS:
+                number, since = new, now
+                received.settimeout(None if number == signal.SIGINT else GRACE_AFTER_SIGNAL)
+    except TimeoutError:
+        said = f"error: the end after {signal.Signals(number).name} took too long"
+        print(said, file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(128 + number)
 
 
 def _forget_workers() -> None:

@@ -153,6 +153,8 @@ def test_what_started_from_another_run_is_not_taken_for_done(work: Path) -> None
     run("first", *held, "--model.frozen.c", "1")
     with pytest.raises(CxlpError, match=r"model\.start holds other weights"):
         check_same_run(place, parse([*given, "runs/first-2"]))
+    with pytest.raises(CxlpError, match=r"model\.start is 'runs/none': expected"):
+        check_same_run(place, parse([*given, "runs/none"]))
 
 
 def test_a_series_tells_that_an_output_is_missing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
