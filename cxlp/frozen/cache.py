@@ -12,7 +12,7 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
+from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
@@ -166,7 +166,7 @@ class ScoredRows:
 
 
 class StoredFeatures:
-    """Reads single rows; the file is opened for each, so that loaders' workers do not share its position.
+    """Reads single rows, as the items of a data set; may be sent to loaders' workers.
 
     Args:
         path: The rows; ``None``: there is nothing to read, rows are empty.
@@ -177,16 +177,18 @@ class StoredFeatures:
 
     def __init__(self, path: Path | None, rows: int = 0, dim: int = 0, kind: FeatureType = "float32") -> None:
         self.path, self.rows, self.dim, self.kind = path, rows, dim, kind
+        self._store: RowStore | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None}  # an open file cannot be sent: who gets this opens it again
 
     def __call__(self, item: int) -> Tensor:
         """Read a row ``(D,)``, float32."""
         if self.path is None:
             return torch.zeros(0)
-        store = open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
-        try:
-            return store.read(item, item + 1)[0].float()
-        finally:
-            store.close()
+        if self._store is None:
+            self._store = open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
+        return self._store.read(item, item + 1)[0].float()
 
 
 def digest_of_weights(module: nn.Module) -> str:

@@ -4,7 +4,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from io import BufferedRandom, BufferedReader
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ class RowStore:
     """An ``(n, d)`` float matrix in one file.
 
     Plain reads and writes rather than a memory map: pages of a map count as the process's memory,
-    and ranks on several nodes do not see each other's.
+    and ranks on several nodes do not see each other's. Each gives its position, so that forked processes share a file.
 
     Args:
         path: The file; all ranks name the same one.
@@ -41,24 +42,22 @@ class RowStore:
     ) -> None:
         self.path, self.rows, self.dim, self.dtype = path, rows, dim, dtype
         self.row_bytes = self._bytes(dim)
-        self._mode = "r+b" if to_write else "rb"
+        self._mode = "r+" if to_write else "r"
         if to_write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
+            with self._may_fail():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
         self._file = self._open()
 
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
         block = self._encode(values.detach().cpu()).numpy()
-        try:
+        with self._may_fail():
             for position, row in zip(positions.tolist(), block, strict=True):
-                self._file.seek(position * self.row_bytes + self._bytes(column))
-                self._file.write(row.data)
-            self._file.flush()  # a full disk shows here
-        except OSError as error:
-            raise CxlpError(
-                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
-            ) from error
+                data, start = row.data, position * self.row_bytes + self._bytes(column)
+                while data:  # a disk that fills up takes a part
+                    written = os.pwrite(self._file.fileno(), data, start)
+                    data, start = data[written:], start + written
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read rows ``start`` to ``stop``: ``(stop - start, d)``."""
@@ -94,31 +93,43 @@ class RowStore:
 
     def sync(self) -> None:
         """Hand what was written to the disk, before other ranks read it."""
-        os.fsync(self._file.fileno())
+        with self._may_fail():
+            os.fsync(self._file.fileno())
 
     def reopen(self) -> None:
         """Open the file anew, to read what other ranks wrote since."""
-        self._file.close()
+        self.close()
         self._file = self._open()
 
     def close(self) -> None:
-        """Close the file; the rows stay."""
-        self._file.close()
+        """Close the file; the rows stay. What did not reach the disk, :meth:`sync` tells."""
+        with suppress(OSError):
+            self._file.close()
 
-    def _open(self) -> BufferedRandom | BufferedReader:
+    def _open(self) -> FileIO:
         try:
-            file = self.path.open(self._mode)
-        except FileNotFoundError as error:
+            return FileIO(self.path, self._mode)
+        except OSError as error:
             raise CxlpError(
-                f"{self.path} is not there: deleted meanwhile, or on a disk that this process does not see?"
+                f"cannot open {self.path}: {error.strerror}. Was it deleted, or is it on a disk that this process does "
+                "not see?"
             ) from error
-        assert isinstance(file, BufferedRandom | BufferedReader)
-        return file
+
+    @contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CxlpError(
+                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
+            ) from error
 
     def _read_into(self, data: memoryview, start: int) -> None:
-        self._file.seek(start)
-        if self._file.readinto(data) < len(data):
-            raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
+        while data:
+            got = os.preadv(self._file.fileno(), [data], start)
+            if not got:
+                raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
+            data, start = data[got:], start + got
 
 
 class SignStore(RowStore):
