@@ -1,6 +1,7 @@
 """Features that outlive their run, in a folder that runs share: each set under the key of all that it depends on."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -166,7 +167,7 @@ class ScoredRows:
 
 
 class StoredFeatures:
-    """Reads single rows, as the items of a data set; may be sent to loaders' workers.
+    """Reads single rows, as the items of a data set; each process, as a loader's worker, opens the file for itself.
 
     Args:
         path: The rows; ``None``: there is nothing to read, rows are empty.
@@ -178,16 +179,18 @@ class StoredFeatures:
     def __init__(self, path: Path | None, rows: int = 0, dim: int = 0, kind: FeatureType = "float32") -> None:
         self.path, self.rows, self.dim, self.kind = path, rows, dim, kind
         self._store: RowStore | None = None
+        self._opened_by: int | None = None  # a forked process shares the position in an open file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_store": None}  # an open file cannot be sent: who gets this opens it again
+        return {**self.__dict__, "_store": None, "_opened_by": None}
 
     def __call__(self, item: int) -> Tensor:
         """Read a row ``(D,)``, float32."""
         if self.path is None:
             return torch.zeros(0)
-        if self._store is None:
+        if self._store is None or self._opened_by != os.getpid():
             self._store = open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
+            self._opened_by = os.getpid()
         return self._store.read(item, item + 1)[0].float()
 
 

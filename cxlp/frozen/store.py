@@ -24,7 +24,7 @@ class RowStore:
     """An ``(n, d)`` float matrix in one file.
 
     Plain reads and writes rather than a memory map: pages of a map count as the process's memory,
-    and ranks on several nodes do not see each other's. Each gives its position, so that forked processes share a file.
+    and ranks on several nodes do not see each other's.
 
     Args:
         path: The file; all ranks name the same one.
@@ -54,10 +54,10 @@ class RowStore:
         block = self._encode(values.detach().cpu()).numpy()
         with self._may_fail():
             for position, row in zip(positions.tolist(), block, strict=True):
-                data, start = row.data, position * self.row_bytes + self._bytes(column)
+                self._file.seek(position * self.row_bytes + self._bytes(column))
+                data = row.data
                 while data:  # a disk that fills up takes a part
-                    written = os.pwrite(self._file.fileno(), data, start)
-                    data, start = data[written:], start + written
+                    data = data[self._file.write(data) :]
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read rows ``start`` to ``stop``: ``(stop - start, d)``."""
@@ -125,11 +125,12 @@ class RowStore:
             ) from error
 
     def _read_into(self, data: memoryview, start: int) -> None:
+        self._file.seek(start)
         while data:
-            got = os.preadv(self._file.fileno(), [data], start)
+            got = self._file.readinto(data)
             if not got:
                 raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
-            data, start = data[got:], start + got
+            data = data[got:]
 
 
 class SignStore(RowStore):

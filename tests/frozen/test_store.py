@@ -157,8 +157,6 @@ def test_stored_rows_are_read_from_one_open_file_and_in_workers(tmp_path: Path) 
     assert torch.equal(read(2), values[2])
     sent = pickle.loads(pickle.dumps(read))
     assert torch.equal(sent(1), values[1])
-    (tmp_path / "rows.bin").unlink()  # an open file can still be read
-    assert torch.equal(read(3), values[3])
 
     class Rows(Dataset[Tensor]):
         def __getitem__(self, item: int) -> Tensor:
@@ -167,5 +165,7 @@ def test_stored_rows_are_read_from_one_open_file_and_in_workers(tmp_path: Path) 
         def __len__(self) -> int:
             return 4
 
-    loader = DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork")  # share the open file
+    loader = DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert torch.equal(torch.stack(list(loader)), values)
+    (tmp_path / "rows.bin").unlink()  # an open file can still be read
+    assert torch.equal(read(3), values[3])
