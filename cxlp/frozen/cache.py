@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes
+from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes, writing
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
@@ -70,7 +71,8 @@ class Entry:
         assert self.part is not None
         delete_abandoned(self.root.glob(".*.part"))
         self._lock = hold_part(self.part)
-        self.part.mkdir()
+        with writing(self.part):
+            self.part.mkdir()
 
     def commit(self, network: Network, facts: dict[str, Any]) -> None:
         """All is written: let others see it.
@@ -85,9 +87,12 @@ class Entry:
 
     def _commit(self, network: Network, facts: dict[str, Any]) -> None:
         assert self.part is not None
-        torch.save(network.heads.state_dict(), self.part / "heads.pt")
+        heads = BytesIO()  # to a file, torch writes without saying what is wrong with it
+        torch.save(network.heads.state_dict(), heads)
         facts = {**facts, "made by": _maker(network)}
-        (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
+        with writing(self.part):
+            (self.part / "heads.pt").write_bytes(heads.getbuffer())
+            (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
         if self.folder.is_dir() and not (self.folder / "entry.json").is_file():
             shutil.rmtree(self.folder)  # the rest of one that was deleted while somebody read it
         try:
@@ -132,7 +137,8 @@ class ScoredRows:
             delete_abandoned(entry.folder.glob(f".{name}.*.part"))
             check_space(entry.folder, self.size)
             self._lock = hold_part(self._aside)
-            self._aside.touch()
+            with writing(self._aside):
+                self._aside.touch()
 
         on_rank_zero(make)
         check_shared(entry.folder)

@@ -20,6 +20,21 @@ from cxlp.utils.errors import CxlpError
 FeatureType = Literal["float32", "float16", "sign"]
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do where something cannot be written, as on a full disk.
+
+    Raises:
+        CxlpError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CxlpError(
+            f"cannot write {path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
+        ) from error
+
+
 class RowStore:
     """An ``(n, d)`` float matrix in one file.
 
@@ -44,7 +59,7 @@ class RowStore:
         self.row_bytes = self._bytes(dim)
         self._mode = "r+" if to_write else "r"
         if to_write:
-            with self._may_fail():
+            with writing(self.path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
         self._file = self._open()
@@ -52,7 +67,7 @@ class RowStore:
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
         block = self._encode(values.detach().cpu()).numpy()
-        with self._may_fail():
+        with writing(self.path):
             for position, row in zip(positions.tolist(), block, strict=True):
                 self._file.seek(position * self.row_bytes + self._bytes(column))
                 data = row.data
@@ -93,7 +108,7 @@ class RowStore:
 
     def sync(self) -> None:
         """Hand what was written to the disk, before other ranks read it."""
-        with self._may_fail():
+        with writing(self.path):
             os.fsync(self._file.fileno())
 
     def reopen(self) -> None:
@@ -113,15 +128,6 @@ class RowStore:
             raise CxlpError(
                 f"cannot open {self.path}: {error.strerror}. Was it deleted, or is it on a disk that this process does "
                 "not see?"
-            ) from error
-
-    @contextmanager
-    def _may_fail(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CxlpError(
-                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
             ) from error
 
     def _read_into(self, data: memoryview, start: int) -> None:
@@ -181,13 +187,9 @@ def check_shared(folder: Path) -> None:
     token = folder / f".shared-{ask_rank_zero(time.time_ns)}"  # a name nobody looked up before
 
     def write() -> None:
-        try:
+        with writing(token):
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
-        except OSError as error:
-            raise CxlpError(
-                f"cannot write into {folder}: {error.strerror}. Point --run.root or model.frozen.store elsewhere"
-            ) from error
 
     on_rank_zero(write)
     seen = int(all_sum(torch.tensor([int(token.exists())])))

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cxlp.frozen.cache import StoredFeatures
+from cxlp.frozen.cache import Entry, StoredFeatures
 from cxlp.frozen.store import RowStore, check_space, open_rows
+from cxlp.heads import AveragePooling
 from cxlp.utils.errors import CxlpError
 from tests.full_disk import room_for
+from tests.networks import SMALL, build
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -127,6 +129,16 @@ def test_a_full_disk_is_named_and_the_store_closes_quietly(tmp_path: Path) -> No
             store.write(torch.arange(2, 4), torch.ones(2, 10))
         store.close()
     assert (tmp_path / "rows.bin").stat().st_size == 100
+
+
+def test_a_disk_that_is_full_when_features_are_stored_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    entry = Entry(tmp_path / "store", dict)
+    entry.begin()
+    with room_for(100):
+        with pytest.raises(CxlpError, match=r"cannot write .*\.part: .*Is the disk full\?"):
+            entry.commit(build([AveragePooling()], SMALL), {})
+        entry.give_up()
+    assert not list((tmp_path / "store").iterdir())
 
 
 @pytest.mark.parametrize("to_write", [True, False])
