@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, rarest
 from cxlp.data.listing import count_files, folders_in, pictures, subfolders
-from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class
+from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
 
@@ -50,6 +50,8 @@ class Folder(ImageDataModule):
             raise CxlpError(f"folder: {self.root.absolute()} {is_file}; {layout}")
         folders = subfolders(self.root, self.left_out, "outside class folders")
         splits = find_splits(folders, self.root, layout)
+        if not splits and (odd := [path.name for path in folders if split_of(path.name) == "train"]):
+            self.notes.append(f"taken for classes, since no test is beside them: {', '.join(odd)}")
         if splits:
             for other in set(folders) - set(splits.values()):
                 count_files(other, self.left_out, f"in {other.name}, beside the splits")
@@ -75,23 +77,21 @@ class Folder(ImageDataModule):
             folders[split] = {path.name: path for path in found}
         classes = list(folders["train"])
         self._note_odd_classes(folders["train"])
-        for given in folders.values():
-            for name in given.keys() - folders["train"].keys():
-                alike = [known for known in classes if _folded(known) == _folded(name)]
-                if len(alike) == 1 and alike[0] not in given:
-                    given[alike[0]] = given.pop(name)
-                    self.notes.append(f"{given[alike[0]]} is taken for the class {alike[0]!r} in other letters")
         if "test" in folders and not folders.get("val"):
             folders.pop("val", None)
         for split in folders:
             if not folders[split]:
+                hint = f". To have a split made of the training images, set data.root: {splits['train']}"
                 raise CxlpError(
-                    f"folder: no class folders in {splits[split]}, so its images have no labels. To have a split made "
-                    f"of the training images, set data.root: {splits['train']}"
+                    f"folder: no class folders in {splits[split]}, so its images have no labels"
+                    f"{hint if folders['train'] else ''}"
                 )
             if strange := sorted(folders[split].keys() - folders["train"].keys()):
+                same = {_folded(name) for name in folders["train"]} & {_folded(name) for name in strange}
+                hint = ". They differ in case only, or are written in different Unicode forms: rename the folders"
                 raise CxlpError(
-                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: {', '.join(strange[:5])}"
+                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: "
+                    f"{', '.join(strange[:5])}{hint if same else ''}"
                 )
         samples = {split: self._samples(found, classes) for split, found in folders.items()}
         self._check_filled(samples["train"], folders["train"])

@@ -46,11 +46,12 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
         CxlpError: If training or test images are missing, a split is there twice, or a name may be a split's or a
             class's.
     """
-    named = {path: split for path in folders if (split := _split(path.name))}
+    named = {path: split for path in folders if (split := split_of(path.name))}
     sure = {path: split for path, split in named.items() if _says_no_more(path.name)}
     unsure = {path: split for path, split in named.items() if split not in sure.values()}
-    if set(sure.values()) == {"val"} and not any(map(folders_in, sure)) and "train" not in unsure.values():
-        sure = {}  # `valid` may be a class, like `fraud`
+    kinds = set(named.values())
+    if (kinds == {"val"} or (kinds == {"train"} and len(folders) > len(named))) and not any(map(folders_in, sure)):
+        sure = {}  # `valid` may be a class, like `fraud`, or `train` beside `bus`: it holds pictures as these do
     candidates = sure | unsure
     is_split = "train" in candidates.values() and len(set(candidates.values())) > 1
     if not sure and not is_split:
@@ -73,10 +74,19 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
     return {split: splits[split] for split in get_args(Split) if split in splits}
 
 
+def split_of(name: str) -> Split | None:
+    """Which split a name looks like; ``trainval`` and ``train_val`` are fitted together."""
+    said = {_WORDS[token] for token in _tokens(name) if token in _WORDS}
+    said -= {"val"} if "train" in said else set()
+    return said.pop() if len(said) == 1 else None
+
+
 def inner(split: Path) -> Path:
     """The folder of a split that holds the classes: ``seg_train/seg_train`` or ``train/images``, if it has no other."""
     below = folders_in(split)
-    if len(below) == 1 and (_split(below[0].name) == _split(split.name) or set(_tokens(below[0].name)) <= {*_FILLERS}):
+    if len(below) == 1 and (
+        split_of(below[0].name) == split_of(split.name) or set(_tokens(below[0].name)) <= {*_FILLERS}
+    ):
         return below[0]
     return split
 
@@ -94,7 +104,7 @@ def refuse_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
     splits: dict[Path, dict[Split, Path]] = defaultdict(dict)
     parents = {path.parent for path in pictures}
     for below in {p for parent in parents for p in (parent, *parent.parents) if folder in p.parents}:
-        if split := _split(below.name):
+        if split := split_of(below.name):
             splits[below.parent][split] = below
     for found in splits.values():
         if _is_enough({path: split for split, path in found.items()}):
@@ -104,13 +114,6 @@ def refuse_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
 
 def _tokens(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-
-
-def _split(name: str) -> Split | None:
-    """Which split a name looks like; ``trainval`` and ``train_val`` are fitted together."""
-    said = {_WORDS[token] for token in _tokens(name) if token in _WORDS}
-    said -= {"val"} if "train" in said else set()
-    return said.pop() if len(said) == 1 else None
 
 
 def _says_no_more(name: str) -> bool:

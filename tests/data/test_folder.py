@@ -198,11 +198,7 @@ def test_names_that_differ_in_case_or_encoding_only_are_told(tmp_path: Path) -> 
         split = Folder(
             fill(tmp_path / f"split{k}", *(f"{p}/1.png" for p in (f"train/{one}", f"test/{other}", "train/x")))
         )
-        classes, samples = split.read()
-        assert set(classes) == {one, "x"} and [classes[s.label] for s in samples["test"]] == [one]  # type: ignore[index]
-        assert f"is taken for the class {one!r} in other letters" in split.remarks()[0]
-        fill(tmp_path / f"split{k}", f"test/{one}/1.png")
-        with pytest.raises(CxlpError, match=f"has classes that train has not: {other}"):
+        with pytest.raises(CxlpError, match=f"has classes that train has not: {other}. They differ in case"):
             split.read()
 
 

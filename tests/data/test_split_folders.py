@@ -110,9 +110,19 @@ def test_what_lies_beside_the_splits_stops_nothing(tmp_path: Path) -> None:
     assert find_splits(sorted(tmp_path.iterdir()), tmp_path, "") == {s: tmp_path / s for s in expected}
 
 
-def test_a_class_called_like_a_split_is_to_be_renamed(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"has train but not both .* If it is a class, give it another name"):
-        found(tmp_path, "bus", "car", "train", inside=())
+def test_a_train_is_a_vehicle_where_it_holds_pictures_as_the_others_do(tmp_path: Path) -> None:
+    assert found(tmp_path, "bus", "train", "ship", inside=()) == {}
+    root = fill(tmp_path / "full", *(f"{c}/{i}.png" for c in ("bus", "train") for i in range(5)))
+    module = Folder(root)
+    assert module.read()[0] == ("bus", "train")
+    assert module.remarks() == ["warning: taken for classes, since no test is beside them: train"]
+    fill(root, "test/1.png")
+    with pytest.raises(CxlpError, match=r"no class folders in .*/train, so its images have no labels$"):
+        module.read()
+    (root / "test").rename(root / "tests")
+    (root / "train").rename(root / "test")
+    with pytest.raises(CxlpError, match=r"has test but not both .* If it is a class, give it another name"):
+        module.read()
 
 
 @pytest.mark.parametrize(
