@@ -132,19 +132,18 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
     if not samples["test"]:
         yield "there are no test images"
     identity = {path: _identity(path) for path in {s.path for part in samples.values() for s in part}}
+    shown: dict[object, Sample] = {}
+    for sample in (s for part in samples.values() for s in part if isinstance(s.label, int)):
+        earlier = shown.setdefault((identity[sample.path], sample.box), sample)
+        if earlier.label != sample.label:
+            yield f"{earlier.path} and {sample.path} are the same file, under two classes: keep one"
+            break
     files = {split: {identity[s.path]: s.path for s in part} for split, part in samples.items()}
     for one, other in combinations(samples, 2):
         if both := files[one].keys() & files[other].keys():
             path, twin = min((files[one][file], files[other][file]) for file in both)
             same = "" if path == twin else f", which is the same file as {twin}"
-            yield f"{len(both)} images are in {one} and in {other}, such as {path}{same}: keep each in one of them"
-    for split, part in samples.items():
-        shown: dict[object, Sample] = {}
-        for sample in (s for s in part if isinstance(s.label, int)):
-            earlier = shown.setdefault((identity[sample.path], sample.box), sample)
-            if earlier.label != sample.label:
-                yield f"{sample.path} and {earlier.path} are the same file, in {split} under two classes: keep one"
-                break
+            yield f"{len(both)} images are in {one} and in {other}, such as {path}{same}: keep each once"
 
 
 def _identity(path: Path) -> object:

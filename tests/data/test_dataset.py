@@ -56,5 +56,5 @@ def test_labels_are_checked_without_a_table_of_all_images_and_classes(monkeypatc
     assert list(list_defects("abcd", {"train": several, "test": single})) == [
         "no training image of 2 of 4 classes: b, c",
         "not one training image lacks 2 of 4 classes: a, c",
-        "4 images are in train and in test, such as 0: keep each in one of them",
+        "4 images are in train and in test, such as 0: keep each once",
     ]
