@@ -278,5 +278,6 @@ def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[
     everything = {s.path for part in samples.values() for s in part}
     if lacking := [path for path in everything if not is_there(path)]:
         first = min(lacking)
-        link = f" (a link to {first.readlink()}, which is not there)" if os.path.islink(first) else ""  # noqa: PTH114
+        is_link = os.path.islink(first)  # noqa: PTH114 (raises nothing in a folder that may not be entered)
+        link = f" (a link to {first.readlink()}, which is not there or cannot be reached)" if is_link else ""
         raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

@@ -51,7 +51,10 @@ def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
         elif _holds(entry.is_dir):
             found.append(path)
         elif not _holds(path.exists) and not has_picture_suffix(path):
-            raise CxlpError(f"{path} is a link to {path.readlink()}, which is not there: fetch it, or remove the link")
+            raise CxlpError(
+                f"{path} is a link to {path.readlink()}, which is not there or cannot be reached: "
+                "fetch it, or remove the link"
+            )
         else:
             left_out[f"{reason} ({_suffix(path)})"] += 1
     return found
@@ -96,12 +99,11 @@ def has_picture_suffix(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its name, or else by its content; or a link to one that is not there.
-
-    Raises:
-        CxlpError: If a file of another name than a picture's cannot be read.
-    """
-    return _reason_against(path, _holds(path.is_file)) is None
+    """Whether a file is a picture by its name, or else by its content; or one that is not there or cannot be read."""
+    try:
+        return _reason_against(path, _holds(path.is_file)) is None
+    except CxlpError:  # whoever opens it says so
+        return True
 
 
 def count_files(folder: Path, left_out: Counter[str], reason: str) -> None:

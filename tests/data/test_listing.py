@@ -11,7 +11,7 @@ from PIL import Image
 
 from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
-from cxlp.data.listing import pictures
+from cxlp.data.listing import is_picture, pictures
 from cxlp.utils.errors import CxlpError
 from tests.data.folders import fill, names
 
@@ -149,6 +149,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "ids.csv").write_text("1")
     with pytest.raises(CxlpError, match=r"cannot read .*ids\.csv: Permission denied"):
         pictures(tmp_path, Counter())
+    assert is_picture(tmp_path / "ids.csv"), "a command that goes on after failures names it as one"
 
 
 @pytest.mark.parametrize("name", ["2.png", "annexed", "2.JFIF"])
@@ -159,7 +160,9 @@ def test_a_link_to_nothing_is_a_missing_image(tmp_path: Path, name: str) -> None
         Folder(root, image_size=8).setup()
     (root / "train" / "a" / name).rename(root / "train" / "class")
     if "." not in name:
-        with pytest.raises(CxlpError, match=r"train/class is a link to .*objects/1, which is not there: fetch it"):
+        with pytest.raises(
+            CxlpError, match=r"train/class is a link to .*objects/1, which is not there or cannot be reached: fetch it"
+        ):
             Folder(root).read()
 
 
