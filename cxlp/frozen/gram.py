@@ -16,7 +16,7 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
 
     Each entry of the store is read once, one block of columns is in memory at a time, and only
     the triangle on and above the diagonal is multiplied: in float32, summed over blocks in float64.
-    Of packed signs the sums are exact, and only then divided by the rows' lengths.
+    The sums of packed signs are exact; they are divided by the rows' lengths afterwards.
     Ranks share the blocks and sum their parts.
 
     Args:

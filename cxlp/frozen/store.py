@@ -142,7 +142,7 @@ class RowStore:
 class SignStore(RowStore):
     """Rows that are signs divided by the root of the number of those that are not 0: two bits for each.
 
-    So are vectors of sign quantisation followed by L2. :meth:`read` gives them as they were; :meth:`read_columns`
+    Sign quantisation followed by L2 gives such vectors. :meth:`read` gives them as they were; :meth:`read_columns`
     gives the bare signs, whose products are integers: exact sums in float32, whatever their order.
     """
 
@@ -184,7 +184,7 @@ def check_shared(folder: Path) -> None:
     """
     if not is_distributed():
         return
-    token = folder / f".shared-{ask_rank_zero(time.time_ns)}"  # a name nobody looked up before
+    token = folder / f".shared-{ask_rank_zero(time.time_ns)}"  # a new name: no file system has cached that it is absent
 
     def write() -> None:
         with writing(token):

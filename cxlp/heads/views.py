@@ -136,7 +136,7 @@ def resized(images: Tensor, size: int) -> Tensor:
     """
     if images.shape[-1] == size:
         return images
-    # In floating point also for bytes: rounding is left to nobody, and GPUs know no cubics of bytes.
+    # In floating point for bytes, too: nothing is rounded in between, and GPUs lack bicubic resizing of bytes.
     full = images if images.is_floating_point() else images.float() / 255
     if images.shape[0] == 0:  # a rank's share of a last batch
         return full.new_zeros(0, 3, size, size)

@@ -26,7 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CxlpError(f"checkpoint not found: {path}")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _ = checkpoint["cxlp"]["network"]["heads"], checkpoint["state_dict"].items()
+        _ = checkpoint["cxlp"]["network"]["heads"], "".join(checkpoint["state_dict"].keys())
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
         # Only its kind: the message advises to load the file without the protection against code in it.
         raise CxlpError(f"{path} is not a checkpoint of cxlp ({type(error).__name__})") from error
@@ -53,28 +53,34 @@ def network_of(
     checkpoint: dict[str, Any], backbone: Backbone | nn.Module | None = None, source: str = "the checkpoint"
 ) -> Network:
     """Build the network of a checkpoint that :func:`read_checkpoint` has read, see :func:`load_network`."""
-    try:
-        # The weights come from the checkpoint: nothing is downloaded.
-        network = network_from_spec(checkpoint["cxlp"]["network"], backbone)
-        load_weights(network, checkpoint, source)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        # Values of another kind than a network writes, each of which would be found somewhere else.
-        said = " ".join(str(error).split())[:400]
-        raise CxlpError(f"{source} is broken, its network cannot be built: {said} ({type(error).__name__})") from error
+    network = network_from_spec(checkpoint["cxlp"]["network"], backbone, source)
+    load_weights(network, checkpoint, source)
     return network.eval()
 
 
-def network_from_spec(spec: Mapping[str, Any], backbone: Backbone | nn.Module | None = None) -> Network:
+def network_from_spec(
+    spec: Mapping[str, Any], backbone: Backbone | nn.Module | None = None, source: str = "the network's description"
+) -> Network:
     """Build a network again, with random weights.
 
     Args:
         spec: What :meth:`Network.spec` gave. Modules that it names by import path, a user's own, are imported.
         backbone: The network to cut, or the backbone, where it was made of an ``nn.Module`` that has no name.
+        source: What to call it in the error.
 
     Raises:
         CxlpError: If it cannot be built again, or the backbone is described otherwise.
     """
-    arguments = {**spec["backbone"], "weights": None}
+    try:
+        return _build(spec, backbone)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        # Values of another kind than a network writes, each of which would be found somewhere else.
+        said = " ".join(str(error).split())[:400]
+        raise CxlpError(f"{source} is broken, its network cannot be built: {said} ({type(error).__name__})") from error
+
+
+def _build(spec: Mapping[str, Any], backbone: Backbone | nn.Module | None) -> Network:
+    arguments = {**spec["backbone"], "weights": None}  # they come from the checkpoint: nothing is downloaded
     if backbone is None and spec["registered_by"] is not None:
         register(arguments["name"], spec["registered_by"])
     if backbone is None and arguments["name"] is None:

@@ -211,7 +211,10 @@ def test_a_mangled_checkpoint_is_refused_by_name(tmp_path: Path, place: list[str
         torch.save(content, tmp_path / "b.ckpt")
         with pytest.raises(CxlpError, match=r"^\S*b\.ckpt "):
             load_network(tmp_path / "b.ckpt")
-        if place[0] == "state_dict":  # a run loads the weights alone
+        if place[0] == "cxlp":  # as load_from_checkpoint does
+            with pytest.raises(CxlpError, match=r"^the network's description is broken, "):
+                FineTune(content["cxlp"]["network"])
+        else:  # a run loads the weights alone
             with pytest.raises(CxlpError, match=r"^\S*b\.ckpt "):
                 load_weights(network, read_checkpoint(tmp_path / "b.ckpt"), str(tmp_path / "b.ckpt"))
 
