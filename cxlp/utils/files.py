@@ -1,6 +1,8 @@
 """Files that are whole or not there at all."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -10,18 +12,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
     What a kill leaves aside has one name for all attempts, and is written over: a run's folder is one process's.
     """
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with _aside(path) as partial:
         partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:  # on a full disk, half of it would take what is left
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file as :func:`write_whole` writes one; the target's folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    with _aside(target) as partial:
+        shutil.copyfile(source, partial)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Give a name beside a path, and rename what is written there; delete it where writing fails."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError:  # on a full disk, half of it would take what is left
+        partial.unlink(missing_ok=True)
+        raise
