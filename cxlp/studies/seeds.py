@@ -14,6 +14,7 @@ from rich.table import Table
 from cxlp.reports.formatting import as_markdown, as_text, spread
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, last_checkpoint, run_in, say
+from cxlp.runs.launch import started_by_srun
 from cxlp.studies.identity import Identities, difference, read_identity, settings_of, write_identity
 from cxlp.studies.tables import read_results
 from cxlp.utils.errors import CxlpError
@@ -34,7 +35,7 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
         raise CxlpError(
             f"seeds is {count}, counted from seed_everything {first}: at most 10,000 are taken, none above 2^32 - 1"
         )
-    if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
+    if "RANK" in os.environ or started_by_srun():
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
             "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, "
@@ -81,6 +82,8 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
             results[seed] = read_results(places[seed])["metrics"]
         except CxlpError as error:  # the others can do without it
             say(f"{heading}: {error}")
+        finally:
+            os.environ.pop("WANDB_RUN_ID", None)  # it is one run's: the first one's
     failed = [seed for seed in seeds if seed not in results]
     if results:
         _write(folder, results, places, failed)
