@@ -261,12 +261,28 @@ class Backbone(nn.Module):
         self.map_sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
 
 
-def check_range(images: Tensor) -> None:
-    """Refuse floating point images beyond 0..1, such as normalised ones, or bytes made floats; asking waits for a GPU.
+def check_images(images: Tensor, side: int) -> None:
+    """Refuse images of other channels, sizes or values than a network takes; asking for values waits for a GPU.
+
+    Floating point values beyond 0..1 are those of normalised images, or of bytes made floats.
+
+    Args:
+        images: To be ``(B, 3, side, side)``.
+        side: In pixels.
 
     Raises:
         CxlpError: Says what the network takes.
     """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise CxlpError(
+            f"the images have the shape {tuple(images.shape)}: the network takes RGB, (B, 3, {side}, {side})"
+        )
+    if images.shape[2:] != (side, side):
+        height, width = images.shape[2:]
+        raise CxlpError(
+            f"the images are of {height} x {width} pixels, but the network takes {side} x {side}: resize them, or give "
+            "the backbone another image_size"
+        )
     if not images.is_floating_point() or not images.numel():
         return
     least, most = (float(value) for value in images.aminmax())

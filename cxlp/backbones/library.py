@@ -174,25 +174,14 @@ def _from_timm(name: str) -> Source:
         return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
 
     def translate(given: State) -> State:
-        """Have timm read a file as it reads its own pretrained ones, whose names it translates."""
-
-        def read(seed: int, classes: dict[str, int]) -> State:
-            overlay = {"state_dict": dict(given), "source": "", **classes}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                read = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
-            return dict(read.state_dict())
-
-        rows = [value.shape[0] for value in given.values() if value.ndim == 2]
-        # With the classes of its own files, or with those that the last matrix, the classifier, seems to have.
-        for classes in ({}, *({"num_classes": count} for count in rows[-1:])):
-            try:
-                one, other = read(0, classes), read(1, classes)
-            except Exception:  # whatever it says of a file that is not of this network
-                continue
-            # It does not insist on all names of some networks: what is random still is not of the file.
-            return {k: v for k, v in one.items() if bool(((v == other[k]) | (v != v)).all())}
-        return given
+        """Turn names as timm does with the files of this network's authors."""
+        home = vars(sys.modules[timm.models.model_entrypoint(_in_timm(name)).__module__])
+        try:
+            if "checkpoint_filter_fn" in home:
+                return dict(home["checkpoint_filter_fn"](dict(given), model))
+            return dict(home["_filter_fn"](dict(given))) if "_filter_fn" in home else given
+        except Exception:  # whatever it says of a file that is not of this network
+            return given
 
     expects = Preprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]))
     return Source(model, expects, state, translate)

@@ -46,19 +46,27 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of many kinds, from UnpicklingError to EOFError
         raise CxlpError(f"{path} is not a readable weights file: {_reason(path, error)}") from error
     while isinstance(state, Mapping):
-        entry = next((state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping)), None)
+        entry = next((state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping) and state[key]), None)
         if entry is None:
             break
         state = entry
     named = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not named or not state:
-        raise CxlpError(f"{path} holds no state dict (a mapping of names to tensors)")
+        held = type(state).__name__
+        if isinstance(state, Mapping):
+            held = f"entries {', '.join(map(repr, list(state)[:8]))}" if state else "nothing"
+        raise CxlpError(
+            f"{path} holds no state dict (a mapping of names to tensors) where scripts put it, but {held}: save the "
+            "network's state_dict() alone"
+        )
     # n_averaged: how many steps torch's AveragedModel has averaged.
     return {_unwrapped(key): value for key, value in state.items() if key != "n_averaged"}
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 (whatever a file holds)
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.endswith(b"{", 8):  # safetensors, whatever its name: eight bytes of length, and JSON
         from safetensors.torch import load_file  # timm needs it, too
 
         return load_file(path)
@@ -99,9 +107,10 @@ def load_strictly(
     """Load weights into a cut network, and say what does not fit.
 
     Every tensor of the kept part must be there in its shape, and be finite. What lies behind the cut may have any
-    shape (a classifier of other classes), but a name that the whole network does not know is
-    refused: the file then belongs to another network. Names may have a prefix (``model.``), and may be older ones that
-    the network itself, or its library, knows how to read.
+    shape (a classifier of other classes), but a name that the whole network does not know is refused, unless it is of
+    an auxiliary classifier (``aux...``): the file then belongs to another network. Names may be older ones that the
+    network itself, or its library, knows how to read. All may have a prefix (``model.``): then what does not have it,
+    such as a loss, is left out, but the network must not be there twice.
 
     Args:
         kept: The cut network; its names are those of the whole one.
@@ -111,52 +120,76 @@ def load_strictly(
         translate: Turns older names into those of today, as the network's library does.
 
     Raises:
-        CxlpError: Names what is missing, unknown, of another shape, or not finite.
+        CxlpError: Names what is missing, unknown, of another shape, or not finite, or the prefixes that fit.
     """
     known = whole.state_dict()
     wanted = {k: v for k, v in kept.state_dict().items() if k in known}  # not constants, which tracing makes buffers
-    problems: list[str] = []
-    for named in _readings(state, whole, known, translate):
-        found = _problems(named, known, wanted)
-        if not found:
+    fitting: dict[str, State] = {}  # by prefix
+    problems: list[dict[str, list[str]]] = []
+    for prefix in _prefixes(state, known, wanted):
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for reading in _readings(part, whole, known, translate):
+            problems.append(_problems(reading, known, wanted))
+            if not problems[-1]:
+                fitting[prefix] = reading
+                break
+        if "" in fitting:
             break
-        problems = problems or found
-    else:
-        raise CxlpError(f"{source} does not fit this network: {', '.join(problems)}")
-    check_finite({k: named[k].to(v.dtype) for k, v in wanted.items() if k in named}, wanted, source)
+    if len(fitting) > 1:
+        raise CxlpError(
+            f"{source} holds several networks that fit, under {', '.join(map(repr, fitting))}: save the one that is "
+            "wanted alone"
+        )
+    if not fitting:
+        least = min(problems, key=lambda found: sum(map(len, found.values())))
+        said = (f"{len(k)} {what} ({'; '.join(k[:4])}{'; ...' if len(k) > 4 else ''})" for what, k in least.items())
+        raise CxlpError(f"{source} does not fit this network: {', '.join(said)}")
+    (named,) = fitting.values()
+    check_values({k: named[k] for k in wanted if k in named}, wanted, source)
     kept.load_state_dict({k: v for k, v in named.items() if k in wanted}, strict=False)
 
 
-def check_finite(state: State, own: State, source: str) -> None:
-    """Refuse NaN and infinity in weights, unless the network has them itself, such as in a mask.
+def check_values(state: State, own: State, source: str) -> None:
+    """Refuse what is no plain number of floating point where the network has such, and NaN and infinity.
 
     Args:
         state: The weights.
-        own: Those that the network has before they are loaded, by the same names.
+        own: Those that the network has before they are loaded, by the same names. Where they are infinite, such as in
+            a mask, so may the weights be.
         source: What to call the weights in the error.
 
     Raises:
         CxlpError: Names the first tensor that holds them.
     """
     for key, value in state.items():
-        if not bool(value.isfinite().all()) and (key not in own or bool(own[key].isfinite().all())):
+        like = own.get(key)
+        if like is not None and like.is_floating_point():
+            dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+            if not dense or not value.is_floating_point():
+                raise CxlpError(
+                    f"{source} holds {key} as {value.layout}, {value.dtype}, on {value.device}, where the network has "
+                    f"{like.dtype}: save dense tensors of floating point"
+                )
+            value = value.to(like.dtype)
+        if not bool(value.isfinite().all()) and (like is None or bool(like.isfinite().all())):
             raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
 
 
-def _problems(state: State, known: State, wanted: State) -> list[str]:
+def _problems(state: State, known: State, wanted: State) -> dict[str, list[str]]:
+    """List the names of what does not fit, by what is wrong with them."""
     # Counters of BatchNorm's batches are absent from old files and unused in inference.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in known and not k.endswith("num_batches_tracked")]
-    misfit = [
-        f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the network"
-        for k, v in wanted.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    return [
-        f"{len(found)} {what} ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''})"
-        for what, found in (("missing", missing), ("unknown", unknown), ("of another shape", misfit))
-        if found
-    ]
+    found = {
+        "missing": missing,
+        "unknown": [key for key in unknown if not key.lower().startswith("aux")],
+        "of another shape": [
+            f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the network"
+            for k, v in wanted.items()
+            if k in state and state[k].shape != v.shape
+        ],
+    }
+    return {what: names for what, names in found.items() if names}
 
 
 def _readings(
@@ -164,22 +197,19 @@ def _readings(
 ) -> Iterator[State]:
     """Give a state dict under its own names, and then under those that they may stand for."""
     yield state
-    state = _without_prefix(state, known)
-    yield state
     yield {_DENSE_LAYER.sub(r"\1\2.", key): value for key, value in state.items()}
     yield _read_by(whole, state, known)
     if translate is not None:
         yield translate(state)
 
 
-def _without_prefix(state: State, known: State) -> State:
-    """Drop the prefix that most names have before one of the network's, and what does not have it."""
-    ends = [(key, [i for i in (0, *(m.end() for m in re.finditer(r"\.", key))) if key[i:] in known]) for key in state]
-    prefixes = Counter(key[: starts[0]] for key, starts in ends if starts).most_common(2)
-    if not prefixes or (len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]):  # which one, is not clear
-        return state
-    prefix = prefixes[0][0]
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def _prefixes(state: State, known: State, wanted: State) -> list[str]:
+    """List the prefixes that names may have before the network's: none, and those that most of its names have."""
+    if "missing" not in _problems(state, known, wanted):
+        return [""]
+    starts = [(key, [m.end() for m in re.finditer(r"\.", key)]) for key in state]
+    found = Counter(key[:i] for key, places in starts for i in places if key[i:] in known)
+    return ["", *(prefix for prefix, _ in found.most_common(4))]
 
 
 def _read_by(whole: nn.Module, state: State, known: State) -> State:

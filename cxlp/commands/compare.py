@@ -25,8 +25,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="Run several systems, or recipes, on one benchmark, one after another, and put accuracy, size\n"
         "and cost into one table (terminal, Markdown, CSV, wandb) and pictures. What is done already is not done\n"
         "again. All other arguments are those of train.py.\n"
-        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong; 3 a picture or the wandb\n"
-        "run of the comparison could not be made.",
+        "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong; 3 a picture, a\n"
+        "wandb run or another output beside the results could not be made.",
         epilog="examples:\n"
         "  %(prog)s --config cub200.yaml\n"
         "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
@@ -148,7 +148,7 @@ def run(args: Namespace) -> int:
         print(f"no result: {name}")  # noqa: T201
     if failed:
         return 1
-    return 3 if outputs.failed else 0
+    return 3 if outputs.failed or any(row.incomplete for row in rows) else 0
 
 
 def _check_reach(percent: float, validations: Sequence[float | str]) -> None:

@@ -48,7 +48,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s runs/NAME/checkpoints/best.ckpt data/folder/test --patches",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, of either mode")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin")
     parser.add_argument("--class", dest="target", metavar="NAME", help="explain this class (default: the predicted)")
     parser.add_argument(

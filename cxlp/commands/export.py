@@ -34,7 +34,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s best.ckpt --format torch --out model.pt2",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx or model.pt2")
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
     parser.add_argument(

@@ -36,7 +36,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  find photos -newer yesterday -name '*.jpg' | %(prog)s best.ckpt -",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
+    )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
     )

@@ -65,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
                 if begun.run is not None:
                     begun.run.discard()
+                    _let_peers_know(ended[0])
                 return ended[0]
             if not isinstance(error, Exception):
                 raise
@@ -79,7 +80,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     forget_ranks_without_number()
     from cxlp.runs.arguments import find_configs
     from cxlp.runs.cli import parse
-    from cxlp.runs.folder import run_name
+    from cxlp.runs.folder import looks_for_earlier, run_name
     from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
     from cxlp.runs.loggers import RunConfig
     from cxlp.runs.stages import Run, choose_epoch
@@ -90,6 +91,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     config = parse(arguments)
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
+        looks_for_earlier(settings)  # which a series does by its name anyway
         begun.series = Path(settings.root) / run_name(settings, config)
         begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)
@@ -102,13 +104,18 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     return _train_and_test(begun.run)
 
 
-def _failed(error: Exception) -> int:
-    """Say what the user can mend, and return the exit status; raise what is ours to mend."""
+def _let_peers_know(status: int) -> None:
+    """Be gone soon, among several processes: even Python's end may wait for the others."""
     from cxlp.utils.distributed import is_distributed
 
-    said = _mendable(error)
     if is_distributed():
-        leave_soon(1 if said is None else 2)
+        leave_soon(status)
+
+
+def _failed(error: Exception) -> int:
+    """Say what the user can mend, and return the exit status; raise what is ours to mend."""
+    said = _mendable(error)
+    _let_peers_know(1 if said is None else 2)
     if said is None:
         raise error
     print(f"error: {said}", file=sys.stderr)  # noqa: T201

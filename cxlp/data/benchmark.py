@@ -1,13 +1,15 @@
 """A published data set: files to download, and official lists."""
 
+import os
 from abc import abstractmethod
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content
 from cxlp.data.download import by_hand, missing, obtain
-from cxlp.data.listing import has_picture_suffix
+from cxlp.data.listing import pictures
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote
 
@@ -39,7 +41,7 @@ class Benchmark(ImageDataModule):
         obtain(self.files, self.root, self.name, allowed=self.download)
 
     def read(self) -> Content:
-        """Read the official lists.
+        """Read the official lists, and count the other pictures in the folder of theirs.
 
         Raises:
             CxlpError: If one is missing, and how to get it; or if they do not fit together.
@@ -49,10 +51,10 @@ class Benchmark(ImageDataModule):
             how = by_hand(missing(self.files, self.root) or self.files, self.root)
             raise CxlpError(f"{self.name}: {', '.join(lacking)} not in {self.root}. {how}")
         content = self.read_lists()
-        listed = {sample.path for part in content[1].values() for sample in part}
-        folders = {path.parent for path in listed if path.is_relative_to(self.root)}
-        there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if has_picture_suffix(path)}
         self.left_out.clear()
-        if unlisted := len(there - listed):
+        listed = {sample.path.absolute() for part in content[1].values() for sample in part}
+        listed = {path for path in listed if path.is_relative_to(self.root.absolute())}
+        images = Path(os.path.commonpath([path.parent for path in listed])) if listed else None
+        if images and images.is_dir() and (unlisted := len(set(pictures(images, Counter())) - listed)):
             self.left_out["pictures in no list"] = unlisted
         return content

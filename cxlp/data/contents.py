@@ -5,8 +5,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cxlp.utils.distributed import usable_cores
+from tqdm import tqdm
+
+from cxlp.utils.distributed import rank, usable_cores
 from cxlp.utils.errors import CxlpError
+
+#: Seconds after which a progress bar is shown.
+_DELAY = 2.0
 
 
 def content_digest(path: Path) -> bytes:
@@ -22,8 +27,21 @@ def content_digest(path: Path) -> bytes:
         raise CxlpError(f"cannot read image {path}: {error.strerror}") from error
 
 
-def content_digests(paths: Iterable[Path]) -> dict[Path, bytes]:
-    """:func:`content_digest` of several files, each read once; in threads, as reading releases Python's lock."""
+def content_digests(paths: Iterable[Path], progress: bool = True) -> dict[Path, bytes]:
+    """:func:`content_digest` of several files, each read once; in threads, as reading releases Python's lock.
+
+    Args:
+        paths: The files.
+        progress: Whether to show a progress bar on standard error, of the first process, after two seconds.
+    """
     files = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return dict(zip(files, pool.map(content_digest, files), strict=True))
+    hidden = not progress or rank() != 0
+    with (
+        ThreadPoolExecutor(usable_cores()) as pool,
+        tqdm(desc="Reading images", total=len(files), unit=" images", disable=hidden, leave=False, delay=_DELAY) as bar,
+    ):
+        digests = {}
+        for path, digest in zip(files, pool.map(content_digest, files), strict=True):
+            digests[path] = digest
+            bar.update()
+        return digests

@@ -55,7 +55,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Attributes:
         classes: Names, after :meth:`setup`.
         splits: ``train``, ``val`` and ``test``, after :meth:`setup`.
-        left_out: How many files below the root no split uses, by the reason, after :meth:`setup`.
+        left_out: How many files no split uses, by the reason, after :meth:`setup`: of a folder of one's own, all files
+            below the root; of a benchmark, the pictures that no list names.
+        progress: Whether to show progress bars where it takes long to read the files; true.
         notes: What else is worth knowing of how the root was read, after :meth:`setup`.
     """
 
@@ -96,6 +98,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._first_epoch = 0
         self.left_out: Counter[str] = Counter()
         self.notes: list[str] = []
+        self.progress = True
         self._contents: dict[Path, bytes] = {}
 
     @abstractmethod
@@ -146,8 +149,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
 
     def remarks(self) -> list[str]:
-        """Return what to tell of the data set, a line each: notes, and the files that are left out."""
+        """Return what to tell of the data set, a line each: notes, and the files that are left out.
+
+        Also how many test images are training images, once :meth:`fingerprints` was asked for both.
+        """
         notes = [f"warning: {note}" for note in self.notes]
+        used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
+        if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
+            notes.append(f"warning: {trained:,} test images have the same content as training images")
         if not self.left_out:
             return notes
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
@@ -174,21 +183,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             numbers.append(int(digest(content, size=7), 16))
         return torch.tensor(numbers, dtype=torch.int64)
 
-    def count_seen(self, split: Split, fingerprints: Tensor) -> int:
-        """Count the images of a split that another run was trained on.
-
-        Images of which a copy is among this DataModule's own training images do not count: they are in both splits,
-        as in some benchmarks' official lists, and any run is trained on them.
-
-        Args:
-            split: Which one, after :meth:`setup`.
-            fingerprints: Those of the other run's training images.
-        """
-        mine = self.fingerprints(split)
-        return int((torch.isin(mine, fingerprints) & ~torch.isin(mine, self.fingerprints("train"))).sum())
+    def count_trained_test_images(self) -> int:
+        """Count the test images whose content some training image has as well, whatever the two files are called."""
+        return int(torch.isin(self.fingerprints("test"), self.fingerprints("train")).sum())
 
     def _read_contents(self, samples: Sequence[Sample]) -> None:
-        self._contents |= content_digests({s.path for s in samples} - self._contents.keys())
+        self._contents |= content_digests({s.path for s in samples} - self._contents.keys(), self.progress)
 
     def digest(self, split: Split) -> str:
         """Digest a split in its order: paths below the root, contents of files, boxes, labels; and the transform.
@@ -278,5 +278,6 @@ def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[
     everything = {s.path for part in samples.values() for s in part}
     if lacking := [path for path in everything if not is_there(path)]:
         first = min(lacking)
-        link = f" (a link to {first.readlink()}, which is not there)" if os.path.islink(first) else ""  # noqa: PTH114
+        is_link = os.path.islink(first)  # noqa: PTH114 (raises nothing in a folder that may not be entered)
+        link = f" (a link to {first.readlink()}, which is not there or cannot be reached)" if is_link else ""
         raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from cxlp.data.decode import Box, read_image
 from cxlp.data.transforms import Transform
-from cxlp.utils.labels import as_targets
 
 Split = Literal["train", "val", "test"]
 
@@ -117,19 +116,40 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
     """
     if shared := [name for name, count in Counter(classes).items() if count > 1]:
         yield f"several classes have the same name: {', '.join(shared[:5])}"
-    if not samples["train"]:
+    labels = [s.label for s in samples["train"]]
+    if not labels:
         yield "there are no training images"
-    elif len(classes) < 2 and isinstance(samples["train"][0].label, int):
+    elif len(classes) < 2 and isinstance(labels[0], int):
         yield f"there is only one class, {', '.join(classes)}: nothing to tell apart"
     else:
-        targets = as_targets(torch.tensor([s.label for s in samples["train"]]), len(classes))
-        for sign, what in ((1, "no training image of"), (-1, "not one training image lacks")):
-            without = [c for c, row in zip(classes, targets, strict=True) if not (row == sign).any()]
+        rows = [label for label in labels if not isinstance(label, int)]
+        of_all = {sign: {k for row in rows for k, label in enumerate(row) if label == sign} for sign in (1, -1)}
+        known = of_all if rows else {1: set(labels)}  # where each image shows one class, it lacks the others
+        for sign, what in {1: "no training image of", -1: "not one training image lacks"}.items():
+            without = [name for k, name in enumerate(classes) if k not in known.get(sign, range(len(classes)))]
             if without:
                 yield f"{what} {len(without)} of {len(classes)} classes: {', '.join(without[:5])}"
     if not samples["test"]:
         yield "there are no test images"
+    identity = {path: _identity(path) for path in {s.path for part in samples.values() for s in part}}
+    shown: dict[object, Sample] = {}
+    for sample in (s for part in samples.values() for s in part if isinstance(s.label, int)):
+        earlier = shown.setdefault((identity[sample.path], sample.box), sample)
+        if earlier.label != sample.label:
+            yield f"{earlier.path} and {sample.path} are the same file, under two classes: keep one"
+            break
+    files = {split: {identity[s.path]: s.path for s in part} for split, part in samples.items()}
     for one, other in combinations(samples, 2):
-        both = {s.path for s in samples[one]} & {s.path for s in samples[other]}
-        if both:
-            yield f"{len(both)} images are in {one} and in {other}, such as {min(both)}"
+        if both := files[one].keys() & files[other].keys():
+            path, twin = min((files[one][file], files[other][file]) for file in both)
+            same = "" if path == twin else f", which is the same file as {twin}"
+            yield f"{len(both)} images are in {one} and in {other}, such as {path}{same}: keep each once"
+
+
+def _identity(path: Path) -> object:
+    """What two names of the same file have in common."""
+    try:
+        status = path.stat()
+    except OSError:  # it is not there, or may not be looked at
+        return path
+    return status.st_dev, status.st_ino

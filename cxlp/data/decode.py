@@ -51,7 +51,7 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
         CxlpError: If the file is missing, empty, truncated, or no picture.
     """
     try:
-        pixels, scale = with_image(path, lambda image: _decode(path, image, box, needed))
+        pixels, scale, _ = with_image(path, lambda image: decode(path, image, box, needed))
     except FileNotFoundError as error:
         raise CxlpError(f"image not found: {path}") from error
     except IsADirectoryError as error:
@@ -105,8 +105,22 @@ def as_pixels(image: Image.Image) -> Pixels:
         raise CxlpError(f"cannot decode the picture: {error}") from error
 
 
-def _decode(path: Path, image: ImageFile, box: Box | None, needed: int | None) -> tuple[Pixels, int]:
-    """Pixels, upright or, with a box, as they are stored; and by what their sides are divided."""
+def decode(path: Path, image: ImageFile, box: Box | None = None, needed: int | None = None) -> tuple[Pixels, int, bool]:
+    """Decode a picture that is open, by the rules of :func:`read_image`.
+
+    Args:
+        path: The file.
+        image: As Pillow opened it.
+        box: Only the part that is needed is as large as needed; nothing is cut out.
+        needed: See :func:`read_image`.
+
+    Returns:
+        Pixels, upright or, with a box, as they are stored; by what their sides are divided; whether OpenCV decoded
+        them.
+
+    Raises:
+        Exception: Whatever the decoder raises.
+    """
     scan = image.fp.tell() if image.fp else 0  # Pillow has read the header, up to the compressed data
     scale = _reduction(image.size, box, needed) if isinstance(image, JpegImageFile) else 1
     turned = orientation(image)
@@ -114,11 +128,11 @@ def _decode(path: Path, image: ImageFile, box: Box | None, needed: int | None) -
     if is_plain and (turned in (1, None) or box is not None):
         pixels = _decode_jpeg(path, scan, scale)
         if pixels is not None:
-            return pixels, scale
+            return pixels, scale, True
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
     # EXIF turns the picture; boxes are given in stored pixels.
-    return np.array(turn(image, _as_rgb(image), turned, upright=box is None)), scale
+    return np.array(turn(image, _as_rgb(image), turned, upright=box is None)), scale, False
 
 
 def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> int:

@@ -1,5 +1,6 @@
 """Your own images: a folder per class."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from sklearn.model_selection import train_test_split
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, rarest
 from cxlp.data.listing import count_files, folders_in, pictures, subfolders
-from cxlp.data.split_folders import find_splits, inner
+from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
 
@@ -49,6 +50,8 @@ class Folder(ImageDataModule):
             raise CxlpError(f"folder: {self.root.absolute()} {is_file}; {layout}")
         folders = subfolders(self.root, self.left_out, "outside class folders")
         splits = find_splits(folders, self.root, layout)
+        if not splits and (odd := [path.name for path in folders if split_of(path.name) == "train"]):
+            self.notes.append(f"taken for classes, since no test is beside them: {', '.join(odd)}")
         if splits:
             for other in set(folders) - set(splits.values()):
                 count_files(other, self.left_out, f"in {other.name}, beside the splits")
@@ -56,7 +59,11 @@ class Folder(ImageDataModule):
         classes = {path.name: path for path in folders}
         if not classes:
             raise CxlpError(f"folder: no class folders in {self.root}; {layout}")
-        self._look_below(classes)
+        if len(folders) == 1 and folders_in(folders[0]):
+            raise CxlpError(
+                f"folder: {self.root} holds one folder: if it holds the classes or splits, set data.root: {folders[0]}"
+            )
+        self._note_odd_classes(classes)
         samples = self._samples(classes, list(classes))
         self._check_filled(samples, classes)
         return tuple(classes), self._split(samples, list(classes))
@@ -69,17 +76,22 @@ class Folder(ImageDataModule):
                 found = subfolders(place, self.left_out, "outside class folders")
             folders[split] = {path.name: path for path in found}
         classes = list(folders["train"])
+        self._note_odd_classes(folders["train"])
         if "test" in folders and not folders.get("val"):
             folders.pop("val", None)
         for split in folders:
             if not folders[split]:
+                hint = f". To have a split made of the training images, set data.root: {splits['train']}"
                 raise CxlpError(
-                    f"folder: no class folders in {splits[split]}, so its images have no labels. To have a split made "
-                    f"of the training images, set data.root: {splits['train']}"
+                    f"folder: no class folders in {splits[split]}, so its images have no labels"
+                    f"{hint if folders['train'] else ''}"
                 )
             if strange := sorted(folders[split].keys() - folders["train"].keys()):
+                same = {_folded(name) for name in folders["train"]} & {_folded(name) for name in strange}
+                hint = ". They differ in case only, or are written in different Unicode forms: rename the folders"
                 raise CxlpError(
-                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: {', '.join(strange[:5])}"
+                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: "
+                    f"{', '.join(strange[:5])}{hint if same else ''}"
                 )
         samples = {split: self._samples(found, classes) for split, found in folders.items()}
         self._check_filled(samples["train"], folders["train"])
@@ -94,15 +106,16 @@ class Folder(ImageDataModule):
             )
         return tuple(classes), samples
 
-    def _look_below(self, classes: Mapping[str, Path]) -> None:
-        """See whether the folders in class folders are rather the classes."""
+    def _note_odd_classes(self, classes: Mapping[str, Path]) -> None:
+        """Note classes of nearly the same name, and that the folders in all class folders are rather the classes."""
+        known: dict[str, str] = {}
+        for name in classes:
+            if (other := known.setdefault(_folded(name), name)) != name:
+                self.notes.append(
+                    f"the classes {other!r} and {name!r} differ only in case or in how letters are encoded"
+                )
         below = [{path.name for path in folders_in(folder)} for folder in classes.values()]
-        if len(classes) == 1 and below[0]:
-            (only,) = classes.values()
-            raise CxlpError(
-                f"folder: {self.root} holds one folder: if it holds the classes or splits, set data.root: {only}"
-            )
-        if len(shared := sorted(set.intersection(*below))) > 1:
+        if len(classes) > 1 and len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))
             self.notes.append(
                 f"the classes {named} all hold the folders {common}: if these are the classes, and the others "
@@ -110,12 +123,13 @@ class Folder(ImageDataModule):
             )
 
     def _samples(self, folders: Mapping[str, Path], classes: Sequence[str]) -> list[Sample]:
-        return [
-            Sample(path, k)
-            for k, name in enumerate(classes)
-            if name in folders
-            for path in pictures(folders[name], self.left_out)
-        ]
+        samples = []
+        for k, name in enumerate(classes):
+            found = pictures(folders[name], self.left_out) if name in folders else []
+            if found:
+                refuse_splits_in_class(folders[name], found)
+            samples += [Sample(path, k) for path in found]
+        return samples
 
     def _check_filled(self, samples: Sequence[Sample], folders: Mapping[str, Path]) -> None:
         used = {s.label for s in samples}
@@ -134,3 +148,8 @@ class Folder(ImageDataModule):
             named = rarest([s.label for s in samples], classes)  # type: ignore[misc]
             raise CxlpError(f"folder: cannot split {self.root} into train and test{named}: {error}") from error
         return {"train": sorted(train), "test": sorted(test)}
+
+
+def _folded(name: str) -> str:
+    """A name as file systems that do not distinguish case, or ways to write an accent, compare it."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -11,10 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from cxlp.data.dataset import is_there
-from cxlp.data.decode import Box, read_image, with_image
+from cxlp.data.decode import Box, Pixels, decode, with_image
 from cxlp.data.jpeg_warnings import decode_all
 from cxlp.data.metadata import orientation
-from cxlp.utils.errors import CxlpError
 
 
 class Kind(Enum):
@@ -24,9 +23,13 @@ class Kind(Enum):
     MISSING = "missing file", "a run stops and names it", True
     TRUNCATED = "truncated file", "a run stops and names it", True
     UNDECODABLE = "undecodable file", "a run stops and names it", True
-    SHARED = "same picture in two splits", "nothing: scores would be too good", False
-    CONTRADICTED = "same picture with other labels", "nothing: at least one of the labels is wrong", False
-    DUPLICATED = "same picture again in a split", "nothing: validation and choice of C would be too good", False
+    SHARED = "same picture in two splits", "used in both: the scores are too good", False
+    CONTRADICTED = "same picture with other labels", "used with both: at least one label is wrong", False
+    DUPLICATED = (
+        "same picture again in a split",
+        "used twice: held-out scores and the choice of C may be too good",
+        False,
+    )
     REPEATED = "listed twice", "fitted or scored twice", False
     DAMAGED = "damaged JPEG", "decoded, with pixels that are missing or made up", False
     BOX_LIST = "boxes unreadable", "a run with --data.bbox true stops", False
@@ -72,24 +75,32 @@ def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding],
     if not is_there(path):
         return [Finding(Kind.MISSING, str(path))], None
     try:
-        pixels = read_image(path)
-        odd = with_image(path, lambda image: _oddities(path, image, boxes))
-        shown = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
-        return [Finding(kind, str(path), detail) for kind, detail in odd], shown
+        odd, pixels = with_image(path, lambda image: _inspect(path, image, boxes))
+        shown = hashlib.sha256(f"{pixels.shape}".encode())
+        shown.update(pixels.data)
+        return [Finding(kind, str(path), detail) for kind, detail in odd], shown.digest()
     except Exception as error:  # whatever a decoder trips over stops a run, too
         return [_defect(path, error)], None
 
 
 def _defect(path: Path, error: Exception) -> Finding:
-    # read_image adds the path and the size to what the decoder said.
-    cause = error.__cause__ if isinstance(error, CxlpError) and error.__cause__ else error
-    reason = "no picture" if isinstance(cause, UnidentifiedImageError) else str(cause) or type(cause).__name__
+    reason = "no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
     kind = Kind.TRUNCATED if "truncated" in reason.lower() else Kind.UNDECODABLE
     return Finding(kind, str(path), f"{reason} ({path.stat().st_size:,} bytes)")
 
 
+def _inspect(path: Path, image: ImageFile, boxes: Sequence[Box]) -> tuple[list[tuple[Kind, str]], Pixels]:
+    """What is out of the ordinary in a picture that is open, and its pixels."""
+    found = _oddities(path, image, boxes)  # before its pixels are loaded, which changes what Pillow says of it
+    pixels, _, by_opencv = decode(path, image)
+    if image.format in ("JPEG", "MPO") and not by_opencv:
+        decode_all(path)  # for libjpeg's warnings, which Pillow does not pass on
+    return found, pixels
+
+
 def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
     found: list[tuple[Kind, str]] = []
+    is_bare = isinstance(image.fp, BytesIO)  # it could only be opened without its metadata
     turned = orientation(image)
     stored = image.size
     if image.format == "TIFF" and turned in range(5, 9):  # Pillow gives the size of the upright picture
@@ -100,14 +111,12 @@ def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[
     content = "JPEG" if image.format == "MPO" else image.format
     if named != content:
         found.append((Kind.MISNAMED, f"{content} inside"))
-    if turned is None or isinstance(image.fp, BytesIO):
+    if turned is None or is_bare:
         found.append((Kind.METADATA, ""))
     elif turned > 1:
         found.append((Kind.TURNED, f"orientation {turned}"))
     if image.mode != "RGB":
         found.append((Kind.COLOURS, f"mode {image.mode}"))
-    if content == "JPEG":
-        decode_all(path)
     for x, y, w, h in boxes:
         said = f"x {x:g}, y {y:g}, {w:g} x {h:g} in {width} x {height}"
         if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):

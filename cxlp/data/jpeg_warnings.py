@@ -49,6 +49,9 @@ class Captured:
 @contextmanager
 def captured_warnings() -> Iterator[Captured]:
     """Capture what all threads of the process write to standard error."""
+    if sys.stderr is None:  # closed, as by `2>&-`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
     sys.stderr.flush()
     with TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stream:
         os.dup2(file.fileno(), 2)

@@ -31,6 +31,8 @@ def orientation(image: Image.Image) -> int | None:
     if image.format == "PNG":
         image.load()  # EXIF data may follow the pixels, so Pillow looks for them there, too
     try:
+        if "exif" in image.info:  # what Pillow stumbled over when it opened a JPEG, it does not tell again
+            Image.Exif().load(image.info["exif"])
         found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # malformed: that costs the orientation, not the picture
         return None

@@ -2,48 +2,37 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from cxlp.data.dataset import Split
 from cxlp.data.listing import folders_in
 from cxlp.utils.errors import CxlpError
 
-_WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
+_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training", "trn", "trainval"),
+    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
 }
-#: Words that say nothing, alone or at another one's end, as in ``Training Set`` and ``testimages``.
-_FILLERS = re.compile(r"(?:data|dataset|examples|images?|imgs?|photos?|pictures|samples|sets?|splits?)$")
-
-
-class _Named(NamedTuple):
-    """What a folder's name says.
-
-    Attributes:
-        path: The folder.
-        split: Which split it looks like.
-        rest: What else the name holds, such as ``seg`` of ``seg_train``; empty: it says nothing but the split.
-    """
-
-    path: Path
-    split: Split
-    rest: str
-
-    @property
-    def stem(self) -> str:
-        """The rest without numbers, which may differ between the splits: ``01_train``, ``02_test``."""
-        return re.sub(r"[0-9 ]", "", self.rest)
+#: Words that say nothing, alone or behind a split's, as in ``Training Set`` and ``testimages``.
+_FILLERS = (
+    *("data", "dataset", "dir", "examples", "folder", "image", "images", "img", "imgs", "photos", "pictures"),
+    *("samples", "set", "sets", "split", "splits"),
+)
+_WORDS = {name + end: split for split, names in _NAMES.items() for name in names for end in ("", *_FILLERS)}
+_RENAME = (
+    "If they are splits, call them train, val and test, and give them the same class folders; if they are classes, "
+    "give them other names"
+)
 
 
 def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split, Path]:
     """Tell the splits among the folders of a data set.
 
-    A folder is a split whose name says just that (``train``, ``Testing``, ``valid_images``); or that and something else
-    (``seg_train``) where another one says the same of another split and both hold folders. So ``bullet_train`` and
-    ``test tube`` are classes, and so is ``valid`` beside ``fraud``.
+    A folder is a split whose name says just that (``train``, ``Testing``, ``valid_images``, ``test2017``). One whose
+    name says it among other things (``seg_train``) is a split, too, if it has a class folder in common with another
+    split. What may be either is refused.
 
     Args:
         folders: All folders in the root.
@@ -54,77 +43,99 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
         ``train`` and ``test``, ``val`` or both; nothing where the folders are classes.
 
     Raises:
-        CxlpError: If training or test images are missing, a split is there twice, or each class has splits of its own.
+        CxlpError: If training or test images are missing, a split is there twice, or a name may be a split's or a
+            class's.
     """
-    named = [_Named(path, split, rest) for path in folders for split, rest in [_read(path.name)] if split is not None]
-    sure = [found for found in named if not found.rest]
-    if not any(found.split != "val" or folders_in(found.path) for found in sure):
-        sure = []  # `valid` may be a class, like `fraud`
-    for one in (found for found in named if found.rest):
-        others = [o for o in named if o.split != one.split]
-        others = [o for o in others if o.stem == one.stem or (o in sure and _alike(o, one))]
-        if others and not all(folders_in(found.path) for found in (one, *others)):
-            alike = f"{one.path} and {others[0].path.name}"
-            raise CxlpError(f"folder: {alike} look like splits, but hold no class folders; {layout}")
-        sure += [one] if others else []
-    if not sure:
-        _refuse_splits_in_classes(folders, layout)
+    named = {path: split for path in folders if (split := split_of(path.name))}
+    sure = {path: split for path, split in named.items() if _says_no_more(path.name)}
+    unsure = {path: split for path, split in named.items() if split not in sure.values()}
+    kinds = set(named.values())
+    if (kinds == {"val"} or (kinds == {"train"} and len(folders) > len(named))) and not any(map(folders_in, sure)):
+        sure = {}  # `valid` may be a class, like `fraud`, or `train` beside `bus`: it holds pictures as these do
+    candidates = sure | unsure
+    is_split = "train" in candidates.values() and len(set(candidates.values())) > 1
+    if not sure and not is_split:
+        _refuse_alike(folders)
         return {}
-    splits: dict[Split, Path] = {}
-    for path, split, _ in sure:
-        if split in splits:
-            raise CxlpError(f"folder: {splits[split]} and {path.name} both look like {split}: keep one; {layout}")
-        splits[split] = path
-    if "train" not in splits or len(splits) == 1:
-        alone = f". To have a split made of its images, set data.root: {splits['train']}" if "train" in splits else ""
+    found = sure | {p: s for p, s in unsure.items() if any(_alike(p, o) for o, t in candidates.items() if t != s)}
+    if not _is_enough(found) and is_split:
+        names = " and ".join(path.name for path in candidates)
+        raise CxlpError(f"folder: {names} in {root} look like splits, but have no class folders in common. {_RENAME}")
+    for split in get_args(Split):
+        if len(twice := [path.name for path, other in found.items() if other == split]) > 1:
+            raise CxlpError(f"folder: {' and '.join(twice)} in {root} both look like {split}: keep one; {layout}")
+    splits = {split: path for path, split in found.items()}
+    if not _is_enough(found):
+        alone = f"; to have a split made of its images, set data.root: {splits['train']}" if "train" in splits else ""
         raise CxlpError(
-            f"folder: {root} has {' and '.join(path.name for path in splits.values())} "
-            f"but not both train and test, and what looks like a split is never a class; {layout}{alone}"
+            f"folder: {root} has {' and '.join(path.name for path in found)} but not both train and test, and what "
+            f"looks like a split is never a class. If it is a class, give it another name{alone}; {layout}"
         )
     return {split: splits[split] for split in get_args(Split) if split in splits}
+
+
+def split_of(name: str) -> Split | None:
+    """Which split a name looks like; ``trainval`` and ``train_val`` are fitted together."""
+    said = {_WORDS[token] for token in _tokens(name) if token in _WORDS}
+    said -= {"val"} if "train" in said else set()
+    return said.pop() if len(said) == 1 else None
 
 
 def inner(split: Path) -> Path:
     """The folder of a split that holds the classes: ``seg_train/seg_train`` or ``train/images``, if it has no other."""
     below = folders_in(split)
-    if len(below) == 1 and _read(below[0].name) in (_read(split.name), (_read(split.name)[0], ""), (None, "")):
+    if len(below) == 1 and (
+        split_of(below[0].name) == split_of(split.name) or set(_tokens(below[0].name)) <= {*_FILLERS}
+    ):
         return below[0]
     return split
 
 
-def _read(name: str) -> tuple[Split | None, str]:
-    """Which split a name looks like, and what else it says."""
-    words = re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    words = [part for word in words for part in _parts(word)]
-    said = {_WORDS[word] for word in words if word in _WORDS}
-    if said == {"train", "val"}:  # fitted together
-        said = {"train"}
-    rest = " ".join(word for word in words if word not in _WORDS)
-    return (said.pop(), rest) if len(said) == 1 else (None, rest)
+def refuse_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
+    """Refuse ``<class>/{train,test}/*``, however deep: splits that would be thrown together.
+
+    Args:
+        folder: The class's.
+        pictures: All that lie in it.
+
+    Raises:
+        CxlpError: Names two of the folders.
+    """
+    splits: dict[Path, dict[Split, Path]] = defaultdict(dict)
+    parents = {path.parent for path in pictures}
+    for below in {p for parent in parents for p in (parent, *parent.parents) if folder in p.parents}:
+        if split := split_of(below.name):
+            splits[below.parent][split] = below
+    for found in splits.values():
+        if _is_enough({path: split for split, path in found.items()}):
+            one, other, *_ = sorted(found.values())
+            raise CxlpError(f"folder: {one} and {other} look like splits within a class. {_RENAME}")
 
 
-def _parts(word: str) -> list[str]:
-    """A word without fillers; ``xtrain`` is two."""
-    if word not in _WORDS:
-        word = _FILLERS.sub("", word)
-    glued = re.fullmatch(r"(.+)(train|test)", word)
-    return list(glued.groups()) if glued and word not in _WORDS else [word] if word else []
+def _tokens(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
-def _alike(one: _Named, other: _Named) -> bool:
-    names, others = ({path.name for path in folders_in(f.path)} for f in (one, other))
+def _says_no_more(name: str) -> bool:
+    return all(token in _WORDS or token in _FILLERS for token in _tokens(name))
+
+
+def _is_enough(found: dict[Path, Split]) -> bool:
+    return "train" in found.values() and len(set(found.values())) > 1
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Whether two folders have a folder in common."""
+    names, others = ({path.name for path in folders_in(inner(folder))} for folder in (one, other))
     return bool(names & others)
 
 
-def _refuse_splits_in_classes(classes: Sequence[Path], layout: str) -> None:
-    """Refuse ``<class>/{train,test}/*``: splits that would be thrown together."""
-    if len(classes) == 1:  # it is rather the root
-        return
-    below: dict[Split, list[Path]] = defaultdict(list)
-    for path in classes:
-        for folder in folders_in(path):
-            split, rest = _read(folder.name)
-            if split is not None and not rest:
-                below[split].append(folder)
-    if below["train"] and (others := below["test"] + below["val"]):
-        raise CxlpError(f"folder: {below['train'][0]} and {others[0]} look like splits within a class; {layout}")
+def _refuse_alike(folders: Sequence[Path]) -> None:
+    """Refuse folders such as ``xtrain`` and ``xtest`` that have class folders in common."""
+    trains, tests = (
+        [path for path in folders if re.search(what, path.name.lower())] for what in ("train", "test|val|dev")
+    )
+    for one in trains:
+        for other in tests:
+            if one != other and _alike(one, other):
+                raise CxlpError(f"folder: {one} and {other.name} look like splits. {_RENAME}")

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cxlp.backbones.backbone import check_range
+from cxlp.backbones.backbone import check_images
 from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.models.checkpoint import network_of, read_checkpoint
@@ -140,7 +140,7 @@ class Predictor:
         Raises:
             CxlpError: If floating point pictures go beyond 0..1.
         """
-        check_range(pictures)
+        check_images(pictures, self.network.test_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             scores = self.network.score(pictures.to(self.device)).float()
         return (scores.sigmoid() if self.multi_label else scores.softmax(dim=1)).cpu()
@@ -222,7 +222,7 @@ def load(
     """Make a predictor of a checkpoint of either mode; nothing else is needed.
 
     Args:
-        checkpoint: A file that a run wrote, such as ``runs/NAME/checkpoints/best.ckpt``.
+        checkpoint: A file that a run wrote, or the folder of a run, whose ``checkpoints/best.ckpt`` is meant.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
         backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported: load only
@@ -231,7 +231,8 @@ def load(
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    saved = read_checkpoint(Path(checkpoint))
+    path = Path(checkpoint)
+    saved = read_checkpoint(path / "checkpoints" / "best.ckpt" if path.is_dir() else path)
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):

@@ -1,10 +1,12 @@
 """Features that outlive their run, in a folder that runs share: each set under the key of all that it depends on."""
 
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
+from cxlp.frozen.store import FeatureType, RowStore, check_shared, check_space, open_rows, row_bytes, writing
 from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
@@ -69,7 +71,8 @@ class Entry:
         assert self.part is not None
         delete_abandoned(self.root.glob(".*.part"))
         self._lock = hold_part(self.part)
-        self.part.mkdir()
+        with writing(self.part):
+            self.part.mkdir()
 
     def commit(self, network: Network, facts: dict[str, Any]) -> None:
         """All is written: let others see it.
@@ -84,9 +87,12 @@ class Entry:
 
     def _commit(self, network: Network, facts: dict[str, Any]) -> None:
         assert self.part is not None
-        torch.save(network.heads.state_dict(), self.part / "heads.pt")
+        heads = BytesIO()  # to a file, torch writes without saying what is wrong with it
+        torch.save(network.heads.state_dict(), heads)
         facts = {**facts, "made by": _maker(network)}
-        (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
+        with writing(self.part):
+            (self.part / "heads.pt").write_bytes(heads.getbuffer())
+            (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
         if self.folder.is_dir() and not (self.folder / "entry.json").is_file():
             shutil.rmtree(self.folder)  # the rest of one that was deleted while somebody read it
         try:
@@ -131,7 +137,8 @@ class ScoredRows:
             delete_abandoned(entry.folder.glob(f".{name}.*.part"))
             check_space(entry.folder, self.size)
             self._lock = hold_part(self._aside)
-            self._aside.touch()
+            with writing(self._aside):
+                self._aside.touch()
 
         on_rank_zero(make)
         check_shared(entry.folder)
@@ -166,7 +173,7 @@ class ScoredRows:
 
 
 class StoredFeatures:
-    """Reads single rows; the file is opened for each, so that loaders' workers do not share its position.
+    """Reads single rows, as the items of a data set; each process, as a loader's worker, opens the file for itself.
 
     Args:
         path: The rows; ``None``: there is nothing to read, rows are empty.
@@ -177,16 +184,20 @@ class StoredFeatures:
 
     def __init__(self, path: Path | None, rows: int = 0, dim: int = 0, kind: FeatureType = "float32") -> None:
         self.path, self.rows, self.dim, self.kind = path, rows, dim, kind
+        self._store: RowStore | None = None
+        self._opened_by: int | None = None  # a forked process shares the position in an open file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None, "_opened_by": None}
 
     def __call__(self, item: int) -> Tensor:
         """Read a row ``(D,)``, float32."""
         if self.path is None:
             return torch.zeros(0)
-        store = open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
-        try:
-            return store.read(item, item + 1)[0].float()
-        finally:
-            store.close()
+        if self._store is None or self._opened_by != os.getpid():
+            self._store = open_rows(self.path, self.rows, self.dim, self.kind, to_write=False)
+            self._opened_by = os.getpid()
+        return self._store.read(item, item + 1)[0].float()
 
 
 def digest_of_weights(module: nn.Module) -> str:

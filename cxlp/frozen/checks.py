@@ -43,7 +43,7 @@ def check_labels(network: Network, labels: Tensor, positions: Tensor) -> None:
     Args:
         network: The network.
         labels: Of some images, see :mod:`cxlp.utils.labels`.
-        positions: ``(b,)``, the images' places among the training images.
+        positions: ``(b,)``, the images' places in their data set, or in the batch.
 
     Raises:
         CxlpError: Says what the network takes.
@@ -61,7 +61,7 @@ def check_labels(network: Network, labels: Tensor, positions: Tensor) -> None:
     wrong = ((labels < low) | (labels > high)).view(len(positions), -1).any(dim=1)
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])
-        raise CxlpError(f"the label of training image {int(positions[first])} is {labels[first].tolist()}: {takes}")
+        raise CxlpError(f"the label of image {int(positions[first])} is {labels[first].tolist()}: {takes}")
 
 
 def check_absent(labels: Tensor) -> None:

@@ -133,8 +133,8 @@ class FrozenFit:
         keep: Whether the features are to stay there.
         cross: Whether the classifiers of the cross-validation are wanted, too: :attr:`fold_classifiers`, after
             :meth:`finish`.
-        settled: C and the scale of the logits, where they are known: then nothing is cross-validated. Features that
-            were trained with these labels are no ground for it.
+        settled: C and the scale of the logits, where they are known: then nothing is cross-validated. Cross-validation
+            is biased on features that were trained with the same labels.
     """
 
     def __init__(

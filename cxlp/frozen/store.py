@@ -4,7 +4,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from io import BufferedRandom, BufferedReader
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,21 @@ from cxlp.utils.distributed import all_sum, ask_rank_zero, is_distributed, on_ra
 from cxlp.utils.errors import CxlpError
 
 FeatureType = Literal["float32", "float16", "sign"]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do where something cannot be written, as on a full disk.
+
+    Raises:
+        CxlpError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CxlpError(
+            f"cannot write {path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
+        ) from error
 
 
 class RowStore:
@@ -41,24 +57,22 @@ class RowStore:
     ) -> None:
         self.path, self.rows, self.dim, self.dtype = path, rows, dim, dtype
         self.row_bytes = self._bytes(dim)
-        self._mode = "r+b" if to_write else "rb"
+        self._mode = "r+" if to_write else "r"
         if to_write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
+            with writing(self.path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
         self._file = self._open()
 
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
         block = self._encode(values.detach().cpu()).numpy()
-        try:
+        with writing(self.path):
             for position, row in zip(positions.tolist(), block, strict=True):
                 self._file.seek(position * self.row_bytes + self._bytes(column))
-                self._file.write(row.data)
-            self._file.flush()  # a full disk shows here
-        except OSError as error:
-            raise CxlpError(
-                f"cannot write {self.path}: {error}. Is the disk full? Point --run.root or model.frozen.store elsewhere"
-            ) from error
+                data = row.data
+                while data:  # a disk that fills up takes a part
+                    data = data[self._file.write(data) :]
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read rows ``start`` to ``stop``: ``(stop - start, d)``."""
@@ -94,31 +108,35 @@ class RowStore:
 
     def sync(self) -> None:
         """Hand what was written to the disk, before other ranks read it."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def reopen(self) -> None:
         """Open the file anew, to read what other ranks wrote since."""
-        self._file.close()
+        self.close()
         self._file = self._open()
 
     def close(self) -> None:
-        """Close the file; the rows stay."""
-        self._file.close()
+        """Close the file; the rows stay. What did not reach the disk, :meth:`sync` tells."""
+        with suppress(OSError):
+            self._file.close()
 
-    def _open(self) -> BufferedRandom | BufferedReader:
+    def _open(self) -> FileIO:
         try:
-            file = self.path.open(self._mode)
-        except FileNotFoundError as error:
+            return FileIO(self.path, self._mode)
+        except OSError as error:
             raise CxlpError(
-                f"{self.path} is not there: deleted meanwhile, or on a disk that this process does not see?"
+                f"cannot open {self.path}: {error.strerror}. Was it deleted, or is it on a disk that this process does "
+                "not see?"
             ) from error
-        assert isinstance(file, BufferedRandom | BufferedReader)
-        return file
 
     def _read_into(self, data: memoryview, start: int) -> None:
         self._file.seek(start)
-        if self._file.readinto(data) < len(data):
-            raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
+        while data:
+            got = self._file.readinto(data)
+            if not got:
+                raise CxlpError(f"{self.path} is shorter than it should be: was it changed during the run?")
+            data = data[got:]
 
 
 class SignStore(RowStore):
@@ -169,13 +187,9 @@ def check_shared(folder: Path) -> None:
     token = folder / f".shared-{ask_rank_zero(time.time_ns)}"  # a name nobody looked up before
 
     def write() -> None:
-        try:
+        with writing(token):
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
-        except OSError as error:
-            raise CxlpError(
-                f"cannot write into {folder}: {error.strerror}. Point --run.root or model.frozen.store elsewhere"
-            ) from error
 
     on_rank_zero(write)
     seen = int(all_sum(torch.tensor([int(token.exists())])))

@@ -111,11 +111,13 @@ class Head(nn.Module, ABC):
 
         Args:
             available: The backbone's layers.
-            named: Those that other heads of the network name as theirs. A head without ``layers`` of its own takes the
-                last ones; if a layer that nobody names is not among these, it takes those that nobody names.
+            named: Those that the ``layers`` of other heads in the network name. A head without ``layers`` takes the
+                backbone's last ones, if these include the last ones that no other head names; otherwise it takes the
+                layers that no other head names.
 
         Raises:
-            CxlpError: If the backbone does not give them, or more layers than the head takes are named by nobody.
+            CxlpError: If the backbone does not give them, or the layers that no other head names are not as many as
+                the head takes.
         """
         if self.layers is None:
             if len(available) < self.takes:

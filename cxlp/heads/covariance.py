@@ -21,8 +21,9 @@ class CovariancePooling(LocalHead):
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
         zscore, sign, l2: What follows, see :class:`~cxlp.heads.normalisation.Normalise`.
-        second_root: Signed square root of the entries, on top of the root of the matrix. (It is no ``sqrt`` as of other
-            heads, which is on by default: a configuration that changes the class keeps options of the same name.)
+        second_root: Whether the signed square root of the entries follows the matrix root. The name differs from
+            ``sqrt`` of other heads, which is on by default: a configuration that changes the head's class keeps the
+            options of the same name.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are taken together.
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.library import preprocessing, register
-from cxlp.backbones.weights import check_finite
+from cxlp.backbones.weights import check_values
 from cxlp.heads.base import Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
@@ -26,7 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CxlpError(f"checkpoint not found: {path}")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _ = checkpoint["cxlp"]["network"]["heads"]
+        _ = checkpoint["cxlp"]["network"]["heads"], checkpoint["state_dict"].items()
     except Exception as error:  # torch.load raises many kinds, from UnpicklingError to EOFError
         # Only its kind: the message advises to load the file without the protection against code in it.
         raise CxlpError(f"{path} is not a checkpoint of cxlp ({type(error).__name__})") from error
@@ -114,7 +114,8 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
     """
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    check_finite(state, network.state_dict(), source)
+    # What is no tensor, load_state_dict names, unless it is a module's own extra state.
+    check_values({k: v for k, v in state.items() if isinstance(v, Tensor)}, network.state_dict(), source)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from cxlp.utils.errors import CxlpError
 
 #: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
 _VIEWS_AT_A_TIME = 128
-#: The network that has a head, while there is such a network.
-_OWNERS: WeakKeyDictionary[Head, ReferenceType[nn.Module]] = WeakKeyDictionary()
 
 
 class Network(nn.Module):
@@ -30,7 +27,8 @@ class Network(nn.Module):
 
     Args:
         backbone: ``images -> maps``; layers that no head takes are cut off, with what only they need.
-        head: What is made of the maps: a head, or several, whose vectors are concatenated.
+        head: What is made of the maps: a head, or several, whose vectors are concatenated. As any module, a head that
+            is given to two networks shares its weights between them.
         classes: Names of the classes, or how many (then named ``"0"``, ``"1"``, ...); ``None``: the classifier comes
             with :meth:`set_classes`.
         multi_label: Whether an image may show several of them.
@@ -74,11 +72,8 @@ class Network(nn.Module):
             raise CxlpError(
                 f"backbone is a {type(backbone).__name__}: cut it after layers, Backbone(..., layers=[...])"
             )
-        if len({id(each) for each in heads}) < len(heads) or any(_owner(each) is not None for each in heads):
-            raise CxlpError(
-                "a head is given twice, or belongs to another network, which would share its weights: make one for "
-                "each place, or copy it by copy.deepcopy"
-            )
+        if len({id(each) for each in heads}) < len(heads):
+            raise CxlpError("a head is given twice: make one for each place, or copy it by copy.deepcopy")
         self._named = {layer for each in heads for layer in each.layers or ()}
         # Parameters of which no score depends would have distributed training wait for their gradients.
         self.backbone = backbone.narrowed(
@@ -87,7 +82,6 @@ class Network(nn.Module):
         for each in heads:
             self._connect(each)
         self.heads = nn.ModuleList(heads)
-        _OWNERS.update((each, ref(self)) for each in heads)
         if not isinstance(test_views, Views):
             raise CxlpError(f"test_views is {test_views!r}: give Views(...)")
         self.test_views = test_views
@@ -267,10 +261,6 @@ class Network(nn.Module):
             "classes": list(self.classes),
             "multi_label": self.multi_label,
         }
-
-
-def _owner(head: Head) -> nn.Module | None:
-    return _OWNERS[head]() if head in _OWNERS else None
 
 
 def _numbered(classes: int | Sequence[str]) -> Sequence[str]:

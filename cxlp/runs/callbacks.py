@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from cxlp.tasks import Frozen
 from cxlp.tasks.batch import read_batch
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole
 
 
@@ -28,17 +29,27 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401 (Lightning's type)
-        """Write a checkpoint; to a remote address, as Lightning does."""
+        """Write a checkpoint; to a remote address, as Lightning does.
+
+        Raises:
+            CxlpError: If it cannot be written, as where the disk is full; the earlier one is kept.
+        """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.part")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())  # else the rename may reach the disk before what is renamed
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())  # else the rename may reach the disk before what is renamed
+        except (OSError, RuntimeError) as error:  # torch has words of its own for a disk that is full
+            partial.unlink(missing_ok=True)
+            behind = error if isinstance(error, OSError) else error.__context__
+            reason = behind.strerror if isinstance(behind, OSError) else "the file became shorter than what was written"
+            raise CxlpError(f"cannot write {path}: {reason}. Make room there, or give another --run.root") from error
         partial.replace(path)
 
 

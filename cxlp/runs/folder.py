@@ -65,6 +65,22 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
     raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
 
 
+def looks_for_earlier(run: RunConfig) -> bool:
+    """Whether a run, or a series, goes on with what an earlier process began under its name.
+
+    Raises:
+        CxlpError: If ``run.resume`` asks for it, and there is no name.
+    """
+    if run.resume != "auto" and not was_restarted():
+        return False
+    if not run.name:
+        if run.resume == "auto":
+            raise CxlpError("run.resume is auto, which finds a run by its name: give run.name")
+        if launched_rank() == 0:
+            say("this job was started again, but the run has no name to be found by: it begins anew. Give --run.name")
+    return bool(run.name)
+
+
 def find_earlier(run: RunConfig) -> Path | None:
     """Find the run that ``run.resume`` goes on with; what is left of one that saved nothing is deleted.
 
@@ -74,13 +90,7 @@ def find_earlier(run: RunConfig) -> Path | None:
     Raises:
         CxlpError: If that folder holds something else, or nothing that a run can be gone on from.
     """
-    if run.resume != "auto" and not was_restarted():
-        return None
-    if not run.name:
-        if run.resume == "auto":
-            raise CxlpError("run.resume is auto, which finds a run by its name: give run.name")
-        if launched_rank() == 0:
-            say("this job was started again, but the run has no name to be found by: it begins anew. Give --run.name")
+    if not looks_for_earlier(run):
         return None
     folder = _first_attempt(run)
     if folder is None:

@@ -132,12 +132,13 @@ class OpenedRun:
         saved = read_run(self.resumed) if self.resumed is not None else None
         self.data.prepare_data()
         self.data.setup()
+        self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
+        self.data.resize(self.network.image_size, self.network.test_size)
+        self.data.progress = config["trainer"]["enable_progress_bar"] is not False
+        self._images, self._weights = Images.of(self.data), digest_of_weights(self.network.backbone)
         if launched_rank() == 0:
             for line in self.data.remarks():
                 print(line, file=sys.stderr)  # noqa: T201
-        self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
-        self.data.resize(self.network.image_size, self.network.test_size)
-        self._images, self._weights = Images.of(self.data), digest_of_weights(self.network.backbone)
         self._seen = torch.unique(self._images.fingerprints["train"])
         self.choice = self._read_choice(saved)
         self._is_new = folder is None

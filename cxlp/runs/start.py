@@ -29,6 +29,22 @@ class Start:
     validated: dict[str, float]
 
 
+def start_checkpoint(start: str) -> Path:
+    """Find the checkpoint that ``model.start`` names: of a run's folder, the best one.
+
+    Raises:
+        CxlpError: If there is none.
+    """
+    path = Path(start)
+    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not path.is_file():
+        raise CxlpError(
+            f"model.start is {start!r}: expected frozen, projection, scratch, or the path of a checkpoint or of a "
+            "run's folder"
+        )
+    return path
+
+
 def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], images: Images) -> Start:
     """Read the checkpoint that ``model.start`` names.
 
@@ -42,13 +58,7 @@ def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], 
         CxlpError: If there is none, it cannot be compared with the run (:func:`~cxlp.runs.protocol.check_start`), or
             lacks what the closing or the cross-fitted stages take from it.
     """
-    path = Path(model.start)
-    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if not path.is_file():
-        raise CxlpError(
-            f"model.start is {model.start!r}: expected frozen, projection, scratch, or the path of a "
-            "checkpoint or of a run's folder"
-        )
+    path = start_checkpoint(model.start)
     saved = read_run(path)
     run = saved["cxlp_run"]
     check_start(path, saved, network, recipe, images)

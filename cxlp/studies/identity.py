@@ -13,7 +13,8 @@ from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.cli import parts_of
 from cxlp.runs.provenance import PACKAGES
-from cxlp.runs.recipe import ModelConfig
+from cxlp.runs.recipe import STARTS, ModelConfig
+from cxlp.runs.start import start_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import code_digest, digest, library_versions
@@ -27,9 +28,12 @@ _OTHERS = {
     "code": "other code",
     "libraries": "other versions of libraries",
 }
-#: Keys that results depend on, by their beginnings, but for those that say where features are kept, and what is shown.
+#: Keys that results depend on, by their beginnings, but for those that say where files are, and what is shown.
 _KEYS = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
-_FREE = ("model.frozen.store", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.logger")
+_FREE = (
+    "model.frozen.store", "data.init_args.root", "data.init_args.num_workers", "data.init_args.download",
+    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.logger",
+)  # fmt: skip
 
 
 def settings_of(config: Namespace) -> dict[str, Any]:
@@ -65,14 +69,16 @@ class Identities:
         options = json.dumps(config["data"].as_dict(), sort_keys=True, default=str)
         if options not in self._data:
             self._data[options] = self._of_data(parts["data"])
-        named = [model.backbone.weights, model.start, config["run"]["refit"]]
+        named = [model.backbone.weights, config["run"]["refit"]]
+        if model.start not in STARTS:
+            named.append(str(start_checkpoint(model.start)))
         files = [Path(path) for path in named if isinstance(path, str) and Path(path).is_file()]
         return {
             "config": settings_of(config),
             "images": self._data[options],
             "weights": [self._of_file(file) for file in files],
             "code": code_digest(CODE, own),
-            "libraries": library_versions(PACKAGES),
+            "libraries": library_versions(name for name in PACKAGES if name != "wandb"),
         }
 
     def _of_data(self, data: ImageDataModule) -> str:

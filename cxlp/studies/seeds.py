@@ -3,23 +3,35 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from filecmp import cmp
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pytorch_lightning as pl
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
+from cxlp.frozen.cache import digest_of_weights
 from cxlp.reports.formatting import as_markdown, as_text, spread
-from cxlp.runs.cli import parse
-from cxlp.runs.folder import finished, last_checkpoint, run_in, say
+from cxlp.runs.cli import parse, parts_of
+from cxlp.runs.folder import finished, last_checkpoint, read_run, run_in, say
 from cxlp.runs.launch import started_by_srun
-from cxlp.studies.identity import Identities, difference, read_identity, settings_of, write_identity
-from cxlp.studies.tables import read_results
+from cxlp.runs.protocol import Images, check_classes, check_images, check_recipe, recipe_of
+from cxlp.runs.provenance import git_state, versions
+from cxlp.runs.recipe import STARTS
+from cxlp.runs.start import start_checkpoint
+from cxlp.studies.identity import read_identity, settings_of
+from cxlp.studies.tables import is_incomplete, read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.program import train_program
+
+#: Keys that a run's results depend on, by their beginnings, which its checkpoints do not tell.
+_KEYS = ("run.refit", "trainer.callbacks", "trainer.max_time")
+#: Further ones: gradient steps take so many images.
+_STEP = ("data.init_args.batch_size", "trainer.devices", "trainer.num_nodes")
 
 
 def seeds_of(config: Namespace, count: int) -> list[int]:
@@ -53,7 +65,7 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
         folder: Of the series; each run has a folder in it.
 
     Returns:
-        The exit status: 1 if a run failed.
+        The exit status: 1 if a run failed; 3 if an output beside a run's result is missing.
 
     Raises:
         CxlpError: If the folder holds something else.
@@ -64,22 +76,20 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
     if (folder / "config.yaml").is_file():
         raise CxlpError(f"{folder} holds a single run: choose another --run.name for a series")
     own = ["--seeds", "null", *([] if config["run"]["group"] else ["--run.group", folder.name])]
-    identities = Identities()
     results: dict[int, dict[str, float]] = {}
     places: dict[int, Path] = {}
+    incomplete = False
     for number, seed in enumerate(seeds, 1):
         place = folder / f"{folder.name}-seed{seed}"
         heading = f"[{number}/{len(seeds)}] seed {seed}"
         given = [*arguments, *own, "--seed_everything", str(seed)]
         try:
-            identity = _identify(identities, given)
-            check_same_run(place, given, identity)
+            check_same_run(place, parse(given))
             done = finished(place)
-            if identity and not done:
-                write_identity(_record(place), identity)
             say(f"{heading}: {place}" if done is None else f"{heading}: done already, in {done}")
             places[seed] = done or run_in(place, given, folder / "logs" / f"{place.name}.txt")
-            results[seed] = read_results(places[seed])["metrics"]
+            written = read_results(places[seed])
+            results[seed], incomplete = written["metrics"], incomplete or is_incomplete(written)
         except CxlpError as error:  # the others can do without it
             say(f"{heading}: {error}")
         finally:
@@ -89,44 +99,58 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
         _write(folder, results, places, failed)
     for seed in failed:
         say(f"no result: seed {seed}")
-    return 1 if failed else 0
+    return 1 if failed else 3 if incomplete else 0
 
 
-def _record(place: Path) -> Path:
-    """The file with the identity that a run had when it began."""
-    return place.parent / "logs" / f"{place.name}.json"
+def check_same_run(place: Path, config: Namespace) -> None:
+    """Refuse to take a run for done, or to go on with it, that has another recipe, other images or other weights.
 
-
-def _identify(identities: Identities, arguments: Sequence[str]) -> dict[str, Any] | None:
-    try:
-        return identities.of(parse(arguments))
-    except CxlpError:  # the run says so itself
-        return None
-
-
-def check_same_run(place: Path, arguments: Sequence[str], identity: Mapping[str, Any] | None = None) -> None:
-    """Refuse to take a run for done, or to go on with it, that another command began, or this one on other images.
+    All of it is compared with what the run's own checkpoint tells. Other code or libraries are told, and not refused.
 
     Args:
         place: The run's folder.
-        arguments: Of ``train.py``, for that run.
-        identity: What they stand for now; ``None``: not known, so that only the keys are compared.
+        config: What the run would have now.
 
     Raises:
-        CxlpError: Names the first key that differs, or what else does.
+        CxlpError: Names the first thing that differs.
     """
-    if finished(place) is None and last_checkpoint(place) is None:
-        return  # nothing to take over
-    theirs, ours = (settings_of(parse(given)) for given in (["--config", str(place / "config.yaml")], arguments))
-    for key in theirs | ours:
-        if theirs.get(key) != ours.get(key):
+    best = place / "checkpoints" / "best.ckpt"
+    checkpoint = last_checkpoint(place) or (best if best.is_file() else None)
+    if checkpoint is None:
+        if finished(place) is None:
+            return  # nothing to take over
+        raise CxlpError(f"{place} has no checkpoint that tells what its results are of: choose another --run.name")
+    saved = read_run(checkpoint)
+    run = saved["cxlp_run"]
+    try:
+        check_recipe(run["recipe"], recipe_of(config))
+        keys = (*_KEYS, *_STEP) if config["trainer"]["max_epochs"] else _KEYS
+        known, given = (
+            {key: value for key, value in settings_of(found).items() if key.startswith(keys)}
+            for found in (parse(["--config", str(place / "config.yaml")]), config)
+        )
+        check_recipe(known, given)
+        parts = parts_of(config)
+        pl.seed_everything(config["seed_everything"], workers=True)  # in the order of a run, which draws from it
+        data, model = parts["data"], parts["model"]
+        data.prepare_data()
+        data.setup()
+        network = model.build(data.classes, data.multi_label)
+        check_classes(saved["cxlp"]["network"]["classes"], data.classes)
+        check_images(Images(**run["images"]), Images.of(data))
+        start = place / "checkpoints" / "start.ckpt"
+        same = model.start in STARTS or (start.is_file() and cmp(start, start_checkpoint(model.start), shallow=False))
+        if not same or run["weights"] != digest_of_weights(network.backbone):
             raise CxlpError(
-                f"{place} is a run with {key} {theirs.get(key)!r}, not {ours.get(key)!r}: choose another --run.name"
+                f"model.{'backbone.weights' if same else 'start'} holds other weights than those of that run"
             )
-    known = read_identity(_record(place))
-    differs = difference(known, identity) if known and identity else None
-    if differs:
-        raise CxlpError(f"{place} has results of {differs}: choose another --run.name, or delete it to do it again")
+    except CxlpError as error:
+        raise CxlpError(f"{place} is another run, choose another --run.name: {error}") from error
+    found = read_identity(place / "provenance.json") or {}
+    facts = {"commit": found.get("git"), **found.get("versions", {})}
+    others = [name for name, now in {"commit": git_state(), **versions()}.items() if facts.get(name) != now]
+    if others:
+        say(f"warning: {place} was begun with another version of {', '.join(others)}")
 
 
 def summarise(results: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:

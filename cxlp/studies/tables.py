@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ class Row:
         per_class: Accuracy or average precision by class, in percent; with several seeds the mean.
         validations: For each seed, the same metric of the held-out images, in percent, by epoch; empty: no images are
             held out.
+        incomplete: Whether a run could not make an output beside its result.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Row:
     fit_seconds: float
     per_class: dict[str, float]
     validations: tuple[dict[int, float], ...] = ()
+    incomplete: bool = False
 
     @property
     def validation(self) -> float | None:
@@ -80,10 +82,15 @@ def read_results(place: Path) -> dict[str, Any]:
     file = place / "metrics.json"
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = found["metrics"].items()
+        _ = found["metrics"].items(), is_incomplete(found)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CxlpError(f"{file} is not what a run writes ({type(error).__name__}): {_ANEW.format(place)}") from error
     return found
+
+
+def is_incomplete(results: Mapping[str, Any]) -> bool:
+    """Whether a run could not make an output beside its result."""
+    return bool(results.get("outputs", {}).get("failed"))
 
 
 def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
@@ -120,6 +127,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
         sum(spent for phase, spent in seconds.items() if phase not in _NO_FIT),
         _per_class(places, "AP" if metric == "mAP" else "accuracy"),
         tuple({epoch: 100 * value for epoch, value in curve.items()} for curve in curves) if all(curves) else (),
+        any(map(is_incomplete, results)),
     )
 
 

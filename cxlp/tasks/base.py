@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 
-from cxlp.backbones.backbone import check_range
+from cxlp.backbones.backbone import check_images
+from cxlp.frozen.checks import check_labels
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.classification import (
     confusion_matrix,
@@ -87,7 +88,7 @@ class ClassificationTask(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Have :meth:`undo` called after an exception: Lightning tells callbacks only, and calls no ``teardown``."""
-        return [_UndoOnException()]
+        return [UndoOnException()]
 
     def teardown(self, stage: str) -> None:
         """Leave network and data as they were."""
@@ -99,6 +100,15 @@ class ClassificationTask(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Forget the validation of an earlier epoch: a checkpoint tells that of its own weights."""
         self.validated = {}
+
+    def on_fit_end(self) -> None:
+        """Refuse a fit without images, see :meth:`_check_batches`: the Trainer ends it before any earlier hook."""
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        """Raise an error where there is nothing to fit to."""
+        if self.trainer.num_training_batches == 0:
+            raise CxlpError("the training loader yields no batches (an empty data set, drop_last?): nothing was fitted")
 
     # --- evaluation -------------------------------------------------------------------------------
 
@@ -159,7 +169,7 @@ class ClassificationTask(pl.LightningModule):
         """
         images = read_images(batch)
         if batch_idx == 0:
-            check_range(images)
+            check_images(images, self.test_size)
         scores = self.network.score(images).float()
         return scores.sigmoid() if self.network.multi_label else scores.softmax(dim=1)
 
@@ -167,11 +177,19 @@ class ClassificationTask(pl.LightningModule):
         self._evaluation_start, self._taken = self.times.now(), 0
         self._scored = torch.zeros_like(self._scored, device=self.device)
 
-    def _read(self, batch: Any, batch_idx: int, loaders: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
-        """Read a batch of images to score, and mark those that another rank scores, too."""
+    def _checked(self, batch: Any, batch_idx: int, side: int) -> Batch:  # noqa: ANN401 (whatever a loader yields)
+        """Read a batch; of those on a GPU only an epoch's first one is looked at, since that waits for the GPU."""
         read = read_batch(batch)
         if batch_idx == 0 and not read.stored:
-            check_range(read.images)
+            check_images(read.images, side)
+        if batch_idx == 0 or read.labels.device.type == "cpu":
+            places = torch.arange(len(read.labels)) if read.index is None else read.index
+            check_labels(self.network, read.labels, places)
+        return read
+
+    def _read(self, batch: Any, batch_idx: int, loaders: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
+        """Read a batch of images to score, and mark those that another rank scores, too."""
+        read = self._checked(batch, batch_idx, self.test_size)
         loader = only_loader(loaders)
         # Otherwise the ranks' images are not known to be shares of one data set (an iterated one has no sampler).
         if not isinstance(loader, DataLoader) or not hasattr(sampler_of(loader), "num_replicas"):
@@ -272,8 +290,11 @@ class ClassificationTask(pl.LightningModule):
         self.fold_classifiers = None if folds is None else FoldClassifiers(**folds)
 
 
-class _UndoOnException(pl.Callback):
+class UndoOnException(pl.Callback):
+    """Calls :meth:`ClassificationTask.undo` after an exception."""
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave network and data as they were."""
         # A Trainer keeps the callbacks of the modules that it has fitted before.
         if isinstance(pl_module, ClassificationTask):
             pl_module.undo()

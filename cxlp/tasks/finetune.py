@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 
-from cxlp.backbones.backbone import check_range
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask
-from cxlp.tasks.batch import read_batch
 from cxlp.tasks.ema import AverageWeights
 from cxlp.tasks.mixing import Mix, Mixing
 from cxlp.tasks.optim import OptimizerConfig, build_optimizer, warmup_cosine
@@ -171,10 +169,8 @@ class FineTune(ClassificationTask):
         Raises:
             CxlpError: If it is not finite on a rank, or if cross-fitting is asked for and batches have no ``index``.
         """
-        read = read_batch(batch)
+        read = self._checked(batch, batch_idx, self.image_size)
         images, labels = read.images, read.labels
-        if batch_idx == 0:
-            check_range(images)
         if self._mixing is not None:
             images, labels = self._mixing(images, labels, run_seed(), self.current_epoch, batch_idx, self.global_rank)
         features = self.network.features(images)
@@ -234,6 +230,7 @@ class FineTune(ClassificationTask):
         if trainer.max_epochs in (None, -1):
             raise CxlpError("max_epochs is not set: the schedule needs it, also where max_steps is")
         total = trainer.estimated_stepping_batches
+        self._check_batches()
         if not math.isfinite(trainer.num_training_batches):
             raise CxlpError("the length of the loader is not known, but the schedule needs it")
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

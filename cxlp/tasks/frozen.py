@@ -9,11 +9,10 @@ import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
-from cxlp.backbones.backbone import check_range
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask
-from cxlp.tasks.batch import Batch, read_batch
+from cxlp.tasks.batch import Batch
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.tasks.loaders import count_images, counted_loader
 from cxlp.utils.errors import CxlpError
@@ -143,9 +142,7 @@ class Frozen(ClassificationTask):
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (whatever a loader yields)
         """Feed a batch to the fit."""
         assert self._fit is not None
-        read = read_batch(batch)
-        if batch_idx == 0 and not read.stored:
-            check_range(read.images)
+        read = self._checked(batch, batch_idx, self.image_size)
         positions, new = self._positions(read, self._fit.images)
         self._fit.observe(read.images[new], read.labels[new], positions[new])
         if self.trainer.is_last_batch:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ GRACE_AFTER_SIGNAL = 30.0
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 #: Processes that end with this one.
 _STARTED: list[subprocess.Popen[Any]] = []
+#: Within :func:`raising_on_signals`: what signals are written into.
+_WATCHED: list[int] = []
 #: The environment variable that tells a run which process waits for it.
 _PARENT = "CXLP_PARENT"
 
@@ -44,28 +47,30 @@ def raising_on_signals() -> Iterator[None]:
 
     SIGINT does so also in a job that a shell has started in the background, which would ignore it. SIGHUP stays ignored
     where it is, which is what ``nohup`` is for. A second signal ends the process at once, unless it comes within a
-    second: supervisors signal a process and its group. In a forked process (a loader's worker) they end that one
-    silently.
+    second: supervisors signal a process and its group. So does the first one, after :data:`GRACE_AFTER_SIGNAL`, where
+    the main thread does not come back to Python, or takes so long to tidy up (after Ctrl-C, somebody is there to press
+    it again). In a forked process (a loader's worker) they end that one silently.
     """
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
-    own, first = os.getpid(), [0.0]
+    own, told = os.getpid(), False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal told
         if os.getpid() != own:
             os._exit(128 + number)
-        now = time.monotonic()
-        if first[0]:
-            if now - first[0] > 1:
-                os._exit(128 + number)
-            return
-        first[0] = now
-        _forget_workers()
-        if number != signal.SIGINT:  # nobody is there to press Ctrl-C again
-            leave_soon(128 + number, f"the end after {signal.Signals(number).name} took too long", GRACE_AFTER_SIGNAL)
-        raise Ended(number)
+        if not told:
+            told = True
+            _forget_workers()
+            raise Ended(number)
 
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(reading,), daemon=True)
+    watcher.start()
+    others = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    _WATCHED.append(writing.fileno())
     earlier = {}
     for number in _SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
@@ -76,6 +81,44 @@ def raising_on_signals() -> Iterator[None]:
         for number, handler in earlier.items():
             if handler is not None:  # set by something other than Python
                 signal.signal(number, handler)
+        if (present := signal.set_wakeup_fd(others)) != _WATCHED.pop():
+            signal.set_wakeup_fd(present)
+        if os.getpid() == own:
+            writing.shutdown(socket.SHUT_RDWR)  # to close it is not enough: forked processes may hold it, too
+            watcher.join()
+        reading.close()
+        writing.close()
+
+
+def _leave_watched() -> None:
+    """Have a forked process's own signals end that process only."""
+    if _WATCHED:
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_watched)
+
+
+def _watch(received: socket.socket) -> None:
+    """End this process after a second signal, or some time after the first one, until the socket is shut down.
+
+    Python writes each signal's number into the socket as it comes: its handler waits for the main thread, which may be
+    in a collective, or in the rendezvous before it, for peers that do not come.
+    """
+    number, since = 0, 0.0
+    try:
+        for (new,) in iter(lambda: received.recv(1), b""):
+            now = time.monotonic()
+            if number and new in _SIGNALS and now - since > 1:
+                os._exit(128 + new)
+            if not number and new in _SIGNALS:
+                number, since = new, now
+                received.settimeout(None if number == signal.SIGINT else GRACE_AFTER_SIGNAL)
+    except TimeoutError:
+        said = f"error: the end after {signal.Signals(number).name} took too long"
+        print(said, file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(128 + number)
 
 
 def _forget_workers() -> None:
@@ -104,8 +147,8 @@ def how_ended(error: BaseException) -> tuple[int, str] | None:
     return 128 + number, "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 
 
-def leave_soon(status: int, said: str = "", after: float | None = None) -> None:
-    """End this process after some seconds, whatever it is waiting for then.
+def leave_soon(status: int, said: str = "") -> None:
+    """End this process after :data:`GRACE` seconds, whatever it is waiting for then.
 
     Peers learn that a process has failed when it is gone: its connections are closed, and its launcher ends the others.
     An orderly end can wait forever, though: NCCL's waits for peers which wait for this process.
@@ -113,11 +156,10 @@ def leave_soon(status: int, said: str = "", after: float | None = None) -> None:
     Args:
         status: The exit status.
         said: What is printed if the end was not orderly.
-        after: Seconds; ``None``: :data:`GRACE`.
     """
 
     def leave() -> None:
-        time.sleep(GRACE if after is None else after)
+        time.sleep(GRACE)
         if said:
             print(f"error: {said}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(status)

@@ -1,13 +1,14 @@
 """Weights: files that say what is wrong with them, strict loading."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.weights import in_order, load_strictly, pretrained, read_state_dict
@@ -25,11 +26,23 @@ STATE = {"conv.weight": torch.rand(2, 3), "conv.bias": torch.rand(2)}
         {f"module.{k}": v for k, v in STATE.items()},
         {"state_dict": {"model": {f"module.{k}": v for k, v in STATE.items()}}},
         {f"module._orig_mod.{k}": v for k, v in STATE.items()},
+        {"state_dict_ema": {}, "state_dict": STATE},
         {"model": STATE, "args": argparse.Namespace(lr=0.1)},  # scripts of timm and torchvision
         {"state_dict": {k: 0 * v for k, v in STATE.items()}, "state_dict_ema": STATE},
         {"model": {}, "model_ema": {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in STATE.items()}}},
     ],
-    ids=["plain", "state_dict", "model", "module.", "all", "compiled", "arguments", "averaged", "AveragedModel"],
+    ids=[
+        "plain",
+        "state_dict",
+        "model",
+        "module.",
+        "all",
+        "compiled",
+        "empty",
+        "arguments",
+        "averaged",
+        "AveragedModel",
+    ],
 )
 def test_wrappings_are_looked_through(saved: dict[str, Any], tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "w.pth")
@@ -102,15 +115,27 @@ def test_an_onnx_file_is_for_caffenet() -> None:
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "w.safetensors")
-    found = read_state_dict(tmp_path / "w.safetensors")
-    assert found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
+    for name in ("w.safetensors", "pytorch_model.bin"):  # known by content
+        save_file(STATE, tmp_path / name)
+        found = read_state_dict(tmp_path / name)
+        assert found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.rand(3), {}, {0: torch.rand(3)}, {"state_dict": {}}])
-def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "list"),
+        ({"epoch": 3, "net": STATE}, "entries 'epoch', 'net'"),
+        (torch.rand(3), "Tensor"),
+        ({}, "nothing"),
+        ({0: torch.rand(3)}, "entries 0"),
+        ({"state_dict": {}}, "entries 'state_dict'"),
+        ({"model": {"student": STATE, "teacher": STATE}}, "entries 'student', 'teacher'"),
+    ],
+)
+def test_a_file_without_a_state_dict_is_refused(content: object, said: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(CxlpError, match=r"w.pth holds no state dict"):
+    with pytest.raises(CxlpError, match=rf"w.pth holds no state dict .*, but {said}: save the network's state_dict"):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -196,8 +221,41 @@ def test_a_prefix_of_the_networks_names_is_looked_through(prefix: str) -> None:
     load_strictly(kept, Whole(), saved, "f.pth")
     assert all(torch.equal(v, state[k]) for k, v in kept.state_dict().items())
     both = saved | {"teacher." + k: v for k, v in state.items()}  # which one, nobody knows
-    with pytest.raises(CxlpError, match=r"f\.pth does not fit this network: .*missing"):
+    with pytest.raises(CxlpError, match=rf"f\.pth holds several networks that fit, under '{prefix}', 'teacher\.'"):
         load_strictly(Kept(), Whole(), both, "f.pth")
+    trunk = {k: v for k, v in saved.items() if "head" not in k}  # fewer names do not decide
+    old = {"old." + k: 0 * v for k, v in state.items()}
+    with pytest.raises(CxlpError, match=rf"several networks that fit, under 'old\.', '{prefix}': save the one"):
+        load_strictly(Kept(), Whole(), trunk | old, "f.pth")
+    with pytest.raises(CxlpError, match=r"f\.pth does not fit this network: 8 unknown \(old\.conv"):  # not 'old.' alone
+        load_strictly(Kept(), Whole(), state | old, "f.pth")
+    del saved[prefix + "conv.bias"]
+    with pytest.raises(CxlpError, match=r"f\.pth does not fit this network: 1 missing \(conv\.bias\)$"):
+        load_strictly(Kept(), Whole(), saved, "f.pth")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "change",
+    [
+        Tensor.long,
+        Tensor.to_sparse,
+        lambda w: w.to(torch.complex64),
+        Tensor.bool,
+        lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+        lambda w: w.to("meta"),
+    ],
+    ids=["whole", "sparse", "complex", "truth", "quantised", "meta"],
+)
+def test_tensors_of_another_kind_are_refused_by_name(change: Callable[[Tensor], Tensor]) -> None:
+    kept, state = Kept(), Whole().state_dict()
+    before = kept.conv.weight.clone()
+    state["conv.weight"] = change(state["conv.weight"])
+    with pytest.raises(
+        CxlpError, match=r"f\.pth holds conv\.weight as torch\..*: save dense tensors of floating point"
+    ):
+        load_strictly(kept, Whole(), state, "f.pth")
+    assert torch.equal(kept.conv.weight, before)
 
 
 class Renamed(Kept):

@@ -2,14 +2,20 @@
 
 import io
 import os
+import resource
+import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cxlp import __main__
 from cxlp.commands.train import main
+from cxlp.runs.callbacks import WholeCheckpoints
+from cxlp.utils.errors import CxlpError
 from tests.networks import CLASSES, SMALL, build, write_checkpoint
 from tests.small_run import ARGUMENTS, FINETUNE, write_pictures
 
@@ -199,3 +205,24 @@ def test_letters_that_a_terminal_does_not_know(work: Path, checkpoint: Path, mon
     image = os.fspath(sorted(Path("pictures").rglob("*.png"))[0])
     assert __main__.main(["explain", str(checkpoint), image, "--out", "ex-été"]) == 0
     assert b"ex-\\xe9t\\xe9" in printed.getvalue()
+
+
+def test_a_full_disk_is_told_where_a_checkpoint_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "last.ckpt").write_bytes(b"earlier")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CxlpError, match=r"cannot write .*last\.ckpt: .*\. Make room there"):
+            WholeCheckpoints().save_checkpoint({"x": torch.zeros(100_000)}, work / "last.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (work / "last.ckpt").read_bytes() == b"earlier" and not list(work.glob(".*"))
+
+
+def test_class_names_in_two_unicode_forms(work: Path, capsys: Capture) -> None:
+    composed = unicodedata.normalize("NFC", "café")
+    for split, cafe in (("train", composed), ("test", unicodedata.normalize("NFD", composed))):
+        for name in (cafe, "kind1"):
+            shutil.copytree(f"pictures/{split}/kind0", work / "cafes" / split / name)
+    assert main([*ARGUMENTS, "--data.root", "cafes"]) == 2
+    assert "in different Unicode forms: rename the folders" in capsys.readouterr().err

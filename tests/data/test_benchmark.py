@@ -160,10 +160,15 @@ def test_pictures_that_no_list_names_are_counted(case: Case, tmp_path: Path) -> 
     unlisted = module.left_out["pictures in no list"]
     assert unlisted == (3 if isinstance(module, MIT67) else 0)
     extra = module.splits["train"].samples[0].path
-    shutil.copy(extra, extra.with_name("extra.jpg"))
+    below = Path(*extra.relative_to(module.root).parts[:1])
+    for name in (extra.with_name("extra.jpg"), extra.with_name("no suffix"), module.root / below / "new" / "a.jpg"):
+        name.parent.mkdir(exist_ok=True)
+        shutil.copy(extra, name)
+    extra.with_name("notes.txt").write_text("no picture")
+    shutil.copy(extra, extra.with_name("._x.jpg"))
     again = case.module(module.root, image_size=16)
     again.setup()
-    assert again.remarks() == [f"left out of {module.root}: {unlisted + 1} pictures in no list"]
+    assert again.remarks() == [f"left out of {module.root}: {unlisted + 3} pictures in no list"]
 
 
 def test_ends_of_lines_do_not_matter(case: Case, tmp_path: Path) -> None:

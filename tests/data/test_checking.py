@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -180,6 +182,18 @@ def test_what_others_write_to_standard_error_is_not_lost(capfd: pytest.CaptureFi
         os.write(2, b"last\n")
     os.write(2, b"behind\n")
     assert capfd.readouterr().err == "before\nafter\nlast\nbehind\n"
+
+
+def test_standard_error_may_be_closed() -> None:
+    script = (
+        "from cxlp.data.jpeg_warnings import captured_warnings\n"
+        "with captured_warnings() as captured: print(captured.take(), file=captured.stream)\n"
+        "import sys; print('lost', file=sys.stderr); print('done')"
+    )
+    closed = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, script], stdout=subprocess.PIPE, check=True
+    )
+    assert closed.stdout == b"done\n"
 
 
 def test_lists_that_do_not_fit_are_defects_and_the_images_are_looked_at(cub200: Path) -> None:

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from cxlp.data import datamodule
+from cxlp.data import contents, datamodule
 from cxlp.data.contents import content_digest, content_digests
 from cxlp.data.cub200 import CUB200
 from cxlp.data.folder import Folder
@@ -24,7 +24,7 @@ def ready(root: Path) -> Folder:
 
 def seen_by(root: Path, earlier: Path) -> int:
     """How many test images of one folder another one's run was trained on."""
-    return ready(root).count_seen("test", ready(earlier).fingerprints("train"))
+    return int(torch.isin(ready(root).fingerprints("test"), ready(earlier).fingerprints("train")).sum())
 
 
 def test_training_images_are_recognised_in_another_root_place_or_split(tmp_path: Path) -> None:
@@ -42,14 +42,35 @@ def test_training_images_are_recognised_in_another_root_place_or_split(tmp_path:
     assert seen_by(renamed, root) == 1
 
 
-def test_copies_that_are_in_both_splits_of_the_data_set_itself_do_not_count(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "a", size=8)
+def test_test_images_that_are_training_images_are_told_once_the_files_are_read(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, size=8)
     shutil.copy(root / "train" / "kind0" / "00.png", root / "test" / "kind0" / "copy.png")
-    assert seen_by(root, root) == 0
-    other = write_folder(tmp_path / "b", train=4, size=8)  # trained on fewer, but on that one
-    assert seen_by(root, other) == 0
-    (root / "train" / "kind0" / "00.png").unlink()
-    assert seen_by(root, other) == 1
+    shutil.copy(root / "train" / "kind0" / "01.png", root / "test" / "kind1" / "01.png")
+    module = Folder(root)
+    module.read()
+    assert module.remarks() == []
+    module.setup()
+    module.fingerprints("train")
+    assert module.remarks() == []
+    assert module.count_trained_test_images() == 2
+    assert module.remarks() == ["warning: 2 test images have the same content as training images"]
+    del module.splits["test"].samples[:]
+    assert module.remarks() == []
+
+
+def test_a_bar_is_shown_where_reading_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = ready(write_folder(tmp_path, size=8))
+    module.fingerprints("test")
+    assert capsys.readouterr().err == "", "it takes less than two seconds"
+    monkeypatch.setattr(contents, "_DELAY", 0)
+    module.fingerprints("train")
+    assert "Reading images:" in capsys.readouterr().err
+    module = ready(tmp_path)
+    module.progress = False
+    module.fingerprints("train")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_same_training_example_has_the_same_box_and_labels(cub200: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cxlp.data.dataset import Draw, ImageDataset, Sample
+from cxlp.data.dataset import Draw, ImageDataset, Sample, list_defects
 from cxlp.data.decode import read_image
 from cxlp.data.transforms import AugmentConfig, Transform
 from cxlp.utils.errors import CxlpError
@@ -42,3 +42,19 @@ def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) ->
             expected = transform(read_image(path, box, needed), draw.seed)
             assert torch.equal(data[draw]["image"], expected)
             assert not torch.equal(data[draw]["image"], transform(read_image(path, box), draw.seed))
+
+
+def test_labels_are_checked_without_a_table_of_all_images_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "tensor", None)  # 300,000 images of 1,000 classes: 2.4 GB
+    single = [Sample(Path(f"{i}"), i % 3) for i in range(9)]
+    assert list(list_defects("abc", {"train": single, "test": [Sample(Path("t"), 0)]})) == []
+    assert list(list_defects("abcd", {"train": single, "test": []})) == [
+        "no training image of 1 of 4 classes: d",
+        "there are no test images",
+    ]
+    several = [Sample(Path(f"{i}"), (1, -1, 0, i % 2 * 2 - 1)) for i in range(4)]
+    assert list(list_defects("abcd", {"train": several, "test": single})) == [
+        "no training image of 2 of 4 classes: b, c",
+        "not one training image lacks 2 of 4 classes: a, c",
+        "4 images are in train and in test, such as 0: keep each once",
+    ]

@@ -181,3 +181,47 @@ def test_class_of_one_image_cannot_be_split_and_is_named(tmp_path: Path) -> None
     fill(tmp_path, "lonely/1.png", *(f"many/{i}.png" for i in range(9)))
     with pytest.raises(CxlpError, match="the rarest, 'lonely', has 1"):
         Folder(tmp_path).read()
+
+
+def test_folders_below_the_classes_are_told_in_splits_too(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{s}/{k}/{c}/1.png" for s in ("train", "test") for k in ("rgb", "depth") for c in "ab"))
+    module = Folder(root)
+    assert module.read()[0] == ("depth", "rgb")
+    assert module.remarks()[0].startswith("warning: the classes depth, rgb all hold the folders a, b: if these ")
+
+
+def test_names_that_differ_in_case_or_encoding_only_are_told(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for k, (one, other) in enumerate((("Cat", "cat"), (composed, decomposed), (composed.upper(), decomposed))):
+        module = Folder(fill(tmp_path / f"flat{k}", *(f"{c}/{i}.png" for c in (one, other) for i in range(5))))
+        assert len(module.read()[0]) == 2 and "differ only in case or in how letters" in module.remarks()[0]
+        split = Folder(
+            fill(tmp_path / f"split{k}", *(f"{p}/1.png" for p in (f"train/{one}", f"test/{other}", "train/x")))
+        )
+        with pytest.raises(CxlpError, match=f"has classes that train has not: {other}. They differ in case"):
+            split.read()
+
+
+def test_the_same_file_is_not_in_two_splits_or_classes(tmp_path: Path) -> None:
+    root = fill(tmp_path / "a", *(f"{s}/{c}/{i}.png" for s in ("train", "test") for c in "ab" for i in range(2)))
+
+    def refused(said: str) -> None:
+        with pytest.raises(CxlpError, match=said):
+            Folder(root, image_size=8).setup()
+
+    shutil.rmtree(root / "test" / "a")
+    (root / "test" / "a").symlink_to("../train/a")
+    refused(
+        "2 images are in train and in test, such as .*train/a/0.png, which is the same file as .*test/a/0.png: keep"
+    )
+    (root / "test" / "a").unlink()
+    (root / "test" / "a").mkdir()
+    (root / "test" / "a" / "x.png").hardlink_to(root / "train" / "a" / "1.png")
+    refused("1 images are in train and in test")
+    shutil.rmtree(root / "test")
+    (root / "test").symlink_to("train")
+    refused("4 images are in train and in test")
+    (root / "test").unlink()
+    fill(root, "test/a/1.png", "test/b/1.png")
+    (root / "train" / "c").symlink_to("a")
+    refused("train/a/0.png and .*train/c/0.png are the same file, under two classes: keep one")

@@ -11,6 +11,7 @@ from PIL import Image
 from cxlp.data import inspection
 from cxlp.data.decode import Box, read_image
 from cxlp.data.inspection import Finding, Kind, inspect_image
+from cxlp.data.jpeg_warnings import decode_all
 from cxlp.utils.errors import CxlpError
 from tests.generate import texture
 
@@ -133,7 +134,7 @@ def test_what_is_called_a_defect_is_what_loaders_refuse(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_raises_anything_is_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "read_image", Mock(side_effect=IndexError))
+    monkeypatch.setattr(inspection, "decode", Mock(side_effect=IndexError))
     ((kind, reason),) = said(save(tmp_path / "a.png"))
     assert kind is Kind.UNDECODABLE and reason.startswith("IndexError (")
 
@@ -148,3 +149,14 @@ def test_digests_tell_contents_apart(tmp_path: Path) -> None:
 def test_findings_name_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", "L")
     assert inspect_image(path)[0] == [Finding(Kind.COLOURS, str(path), "mode L")]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "progressive.jpg"])
+def test_a_file_is_opened_and_decoded_once(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / name, progressive=name == "progressive.jpg")
+    opening, again = Mock(wraps=Image.open), Mock(wraps=decode_all)
+    monkeypatch.setattr(Image, "open", opening)
+    monkeypatch.setattr(inspection, "decode_all", again)
+    assert said(path) == []
+    assert opening.call_count == 1
+    assert again.call_count == (name == "progressive.jpg"), "libjpeg goes through what OpenCV has not decoded"

@@ -1,14 +1,17 @@
 """Which files are pictures: by name or content, by way of links; all others are counted."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
 from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
+from cxlp.data.listing import is_picture, pictures
 from cxlp.utils.errors import CxlpError
 from tests.data.folders import fill, names
 
@@ -82,7 +85,71 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         *("train/a/1.png", "train/a/more/3.png", "train/a/more/deep/4.png", "train/a/note"),
         "train/b/1.png",
     ]
-    assert module.left_out == {"links to a folder that they lie in": 2}
+    assert module.left_out == {"links to folders that hold them": 1, "links to folders that are read already": 1}
+
+
+def test_no_folder_is_read_twice_by_way_of_links(tmp_path: Path) -> None:
+    root = fill(tmp_path, "cat/1.png", *(f"cat/{i}/1.png" for i in range(7)), "dog/1.png")
+    for folder in ("cat", *(f"cat/{i}" for i in range(7))):
+        for i in range(7):
+            (root / folder / f"to {i}").symlink_to(root / "cat" / f"{i}")
+    left_out: Counter[str] = Counter()
+    files = [root / "cat" / "1.png", *(root / "cat" / f"{i}" / "1.png" for i in range(7))]
+    assert pictures(root / "cat", left_out) == sorted(files)
+    assert left_out.total() == 8 * 7
+    (root / "cat" / "more").symlink_to("../dog")
+    (root / "dog" / "more").symlink_to("../cat")
+    fill(root, *(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(2, 5)))
+    with pytest.raises(CxlpError, match=r"/1\.png and .*/1\.png are the same file, under two classes"):
+        Folder(root, image_size=8).setup()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_odd_link_does_not_hide_its_folder(tmp_path: Path, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
+    (root / "train" / "a" / "loop.png").symlink_to("loop.png")
+    (root / "train" / "a" / "loop.txt").symlink_to("loop.txt")
+    if closed:  # as for a link into a folder that this process may not enter
+        stat = os.stat
+
+        def refusing(path: Any, *rest: Any, **options: Any) -> Any:
+            if str(path).endswith(("loop.png", "loop.txt")) and options.get("follow_symlinks", True):
+                raise PermissionError(13, "Permission denied")
+            return stat(path, *rest, **options)
+
+        monkeypatch.setattr(os, "stat", refusing)
+    module = Folder(root, image_size=8)
+    with pytest.raises(CxlpError, match=r"1 of 4 images are missing, such as .*loop\.png"):
+        module.setup()
+    assert module.left_out == {"links to nothing": 1}
+
+
+def test_a_hidden_link_is_not_followed(tmp_path: Path) -> None:
+    root = fill(tmp_path / "root", "train/a/1.png", "test/a/2.png")
+    (root / "train" / "a" / ".cache").symlink_to(fill(tmp_path / "large", *(f"{i}.png" for i in range(5))))
+    (root / "other").symlink_to(tmp_path / "large")
+    module = Folder(root)
+    module.read()
+    assert module.left_out == {"hidden": 1, "in other, beside the splits": 1}
+
+
+@pytest.mark.parametrize(
+    "text", ["P1 was photographed", "P1 1 2", "P6 12 12 255", "Pf 1 1", "BMW is a car", "GIF89a", "RIFFRAFFWEBP", "\n"]
+)
+def test_texts_are_no_pictures_however_they_begin(tmp_path: Path, text: str) -> None:
+    fill(tmp_path, "1.png")
+    for name in ("notes.txt", "ids.csv", "README"):
+        (tmp_path / name).write_text(text)
+    left_out: Counter[str] = Counter()
+    assert pictures(tmp_path, left_out) == [tmp_path / "1.png"] and left_out.total() == 3
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", Mock(side_effect=PermissionError(13, "Permission denied")))
+    (tmp_path / "ids.csv").write_text("1")
+    with pytest.raises(CxlpError, match=r"cannot read .*ids\.csv: Permission denied"):
+        pictures(tmp_path, Counter())
+    assert is_picture(tmp_path / "ids.csv"), "a command that goes on after failures names it as one"
 
 
 @pytest.mark.parametrize("name", ["2.png", "annexed", "2.JFIF"])
@@ -93,7 +160,9 @@ def test_a_link_to_nothing_is_a_missing_image(tmp_path: Path, name: str) -> None
         Folder(root, image_size=8).setup()
     (root / "train" / "a" / name).rename(root / "train" / "class")
     if "." not in name:
-        with pytest.raises(CxlpError, match=r"train/class is a link to .*objects/1, which is not there: fetch it"):
+        with pytest.raises(
+            CxlpError, match=r"train/class is a link to .*objects/1, which is not there or cannot be reached: fetch it"
+        ):
             Folder(root).read()
 
 

@@ -67,6 +67,10 @@ MALFORMED = {
     "exif.tif": encoded("TIFF", tiffinfo={34665: 10**6}),
     "icc.tif": encoded("TIFF", icc_profile=b"garbage", tiffinfo={34665: 9}),
 }
+#: Pillow decodes these without a word.
+UNNOTICED = {
+    *("icc.png", "short exif.jpg", "icc.jpg", "preview.jpg", "exif.tif", "icc.tif"),
+}
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -79,7 +83,7 @@ def test_malformed_metadata_cost_the_orientation_and_not_the_picture(
     form = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG", "tif": "TIFF"}[name[-4:].strip(".")]
     (tmp_path / "plain").write_bytes(encoded(form))
     assert np.array_equal(read_image(path, box), read_image(tmp_path / "plain", box))
-    assert {finding.kind for finding in inspect_image(path)[0]} <= {Kind.METADATA}
+    assert [finding.kind for finding in inspect_image(path)[0]] == [Kind.METADATA] * (name not in UNNOTICED)
 
 
 def test_what_is_broken_besides_its_metadata_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from cxlp.data.folder import Folder
 from cxlp.data.split_folders import find_splits
 from cxlp.utils.errors import CxlpError
+from tests.data.folders import fill
 
 CLASSES = ("ant", "bee")
 
@@ -41,8 +42,13 @@ def found(root: Path, *names: str, inside: tuple[str, ...] = CLASSES) -> dict[st
         ("train", "birds_test"),
         ("trainval", "test"),
         ("01_train", "02_test"),
-        ("xtrain", "xtest"),
-        ("imagestrain", "imagestest"),
+        ("train_full", "test_small"),
+        ("Trainset_A", "Testset_B"),
+        ("traindir", "testdir"),
+        ("my_train_old", "your_test"),
+        ("TrainingSmall", "TestBig"),
+        ("in-domain-train", "out-domain-test"),
+        ("train_v1", "TESTImages"),
     ],
 )
 def test_train_and_test_by_other_names(tmp_path: Path, train: str, test: str) -> None:
@@ -59,8 +65,8 @@ def test_validation_by_other_names(tmp_path: Path, val: str) -> None:
     "names",
     [
         ("bullet_train", "steam train", "tram"),
-        ("test tube", "train station"),
         ("trainer", "tester", "valley"),
+        ("retrain", "retest", "other"),
         ("valid", "fraud"),
         ("train_and_test", "other"),
         ("contest", "strain"),
@@ -70,11 +76,53 @@ def test_validation_by_other_names(tmp_path: Path, val: str) -> None:
 def test_classes_that_are_called_a_little_like_splits(
     tmp_path: Path, names: tuple[str, ...], inside: tuple[str]
 ) -> None:
-    if "valid" in names and inside:
-        with pytest.raises(CxlpError, match="has valid but not both"):
+    doubtful = {"valid": "has valid but not both", "trainer": "look like splits", "retrain": "look like splits"}
+    if inside and (said := doubtful.get(names[0], "look like splits" if "contest" in names else None)):
+        with pytest.raises(CxlpError, match=f"{said}.*if they are classes|{said}.*give it another name"):
             found(tmp_path, *names, inside=inside)
     else:
         assert found(tmp_path, *names, inside=inside) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("test tube", "train station"), ("train_v1", "test_final"), ("cats_train", "cats_valid")]
+)
+@pytest.mark.parametrize("flat", [True, False])
+def test_what_may_be_splits_or_classes_is_refused(tmp_path: Path, one: str, other: str, flat: bool) -> None:
+    folders(tmp_path, one, inside=() if flat else ("a", "b"))
+    folders(tmp_path, other, inside=() if flat else ("c",))
+    with pytest.raises(
+        CxlpError, match=r"look like splits, but have no class folders in common. If .* call them train"
+    ):
+        find_splits([tmp_path / one, tmp_path / other], tmp_path, "")
+
+
+@pytest.mark.parametrize("names", [("xtrain", "xtest"), ("imagestrain", "imagestest"), ("pretrain", "xval")])
+def test_glued_names_of_folders_that_have_classes_in_common_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(CxlpError, match=r"look like splits. If they are splits, call them train, val and test"):
+        found(tmp_path, *names, "notes")
+
+
+def test_what_lies_beside_the_splits_stops_nothing(tmp_path: Path) -> None:
+    folders(tmp_path, "test_images_unlabelled", "dev kit", inside=())
+    expected = {"train": "train", "val": "val", "test": "test"}
+    assert found(tmp_path, "train", "val", "test", "train_masks", "test_masks") == expected
+    assert find_splits(sorted(tmp_path.iterdir()), tmp_path, "") == {s: tmp_path / s for s in expected}
+
+
+def test_a_train_is_a_vehicle_where_it_holds_pictures_as_the_others_do(tmp_path: Path) -> None:
+    assert found(tmp_path, "bus", "train", "ship", inside=()) == {}
+    root = fill(tmp_path / "full", *(f"{c}/{i}.png" for c in ("bus", "train") for i in range(5)))
+    module = Folder(root)
+    assert module.read()[0] == ("bus", "train")
+    assert module.remarks() == ["warning: taken for classes, since no test is beside them: train"]
+    fill(root, "test/1.png")
+    with pytest.raises(CxlpError, match=r"no class folders in .*/train, so its images have no labels$"):
+        module.read()
+    (root / "test").rename(root / "tests")
+    (root / "train").rename(root / "test")
+    with pytest.raises(CxlpError, match=r"has test but not both .* If it is a class, give it another name"):
+        module.read()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +132,10 @@ def test_classes_that_are_called_a_little_like_splits(
         (("Test", "ant"), "has Test but not both train and test"),
         (("val", "test"), "has val and test but not both"),
         (("train", "training", "test"), "both look like train: keep one"),
-        (("cats_train", "cats_test", "dogs_train", "dogs_test"), "both look like train"),
+        (
+            ("cats_train", "cats_test", "dogs_train", "dogs_test"),
+            "cats_train and dogs_train in .* both look like train",
+        ),
     ],
 )
 def test_splits_that_are_missing_or_there_twice(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
@@ -92,10 +143,18 @@ def test_splits_that_are_missing_or_there_twice(tmp_path: Path, names: tuple[str
         found(tmp_path, *names)
 
 
-def test_splits_without_class_folders_or_within_them(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="cats_train and cats_test look like splits, but hold no class folders"):
-        found(tmp_path / "a", "cats_train", "cats_test", "dogs_train", "dogs_test", inside=())
-    with pytest.raises(CxlpError, match=r"ant/Train and .*ant/test look like splits within a class"):
-        found(tmp_path / "b", "ant", "bee", inside=("Train", "test"))
+def test_splits_without_class_folders(tmp_path: Path) -> None:
+    with pytest.raises(
+        CxlpError, match=r"cats_test and .*dogs_train in .* look like splits, but have no class folders"
+    ):
+        found(tmp_path / "a", "cats_test", "cats_train", "dogs_test", "dogs_train", inside=())
     with pytest.raises(CxlpError, match=r"holds one folder: .* set data.root: .*/data"):
         Folder(folders(tmp_path / "c", "data", inside=("train", "test"))[0].parent).read()
+
+
+@pytest.mark.parametrize("within", ["{c}/{s}", "{c}/{s}_1", "{c}/day/old_{s}/x", "train/{c}/{s}ing"])
+def test_splits_within_classes_are_refused(tmp_path: Path, within: str) -> None:
+    fill(tmp_path, "test/ant/1.png") if within.startswith("train/") else None
+    fill(tmp_path, *(f"{within.format(c=c, s=s)}/1.png" for c in CLASSES for s in ("train", "test")))
+    with pytest.raises(CxlpError, match=r"ant/.*test.* and .*ant/.*train.* look like splits within a class\. If they"):
+        Folder(tmp_path).read()

@@ -70,6 +70,14 @@ def test_a_checkpoint_says_what_its_network_does(aspect: Aspect, views: Kind, tm
         torch.testing.assert_close(torch.tensor(prediction.probabilities), row[order], rtol=1e-5, atol=1e-6)
 
 
+def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    write_checkpoint(tmp_path / "checkpoints" / "best.ckpt", build(backbone=SMALL, classes=CLASSES), "crop")
+    assert load(tmp_path).transform.aspect == "crop"
+    with pytest.raises(CxlpError, match=r"checkpoint not found: .*checkpoints/best\.ckpt"):
+        load(tmp_path / "checkpoints")
+
+
 def test_bytes_and_parts_of_one_are_one_picture(files: list[str]) -> None:
     model = predictor()
     picture = model.picture(files[0])[None]

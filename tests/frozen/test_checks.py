@@ -105,12 +105,12 @@ def test_the_image_is_named_whose_maps_are_not_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "several", "said"),
     [
-        (torch.arange(12) % 6, False, r"label of training image 3 is 3: a network of 3 classes .* \(B,\) of 0\.\.2"),
-        (torch.arange(12) % 3 - 1, False, "label of training image 0 is -1"),
+        (torch.arange(12) % 6, False, r"label of image 3 is 3: a network of 3 classes .* \(B,\) of 0\.\.2"),
+        (torch.arange(12) % 3 - 1, False, "label of image 0 is -1"),
         ((torch.arange(12) % 3).float(), False, r"labels are torch\.float32 of shape \(12,\): .* whole numbers"),
         (torch.eye(12, 3).long(), False, r"of shape \(12, 3\): .*; or \(B, 3\) of 1, -1 and 0, with multi_label=True"),
         (torch.arange(12) % 3, True, r"of shape \(12,\): .*; or \(B,\) of 0\.\.2"),
-        (2 * torch.eye(12, 3).long() - 1 + torch.eye(12, 3).long(), True, r"training image 0 is \[2, -1, -1\]"),
+        (2 * torch.eye(12, 3).long() - 1 + torch.eye(12, 3).long(), True, r"label of image 0 is \[2, -1, -1\]"),
         (torch.eye(12, 3).long(), True, "write -1 for absent, since 0 means unspecified"),
     ],
 )

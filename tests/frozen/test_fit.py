@@ -36,6 +36,7 @@ from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
+from tests.full_disk import room_for
 
 CLASSES = ("wren", "jay", "crow")
 PER_CLASS = 7  # 21 images: batches and ranks come out uneven
@@ -268,6 +269,18 @@ def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
             expected = network.features(images)
     kept = RowStore(tmp_path / "features.bin", 21, network.out_features).read(0, 21)
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [cross(), AveragePooling()], ids=["maps", "features"])
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, head: Head) -> None:
+    images, labels = small_images()
+    network = small_network(head)
+    fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path / "fit", PhaseTimes(), progress=False)
+    with room_for(1300):
+        with pytest.raises(CxlpError, match="Is the disk full"):
+            fit.observe(images, labels, torch.arange(len(images)))
+        fit.close(keep=False)
+    assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rows on disk: what is written is read, and mistakes are named."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from cxlp.frozen.cache import Entry, StoredFeatures
 from cxlp.frozen.store import RowStore, check_space, open_rows
+from cxlp.heads import AveragePooling
 from cxlp.utils.errors import CxlpError
+from tests.full_disk import room_for
+from tests.networks import SMALL, build
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -114,6 +121,33 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_begins(
         check_space(tmp_path, 4_500_000_000)
 
 
+def test_a_full_disk_is_named_and_the_store_closes_quietly(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows.bin", 4, 10)
+    with room_for(100):  # two rows and a half
+        store.write(torch.arange(2), torch.ones(2, 10))
+        with pytest.raises(CxlpError, match=r"cannot write .*rows\.bin: .*Is the disk full\? Point --run\.root"):
+            store.write(torch.arange(2, 4), torch.ones(2, 10))
+        store.close()
+    assert (tmp_path / "rows.bin").stat().st_size == 100
+
+
+def test_a_disk_that_is_full_when_features_are_stored_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    entry = Entry(tmp_path / "store", dict)
+    entry.begin()
+    with room_for(100):
+        with pytest.raises(CxlpError, match=r"cannot write .*\.part: .*Is the disk full\?"):
+            entry.commit(build([AveragePooling()], SMALL), {})
+        entry.give_up()
+    assert not list((tmp_path / "store").iterdir())
+
+
+@pytest.mark.parametrize("to_write", [True, False])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, to_write: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CxlpError, match=r"cannot (open|write) .*rows\.bin"):
+        RowStore(tmp_path / "file" / "rows.bin", 1, 1, to_write=to_write)
+
+
 @pytest.mark.parametrize("dim", [1, 7, 16])
 def test_signs_are_packed_and_come_back_at_unit_length(tmp_path: Path, dim: int) -> None:
     signs = torch.randint(-1, 2, (9, dim), generator=torch.Generator().manual_seed(0)).float()
@@ -125,3 +159,25 @@ def test_signs_are_packed_and_come_back_at_unit_length(tmp_path: Path, dim: int)
     torch.testing.assert_close(store.read(2, 7), vectors[2:7])
     if dim > 8:
         assert torch.equal(store.read_columns(4, 11), signs[:, 4:11])
+
+
+def test_stored_rows_are_read_from_one_open_file_and_in_workers(tmp_path: Path) -> None:
+    values = torch.randn(4, 3)
+    store = open_rows(tmp_path / "rows.bin", 4, 3)
+    store.write(torch.arange(4), values)
+    read = StoredFeatures(tmp_path / "rows.bin", 4, 3)
+    assert torch.equal(read(2), values[2])
+    sent = pickle.loads(pickle.dumps(read))
+    assert torch.equal(sent(1), values[1])
+
+    class Rows(Dataset[Tensor]):
+        def __getitem__(self, item: int) -> Tensor:
+            return read(item)
+
+        def __len__(self) -> int:
+            return 4
+
+    loader = DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert torch.equal(torch.stack(list(loader)), values)
+    (tmp_path / "rows.bin").unlink()  # an open file can still be read
+    assert torch.equal(read(3), values[3])

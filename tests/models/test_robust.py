@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.deploy.predictor import Predictor
 from cxlp.heads import AveragePooling, CrossLayerPooling, Head
 from cxlp.heads.views import Views
-from cxlp.models.checkpoint import load_network, network_of, read_checkpoint
+from cxlp.models.checkpoint import load_network, load_weights, network_of, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
@@ -184,6 +186,34 @@ def test_another_network_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match="the checkpoint holds another network") as caught:
         network_of(checkpoint, other)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["state_dict"], None),
+        (["state_dict", "network.classifier.bias"], [0.0, 1.0]),
+        (["cxlp", "network", "backbone"], None),
+        (["cxlp", "network", "heads"], [1]),
+        (["cxlp", "network", "test_views"], {"bogus": 1}),
+    ],
+)
+def test_a_mangled_checkpoint_is_refused_by_name(tmp_path: Path, place: list[str], value: object) -> None:
+    network = build(AveragePooling(), SMALL, CLASSES)
+    path = write_checkpoint(tmp_path / "a.ckpt", network)
+    for missing in (True, False):
+        content = torch.load(path, weights_only=True)
+        inner = reduce(getitem, place[:-1], content)
+        if missing:
+            del inner[place[-1]]
+        else:
+            inner[place[-1]] = value
+        torch.save(content, tmp_path / "b.ckpt")
+        with pytest.raises(CxlpError, match=r"^\S*b\.ckpt "):
+            load_network(tmp_path / "b.ckpt")
+        if place[0] == "state_dict":  # a run loads the weights alone
+            with pytest.raises(CxlpError, match=r"^\S*b\.ckpt "):
+                load_weights(network, read_checkpoint(tmp_path / "b.ckpt"), str(tmp_path / "b.ckpt"))
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:

@@ -57,10 +57,16 @@ def test_a_failed_start_leaves_nothing(work: Path, change: list[str]) -> None:
 
 
 @pytest.mark.parametrize("error", [CxlpError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
-def test_a_pass_that_fails_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def test_a_pass_that_fails_leaves_nothing_and_has_told_of_the_images(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    shutil.copytree("pictures", "copied")
+    shutil.copy("copied/train/kind0/00.png", "copied/test/kind0/copy.png")
     monkeypatch.setattr(FrozenFit, "observe", stop(error))
-    assert main([*ARGUMENTS, "--run.wandb", "offline"]) == (2 if isinstance(error, CxlpError) else 130)
+    arguments = [*ARGUMENTS, "--run.wandb", "offline", "--data.root", "copied"]
+    assert main(arguments) == (2 if isinstance(error, CxlpError) else 130)
     assert not list(work.rglob("runs/*"))
+    assert "warning: 1 test images have the same content as training images" in capsys.readouterr().err
 
 
 def test_what_is_done_is_left_where_a_later_stage_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from cxlp.heads import CrossLayerPooling
 from cxlp.runs.cli import model_of, parse
 from cxlp.studies.comparison import Comparison, System, without
 from cxlp.studies.systems import systems
+from cxlp.studies.tables import Row
 from cxlp.utils import fingerprint
 from tests.generate import write_cub200
 
@@ -53,7 +54,7 @@ def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Pat
     assert first.startswith("CL-3x3-")
     assert name(*base, "--run.wandb", "offline", "--model.frozen.store", "x") == first
     assert name(*base, "--model.frozen.c", "10") == first
-    assert name(*base, "--trainer.enable_progress_bar", "true") == first
+    assert name(*base, "--trainer.enable_progress_bar", "true", "--data.num_workers", "2") == first
     assert name(*base, "--model.frozen.c", "1") != first
     assert name(*base, "--model.head.size", "3") != first
     assert name(*base, "--model.head", "BilinearPooling") != first
@@ -103,6 +104,13 @@ def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, m
         assert name(*given) != before
         Path("mine.pt").write_bytes(b"first")
         assert name(*given) == before
+    best = Path("runs/mine/checkpoints/best.ckpt")  # which a run's folder stands for
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"first")
+    given = [*BASE, "--trainer.max_epochs", "1", "--model.start", "runs/mine"]
+    before = name(*given)
+    best.write_bytes(b"other")
+    assert name(*given) != before
     before = name(*BASE)
     image = next(Path("data").rglob("*.jpg"))
     content, written = image.read_bytes(), image.stat()
@@ -397,6 +405,17 @@ def test_wrong_arguments_are_explained(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(("incomplete", "status"), [(True, 3), (False, 0)])
+def test_a_comparison_tells_that_a_runs_output_is_missing(
+    work: Path, monkeypatch: pytest.MonkeyPatch, incomplete: bool, status: int
+) -> None:
+    cost = dict.fromkeys(("passes", "dimension", "network", "encoding", "classification", "bare pass"), 1.0)
+    row = Row("4", 50.0, None, cost, 32, 5_000_000, 1.5, {}, (), incomplete)
+    monkeypatch.setattr(Comparison, "run", lambda self, systems: ([row], []))
+    monkeypatch.setattr("cxlp.studies.tables.write_reports", lambda *_: [])
+    assert main(["compare", *BASE, "--sweep", "model.head.pca_dim=[4]", "--out", "out"]) == status
+
+
 def test_a_value_that_no_network_can_have_is_a_system_that_fails(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -407,7 +426,7 @@ def test_a_value_that_no_network_can_have_is_a_system_that_fails(
     ]
 
 
-@pytest.mark.parametrize("content", ['"metrics": 1', '"metrics": {"test/accuracy": 0.5}', '"outputs": 1'])
+@pytest.mark.parametrize("content", ['"metrics": 1', '"metrics": {"test/accuracy": 0.5}', '"seconds": {}'])
 def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     comparison = Comparison(BASE, Path("out"), "accuracy", None)
     place = Path("out") / comparison._identify(System("CL"), BASE)[0]

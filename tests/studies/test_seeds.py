@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
 
@@ -11,7 +13,7 @@ from jsonargparse import Namespace
 
 from cxlp.commands.train import main
 from cxlp.runs.cli import parse
-from cxlp.studies.identity import Identities, write_identity
+from cxlp.runs.provenance import versions
 from cxlp.studies.seeds import check_same_run, seeds_of, summarise
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold
@@ -72,6 +74,7 @@ def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPa
         (["--seeds", "2", "--ckpt_path", "a.ckpt"], "the same --run.name"),
         (["--seeds", "2", "--run.name", "single"], "runs/single holds a single run"),
         (["--seeds", "2", "--run.name", "a/b"], "without slashes"),
+        (["--seeds", "2", "--run.resume", "auto"], "run.resume is auto, which finds a run by its name: give run.name"),
     ],
 )
 def test_wrong_arguments_are_explained(
@@ -91,7 +94,9 @@ def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--seeds" in said and "what is held out stays, unless data.split_seed is null" in said
 
 
-def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> None:
+def test_what_another_command_began_is_not_taken_for_this_ones(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [
         *ARGUMENTS,
         *FINETUNE,
@@ -99,27 +104,73 @@ def test_what_another_command_began_is_not_taken_for_this_ones(work: Path) -> No
         "[{class_path: pytorch_lightning.callbacks.ModelSummary}]",
     ]
     place = run("a", *given[len(ARGUMENTS) :])
-    # what changes nothing of what comes out: where, under which name, in which order it was said
-    check_same_run(place, [*given, "--run.root", "x", "--run.group", "y", "--model.frozen.store", "z"])
-    check_same_run(place, [*given, "--data.batch_size", "4", "--model.optimizer.backbone_lr=0.01"])
-    check_same_run(work / "nothing", given)
+    capsys.readouterr()
+    # what changes nothing of what comes out: where, under which name, how fast, in which order it was said
+    (work / "pictures").rename(work / "moved")
+    given += ["--data.root", "moved"]
+    for changes in (
+        ["--run.root", "x", "--run.group", "y", "--model.frozen.store", "z"],
+        ["--data.batch_size", "4", "--model.optimizer.backbone_lr=0.01"],
+        ["--data.num_workers", "1", "--trainer.log_every_n_steps", "1"],
+    ):
+        check_same_run(place, parse([*given, *changes]))
+    check_same_run(work / "nothing", parse(given))
+    assert capsys.readouterr().out == ""
     for change, said in {
-        "--seed_everything=1": "with seed_everything 0, not 1",
-        "--data.batch_size=8": "with data.init_args.batch_size 4, not 8",
-        "--trainer.precision=64-true": "with trainer.precision",
-        "--run.refit=true": "with run.refit False, not True",
-        "--trainer.callbacks=null": "with trainer.callbacks",
+        "--seed_everything=1": "seed_everything is 1, but the checkpoint's run had 0",
+        "--trainer.max_epochs=3": "trainer.max_epochs is 3",
+        "--data.batch_size=8": "data.init_args.batch_size is 8",
+        "--data.validation=0.2": "the training images are others",
+        "--trainer.precision=64-true": "trainer.precision",
+        "--run.refit=true": "run.refit is True, but the checkpoint's run had False",
+        "--trainer.callbacks=null": "trainer.callbacks",
     }.items():
-        with pytest.raises(CxlpError, match=said):
-            check_same_run(place, [*given, change])
-    # nor what this one did on other images
-    identity = Identities().of(parse(given))
-    write_identity(place.parent / "logs" / "a.json", identity)
-    check_same_run(place, given, identity)
-    kinds = [work / "pictures" / split / "kind0" for split in ("train", "test")]
+        with pytest.raises(CxlpError, match=f"a is another run, choose another --run.name: {said}"):
+            check_same_run(place, parse([*given, change]))
+    # other versions may give the same: they are told
+    monkeypatch.setattr("cxlp.studies.seeds.versions", lambda: {**versions(), "wandb": "99", "timm": "98"})
+    check_same_run(place, parse(given))
+    assert capsys.readouterr().out == f"warning: {place} was begun with another version of timm, wandb\n"
+    # nor what this one did on other images, or with other weights
+    run_of = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
+    run_of["cxlp_run"]["weights"] = "other"
+    torch.save(run_of, place / "checkpoints" / "closing.ckpt")
+    with pytest.raises(CxlpError, match=r"model\.backbone\.weights holds other weights"):
+        check_same_run(place, parse(given))
+    (place / "checkpoints" / "closing.ckpt").unlink()
+    kinds = [work / "moved" / split / "kind0" for split in ("train", "test")]
     next(kinds[0].iterdir()).write_bytes(next(kinds[1].iterdir()).read_bytes())
-    with pytest.raises(CxlpError, match=r"has results of other images, boxes or labels: choose another --run.name"):
-        check_same_run(place, given, Identities().of(parse(given)))
+    with pytest.raises(CxlpError, match=r"the (training|held-out) images are others"):
+        check_same_run(place, parse(given))
+    # nor what tells nothing of itself
+    shutil.rmtree(place / "checkpoints")
+    with pytest.raises(CxlpError, match="a has no checkpoint that tells what its results are of"):
+        check_same_run(place, parse(given))
+
+
+def test_what_started_from_another_run_is_not_taken_for_done(work: Path) -> None:
+    held = ["--data.validation", "0.34"]
+    run("first", *held)
+    place = run("a", *FINETUNE, "--model.start", "runs/first")
+    given = [*ARGUMENTS, *FINETUNE, "--model.start"]
+    for start in ("runs/first", "runs/first/checkpoints/best.ckpt"):
+        check_same_run(place, parse([*given, start]))
+    run("first", *held, "--model.frozen.c", "1")
+    with pytest.raises(CxlpError, match=r"model\.start holds other weights"):
+        check_same_run(place, parse([*given, "runs/first-2"]))
+    with pytest.raises(CxlpError, match=r"model\.start is 'runs/none': expected"):
+        check_same_run(place, parse([*given, "runs/none"]))
+
+
+def test_a_series_tells_that_an_output_is_missing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
+        place.mkdir(parents=True)
+        outputs = {"failed": ["report.html"] if place.name == "a-seed0" else []}
+        (place / "metrics.json").write_text(json.dumps({"metrics": {"test/accuracy": 0.5}, "outputs": outputs}))
+        return place
+
+    monkeypatch.setattr("cxlp.studies.seeds.run_in", run_in)
+    assert main([*ARGUMENTS, "--run.name", "a", "--seeds", "2"]) == 3
 
 
 def test_the_wandb_run_of_the_environment_is_the_first_ones(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +178,7 @@ def test_the_wandb_run_of_the_environment_is_the_first_ones(work: Path, monkeypa
 
     def run_in(place: Path, *_: object) -> Path:
         seen.append(os.environ.get("WANDB_RUN_ID"))
+        place.mkdir(parents=True, exist_ok=True)
         raise CxlpError("failed")
 
     monkeypatch.setattr("cxlp.studies.seeds.run_in", run_in)
@@ -173,14 +225,16 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     # what another command began is not taken for this one's
     capsys.readouterr()
     assert main([*command, "--model.optimizer.backbone_lr", "0.2"]) == 1
-    assert "with model.optimizer.backbone_lr 0.01, not 0.2" in capsys.readouterr().out
+    assert "model.optimizer.backbone_lr is 0.2, but the checkpoint's run had 0.01" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_series_of_refits_is_of_their_tests(work: Path) -> None:
-    assert (
-        main([*ARGUMENTS, "--data.validation", "0.34", "--run.refit", "true", "--run.name", "a", "--seeds", "1"]) == 0
-    )
+def test_a_series_of_refits_is_of_their_tests(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = ["--data.validation", "0.34", "--data.split_seed", "null"]
+    command = [*ARGUMENTS, *drawn, "--run.refit", "true", "--run.name", "a", "--seeds", "1"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "done already, in runs/a/a-seed0/refit" in capsys.readouterr().out
     found = json.loads(Path("runs/a/results.json").read_text())
     assert found["runs"] == ["runs/a/a-seed0/refit"]
     assert found["metrics"]["test/accuracy"]["deviation"] is None

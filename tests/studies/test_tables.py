@@ -80,6 +80,10 @@ def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) 
     assert found.fit_seconds == 1.0 and found.peak_bytes == 7
     assert found.per_class == {"a": 75.0, "b": 25.0}
     assert read_row("CL", [two], "accuracy").deviation is None
+    metrics = json.loads((two / "metrics.json").read_text())
+    assert not found.incomplete
+    (two / "metrics.json").write_text(json.dumps({**metrics, "outputs": {"failed": ["report.html"]}}))
+    assert read_row("CL", [one, two], "accuracy").incomplete
 
 
 def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_chosen(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
@@ -19,10 +20,50 @@ from cxlp.models.network import Network
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
-from tests.tasks.small import BACKBONE, CLASSES, RATES, assert_equal, network, pairs, pictures, scores, state, trainer
+from tests.tasks.small import (
+    BACKBONE,
+    CLASSES,
+    IMAGES,
+    LABELS,
+    RATES,
+    assert_equal,
+    network,
+    pairs,
+    pictures,
+    scores,
+    state,
+    trainer,
+)
 
 #: PIL pictures to what the network takes.
 PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
+
+
+# --- what a script may get wrong
+
+
+@pytest.mark.parametrize("task", [Frozen, FineTune])
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (IMAGES, LABELS + 2, r"the label of image \d+ is [34]: a network of 3 classes takes whole numbers"),
+        (IMAGES, LABELS - 1, r"the label of image \d+ is -1"),
+        (IMAGES, LABELS.float(), "the labels are torch.float32"),
+        (IMAGES[:, :1], LABELS, r"shape \(4, 1, 32, 32\): the network takes RGB, \(B, 3, 32, 32\)"),
+        (IMAGES[..., :24], LABELS, "the images are of 32 x 24 pixels, but the network takes 32 x 32"),
+        (IMAGES[:0], LABELS[:0], "the training loader yields no batches .* nothing was fitted"),
+    ],
+    ids=["class", "negative", "floats", "grey", "size", "empty"],
+)
+def test_images_and_labels_that_a_network_does_not_take(
+    tmp_path: Path, task: type[FineTune | Frozen], images: Tensor, labels: Tensor, said: str
+) -> None:
+    data = TensorDataset(images, labels)
+    with pytest.raises(CxlpError, match=said):
+        trainer(tmp_path, max_epochs=1).fit(task(network()), DataLoader(data, batch_size=4))
+    if len(images):
+        with pytest.raises(CxlpError, match=said):
+            trainer(tmp_path).validate(task(network()), DataLoader(data, batch_size=4), verbose=False)
 
 
 # --- loaders

@@ -245,7 +245,7 @@ def test_rank_zero_answers_for_all(ranks: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", FAILURES)
 def test_where_rank_zero_fails_all_fail(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (found["failures"][name] for found in ranks)
-    assert ("cannot write into" if name == "folder" else f"no {name}") in first
+    assert ("cannot write " if name == "folder" else f"no {name}") in first
     assert second == STOPPED
 
 

@@ -119,6 +119,72 @@ def test_an_end_that_takes_too_long_is_cut_short() -> None:
     assert (process.returncode, said) == (143, "error: the end after SIGTERM took too long\n")
 
 
+#: A process whose main thread waits in native code, where no handler of Python's runs.
+NATIVE = """
+import ctypes, time
+from cxlp.utils import processes
+processes.GRACE_AFTER_SIGNAL = 0.3
+with processes.raising_on_signals():
+    print("ready", flush=True)
+    lock = ctypes.CDLL(None)
+    mutex = ctypes.create_string_buffer(128)
+    lock.pthread_mutex_lock(mutex)
+    lock.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("numbers", ["SIGTERM", "SIGHUP", "SIGINT SIGINT"])
+def test_signals_end_a_process_in_native_code(numbers: str) -> None:
+    process = start(NATIVE)
+    assert line(process) == "ready"
+    time.sleep(0.1)
+    *first, last = (signal.Signals[name] for name in numbers.split())
+    for number in first:
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):  # somebody is there to press Ctrl-C again
+            process.wait(timeout=1.2)
+    process.send_signal(last)
+    try:
+        _, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + last
+    assert said == ("" if first else f"error: the end after {last.name} took too long\n")
+
+
+#: A process that has handled a signal, and does something else then; and one that has forked another one, which ends.
+HANDLED = """
+import os, signal, time
+from cxlp.utils import processes
+processes.GRACE_AFTER_SIGNAL = 0.2
+try:
+    with processes.raising_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except processes.Ended:
+    time.sleep(0.6)
+"""
+FORKED = """
+import os, signal, time
+from cxlp.utils import processes
+processes.GRACE_AFTER_SIGNAL = 0.2
+with processes.raising_on_signals():
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    time.sleep(0.6)
+"""
+
+
+@pytest.mark.parametrize("code", [HANDLED, FORKED], ids=["handled", "of another process"])
+def test_a_signal_that_is_dealt_with_ends_nothing_later(code: str) -> None:
+    process = start(code + "print('done')")
+    assert process.communicate(timeout=30) == ("done\n", "") and process.returncode == 0
+
+
 def test_a_forked_process_ends_silently() -> None:
     code = WAITING.replace("        time.sleep(60)", "        os.fork()\n        time.sleep(60)", 1)
     process = start(code, "0")
