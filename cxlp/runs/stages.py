@@ -7,7 +7,6 @@ done is not done again, which is also how a run resumes.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,9 @@ from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import (
-    last_checkpoint,
     name_best,
-    read_run,
     refit_folder,
     say,
-    take_up,
 )
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.loggers import REFIT, build_loggers, labelled, start_wandb
@@ -36,7 +32,7 @@ from cxlp.runs.protocol import (
     check_images_per_step,
     recipe_of,
 )
-from cxlp.runs.refit import Choice, StopAfter, read_chosen
+from cxlp.runs.refit import Choice, StopAfter, find_refit, read_chosen
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -296,22 +292,11 @@ def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
     best = str(run.folder / chosen.checkpoint)
     saved = read_chosen(best)
     choice, recipe = Choice.of(best, saved), saved["cxlp_run"]["recipe"]
-    # Without a Trainer: where the first run was done before, there was none. Only rank 0 clears away.
-    first = launched_rank() == 0
-    last = take_up(folder) if first else last_checkpoint(folder)
-    if first and run.experiment is not None:
-        run.experiment.finish()
-    if first:
+    if launched_rank() == 0:
+        if run.experiment is not None:
+            run.experiment.finish()
         say(f"{run.folder} has chosen epoch {choice.epoch}: now all training images, in {folder}")
-    begun = None if last is None else read_run(last)["cxlp_run"]
-    if begun is not None:
-        before = Choice(**begun["choice"])
-        if (before.stage, before.epoch, begun["recipe"]) != (choice.stage, choice.epoch, recipe):
-            last = None
-            if first:
-                aside = next(p for n in count(1) if not (p := folder.with_suffix(f".{n}")).exists())
-                folder.rename(aside)
-                say(f"what was there is of epoch {before.epoch}, which was chosen before: it is in {aside} now")
+    last = find_refit(folder, choice, recipe)
     place = ["--run.root", str(folder.parent), "--run.name", REFIT]
     resumed = "null" if last is None else str(folder)
     # The schedule is that of the chosen epoch, also where the run was made longer after it.
