@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
 from cxlp.utils.processes import STOPPED, how_ended, is_waited_for, leave_soon, leave_with_parent, raising_on_signals
-from cxlp.utils.program import print_any_text
+from cxlp.utils.program import forget_ranks_without_number, print_any_text
 
 if TYPE_CHECKING:
     from cxlp.runs.stages import Run
@@ -77,6 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str], begun: _Begun) -> int:
+    forget_ranks_without_number()
     from cxlp.runs.arguments import find_configs
     from cxlp.runs.cli import parse
     from cxlp.runs.folder import looks_for_earlier, run_name

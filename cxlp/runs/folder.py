@@ -1,6 +1,8 @@
 """A run's folder: made, found again by its checkpoint, taken up by a process of its own."""
 
+import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,11 +13,14 @@ from typing import Any
 from jsonargparse import Namespace
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.runs.launch import launched_rank, was_restarted
+from cxlp.runs.launch import job_id, launched_rank, was_restarted
 from cxlp.runs.loggers import REFIT, RunConfig
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
+
+#: The file of a run's folder that says which job of a scheduler has made it.
+JOB = ".job"
 
 
 def run_name(run: RunConfig, config: Namespace | None = None) -> str:
@@ -51,6 +56,9 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", error)
             raise CxlpError(f"cannot make {folder}: {reason}. Give another --run.root") from error
+        job = job_id()
+        if job is not None:
+            (folder / JOB).write_text(job)
         if number > 1:
             print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
         return folder
@@ -84,20 +92,36 @@ def find_earlier(run: RunConfig) -> Path | None:
     """
     if not looks_for_earlier(run):
         return None
-    folder = Path(run.root) / run_name(run)
+    folder = _first_attempt(run)
+    if folder is None:
+        return None
     if launched_rank() != 0:
         return folder if last_checkpoint(folder) is not None else None
     there = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
     if there and "config.yaml" not in there:
         raise CxlpError(f"{folder} holds no run: choose another --run.name")
-    if last_checkpoint(folder) is None and finished(folder) is not None:
-        raise CxlpError(
-            f"{folder} holds a run that is done, but no checkpoint to go on from: choose another --run.name"
-        )
     if take_up(folder) is None:
         return None
     say(f"going on with {folder}")
     return folder
+
+
+def _first_attempt(run: RunConfig) -> Path | None:
+    """The folder that ``run.resume: auto`` goes on with, or that an earlier start of this job has made."""
+    folder, job = Path(run.root) / run_name(run), job_id()
+    if run.resume == "auto":
+        return folder
+    if job is None:
+        if folder.with_name(f"{folder.name}-2").exists():
+            raise CxlpError(
+                f"this job was started again, and there are {folder}, {folder}-2: which of them is its own is not "
+                "known. Give another --run.name, or the folder by --ckpt_path"
+            )
+        return folder
+    number = re.compile(re.escape(folder.name) + r"(-\d+)?")  # new_folder numbers what is taken
+    jobs = [file for file in sorted(folder.parent.glob(f"*/{JOB}")) if number.fullmatch(file.parent.name)]
+    own = [file.parent for file in jobs if file.read_text() == job]
+    return next((place for place in own if finished(place) is None), own[-1] if own else None)
 
 
 def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | None]:
@@ -179,29 +203,55 @@ def refit_folder(folder: Path) -> Path:
 
 def finished(folder: Path) -> Path | None:
     """The folder that holds a run's results: its own, or that of its refit; ``None``: it has not come to its end."""
-    places = (folder, refit_folder(folder))
-    return next((place for place in places if (place / "metrics.json").is_file()), None)
+    return next((place for place in (folder, refit_folder(folder)) if _is_done(place / "metrics.json")), None)
+
+
+def _is_done(metrics: Path) -> bool:
+    """Whether a ``metrics.json`` has what a run writes last of all, behind its tables and pictures."""
+    try:
+        found = json.loads(metrics.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "outputs" in found
+
+
+#: All that a run writes before it has a checkpoint to go on from.
+_BEGUN = re.compile(
+    r"\.lock|\.job|config(-resumed)?\.yaml|provenance\.json|stages\.json|features/[^/]*|(checkpoints/)?\.[^/]*\.part"
+    r"|checkpoints/(start|finetuned)\.ckpt|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
+)
 
 
 def take_up(folder: Path) -> Path | None:
     """Find what a stopped run left: the checkpoint to go on from, or nothing of use, which is deleted.
 
     Raises:
-        CxlpError: If a process is working there, or there are only checkpoints that a run cannot be taken up from.
+        CxlpError: If a process is working there, or there is anything besides what a run begins with.
     """
     if not folder.is_dir():
         return None
     held = hold(folder)
-    last = last_checkpoint(folder)
-    others = [] if last is not None else [path for path in sorted(folder.rglob("*.ckpt")) if path.name not in _OWN]
-    if last is None and not others:
-        shutil.rmtree(folder)
-    let_go(held)
-    if others:
-        raise CxlpError(
-            f"{folder} was stopped, and has no checkpoint to go on from, but {others[0].name}: move it away"
-        )
+    try:
+        last = last_checkpoint(folder)
+        if last is None:
+            files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+            others = [file for file in files if not _BEGUN.fullmatch(file)]
+            others += [path for path in ("config.yaml", "stages.json") if not _begins(folder / path)]
+            trained = folder / "checkpoints" / "finetuned.ckpt"
+            if not others and trained.is_file() and read_run(trained)["epoch"]:  # the first one is done again
+                others.append("finetuned.ckpt")
+            if others:
+                raise CxlpError(f"{folder} has no checkpoint to go on from, but {others[0]}: move it away")
+            shutil.rmtree(folder)
+    finally:
+        let_go(held)
     return last
+
+
+def _begins(file: Path) -> bool:
+    """Whether a run's ``config.yaml`` or ``stages.json`` is missing, or as a run without checkpoints leaves it."""
+    text = file.read_text(errors="replace") if file.is_file() else None
+    return text is None or ("\nckpt_path:" in text if file.suffix == ".yaml" else "frozen.ckpt" not in text)
 
 
 def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
@@ -224,7 +274,6 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     # The package may not be installed, but stand beside train.py.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    os.environ.pop("WANDB_RUN_ID", None)  # one run's: the first one's
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         status = run_to_end(command, file, environment)

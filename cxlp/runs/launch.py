@@ -1,7 +1,9 @@
 """How this process was started: alone or as one of several of a run; for the first time, or again by a scheduler."""
 
+import inspect
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.lsf import LSFEnvironment
 from lightning_fabric.plugins.environments.mpi import MPIEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -17,12 +21,19 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.fingerprint import digest
+from cxlp.utils.importing import import_object
+from cxlp.utils.program import forget_ranks_without_number
 
 #: What launchers tell a process of its place among others.
 _PLACE = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
 )  # fmt: skip
+#: Where they have the processes meet.
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+#: What a run of one process has forgotten of its launcher: its number among the tasks of the job, torchrun's id.
+_FORGOTTEN: dict[str, str] = {}
 
 #: Options of the Trainer that are refused elsewhere, or objects.
 _NOT_PROBED = ("fast_dev_run", "barebones", "overfit_batches", "default_root_dir", "callbacks", "plugins")
@@ -37,6 +48,25 @@ def was_restarted() -> bool:
     """Whether SLURM or torchrun has started this job before, and starts it again."""
     counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return any(count not in (None, "", "0") for count in counts)
+
+
+def job_id() -> str | None:
+    """What stays the same where a scheduler starts this job again, and is another for each other; ``None``: unknown."""
+    elastic, slurm = ({**_FORGOTTEN, **os.environ}.get(name) for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"))
+    known: tuple[object, ...] = ()
+    if slurm:
+        known = ("slurm", slurm, _FORGOTTEN.get("SLURM_PROCID"))
+    elif "TORCHELASTIC_RESTART_COUNT" in os.environ and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        known = ("torchrun", elastic, socket.gethostname(), os.getppid())
+    elif "TORCHELASTIC_RESTART_COUNT" in os.environ and elastic not in (None, "none"):
+        known = ("torchrun", elastic)
+    return digest(*known, *sys.argv) if known else None  # a job may do several runs
+
+
+def started_by_srun() -> bool:
+    """Whether this is one of several tasks that SLURM has started; a batch script itself is not."""
+    told = all(os.environ.get(name) for name in ("SLURM_STEP_ID", "SLURM_PROCID"))
+    return bool(SLURMEnvironment.detect()) and told and os.environ["SLURM_NTASKS"] != "1"
 
 
 def settle_launch(trainer: Namespace) -> None:
@@ -54,7 +84,16 @@ def settle_launch(trainer: Namespace) -> None:
     """
     if LSFEnvironment.detect() or MPIEnvironment.detect():
         return
-    place = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
+    forget_ranks_without_number()
+    plugins = trainer.get("plugins")
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
+        kind: Any = import_object(plugin["class_path"], "trainer.plugins") if isinstance(plugin, Namespace) else None
+        known = inspect.isclass(kind) and issubclass(kind, ClusterEnvironment)
+        if known and not issubclass(kind, LightningEnvironment):  # a cluster's, which knows
+            rank = kind(**dict(plugin.get("init_args") or {})).global_rank()
+            rank_zero_only.rank = rank  # type: ignore[attr-defined]
+            return
+    place = {name: os.environ.pop(name) for name in (*_PLACE, *_MEETING) if name in os.environ}
     # All options that are plain values, so that a wrong one is told before anything is fitted.
     plain = {key: value for key, value in vars(trainer).items() if isinstance(value, int | float | str | list | None)}
     options: dict[str, Any] = {key: value for key, value in plain.items() if key not in _NOT_PROBED}
@@ -73,11 +112,12 @@ def settle_launch(trainer: Namespace) -> None:
 def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
     """This process's rank in a run with so many devices on so many machines."""
     count = devices * nodes
-    if TorchElasticEnvironment.detect():
+    if TorchElasticEnvironment.detect() and {"RANK", "WORLD_SIZE"} <= place.keys():
         _check_started("torchrun", int(place["WORLD_SIZE"]), count)
         rank = int(place["RANK"])
+        _FORGOTTEN["TORCHELASTIC_RUN_ID"] = os.environ["TORCHELASTIC_RUN_ID"]
         return rank if count > 1 else _alone()
-    if SLURMEnvironment.detect() and place["SLURM_NTASKS"] != "1":  # one task may start the processes of a run itself
+    if started_by_srun():
         if count == 1:
             return _alone_in_slurm(int(place["SLURM_NTASKS"]), int(place["SLURM_PROCID"]))
         _check_started("SLURM", int(place["SLURM_NTASKS"]), count)
@@ -88,16 +128,17 @@ def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
     # Lightning's own launcher, on each machine: it tells its children all of this.
     if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys() and place.get("WORLD_SIZE") == str(count):
         return int(place.get("NODE_RANK", 0)) * devices + int(place["LOCAL_RANK"])
-    _forget(name for name in _PLACE if name != "NODE_RANK" or nodes == 1)
+    _forget((*_PLACE, *_MEETING) if nodes == 1 else (name for name in _PLACE if name != "NODE_RANK"))
     return int(os.environ.get("NODE_RANK", 0)) * devices
 
 
 def _alone() -> int:
-    _forget(_PLACE)
+    _forget((*_PLACE, *_MEETING))
     return 0
 
 
 def _alone_in_slurm(tasks: int, task: int) -> int:
+    _FORGOTTEN["SLURM_PROCID"] = str(task)
     if task == 0:
         print(  # noqa: T201
             f"SLURM has started {tasks} tasks, and this run takes one process: each task does a run of its own. For "

@@ -3,7 +3,7 @@
 import netrc
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -102,25 +102,17 @@ class _Forgiving(Logger):
 
     outputs: Outputs
 
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """Log, if possible."""
-        with self.outputs.attempt(f"the log by {type(self).__name__}"):
-            super().log_metrics(*args, **kwargs)  # type: ignore[safe-super]  # that of the real logger, by the order of bases
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Log options, if possible."""
+def _forgiving(name: str) -> Callable[..., None]:
+    def attempt(self: _Forgiving, *args: Any, **kwargs: Any) -> None:
         with self.outputs.attempt(f"the log by {type(self).__name__}"):
-            super().log_hyperparams(*args, **kwargs)  # type: ignore[safe-super]
+            getattr(super(_Forgiving, self), name)(*args, **kwargs)  # that of the real logger, by the order of bases
 
-    def save(self) -> None:
-        """Write, if possible."""
-        with self.outputs.attempt(f"the log by {type(self).__name__}"):
-            super().save()
+    return attempt
 
-    def finalize(self, status: str) -> None:
-        """Write what is left, if possible."""
-        with self.outputs.attempt(f"the log by {type(self).__name__}"):
-            super().finalize(status)
+
+for _name in ("log_metrics", "log_hyperparams", "save", "finalize"):
+    setattr(_Forgiving, _name, _forgiving(_name))
 
 
 class ForgivingCSVLogger(_Forgiving, CSVLogger):
@@ -154,8 +146,9 @@ def build_loggers(
 
 def _start_wandb(run: RunConfig, folder: Path, wandb_id: str | None, offline: bool) -> wandb.Run:
     """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
-    # The id in the environment, as of a sweep's agent, is one run's: the first one's that asks.
-    wandb_id = wandb_id or os.environ.pop("WANDB_RUN_ID", None) or secrets.token_hex(4)
+    # The id in the environment, as of a sweep's agent, is one run's: the first one's, also where that has one already.
+    given = os.environ.pop("WANDB_RUN_ID", None)
+    wandb_id = wandb_id or given or secrets.token_hex(4)
     # Where wandb gathers tables and checkpoints before it uploads them: with the run, since HOME may not be writable.
     os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(folder.absolute() / "wandb")
     try:

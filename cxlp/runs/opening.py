@@ -29,6 +29,7 @@ from cxlp.runs.folder import (
     find_resumed,
     new_folder,
     read_run,
+    refit_folder,
     run_name,
     say,
 )
@@ -41,6 +42,7 @@ from cxlp.runs.protocol import (
     check_recipe,
     check_refitted_images,
     recipe_of,
+    same_run,
 )
 from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import STARTS, ModelConfig
@@ -202,7 +204,8 @@ class OpenedRun:
         if saved is None or not (self.folder / "config.yaml").exists() or self._is_longer(saved):
             write_whole(self.folder / "config.yaml", text)
         if saved is not None and self._is_longer(saved):  # for good, and it is not at its end
-            (self.folder / "metrics.json").unlink(missing_ok=True)
+            for place in (self.folder, refit_folder(self.folder)):
+                (place / "metrics.json").unlink(missing_ok=True)
 
     def _is_longer(self, saved: Mapping[str, Any]) -> bool:
         return bool(saved["cxlp_run"]["recipe"]["trainer.max_epochs"] != self.config["trainer"]["max_epochs"])
@@ -246,7 +249,9 @@ class OpenedRun:
         done = {}
         for name, facts in saved["cxlp_run"]["stages"].items():
             source = Path(saved["cxlp_run"]["folder"], facts["checkpoint"])
-            if source.is_file() and read_checkpoint(source)["cxlp"]["validated"] == facts["validated"]:
+            found = read_checkpoint(source) if source.is_file() else None
+            same = found is not None and same_run(found, saved, start=source.name == "start.ckpt")
+            if found is not None and same and found["cxlp"]["validated"] == facts["validated"]:
                 path = f"checkpoints/{source.name}"
                 done[name] = Done(**{**facts, "checkpoint": path, "last": path})
                 if copies:

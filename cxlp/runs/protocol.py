@@ -84,6 +84,23 @@ def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             )
 
 
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any], start: bool = False) -> bool:
+    """Whether two checkpoints are of one recipe, but for its length, on the same images and pretrained weights.
+
+    Args:
+        one: What is in a checkpoint.
+        other: What is in another one, of a run.
+        start: The first is what the other's run began with, which has a recipe of its own.
+    """
+    if "cxlp_run" not in one:
+        return False
+    runs = [checkpoint["cxlp_run"] for checkpoint in (one, other)]
+    facts = [({**run["recipe"], "trainer.max_epochs": None}, run["weights"]) for run in runs]
+    marks, others = (run["images"]["marks"] for run in runs)
+    splits = ["train"] if start else list(marks)
+    return (start or facts[0] == facts[1]) and all(torch.equal(marks[split], others[split]) for split in splits)
+
+
 def check_images_per_step(saved: int, given: int) -> None:
     """Refuse another number of images per gradient step: the schedule has so many steps.
 

@@ -6,13 +6,15 @@ chosen epoch depends on the learning rates until then. Only the second run is te
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from cxlp.runs.folder import read_run
+from cxlp.runs.folder import last_checkpoint, read_run, say, take_up
+from cxlp.runs.launch import launched_rank
 from cxlp.utils.errors import CxlpError
 
 #: The stages of a run, in their order.
@@ -67,6 +69,31 @@ def read_chosen(path: str) -> dict[str, Any]:
             f"run.refit is {path!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
     return read_run(path)
+
+
+def find_refit(folder: Path, choice: Choice, recipe: Mapping[str, Any]) -> Path | None:
+    """Find what the second run goes on from; one that another choice had begun is put aside.
+
+    Args:
+        folder: The second run's.
+        choice: What the first run chooses now.
+        recipe: The chosen checkpoint's.
+
+    Returns:
+        Its newest checkpoint; ``None``: it begins anew.
+    """
+    # Without a Trainer: where the first run was done before, there was none. Only rank 0 clears away.
+    first = launched_rank() == 0
+    last = take_up(folder) if first else last_checkpoint(folder)
+    begun = None if last is None else read_run(last)["cxlp_run"]
+    before = Choice(**begun["choice"]) if begun else choice
+    if begun is None or (before.stage, before.epoch, begun["recipe"]) == (choice.stage, choice.epoch, recipe):
+        return last
+    if first:
+        aside = next(p for n in count(1) if not (p := folder.with_suffix(f".{n}")).exists())
+        folder.rename(aside)
+        say(f"what was there is of epoch {before.epoch}, which was chosen before: it is in {aside} now")
+    return None
 
 
 def stage_of(saved: Mapping[str, Any]) -> Stage:

@@ -70,6 +70,8 @@ class Results:
     def write(self) -> int:
         """Write ``metrics.json``, then all that may fail without it: tables, pictures, the report, the wandb run.
 
+        Last comes the key ``outputs`` of ``metrics.json``, without which the run has not come to its end.
+
         Returns:
             The exit status: 0; 3 if an output is missing, which stderr names.
         """
@@ -93,6 +95,8 @@ class Results:
                 run.experiment.log(wandb_panels(run.folder, tables))
             with outputs.attempt("the end of the wandb run"):
                 close_wandb(run.experiment, summary, (self.checkpoint or None) if run.settings.log_model else None)
+        with outputs.attempt("the end of metrics.json"):
+            self._save({**summary, "outputs": {"failed": outputs.failed}})
         if outputs.failed:
             said = f"The result is in {run.folder / 'metrics.json'}; not made: {', '.join(outputs.failed)}"
             print(said, file=sys.stderr)  # noqa: T201

@@ -21,11 +21,9 @@ from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import (
-    last_checkpoint,
     name_best,
     refit_folder,
     say,
-    take_up,
 )
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.loggers import REFIT, build_loggers, labelled, start_wandb
@@ -34,7 +32,7 @@ from cxlp.runs.protocol import (
     check_images_per_step,
     recipe_of,
 )
-from cxlp.runs.refit import StopAfter
+from cxlp.runs.refit import Choice, StopAfter, find_refit, read_chosen
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -292,12 +290,15 @@ def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
     chosen = run.fit()
     folder = refit_folder(run.folder)
     best = str(run.folder / chosen.checkpoint)
-    # Without a Trainer: where the first run was done before, there was none. Only rank 0 clears away.
-    last = take_up(folder) if launched_rank() == 0 else last_checkpoint(folder)
+    saved = read_chosen(best)
+    choice, recipe = Choice.of(best, saved), saved["cxlp_run"]["recipe"]
     if launched_rank() == 0:
         if run.experiment is not None:
             run.experiment.finish()
-        say(f"{run.folder} has chosen epoch {chosen.epoch}: now all training images, in {folder}")
+        say(f"{run.folder} has chosen epoch {choice.epoch}: now all training images, in {folder}")
+    last = find_refit(folder, choice, recipe)
     place = ["--run.root", str(folder.parent), "--run.name", REFIT]
     resumed = "null" if last is None else str(folder)
-    return [*arguments, *place, "--run.refit", best, "--data.validation", "0", "--ckpt_path", resumed]
+    # The schedule is that of the chosen epoch, also where the run was made longer after it.
+    given = ["--run.refit", best, "--data.validation", "0", "--trainer.max_epochs", str(recipe["trainer.max_epochs"])]
+    return [*arguments, *place, *given, "--ckpt_path", resumed]

@@ -1,6 +1,7 @@
 """Several systems on one benchmark: run one after another, taken up where they were stopped."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class Comparison:
                 except CxlpError as error:  # the others can do without it
                     say(f"[{number}/{len(systems)}] {name}: {error}")
                     failed.append(name)
+                finally:
+                    os.environ.pop("WANDB_RUN_ID", None)  # it is one run's: the first one's
             if len(places) < len(self.seeds):
                 continue
             try:

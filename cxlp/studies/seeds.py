@@ -17,6 +17,7 @@ from cxlp.frozen.cache import digest_of_weights
 from cxlp.reports.formatting import as_markdown, as_text, spread
 from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.folder import finished, last_checkpoint, read_run, run_in, say
+from cxlp.runs.launch import started_by_srun
 from cxlp.runs.protocol import Images, check_classes, check_images, check_recipe, recipe_of
 from cxlp.runs.provenance import git_state, versions
 from cxlp.runs.recipe import STARTS
@@ -46,7 +47,7 @@ def seeds_of(config: Namespace, count: int) -> list[int]:
         raise CxlpError(
             f"seeds is {count}, counted from seed_everything {first}: at most 10,000 are taken, none above 2^32 - 1"
         )
-    if "RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"):
+    if "RANK" in os.environ or started_by_srun():
         raise CxlpError(
             "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
             "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, "
@@ -91,6 +92,8 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
             results[seed], incomplete = written["metrics"], incomplete or is_incomplete(written)
         except CxlpError as error:  # the others can do without it
             say(f"{heading}: {error}")
+        finally:
+            os.environ.pop("WANDB_RUN_ID", None)  # it is one run's: the first one's
     failed = [seed for seed in seeds if seed not in results]
     if results:
         _write(folder, results, places, failed)

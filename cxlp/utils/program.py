@@ -1,6 +1,7 @@
 """How this process was called, for usage lines and for commands that messages tell the user to give."""
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -20,3 +21,16 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def forget_ranks_without_number() -> None:
+    """Forget what the environment says of ranks where that is no number, which Lightning cannot even be imported with.
+
+    To be called before that.
+    """
+    for name in (
+        "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK",
+        "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+    ):  # fmt: skip
+        if not os.environ.get(name, "0").isdecimal():
+            del os.environ[name]

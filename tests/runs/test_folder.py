@@ -1,8 +1,8 @@
 """Folders of runs: what is found in them, taken up, and left alone; processes of their own."""
 
-import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,14 +40,62 @@ def test_a_run_goes_on_from_its_newest_stage(tmp_path: Path, there: list[str], n
     assert (found and found.stem) == newest
 
 
+def begun(folder: Path) -> Path:
+    """As a run leaves its folder that is killed while its first checkpoint is written, with half-made features."""
+    for name in (
+        "checkpoints/.last.ckpt.part", "checkpoints/start.ckpt", "features/features.bin", "provenance.json", ".job",
+        "csv/frozen/version_0/metrics.csv", "wandb/offline-run-1/run-1.wandb",
+    ):  # fmt: skip
+        with_file(folder, name)
+    (folder / "config.yaml").write_text("seed_everything: 0\nckpt_path: null\n")
+    (folder / "stages.json").write_text('{"frozen": {"checkpoint": "checkpoints/start.ckpt"}}')
+    return folder
+
+
 def test_what_cannot_be_gone_on_with_is_cleared_away(tmp_path: Path) -> None:
-    # killed while the first checkpoint was written, with half-made features
-    folder = with_file(with_file(tmp_path / "a", "checkpoints/.last.ckpt.part"), "features/rows.bin")
+    folder = begun(tmp_path / "a")
     assert take_up(folder) is None and not folder.exists()
     assert take_up(folder) is None
-    # killed in the first gradient epoch behind another run's checkpoint
-    folder = with_file(with_file(tmp_path / "b", "checkpoints/start.ckpt"), "checkpoints/finetuned.ckpt")
-    assert take_up(folder) is None and not folder.exists()
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_checkpoint_of_the_first_epoch_is_done_again_and_a_later_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    folder = with_file(begun(tmp_path / "a"), "checkpoints/finetuned.ckpt")
+    monkeypatch.setattr("cxlp.runs.folder.read_run", lambda path: {"epoch": epoch})
+    with nullcontext() if not epoch else pytest.raises(CxlpError, match=r"but finetuned\.ckpt: move it away"):
+        take_up(folder)
+    assert folder.exists() == bool(epoch)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["notes.txt", "csv/mine.csv", "checkpoints/best.ckpt", "metrics.json", "sub/config.yaml", "wandb/x/model.ckpt",
+     "checkpoints/finetuned.ckpt", "refit/config.yaml"],
+)  # fmt: skip
+def test_what_is_not_of_a_runs_beginning_is_never_deleted(tmp_path: Path, name: str) -> None:
+    folder = with_file(begun(tmp_path / "a"), name)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(CxlpError):
+        take_up(folder)
+    assert sorted(folder.rglob("*")) == before
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "data: {init_args: {root: mine}}\n"),  # the user's own config
+        ("stages.json", '{"frozen": {"checkpoint": "checkpoints/frozen.ckpt"}}'),  # which the user has deleted
+    ],
+)
+def test_a_config_of_ones_own_and_what_had_checkpoints_are_not_deleted(tmp_path: Path, name: str, text: str) -> None:
+    folder = begun(tmp_path / "a")
+    (folder / name).write_text(text)
+    with pytest.raises(CxlpError, match=f"no checkpoint to go on from, but {name}: move it away"):
+        take_up(folder)
+    assert (folder / name).read_text() == text
 
 
 def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
@@ -64,9 +112,14 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
 def test_results_are_the_runs_own_or_its_refits(tmp_path: Path) -> None:
     folder = with_file(tmp_path / "a", "config.yaml")
     assert finished(folder) is None
-    with_file(refit_folder(folder), "metrics.json")
+    result = with_file(refit_folder(folder), "metrics.json") / "metrics.json"
+    for text in ("", "[1]", '{"metrics": {}}'):  # killed before its tables, its report, the end of its wandb run
+        result.write_text(text)
+        assert finished(folder) is None
+    result.write_text('{"metrics": {}, "outputs": {"failed": []}}')
     assert finished(folder) == tmp_path / "a" / "refit"
-    assert finished(with_file(tmp_path / "b", "metrics.json")) == tmp_path / "b"
+    result.rename(folder / "metrics.json")
+    assert finished(folder) == folder
 
 
 @pytest.mark.parametrize(("status", "leaves"), [(1, True), (0, False)], ids=["status", "nothing left"])
@@ -75,20 +128,17 @@ def test_a_process_that_fails_is_told_of_with_its_log(
 ) -> None:
     folder = with_file(tmp_path / "a", "checkpoints/last.ckpt")
     seen: list[list[str]] = []
-    monkeypatch.setenv("WANDB_RUN_ID", "abc")
     start = subprocess.Popen
 
     def instead(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
         seen.append(command)
-        assert options["env"]["WANDB_RUN_ID"] == "abc"  # type: ignore[index]
         if leaves:
-            with_file(folder, "metrics.json")
+            (folder / "metrics.json").write_text('{"outputs": {"failed": []}}')
         return start([sys.executable, "-c", f"print('what it says'); raise SystemExit({status})"], **options)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(subprocess, "Popen", instead)
     with pytest.raises(CxlpError, match=r"failed, see above and .*a\.txt"):
         run_in(folder, ["--config", "x"], tmp_path / "logs" / "a.txt")
-    assert "WANDB_RUN_ID" not in os.environ  # it is one run's: the next one gets an id of its own
     assert (tmp_path / "logs" / "a.txt").read_text() == "what it says\n"
     assert seen[0][4:] == [
         *("--config", "x", "--run.root", str(tmp_path), "--run.name", "a"),
@@ -100,7 +150,7 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     own = tmp_path / "run" / "checkpoints" / "epoch=19.ckpt"
     own.touch()
-    with pytest.raises(CxlpError, match=r"no checkpoint to go on from, but epoch=19\.ckpt: move it away"):
+    with pytest.raises(CxlpError, match=r"no checkpoint to go on from, but checkpoints/epoch=19\.ckpt: move it away"):
         take_up(tmp_path / "run")
     assert own.is_file()
     own.unlink()

@@ -9,19 +9,24 @@ from typing import Any
 
 import pytest
 from jsonargparse import Namespace
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from cxlp.commands.train import main
-from cxlp.runs.folder import find_earlier
+from cxlp.runs import launch
+from cxlp.runs.cli import parse
+from cxlp.runs.folder import find_earlier, new_folder
 from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch, was_restarted
 from cxlp.runs.loggers import RunConfig
 from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
 from tests.small_run import ARGUMENTS, FINETUNE, metrics, prepared
 
-TASK = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+TASK = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1",
+        "SLURM_STEP_ID": "0"}  # fmt: skip
 ELASTIC = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 CHILD = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1234"}
+BATCH = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": ""}  # without srun
 LEFT_OVER = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -31,6 +36,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before, rank = dict(os.environ), launched_rank()
     for name in [name for name in os.environ if name.startswith("SLURM_") or name in (*ELASTIC, *CHILD)]:
         del os.environ[name]
+    launch._FORGOTTEN.clear()
     yield
     os.environ.clear()
     os.environ.update(before)
@@ -60,6 +66,11 @@ def settle(devices: int, nodes: int, variables: dict[str, str]) -> int:
         (2, 1, CHILD, 1),
         (2, 2, {**CHILD, "NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
         (2, 2, {"NODE_RANK": "1", "MASTER_ADDR": "host0", "MASTER_PORT": "1234"}, 2),
+        # left over, or of a launcher that has not started this process
+        (4, 1, {"SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "4"}, 0),  # salloc
+        (8, 1, {**TASK, **BATCH}, 0),
+        *((n, 1, {"TORCHELASTIC_RUN_ID": "none"}, 0) for n in (1, 2)),
+        *((n, 1, dict.fromkeys((*LEFT_OVER, "SLURM_NTASKS"), text), 0) for n in (1, 2) for text in ("", "x")),
     ],
 )
 def test_the_rank_in_this_run(devices: int, nodes: int, variables: dict[str, str], rank: int) -> None:
@@ -68,6 +79,45 @@ def test_the_rank_in_this_run(devices: int, nodes: int, variables: dict[str, str
     known = devices > 1 and rank > 0 and variables.keys() & {"LOCAL_RANK", "SLURM_PROCID"}
     kept = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID") if name in os.environ]
     assert bool(kept) == bool(known)
+
+
+def test_where_other_processes_met_is_forgotten_on_one_machine() -> None:
+    meeting = {"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1234"}
+    for devices in (1, 2):
+        settle(devices, 1, meeting)
+        assert not meeting.keys() & os.environ.keys()
+    settle(2, 2, {**meeting, "NODE_RANK": "1"})
+    assert meeting.items() <= os.environ.items()
+
+
+def test_a_batch_script_is_no_task_among_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert settle(1, 1, {**TASK, **BATCH}) == 0
+    assert not capsys.readouterr().out
+
+
+class Cluster(TorchElasticEnvironment):
+    """A user's own cluster environment."""
+
+    def __init__(self, offset: int = 0) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def global_rank(self) -> int:
+        """Read from variables of its own choice."""
+        return int(os.environ["RANK"]) + self.offset
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_cluster_environment_of_ones_own_is_asked(listed: bool) -> None:
+    plugin = Namespace(class_path=f"{__name__}.Cluster", init_args=Namespace(offset=3))  # type: ignore[no-untyped-call]
+    os.environ.update({"RANK": "2", "WORLD_SIZE": "8"})
+    settle_launch(Namespace(accelerator="cpu", devices=2, num_nodes=4, plugins=[plugin] if listed else plugin))  # type: ignore[no-untyped-call]
+    own = "lightning_fabric.plugins.environments.LightningEnvironment"
+    child = Namespace(class_path=own, init_args=Namespace())  # type: ignore[no-untyped-call]
+    assert launched_rank() == 5 and os.environ["RANK"] == "2" and os.environ["WORLD_SIZE"] == "8"
+    os.environ.update(CHILD)  # Lightning's own, whose launcher has told this process
+    settle_launch(Namespace(accelerator="cpu", devices=2, num_nodes=1, plugins=[child]))  # type: ignore[no-untyped-call]
+    assert launched_rank() == 1 and os.environ["LOCAL_RANK"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +205,53 @@ def test_the_same_command_goes_on_with_its_run(
     assert epochs == [1] and not Path("runs/job-2").exists()
 
 
+ALONE = {**ELASTIC, "TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
+         "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "0"}  # fmt: skip
+JOBS = [
+    ({"SLURM_JOB_ID": "1"}, {"SLURM_JOB_ID": "2"}, {"SLURM_RESTART_COUNT": "1"}),
+    ({**TASK, "SLURM_PROCID": "0"}, TASK, {"SLURM_RESTART_COUNT": "1"}),  # independent runs in one job
+    ({**ALONE, "TORCHELASTIC_RUN_ID": "1"}, ALONE, {"TORCHELASTIC_RESTART_COUNT": "1"}),
+]
+
+
+@pytest.mark.parametrize(("other", "own", "again"), JOBS)
+def test_a_job_that_is_started_again_takes_its_own_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str], own: dict[str, str], again: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, before = parse([*ARGUMENTS, "--run.name", "job"]), dict(os.environ)
+    named = RunConfig(name="job")
+    for number, variables in enumerate((other, own), 1):
+        settle(1, 1, variables)
+        folder = new_folder(named, config)
+        assert folder == Path("runs", "job" if number == 1 else "job-2")
+        (folder / "checkpoints").mkdir()
+        for name in ("config.yaml", "checkpoints/last.ckpt"):
+            (folder / name).touch()
+        os.environ.clear()
+        os.environ.update(before)
+    (Path("runs") / "job-other").mkdir()  # of another name
+    for variables, place in ((other, "job"), (own, "job-2")):
+        settle(1, 1, {**variables, **again})
+        assert find_earlier(named) == Path("runs", place)
+        assert find_earlier(RunConfig(name="job", resume="auto")) == Path("runs", "job")
+        os.environ.clear()
+        os.environ.update(before)
+    settle(1, 1, {**own, **again})
+    assert find_earlier(RunConfig(name="job-2")) == Path("runs", "job-2")
+    shutil.rmtree("runs/job-2")  # it was stopped before it began: the other one is not its
+    assert find_earlier(named) is None
+
+
+def test_a_job_without_a_number_does_not_guess_among_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.environ["SLURM_RESTART_COUNT"] = "1"
+    for name in ("job", "job-2"):
+        Path("runs", name).mkdir(parents=True)
+    with pytest.raises(CxlpError, match="which of them is its own is not known"):
+        find_earlier(RunConfig(name="job"))
+
+
 def test_without_a_restart_the_same_command_begins_another_run(work: Path) -> None:
     prepared("job")
     assert main([*ARGUMENTS, "--run.name", "job"]) == 0
@@ -164,7 +261,7 @@ def test_without_a_restart_the_same_command_begins_another_run(work: Path) -> No
 def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
     folder = Path("runs/job")
     (folder / "csv").mkdir(parents=True)
-    (folder / "config.yaml").write_text("seed_everything: 0\n")
+    (folder / "config.yaml").write_text("seed_everything: 0\nckpt_path: null\n")
     assert find_earlier(RunConfig(name="job", resume="auto")) is None and not folder.exists()
 
 
@@ -172,7 +269,7 @@ def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
     ("there", "run", "said"),
     [
         ("photo.jpg", RunConfig(name="job", resume="auto"), "runs/job holds no run: choose another --run.name"),
-        ("metrics.json", RunConfig(name="job", resume="auto"), "holds a run that is done, but no checkpoint"),
+        ("metrics.json", RunConfig(name="job", resume="auto"), "has no checkpoint to go on from, but metrics.json"),
         ("config.yaml", RunConfig(resume="auto"), "run.resume is auto, which finds a run by its name: give run.name"),
         ("config.yaml", RunConfig(name="../job", resume="auto"), "a name without slashes"),
     ],

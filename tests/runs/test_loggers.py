@@ -181,6 +181,10 @@ def test_the_id_of_the_environment_is_one_runs(
     ids = [call["id"] for call in starts]
     assert ids[0] == "of-the-agent" and ids[3] == "of-a-resumed-run" and len(set(ids)) == 4 and all(ids)
     assert [call["name"] for call in starts] == ["a", "a-refit", "b", "a"]
+    monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "of-the-agent")  # started again
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a/refit")
+    assert starts[-1]["id"] != starts[-2]["id"] == "of-the-agent"
 
 
 def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from cxlp.commands.train import main
+from cxlp.runs.folder import finished
 from cxlp.runs.refit import Choice, StopAfter, read_chosen
 from cxlp.utils.errors import CxlpError
 from tests.small_run import ARGUMENTS, FINETUNE, POOLING, logged, metrics, prepared, run
@@ -108,6 +109,37 @@ def test_an_interrupted_refit_goes_on(
     # and the first run, resumed from its end, finds the second
     assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
     assert metrics(Path("runs/cut/refit"))["metrics"] == metrics(whole)["metrics"]
+
+
+def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first run is made longer, or goes on, and chooses another epoch than its refit was ended after."""
+    scratch = [*FINETUNE, "--model.start", "scratch", "--run.refit", "true", "--data.validation", "0.34"]
+    fast = [f"--model.optimizer.{part}_lr=0.1" for part in ("backbone", "projection", "classifier")]
+    first = run("a", *scratch, *fast, "--trainer.max_epochs", "1")
+    before = metrics(first / "refit")
+    assert before["refit"]["epoch"] == 0
+    longer = ["--ckpt_path", str(first), "--trainer.max_epochs", "6"]
+    assert main([*ARGUMENTS, *scratch, *fast, *longer]) == 0
+    curve = logged(first, "val/accuracy")
+    best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
+    found = metrics(first / "refit")
+    assert found["refit"]["epoch"] == found["epoch"] == best > 0
+    said = capsys.readouterr().out
+    assert f"is of epoch 0, which was chosen before: it is in {first.absolute()}/refit.1 now" in said
+    assert finished(first) == first / "refit" and finished(first / "refit.1") is None
+    # what chooses the same again goes on with its refit, which is done
+    assert main(["--config", f"{first}/config.yaml", "--ckpt_path", str(first)]) == 0
+    assert metrics(first / "refit")["metrics"] == found["metrics"] and not (first / "refit.2").exists()
+
+
+def test_a_longer_run_whose_best_epoch_stays_keeps_its_refit(work: Path) -> None:
+    still = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]  # ties: epoch 0
+    first = run("a", *FINETUNE, *still, "--run.refit", "true")
+    found = metrics(first / "refit")
+    longer = ["--ckpt_path", str(first), "--trainer.max_epochs", "3"]
+    assert main([*ARGUMENTS, *FINETUNE, *still, "--run.refit", "true", *longer]) == 0
+    assert metrics(first / "refit")["metrics"] == found["metrics"]
+    assert sorted(path.name for path in first.glob("refit*")) == ["refit"]
 
 
 @pytest.mark.slow

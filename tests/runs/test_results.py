@@ -17,8 +17,9 @@ import cxlp.runs.loggers
 import cxlp.runs.results
 from cxlp.commands.train import main
 from cxlp.reports.outputs import Outputs
-from cxlp.runs.folder import run_in
+from cxlp.runs.folder import finished, run_in
 from cxlp.runs.loggers import RunConfig, build_loggers
+from cxlp.tasks import Frozen
 from cxlp.utils.errors import CxlpError
 from tests.small_run import ARGUMENTS, metrics, prepared, write_pictures
 
@@ -53,15 +54,29 @@ def test_the_result_is_written_before_what_may_fail(
     monkeypatch.setattr(CSVLogger, "save", full)
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
     assert main([*ARGUMENTS, *place, "--run.cost", "true"]) == 3
-    assert len(found) == 2 and metrics(folder) == found[1]
+    lost = ["the log by ForgivingCSVLogger", "the cost", "confusion_matrix.png", "report.html"]
+    assert len(found) == 2 and metrics(folder) == {**found[1], "outputs": {"failed": lost}}
     assert metrics(folder)["metrics"] == good["metrics"] and metrics(folder).keys() == good.keys() - {"cost"}
     assert {"per_class.csv", "confusions.csv", "examples.csv", "examples"} <= {path.name for path in folder.iterdir()}
     said = capsys.readouterr()
-    lost = ["the log by ForgivingCSVLogger", "the cost", "confusion_matrix.png", "report.html"]
     for name in lost:
         assert said.err.count(f"error: {name} could not be made: ") == 1
     assert f"not made: {', '.join(lost)}" in said.err.replace("\n", "")
     assert "test/accuracy" in said.out and str(folder) in said.out
+
+
+def test_a_run_that_is_killed_before_its_tables_is_gone_on_with(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cxlp.reports.result.TestResult, "write", killed)
+        assert main([*ARGUMENTS, "--run.name", "a"]) == 130
+    folder = Path("runs", "a")
+    assert (folder / "metrics.json").is_file() and finished(folder) is None
+    monkeypatch.setattr(Frozen, "training_step", killed)  # only the test is done again
+    assert main([*ARGUMENTS, "--run.name", "a", "--run.resume", "auto"]) == 0
+    assert finished(folder) == folder and (folder / "per_class.csv").is_file() and (folder / "report.html").is_file()
 
 
 def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +104,7 @@ def test_a_series_takes_a_run_whose_report_is_missing(
 ) -> None:
     def run_to_end(*_: Any) -> int:
         (work / "a").mkdir()
-        (work / "a" / "metrics.json").write_text("{}")
+        (work / "a" / "metrics.json").write_text('{"outputs": {"failed": []}}')
         return status
 
     monkeypatch.setattr(cxlp.runs.folder, "run_to_end", run_to_end)

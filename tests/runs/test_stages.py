@@ -459,6 +459,28 @@ def test_a_checkpoint_alone_brings_the_best_epoch_if_that_is_still_there(
     assert main(["--config", str(moved / "config.yaml"), "--ckpt_path", str(moved)]) == 0
 
 
+@pytest.mark.parametrize("change", [["--seed_everything", "1"], ["--data.split_seed", "1"]], ids=["recipe", "images"])
+def test_the_best_epoch_of_another_run_is_not_brought(
+    work: Path, capsys: pytest.CaptureFixture[str], change: list[str]
+) -> None:
+    """Another run has taken the place of the one that a checkpoint is of, with the same scores."""
+    folder = prepared("a", *FINETUNE, *STILL)
+    shutil.copy(folder / "checkpoints" / "last.ckpt", "my.ckpt")
+    other = prepared("b", *FINETUNE, *STILL, *change) / "checkpoints" / "frozen.ckpt"
+    scores = checkpoint(folder, "frozen")["cxlp"]["validated"]
+    saved = torch.load("my.ckpt", weights_only=True)
+    saved["cxlp_run"]["folder"] = str(folder.absolute())
+    torch.save(saved, "my.ckpt")
+    theirs = torch.load(other, weights_only=True)
+    theirs["cxlp"]["validated"] = scores
+    torch.save(theirs, folder / "checkpoints" / "frozen.ckpt")
+    capsys.readouterr()
+    found = run("c", *FINETUNE, *STILL, "--ckpt_path", "my.ckpt", "--trainer.max_epochs", "3")
+    said = capsys.readouterr().out
+    assert ["frozen.ckpt, the best" in said, "finetuned.ckpt, the best" in said] == [True, False]
+    assert not (found / "checkpoints" / "frozen.ckpt").exists()
+
+
 def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:
     options = "{save_top_k: -1, filename: 'x{epoch}', save_on_train_epoch_end: true}"
     mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"

@@ -247,7 +247,7 @@ def test_results_of_other_data_are_told_and_made_anew(
 ) -> None:
     def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
         place.mkdir(parents=True)
-        (place / "metrics.json").write_text("{}")
+        (place / "metrics.json").write_text('{"outputs": {}}')
         return place
 
     monkeypatch.setattr("cxlp.studies.comparison.run_in", run_in)
@@ -293,8 +293,10 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     # again: nothing is run; what was stopped is
     fit_seconds = {r["system"]: float(r["fit s"]) for r in rows}
     (killed,) = Path("out").glob("average-????????")
-    shutil.rmtree(killed / "checkpoints")  # before its fit was over
-    (killed / "metrics.json").unlink()
+    config = (killed / "config.yaml").read_text()
+    shutil.rmtree(killed)  # before its fit was over
+    killed.mkdir()
+    (killed / "config.yaml").write_text(config)
     (tested,) = Path("out").glob("CL-CNN-Global-????????")
     (tested / "metrics.json").unlink()  # within its test
     times = {p: p.stat().st_mtime_ns for p in Path("out").glob("CL-????????/metrics.json")}
@@ -426,12 +428,12 @@ def test_a_value_that_no_network_can_have_is_a_system_that_fails(
     ]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"metrics": 1}', '{"metrics": {"test/accuracy": 0.5}}'])
+@pytest.mark.parametrize("content", ['"metrics": 1', '"metrics": {"test/accuracy": 0.5}', '"seconds": {}'])
 def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     comparison = Comparison(BASE, Path("out"), "accuracy", None)
     place = Path("out") / comparison._identify(System("CL"), BASE)[0]
     place.mkdir(parents=True)
-    (place / "metrics.json").write_text(content)
+    (place / "metrics.json").write_text(f'{{{content}, "outputs": {{}}}}')
     assert comparison.run([System("CL")]) == ([], ["CL"])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"[1/1] CL: {place}")

@@ -1,6 +1,7 @@
 """``train.py --seeds N``: runs in processes of their own, once each, and what they have in common."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,10 +50,14 @@ def test_seeds_are_counted_from_the_configured_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert seeds_of(from_seed(0), 1) == [0]
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # a batch script
+    assert seeds_of(from_seed(0), 1) == [0]
 
 
 @pytest.mark.parametrize(
-    "launched", [{"RANK": "0"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}], ids=["torchrun", "srun"]
+    "launched",
+    [{"RANK": "0"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}],
+    ids=["torchrun", "srun"],
 )
 def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, launched: dict[str, str]) -> None:
     for name, value in launched.items():
@@ -166,6 +171,25 @@ def test_a_series_tells_that_an_output_is_missing(work: Path, monkeypatch: pytes
 
     monkeypatch.setattr("cxlp.studies.seeds.run_in", run_in)
     assert main([*ARGUMENTS, "--run.name", "a", "--seeds", "2"]) == 3
+
+
+def test_the_wandb_run_of_the_environment_is_the_first_ones(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def run_in(place: Path, *_: object) -> Path:
+        seen.append(os.environ.get("WANDB_RUN_ID"))
+        place.mkdir(parents=True, exist_ok=True)
+        raise CxlpError("failed")
+
+    monkeypatch.setattr("cxlp.studies.seeds.run_in", run_in)
+    for done in (False, True):
+        monkeypatch.setenv("WANDB_RUN_ID", "agents")
+        if done:  # started again
+            monkeypatch.setattr("cxlp.studies.seeds.finished", lambda place: place if place.name == "a-seed0" else None)
+            monkeypatch.setattr("cxlp.studies.seeds.check_same_run", lambda *_: None)
+            monkeypatch.setattr("cxlp.studies.seeds.read_results", lambda _: {"metrics": {}})
+        assert main([*ARGUMENTS, "--run.name", "a", "--seeds", "2"]) == 1
+    assert seen == ["agents", None, None]
 
 
 @pytest.mark.slow
