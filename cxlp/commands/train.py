@@ -166,7 +166,8 @@ def _mendable(error: BaseException | None) -> str | None:
         if isinstance(error, CxlpError):
             # From a loader's worker, the message carries the worker's traceback.
             return str(error).rpartition("CxlpError: ")[2].strip()
-        if isinstance(error, MisconfigurationException):
+        # Lightning's EarlyStopping raises a bare RuntimeError for a metric that is not logged.
+        if isinstance(error, MisconfigurationException) or str(error).startswith("Early stopping conditioned on"):
             return " ".join(str(error).split())
         if is_distributed() and re.search(_PEER_GONE, str(error)):
             return STOPPED

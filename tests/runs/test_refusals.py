@@ -57,6 +57,16 @@ def test_batch_norm_is_synchronised_where_it_has_an_effect(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
+def test_a_metric_that_is_not_logged_is_named(birds: Path, capsys: pytest.CaptureFixture[str], callback: str) -> None:
+    path = f"pytorch_lightning.callbacks.{callback}"
+    watch = f"[{{class_path: {path}, init_args: {{monitor: val/acuracy}}}}]"
+    command = ["--config", "cub200.yaml", *NETWORK, *QUIET, *FINETUNE, "--trainer.callbacks", watch]
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and "val/acuracy" in said and "val/accuracy" in said
+
+
 def test_a_run_that_is_alive_is_not_resumed(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made("a")
     hold(Path("runs/a"))
