@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cxlp.backbones.backbone import check_images
+from cxlp.backbones.inputs import check_images
 from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.models.checkpoint import network_of, read_checkpoint

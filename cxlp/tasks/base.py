@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 
-from cxlp.backbones.backbone import check_images
+from cxlp.backbones.inputs import check_images
 from cxlp.frozen.checks import check_labels
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.classification import (
