@@ -198,8 +198,9 @@ class Predictor:
             collate_fn=_collate,
             worker_init_fn=_leave_interrupts_to_the_main_process,
         )
-        for batch in loader:
-            yield from self._judge(batch, top)
+        with self.network.backbone.held():
+            for batch in loader:
+                yield from self._judge(batch, top)
 
     def _judge(self, batch: "_Batch", top: int) -> Iterator[Prediction]:
         errors, pictures = batch
