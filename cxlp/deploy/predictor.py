@@ -231,8 +231,7 @@ def load(
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    path = Path(checkpoint)
-    saved = read_checkpoint(path / "checkpoints" / "best.ckpt" if path.is_dir() else path)
+    saved = read_checkpoint(checkpoint)
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):

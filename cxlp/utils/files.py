@@ -5,6 +5,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cxlp.utils.errors import CxlpError
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Find the checkpoint that is meant: the file, or of a run's folder ``checkpoints/best.ckpt``.
+
+    Raises:
+        CxlpError: If there is none.
+    """
+    file = Path(path)
+    file = file / "checkpoints" / "best.ckpt" if file.is_dir() else file
+    if not file.is_file():
+        raise CxlpError(f"checkpoint not found: {file}")
+    return file
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file aside and rename it, so that no reader ever sees half of it.
