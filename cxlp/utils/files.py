@@ -12,24 +12,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
     What a kill leaves aside has one name for all attempts, and is written over: a run's folder is one process's.
     """
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    with _aside(path) as partial:
+    with aside(path) as partial:
         partial.write_bytes(data)
 
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file as :func:`write_whole` writes one; the target's folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(target) as partial:
+    with aside(target) as partial:
         shutil.copyfile(source, partial)
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
+def aside(path: Path) -> Iterator[Path]:
     """Give a name beside a path, and rename what is written there; delete it where writing fails."""
     partial = path.with_name(f".{path.name}.part")
     try:
         yield partial
         partial.replace(path)
-    except OSError:  # on a full disk, half of it would take what is left
+    except Exception:  # on a full disk, half of it would take what is left
         partial.unlink(missing_ok=True)
         raise
