@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from cxlp.backbones.inputs import check_images
 from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
-from cxlp.models.checkpoint import network_of, read_checkpoint
+from cxlp.models.checkpoint import find_checkpoint, network_of, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
@@ -222,7 +222,7 @@ def load(
     """Make a predictor of a checkpoint of either mode; nothing else is needed.
 
     Args:
-        checkpoint: A file that a run wrote, or the folder of a run, whose ``checkpoints/best.ckpt`` is meant.
+        checkpoint: A file that a run wrote, or the folder of a run, whose tested checkpoint is meant.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
         backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported: load only
@@ -231,8 +231,7 @@ def load(
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    path = Path(checkpoint)
-    saved = read_checkpoint(path / "checkpoints" / "best.ckpt" if path.is_dir() else path)
+    saved = read_checkpoint(find_checkpoint(os.fspath(checkpoint)))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):

@@ -16,6 +16,25 @@ from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
 
+def find_checkpoint(given: str | Path) -> Path:
+    """Find the checkpoint that is meant: the file itself, or of a run's folder the tested one.
+
+    Raises:
+        CxlpError: If it is a folder without one; names what there is.
+    """
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    # Of a refit, only the second run is tested.
+    places = (path / "refit" / "checkpoints", path / "checkpoints", path)
+    best = next((found for place in places if (found := place / "best.ckpt").is_file()), None)
+    if best is None:
+        others = sorted([*path.glob("checkpoints/*.ckpt"), *path.glob("*.ckpt"), *path.glob("*/checkpoints/best.ckpt")])
+        what = "holds no checkpoints/best.ckpt, which a run has once it was tested"
+        raise CxlpError(f"{path} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
+    return best
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that a run wrote, without running code; building the network in it may, see below.
 

@@ -103,13 +103,13 @@ class Results:
         return 3 if outputs.failed else 0
 
     def _save(self, summary: Mapping[str, Any]) -> None:
-        text = json.dumps(_finite(summary), indent=2, allow_nan=False)
+        text = json.dumps(finite(summary), indent=2, allow_nan=False)
         write_whole(self.run.folder / "metrics.json", text + "\n")
 
     def _summary(self) -> dict[str, Any]:
         run = self.run
         summary: dict[str, Any] = {
-            "metrics": _finite(self.metrics),
+            "metrics": finite(self.metrics),
             "seconds": self.seconds,
             "tested": self.stage.checkpoint if self.checkpoint else "final weights",
             "epoch": self.stage.epoch,
@@ -177,8 +177,8 @@ def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[s
     return table
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 (plain values, nested)
+def finite(value: Any) -> Any:  # noqa: ANN401 (plain values, nested)
     """Replace numbers that are not finite, which JSON does not know, by ``None``."""
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
