@@ -233,9 +233,12 @@ def test_a_gpu_says_the_same(files: list[str]) -> None:
         assert one.probabilities == pytest.approx(other.probabilities, abs=5e-3)  # TF32
 
 
-def test_a_network_without_classes_has_nothing_to_say() -> None:
-    with pytest.raises(CxlpError, match="no classes"):
-        Predictor(build(backbone=SMALL))
+def test_a_network_without_classes_gives_features_only(files: list[str]) -> None:
+    model = Predictor(build(backbone=SMALL))
+    assert model.embed(files).shape == (len(files), model.network.out_features)
+    for ask in (model.check_classes, lambda: model.predict(files)):
+        with pytest.raises(CxlpError, match="no classes"):
+            ask()
 
 
 # --- the package
