@@ -72,7 +72,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 
 #: Width of a terminal that shows the whole table, and the columns that narrower ones show besides name and quality.
-WIDE, NARROW = 130, ("±", "val %", "size", "passes", "x bare", "kB")
+WIDE, NARROW = 130, ("±", "95% interval", "val %", "size", "passes", "x bare", "kB")
 
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"

@@ -120,12 +120,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         train, val = self._hold_out(samples)
         _check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
         parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
+        self.splits = {name: self.dataset(part, self.classes) for name, part in parts.items()}
+
+    def dataset(self, samples: Sequence[Sample], classes: Sequence[str]) -> ImageDataset:
+        """Make the data set of some samples."""
         # Their pictures' size may only be known once there is a module to feed, see _loader.
-        size = self.image_size or 1
-        self.splits = {
-            name: ImageDataset(part, self.classes, Transform(size, self.aspect, self.augment))
-            for name, part in parts.items()
-        }
+        return ImageDataset(samples, classes, Transform(self.image_size or 1, self.aspect, self.augment))
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
