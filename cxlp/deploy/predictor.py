@@ -264,7 +264,7 @@ def load(
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(os.fspath(checkpoint))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
