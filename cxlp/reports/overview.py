@@ -88,7 +88,7 @@ def _bars(runs: Sequence[Shown]) -> list[dict[str, Any]]:
             value, interval = run.found.get("metrics", {}).get(name), run.found.get("intervals", {}).get(name)
             if value is not None:
                 low, high = (interval["low"], interval["high"]) if interval else (value, value)
-                text = as_text(name, value) + (f" ({interval_as_text(name, interval)})" if interval else "")
+                text = as_text(name, value) + (f", {interval_as_text(name, interval)}" if interval else "")
                 found.append({"run": run.name, "low": low, "high": high, "value": value, "text": text})
                 break
     if not found:
