@@ -16,7 +16,7 @@ from cxlp.backbones.inputs import check_images
 from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.deploy.reading import Batch, batches, collate, read_batches
-from cxlp.models.checkpoint import find_checkpoint, network_of, read_checkpoint
+from cxlp.models.checkpoint import network_of, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
@@ -264,7 +264,7 @@ def load(
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    saved = read_checkpoint(find_checkpoint(os.fspath(checkpoint)))
+    saved = read_checkpoint(os.fspath(checkpoint))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):

@@ -14,35 +14,19 @@ from cxlp.heads.base import Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
-
-
-def find_checkpoint(given: str | Path) -> Path:
-    """Find the checkpoint that is meant: the file itself, or of a run's folder the tested one.
-
-    Raises:
-        CxlpError: If it is a folder without one; names what there is.
-    """
-    path = Path(given)
-    if not path.is_dir():
-        return path
-    # Of a refit, only the second run is tested.
-    places = (path / "refit" / "checkpoints", path / "checkpoints", path)
-    best = next((found for place in places if (found := place / "best.ckpt").is_file()), None)
-    if best is None:
-        others = sorted([*path.glob("checkpoints/*.ckpt"), *path.glob("*.ckpt"), *path.glob("*/checkpoints/best.ckpt")])
-        what = "holds no checkpoints/best.ckpt, which a run has once it was tested"
-        raise CxlpError(f"{path} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
-    return best
+from cxlp.utils.files import find_checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that a run wrote, without running code; building the network in it may, see below.
 
+    Args:
+        path: The file, or the folder of a run, whose ``checkpoints/best.ckpt`` is meant.
+
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp.
     """
-    if not Path(path).is_file():
-        raise CxlpError(f"checkpoint not found: {path}")
+    path = find_checkpoint(path)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["cxlp"]["network"]["heads"], "".join(checkpoint["state_dict"].keys())

@@ -110,8 +110,6 @@ class ModelConfig:
         return Network(backbone, heads, classes, multi_label, self.test_views)
 
 
-#: Where gradient descent may start, besides a checkpoint.
-STARTS = ("frozen", "projection", "scratch")
 #: Keys of the model that only gradient epochs use.
 GRADIENT_MODEL_KEYS = tuple(
     f.name for f in fields(ModelConfig) if f.name not in ("backbone", "head", "test_views", "frozen", "start")

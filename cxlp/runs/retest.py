@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Sample
-from cxlp.models.checkpoint import find_checkpoint, network_of, read_checkpoint
+from cxlp.models.checkpoint import network_of, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.page import write_report
@@ -26,7 +26,7 @@ from cxlp.runs.results import finite, metrics_table
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.files import write_whole
+from cxlp.utils.files import find_checkpoint, write_whole
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 
 #: Which images are tested.

@@ -5,6 +5,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cxlp.utils.errors import CxlpError
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Find the checkpoint that is meant: the file itself, or of a run's folder the tested one.
+
+    Raises:
+        CxlpError: If there is none; of a folder, names what there is.
+    """
+    file = Path(path)
+    if file.is_dir():
+        # Of a refit, only the second run is tested.
+        places = (file / "refit" / "checkpoints", file / "checkpoints", file)
+        best = next((found for place in places if (found := place / "best.ckpt").is_file()), None)
+        if best is None:
+            others = sorted(
+                [*file.glob("checkpoints/*.ckpt"), *file.glob("*.ckpt"), *file.glob("*/checkpoints/best.ckpt")]
+            )
+            what = "holds no checkpoints/best.ckpt, which a run has once it was tested"
+            raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
+        return best
+    if not file.is_file():
+        raise CxlpError(f"checkpoint not found: {file}")
+    return file
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file aside and rename it, so that no reader ever sees half of it.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cxlp.runs.folder import finished, last_checkpoint, refit_folder, run_in, take_up
+from cxlp.runs.folder import finished, refit_folder, run_in, take_up
+from cxlp.runs.places import last_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 
