@@ -90,6 +90,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
         "test_of": str(path.absolute()),
         "images": {chosen: len(data.splits["test"])},
         "memory": peak_memory(),
+        "network": {"backbone": network.backbone.name, "head": " + ".join(head.name for head in network.each_head())},
     }
     if data.left_out:
         summary["left_out"] = dict(data.left_out)
