@@ -171,11 +171,12 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
     ],
 )
 def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(configs: list[str], root: str, name: str) -> None:
-    config = Namespace(config=[Path("configs", file) for file in configs])
+    config = Namespace(config=[Path("configs", file) for file in configs])  # type: ignore[no-untyped-call]
     assert "-".join(names_of_configs(config, Folder(root))) == name
     assert run_name(RunConfig(), config, Folder(root)).rpartition("-")[0].rpartition("-")[0] == name
     assert run_name(RunConfig(name="own"), config, Folder(root)) == "own"
 
 
 def test_a_run_on_a_benchmark_is_called_by_its_config() -> None:
-    assert names_of_configs(Namespace(config=["configs/cub200.yaml"]), CUB200()) == ["cub200"]
+    config = Namespace(config=["configs/cub200.yaml"])  # type: ignore[no-untyped-call]
+    assert names_of_configs(config, CUB200()) == ["cub200"]
