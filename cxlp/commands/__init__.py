@@ -1,8 +1,10 @@
 """What ``cxlp`` can do: one file per command, which imports what takes time only where it runs."""
 
+import glob
+import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -38,6 +40,19 @@ def check_numbers(args: Namespace, **least: int) -> None:
             raise CxlpError(f"--{name.replace('_', '-')} is {value}: it must be {minimum} or more")
         if value is not None and value > most:
             raise CxlpError(f"--{name.replace('_', '-')} is {value}: it must be {most:,} or less")
+
+
+def check_images(paths: Sequence[str]) -> None:
+    """Refuse paths of images where there is not a single one, before torch is imported.
+
+    Args:
+        paths: Files, folders, patterns, or ``-``, as :func:`~cxlp.commands.image_paths.image_paths` takes them.
+
+    Raises:
+        CxlpError: Names the first one.
+    """
+    if "-" not in paths and not any(os.path.lexists(path) or next(glob.iglob(path), None) for path in paths):  # noqa: PTH207
+        raise CxlpError(f"image not found: {paths[0]}")
 
 
 def check_out_file(out: Path) -> None:

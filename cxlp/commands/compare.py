@@ -73,7 +73,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 
 #: Width of a terminal that shows the whole table, and the columns that narrower ones show besides name and quality.
-WIDE, NARROW = 130, ("±", "val %", "size", "passes", "x bare", "kB")
+WIDE, NARROW = 130, ("±", "95% interval", "val %", "size", "passes", "x bare", "kB")
 
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
@@ -81,6 +81,12 @@ STORE = Path("runs") / "features"
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
+    for key in ("--run.root", "--run.name", "--ckpt_path"):
+        if any(a == key or a.startswith(f"{key}=") for a in args.rest):
+            raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
+    if args.rest or not args.clean:
+        _check_early(args)
+
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
     from cxlp.reports.outputs import Outputs
@@ -90,9 +96,6 @@ def run(args: Namespace) -> int:
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.tables import table, write_reports
 
-    for key in ("--run.root", "--run.name", "--ckpt_path"):
-        if any(a == key or a.startswith(f"{key}=") for a in args.rest):
-            raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
     if args.clean:
         given = parse(args.rest)["model"]["frozen"]["store"] if args.rest else None
         print(_clean(Path(given or STORE)))  # noqa: T201
@@ -148,6 +151,23 @@ def run(args: Namespace) -> int:
     return 3 if outputs.failed or any(row.incomplete for row in rows) else 0
 
 
+def _check_early(args: Namespace) -> None:
+    """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported."""
+    from cxlp.runs.early import check_early
+
+    check_early(args.rest)
+    for recipe in args.recipes or ():
+        check_early([*args.rest, *_overlay(recipe)])
+    if args.sweep is not None:
+        option, written = _swept(args.sweep)
+        for text in written:
+            check_early([*args.rest, f"--{option}", text])
+
+
+def _overlay(recipe: str) -> tuple[str, ...]:
+    return () if recipe == "none" else ("--config", recipe)
+
+
 def _check_reach(percent: float, data: Sequence["ImageDataModule"]) -> None:
     if not 1 < percent <= 100:
         raise CxlpError(f"--reach is {percent:g}: give a percentage, such as 88")
@@ -167,8 +187,6 @@ def _clean(store: Path) -> str:
 
 def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str | None]:
     """The systems to choose from, and a sweep's option."""
-    import yaml
-
     from cxlp.heads import CrossLayerPooling
     from cxlp.studies.comparison import System
     from cxlp.studies.systems import systems
@@ -180,8 +198,7 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
         recipes = {Path(name).stem: name for name in args.recipes}
         if len(recipes) < len(args.recipes):
             raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
-        overlays = {stem: () if name == "none" else ("--config", name) for stem, name in recipes.items()}
-        return [System(stem, None, overlay) for stem, overlay in overlays.items()], None
+        return [System(stem, None, _overlay(name)) for stem, name in recipes.items()], None
     if args.sweep is None:
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
@@ -192,20 +209,32 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
             System(name, network, packed if network["heads"][0]["init_args"].get("sign") else ())
             for name, network in made.items()
         ], None
-    option, _, text = args.sweep.partition("=")
+    option, written = _swept(args.sweep)
+    return [System(text, None, (f"--{option}", text)) for text in written], option
+
+
+def _swept(sweep: str) -> tuple[str, list[str]]:
+    """The key that a sweep is over, and its values as they are written on a command line.
+
+    Raises:
+        CxlpError: If there is no key, or no list of different values.
+    """
+    import yaml
+
+    option, _, text = sweep.partition("=")
     option = option.strip().removeprefix("--")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise CxlpError(f"--sweep {args.sweep}: {' '.join(str(error).split())}") from error
+        raise CxlpError(f"--sweep {sweep}: {' '.join(str(error).split())}") from error
     if not option or not isinstance(values, list) or not values:
         raise CxlpError(
-            f"--sweep {args.sweep}: give a key and a list of values for it, such as 'model.frozen.c=[1, 10, 100]'"
+            f"--sweep {sweep}: give a key and a list of values for it, such as 'model.frozen.c=[1, 10, 100]'"
         )
     written = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
     if len(set(written)) < len(written):
-        raise CxlpError(f"--sweep {args.sweep}: a value is there twice")
-    return [System(text, None, (f"--{option}", text)) for text in written], option
+        raise CxlpError(f"--sweep {sweep}: a value is there twice")
+    return option, written
 
 
 def _folder_name(config: Any, data: "ImageDataModule", what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from cxlp.data.contents import Content as FileContent
 from cxlp.data.contents import name_broken, read_contents
 from cxlp.data.dataset import Content, ImageDataset, Sample, Split, check_samples, is_there
+from cxlp.data.options import check_options
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.splitting import split_off
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
@@ -22,9 +23,6 @@ from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.seeding import run_seed
-
-#: The most loading processes: more would only exhaust the machine.
-MOST_WORKERS = 1024
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -85,17 +83,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         on_broken: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
-        if not (validation in ("auto", "official") if isinstance(validation, str) else 0 <= validation < 1):
-            raise CxlpError(f"data.validation is {validation}: it must lie in [0, 1), or be auto or official")
-        if on_broken not in ("stop", "skip"):
-            raise CxlpError(f"data.on_broken is {on_broken!r}: it must be stop or skip")
-        for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
-            if value < 1:
-                raise CxlpError(f"data.{option} is {value}: it must be 1 or more")
-            if value >= 2**31:
-                raise CxlpError(f"data.{option} is {value}: it must be less than 2^31")
-        if num_workers is not None and not 0 <= num_workers <= MOST_WORKERS:
-            raise CxlpError(f"data.num_workers is {num_workers}: it must lie between 0 and {MOST_WORKERS}, or be null")
+        check_options(batch_size, num_workers, image_size, validation, on_broken)
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.image_size, self.aspect = image_size, aspect
@@ -125,15 +113,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Read the lists once, and hold out the validation images."""
         if self.splits:
             return
-        self.classes, samples = self.read()
-        if self.on_broken == "skip":
-            samples = self._without_broken(samples)
+        self.classes, samples = self.read_usable()
         train, val = self._hold_out(samples)
         check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
-        # Their pictures' size may only be known once there is a module to feed, see _loader.
-        transform = Transform(self.image_size or 1, self.aspect, self.augment)
         parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
-        self.splits = {name: ImageDataset(part, self.classes, transform) for name, part in parts.items()}
+        self.splits = {name: self.dataset(part, self.classes) for name, part in parts.items()}
+
+    def dataset(self, samples: Sequence[Sample], classes: Sequence[str]) -> ImageDataset:
+        """Make the data set of some samples."""
+        # Their pictures' size may only be known once there is a module to feed, see _loader.
+        return ImageDataset(samples, classes, Transform(self.image_size or 1, self.aspect, self.augment))
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
@@ -147,17 +136,24 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             return pool, []
         fraction = float(self.validation)
         seed = run_seed() if self.split_seed is None else self.split_seed
-        failure = f"{self.name}: cannot hold out {fraction:g} of each class"
-        return split_off(pool, self.classes, fraction, seed, failure)
+        return split_off(pool, self.classes, fraction, seed, f"{self.name}: cannot hold out {fraction:g} of each class")
 
-    def _without_broken(self, samples: dict[Split, list[Sample]]) -> dict[Split, list[Sample]]:
+    def read_usable(self) -> Content:
+        """Read the lists, but with ``on_broken: skip`` leave out the files that are missing or broken.
+
+        Raises:
+            CxlpError: If nothing is left of a split.
+        """
+        classes, samples = self.read()
+        if self.on_broken == "stop":
+            return classes, samples
         self._read_contents(sample for part in samples.values() for sample in part)
         self.broken = {path: content.defect for path, content in self._contents.items() if content.defect}
         left = {split: [s for s in part if s.path not in self.broken] for split, part in samples.items()}
         if emptied := [split for split, part in samples.items() if part and not left[split]]:
             raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used:{name_broken(self.broken)}")
         self.left_out.update("broken" if is_there(path) else "missing" for path in self.broken)
-        return left
+        return classes, left
 
     def remarks(self) -> list[str]:
         """Return what to tell of the data set, a line each: notes, and the files that are left out.
@@ -165,9 +161,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         Also how many test images are training images, once the files were read, see :meth:`fingerprints`.
         """
         notes = [f"warning: {note}" for note in self.notes]
-        if self.broken:
-            notes.append(f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}")
-        if self._held_out_own:
+        notes += [f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}"] * bool(self.broken)
+        if self._held_out_own and "val" in self.splits:
             count = len(self.splits["val"])
             notes.append(f"held out: the {count:,} validation images there (data.validation: 0 fits them, too)")
         used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}

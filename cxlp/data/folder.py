@@ -8,11 +8,10 @@ from typing import Any
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
-from cxlp.data.listing import count_files, folders_in, pictures, subfolders
+from cxlp.data.listing import check_folder, count_files, folders_in, pictures, subfolders
 from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.program import train_program
 
 
 class Folder(ImageDataModule):
@@ -42,13 +41,7 @@ class Folder(ImageDataModule):
         """List the images; classes are the names of the folders, sorted."""
         self.left_out.clear()
         self.notes.clear()
-        layout = (
-            f"expected {self.root}/train/<class>/* and {self.root}/test/<class>/* (and val/), or "
-            f"{self.root}/<class>/*. To try cxlp without any data: {train_program()} --config demo.yaml"
-        )
-        if not self.root.is_dir():
-            is_file = "is a file, no folder" if self.root.exists() else "does not exist"
-            raise CxlpError(f"folder: {self.root.absolute()} {is_file}; {layout}")
+        layout = check_folder(self.root)
         folders = subfolders(self.root, self.left_out, "outside class folders")
         splits = find_splits(folders, self.root, layout)
         if not splits and (odd := [path.name for path in folders if split_of(path.name) == "train"]):

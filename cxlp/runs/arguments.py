@@ -9,19 +9,26 @@ from typing import Any
 
 import yaml
 
-import cxlp.heads
+import cxlp
 from cxlp.data import DATA_MODULES
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.program import train_program
+from cxlp.utils.sources import exported
 
 _PACKAGE = Path(cxlp.__file__).parent
 #: The shipped configs: inside an installed package, beside it in a checkout.
 CONFIGS = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
+#: The one of them that is not for runs, but for ``wandb sweep``.
+SEARCH = "sweep.yaml"
 #: What may stand at ``class_path``, besides a user's own subclasses.
 CLASSES = {
     "data": tuple(DATA_MODULES.values()),
-    "model.head": tuple(f"cxlp.heads.{name}" for name in cxlp.heads.__all__ if name != "Head"),
+    "model.head": tuple(f"cxlp.heads.{name}" for name in exported("cxlp.heads") if name != "Head"),
 }
+#: The head where none is named.
+HEAD = "CrossLayerPooling"
+#: Keys beside the groups.
+OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -145,5 +152,5 @@ def _config_path(name: str) -> Path:
         for spelled in (path, path.with_name(path.name + ".yaml")):
             if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's raises for what cannot be a path)
                 return spelled.absolute()
-    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != "sweep.yaml")
+    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != SEARCH)
     raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")

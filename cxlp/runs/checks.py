@@ -6,7 +6,8 @@ import torch
 from jsonargparse import Namespace
 
 from cxlp.runs.cli import build_parser
-from cxlp.runs.recipe import STARTS, ModelConfig, check_gradient_options
+from cxlp.runs.places import STARTS
+from cxlp.runs.recipe import ModelConfig, check_gradient_options
 from cxlp.utils.errors import CxlpError
 
 #: What the environment variable ``WANDB_MODE`` may say; wandb knows more of them, for its own servers.

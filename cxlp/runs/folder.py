@@ -16,7 +16,8 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.launch import job_id, launched_rank, was_restarted
 from cxlp.runs.loggers import REFIT, RunConfig
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.runs.places import NEWEST, last_checkpoint, resumed_checkpoint
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
 
@@ -148,14 +149,7 @@ def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | 
     Raises:
         CxlpError: If there is no such checkpoint.
     """
-    if given.is_dir():
-        newest = last_checkpoint(given)
-        if newest is None:
-            raise CxlpError(f"{given} holds no checkpoint to go on from")
-        given = newest
-    if not given.is_file():
-        near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
-        raise CxlpError(f"checkpoint not found: {given}. {did_you_mean(str(given), near) if near else ''}")
+    given = resumed_checkpoint(given, run.root)
     saved = read_run(given)
     folder = given.absolute().parent.parent
     if given.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
@@ -181,17 +175,9 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-#: Checkpoints that a run can be gone on with, the newest first.
-_NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
 #: What a run writes. From start.ckpt, which is of another run, or finetuned.ckpt, whose epoch may not have been over
 #: when it was written, no run is gone on with.
-_OWN = (*_NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return what a run can be resumed from; ``None``: nothing was saved yet."""
-    paths = [folder / "checkpoints" / name for name in _NEWEST]
-    return next((path for path in paths if path.is_file()), None)
+_OWN = (*NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
 
 
 def name_best(folder: Path, checkpoint: str) -> None:

@@ -35,6 +35,7 @@ from cxlp.runs.folder import (
 )
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.loggers import RunConfig
+from cxlp.runs.places import STARTS
 from cxlp.runs.protocol import (
     Images,
     check_classes,
@@ -45,7 +46,7 @@ from cxlp.runs.protocol import (
     same_run,
 )
 from cxlp.runs.provenance import Provenance
-from cxlp.runs.recipe import STARTS, ModelConfig
+from cxlp.runs.recipe import ModelConfig
 from cxlp.runs.refit import Choice, read_chosen, stage_of
 from cxlp.runs.start import Start, read_start
 from cxlp.tasks.feature_reuse import FeatureReuse

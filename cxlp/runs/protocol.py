@@ -16,7 +16,8 @@ from torch import Tensor
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Split
 from cxlp.models.network import Network
-from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS, STARTS
+from cxlp.runs.places import STARTS
+from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.utils.errors import CxlpError
 
 #: Keys that change no result, or only by rounding; or what they name is compared itself: weights, images, sizes.

@@ -186,7 +186,7 @@ class Run(OpenedRun):
         self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
-        recorder = TestRecorder(self.data)
+        recorder = TestRecorder(self.data, self.settings.predictions)
         trainer = self._build_trainer("test", [recorder], stage.epoch)
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)

@@ -12,9 +12,9 @@ from jsonargparse import Namespace
 from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.cli import parts_of
+from cxlp.runs.places import STARTS, start_checkpoint
 from cxlp.runs.provenance import PACKAGES
-from cxlp.runs.recipe import STARTS, ModelConfig
-from cxlp.runs.start import start_checkpoint
+from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import code_digest, digest, library_versions

@@ -36,7 +36,7 @@ def said(*args: str) -> str:
         (
             "run.nam",
             "Did you mean 'run.name', 'run.tags', 'run.wandb'? "
-            "Valid in run: root, name, wandb, project, group, tags, refit, resume, log_model, cost.",
+            "Valid in run: root, name, wandb, project, group, tags, refit, resume, log_model, predictions, cost.",
         ),
         (
             "data.bach_size",

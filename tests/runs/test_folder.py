@@ -10,8 +10,9 @@ from jsonargparse import Namespace
 
 from cxlp.data.cub200 import CUB200
 from cxlp.data.folder import Folder
-from cxlp.runs.folder import finished, last_checkpoint, names_of_configs, refit_folder, run_in, run_name, take_up
+from cxlp.runs.folder import finished, names_of_configs, refit_folder, run_in, run_name, take_up
 from cxlp.runs.loggers import RunConfig
+from cxlp.runs.places import last_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 
