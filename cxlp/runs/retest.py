@@ -132,7 +132,7 @@ def choose_images(data: ImageDataModule, network: Network, chosen: Chosen) -> li
         data.setup()
         classes, samples = data.classes, list(data.splits[chosen].samples)
     else:
-        classes, content = data.read()
+        classes, content = data.read_usable()
         samples = [sample for split, part in content.items() if chosen in ("all", split) for sample in part]
     if not samples:
         held = ": none are held out (data.validation)" if chosen == "val" else ""

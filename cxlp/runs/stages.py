@@ -224,7 +224,7 @@ class Run(OpenedRun):
             self.folder,
             [self.progress, Record(self._facts, image), self._provenance, *own],
             build_loggers(self.settings, self.folder, stage, self.experiment, self.outputs),
-            f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None,
+            f"val/{SELECTION[self.data.multi_label]}" if len(self.data.splits["val"]) else None,
             refit=self.choice is not None,
         )
         if self.choice is not None and self.choice.stage != "frozen":
