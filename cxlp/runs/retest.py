@@ -27,6 +27,7 @@ from cxlp.runs.trainers import build_trainer
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, write_whole
+from cxlp.utils.processes import leave_with_parent
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 
 #: Which images are tested.
@@ -58,6 +59,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
     saved = read_checkpoint(path)
     config = parse(_arguments(path, arguments))
     settle_launch(config["trainer"])
+    leave_with_parent()
     network = network_of(saved, None, str(path))
     data: ImageDataModule = parts_of(config)["data"]
     _settle_pictures(data, saved, arguments)
