@@ -22,8 +22,10 @@ MOST = {"workers": 1024}
 
 def add_data_set(parser: ArgumentParser) -> None:
     """Add the arguments of commands that work on a data set: ``name`` and ``root``."""
-    parser.add_argument("name", metavar="NAME", help=f"one of: {', '.join(DATA_MODULES)}")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="its folder (default: one in data/)")
+    parser.add_argument(
+        "name", metavar="NAME", help=f"one of: {', '.join(DATA_MODULES)} (such as torchvision/Flowers102)"
+    )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="its folder, or table (default: one in data/)")
 
 
 def check_numbers(args: Namespace, **least: int) -> None:

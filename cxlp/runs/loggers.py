@@ -33,7 +33,7 @@ class RunConfig:
         wandb: ``auto``: online where an API key is found, offline otherwise; ``online``; ``offline``;
             ``off``.
         project: The wandb project.
-        group: Groups runs in wandb; null: by the benchmark.
+        group: Groups runs in wandb; null: by the data set.
         tags: Tags of the wandb run, besides benchmark, backbone, mode and method.
         log_model: Upload the tested checkpoint as an artifact, where wandb is online.
         refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is

@@ -23,7 +23,7 @@ from cxlp.runs.launch import launched_rank, settle_launch
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.provenance import data_facts, git_state, versions
 from cxlp.runs.results import finite, metrics_table
-from cxlp.runs.trainers import build_trainer
+from cxlp.runs.trainers import build_trainer, without_gradients
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, write_whole
@@ -77,7 +77,9 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
             print(note, file=sys.stderr)  # noqa: T201
     data.progress = config["trainer"]["enable_progress_bar"] is not False
     recorder = TestRecorder(data, RunConfig(**config["run"].as_dict()).predictions)
-    trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False)
+    # As it was validated, so that its own test comes out the same; a checkpoint of a plain Trainer does not tell.
+    precision = saved.get("cxlp_run", {}).get("precision") or without_gradients(config["trainer"]).name
+    trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False, precision=precision)
     task = ClassificationTask(network)
     task.times = PhaseTimes()
     (tested,) = trainer.test(task, data, verbose=False)
@@ -134,7 +136,7 @@ def choose_images(data: ImageDataModule, network: Network, chosen: Chosen) -> li
         data.setup()
         classes, samples = data.classes, list(data.splits[chosen].samples)
     else:
-        classes, content = data.read()
+        classes, content = data.read_usable()
         samples = [sample for split, part in content.items() if chosen in ("all", split) for sample in part]
     if not samples:
         held = ": none are held out (data.validation)" if chosen == "val" else ""
