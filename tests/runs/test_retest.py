@@ -13,6 +13,7 @@ import pytest
 from cxlp.__main__ import main
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample
+from cxlp.runs.places import start_checkpoint
 from cxlp.runs.retest import choose_images, match_classes
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
@@ -164,6 +165,7 @@ def test_of_a_refit_the_second_run_is_meant(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     (tmp_path / "refit" / "checkpoints" / "best.ckpt").touch()
     assert find_checkpoint(tmp_path) == tmp_path / "refit" / "checkpoints" / "best.ckpt"
+    assert start_checkpoint(str(tmp_path)) == find_checkpoint(tmp_path)  # of model.start, too
 
 
 class Attributes(ImageDataModule):
