@@ -4,11 +4,13 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cxlp.commands import check_numbers, check_out_file, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import find_checkpoint
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -51,16 +53,19 @@ def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     check_numbers(args, dim=1, batch_size=1, workers=0)
     check_out_file(args.out)
+    _check_format(args.out)
+    check_images(args.paths)
     is_config = args.source.suffix in (".yaml", ".yml")
     if args.rest and not is_config:
         raise CxlpError(f"{args.rest[0]}: keys of train.py go with a config, not with a checkpoint")
+    if not is_config:
+        find_checkpoint(args.source)
 
     from cxlp.commands.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.predictor import load
-    from cxlp.runs.embedding import Embedding, check_format, from_config
+    from cxlp.runs.embedding import Embedding, from_config
     from cxlp.utils.distributed import usable_cores
 
-    check_format(args.out)
     if is_config:
         model = from_config(["--config", str(args.source), *args.rest], args.device, args.precision)
     else:
@@ -95,3 +100,15 @@ def run(args: Namespace) -> int:
         said = f"{len(found.errors):,} of {len(paths):,} files could not be read, and are left out"
         print(said, file=sys.stderr)  # noqa: T201
     return 1 if found.errors else 0
+
+
+def _check_format(path: Path) -> None:
+    """Refuse a file that vectors cannot be written to.
+
+    Raises:
+        CxlpError: If its suffix is another, or Parquet lacks its package.
+    """
+    if path.suffix not in (".npz", ".parquet"):
+        raise CxlpError(f"--out {path}: give a file that ends in .npz or .parquet")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise CxlpError(f"--out {path}: Parquet needs a package that nothing else does: pip install pyarrow, or .npz")

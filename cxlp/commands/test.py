@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
+from cxlp.utils.files import find_checkpoint
+
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
@@ -36,6 +38,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
+    find_checkpoint(args.checkpoint)
+
     from cxlp.runs.retest import retest
 
     return retest(args.checkpoint, args.rest, args.split, args.out)

@@ -231,8 +231,9 @@ class Predictor:
         Yields:
             A prediction for each path, in order; with its ``error`` where the file could not be read.
         """
-        for batch in read_batches(paths, self.transform, batch_size, workers):
-            yield from self._judge(batch, top)
+        with self.network.backbone.held():
+            for batch in read_batches(paths, self.transform, batch_size, workers):
+                yield from self._judge(batch, top)
 
     def _judge(self, batch: "Batch", top: int) -> Iterator[Prediction]:
         errors, pictures = batch

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cxlp.frozen.checks import check_maps
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.maps import HeadMaps, MapStore
+from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
 from cxlp.frozen.store import RowStore
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
@@ -48,7 +48,7 @@ def fit_heads(network: Network, pictures: Iterable[Tensor], images: int, folder:
     if not fits:
         return
     again = [i for i in fits if heads[i].needs_fit]  # a projection is fitted in passing
-    maps = MapStore(folder / "maps.bin", images, [network.map_names(heads[i]) for i in again])
+    maps = MapStore(folder / "maps.bin", images, [network.map_names(heads[i]) for i in again], memory_for_maps())
     try:
         first = 0
         for batch in pictures:

@@ -32,6 +32,11 @@ _JINJA = Environment(
 )
 
 
+def render(template: str, **values: Any) -> str:
+    """Fill one of this folder's templates."""
+    return _JINJA.get_template(template).render(**values)
+
+
 def write_report(folder: Path) -> None:
     """Write ``report.html`` into a run's folder, see :func:`build_page`."""
     write_whole(folder / "report.html", build_page(folder))
@@ -81,7 +86,8 @@ def build_page(folder: Path) -> str:
     sizes |= {f"cost: {name}": f"{value:.4g}" for name, value in found.get("cost", {}).items() if value is not None}
     per_class = _records(folder / "per_class.csv")
     examples = _records(folder / "examples.csv")
-    return _JINJA.get_template("page.html").render(
+    return render(
+        "page.html",
         folder=folder.resolve(),
         subtitle=subtitle,
         metrics=metrics,

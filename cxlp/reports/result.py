@@ -20,7 +20,6 @@ from cxlp.reports.outputs import Outputs
 from cxlp.reports.overlays import draw_evidence
 from cxlp.reports.predictions import Predictions
 from cxlp.utils.files import write_whole
-from cxlp.utils.threads import one_thread
 
 #: Headings and rows.
 Table = tuple[list[str], list[list[Any]]]
@@ -88,8 +87,7 @@ class TestResult:
             )
             write_whole(folder / name, drawn)
         overlay = draw_evidence if is_explainable(self.network) else None
-        with one_thread():  # explaining single images is made of small operations
-            write_thumbnails(folder, self.network, self.data, self.mistakes, self.right, outputs, overlay)
+        write_thumbnails(folder, self.network, self.data, self.mistakes, self.right, outputs, overlay)
         return tables
 
     def _tables(self) -> dict[str, Callable[[], Table]]:

@@ -4,7 +4,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +207,3 @@ class Embedding:
         """Close what is open; the folder may be deleted then."""
         if self._rows is not None:
             self._rows.close()
-
-
-def check_format(path: Path) -> None:
-    """Refuse a file that vectors cannot be written to.
-
-    Raises:
-        CxlpError: If its suffix is another, or Parquet lacks its package.
-    """
-    if path.suffix not in (".npz", ".parquet"):
-        raise CxlpError(f"--out {path}: give a file that ends in .npz or .parquet")
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise CxlpError(f"--out {path}: Parquet needs a package that nothing else does: pip install pyarrow, or .npz")

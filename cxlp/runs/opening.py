@@ -49,6 +49,7 @@ from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import ModelConfig
 from cxlp.runs.refit import Choice, read_chosen, stage_of
 from cxlp.runs.start import Start, read_start
+from cxlp.runs.trainers import without_gradients
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole, write_whole
@@ -72,6 +73,7 @@ class Done:
         epoch: The epoch of ``checkpoint``, counted over all stages: the frozen fit is epoch 0.
         epochs: How many the run had after the stage.
         validated: What the held-out images say of ``checkpoint``.
+        precision: The Trainer's in that stage.
     """
 
     checkpoint: str
@@ -79,6 +81,7 @@ class Done:
     epoch: int
     epochs: int
     validated: dict[str, float]
+    precision: str
 
 
 class OpenedRun:
@@ -138,6 +141,7 @@ class OpenedRun:
         self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
         self.data.resize(self.network.image_size, self.network.test_size)
         self._images, self._weights = Images.of(self.data), digest_of_weights(self.network.backbone)
+        self._precision = without_gradients(config["trainer"])
         if launched_rank() == 0:
             for line in self.data.remarks():
                 print(line, file=sys.stderr)  # noqa: T201
@@ -154,6 +158,15 @@ class OpenedRun:
         if saved is not None:
             self._take_up(saved)
         self._provenance = Provenance(self.folder, self.data)
+        if launched_rank() == 0:
+            say(self._remark_on_precision())
+
+    def _remark_on_precision(self) -> str:
+        given, (name, why) = self.config["trainer"]["precision"], self._precision
+        if given is not None:
+            return f"Precision: {given}, as given"
+        epochs = ", gradient epochs 32-true" if self.config["trainer"]["max_epochs"] else ""
+        return f"Precision: {name}, since {why}{epochs}"
 
     # --- what is there already --------------------------------------------------------------------
 
@@ -234,12 +247,13 @@ class OpenedRun:
             found = json.loads(state.read_text()) if state.is_file() else {}
             path, done = self._place(self.resumed), {k: Done(**v) for k, v in found.items() if v["checkpoint"]}
         if stage != "frozen" and self.model.start != "scratch":
-            done.setdefault("frozen", Done(path, path, 0, 1, {}))
+            done.setdefault("frozen", Done(path, path, 0, 1, {}, run["precision"]))
         if stage == "closing":
-            done.setdefault("finetune", Done(path, path, run["first_epoch"] - 1, run["first_epoch"], {}))
+            first = run["first_epoch"]
+            done.setdefault("finetune", Done(path, path, first - 1, first, {}, run["precision"]))
         if stage != "finetune":  # killed before stages.json was written
             epoch = run["first_epoch"]
-            done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"]))
+            done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"], run["precision"]))
         elif self._is_longer(saved):
             done.pop("finetune", None)
         return {name: done[name] for name in ("frozen", "finetune", "closing") if name in done}

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console
@@ -44,7 +45,7 @@ class Results:
         """The tested one; empty: the weights as they were in the end."""
         return str(self.run.folder / self.stage.checkpoint) if self.stage.checkpoint else ""
 
-    @property
+    @cached_property  # a checkpoint of many classes is large
     def metrics(self) -> dict[str, float]:
         """Metrics of the tested checkpoint: its test, its validation, and the values that its frozen fit found."""
         report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}

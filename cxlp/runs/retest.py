@@ -23,7 +23,7 @@ from cxlp.runs.launch import launched_rank, settle_launch
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.provenance import data_facts, git_state, versions
 from cxlp.runs.results import finite, metrics_table
-from cxlp.runs.trainers import build_trainer
+from cxlp.runs.trainers import build_trainer, without_gradients
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, write_whole
@@ -75,7 +75,9 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
             print(note, file=sys.stderr)  # noqa: T201
     data.progress = config["trainer"]["enable_progress_bar"] is not False
     recorder = TestRecorder(data, RunConfig(**config["run"].as_dict()).predictions)
-    trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False)
+    # As it was validated, so that its own test comes out the same; a checkpoint of a plain Trainer does not tell.
+    precision = saved.get("cxlp_run", {}).get("precision") or without_gradients(config["trainer"]).name
+    trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False, precision=precision)
     task = ClassificationTask(network)
     task.times = PhaseTimes()
     (tested,) = trainer.test(task, data, verbose=False)
@@ -90,6 +92,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
         "test_of": str(path.absolute()),
         "images": {chosen: len(data.splits["test"])},
         "memory": peak_memory(),
+        "network": {"backbone": network.backbone.name, "head": " + ".join(head.name for head in network.each_head())},
     }
     if data.left_out:
         summary["left_out"] = dict(data.left_out)

@@ -116,7 +116,9 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
         ),
         (["{}", "photos", "--out", "x.npz", "--dim", "9999"], "the network's features have 1,152 dimensions"),
         (["{}", "photos", "--out", "x.npz", "--model.frozen.c", "1"], "keys of train.py go with a config"),
-        (["{}", "nothing.png", "--out", "x.npz"], "none of 1 files can be read, such as image not found: nothing.png"),
+        (["{}", "nothing.png", "--out", "x.npz"], "image not found: nothing.png"),
+        (["{}", "photos/train/zz.png", "--out", "x.npz"], "none of 1 files can be read, such as cannot decode image"),
+        (["none.ckpt", "photos", "--out", "x.npz"], "checkpoint not found: none.ckpt"),
         (["none.yaml", "photos", "--out", "x.npz"], "config file not found: none.yaml"),
     ],
 )
