@@ -37,7 +37,7 @@ def test_the_same_images_again(work: Path, capsys: Capture) -> None:
     before = contents(run)
     assert main(["test", "runs/birds"]) == 0
     assert contents(run) == before
-    again = Path("runs/birds-on-folder-test")
+    again = Path("runs/birds-on-pictures-test")
     found, first = metrics(again), metrics(run)
     tested = {key: value for key, value in first["metrics"].items() if key.startswith("test/")}
     assert found["metrics"] == pytest.approx(tested) and found["intervals"] == first["intervals"]
@@ -50,7 +50,7 @@ def test_the_same_images_again(work: Path, capsys: Capture) -> None:
     said = capsys.readouterr().out
     assert "test/accuracy" in said and "95% interval" in said and str(again) in said
     assert main(["test", "runs/birds/checkpoints/best.ckpt"]) == 0
-    assert Path("runs/birds-on-folder-test-2/metrics.json").is_file()  # nor over an earlier test
+    assert Path("runs/birds-on-pictures-test-2/metrics.json").is_file()  # nor over an earlier test
 
 
 def test_other_splits(work: Path, capsys: Capture) -> None:
@@ -137,7 +137,7 @@ def test_a_checkpoint_elsewhere_is_tested_on_what_is_named(work: Path) -> None:
     shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
     arguments = ["--data", "Folder", "--data.root", "pictures", "--data.num_workers", "0", "--data.batch_size", "4"]
     assert main(["test", "alone.ckpt", *arguments]) == 0
-    assert metrics(Path("alone-on-folder-test"))["metrics"] == pytest.approx(
+    assert metrics(Path("alone-on-pictures-test"))["metrics"] == pytest.approx(
         {key: value for key, value in metrics(Path("runs/birds"))["metrics"].items() if key.startswith("test/")}
     )
 
