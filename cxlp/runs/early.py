@@ -176,7 +176,8 @@ class _Given:
         if (path := value.get("ckpt_path")) and "seeds" not in value:  # a series is gone on with by its name
             resumed_checkpoint(Path(path), root)
         if refit and refit.lower() not in ("true", "false"):
-            chosen_checkpoint(refit)
+            if not path:  # else the choice is in that checkpoint, and what it was made of may have been moved
+                chosen_checkpoint(refit)
         elif start and start not in STARTS and not refit:  # which begins anew
             start_checkpoint(start)
         if (weights := value.get("model.backbone.weights")) and weights != "default":
