@@ -18,6 +18,7 @@ from cxlp.backbones.inputs import by_channel, side_of
 from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import Source, find, of_module
 from cxlp.backbones.weights import load_strictly, read_state_dict
+from cxlp.backbones.weights_file import find_weights
 from cxlp.utils.errors import CxlpError
 
 
@@ -259,9 +260,9 @@ class Backbone(nn.Module):
         elif weights.endswith(".onnx"):
             if not isinstance(source.model, CaffeNet):
                 raise CxlpError(f"{weights} is an ONNX file, which only caffenet takes: give a .pth file")
-            state, called = onnx_state_dict(Path(weights).expanduser()), weights
+            state, called = onnx_state_dict(find_weights(weights)), weights
         else:
-            state, called = read_state_dict(Path(weights).expanduser()), weights
+            state, called = read_state_dict(Path(weights)), weights
         load_strictly(self.trunk, source.model, state, called, source.translate)
 
     @torch.no_grad()

@@ -215,5 +215,6 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise CxlpError(
             f"the pooled features and maps need {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
-            "point --run.root or model.frozen.store elsewhere, or lower the heads' pca_dim"
+            "point --run.root or model.frozen.store elsewhere, choose model.frozen.features: float16 (half of it) or "
+            "sign (a sixteenth), or make the features smaller by the heads' pca_dim or sketch"
         )

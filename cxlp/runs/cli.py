@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.arguments import CLASSES, find_configs, part_heads
+from cxlp.runs.arguments import CLASSES, HEAD, find_configs, part_heads
 from cxlp.runs.config_errors import check_group, explain, explain_instance, refuse_infinite, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
@@ -58,7 +58,7 @@ def build_parser() -> ArgumentParser:
         "deviation in the end. With the seed move order, augmentation, initial weights; what is held out stays, unless "
         "data.split_seed is null. What is done already is not done again, given the same --run.name.",
     )
-    parser.set_defaults({"model.head": {"class_path": "CrossLayerPooling"}})
+    parser.set_defaults({"model.head": {"class_path": HEAD}})
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER.items()})
     return parser
 

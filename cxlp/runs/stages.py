@@ -180,7 +180,7 @@ class Run(OpenedRun):
         self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
-        recorder = TestRecorder(self.data)
+        recorder = TestRecorder(self.data, self.settings.predictions)
         trainer = self._build_trainer("test", [recorder], stage.epoch, stage.precision)
         task.times = self.times
         chosen = self.config["trainer"]["precision"] is None
@@ -226,7 +226,7 @@ class Run(OpenedRun):
             self.folder,
             [self.progress, Record(self._facts, image), self._provenance, *own],
             build_loggers(self.settings, self.folder, stage, self.experiment, self.outputs),
-            f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None,
+            f"val/{SELECTION[self.data.multi_label]}" if len(self.data.splits["val"]) else None,
             refit=self.choice is not None,
             precision=precision or ("32-true" if stage == "finetune" else self._precision.name),
         )

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.frozen import fit as fit_module
+from cxlp.frozen import solvers
+from cxlp.frozen import svm as libsvm
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import FeatureType, RowStore
@@ -348,7 +350,7 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     network = small_network()
     with pytest.warns(UserWarning, match="fewer than two training images: the scale of the logits stays 1"):
         report = run_fit(network, tmp_path, data=(images, labels))
-    assert report == {"C": 10.0, "logit_scale": 1.0}
+    assert report == {"C": 10.0, "logit_scale": 1.0, "primal": 0.0}
     with torch.no_grad():  # the class is learnt all the same
         assert int(network(images)[alone].argmax()) == 2
     with pytest.raises(CxlpError, match=r"model.frozen.c: auto needs two training images"):
@@ -378,11 +380,11 @@ def test_cores_are_shared_by_the_ranks_of_this_machine_only(tmp_path: Path, monk
         threads.append(count)
         return solve(gram, targets, c, count)
 
-    monkeypatch.setattr(fit_module, "usable_cores", lambda: 6)
-    monkeypatch.setattr(fit_module, "local_world_size", lambda: 2)
-    monkeypatch.setattr(fit_module, "solve", watched)
+    monkeypatch.setattr(solvers, "usable_cores", lambda: 6)
+    monkeypatch.setattr(solvers, "local_world_size", lambda: 2)
+    monkeypatch.setattr(libsvm, "solve", watched)
     run_fit(small_network(), tmp_path)
-    assert threads == [3]
+    assert threads == [3, 3]  # the folds, and all images
 
 
 def test_the_backbone_does_not_move(tmp_path: Path) -> None:
@@ -449,8 +451,8 @@ def test_finishing_reads_the_disk_block_by_block(
     monkeypatch.setattr(RowStore, "read", lambda self, a, b: watch(self, read(self, a, b)))
     monkeypatch.setattr(RowStore, "read_columns", lambda self, a, b: watch(self, read_columns(self, a, b)))
     limit = 16 << 10
-    monkeypatch.setattr(fit_module, "gram_matrix", partial(gram_matrix, block_bytes=limit))
-    monkeypatch.setattr(fit_module, "combine_rows", partial(combine_rows, block_bytes=limit))
+    monkeypatch.setattr(solvers, "gram_matrix", partial(gram_matrix, block_bytes=limit))
+    monkeypatch.setattr(libsvm, "combine_rows", partial(combine_rows, block_bytes=limit))
     data = small_images(per_class)
     run_fit(small_network(), tmp_path, data=data)
     assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # else one block would have held all
