@@ -51,8 +51,8 @@ _HEAD = """# Configuration
 
 Every key of the configs. `model.head` and `data` name a class (`class_path`) and its options (`init_args`); on the
 command line both are shorter: `--model.head BilinearPooling --model.head.pca_dim 128`. Besides these keys there are
-`seed_everything`, `seeds` and `ckpt_path` (see `python train.py --help`), and those of Lightning's Trainer
-(`trainer.*`). This page is made by `PYTHONPATH=. python docs/make_configuration.py > docs/configuration.md`.
+`seed_everything`, `seeds` and `ckpt_path`, and those of Lightning's Trainer (`trainer.*`): see `python train.py
+--help-all`. This page is made by `PYTHONPATH=. python docs/make_configuration.py > docs/configuration.md`.
 """
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.backbones.weights_file import find_weights
+from cxlp.utils.errors import CxlpError
 
 State = Mapping[str, Tensor]
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar", ".safetensors")
 #: Where training scripts put the weights, the averaged ones first, as timm reads them.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model")
 #: What distributed and compiled networks put before their names.
@@ -34,13 +34,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         CxlpError: If the file is missing, unreadable, or holds no tensors.
     """
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*") if p.suffix in _SUFFIXES] if path.parent.is_dir() else []
-        lacking = "are no weights in" if path.parent.is_dir() else "is no folder"
-        hint = (
-            did_you_mean(path.name, near) if near else f"There {lacking} {path.parent}. Give a file, default or null."
-        )
-        raise CxlpError(f"weights file not found: {path}. {hint}")
+    path = find_weights(path)
     try:
         state = _load(path)
     except Exception as error:  # of many kinds, from UnpicklingError to EOFError

@@ -3,13 +3,15 @@
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import astuple
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from cxlp.commands import add_data_set, check_numbers
-from cxlp.data import data_module
+from cxlp.data import DATA_MODULES, data_module
+from cxlp.data.listing import check_folder
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import program
 
@@ -39,18 +41,23 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
+    check_numbers(args, workers=1)
+    how = f"To get it: {program()} download {args.name}{f' --root {args.root}' if args.root else ''}"
+    if args.name == "folder":
+        check_folder(args.root or Path("data/folder"))
+    elif args.name != "table" and args.name in DATA_MODULES and args.root is not None and not args.root.exists():
+        raise CxlpError(f"{args.name}: {args.root} does not exist. {how}")
+    data = data_module(args.name, args.root)
+
     from cxlp.data.checking import check
     from cxlp.utils.distributed import usable_cores
 
-    check_numbers(args, workers=1)
-    data = data_module(args.name, args.root)
     try:
         report = check(data, args.workers or usable_cores())
     except CxlpError as error:
-        if data.root.exists() or args.name == "folder":
+        if data.root.exists() or args.name in ("folder", "table"):
             raise
-        root = f" --root {args.root}" if args.root else ""
-        raise CxlpError(f"{error}\nTo get it: {program()} download {args.name}{root}") from error
+        raise CxlpError(f"{error}\n{how}") from error
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_counts(report, f"{data.name} in {data.root}", data.multi_label))

@@ -12,8 +12,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxlp.commands import check_numbers, out_folder, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, out_folder, warn_of_boxes
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.files import find_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,14 +73,18 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
+    if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
+        raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
+    check_numbers(args, limit=1)
+    find_checkpoint(args.checkpoint)
+    check_images(args.images)
+
     from cxlp.commands.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.predictor import load
     from cxlp.explain.attribution import check_explainable
 
-    if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
-        raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
-    check_numbers(args, limit=1)
     model = load(args.checkpoint, "auto")
+    model.check_classes()
     check_explainable(model.network)
     target, against = (_class(model.classes, name) for name in (args.target, args.against))
     if target is not None and target == against:
@@ -110,7 +115,7 @@ class _Source:
         """Go through the images: number, input, height by width, explanation."""
         import torch
 
-        from cxlp.deploy.predictor import read
+        from cxlp.deploy.reading import read
         from cxlp.explain.attribution import explain
         from cxlp.utils.distributed import usable_cores
 

@@ -6,8 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxlp.commands import check_out_file
+from cxlp.commands import check_images, check_out_file
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import find_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,11 +61,15 @@ def run(args: Namespace) -> int:
     if args.out.suffix != suffix:
         raise CxlpError(f"--out {args.out}: a file of --format {args.format} ends in {suffix}")
     check_out_file(args.out)
+    find_checkpoint(args.checkpoint)
+    if args.check is not None:
+        check_images(args.check)
 
     from cxlp.deploy.export import check, export
     from cxlp.deploy.predictor import load
 
     model = load(args.checkpoint)
+    model.check_classes()
     images, called = _drawn(model) if args.check is None else _given(model, args.check)
     files = export(model, args.out, args.format, args.input)
     megabytes = sum(file.stat().st_size for file in files) / 1e6

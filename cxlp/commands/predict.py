@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cxlp.commands import check_numbers, check_out_file, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
+from cxlp.utils.files import find_checkpoint
 
 if TYPE_CHECKING:
     from cxlp.deploy.predictor import Prediction
@@ -26,7 +27,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="Name the most probable classes of images, by a checkpoint of train.py and nothing else.\n"
         "One row per file, in order, each batch as soon as it is done. A file that cannot be read gets a row\n"
         "with an error and stops nothing.\n"
-        "Exit status: 0 all files were read; 1 some were not; 2 the arguments are wrong.",
+        "Exit status: 0 all files were read; 1 some were not; 2 the arguments are wrong, or no path is there.",
         epilog="Images are resized as in the test of the checkpoint's run, by its own options. A network that was\n"
         "trained on crops to boxes (--data.bbox true) expects images that are cropped like that.\n"
         "Probabilities are a softmax over all classes or, where an image may show several, a sigmoid of each.\n\n"
@@ -61,6 +62,8 @@ def run(args: Namespace) -> int:
     check_numbers(args, top=1, batch_size=1, workers=0)
     if args.out is not None:
         check_out_file(args.out)
+    find_checkpoint(args.checkpoint)
+    check_images(args.paths)
 
     from tqdm import tqdm
 
@@ -69,6 +72,7 @@ def run(args: Namespace) -> int:
     from cxlp.utils.distributed import usable_cores
 
     model = load(args.checkpoint, args.device, args.precision)
+    model.check_classes()
     warn_of_boxes(model)
     top = min(args.top, len(model.classes))
     # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.

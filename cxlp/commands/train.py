@@ -78,8 +78,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(args: Sequence[str], begun: _Begun) -> int:
     forget_ranks_without_number()
+    if not {"-h", "--help", "--help-all"}.isdisjoint(args):
+        return _help("--help-all" in args)
+    from cxlp.runs.early import check_early
+
+    check_early(args)  # before all that takes seconds to import
     from cxlp.runs.arguments import find_configs
-    from cxlp.runs.cli import parse
+    from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.folder import looks_for_earlier, run_name
     from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
     from cxlp.runs.loggers import RunConfig
@@ -92,7 +97,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
         looks_for_earlier(settings)  # which a series does by its name anyway
-        begun.series = Path(settings.root) / run_name(settings, config)
+        begun.series = Path(settings.root) / run_name(settings, config, parts_of(config)["data"])
         begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)
     settle_launch(config["trainer"])
@@ -104,8 +109,22 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     return _train_and_test(begun.run)
 
 
+def _help(of_all_keys: bool) -> int:
+    if of_all_keys:
+        from cxlp.runs.cli import build_parser
+
+        build_parser().print_help()
+    else:
+        from cxlp.commands.train_help import help_page
+
+        print(help_page(), end="")  # noqa: T201
+    return 0
+
+
 def _let_peers_know(status: int) -> None:
     """Be gone soon, among several processes: even Python's end may wait for the others."""
+    if "torch" not in sys.modules:  # there is no process group yet
+        return
     from cxlp.utils.distributed import is_distributed
 
     if is_distributed():
@@ -140,7 +159,7 @@ def _how_to_go_on(begun: _Begun) -> str:
     if begun.series is not None:
         return f"What is done is kept: give the same command again, with --run.name {begun.series.name}"
     if begun.run is not None:
-        from cxlp.runs.folder import last_checkpoint
+        from cxlp.runs.places import last_checkpoint
 
         folder = begun.run.folder
         if begun.run.choice is not None and last_checkpoint(folder) is None:
@@ -158,14 +177,15 @@ _PEER_GONE = (
 
 def _mendable(error: BaseException | None) -> str | None:
     """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
-
-    from cxlp.utils.distributed import is_distributed
-
     while error is not None:  # the parser wraps what constructors raise
         if isinstance(error, CxlpError):
             # From a loader's worker, the message carries the worker's traceback.
             return str(error).rpartition("CxlpError: ")[2].strip()
+        # Not above: what is told early is told without torch.
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+
+        from cxlp.utils.distributed import is_distributed
+
         # Lightning's EarlyStopping raises a bare RuntimeError for a metric that is not logged.
         if isinstance(error, MisconfigurationException) or str(error).startswith("Early stopping conditioned on"):
             return " ".join(str(error).split())

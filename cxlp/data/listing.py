@@ -9,6 +9,7 @@ from PIL import Image
 
 from cxlp.data.decode import with_image
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import train_program
 
 #: Pillow's formats for photographs and drawings: neither films nor vector graphics nor measurements.
 FORMATS = (
@@ -25,6 +26,25 @@ _SYSTEM_FOLDERS = {"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+fo
 Image.init()
 #: What names of pictures end in.
 SUFFIXES = tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS))
+
+
+def check_folder(root: Path) -> str:
+    """Refuse a folder of one's own images that is not there.
+
+    Returns:
+        What is expected in it, for other errors.
+
+    Raises:
+        CxlpError: If it does not exist, or is none.
+    """
+    layout = (
+        f"expected {root}/train/<class>/* and {root}/test/<class>/* (and val/), or {root}/<class>/*. To try cxlp "
+        f"without any data: {train_program()} --config demo.yaml"
+    )
+    if not root.is_dir():
+        is_file = "is a file, no folder" if root.exists() else "does not exist"
+        raise CxlpError(f"folder: {root.absolute()} {is_file}; {layout}")
+    return layout
 
 
 def is_hidden(name: str) -> bool:

@@ -1,22 +1,19 @@
 """From a decoded picture to the network's input; random changes by albumentations."""
 
 import math
-import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import albumentations as A
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cxlp.data.changes import build_change
 from cxlp.data.decode import Pixels
 from cxlp.utils.errors import CxlpError
-
-# Before the import: it would ask PyPI for news, which stalls without a network.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
 
 Aspect = Literal["warp", "crop"]
 
@@ -33,18 +30,24 @@ class AugmentConfig:
         colour: Strength of changes of brightness, contrast and saturation; 0: none.
         erase: Probability that a rectangle, 2 to 33 % of the area, is filled with noise (random erasing, Zhong et al.,
             AAAI 2020).
+        custom: Further changes, one after another: transforms of albumentations or ``torchvision.transforms.v2``, or
+            callables of your own, each as ``class_path`` and ``init_args``. They keep size and kind of a picture, see
+            :func:`~cxlp.data.changes.build_change`.
     """
 
     crop_scale: float = 0.5
     flip: float = 0.5
     colour: float = 0.2
     erase: float = 0.0
+    custom: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("crop_scale", 0.01), ("flip", 0.0), ("colour", 0.0), ("erase", 0.0)):
             value = getattr(self, name)
             if not low <= value <= 1:
                 raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and 1")
+        for described in self.custom:
+            build_change(described)  # refuses what cannot be built
 
 
 class Transform:
@@ -75,6 +78,7 @@ class Transform:
             )
             changes.insert(0, crop)
         self.random = A.Compose(changes)
+        self.custom = [build_change(described) for described in augment.custom]
 
     def needed(self, seed: int | None) -> int:
         """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.
@@ -105,6 +109,8 @@ class Transform:
             image = np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
         self.random.set_random_seed(seed)
         changed = self.random(image=image)["image"]
+        for change in self.custom:
+            changed = change(changed, seed)
         return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
 
     def _fit(self, image: Pixels) -> Tensor:

@@ -5,7 +5,7 @@ How a head splits its part of a score is in the head's own file (its ``explain``
 up to the score.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from cxlp.heads.base import Head
 from cxlp.heads.views import Window
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.threads import one_thread
 
 #: Largest effect of rounding to float32 on a head's part of a score, relative to the sum of its terms' absolute values.
 _ROUNDING = 1e-3
@@ -175,7 +176,10 @@ def is_explainable(network: Network) -> bool:
 @torch.inference_mode(False)  # it takes derivatives, also where a Trainer has switched that off
 @torch.no_grad()
 def explain(
-    network: Network, images: Tensor, target: int | None = None, against: int | None = None
+    network: Network,
+    images: Tensor,
+    target: int | Sequence[Sequence[int]] | None = None,
+    against: int | None = None,
 ) -> Iterator[Explanation]:
     """Split scores of images over pooling channels and places, see the module.
 
@@ -185,11 +189,12 @@ def explain(
     Args:
         network: A fitted network in evaluation mode.
         images: ``(B, 3, S, S)``, RGB: uint8, or floating point of 0..1.
-        target: The class to explain; ``None``: each image's best one (other than ``against``).
+        target: The class to explain; ``None``: each image's best one (other than ``against``). Or the classes to
+            explain, perhaps several, for each image.
         against: A class whose score is subtracted, so that the difference of the two is explained.
 
     Yields:
-        An explanation per image, on the CPU; each is made when it is asked for.
+        An explanation per image and class, on the CPU; each is made when it is asked for, by one thread.
 
     Raises:
         CxlpError: See :func:`check_explainable`; or where a head's shares do not add up to its part of the score.
@@ -202,19 +207,22 @@ def explain(
         vectors = [network.encode(head, maps) for head, maps in zip(heads, found, strict=True)]
     size = network.backbone.image_size
     for i, scores in enumerate(network.classify(torch.cat(vectors, dim=1)).float()):
+        own_maps = [[_own(m, i, head.view_count) for m in maps] for head, maps in zip(heads, found, strict=True)]
+        probabilities = (scores.sigmoid() if network.multi_label else scores.softmax(dim=0)).cpu()
         chosen = _best(scores, against) if target is None else target
-        weights, bias = classifier.weight[chosen].double(), classifier.bias[chosen].double()
-        if against is not None:
-            weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
-        split = torch.split(weights, [head.out_features for head in heads])
-        evidence = []
-        for head, maps, own, vector in zip(heads, found, split, vectors, strict=True):
-            shares, activations = head.explain([_own(m, i, head.view_count) for m in maps], own * len(heads) ** -0.5)
-            _check_sum(head, float(shares.sum()), own * vector[i].double())
-            windows = tuple(head.views.windows(size))
-            evidence.append(PartEvidence(shares.cpu(), activations.cpu(), windows, size, head.views.image_size(size)))
-        probabilities = scores.sigmoid() if network.multi_label else scores.softmax(dim=0)
-        yield Explanation(chosen, against, probabilities.cpu(), float(bias), tuple(evidence))
+        for k in (chosen,) if isinstance(chosen, int) else chosen[i]:
+            weights, bias = classifier.weight[k].double(), classifier.bias[k].double()
+            if against is not None:
+                weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
+            split = torch.split(weights, [head.out_features for head in heads])
+            evidence = []
+            with one_thread():  # operations of one image are small
+                for head, maps, own, vector in zip(heads, own_maps, split, vectors, strict=True):
+                    shares, activations = head.explain(maps, own * len(heads) ** -0.5)
+                    _check_sum(head, float(shares.sum()), own * vector[i].double())
+                    part = shares.cpu(), activations.cpu(), tuple(head.views.windows(size)), size
+                    evidence.append(PartEvidence(*part, head.views.image_size(size)))
+            yield Explanation(k, against, probabilities, float(bias), tuple(evidence))
 
 
 @contextmanager

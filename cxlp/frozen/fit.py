@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cxlp.frozen.checks import check_absent, check_labels, check_maps
 from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.frozen.maps import HeadMaps, MapStore
+from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
 from cxlp.frozen.solvers import SolverName, make_solver, plan
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows
 from cxlp.heads.fitting import HeadFit, TrainingSet
@@ -117,9 +117,10 @@ class FrozenFit:
     """Fits a network's heads (PCA, codebooks) and its classifier (SVMs) to one pass over the training images.
 
     Each image is decoded and sent through the backbone once: :meth:`observe` shows the maps to the heads' own fits and
-    keeps them on disk (they are smaller than what is pooled from them); :meth:`finish` has the heads solve, encodes the
-    kept maps, and solves the SVMs. A head that has nothing to fit encodes at once. Memory holds one batch, one block of
-    features, the d x d scatter, and what the solver of the SVMs needs, see :mod:`cxlp.frozen.solvers`.
+    keeps them, those of the first images in memory and the others on disk (they are smaller than what is pooled from
+    them); :meth:`finish` has the heads solve, encodes the kept maps, and solves the SVMs. A head that has nothing to
+    fit encodes at once. Beside these maps, memory holds one batch, one block of features, the d x d scatter, and what
+    the solver of the SVMs needs, see :mod:`cxlp.frozen.solvers`.
 
     With several ranks, each observes its share of the images and all call :meth:`finish` together, with one result.
 
@@ -175,7 +176,7 @@ class FrozenFit:
             if fit is not None:
                 self.fits[i] = fit
         names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
-        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names)
+        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory_for_maps())
         classes = len(network.classes)
         self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
         if self.plan.primal and progress and rank() == 0:
@@ -248,7 +249,7 @@ class FrozenFit:
             with self.times.measure("pooling"):
                 self._pool()
             self.maps.delete()  # before the barrier: rank 0 removes the folder once it is empty
-        if not self.stored:
+        if not self.stored and (self.keep or world_size() > 1):  # nobody else reads them otherwise
             self.features.sync()
         barrier()
         self.features.reopen()  # a network disk shows what others wrote to those who open after them

@@ -14,16 +14,19 @@ from cxlp.heads.base import Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import find_checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that a run wrote, without running code; building the network in it may, see below.
 
+    Args:
+        path: The file, or the folder of a run, whose ``checkpoints/best.ckpt`` is meant.
+
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp.
     """
-    if not Path(path).is_file():
-        raise CxlpError(f"checkpoint not found: {path}")
+    path = find_checkpoint(path)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["cxlp"]["network"]["heads"], "".join(checkpoint["state_dict"].keys())

@@ -3,7 +3,9 @@
 import heapq
 import io
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +20,21 @@ from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
 from cxlp.utils.distributed import gather_objects
 from cxlp.utils.files import write_whole
+from cxlp.utils.threads import one_thread
 
 #: Number of mistakes and of right answers that are kept.
 MISTAKES, RIGHT = 16, 8
 #: Side of a thumbnail and width of the gap between two, pixels.
 SIDE, GAP = 160, 4
 
-#: Draws the evidence into a picture: network, picture ``(3, H, W)`` uint8, class index -> ``(3, h, w)`` uint8.
-Overlay = Callable[[Network, Tensor, int], Tensor]
+#: Pictures that pass through the network together; and up to how many seconds for the first one, by one thread, the
+#: others have one thread, too. All threads wait for each other after each operation: beside another busy process, a
+#: small network takes ten times as long by them; a large one gains.
+BATCH, ONE_THREAD_SECONDS = 8, 1.0
+
+#: Draws the evidence into pictures: network, pictures ``(B, 3, H, W)`` uint8, the classes for each of them -> for each
+#: picture a drawing per class, ``(3, h, w)`` uint8.
+Overlay = Callable[[Network, Tensor, Sequence[Sequence[int]]], list[list[Tensor]]]
 
 
 class Example(NamedTuple):
@@ -179,8 +188,9 @@ def write_thumbnails(
         data: The test split.
         mistakes: See :class:`Examples`.
         right: See :class:`Examples`.
-        outputs: Notes whether one fails; the others are written all the same.
-        overlay: Draws the evidence for a class; shown beside the picture for the answer and, where that is wrong,
+        outputs: Notes whether one fails; the others are written all the same, and pictures alone if the evidence
+            cannot be drawn.
+        overlay: Draws the evidence for classes; shown beside the picture for the answer and, where that is wrong,
             for the truth.
     """
     place = folder / "examples"
@@ -188,18 +198,40 @@ def write_thumbnails(
         place.mkdir(exist_ok=True)
         for path in place.iterdir():
             path.unlink()
-    for name, _, example in _named(mistakes, right):
+    named = [(name, example) for name, _, example in _named(mistakes, right)]
+    begun = time.thread_time()  # of this thread only: what else the machine does is not counted
+    with one_thread():
+        _write_batch(place, network, data, named[:1], outputs, overlay)
+    is_quick = time.thread_time() - begun < ONE_THREAD_SECONDS
+    with one_thread() if is_quick else nullcontext():
+        for start in range(1, len(named), BATCH):
+            _write_batch(place, network, data, named[start : start + BATCH], outputs, overlay)
+
+
+def _write_batch(
+    place: Path,
+    network: Network,
+    data: ImageDataset,
+    named: Sequence[tuple[str, Example]],
+    outputs: Outputs,
+    overlay: Overlay | None,
+) -> None:
+    found: list[tuple[str, Example, Tensor]] = []
+    for name, example in named:
         with outputs.attempt("examples"):
-            write_whole(place / name, _thumbnail(network, data, example, overlay))
+            found.append((name, example, data.picture(Draw(example.position))))
+    drawn: list[list[Tensor]] = [[] for _ in found]
+    if overlay is not None and found:
+        asked = [[k for k in dict.fromkeys((e.shown, e.true)) if k >= 0] for _, e, _ in found]
+        with outputs.attempt("examples"):
+            drawn = overlay(network, torch.stack([picture for _, _, picture in found]), asked)
+    for (name, _, picture), beside in zip(found, drawn, strict=True):
+        with outputs.attempt("examples"):
+            write_whole(place / name, _thumbnail([picture, *beside]))
 
 
-def _thumbnail(network: Network, data: ImageDataset, example: Example, overlay: Overlay | None) -> bytes:
-    """Draw the picture as the network sees it, and beside it the evidence, as a JPEG."""
-    picture = data.picture(Draw(example.position))
-    pictures = [picture]
-    if overlay is not None:
-        asked = dict.fromkeys((example.shown, example.true))
-        pictures += [overlay(network, picture, k) for k in asked if k >= 0]
+def _thumbnail(pictures: Sequence[Tensor]) -> bytes:
+    """Draw pictures beside each other, as a JPEG."""
     strip = Image.new("RGB", (len(pictures) * (SIDE + GAP) - GAP, SIDE), "white")
     for number, shown in enumerate(pictures):
         strip.paste(to_pil_image(shown).resize((SIDE, SIDE)), (number * (SIDE + GAP), 0))

@@ -17,6 +17,7 @@ from cxlp.explain.attribution import Explanation, explain
 from cxlp.heads.views import resized
 from cxlp.models.network import Network
 from cxlp.reports.drawing import as_png, label
+from cxlp.utils.threads import one_thread
 
 #: Red is evidence for the class, blue against it, as is usual in such maps.
 EVIDENCE = colormaps["RdBu_r"]
@@ -68,19 +69,25 @@ def draw_explanation(
     return figure
 
 
-def draw_evidence(network: Network, picture: Tensor, target: int) -> Tensor:
-    """Draw the evidence for a class over a picture in grey; strong evidence has strong colours.
+def draw_evidence(network: Network, pictures: Tensor, targets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    """Draw the evidence for classes over pictures in grey; strong evidence has strong colours.
 
     Args:
         network: A fitted network, see :func:`~cxlp.explain.attribution.check_explainable`.
-        picture: ``(3, T, T)`` uint8, as the network's test sees it.
-        target: The class.
+        pictures: ``(B, 3, T, T)`` uint8, as the network's test sees them.
+        targets: For each picture the classes.
 
     Returns:
-        The same shape and type.
+        For each picture a drawing per class: ``(3, T, T)`` uint8.
     """
-    image = resized(picture[None].to(network.backbone.mean.device), network.image_size)
-    (explanation,) = explain(network, image, target)
+    images = resized(pictures.to(network.backbone.mean.device), network.image_size)
+    explanations = explain(network, images, targets)  # one pass of the network over all of them
+    pairs = zip(pictures, targets, strict=True)
+    return [[_coloured(picture, next(explanations)) for _ in own] for picture, own in pairs]
+
+
+@one_thread()
+def _coloured(picture: Tensor, explanation: Explanation) -> Tensor:
     evidence = explanation.map(picture.shape[-1])
     evidence = evidence / evidence.abs().max().clamp_min(1e-12)
     colours = torch.from_numpy(EVIDENCE((0.5 + 0.5 * evidence).numpy())[..., :3]).permute(2, 0, 1)

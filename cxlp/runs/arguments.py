@@ -9,23 +9,32 @@ from typing import Any
 
 import yaml
 
-import cxlp.heads
+import cxlp
 from cxlp.data import DATA_MODULES
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.program import train_program
+from cxlp.utils.sources import exported
 
 _PACKAGE = Path(cxlp.__file__).parent
 #: The shipped configs: inside an installed package, beside it in a checkout.
 CONFIGS = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
+#: The one of them that is not for runs, but for ``wandb sweep``.
+SEARCH = "sweep.yaml"
 #: What may stand at ``class_path``, besides a user's own subclasses.
 CLASSES = {
     "data": tuple(DATA_MODULES.values()),
-    "model.head": tuple(f"cxlp.heads.{name}" for name in cxlp.heads.__all__ if name != "Head"),
+    "model.head": tuple(f"cxlp.heads.{name}" for name in exported("cxlp.heads") if name != "Head"),
 }
+#: The head where none is named.
+HEAD = "CrossLayerPooling"
+#: Keys beside the groups.
+OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
     """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
+
+    After them comes ``--data NAME``, which may be a class or a config's name, such as ``torchvision``.
 
     Raises:
         CxlpError: If there is none; names those there are.
@@ -39,18 +48,25 @@ def find_configs(args: Sequence[str]) -> list[str]:
             found[i + 1] = str(_config_path(found[i + 1]))
         elif arg.startswith("--config="):
             found[i] = f"--config={_config_path(arg.removeprefix('--config='))}"
-    # Configs first: whatever stands on the command line itself has the last word.
+    # Configs first: whatever stands on the command line itself has the last word. Then which data set it is, to which
+    # the other options of the data belong.
     configs: list[str] = []
+    data: list[str] = []
     others: list[str] = []
     while found:
         arg = found.pop(0)
         if arg in ("--config", "-c") and found:
             configs += [arg, found.pop(0)]
+        elif arg == "--data" and found:
+            data = [arg, DATA_MODULES.get(found[0], found.pop(0))]
+        elif arg.startswith("--data="):
+            name = arg.removeprefix("--data=")
+            data = [f"--data={DATA_MODULES.get(name, name)}"]
         else:
             (configs if arg.startswith("--config=") else others).append(arg)
     _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
     _check_values(others)
-    return configs + others
+    return configs + data + others
 
 
 def part_heads(args: Sequence[str]) -> list[str]:
@@ -136,5 +152,5 @@ def _config_path(name: str) -> Path:
         for spelled in (path, path.with_name(path.name + ".yaml")):
             if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's raises for what cannot be a path)
                 return spelled.absolute()
-    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != "sweep.yaml")
+    shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != SEARCH)
     raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.importing import import_object
+from cxlp.utils.sources import keys_of, options_of
 
 _PROBLEM = re.compile(r"^( *)- Problem with given class_path '(?P<path>\S+)':\n(?P<inside>(?:\1 +\S.*\n?)+)", re.M)
 _NO_CLASS = re.compile(r"No module named|module '\S+' has no attribute")
@@ -37,23 +38,21 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
     key = next((key for key in classes if text.startswith(f'Parser key "{key}":')), None)
     if key is not None:
         return _explain_class(key, text, classes[key])
-    return _explain_keys(text, "", _keys(parser.get_defaults())) or " ".join(text.split())
+    known = _keys(parser.get_defaults())
+    name = _unknown(text)
+    said = unknown_key("", name, known) if name else wrong_value(text, "", known)
+    return said or " ".join(text.split())
 
 
 def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
     """Say what is wrong with a class, or with one of its options."""
-    names = [_short(path) for path in valid]
-    one_of = f"Valid: {', '.join(names)}, or the import path of a class of your own"
+    one_of = _one_of(valid)
     problem = _PROBLEM.search(text)
     inside = problem["inside"] if problem else ""
     word = re.search(r"Expected a dot import path string: (.*)", text)
     if word or _NO_CLASS.search(inside):
         wrong, why = (word[1], "") if word else (problem["path"], f" ({inside.strip()})")  # type: ignore[index]
-        near = wrong.rpartition(".")[2].lower()
-        spelled = {part.lower(): name for name in names for part in (name[: len(near)], name)}  # long names: begun
-        close = get_close_matches(near, spelled, n=1)
-        hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
-        return f"{key}: there is no class {wrong!r}{why}.{hint} {one_of}"
+        return no_class(key, wrong, valid, why)
     if problem is None:
         base = re.search(r"subclass of (\w+)", text)
         given = re.search(r"\n  Given value: (?:NestedArg\(key='class_path', val='(.*)'\)|(.*))$", text)
@@ -62,25 +61,57 @@ def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
         if base is None or given is None:
             return text
         return f"{key}: {_shown(given[1] or given[2])} is no {base[1]}. {one_of}"
-    known = _keys_of_class(problem["path"])
     unknown = _unknown(inside)
     if unknown == "class_path":
         return f"{key}: options that stand beside class_path belong below init_args"
-    owners = [_short(path) for path in valid if unknown and _has_key(path, unknown)]
-    if owners:
-        options = ", ".join(dict.fromkeys(option.partition(".")[0] for option in known))
-        others = f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it: choose by {key}"
-        return (
-            f"unknown key {key}.{unknown}: {_short(problem['path'])} has no such option ({others}). Valid in {key}: "
-            f"{options}."
-        )
-    return _explain_keys(inside, f"{key}.", known) or text
+    if unknown:
+        return unknown_option(key, problem["path"], unknown, valid)
+    return wrong_value(inside, f"{key}.", _keys_of_class(problem["path"])) or text
 
 
-def _explain_keys(text: str, prefix: str, known: list[str]) -> str | None:
-    """Say what is wrong with a key or its value; ``None``: it is of no known kind."""
-    if name := _unknown(text):
-        return _unknown_key(prefix, name, known)
+def no_class(key: str, wrong: str, valid: Sequence[str], why: str = "") -> str:
+    """Say that there is no such class, and which one may be meant.
+
+    Args:
+        key: Where it was named, such as ``data``.
+        wrong: Its name.
+        valid: The paths of the classes that may stand there.
+        why: What importing it said.
+    """
+    names = [_short(path) for path in valid]
+    near = wrong.rpartition(".")[2].lower()
+    spelled = {part.lower(): name for name in names for part in (name[: len(near)], name)}  # long names: begun
+    close = get_close_matches(near, spelled, n=1)
+    hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
+    return f"{key}: there is no class {wrong!r}{why}.{hint} {_one_of(valid)}"
+
+
+def unknown_option(key: str, path: str, name: str, valid: Sequence[str]) -> str:
+    """Say that a class has no such option, and which other class has it, or which option may be meant.
+
+    Args:
+        key: Where the class stands, such as ``data``.
+        path: The class's.
+        name: The option.
+        valid: The paths of the classes that may stand there.
+    """
+    known = _keys_of_class(path)
+    owners = [_short(other) for other in valid if _has_key(other, name)]
+    if not owners:
+        return unknown_key(f"{key}.", name, known)
+    options = ", ".join(dict.fromkeys(option.partition(".")[0] for option in known))
+    others = f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it: choose by {key}"
+    return f"unknown key {key}.{name}: {_short(path)} has no such option ({others}). Valid in {key}: {options}."
+
+
+def wrong_value(text: str, prefix: str, known: list[str]) -> str | None:
+    """Say what is wrong with a value by the parser's words; ``None``: it is of no known kind.
+
+    Args:
+        text: What the parser said.
+        prefix: Of the keys in it.
+        known: All keys.
+    """
     keys = re.findall(r'Parser key "([^"]+)"', text)
     if keys and (wrong := re.search(r"""Unable to load config ['"](.*)['"]""", text)):
         first = next(name for name in known if name.startswith(f"{keys[-1]}."))
@@ -102,6 +133,10 @@ def _unknown(text: str) -> str | None:
         return None
     name = found["argument"] or found["option"] or f"{found['group']}.{found['member']}"
     return name.removeprefix("init_args.")
+
+
+def _one_of(valid: Sequence[str]) -> str:
+    return f"Valid: {', '.join(map(_short, valid))}, or the import path of a class of your own"
 
 
 def _short(path: str) -> str:
@@ -185,7 +220,14 @@ def _has_key(path: str, name: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for key in _keys_of_class(path))
 
 
-def _unknown_key(prefix: str, name: str, known: list[str]) -> str:
+def unknown_key(prefix: str, name: str, known: list[str]) -> str:
+    """Say that there is no such key, and which one may be meant.
+
+    Args:
+        prefix: Of all keys here, such as ``data.``.
+        name: What was given behind it.
+        known: The keys that there are, without the prefix.
+    """
     group = name.rpartition(".")[0]
     inside = f"{group}." if group else ""
     siblings = dict.fromkeys(k.removeprefix(inside).partition(".")[0] for k in known if k.startswith(inside))
@@ -195,6 +237,9 @@ def _unknown_key(prefix: str, name: str, known: list[str]) -> str:
 
 
 def _keys_of_class(path: str) -> list[str]:
+    options = options_of(path) if path.startswith("cxlp.") else None
+    if options is not None:
+        return list(keys_of(options))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(import_object(path, "class"))
     return _keys(parser.get_defaults())

@@ -12,10 +12,12 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from cxlp.data.datamodule import ImageDataModule
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.launch import job_id, launched_rank, was_restarted
 from cxlp.runs.loggers import REFIT, RunConfig
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.runs.places import NEWEST, last_checkpoint, resumed_checkpoint
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
 
@@ -23,19 +25,29 @@ from cxlp.utils.processes import run_to_end
 JOB = ".job"
 
 
-def run_name(run: RunConfig, config: Namespace | None = None) -> str:
-    """The name of a run: the user's, or one by the configs' files and the time.
+def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataModule | None = None) -> str:
+    """The name of a run: the user's, or one by the configs' files, see :func:`names_of_configs`, and the time.
 
     Raises:
-        CxlpError: If the name is a path.
+        CxlpError: If the user's name is a path.
     """
     if run.name and (Path(run.name).name != run.name or run.name == ".." or "\0" in run.name):
         raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
-    files = [Path(str(c)).stem for c in (config and config.get("config")) or [] if c is not None]
-    return run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
+    names = names_of_configs(config, data) if config is not None and data is not None else []
+    return run.name or "-".join([*names, datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
-def new_folder(run: RunConfig, config: Namespace) -> Path:
+def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
+    """The names of the configs' files; for that of a kind of data, such as ``folder``, the name of the data."""
+    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    kind = type(data).name
+    if data.name == kind:
+        return files
+    own = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.")[:64] or kind
+    return [own if file == kind else file for file in files] or [own]
+
+
+def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path:
     """Make a new folder for a run; one that another run made in the same moment is left to it.
 
     Raises:
@@ -44,7 +56,7 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
     root = Path(run.root)
     if launched_rank() != 0:
         return root  # rank 0 tells the others its folder when the run begins
-    name = run_name(run, config)
+    name = run_name(run, config, data)
     for number in range(1, 10_000):
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
@@ -137,14 +149,7 @@ def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | 
     Raises:
         CxlpError: If there is no such checkpoint.
     """
-    if given.is_dir():
-        newest = last_checkpoint(given)
-        if newest is None:
-            raise CxlpError(f"{given} holds no checkpoint to go on from")
-        given = newest
-    if not given.is_file():
-        near = sorted(str(p) for p in Path(run.root).glob("*/checkpoints/*.ckpt"))
-        raise CxlpError(f"checkpoint not found: {given}. {did_you_mean(str(given), near) if near else ''}")
+    given = resumed_checkpoint(given, run.root)
     saved = read_run(given)
     folder = given.absolute().parent.parent
     if given.absolute().parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
@@ -170,17 +175,9 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-#: Checkpoints that a run can be gone on with, the newest first.
-_NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
 #: What a run writes. From start.ckpt, which is of another run, or finetuned.ckpt, whose epoch may not have been over
 #: when it was written, no run is gone on with.
-_OWN = (*_NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return what a run can be resumed from; ``None``: nothing was saved yet."""
-    paths = [folder / "checkpoints" / name for name in _NEWEST]
-    return next((path for path in paths if path.is_file()), None)
+_OWN = (*NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
 
 
 def name_best(folder: Path, checkpoint: str) -> None:
@@ -217,8 +214,9 @@ def _is_done(metrics: Path) -> bool:
 
 #: All that a run writes before it has a checkpoint to go on from.
 _BEGUN = re.compile(
-    r"\.lock|\.job|config(-resumed)?\.yaml|provenance\.json|stages\.json|features/[^/]*|(checkpoints/)?\.[^/]*\.part"
-    r"|checkpoints/(start|finetuned)\.ckpt|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
+    r"\.lock|\.job|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|features/[^/]*"
+    r"|(checkpoints/)?\.[^/]*\.part|checkpoints/(start|finetuned)\.ckpt"
+    r"|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
 )
 
 

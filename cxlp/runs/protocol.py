@@ -16,14 +16,15 @@ from torch import Tensor
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Split
 from cxlp.models.network import Network
-from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS, STARTS
+from cxlp.runs.places import STARTS
+from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.utils.errors import CxlpError
 
 #: Keys that change no result, or only by rounding; or what they name is compared itself: weights, images, sizes.
 _FREE = (
     "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile",
     "data.root", "data.num_workers", "data.download", "data.batch_size", "data.image_size",
-    "data.validation", "data.split_seed",
+    "data.validation", "data.split_seed", "data.on_broken", "data.table",
 )  # fmt: skip
 #: Besides these, keys of ``data`` that say which images there are, or what training makes of them: no picture that is
 #: scored depends on them.

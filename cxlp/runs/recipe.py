@@ -93,8 +93,8 @@ class ModelConfig:
         """All heads."""
         return [self.head] if isinstance(self.head, Head) else list(self.head)
 
-    def build(self, classes: tuple[str, ...], multi_label: bool) -> Network:
-        """Build the network.
+    def build(self, classes: tuple[str, ...] | None, multi_label: bool) -> Network:
+        """Build the network; without classes, it has no classifier.
 
         Raises:
             CxlpError: If nothing would fit a part of it that gradients cannot.
@@ -110,8 +110,6 @@ class ModelConfig:
         return Network(backbone, heads, classes, multi_label, self.test_views)
 
 
-#: Where gradient descent may start, besides a checkpoint.
-STARTS = ("frozen", "projection", "scratch")
 #: Keys of the model that only gradient epochs use.
 GRADIENT_MODEL_KEYS = tuple(
     f.name for f in fields(ModelConfig) if f.name not in ("backbone", "head", "test_views", "frozen", "start")

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from cxlp.runs.folder import last_checkpoint, read_run, say, take_up
+from cxlp.runs.folder import read_run, say, take_up
 from cxlp.runs.launch import launched_rank
+from cxlp.runs.places import chosen_checkpoint, last_checkpoint
 from cxlp.utils.errors import CxlpError
 
 #: The stages of a run, in their order.
@@ -64,11 +65,7 @@ def read_chosen(path: str) -> dict[str, Any]:
     Raises:
         CxlpError: If there is no such checkpoint.
     """
-    if not Path(path).is_file():
-        raise CxlpError(
-            f"run.refit is {path!r}: expected true, false, or the best checkpoint of a run with held-out images"
-        )
-    return read_run(path)
+    return read_run(chosen_checkpoint(path))
 
 
 def find_refit(folder: Path, choice: Choice, recipe: Mapping[str, Any]) -> Path | None:

@@ -9,6 +9,7 @@ import torch
 
 from cxlp.models.network import Network
 from cxlp.runs.folder import read_run
+from cxlp.runs.places import start_checkpoint
 from cxlp.runs.protocol import Images, check_start
 from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
@@ -27,22 +28,6 @@ class Start:
     path: Path
     saved: dict[str, Any]
     validated: dict[str, float]
-
-
-def start_checkpoint(start: str) -> Path:
-    """Find the checkpoint that ``model.start`` names: of a run's folder, the best one.
-
-    Raises:
-        CxlpError: If there is none.
-    """
-    path = Path(start)
-    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if not path.is_file():
-        raise CxlpError(
-            f"model.start is {start!r}: expected frozen, projection, scratch, or the path of a checkpoint or of a "
-            "run's folder"
-        )
-    return path
 
 
 def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], images: Images) -> Start:

@@ -12,9 +12,9 @@ from jsonargparse import Namespace
 from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.cli import parts_of
+from cxlp.runs.places import STARTS, start_checkpoint
 from cxlp.runs.provenance import PACKAGES
-from cxlp.runs.recipe import STARTS, ModelConfig
-from cxlp.runs.start import start_checkpoint
+from cxlp.runs.recipe import ModelConfig
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import code_digest, digest, library_versions
@@ -88,7 +88,7 @@ class Identities:
         """
         data.prepare_data()
         data.setup()
-        drawn = data.split_seed is None and data.validation != "official"
+        drawn = data.split_seed is None and not isinstance(data.validation, str)
         names = {name: "train" if drawn and name == "val" else name for name in data.splits}
         samples = [(names[name], s) for name, split in data.splits.items() for s in split.samples]
         parts = [(name, os.path.relpath(s.path, data.root), s.box, s.label, s.path) for name, s in samples]

@@ -16,12 +16,11 @@ from rich.table import Table
 from cxlp.frozen.cache import digest_of_weights
 from cxlp.reports.formatting import as_markdown, as_text, spread
 from cxlp.runs.cli import parse, parts_of
-from cxlp.runs.folder import finished, last_checkpoint, read_run, run_in, say
+from cxlp.runs.folder import finished, read_run, run_in, say
 from cxlp.runs.launch import started_by_srun
+from cxlp.runs.places import STARTS, last_checkpoint, start_checkpoint
 from cxlp.runs.protocol import Images, check_classes, check_images, check_recipe, recipe_of
 from cxlp.runs.provenance import git_state, versions
-from cxlp.runs.recipe import STARTS
-from cxlp.runs.start import start_checkpoint
 from cxlp.studies.identity import read_identity, settings_of
 from cxlp.studies.tables import is_incomplete, read_results
 from cxlp.utils.errors import CxlpError

@@ -152,7 +152,7 @@ def test_a_file_is_put_in_place_when_it_is_whole(
     ],
 )
 def test_wrong_arguments(args: list[str], said: str, checkpoint: Path, capsys: Capture) -> None:
-    assert main(["predict", str(checkpoint), "x.jpg", *args]) == 2
+    assert main(["predict", str(checkpoint), str(checkpoint), *args]) == 2  # no picture, but a file
     assert said in capsys.readouterr().err
 
 

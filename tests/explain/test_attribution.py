@@ -49,6 +49,17 @@ def trunk_of(backbone: BackboneConfig) -> Backbone:
     return Backbone.from_config(backbone)
 
 
+def test_several_classes_of_an_image_are_explained_by_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build(cross())
+    images = photos(network, 3)
+    passes: list[int] = []
+    network.backbone.register_forward_hook(lambda _m, args, _o: passes.append(len(args[0])))
+    found = list(explain(network, images, [[1, 0], [2], []]))
+    assert passes == [3] and [each.target for each in found] == [1, 0, 2]
+    for each, (i, k) in zip(found, [(0, 1), (0, 0), (1, 2)], strict=True):
+        torch.testing.assert_close(each.channels, next(explain(network, images[i : i + 1], k)).channels)
+
+
 def photos(network: Network, count: int = 2) -> Tensor:
     shape = (count, 3, network.image_size, network.image_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

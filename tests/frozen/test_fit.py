@@ -16,6 +16,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone
+from cxlp.frozen import fit as fit_module
 from cxlp.frozen import solvers
 from cxlp.frozen import svm as libsvm
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
@@ -75,6 +76,12 @@ def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tup
     patterns = torch.rand(classes, 3, 64, 64, generator=generator)
     noise = torch.rand(len(labels), 3, 64, 64, generator=generator)
     return (255 * (0.25 * patterns[labels] + 0.75 * noise)).to(torch.uint8), labels
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No map stays in memory."""
+    monkeypatch.setattr(fit_module, "memory_for_maps", lambda: 0)
 
 
 def run_fit(
@@ -214,6 +221,7 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(
     ("heads", "layers"),
     [
@@ -257,6 +265,7 @@ def test_features_can_be_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)  # each image in its own place
 
 
+@pytest.mark.usefixtures("on_disk")
 def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     images, labels = small_images()
     network = small_network()
@@ -272,6 +281,7 @@ def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("head", [cross(), AveragePooling()], ids=["maps", "features"])
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, head: Head) -> None:
     images, labels = small_images()
@@ -406,6 +416,7 @@ def _live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("pca_dim", [6, None])
 def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None) -> None:
     images, labels = small_images()
@@ -420,6 +431,7 @@ def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None)
     assert live[2] - live[0] < one_map
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("per_class", [12, 36])
 def test_finishing_reads_the_disk_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_class: int
@@ -446,6 +458,28 @@ def test_finishing_reads_the_disk_block_by_block(
     assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # else one block would have held all
     assert 0 < peak["features.bin"] <= limit
     assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more being read
+
+
+def test_maps_in_memory_give_what_maps_on_disk_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = RowStore.write
+
+    def watch(store: RowStore, positions: Tensor, *given: Any) -> None:
+        if "maps" in store.path.name:
+            written.extend(positions.tolist())
+        write(store, positions, *given)
+
+    monkeypatch.setattr(RowStore, "write", watch)
+    states = []
+    for images, first in ((0, 0), (10, 6), (21, 21)):  # so many of the 21 fit into memory, in batches of 6, 6, 6 and 3
+        monkeypatch.setattr(fit_module, "memory_for_maps", partial(int, images * 2 * 4 * 128 * 14 * 14))
+        written.clear()
+        fitted = small_network()
+        run_fit(fitted, tmp_path / str(images), batches=torch.split(torch.arange(21), 6))
+        assert written == list(range(first, 21))
+        states.append(fitted.state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]) and torch.equal(value, states[2][key]), key
 
 
 def test_pooling_without_projection_needs_no_maps(tmp_path: Path) -> None:

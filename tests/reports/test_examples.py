@@ -1,5 +1,6 @@
 """The worst mistakes and some right answers: which they are, whatever the batches and ranks, and their thumbnails."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,17 +84,17 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path:
     data = ImageDataset([Sample(grey, 1)], ["gull", "tern", "wren"], Transform(32, "warp", AugmentConfig()))
     mistake = Example(2.0, 0, shown=2, true=1, answered=2, probability=0.8)
     right = Example(0.1, 0, shown=1, true=1, answered=1, probability=0.9)
-    asked: list[int] = []
+    asked: list[list[int]] = []
 
-    def overlay(network: Network, picture: Tensor, k: int) -> Tensor:
-        assert picture.shape == (3, 32, 32) and picture.dtype == torch.uint8
-        asked.append(k)
-        return torch.full_like(picture, 50 * k)
+    def overlay(network: Network, pictures: Tensor, targets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+        assert pictures.shape[1:] == (3, 32, 32) and pictures.dtype == torch.uint8
+        asked.extend(map(list, targets))
+        return [[torch.full_like(picture, 50 * k) for k in own] for picture, own in zip(pictures, targets, strict=True)]
 
     outputs = Outputs()
     write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [right], outputs, overlay)
     columns, rows = example_table(data, [mistake], [right])
-    assert asked == [2, 1, 1]  # the answer first, then the truth where it is another
+    assert asked == [[2, 1], [1]]  # the answer first, then the truth where it is another
     assert [row[0] for row in rows] == ["mistake-01.jpg", "right-01.jpg"]
     strip = np.asarray(Image.open(tmp_path / "examples" / "mistake-01.jpg")).astype(int)
     assert strip.shape == (SIDE, 3 * SIDE + 2 * 4, 3)

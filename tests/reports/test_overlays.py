@@ -1,6 +1,7 @@
 """Pictures of explanations: their colours are where the evidence is."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -104,12 +105,12 @@ def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_n
             assert side == 40
             return evidence
 
-    def watch(_: Network, images: Tensor, target: int) -> list[Found]:
-        assert images.shape == (1, 3, 32, 32) and target == 1  # the size that the network is trained on
-        return [Found()]
+    def watch(_: Network, images: Tensor, targets: list[list[int]]) -> Iterator[Found]:
+        assert images.shape == (1, 3, 32, 32) and targets == [[1, 0]]  # the size that the network is trained on
+        return iter([Found(), Found()])
 
     monkeypatch.setattr("cxlp.reports.overlays.explain", watch)
-    drawn = draw_evidence(network, picture, 1)
+    ((drawn, _),) = draw_evidence(network, picture[None], [[1, 0]])
     assert drawn.shape == picture.shape and drawn.dtype == torch.uint8
     assert torch.equal(drawn[:, 10:30], picture[:, 10:30])
     red, _, blue = drawn.float()

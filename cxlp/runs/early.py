@@ -1,0 +1,186 @@
+"""What is wrong at sight with the arguments of a run, told before torch is imported, which takes seconds.
+
+Nothing is refused here that the parser of :mod:`cxlp.runs.cli`, or the run itself, would accept, and the words are
+theirs. What is not known here, such as the options of a user's own class, is left to them.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from cxlp.backbones.weights_file import find_weights
+from cxlp.data.listing import check_folder
+from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs
+from cxlp.runs.config_errors import no_class, unknown_key, unknown_option, wrong_value
+from cxlp.runs.places import STARTS, chosen_checkpoint, resumed_checkpoint, start_checkpoint
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.sources import Options, keys_of, options_of
+
+#: What is built of each group of keys.
+_GROUPS = {
+    "model": "cxlp.runs.recipe.ModelConfig",
+    "trainer": "pytorch_lightning.Trainer",
+    "run": "cxlp.runs.loggers.RunConfig",
+}
+
+
+def check_early(arguments: Sequence[str]) -> None:
+    """Refuse unknown keys and classes, values of another type, and files that are not there.
+
+    Args:
+        arguments: Of ``train.py``.
+
+    Raises:
+        CxlpError: Says what is wrong first.
+    """
+    given = _Given()
+    for name, value in _options(find_configs(arguments)):
+        if name in ("config", "c") and value is not None:
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8-sig"))
+            for key, part in content.items():
+                given.take([key], part)
+        else:
+            given.take(name.split("."), value)
+    given.check_files()
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Pair the names of options with their values; ``None``: it has none."""
+    for arg, following in itertools.pairwise([*arguments, "--"]):
+        if arg == "--":
+            return
+        option = re.fullmatch(r"(?s)(-c|--[\w.]+)(=.*)?", arg)
+        if option and not option[1].endswith((".help", "--print_config")):
+            after = None if following.startswith("--") else following
+            yield option[1].lstrip("-"), after if option[2] is None else option[2][1:]
+
+
+def _first_leaf(key: str, value: Any) -> str:  # noqa: ANN401 (any value of a file)
+    """The first key that has a value of its own, as the parser names it."""
+    while isinstance(value, dict) and value:
+        name, value = next(iter(value.items()))
+        key = f"{key}.{name}"
+    return key
+
+
+class _Given:
+    """What was given so far."""
+
+    def __init__(self) -> None:
+        groups = {key: options_of(path) for key, path in _GROUPS.items()}
+        self.options: Options = {"config": None, "seed_everything": int, "model": None, "data": None}
+        self.options |= {"trainer": None, "run": None, **OWN} | groups
+        #: All keys, in the parser's order; none where sources are missing.
+        self.known: list[str] = []
+        if None not in groups.values():
+            head = {"class_path": str, **(options_of(f"cxlp.heads.{HEAD}") or {})}
+            self.known = list(keys_of({**self.options, "model": {**self.options["model"], "head": head}}))
+        # Which class's options are taken now; None: one that is not known here, or several.
+        self.classes: dict[str, str | None] = {"model.head": f"cxlp.heads.{HEAD}", "data": None}
+        self.values: dict[str, Any] = {}
+
+    def take(self, names: Sequence[str], value: Any) -> None:  # noqa: ANN401 (a word, or any value of a file)
+        """Take in the value of a key, and refuse what is wrong with it."""
+        key = ".".join(names)
+        for place in CLASSES:
+            if key == place:
+                return self._take_class(place, value)
+            if key.startswith(f"{place}."):
+                return self._take_option(place, key.removeprefix(f"{place}.").removeprefix("init_args."), value)
+        if not self.known or any("." in name for name in names):
+            return None
+        options: Any = self.options
+        for depth, name in enumerate(names):
+            if name not in options:
+                raise CxlpError(unknown_key("", _first_leaf(key, value), self.known))
+            options = options[name]
+            if not isinstance(options, dict):
+                if depth == len(names) - 1:
+                    self.values[key] = value
+                    self._check_value(key, "", options, value)
+                return None
+        if isinstance(value, dict):
+            for name, part in value.items():
+                self.take([*names, str(name)], part)
+        return None
+
+    def _take_class(self, place: str, value: Any) -> None:  # noqa: ANN401 (a word, or any value of a file)
+        if isinstance(value, str):
+            self._choose(place, value)
+        elif not isinstance(value, dict):
+            self.classes[place] = None
+        elif value.keys() <= {"class_path", "init_args"}:
+            if "class_path" in value:
+                self._choose(place, value["class_path"])
+            self._take_options(place, value.get("init_args"))
+        elif not value.keys() & {"class_path", "init_args", "dict_kwargs"}:
+            self._take_options(place, value)
+
+    def _choose(self, place: str, path: Any) -> None:  # noqa: ANN401 (a word, or any value of a file)
+        """Take the options of a class from now on."""
+        named = {valid.rpartition(".")[2]: valid for valid in CLASSES[place]}
+        known = isinstance(path, str) and (path in named or path.startswith("cxlp."))
+        self.classes[place] = named.get(path.rpartition(".")[2]) if known else None
+        is_word = isinstance(path, str) and path.isidentifier() and path not in ("null", "None")
+        if is_word and not known and not Path(path).exists():
+            raise CxlpError(no_class(place, path, CLASSES[place]))
+
+    def _take_options(self, place: str, given: Any, prefix: str = "") -> None:  # noqa: ANN401 (any value of a file)
+        for name, value in given.items() if isinstance(given, dict) else ():
+            self._take_option(place, f"{prefix}{name}", value)
+
+    def _take_option(self, place: str, name: str, value: Any) -> None:  # noqa: ANN401 (a word, or any value)
+        if name == "class_path":
+            return self._choose(place, value)
+        path = self.classes[place]
+        options: Any = path and options_of(path)
+        if path is None or options is None:
+            return None
+        for part in name.split("."):
+            if not isinstance(options, dict):
+                return None
+            if part not in options:
+                raise CxlpError(unknown_option(place, path, _first_leaf(name, value), CLASSES[place]))
+            options = options[part]
+        if isinstance(options, dict):
+            return self._take_options(place, value, f"{name}.")
+        self.values[f"{place}.{name}"] = value
+        self._check_value(name, f"{place}.", options, value)
+        return None
+
+    def _check_value(self, key: str, prefix: str, kind: Any, value: Any) -> None:  # noqa: ANN401 (a type, a value)
+        """Have the parser look at the value of a plain type, as it will with all of them."""
+        if kind is None or value is None or type(value) is kind:
+            return
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{key}", type=kind)
+        try:
+            parser.parse_args([f"--{key}={value}"]) if isinstance(value, str) else parser.parse_object({key: value})
+        except Exception as error:  # argparse and jsonargparse each raise their own
+            if said := wrong_value(str(error), prefix, [key]):
+                raise CxlpError(said) from error
+
+    def check_files(self) -> None:
+        """Refuse files and folders that are not there.
+
+        Raises:
+            CxlpError: Names the first one.
+        """
+        value = {key: given for key, given in self.values.items() if isinstance(given, str) and given != "null"}
+        root, start, refit = value.get("run.root", "runs"), value.get("model.start"), value.get("run.refit")
+        if (path := value.get("ckpt_path")) and "seeds" not in value:  # a series is gone on with by its name
+            resumed_checkpoint(Path(path), root)
+        if refit and refit.lower() not in ("true", "false"):
+            if not path:  # else the choice is in that checkpoint, and what it was made of may have been moved
+                chosen_checkpoint(refit)
+        elif start and start not in STARTS and not refit:  # which begins anew
+            start_checkpoint(start)
+        if (weights := value.get("model.backbone.weights")) and weights != "default":
+            find_weights(weights)
+        if self.classes["data"] == "cxlp.data.folder.Folder":
+            check_folder(Path(value.get("data.root", "data/folder")))

@@ -1,0 +1,140 @@
+"""Options of classes, read from the classes' sources: to import them takes seconds, and a typo need not wait for that.
+
+What cannot be read so is unknown, never an error: whoever asks goes on without.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Union
+
+#: Options by name: a plain type such as ``int | None``, the options of a dataclass, or ``None`` for any other type.
+Options = dict[str, Any]
+
+_PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+@cache
+def options_of(path: str) -> Options | None:
+    """List the options of a class in the order in which they are declared: a dataclass's fields or a constructor's.
+
+    Those that a constructor passes on as ``**common`` follow, from the base class.
+
+    Args:
+        path: Of the class, such as ``cxlp.data.folder.Folder``; names that its package imports are followed.
+
+    Returns:
+        The options; ``None``: there is no such class in the sources.
+    """
+    module, _, name = path.rpartition(".")
+    found = _find(module, name)
+    if found is None or not isinstance(found[1], ast.ClassDef):
+        return None
+    module, cls = found
+    if _is_dataclass(cls):
+        fields = [node for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        return {node.target.id: _kind(module, node.annotation) for node in fields}  # type: ignore[union-attr]
+    made = next((node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    options = {} if made is None else {a.arg: _kind(module, a.annotation) for a in _arguments(made)}
+    if made is None or made.args.kwarg is not None:
+        for base in cls.bases:
+            inherited = options_of(f"{module}.{base.id}") if isinstance(base, ast.Name) else None
+            options |= {key: kind for key, kind in (inherited or {}).items() if key not in options}
+    return options
+
+
+def keys_of(options: Options, prefix: str = "") -> Iterator[str]:
+    """Go through the keys of options, those of dataclasses one by one: ``augment.flip``."""
+    for name, kind in options.items():
+        if isinstance(kind, dict):
+            yield from keys_of(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def exported(module: str) -> tuple[str, ...]:
+    """Read a module's ``__all__``."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    """Parse a module, whose package is not imported for that; empty where there is no source."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    for place in (Path(folder, *rest) for folder in folders):
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if file.is_file():
+            return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.Module([], [])
+
+
+@cache
+def _find(module: str, name: str) -> tuple[str, ast.AST] | None:
+    """Find what a name stands for in a module: the module where that is defined, and the class or the value."""
+    for node in _statements(_tree(module).body):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return module, node.value
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == module.split(".")[0]:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _find(node.module, alias.name)
+    return None
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Go through a module's statements, those under ``if TYPE_CHECKING`` among them."""
+    for node in body:
+        if isinstance(node, ast.If):
+            yield from _statements(node.body)
+        else:
+            yield node
+
+
+def _is_dataclass(cls: ast.ClassDef) -> bool:
+    return any(ast.unparse(decorator).startswith("dataclass") for decorator in cls.decorator_list)
+
+
+def _arguments(function: ast.FunctionDef) -> list[ast.arg]:
+    return [*function.args.args[1:], *function.args.kwonlyargs]
+
+
+def _kind(module: str, annotation: ast.AST | None) -> Any:  # noqa: ANN401 (see Options)
+    """Make of an annotation what :data:`Options` says."""
+    match annotation:
+        case ast.Constant(value=None):
+            return NoneType
+        case ast.Name(id=name) if name in _PLAIN:
+            return _PLAIN[name]
+        case ast.Name(id=name):
+            found = _find(module, name)
+            if found is None:
+                return None
+            where, meant = found
+            if isinstance(meant, ast.ClassDef):
+                return options_of(f"{where}.{name}") if _is_dataclass(meant) else None
+            return _kind(where, meant)
+        case ast.BinOp(op=ast.BitOr()):
+            return _union(module, [annotation.left, annotation.right])
+        case ast.Subscript(value=ast.Name(id="Optional")):
+            return _union(module, [annotation.slice, ast.Constant(None)])
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
+            return _union(module, parts)
+        case ast.Subscript(value=ast.Name(id="Literal")):
+            return Literal[ast.literal_eval(annotation.slice)]
+    return None
+
+
+def _union(module: str, parts: list[ast.expr]) -> Any:  # noqa: ANN401 (see Options)
+    kinds = [_kind(module, part) for part in parts]
+    known = all(kind is not None and not isinstance(kind, dict) for kind in kinds)
+    return Union[tuple(kinds)] if known else None  # noqa: UP007 (of values)

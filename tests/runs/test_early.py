@@ -1,0 +1,162 @@
+"""What is told before torch is imported: nothing that the parser would accept, and in its words."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cxlp.runs.arguments import CONFIGS, SEARCH
+from cxlp.runs.cli import parse
+from cxlp.runs.early import check_early
+from cxlp.utils.errors import CxlpError
+
+DEMO = ["--config", "demo.yaml"]
+#: Keys and values that are told early.
+WRONG = [
+    ("sed_everything", "1"), ("modle.x.y", "1"), ("run.nam", "1"), ("data.bach_size", "1"), ("data.augment.flips", "1"),
+    ("data.augmentt.flip", "1"), ("model.foo", "1"), ("model.frozen.cc", "1"), ("model.backbon.name", "1"),
+    ("model.head.pca_dims", "1"), ("model.head.views.knd", "1"), ("data.test_fraction", "0.1"),
+    ("trainer.max_epoch", "3"), ("trainer.max_epochs", "1O"), ("trainer.max_epochs", "1.5"), ("seeds", "x"),
+    ("seed_everything", "x"), ("data.batch_size", "abc"), ("data.batch_size", "true"), ("data.batch_size", ""),
+    ("data.num_workers", "many"), ("data.aspect", "maybe"), ("model.frozen.c", "maybe"), ("run.wandb", "maybe"),
+    ("model.head.sqrt", "maybe"), ("model.head.align", "maybe"), ("trainer.barebones", "x"), ("run.cost", "1"),
+    ("trainer.limit_train_batches", "x"), ("data", "CUB"), ("data", "cub200"), ("data", "Nope"),
+    ("model.head", "Croos"),
+]  # fmt: skip
+#: What only the parser knows to be right or wrong.
+LEFT = [
+    ("data.batch_size", "5"), ("data.batch_size", "1_0"),
+    ("model.frozen.c", "1e3"), ("model.frozen.c", "auto"), ("run.cost", "True"), ("seeds", "null"), ("run.tags", "5"),
+    ("model.head", "null"), ("model.head", "AveragePooling"), ("model.head", "my_package.Head"), ("data", "my.Own"),
+    ("model.optimizer", "null"), ("trainer.precision", "bf16-mixed"), ("trainer.callbacks", "EarlyStopping"),
+    ("trainer.callbacks.monitor", "val/loss"), ("trainer.deterministic", "warn"), ("trainer.devices", "[0, 1]"),
+    ("model.backbone.layers", "[a, b]"), ("run.name", "--x y"), ("model.head.init_args.pca_dim", "3"),
+    ("data.init_args.batch_size", "3"), ("model.head", '["CrossLayerPooling"]'), ("model.head", "{class_path: Nope}"),
+]  # fmt: skip
+
+
+def said(check: Any, arguments: list[str]) -> str | None:
+    try:
+        check(arguments)
+    except CxlpError as error:
+        return str(error)
+    return None
+
+
+def as_file(folder: Path, key: str, value: str, init_args: bool) -> list[str]:
+    names = key.split(".")
+    if init_args and key.startswith(("data.", "model.head.")):
+        names.insert(1 if names[0] == "data" else 2, "init_args")
+    nested = yaml.safe_load(value) if value else value
+    for name in reversed(names):
+        nested = {name: nested}
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump(nested))
+    return [*DEMO, "--config", str(file)]
+
+
+@pytest.mark.parametrize("by", ["two words", "one word", "file", "file without init_args"])
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_key_or_value_is_told_as_the_parser_tells_it(tmp_path: Path, key: str, value: str, by: str) -> None:
+    arguments = {"two words": [*DEMO, f"--{key}", value], "one word": [*DEMO, f"--{key}={value}"]}.get(by)
+    arguments = arguments or as_file(tmp_path, key, value, init_args=by == "file")
+    early = said(check_early, arguments)
+    assert early is not None and early == said(parse, arguments)
+
+
+@pytest.mark.parametrize(("key", "value"), LEFT)
+def test_what_is_not_known_to_be_wrong_is_left_to_the_parser(key: str, value: str) -> None:
+    assert said(check_early, [*DEMO, f"--{key}", value]) is None
+    assert said(check_early, [*DEMO, f"--{key}={value}"]) is None
+
+
+def test_a_key_without_a_value() -> None:
+    assert str(said(check_early, [*DEMO, "--trainer.max_epoch"])).startswith("unknown key trainer.max_epoch. ")
+    assert said(check_early, [*DEMO, "--run.name"]) is None
+
+
+def test_the_options_are_those_of_the_class_that_was_named_last(tmp_path: Path) -> None:
+    assert said(check_early, [*DEMO, "--data", "CUB200", "--data.bbox", "true"]) is None
+    assert "CUB200 has no such option" in str(said(check_early, [*DEMO, "--data", "CUB200", "--data.test_fraction=.1"]))
+    averaged = [*DEMO, "--model.head", "AveragePooling"]
+    assert "AveragePooling has no such option" in str(said(check_early, [*averaged, "--model.head.pca_dim", "3"]))
+    assert said(check_early, [*DEMO, "--data", "my.Own", "--data.whatever", "1"]) is None
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != SEARCH))
+def test_shipped_configs_pass(config: str) -> None:
+    assert said(lambda a: check_early([*a, "--data", "Demo"]), ["--config", "cub200.yaml", "--config", config]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ckpt_path", "runs/x"], "checkpoint not found: runs/x."),
+        (["--ckpt_path", "."], ". holds no checkpoint to go on from"),
+        (["--model.start", "runs/x"], "model.start is 'runs/x': expected frozen, projection, scratch, or the path"),
+        (["--run.refit", "x.ckpt"], "run.refit is 'x.ckpt': expected true, false, or the best checkpoint"),
+        (["--model.backbone.weights", "x.pth"], "weights file not found: x.pth. Did you mean 'y.pth'?"),
+        (["--data", "Folder", "--data.root", "nowhere"], "nowhere does not exist; expected nowhere/train/<class>/*"),
+    ],
+)
+def test_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("y.pth").touch()
+    assert message in str(said(check_early, [*DEMO, *arguments]))
+
+
+def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("best.ckpt", "frozen.ckpt"):
+        (tmp_path / "run" / "checkpoints" / name).touch()
+    there = ["--ckpt_path", "run", "--model.start", "run", "--run.refit", "run/checkpoints/best.ckpt"]
+    assert said(check_early, [*DEMO, *there, "--model.backbone.weights", "run/checkpoints/best.ckpt"]) is None
+    words = ["--ckpt_path", "null", "--model.start", "projection", "--run.refit", "True"]
+    assert said(check_early, [*DEMO, *words, "--model.backbone.weights", "null"]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["train", "--help"], 0),
+        (["train"], 2),
+        (["train", *DEMO, "--trainer.max_epoch", "3"], 2),
+        (["train", *DEMO, "--data.batch_size", "abc"], 2),
+        (["train", "--config", "dmo.yaml"], 2),
+        (["train", *DEMO, "--ckpt_path", "nowhere"], 2),
+        (["train", "--config", "folder.yaml", "--data.root", "nowhere"], 2),
+        (["compare", "--help"], 0),
+        (["compare", *DEMO, "--sweep", "model.frozen.cc=[1, 2]"], 2),
+        (["compare", *DEMO, "--recipes", "none", "finetun.yaml"], 2),
+        (["predict", "--help"], 0),
+        (["predict", "nowhere", "a.jpg"], 2),
+        (["predict", "last.ckpt", "a.jpg", "b*.jpg"], 2),
+        (["explain", "--help"], 0),
+        (["explain", "last.ckpt", "a.jpg"], 2),
+        (["export", "nowhere", "--out", "x.onnx"], 2),
+        (["export", "last.ckpt", "--out", "x.onnx", "--check", "a.jpg"], 2),
+        (["check", "folder", "--root", "nowhere"], 2),
+        (["check", "cub200", "--root", "nowhere"], 2),
+        (["check", "cub20"], 2),
+        (["download", "--help"], 0),
+    ],
+)
+def test_it_is_told_without_torch(tmp_path: Path, arguments: list[str], status: int) -> None:
+    (tmp_path / "last.ckpt").touch()
+    code = (
+        "import sys\nfrom cxlp.__main__ import main\ntry: status = main(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "assert not {'torch', 'pytorch_lightning', 'sklearn'} & sys.modules.keys()\nsys.exit(status)"
+    )
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") if status else done.stdout.startswith("usage: ")
