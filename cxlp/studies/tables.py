@@ -176,8 +176,9 @@ def _or_empty(value: float | None, digits: int | None = None) -> float | str:
 #: What columns mean, for those that are in the table.
 _NOTES = {
     "size": "size: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
-    "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; fit "
-    "s: from images to the solution, gradient epochs included.",
+    "together, in bare forward passes of one image up to the highest layer of the row; both are medians of two to five "
+    "rounds in turn, of at most 32 views at a time, as many as take a few seconds; peak MB: of the whole run; fit s: "
+    "from images to the solution, gradient epochs included.",
     "±": "±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.",
     "val %": "val %: accuracy or mAP of the held-out images in the best epoch, which is tested; the mean over seeds.",
     "epochs to": "epochs to: the first epoch, counted from 0, in which the held-out images reach the percentage (with "
