@@ -22,7 +22,9 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 
 #: Phases of a run that are no part of fitting.
-_NO_FIT = ("test", "validation", "total", "since resumed")
+_NO_FIT = (
+    "start-up", "test", "validation", "cost", "tables and pictures", "report", "other", "total", "since resumed",
+)  # fmt: skip
 
 #: What to do about a run whose files are broken.
 _ANEW = "delete {}, and the same command does that run anew"

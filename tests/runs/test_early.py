@@ -117,6 +117,9 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
         (tmp_path / "run" / "checkpoints" / name).touch()
     there = ["--ckpt_path", "run", "--model.start", "run", "--run.refit", "run/checkpoints/best.ckpt"]
     assert said(check_early, [*DEMO, *there, "--model.backbone.weights", "run/checkpoints/best.ckpt"]) is None
+    gone = ["--model.start", "gone", "--run.refit", "gone.ckpt"]
+    for going_on in (["--ckpt_path", "run"], ["--run.resume", "auto"], ["--seeds", "2"]):
+        assert said(check_early, [*DEMO, *gone, *going_on]) is None  # such a run may not need them any more
     words = ["--ckpt_path", "null", "--model.start", "projection", "--run.refit", "True"]
     assert said(check_early, [*DEMO, *words, "--model.backbone.weights", "null"]) is None
 
