@@ -67,9 +67,11 @@ def run(folder: Path, arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Draw, run, print, delete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=6700, help="of the full run (6700)")
+    parser.add_argument("--images", type=int, default=6700, help="of the full run, 1,340 or more (6700)")
     parser.add_argument("arguments", nargs="*", help="for train.py, after --")
     options = parser.parse_args()
+    if options.images < 1340:
+        parser.error("--images: 1340 or more, so that a tenth has training and test images of each class")
     results = {}
     for images, full in ((options.images // 10, False), (options.images, options.images == 6700)):
         with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.generate import write_folder
 from tests.small_run import ARGUMENTS, write_pictures
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -81,7 +82,8 @@ def test_step_benchmark_measures_each_head(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     network = ["--name", "squeezenet1_0", "--layers", "features.11", "features.12", "--image", "224", "--pca", "6"]
     heads = ["--heads", "cross-layer", "cross-layer, recomputed"]
-    shown = run("step.py", *network, *heads, "--classes", "3", "--rounds", "2", "--threads", "1", "--out", str(out))
+    sizes = ["--batch", "2", "--classes", "3", "--rounds", "2", "--threads", "1", "--precision", "32"]
+    shown = run("step.py", *network, *heads, *sizes, "--out", str(out))
     assert "average pooling" in shown and "peak MB" in shown
     found = json.loads(out.read_text())
     cross = found["cross-layer"]
@@ -89,3 +91,28 @@ def test_step_benchmark_measures_each_head(tmp_path: Path) -> None:
     # projection and classifier, with their biases
     assert cross["head"] == 512 * 6 + 6 + 512 * 6 * 3 + 3 > found["average pooling"]["head"] == 512 * 3 + 3
     assert found["cross-layer, recomputed"]["peak"] < cross["peak"]
+
+
+@pytest.mark.slow
+def test_plain_benchmark_holds_two_processes_side_by_side(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pictures", size=48)
+    out = tmp_path / "out.json"
+    options = ["--root", "pictures", "--network", "efficientnet_lite0", "--pca", "8", "--rounds", "1", "--busy", "1"]
+    shown = run("plain.py", *options, "--out", str(out), "--", "--run.wandb", "off", place=tmp_path)
+    assert "beside 1 busy process" in shown and "test accuracy" in shown
+    found = json.loads(out.read_text())["1"]
+    for name in ("plain script", "cxlp"):
+        (process,) = found[name]
+        assert all(process["phases"][phase] > 0 for phase in ("extraction", "PCA", "pooling", "SVM", "test"))
+        assert process["phases"]["test"] < process["seconds"]
+        assert process["accuracy"] == 1.0  # kinds of pictures that any network tells apart
+    seconds = [found[name][0]["seconds"] for name in ("plain script", "cxlp")]
+    assert found["x"]["whole process"] == pytest.approx(seconds[0] / seconds[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "pictures"]
+
+
+@pytest.mark.slow
+def test_plain_script_with_the_gram_matrix(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pictures", size=48)
+    shown = run("plain_script.py", "--root", "pictures", "--network", "efficientnet_lite0", "--kernel", place=tmp_path)
+    assert "accuracy 100.00 %" in shown

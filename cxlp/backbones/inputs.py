@@ -1,5 +1,8 @@
 """What images a network takes."""
 
+import operator
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from cxlp.utils.errors import CxlpError
@@ -38,3 +41,32 @@ def check_images(images: Tensor, side: int) -> None:
             f"the images have values from {least:.3g} to {most:.3g}, but floats are RGB of 0..1, and bytes (uint8) of "
             "0..255: the network normalises them itself, so leave out Normalize"
         )
+
+
+def side_of(image_size: int) -> int:
+    """Read the side of a backbone's images, pixels.
+
+    Raises:
+        CxlpError: If it is no whole number, or out of range.
+    """
+    try:
+        side = operator.index(image_size)  # of NumPy, too
+    except TypeError:
+        side = 0
+    if not 1 <= side <= 2**14:
+        raise CxlpError(f"the backbone's image_size is {image_size!r}: give the side of its images, in pixels")
+    return side
+
+
+def by_channel(what: str, values: Sequence[float]) -> list[float]:
+    """Read a backbone's mean or standard deviation, one number for each of three channels.
+
+    Raises:
+        CxlpError: If they are not three, or out of range.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3 or (what == "std" and min(numbers) <= 0):
+        raise CxlpError(f"the backbone's {what} is {numbers}: give three numbers, for red, green and blue")
+    if max(map(abs, numbers)) > 1:
+        raise CxlpError(f"the backbone's {what} is {numbers}, but it is of images of 0..1: divide it by 255")
+    return numbers

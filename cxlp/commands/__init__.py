@@ -22,8 +22,10 @@ MOST = {"workers": 1024}
 
 def add_data_set(parser: ArgumentParser) -> None:
     """Add the arguments of commands that work on a data set: ``name`` and ``root``."""
-    parser.add_argument("name", metavar="NAME", help=f"one of: {', '.join(DATA_MODULES)}")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="its folder (default: one in data/)")
+    parser.add_argument(
+        "name", metavar="NAME", help=f"one of: {', '.join(DATA_MODULES)} (such as torchvision/Flowers102)"
+    )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="its folder, or table (default: one in data/)")
 
 
 def check_numbers(args: Namespace, **least: int) -> None:
@@ -53,7 +55,7 @@ def check_images(paths: Sequence[str]) -> None:
         raise CxlpError(f"image not found: {paths[0]}")
 
 
-def check_out_file(out: Path) -> None:
+def check_out_file(out: Path, option: str = "--out") -> None:
     """Refuse a file that could not be written in the end.
 
     Raises:
@@ -61,14 +63,14 @@ def check_out_file(out: Path) -> None:
     """
     try:
         if out.is_dir():
-            raise CxlpError(f"--out {out} is a folder: name a file")
+            raise CxlpError(f"{option} {out} is a folder: name a file")
         if not out.absolute().parent.is_dir():
-            raise CxlpError(f"--out {out}: there is no folder {out.parent}")
+            raise CxlpError(f"{option} {out}: there is no folder {out.parent}")
         if out.is_file() or not out.exists():  # else a pipe or a device, which is written to as it is
             with TemporaryFile(dir=out.resolve().parent):
                 pass
     except (OSError, ValueError) as error:
-        raise CxlpError(f"--out {out} cannot be written: {getattr(error, 'strerror', error)}") from error
+        raise CxlpError(f"{option} {out} cannot be written: {getattr(error, 'strerror', error)}") from error
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def run(args: Namespace) -> int:
     how = f"To get it: {program()} download {args.name}{f' --root {args.root}' if args.root else ''}"
     if args.name == "folder":
         check_folder(args.root or Path("data/folder"))
-    elif args.name in DATA_MODULES and args.root is not None and not args.root.exists():
+    elif args.name != "table" and args.name in DATA_MODULES and args.root is not None and not args.root.exists():
         raise CxlpError(f"{args.name}: {args.root} does not exist. {how}")
     data = data_module(args.name, args.root)
 
@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
     try:
         report = check(data, args.workers or usable_cores())
     except CxlpError as error:
-        if data.root.exists() or args.name == "folder":
+        if data.root.exists() or args.name in ("folder", "table"):
             raise
         raise CxlpError(f"{error}\n{how}") from error
     # Paths are not wrapped, so that they can be copied, nor are brackets in them taken for colours.

@@ -13,6 +13,7 @@ from rich.table import Table
 from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
+    from cxlp.data.datamodule import ImageDataModule
     from cxlp.runs.recipe import ModelConfig
     from cxlp.studies.comparison import System
 
@@ -72,7 +73,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
 
 
 #: Width of a terminal that shows the whole table, and the columns that narrower ones show besides name and quality.
-WIDE, NARROW = 130, ("±", "val %", "size", "passes", "x bare", "kB")
+WIDE, NARROW = 130, ("±", "95% interval", "val %", "size", "passes", "x bare", "kB")
 
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
@@ -86,26 +87,22 @@ def run(args: Namespace) -> int:
     if args.rest or not args.clean:
         _check_early(args)
 
-    from cxlp.data import DATA_MODULES
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
     from cxlp.reports.outputs import Outputs
-    from cxlp.runs.cli import model_of, parse
+    from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, check_names, without
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.tables import table, write_reports
-    from cxlp.utils.importing import import_object
 
     if args.clean:
         given = parse(args.rest)["model"]["frozen"]["store"] if args.rest else None
         print(_clean(Path(given or STORE)))  # noqa: T201
         return 0
     config = parse(args.rest)
-    names = {path: name for name, path in DATA_MODULES.items()}
-    data = names.get(config["data"]["class_path"])
-    multi_label = bool(import_object(config["data"]["class_path"], "data").multi_label)
-    model = model_of(config)
+    parts = parts_of(config)
+    model, data = parts["model"], parts["data"]
     chosen, option = _choose(args, model)
     configs = [config]
     if option is not None or args.recipes:
@@ -127,13 +124,13 @@ def run(args: Namespace) -> int:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
     if args.reach is not None:
-        _check_reach(args.reach, [c["data"]["init_args"]["validation"] for c in configs])
-    folder = args.out or Path("runs") / _folder_name(config, "recipes" if args.recipes else option, args.rest)
+        _check_reach(args.reach, [parts_of(c)["data"] for c in configs])
+    folder = args.out or Path("runs") / _folder_name(config, data, "recipes" if args.recipes else option, args.rest)
     store = None if args.no_store else Path(config["model"]["frozen"]["store"] or STORE)
     seeds = seeds_of(config, args.seeds)
     if len(seeds) > 1 and option == "seed_everything":
         raise CxlpError("--seeds and a --sweep of seed_everything: give one of them")
-    arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[multi_label]
+    arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[data.multi_label]
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     outputs = Outputs()
@@ -142,7 +139,7 @@ def run(args: Namespace) -> int:
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
         files = write_reports(folder, metric, rows, option, logged, outputs, args.reach)
         columns, values = table(rows, metric, args.reach)
-        _show(columns, values, f"{data or config['data']['class_path']}, {model.backbone.name}")
+        _show(columns, values, f"{data.name}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
             gigabytes = size_in_bytes(store) / 1e9
@@ -171,10 +168,10 @@ def _overlay(recipe: str) -> tuple[str, ...]:
     return () if recipe == "none" else ("--config", recipe)
 
 
-def _check_reach(percent: float, validations: Sequence[float | str]) -> None:
+def _check_reach(percent: float, data: Sequence["ImageDataModule"]) -> None:
     if not 1 < percent <= 100:
         raise CxlpError(f"--reach is {percent:g}: give a percentage, such as 88")
-    if not any(validations):
+    if not any(d.holds_out_own if d.validation == "auto" else d.validation for d in data):
         raise CxlpError("--reach looks at the images held out, and there are none: set data.validation, such as 0.1")
 
 
@@ -240,12 +237,13 @@ def _swept(sweep: str) -> tuple[str, list[str]]:
     return option, written
 
 
-def _folder_name(config: Any, what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
+def _folder_name(config: Any, data: "ImageDataModule", what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
     """Name a folder by what is compared (if not systems), the configs' files and the command line's changes to them."""
+    from cxlp.runs.folder import names_of_configs
     from cxlp.studies.comparison import without
     from cxlp.utils.fingerprint import digest
 
-    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    files = names_of_configs(config, data)
     changes = without(arguments, "--config", "-c", "--run.", "--trainer.")
     number = [digest(*changes, size=3)] if changes else []
     return "-".join([what.rpartition(".")[2] if what else "compare", *files, *number])

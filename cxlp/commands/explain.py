@@ -84,6 +84,7 @@ def run(args: Namespace) -> int:
     from cxlp.explain.attribution import check_explainable
 
     model = load(args.checkpoint, "auto")
+    model.check_classes()
     check_explainable(model.network)
     target, against = (_class(model.classes, name) for name in (args.target, args.against))
     if target is not None and target == against:
@@ -114,7 +115,7 @@ class _Source:
         """Go through the images: number, input, height by width, explanation."""
         import torch
 
-        from cxlp.deploy.predictor import read
+        from cxlp.deploy.reading import read
         from cxlp.explain.attribution import explain
         from cxlp.utils.distributed import usable_cores
 

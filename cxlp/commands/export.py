@@ -69,6 +69,7 @@ def run(args: Namespace) -> int:
     from cxlp.deploy.predictor import load
 
     model = load(args.checkpoint)
+    model.check_classes()
     images, called = _drawn(model) if args.check is None else _given(model, args.check)
     files = export(model, args.out, args.format, args.input)
     megabytes = sum(file.stat().st_size for file in files) / 1e6

@@ -72,6 +72,7 @@ def run(args: Namespace) -> int:
     from cxlp.utils.distributed import usable_cores
 
     model = load(args.checkpoint, args.device, args.precision)
+    model.check_classes()
     warn_of_boxes(model)
     top = min(args.top, len(model.classes))
     # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.

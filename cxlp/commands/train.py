@@ -86,7 +86,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
 
     check_early(args)  # before all that takes seconds to import
     from cxlp.runs.arguments import find_configs
-    from cxlp.runs.cli import parse
+    from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.folder import looks_for_earlier, run_name
     from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
     from cxlp.runs.loggers import RunConfig
@@ -99,7 +99,7 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
         looks_for_earlier(settings)  # which a series does by its name anyway
-        begun.series = Path(settings.root) / run_name(settings, config)
+        begun.series = Path(settings.root) / run_name(settings, config, parts_of(config)["data"])
         begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)
     settle_launch(config["trainer"])

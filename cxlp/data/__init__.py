@@ -16,6 +16,8 @@ DATA_MODULES = {
     "folder": "cxlp.data.folder.Folder",
     "h3d": "cxlp.data.h3d.H3D",
     "mit67": "cxlp.data.mit67.MIT67",
+    "table": "cxlp.data.table.Table",
+    "torchvision": "cxlp.data.torchvision.Torchvision",
     "voc2007": "cxlp.data.voc2007.VOC2007",
 }
 
@@ -31,15 +33,18 @@ def data_module(name: str, root: Path | None = None) -> "ImageDataModule":
     """Build a data set's DataModule with the options' defaults.
 
     Args:
-        name: One of :data:`DATA_MODULES`.
-        root: Its folder; ``None``: its own default.
+        name: One of :data:`DATA_MODULES`, or ``torchvision/NAME``.
+        root: Its folder, or the file of a table; ``None``: its own default.
 
     Raises:
         CxlpError: Names the data sets that are close to one which there is not.
     """
-    if name not in DATA_MODULES:
+    kind, _, which = name.partition("/")
+    if kind not in DATA_MODULES or (which and kind != "torchvision"):
         raise CxlpError(f"there is no data set {name!r}. {did_you_mean(name, DATA_MODULES)}")
-    module_path, _, class_name = DATA_MODULES[name].rpartition(".")
+    if kind == "torchvision" and not which:
+        raise CxlpError("which of torchvision's data sets? Such as torchvision/Flowers102")
+    module_path, _, class_name = DATA_MODULES[kind].rpartition(".")
     module_class = getattr(importlib.import_module(module_path), class_name)
-    module: ImageDataModule = module_class(root) if root else module_class()
+    module: ImageDataModule = module_class(*filter(None, (which, root)))
     return module

@@ -9,7 +9,7 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content
 from cxlp.data.download import by_hand, missing, obtain
-from cxlp.data.listing import pictures
+from cxlp.data.listing import folders_in, pictures
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote
 
@@ -18,7 +18,7 @@ class Benchmark(ImageDataModule):
     """A data set that is downloaded where it is missing, and whose lists say what is in which split.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the data set; one level up or down from there, it is found, too.
         download: Fetch and unpack the data set where it is missing.
         **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
@@ -30,7 +30,19 @@ class Benchmark(ImageDataModule):
 
     def __init__(self, root: str | Path, download: bool = True, **common: Any) -> None:
         super().__init__(root, **common)
+        self.root = self._found()
         self.download = download
+
+    def _found(self) -> Path:
+        """Where the lists lie: the root, or else the one folder in it or around it that has them."""
+        if not self._has_lists(self.root) and self.root.is_dir():
+            near = [path for path in (self.root.absolute().parent, *folders_in(self.root)) if self._has_lists(path)]
+            if len(near) == 1:
+                return near[0]
+        return self.root
+
+    def _has_lists(self, folder: Path) -> bool:
+        return all((folder / path).is_file() for path in self.lists)
 
     @abstractmethod
     def read_lists(self) -> Content:

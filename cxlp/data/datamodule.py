@@ -3,28 +3,26 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cxlp.data.contents import content_digests
-from cxlp.data.dataset import Content, ImageDataset, Sample, Split, is_there, list_defects, rarest
+from cxlp.data.contents import Content as FileContent
+from cxlp.data.contents import name_broken, read_contents
+from cxlp.data.dataset import Content, ImageDataset, Sample, Split, check_samples, is_there
+from cxlp.data.options import check_options
 from cxlp.data.sampler import EpochSampler
+from cxlp.data.splitting import split_off
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
-from cxlp.utils.labels import strata
 from cxlp.utils.seeding import run_seed
-
-#: The most loading processes: more would only exhaust the machine.
-MOST_WORKERS = 1024
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -40,10 +38,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ``image_size`` and ``test_size`` say it (those of cxlp do).
         aspect: ``warp``: the whole image, its aspect ratio not kept (the paper); ``crop``: the short
             side to ``image_size``, the centre of the rest.
-        validation: What is held out of the training images: a part of each class, such as 0.1;
-            ``official``: the benchmark's own list, where it has one; 0: nothing, all of them are
-            fitted. The test images never choose anything.
+        validation: What is held out of the training images: a part of each class, such as 0.1; ``official``: the data
+            set's own validation images; 0 or ``auto``: nothing, all are fitted, as a benchmark's results are reported.
+            Where data of your own have validation images, these are held out by all but 0. The test images never choose
+            anything.
         split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
+        on_broken: What a run does about files that are missing or broken, for which it looks at all of them before its
+            first pass. ``stop``: it names them and stops; ``skip``: it leaves them out, counts and lists them.
 
     Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
     (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged, as validation and test images
@@ -57,6 +58,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         splits: ``train``, ``val`` and ``test``, after :meth:`setup`.
         left_out: How many files no split uses, by the reason, after :meth:`setup`: of a folder of one's own, all files
             below the root; of a benchmark, the pictures that no list names.
+        broken: What is wrong with the files that ``on_broken: skip`` leaves out, after :meth:`setup`.
         progress: Whether to show progress bars where it takes long to read the files; true.
         notes: What else is worth knowing of how the root was read, after :meth:`setup`.
     """
@@ -65,6 +67,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     name = ""
     #: Whether an image may show several classes, see :mod:`cxlp.utils.labels`.
     multi_label = False
+    #: Whether validation images that the data set has are held out, whatever ``validation`` says but 0.
+    holds_out_own = False
 
     def __init__(
         self,
@@ -74,32 +78,25 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         augment: AugmentConfig = AugmentConfig(),
         image_size: int | None = None,
         aspect: Aspect = "warp",
-        validation: float | Literal["official"] = 0.0,
+        validation: float | Literal["auto", "official"] = "auto",
         split_seed: int | None = 0,
+        on_broken: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
-        if validation != "official" and not 0 <= validation < 1:
-            raise CxlpError(f"data.validation is {validation}: it must lie in [0, 1), or be official")
-        for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
-            if value < 1:
-                raise CxlpError(f"data.{option} is {value}: it must be 1 or more")
-            if value >= 2**31:
-                raise CxlpError(f"data.{option} is {value}: it must be less than 2^31")
-        if num_workers is not None and num_workers < 0:
-            raise CxlpError(f"data.num_workers is {num_workers}: it must be 0 or more, or null")
-        if num_workers is not None and num_workers > MOST_WORKERS:
-            raise CxlpError(f"data.num_workers is {num_workers}: it must be {MOST_WORKERS} or less")
+        check_options(batch_size, num_workers, image_size, validation, on_broken)
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.image_size, self.aspect = image_size, aspect
-        self.validation, self.split_seed = validation, split_seed
+        self.validation, self.split_seed, self.on_broken = validation, split_seed, on_broken
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
         self._first_epoch = 0
         self.left_out: Counter[str] = Counter()
         self.notes: list[str] = []
         self.progress = True
-        self._contents: dict[Path, bytes] = {}
+        self.broken: dict[Path, str] = {}
+        self._held_out_own = False
+        self._contents: dict[Path, FileContent] = {}
 
     @abstractmethod
     def read(self) -> Content:
@@ -116,44 +113,58 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Read the lists once, and hold out the validation images."""
         if self.splits:
             return
-        self.classes, samples = self.read()
+        self.classes, samples = self.read_usable()
         train, val = self._hold_out(samples)
-        _check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
+        check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
         parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
+        self.splits = {name: self.dataset(part, self.classes) for name, part in parts.items()}
+
+    def dataset(self, samples: Sequence[Sample], classes: Sequence[str]) -> ImageDataset:
+        """Make the data set of some samples."""
         # Their pictures' size may only be known once there is a module to feed, see _loader.
-        size = self.image_size or 1
-        self.splits = {
-            name: ImageDataset(part, self.classes, Transform(size, self.aspect, self.augment))
-            for name, part in parts.items()
-        }
+        return ImageDataset(samples, classes, Transform(self.image_size or 1, self.aspect, self.augment))
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
-        if self.validation == "official":
-            if not official:
-                raise CxlpError(f"{self.name} has no official validation images: give a part, data.validation: 0.1")
+        if self.validation == "official" and not official:
+            raise CxlpError(f"{self.name} has no official validation images: give a part, data.validation: 0.1")
+        self._held_out_own = bool(official) and self.holds_out_own and self.validation != 0
+        if self.validation == "official" or self._held_out_own:
             return samples["train"], official
         pool = samples["train"] + official
-        if self.validation == 0:
+        if self.validation in (0, "auto"):
             return pool, []
-        groups = strata(torch.tensor([s.label for s in pool])).tolist()
+        fraction = float(self.validation)
         seed = run_seed() if self.split_seed is None else self.split_seed
-        try:
-            train, val = train_test_split(
-                range(len(pool)), test_size=self.validation, stratify=groups, random_state=seed
-            )
-        except ValueError as error:
-            raise CxlpError(
-                f"{self.name}: cannot hold out {self.validation:g} of each class{rarest(groups, self.classes)}: {error}"
-            ) from error
-        return [pool[i] for i in sorted(train)], [pool[i] for i in sorted(val)]
+        return split_off(pool, self.classes, fraction, seed, f"{self.name}: cannot hold out {fraction:g} of each class")
+
+    def read_usable(self) -> Content:
+        """Read the lists, but with ``on_broken: skip`` leave out the files that are missing or broken.
+
+        Raises:
+            CxlpError: If nothing is left of a split.
+        """
+        classes, samples = self.read()
+        if self.on_broken == "stop":
+            return classes, samples
+        self._read_contents(sample for part in samples.values() for sample in part)
+        self.broken = {path: content.defect for path, content in self._contents.items() if content.defect}
+        left = {split: [s for s in part if s.path not in self.broken] for split, part in samples.items()}
+        if emptied := [split for split, part in samples.items() if part and not left[split]]:
+            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used:{name_broken(self.broken)}")
+        self.left_out.update("broken" if is_there(path) else "missing" for path in self.broken)
+        return classes, left
 
     def remarks(self) -> list[str]:
         """Return what to tell of the data set, a line each: notes, and the files that are left out.
 
-        Also how many test images are training images, once :meth:`fingerprints` was asked for both.
+        Also how many test images are training images, once the files were read, see :meth:`fingerprints`.
         """
         notes = [f"warning: {note}" for note in self.notes]
+        notes += [f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}"] * bool(self.broken)
+        if self._held_out_own and "val" in self.splits:
+            count = len(self.splits["val"])
+            notes.append(f"held out: the {count:,} validation images there (data.validation: 0 fits them, too)")
         used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
         if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
             notes.append(f"warning: {trained:,} test images have the same content as training images")
@@ -165,18 +176,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
         """A number ``(n,)``, int64, for each image of a split, by the content of its file.
 
-        A picture is recognised wherever it lies, whatever it is called, and in whichever split it is. Files are read
-        when they are first asked for.
+        A picture is recognised wherever it lies, whatever it is called, and in whichever split it is. The files of all
+        splits are read when this is first asked for.
 
         Args:
             split: Which one, after :meth:`setup`.
             labelled: Whether box and labels count, too: then equal numbers mean the same training example.
+
+        Raises:
+            CxlpError: If files are broken; names them.
         """
-        samples = self.splits[split].samples
-        self._read_contents(samples)
+        self._read_all()
         numbers = []
-        for path, label, box in samples:
-            content = self._contents[path]
+        for path, label, box in self.splits[split].samples:
+            content = self._contents[path].digest
             if labelled:
                 shown = self.classes[label] if isinstance(label, int) else dict(zip(self.classes, label, strict=True))
                 content = digest(content, box, shown).encode()
@@ -187,8 +200,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Count the test images whose content some training image has as well, whatever the two files are called."""
         return int(torch.isin(self.fingerprints("test"), self.fingerprints("train")).sum())
 
-    def _read_contents(self, samples: Sequence[Sample]) -> None:
-        self._contents |= content_digests({s.path for s in samples} - self._contents.keys(), self.progress)
+    def _read_all(self) -> None:
+        self._read_contents(sample for data in self.splits.values() for sample in data.samples)
+        used = {sample.path: self._contents[sample.path] for data in self.splits.values() for sample in data.samples}
+        if broken := {path: content.defect for path, content in used.items() if content.defect}:
+            raise CxlpError(
+                f"{self.name}: {len(broken):,} of {len(used):,} files cannot be used (data.on_broken: skip leaves "
+                f"them out):{name_broken(broken)}"
+            )
+
+    def _read_contents(self, samples: Iterable[Sample]) -> None:
+        self._contents |= read_contents({s.path for s in samples} - self._contents.keys(), self.progress)
 
     def digest(self, split: Split) -> str:
         """Digest a split in its order: paths below the root, contents of files, boxes, labels; and the transform.
@@ -196,11 +218,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         Not sizes and dates, which some tools keep when they change a picture.
         """
         data = self.splits[split]
-        self._read_contents(data.samples)
+        self._read_all()
         parts: list[object] = [data.transform.size, data.transform.aspect]
         for sample in data.samples:
             where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
-            parts.append((where, self._contents[sample.path].hex(), sample.box, sample.label))
+            parts.append((where, self._contents[sample.path].digest.hex(), sample.box, sample.label))
         return digest(*parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,14 +292,3 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0 and split != "test",
         )
-
-
-def _check_samples(name: str, classes: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
-    for defect in list_defects(classes, samples):
-        raise CxlpError(f"{name}: {defect}")
-    everything = {s.path for part in samples.values() for s in part}
-    if lacking := [path for path in everything if not is_there(path)]:
-        first = min(lacking)
-        is_link = os.path.islink(first)  # noqa: PTH114 (raises nothing in a folder that may not be entered)
-        link = f" (a link to {first.readlink()}, which is not there or cannot be reached)" if is_link else ""
-        raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")

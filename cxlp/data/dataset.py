@@ -1,5 +1,6 @@
 """Samples of a data set, and the data set of their pictures."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from cxlp.data.decode import Box, read_image
 from cxlp.data.transforms import Transform
+from cxlp.utils.errors import CxlpError
 
 Split = Literal["train", "val", "test"]
 
@@ -144,6 +146,27 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
             path, twin = min((files[one][file], files[other][file]) for file in both)
             same = "" if path == twin else f", which is the same file as {twin}"
             yield f"{len(both)} images are in {one} and in {other}, such as {path}{same}: keep each once"
+
+
+def check_samples(name: str, classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> None:
+    """Refuse lists that stop a run.
+
+    Args:
+        name: The data set's.
+        classes: Names.
+        samples: By split.
+
+    Raises:
+        CxlpError: Names the first defect, see :func:`list_defects`, or a file that is not there.
+    """
+    for defect in list_defects(classes, samples):
+        raise CxlpError(f"{name}: {defect}")
+    everything = {s.path for part in samples.values() for s in part}
+    if lacking := [path for path in everything if not is_there(path)]:
+        first = min(lacking)
+        is_link = os.path.islink(first)  # noqa: PTH114 (raises nothing in a folder that may not be entered)
+        link = f" (a link to {first.readlink()}, which is not there or cannot be reached)" if is_link else ""
+        raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")
 
 
 def _identity(path: Path) -> object:

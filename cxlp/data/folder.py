@@ -1,16 +1,16 @@
 """Your own images: a folder per class."""
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sklearn.model_selection import train_test_split
-
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Content, Sample, Split, rarest
+from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.listing import check_folder, count_files, folders_in, pictures, subfolders
 from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
+from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError
 
 
@@ -18,8 +18,8 @@ class Folder(ImageDataModule):
     """Images in ``root/{train,val,test}/<class>/*``, or in ``root/<class>/*`` with a split made for you.
 
     Splits go by other usual names, too, such as ``Training``, ``valid`` or ``seg_test``; what looks like a split is
-    never taken for a class. ``val`` holds the official validation images; it may be missing. Without ``test``, the
-    images of ``val`` are the test.
+    never taken for a class. ``val`` may be missing; its images are held out, unless ``validation`` says otherwise.
+    Without ``test``, they are the test.
 
     Args:
         root: The folder.
@@ -29,12 +29,13 @@ class Folder(ImageDataModule):
     """
 
     name = "folder"
+    holds_out_own = True
 
     def __init__(self, root: str | Path = "data/folder", test_fraction: float = 0.2, **common: Any) -> None:
         super().__init__(root, **common)
-        if not 0 < test_fraction < 1:
-            raise CxlpError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
+        check_fraction(test_fraction)
         self.test_fraction = test_fraction
+        self.name = Path(os.path.abspath(self.root)).name or self.name  # noqa: PTH100 (pathlib's leaves `..` as it is)
 
     def read(self) -> Content:
         """List the images; classes are the names of the folders, sorted."""
@@ -93,10 +94,6 @@ class Folder(ImageDataModule):
         if "test" not in samples:
             self.notes.append(f"there is no folder for the test: the test images are those of {splits['val']}")
             samples["test"] = samples.pop("val")
-        elif samples.get("val") and self.validation != "official":
-            self.notes.append(
-                f"the images of {splits['val']} are training images, too: data.validation: official holds them out"
-            )
         return tuple(classes), samples
 
     def _note_odd_classes(self, classes: Mapping[str, Path]) -> None:
@@ -132,15 +129,10 @@ class Folder(ImageDataModule):
     def _split(self, samples: Sequence[Sample], classes: Sequence[str]) -> dict[Split, list[Sample]]:
         if not samples:
             return {"train": [], "test": []}
-        try:
-            # A fixed seed, not the run's: the test set must be the same in every run that is compared.
-            train, test = train_test_split(
-                samples, test_size=self.test_fraction, stratify=[s.label for s in samples], random_state=0
-            )
-        except ValueError as error:
-            named = rarest([s.label for s in samples], classes)  # type: ignore[misc]
-            raise CxlpError(f"folder: cannot split {self.root} into train and test{named}: {error}") from error
-        return {"train": sorted(train), "test": sorted(test)}
+        # A fixed seed, not the run's: the test set must be the same in every run that is compared.
+        failure = f"folder: cannot split {self.root} into train and test"
+        train, test = split_off(samples, classes, self.test_fraction, 0, failure)
+        return {"train": train, "test": test}
 
 
 def _folded(name: str) -> str:

@@ -1,27 +1,24 @@
 """A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
 
 import os
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args, overload
+from typing import Literal, Self, cast, get_args, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from cxlp.backbones.inputs import check_images
 from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
+from cxlp.deploy.reading import Batch, batches, collate, read_batches
 from cxlp.models.checkpoint import network_of, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
-
-T = TypeVar("T")
 
 #: A file, or a picture itself: Pillow's, or ``(H, W, 3)`` uint8, RGB.
 Picture = str | os.PathLike[str] | Image.Image | Pixels
@@ -51,7 +48,7 @@ class Predictor:
     """A fitted network together with what makes its input of a file, as in the test of its run.
 
     Args:
-        network: With classes.
+        network: Without classes, it gives features only.
         aspect: How pictures become square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
         boxes: Whether its run cropped images to boxes.
@@ -65,7 +62,7 @@ class Predictor:
         device: Where the network is.
 
     Raises:
-        CxlpError: If the network has no classes, or the precision is unknown.
+        CxlpError: If the precision is unknown.
 
     Example:
         >>> from cxlp.backbones.backbone import Backbone
@@ -80,15 +77,13 @@ class Predictor:
     def __init__(
         self, network: Network, aspect: Aspect = "warp", precision: Precision = "32", boxes: bool = False
     ) -> None:
-        if network.classifier is None:
-            raise CxlpError("the network has no classes: there is nothing to predict")
         if precision not in ("32", "bf16"):
             raise CxlpError(f"precision is {precision!r}; valid: 32, bf16")
         self.network = network.eval()
         self.classes, self.multi_label = network.classes, network.multi_label
         self.transform = Transform(network.test_size, aspect, AugmentConfig())
         self.precision, self.boxes = precision, boxes
-        self.device = network.classifier.weight.device
+        self.device = network.backbone.mean.device
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network.
@@ -107,6 +102,15 @@ class Predictor:
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
             raise CxlpError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
         return self
+
+    def check_classes(self) -> None:
+        """Refuse to be asked for classes.
+
+        Raises:
+            CxlpError: If the network has none.
+        """
+        if self.network.classifier is None:
+            raise CxlpError("the network has no classes: there is nothing to predict (embed gives its features)")
 
     def picture(self, image: Picture) -> Tensor:
         """Make the network's input ``(3, T, T)`` uint8 of a file or a picture, as in the test.
@@ -138,12 +142,48 @@ class Predictor:
             ``(B, K)`` float32 on the CPU, in the order of :attr:`classes`.
 
         Raises:
-            CxlpError: If floating point pictures go beyond 0..1.
+            CxlpError: If floating point pictures go beyond 0..1, or the network has no classes.
         """
+        self.check_classes()
         check_images(pictures, self.network.test_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             scores = self.network.score(pictures.to(self.device)).float()
         return (scores.sigmoid() if self.multi_label else scores.softmax(dim=1)).cpu()
+
+    @torch.inference_mode()
+    def features(self, pictures: Tensor) -> Tensor:
+        """Compute the representation of images, which the classifier is given: the mean of their test views'.
+
+        Args:
+            pictures: As for :meth:`probabilities`.
+
+        Returns:
+            ``(B, D)`` float32 on the CPU.
+        """
+        check_images(pictures, self.network.test_size)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network.test_features(pictures.to(self.device)).float().cpu()
+
+    def embed(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> NDArray[np.float32]:
+        """Make vectors of images, to compare them by: for retrieval, clustering, a classifier of your own.
+
+        Args:
+            images: As for :meth:`predict`.
+            batch_size: Images that pass through the network together.
+
+        Returns:
+            ``(n, D)`` for several images, ``(D,)`` for one.
+
+        Raises:
+            CxlpError: If an image cannot be read.
+        """
+        if batch_size < 1:
+            raise CxlpError(f"batch_size is {batch_size}: 1 or more")
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            return cast(NDArray[np.float32], self.embed([images])[0])
+        found = np.empty((0, self.network.out_features), np.float32)
+        parts = [self.features(torch.stack([*map(self.picture, batch)])) for batch in batches(images, batch_size)]
+        return torch.cat(parts).numpy() if parts else found
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is an Iterable, too: a path all the same
@@ -172,9 +212,9 @@ class Predictor:
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self.predict([images], top)[0]
         found: list[Prediction] = []
-        for batch in _batches(images, batch_size):
+        for batch in batches(images, batch_size):
             names = [os.fspath(image) if isinstance(image, str | os.PathLike) else "" for image in batch]
-            found.extend(self._judge(_collate(list(zip(names, map(self.picture, batch), strict=True))), top))
+            found.extend(self._judge(collate(list(zip(names, map(self.picture, batch), strict=True))), top))
         return found
 
     def stream(
@@ -191,17 +231,11 @@ class Predictor:
         Yields:
             A prediction for each path, in order; with its ``error`` where the file could not be read.
         """
-        loader: DataLoader[Any] = DataLoader(
-            _Files(self.transform),  # not the network: this goes to the workers
-            batch_sampler=_batches(paths, batch_size),  # what it calls indices are paths here
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
-        )
-        for batch in loader:
-            yield from self._judge(batch, top)
+        with self.network.backbone.held():
+            for batch in read_batches(paths, self.transform, batch_size, workers):
+                yield from self._judge(batch, top)
 
-    def _judge(self, batch: "_Batch", top: int) -> Iterator[Prediction]:
+    def _judge(self, batch: "Batch", top: int) -> Iterator[Prediction]:
         errors, pictures = batch
         rows = iter(self.probabilities(pictures).tolist() if len(pictures) else ())
         for path, error in errors:
@@ -222,7 +256,7 @@ def load(
     """Make a predictor of a checkpoint of either mode; nothing else is needed.
 
     Args:
-        checkpoint: A file that a run wrote, or the folder of a run, whose ``checkpoints/best.ckpt`` is meant.
+        checkpoint: A file that a run wrote, or the folder of a run, whose tested checkpoint is meant.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
         backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported: load only
@@ -231,61 +265,10 @@ def load(
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(os.fspath(checkpoint))
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
         raise CxlpError(f"{checkpoint} is broken: it does not say how its run made pictures square")
     network = network_of(saved, backbone, str(checkpoint))
     return Predictor(network, image["aspect"], precision, image.get("boxes", False)).to(device)
-
-
-def read(path: str, transform: Transform) -> tuple[Tensor, float] | str:
-    """Read one of many files, of which none may stop the others.
-
-    Returns:
-        The network's input ``(3, T, T)`` uint8, and the height of what it shows in parts of the width; or what is wrong
-        with the file.
-    """
-    file = Path(path)
-    try:
-        if file.is_dir():
-            next(file.iterdir(), None)  # raises where it cannot be listed
-        pixels = read_image(file, None, transform.needed(None))
-        height, width = pixels.shape[:2]
-        return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
-    except CxlpError as error:
-        return str(error)
-    except Exception as error:  # decoders and file systems raise many kinds
-        return f"cannot read {path}: {error} ({type(error).__name__})"
-
-
-#: Paths, each with what is wrong with the file, and the pictures ``(b, 3, T, T)`` of the others.
-_Batch = tuple[list[tuple[str, str]], Tensor]
-
-
-class _Files(Dataset[tuple[str, Tensor | str]]):
-    """Files by their paths: an item is the path, and its picture or what is wrong with it."""
-
-    def __init__(self, transform: Transform) -> None:
-        self.transform = transform
-
-    def __getitem__(self, path: str) -> tuple[str, Tensor | str]:
-        found = read(path, self.transform)
-        return path, found if isinstance(found, str) else found[0]
-
-
-def _collate(items: Sequence[tuple[str, Tensor | str]]) -> _Batch:
-    pictures = [found for _, found in items if isinstance(found, Tensor)]
-    errors = [(path, found if isinstance(found, str) else "") for path, found in items]
-    return errors, torch.stack(pictures) if pictures else torch.empty(0)
-
-
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cxlp.frozen.svm import Array
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
@@ -74,13 +74,13 @@ def check_absent(labels: Tensor) -> None:
         raise CxlpError("no class is absent from any training image: write -1 for absent, since 0 means unspecified")
 
 
-def check_features(gram: Array) -> None:
-    """Refuse features whose squared lengths, the diagonal of the Gram matrix, are not finite.
+def check_lengths(squares: NDArray[np.float64]) -> None:
+    """Refuse features whose squared lengths ``(n,)`` are not finite.
 
     Raises:
         CxlpError: Names the first of the images.
     """
-    wrong = np.flatnonzero(~np.isfinite(gram.diagonal()))
+    wrong = np.flatnonzero(~np.isfinite(squares))
     if len(wrong):
         which = _some(wrong.tolist())
         raise CxlpError(f"the pooled features are NaN, infinite, or too large to be squared for {which}: {_CAUSES}")

@@ -1,67 +1,108 @@
-"""What a cross-validation on the Gram matrix gives: C, the scale of the logits, the classifiers of the folds."""
+"""What a cross-validation tells: C, and the scale of the logits."""
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.frozen.gram import combine_rows
-from cxlp.frozen.store import RowStore
-from cxlp.frozen.svm import Array, HeldOut, choose_c, cross_validate, fit_logit_scale, quality
-from cxlp.utils.distributed import from_rank_zero
-from cxlp.utils.labels import strata
+from cxlp.metrics.average_precision import average_precision
+from cxlp.utils.labels import classification_loss, strata
+
+Array = NDArray[np.float64]
+
+
+class Solver(Protocol):
+    """Fits the SVMs of all classes; what it finds is the same on each rank. All ranks call it together."""
+
+    def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
+        """Score each row by SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
+
+    def weights(self, c: float) -> tuple[Tensor, Tensor]:
+        """Fit to all rows: weights ``(classes, D)``, intercepts ``(classes,)``."""
+
+    def fold_classifiers(self, c: float) -> FoldClassifiers:
+        """Weights of the SVMs that :meth:`held_out` scores by."""
+
+
+def split(labels: Tensor, folds: int) -> NDArray[np.int64] | None:
+    """Deal the training images out to folds, ``(n,)``, stratified by class; with fewer than 2, none."""
+    if folds < 2:
+        return None
+    groups = strata(labels, folds).numpy()
+    fold = np.zeros(len(groups), dtype=np.int64)
+    for i, (_, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(groups, groups)):
+        fold[test] = i
+    return fold
+
+
+def quality(scores: Array, labels: Tensor) -> float:
+    """What C is chosen by: accuracy, or with several labels per image the mean average precision.
+
+    Args:
+        scores: ``(n, classes)``.
+        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
+    """
+    if labels.ndim == 1:
+        return float((scores.argmax(axis=1) == labels.numpy()).mean())
+    return float(np.nanmean(average_precision(scores, labels, "uninterpolated")))
 
 
 def choose_cost_and_scale(
-    gram: Array,
-    targets: NDArray[np.int8],
-    labels: Tensor,
-    c: float | Literal["auto"],
-    candidates: Sequence[float],
-    folds: int,
-    threads: int,
-) -> tuple[dict[str, float], HeldOut | None]:
-    """Choose C where it is ``auto``, and fit the scale of the logits.
+    solver: Solver, labels: Tensor, c: float | Literal["auto"], candidates: Sequence[float], folds: int
+) -> dict[str, float]:
+    """Choose C where it is ``auto``, see :func:`quality` (ties keep the smallest), and fit the scale of the logits.
 
     Args:
-        gram: ``(n, n)``.
-        targets: ``(classes, n)`` in {-1, 0, 1}.
+        solver: Of the training images.
         labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
         c: Cost C, or ``auto``.
         candidates: What ``auto`` tries.
         folds: Folds of the cross-validation; with fewer than 2 there is none, and the scale is 1.
-        threads: Fits at a time.
 
     Returns:
         ``C``, ``logit_scale``, and the quality that was found (``cv_accuracy`` or ``cv_mAP``, with ``auto`` for each
-        candidate, too); and the SVMs of the cross-validation, if there was one.
+        candidate, too).
     """
     name = "cv_accuracy" if labels.ndim == 1 else "cv_mAP"
-    report: dict[str, float] = {}
-    if c == "auto":
-        c, found = choose_c(gram, targets, labels, candidates, folds, threads)
-        report |= {f"{name}_C{candidate:g}": value for candidate, value in found.items()}
-    report["C"] = c
     if folds < 2:
+        assert c != "auto"
         warnings.warn("a class has fewer than two training images: the scale of the logits stays 1", stacklevel=2)
-        return report | {"logit_scale": 1.0}, None
-    held_out = cross_validate(gram, targets, strata(labels, folds).numpy(), c, folds, threads)
-    report[name] = quality(held_out.scores, labels)
-    return report | {"logit_scale": fit_logit_scale(held_out.scores, labels)}, held_out
+        return {"C": c, "logit_scale": 1.0}
+    scores = solver.held_out(candidates if c == "auto" else [c])
+    found = {cost: quality(of, labels) for cost, of in scores.items()}
+    best = min(cost for cost, value in found.items() if value == max(found.values()))
+    report = {f"{name}_C{cost:g}": value for cost, value in found.items()} if c == "auto" else {}
+    return report | {"C": best, name: found[best], "logit_scale": fit_logit_scale(scores[best], labels)}
 
 
-def fold_classifiers(held_out: HeldOut, scale: float, features: RowStore, device: torch.device) -> FoldClassifiers:
-    """Make weights of the cross-validation's dual coefficients, at the scale of the logits; all ranks together."""
-    coefficients = np.concatenate([solution.coefficients for solution in held_out.solutions])
-    intercepts = np.stack([solution.intercepts for solution in held_out.solutions])
-    weights = combine_rows(features, torch.from_numpy(scale * coefficients), device)
-    return FoldClassifiers(
-        from_rank_zero(weights).view(*intercepts.shape, -1),
-        from_rank_zero(torch.from_numpy(scale * intercepts)).to(device, torch.float32),
-        torch.from_numpy(held_out.folds).to(device),
-    )
+def fit_logit_scale(scores: Array, labels: Tensor) -> float:
+    """Fit the one number that turns margins into logits: least cross-entropy of held-out scores.
+
+    On the training rows themselves the scale would run away, since the SVMs separate them; on easy data
+    it would do so on held-out rows, too. So each row's label counts as Platt (1999) has it, a little
+    less than certain: the targets are those of n labels and one more image of each class that says nothing.
+
+    Args:
+        scores: ``(n, classes)`` held-out margins.
+        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
+
+    Returns:
+        The scale, between 0.1 and 100.
+    """
+    margins = torch.from_numpy(scores)
+    answers = scores.shape[1] if labels.ndim == 1 else 2
+    doubt = answers / (len(scores) + answers)
+
+    def loss(log_scale: float) -> float:
+        return float(classification_loss(np.exp(log_scale) * margins, labels, doubt))
+
+    # tightly, so that runs that differ by rounding end with the same weights
+    found = minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(found.x))

@@ -1,6 +1,7 @@
 """The frozen mode: fit projection and classifier as in the paper, without gradients."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +11,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cxlp.frozen.checks import check_absent, check_features, check_labels, check_maps
-from cxlp.frozen.classifier import choose_cost_and_scale, fold_classifiers
+from cxlp.frozen.checks import check_absent, check_labels, check_maps
+from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.maps import HeadMaps, MapStore
+from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
+from cxlp.frozen.solvers import SolverName, make_solver, plan
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows
-from cxlp.frozen.svm import Array, solve
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
 from cxlp.utils.distributed import (
     all_sum,
     barrier,
     from_rank_zero,
-    local_world_size,
     on_rank_zero,
     rank,
-    usable_cores,
     world_size,
 )
 from cxlp.utils.errors import CxlpError
@@ -43,7 +41,7 @@ class FrozenConfig:
 
     Attributes:
         c: Cost C of the SVMs; ``auto``: chosen among ``c_candidates`` by cross-validation on the
-            training Gram matrix (accuracy, or with several labels per image the mean average precision).
+            training images (accuracy, or with several labels per image the mean average precision).
         c_candidates: What is tried where ``c`` is ``auto``.
         folds: Folds of the cross-validation (for C, and for the scale of the logits), 2 to 100; no more are made than
             the rarest class has images.
@@ -51,6 +49,9 @@ class FrozenConfig:
             them, at random places that depend on the image's position only.
         features: How pooled training features are stored: ``float32``; ``float16``, half the size; ``sign``,
             two bits a value, for networks whose pooling keeps signs only.
+        solver: ``kernel``: libsvm on the n x n Gram matrix, as in the paper; ``primal``: Newton's method on blocks of
+            rows, in bounded memory and in time that grows with n, not with its square, for a hinge with a rounded
+            corner; ``auto``: the kernel, while it needs a quarter of the free memory at most.
         store: A folder in which features are kept for later runs that need the same ones; null: deleted after the fit.
     """
 
@@ -59,6 +60,7 @@ class FrozenConfig:
     folds: int = 5
     pca_vectors: int = 100_000
     features: FeatureType = "float32"
+    solver: SolverName = "auto"
     store: str | None = None
 
     def __post_init__(self) -> None:
@@ -115,9 +117,10 @@ class FrozenFit:
     """Fits a network's heads (PCA, codebooks) and its classifier (SVMs) to one pass over the training images.
 
     Each image is decoded and sent through the backbone once: :meth:`observe` shows the maps to the heads' own fits and
-    keeps them on disk (they are smaller than what is pooled from them); :meth:`finish` has the heads solve, encodes the
-    kept maps, and solves the SVMs. A head that has nothing to fit encodes at once. Memory holds one batch, one block of
-    features, the d x d scatter and the n x n Gram matrix, whatever the number of features.
+    keeps them, those of the first images in memory and the others on disk (they are smaller than what is pooled from
+    them); :meth:`finish` has the heads solve, encodes the kept maps, and solves the SVMs. A head that has nothing to
+    fit encodes at once. Beside these maps, memory holds one batch, one block of features, the d x d scatter, and what
+    the solver of the SVMs needs, see :mod:`cxlp.frozen.solvers`.
 
     With several ranks, each observes its share of the images and all call :meth:`finish` together, with one result.
 
@@ -173,13 +176,17 @@ class FrozenFit:
             if fit is not None:
                 self.fits[i] = fit
         names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
-        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names)
+        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory_for_maps())
         _check_type(config.features, network)
         if not stored:
             check_shared(folder)
         self.features = open_rows(
             folder / "features.bin", images, network.out_features, config.features, to_write=not stored
         )
+        classes = len(network.classes)
+        self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
+        if self.plan.primal and progress and rank() == 0:
+            print(f"solver: primal. {self.plan.why}", file=sys.stderr)  # noqa: T201
         if not self.fits and not stored:  # else the maps count, too, once their size is known
             on_rank_zero(lambda: self._check_space(0))
 
@@ -242,15 +249,11 @@ class FrozenFit:
             with self.times.measure("pooling"):
                 self._pool()
             self.maps.delete()  # before the barrier: rank 0 removes the folder once it is empty
-        if not self.stored:
+        if not self.stored and (self.keep or world_size() > 1):  # nobody else reads them otherwise
             self.features.sync()
         barrier()
         self.features.reopen()  # a network disk shows what others wrote to those who open after them
-        with self.times.measure("Gram matrix"):
-            gram = gram_matrix(self.features, self.device, progress=self.progress).numpy()
-        check_features(gram)
-        with self.times.measure("SVM"):
-            report = self._fit_classifier(gram)
+        report = self._fit_classifier()
         barrier()
         self.close(self.keep)
         return report
@@ -278,23 +281,25 @@ class FrozenFit:
             bar.update(len(positions))
         bar.close()
 
-    def _fit_classifier(self, gram: Array) -> dict[str, float]:
-        classifier = self.network.classifier
+    def _fit_classifier(self) -> dict[str, float]:
+        classifier, labels, times = self.network.classifier, self.labels, self.times
         assert classifier is not None
-        targets = as_targets(self.labels, len(self.network.classes)).numpy()
-        threads = max(1, usable_cores() // local_world_size())
+        folds = 0
         if self.settled is None:
-            c, candidates = self.config.c, self.config.c_candidates
-            folds = count_folds(self.labels, self.network.classes, self.config, self.cross)
-            report, held_out = choose_cost_and_scale(gram, targets, self.labels, c, candidates, folds, threads)
-            if self.cross and held_out is not None:
-                self.fold_classifiers = fold_classifiers(held_out, report["logit_scale"], self.features, self.device)
-        else:
-            report = dict(zip(("C", "logit_scale"), self.settled, strict=True))
-        solution, scale = solve(gram, targets, report["C"], threads), report["logit_scale"]
-        # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
-        # gradient descent by s^2, and no learning rate would suit two data sets.
-        weights = combine_rows(self.features, torch.from_numpy(scale * solution.coefficients), self.device)
-        classifier.weight.copy_(from_rank_zero(weights))
-        classifier.bias.copy_(from_rank_zero(torch.from_numpy(scale * solution.intercepts)))
-        return report
+            folds = count_folds(labels, self.network.classes, self.config, self.cross)
+        targets = as_targets(labels, len(self.network.classes)).numpy()
+        solver = make_solver(self.plan, self.features, targets, split(labels, folds), self.device, times, self.progress)
+        with times.measure("SVM"):
+            if self.settled is None:
+                report = choose_cost_and_scale(solver, labels, self.config.c, self.config.c_candidates, folds)
+            else:
+                report = dict(zip(("C", "logit_scale"), self.settled, strict=True))
+            c, scale = report["C"], report["logit_scale"]
+            # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
+            # gradient descent by s^2, and no learning rate would suit two data sets.
+            if self.cross and folds > 1:
+                self.fold_classifiers = solver.fold_classifiers(c).scaled(scale)
+            weights, intercepts = solver.weights(c)
+            classifier.weight.copy_(from_rank_zero(scale * weights))
+            classifier.bias.copy_(from_rank_zero(scale * intercepts))
+        return {**report, "primal": float(self.plan.primal)}

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxlp.utils.distributed import from_rank_zero
+
 
 @dataclass(frozen=True)
 class FoldClassifiers:
@@ -36,6 +38,10 @@ class FoldClassifiers:
         rows = torch.arange(len(features), device=features.device)
         own: Tensor = scores.view(-1, folds, classes)[rows, self.fold[positions]]
         return own
+
+    def scaled(self, scale: float) -> "FoldClassifiers":
+        """Multiply all scores, the same on each rank."""
+        return FoldClassifiers(from_rank_zero(scale * self.weight), from_rank_zero(scale * self.bias), self.fold)
 
     def to(self, device: torch.device) -> "FoldClassifiers":
         """Move it."""

@@ -1,4 +1,4 @@
-"""Feature maps on disk, while they wait for their heads to be fitted."""
+"""Feature maps in memory and on disk, while they wait for their heads to be fitted."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,40 +10,45 @@ import torch
 from torch import Tensor
 
 from cxlp.frozen.store import RowStore, check_space
-from cxlp.utils.distributed import on_rank_zero, rank
+from cxlp.utils.distributed import local_world_size, on_rank_zero, rank
+from cxlp.utils.memory import free_memory
 from cxlp.utils.profiling import PhaseTimes
 
-#: Images read at a time.
-STEP = 32
+#: Most bytes of maps that stay in memory, over all processes of a machine; and at most this part of the free ones.
+MOST_BYTES, PART = 2 << 30, 4
+
+
+def memory_for_maps() -> int:
+    """How many bytes of maps a process may hold in memory; all ranks call it together."""
+    return min(MOST_BYTES, free_memory() // PART) // local_world_size()
 
 
 class MapStore:
-    """The maps of this rank's images, one row each; a map that several heads take is kept once.
+    """The maps of this rank's images, batch by batch; a map that several heads take is kept once.
 
     Args:
-        path: The file; it is made when the first images come, which tell the maps' sizes.
+        path: The file of what does not fit into memory; it is made when it is needed.
         images: How many images will come at most.
         names: For each head what tells its maps from others; the same name, the same map.
+        memory: How many bytes stay in memory: the first batches.
 
     Attributes:
         positions: The images' places among all training images, in the order in which they came.
         row_bytes: Bytes of an image's maps, 0 before the first images.
     """
 
-    def __init__(self, path: Path, images: int, names: Sequence[Sequence[Hashable]]) -> None:
-        self.path, self.images = path, images
+    def __init__(self, path: Path, images: int, names: Sequence[Sequence[Hashable]], memory: int) -> None:
+        self.path, self.images, self.memory = path, images, memory
         different = list(dict.fromkeys(name for part in names for name in part))
         self.places = [tuple(different.index(name) for name in part) for part in names]
         self.positions: list[int] = []
+        self.row_bytes = 0
+        self._sizes: list[int] = []  # of the batches
+        self._held: list[list[Tensor]] = []  # the first batches: their maps (b V, h, w, c)
         self._rows: RowStore | None = None
 
-    @property
-    def row_bytes(self) -> int:
-        """See the class."""
-        return 0 if self._rows is None else self._rows.row_bytes
-
     def append(self, inputs: Sequence[tuple[Tensor, ...]], positions: Tensor) -> None:
-        """Write a batch of images' maps.
+        """Keep a batch of images' maps.
 
         Args:
             inputs: For each head its maps ``(b * V, c, h, w)``, V views of each image.
@@ -52,36 +57,47 @@ class MapStore:
         found: dict[int, Tensor] = {}  # each map once
         for places, maps in zip(self.places, inputs, strict=True):
             found.update(zip(places, maps, strict=True))
-        different = [found[place] for place in sorted(found)]
-        if self._rows is None:
-            shapes = [(len(m) // len(positions), m.shape[2], m.shape[3], m.shape[1]) for m in different]
-            self.shapes = [torch.Size(shape) for shape in shapes]  # (V, h, w, c)
-            dtype = reduce(torch.promote_types, (m.dtype for m in different))  # the widest: none is rounded
-            self._rows = RowStore(self.path, self.images, sum(shape.numel() for shape in self.shapes), dtype)
-        rows = torch.cat([m.permute(0, 2, 3, 1).reshape(len(positions), -1) for m in different], dim=1)
-        self._rows.write(torch.arange(len(self.positions), len(self.positions) + len(rows)), rows)
+        # On the CPU and channels last, as the file has them, so that sums over them are the same to the last bit.
+        different = [found[place].permute(0, 2, 3, 1).contiguous().cpu() for place in sorted(found)]
+        if not self.positions:
+            self.shapes = [torch.Size((len(m) // len(positions), *m.shape[1:])) for m in different]  # (V, h, w, c)
+            self.dtype = reduce(torch.promote_types, (m.dtype for m in different))  # the widest: none is rounded
+            self.row_bytes = self.dtype.itemsize * sum(shape.numel() for shape in self.shapes)
+        size = sum(m.nbytes for m in different)
+        if self._rows is None and size <= self.memory:
+            self.memory -= size
+            self._held.append(different)
+        else:
+            if self._rows is None:
+                width = sum(shape.numel() for shape in self.shapes)
+                self._rows = RowStore(self.path, self.images, width, self.dtype)
+            rows = torch.cat([m.view(len(positions), -1) for m in different], dim=1)
+            self._rows.write(torch.arange(len(self.positions), len(self.positions) + len(rows)), rows)
         self.positions += positions.tolist()
+        self._sizes.append(len(positions))
 
     def batches(self, device: torch.device) -> Iterator[tuple[Tensor, list[tuple[Tensor, ...]]]]:
-        """Go through the images in the order in which they came.
+        """Go through the batches in the order in which they came.
 
         Yields:
             The images' positions, and for each head its maps, as they were given.
         """
-        if self._rows is None:  # more ranks than images
-            return
-        for start in range(0, len(self.positions), STEP):
-            positions = self.positions[start : start + STEP]
-            rows = self._rows.read(start, start + len(positions)).to(device)
-            parts = torch.split(rows, [shape.numel() for shape in self.shapes], dim=1)
-            maps = [
-                part.reshape(-1, *shape[1:]).permute(0, 3, 1, 2)  # (b V, c, h, w), channels last in memory
-                for part, shape in zip(parts, self.shapes, strict=True)
-            ]
-            yield torch.tensor(positions), [tuple(maps[i] for i in places) for places in self.places]
+        start = 0
+        for number, size in enumerate(self._sizes):
+            stop = start + size
+            maps = self._held[number] if number < len(self._held) else self._read(start, stop)
+            moved = [m.to(device).permute(0, 3, 1, 2) for m in maps]  # (b V, c, h, w), channels last in memory
+            yield torch.tensor(self.positions[start:stop]), [tuple(moved[i] for i in places) for places in self.places]
+            start = stop
+
+    def _read(self, start: int, stop: int) -> list[Tensor]:
+        assert self._rows is not None
+        parts = torch.split(self._rows.read(start, stop), [shape.numel() for shape in self.shapes], dim=1)
+        return [part.reshape(-1, *shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def delete(self) -> None:
-        """Close and delete the file."""
+        """Forget the maps; close and delete the file."""
+        self._held, self._sizes = [], []
         if self._rows is not None:
             self._rows.close()
             self._rows = None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -67,10 +68,13 @@ class RowStore:
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
         block = self._encode(values.detach().cpu()).numpy()
+        places = [place for place, _ in zip(positions.tolist(), block, strict=True)]
+        whole = column == 0 and block.shape[1] == self.row_bytes  # then neighbours are written at once
+        starts = [i for i in range(len(places)) if i == 0 or not (whole and places[i] == places[i - 1] + 1)]
         with writing(self.path):
-            for position, row in zip(positions.tolist(), block, strict=True):
-                self._file.seek(position * self.row_bytes + self._bytes(column))
-                data = row.data
+            for start, stop in pairwise([*starts, len(places)]):
+                self._file.seek(places[start] * self.row_bytes + self._bytes(column))
+                data = block[start:stop].data.cast("B")
                 while data:  # a disk that fills up takes a part
                     data = data[self._file.write(data) :]
 
@@ -211,5 +215,6 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise CxlpError(
             f"the pooled features and maps need {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
-            "point --run.root or model.frozen.store elsewhere, or lower the heads' pca_dim"
+            "point --run.root or model.frozen.store elsewhere, choose model.frozen.features: float16 (half of it) or "
+            "sign (a sixteenth), or make the features smaller by the heads' pca_dim or sketch"
         )

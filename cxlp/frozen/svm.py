@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from sklearn.model_selection import StratifiedKFold
+from sklearn import config_context
 from sklearn.svm import SVC
 from torch import Tensor
 
-from cxlp.metrics.average_precision import average_precision
+from cxlp.frozen.folds import FoldClassifiers
+from cxlp.frozen.gram import combine_rows
+from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
-from cxlp.utils.labels import classification_loss, strata
 
 Array = NDArray[np.float64]
+_ROWS = 512  # scored at a time
 
 
 @dataclass(frozen=True)
@@ -32,139 +33,115 @@ class DualSolution:
     intercepts: Array
 
 
-def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int, share: bool = True) -> DualSolution:
-    """Fit one SVM per class: ``min 1/2 |w|^2 + C sum_i hinge(y_i (w x_i + b))``.
+def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int) -> DualSolution:
+    """Fit SVMs, each on its own rows: ``min 1/2 |w|^2 + C sum_i hinge(y_i (w x_i + b))``.
+
+    The ranks divide the SVMs among themselves. The Gram matrix is not copied: libsvm leaves rows of no weight out.
 
     Args:
-        gram: ``(n, n)``, C-contiguous float64 (libsvm reads it without a copy).
-        targets: ``(classes, n)``: 1 positive, -1 negative, 0 ignored; each class trains on its own rows.
-            A class whose rows are all of one sign scores each image by that sign.
+        gram: ``(n, n)``, C-contiguous float64 (libsvm reads it without a copy, and reads nothing else).
+        targets: ``(k, n)``: 1 positive, -1 negative, 0 ignored.
+            An SVM whose rows are all of one sign scores each image by that sign.
         c: Cost C.
         threads: Fits at a time (libsvm releases the interpreter).
-        share: Whether the ranks divide the classes among themselves (else each solves all).
 
     Returns:
         The solution, the same on each rank.
     """
-    classes, n = targets.shape
-    coefficients, intercepts = np.zeros((classes, n)), np.zeros(classes)
+    k, n = targets.shape
+    coefficients, intercepts = np.zeros((k, n)), np.zeros(k)
 
-    def fit(k: int) -> None:
-        rows = np.flatnonzero(targets[k])
-        signs = np.unique(targets[k, rows])
+    def fit(i: int) -> None:
+        rows = np.flatnonzero(targets[i])
+        signs = np.unique(targets[i, rows])
         if len(signs) < 2:  # in a fold: nothing to tell apart, so always the same answer
-            intercepts[k] = signs.sum()
+            intercepts[i] = signs.sum()
             return
-        whole = len(rows) == n
         # The tight tolerance costs little, and runs that differ by rounding end with the same weights.
         svm = SVC(kernel="precomputed", C=c, tol=1e-6, cache_size=64)
-        svm.fit(gram if whole else gram[np.ix_(rows, rows)], targets[k, rows])
-        coefficients[k, rows[svm.support_]] = svm.dual_coef_[0]
-        intercepts[k] = svm.intercept_[0]
+        with config_context(assume_finite=True):  # of this thread; n^2 numbers need not be looked at in each fit
+            svm.fit(gram, np.where(targets[i] > 0, 1, -1), sample_weight=None if len(rows) == n else targets[i] != 0)
+        coefficients[i, rows[svm.support_]] = svm.dual_coef_[0]  # support vectors are numbered among the rows kept
+        intercepts[i] = svm.intercept_[0]
 
-    mine = range(rank(), classes, world_size()) if share else range(classes)
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        list(pool.map(fit, mine))
-    if share:
-        all_sum(torch.from_numpy(coefficients))
-        all_sum(torch.from_numpy(intercepts))
+        list(pool.map(fit, range(rank(), k, world_size())))
+    all_sum(torch.from_numpy(coefficients))
+    all_sum(torch.from_numpy(intercepts))
     return DualSolution(coefficients, intercepts)
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """SVMs that have not seen a fold of the training rows, and what they score there.
-
-    Attributes:
-        scores: ``(n, classes)``, of each row by the SVMs that leave its fold out.
-        folds: ``(n,)``, which fold each row is in.
-        solutions: By fold; the coefficients of its own rows are zero.
-    """
-
-    scores: Array
-    folds: NDArray[np.int64]
-    solutions: tuple[DualSolution, ...]
+def kernel_bytes(n: int, classes: int, folds: int) -> int:
+    """Memory that the Gram matrix and the SVMs on it take on each rank, in bytes."""
+    return 8 * n * n + (10 * (folds + 1) + 16) * classes * n + (256 << 20)  # float64 coefficients, targets; a block
 
 
-def cross_validate(
-    gram: Array, targets: NDArray[np.int8], groups: NDArray[np.int64], c: float, folds: int, threads: int
-) -> HeldOut:
-    """Fit SVMs for each fold to all other ones (stratified k-fold cross-validation).
+class KernelSolver:
+    """The SVMs of all classes, and those that leave a fold of the rows out, on the Gram matrix of a store.
 
     Args:
-        gram: ``(n, n)``.
+        store: The rows, ``(n, D)``.
+        gram: Their Gram matrix, see :func:`solve`.
         targets: ``(classes, n)`` in {-1, 0, 1}.
-        groups: ``(n,)``, what the folds are stratified by.
-        c: Cost C.
-        folds: Number of folds, at most the size of the smallest group.
+        fold: ``(n,)``, which fold each row is in; ``None``: there are none.
+        device: Where weights are wanted.
         threads: Fits at a time.
-
-    Returns:
-        The same on each rank.
     """
-    classes, n = targets.shape
-    scores, fold_of = np.zeros((n, classes)), np.zeros(n, dtype=np.int64)
-    coefficients, intercepts = np.zeros((folds, classes, n)), np.zeros((folds, classes))
-    splits = StratifiedKFold(folds, shuffle=True, random_state=0).split(groups, groups)
-    for fold, (train, test) in enumerate(splits):
-        fold_of[test] = fold
-        if fold % world_size() != rank():  # the folds, not their classes, are dealt out: each copies its rows only
-            continue
-        solution = solve(np.ascontiguousarray(gram[np.ix_(train, train)]), targets[:, train], c, threads, share=False)
-        scores[test] = gram[np.ix_(test, train)] @ solution.coefficients.T + solution.intercepts
-        coefficients[fold][:, train], intercepts[fold] = solution.coefficients, solution.intercepts
-    for found in (scores, coefficients, intercepts):
-        all_sum(torch.from_numpy(found))
-    return HeldOut(scores, fold_of, tuple(map(DualSolution, coefficients, intercepts)))
 
+    def __init__(
+        self,
+        store: RowStore,
+        gram: Array,
+        targets: NDArray[np.int8],
+        fold: NDArray[np.int64] | None,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        self.store, self.gram, self.targets, self.fold = store, gram, targets, fold
+        self.device, self.threads = device, threads
+        self._kept: tuple[float, DualSolution] | None = None  # the last cross-validation
 
-def quality(scores: Array, labels: Tensor) -> float:
-    """What C is chosen by: accuracy, or with several labels per image the mean average precision.
+    def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
+        """Score each row by the SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
+        return {c: self._scores(self._solve_folds(c)) for c in costs}
 
-    Args:
-        scores: ``(n, classes)``.
-        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
-    """
-    if labels.ndim == 1:
-        return float((scores.argmax(axis=1) == labels.numpy()).mean())
-    return float(np.nanmean(average_precision(scores, labels, "uninterpolated")))
+    def weights(self, c: float) -> tuple[Tensor, Tensor]:
+        """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
+        return self._combined(solve(self.gram, self.targets, c, self.threads))
 
+    def fold_classifiers(self, c: float) -> FoldClassifiers:
+        """Weights of the SVMs of the cross-validation with a cost C."""
+        weights, intercepts = self._combined(self._solve_folds(c))
+        assert self.fold is not None
+        shape = (-1, len(self.targets))
+        return FoldClassifiers(
+            weights.view(*intercepts.view(shape).shape, -1),
+            intercepts.view(shape).to(self.device, torch.float32),
+            torch.from_numpy(self.fold).to(self.device),
+        )
 
-def choose_c(
-    gram: Array, targets: NDArray[np.int8], labels: Tensor, candidates: Sequence[float], folds: int, threads: int
-) -> tuple[float, dict[float, float]]:
-    """Choose C by cross-validation on the training rows, see :func:`quality`; ties keep the smallest.
+    def _solve_folds(self, c: float) -> DualSolution:
+        """Fit the SVMs of all folds together, fold by fold: as many threads as SVMs are busy until the end."""
+        if self._kept is None or self._kept[0] != c:
+            assert self.fold is not None
+            others = self.fold != np.arange(self.fold.max() + 1)[:, None]  # (folds, n)
+            targets = (others[:, None] * self.targets).reshape(-1, len(self.fold))
+            self._kept = c, solve(self.gram, targets, c, self.threads)
+        return self._kept[1]
 
-    Returns:
-        The choice, and the quality of each candidate.
-    """
-    groups = strata(labels, folds).numpy()
-    found = {c: quality(cross_validate(gram, targets, groups, c, folds, threads).scores, labels) for c in candidates}
-    best = max(found.values())
-    return min(c for c, value in found.items() if value == best), found
+    def _scores(self, found: DualSolution) -> Array:
+        assert self.fold is not None
+        n, classes = len(self.fold), len(self.targets)
+        coefficients = found.coefficients.reshape(-1, classes, n)
+        intercepts = found.intercepts.reshape(-1, classes)
+        scores = np.empty((n, classes))
+        for start in range(0, n, _ROWS):
+            rows = slice(start, start + _ROWS)
+            for fold in np.unique(self.fold[rows]):
+                own = start + np.flatnonzero(self.fold[rows] == fold)
+                scores[own] = self.gram[own] @ coefficients[fold].T + intercepts[fold]
+        return scores
 
-
-def fit_logit_scale(scores: Array, labels: Tensor) -> float:
-    """Fit the one number that turns margins into logits: least cross-entropy of held-out scores.
-
-    On the training rows themselves the scale would run away, since the SVMs separate them; on easy data
-    it would do so on held-out rows, too. So each row's label counts as Platt (1999) has it, a little
-    less than certain: the targets are those of n labels and one more image of each class that says nothing.
-
-    Args:
-        scores: ``(n, classes)`` held-out margins.
-        labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
-
-    Returns:
-        The scale, between 0.1 and 100.
-    """
-    margins = torch.from_numpy(scores)
-    answers = scores.shape[1] if labels.ndim == 1 else 2
-    doubt = answers / (len(scores) + answers)
-
-    def loss(log_scale: float) -> float:
-        return float(classification_loss(np.exp(log_scale) * margins, labels, doubt))
-
-    # tightly, so that runs that differ by rounding end with the same weights
-    found = minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded", options={"xatol": 1e-9})
-    return float(np.exp(found.x))
+    def _combined(self, found: DualSolution) -> tuple[Tensor, Tensor]:
+        weights = combine_rows(self.store, torch.from_numpy(found.coefficients), self.device)
+        return weights, torch.from_numpy(found.intercepts)

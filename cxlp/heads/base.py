@@ -68,7 +68,8 @@ class Head(nn.Module, ABC):
     #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`,
     #: which then ends with :meth:`mark_fitted`.
     needs_fit: ClassVar[bool] = False
-    #: Why the head cannot be written as ONNX, which lacks some operations; ``None``: it can.
+    needs_labels: ClassVar[bool] = False  #: Whether its fit takes the images' labels.
+    #: Why the head cannot be written as ONNX; ``None``: it can.
     onnx_obstacle: ClassVar[str | None] = None
 
     out_features: int

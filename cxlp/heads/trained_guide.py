@@ -52,6 +52,8 @@ class TrainedGuidePooling(LocalHead):
 
     unit: Tensor
 
+    needs_labels = True
+
     def __init__(
         self,
         pca_dim: int | None = 500,

@@ -43,7 +43,7 @@ def average_precision(
     """
     if kind not in get_args(Kind):
         raise CxlpError(f"unknown kind of average precision {kind!r}; valid: {', '.join(get_args(Kind))}")
-    return np.array([_of_one_class(s, positive, kind) for s, positive in _by_class(scores, labels)])
+    return np.array([_of_one_class(s, positive, kind) for s, positive in by_class(scores, labels)])
 
 
 def mean_average_precision(
@@ -72,10 +72,10 @@ def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tenso
     Raises:
         CxlpError: If shapes differ, a label is unknown, or the score of an image that counts is NaN.
     """
-    return np.array([_interpolated(s, positive, 100) for s, positive in _by_class(scores, labels)])
+    return np.array([_interpolated(s, positive, 100) for s, positive in by_class(scores, labels)])
 
 
-def _by_class(
+def by_class(
     scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor
 ) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
     """For each class the scores of the images that count, and which of them are positive."""

@@ -21,8 +21,9 @@ from cxlp.utils.errors import CxlpError
 #: What the best checkpoint and C are chosen by, on training images: by whether an image may show several classes.
 SELECTION = {False: "accuracy", True: "mAP"}
 
-# Published "VOC07 mAP" may be any of the three, so they are reported side by side.
-_SUFFIXES: dict[str, Kind] = {"_11point": "11point", "_allpoint": "allpoint", "": "uninterpolated"}
+#: The kinds of average precision, by what their names end in; the mean of the last one is ``mAP``. Published "VOC07
+#: mAP" may be any of the three, so they are reported side by side.
+SUFFIXES: dict[str, Kind] = {"_11point": "11point", "_allpoint": "allpoint", "": "uninterpolated"}
 
 
 def single_label_metrics(classes: int, prefix: str) -> MetricCollection:
@@ -47,7 +48,7 @@ def multi_label_metrics(classes: int, prefix: str) -> MetricCollection:
     """
     metrics: dict[str, Metric | MetricCollection] = {
         f"mAP{suffix}": RankingMetric(classes, partial(mean_average_precision, kind=kind))
-        for suffix, kind in _SUFFIXES.items()
+        for suffix, kind in SUFFIXES.items()
     }
     # No compute groups: the lists hold the same tensors anyhow, and the groups copy them all at each items().
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
@@ -65,7 +66,7 @@ def per_class_average_precision(classes: int) -> MetricCollection:
     """
     metrics: dict[str, Metric | MetricCollection] = {
         f"AP{suffix}": RankingMetric(classes, partial(average_precision, kind=kind))
-        for suffix, kind in _SUFFIXES.items()
+        for suffix, kind in SUFFIXES.items()
     }
     metrics["curves"] = RankingMetric(classes, precision_curves)
     return MetricCollection(metrics, compute_groups=False)

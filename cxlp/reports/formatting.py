@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import stdev
 from typing import Any
 
@@ -10,6 +10,11 @@ from typing import Any
 def as_text(metric: str, value: float) -> str:
     """Format a metric's value for people, proportions in percent."""
     return f"{value:.2%}" if "accuracy" in metric or "mAP" in metric else f"{value:.4g}"
+
+
+def interval_as_text(metric: str, interval: Mapping[str, Any]) -> str:
+    """Format an interval of ``metrics.json``, ``low``, ``high`` and ``by``, for people."""
+    return f"{as_text(metric, interval['low'])} to {as_text(metric, interval['high'])} ({interval['by']})"
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cxlp.reports.charts import Chart, line_chart
+from cxlp.reports.formatting import interval_as_text
 from cxlp.reports.history import history, how_to_look
 from cxlp.utils.files import write_whole
 
@@ -29,6 +30,11 @@ CURVES, ROWS, PICTURE = 40, 1000, 1_000_000
 _JINJA = Environment(
     loader=PackageLoader(str(__package__), ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill one of this folder's templates."""
+    return _JINJA.get_template(template).render(**values)
 
 
 def write_report(folder: Path) -> None:
@@ -67,6 +73,7 @@ def build_page(folder: Path) -> str:
     parts = {part: origin.get(part) or {} for part in ("data", "git", "versions", "machine")}
     setup |= {part: ", ".join(f"{k} {v}" for k, v in known.items()) or None for part, known in parts.items()}
     metrics = {name: value for name, value in found["metrics"].items() if value is not None}
+    intervals = {name: interval_as_text(name, interval) for name, interval in found.get("intervals", {}).items()}
     refit = found.get("refit", {})
     validated = refit.pop("validated", {})
     refit |= {f"there, {name}": f"{value:.4g}" for name, value in validated.items() if value is not None}
@@ -79,17 +86,20 @@ def build_page(folder: Path) -> str:
     sizes |= {f"cost: {name}": f"{value:.4g}" for name, value in found.get("cost", {}).items() if value is not None}
     per_class = _records(folder / "per_class.csv")
     examples = _records(folder / "examples.csv")
-    return _JINJA.get_template("page.html").render(
+    return render(
+        "page.html",
         folder=folder.resolve(),
         subtitle=subtitle,
         metrics=metrics,
-        figures={name: f"{value:.6g}" for name, value in metrics.items()},
+        figures={name: f"{value:.6g}" for name, value in metrics.items()}
+        | {f"{name}, 95% interval": text for name, text in intervals.items()},
+        intervals=intervals,
         refit=refit,
         times=times,
         sizes=sizes,
         setup={key: value for key, value in setup.items() if value is not None},
         config=_text(folder / "config.yaml"),
-        charts=_curves(folder, found["images"]["train"]),
+        charts=_curves(folder, found["images"].get("train", 0)),
         examples=[row | {"source": _picture(folder, f"examples/{row['picture']}")} for row in examples],
         confusion_matrix=_picture(folder, "confusion_matrix.png"),
         confusions=_records(folder / "confusions.csv"),

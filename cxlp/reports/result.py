@@ -10,12 +10,15 @@ import torch
 
 from cxlp.data.dataset import ImageDataset
 from cxlp.explain.attribution import is_explainable
+from cxlp.metrics.classification import SUFFIXES
+from cxlp.metrics.intervals import Interval, accuracy_intervals, precision_intervals
 from cxlp.models.network import Network
 from cxlp.reports.examples import Example, example_table, write_thumbnails
 from cxlp.reports.figures import confusion_pairs, confusion_table, draw_confusion, draw_precisions, precision_table
 from cxlp.reports.formatting import as_csv
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.overlays import draw_evidence
+from cxlp.reports.predictions import Predictions
 from cxlp.utils.files import write_whole
 
 #: Headings and rows.
@@ -33,6 +36,7 @@ class TestResult:
             name, and ``curves`` of precision at 101 recalls ``(K, 101)``.
         mistakes: See :class:`~cxlp.reports.examples.Examples`.
         right: See :class:`~cxlp.reports.examples.Examples`.
+        predictions: Image by image; with several labels, of all images.
     """
 
     __test__ = False  # no test case of pytest's
@@ -42,11 +46,22 @@ class TestResult:
     found: Any
     mistakes: Sequence[Example]
     right: Sequence[Example]
+    predictions: Predictions
+
+    def intervals(self) -> dict[str, Interval]:
+        """Find intervals of 95 % confidence, by the names of the metrics."""
+        if not self.network.multi_label:
+            found = accuracy_intervals(self.found)
+        else:
+            kinds = {f"mAP{suffix}": kind for suffix, kind in SUFFIXES.items()}
+            found = precision_intervals(self.predictions.scores, self.predictions.labels, kinds)
+        return {f"test/{name}": interval for name, interval in found.items()}
 
     def write(self, folder: Path, outputs: Outputs) -> dict[str, Table]:
         """Write the tables first, then the pictures; what cannot be made is missing, also if an earlier test made it.
 
-        Files: ``per_class.csv``; with one label per image ``confusions.csv`` and ``confusion_matrix.png``, with several
+        Files: ``predictions.csv`` and ``scores.npz``, see :class:`~cxlp.reports.predictions.Predictions`;
+        ``per_class.csv``; with one label per image ``confusions.csv`` and ``confusion_matrix.png``, with several
         ``precision_recall.csv`` and ``average_precision.png``; ``examples.csv`` and ``examples/``.
 
         Args:
@@ -56,6 +71,7 @@ class TestResult:
         Returns:
             The tables, by name.
         """
+        self.predictions.write(folder, outputs)
         tables: dict[str, Table] = {}
         for name, make in self._tables().items():
             (folder / f"{name}.csv").unlink(missing_ok=True)

@@ -34,6 +34,8 @@ OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
 def find_configs(args: Sequence[str]) -> list[str]:
     """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
 
+    After them comes ``--data NAME``, which may be a class or a config's name, such as ``torchvision``.
+
     Raises:
         CxlpError: If there is none; names those there are.
     """
@@ -46,18 +48,25 @@ def find_configs(args: Sequence[str]) -> list[str]:
             found[i + 1] = str(_config_path(found[i + 1]))
         elif arg.startswith("--config="):
             found[i] = f"--config={_config_path(arg.removeprefix('--config='))}"
-    # Configs first: whatever stands on the command line itself has the last word.
+    # Configs first: whatever stands on the command line itself has the last word. Then which data set it is, to which
+    # the other options of the data belong.
     configs: list[str] = []
+    data: list[str] = []
     others: list[str] = []
     while found:
         arg = found.pop(0)
         if arg in ("--config", "-c") and found:
             configs += [arg, found.pop(0)]
+        elif arg == "--data" and found:
+            data = [arg, DATA_MODULES.get(found[0], found.pop(0))]
+        elif arg.startswith("--data="):
+            name = arg.removeprefix("--data=")
+            data = [f"--data={DATA_MODULES.get(name, name)}"]
         else:
             (configs if arg.startswith("--config=") else others).append(arg)
     _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
     _check_values(others)
-    return configs + others
+    return configs + data + others
 
 
 def part_heads(args: Sequence[str]) -> list[str]:

@@ -23,13 +23,12 @@ WHOLE: dict[str, tuple[object, ...]] = {
 LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
 
 
-def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) -> None:
+def check_trainer(config: Namespace, model: ModelConfig) -> None:
     """Refuse options of the Trainer that contradict the rest.
 
     Args:
         config: Resolved.
         model: Built from it.
-        held_out: ``data.validation``.
 
     Raises:
         CxlpError: Names the key, and what to do.
@@ -60,22 +59,12 @@ def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) 
             f"model.start is {model.start}, but trainer.max_epochs is 0: nothing would be fitted. Give "
             "trainer.max_epochs, or add --config finetune.yaml"
         )
-    if refit is True and not (held_out and trainer["enable_checkpointing"] is not False):
-        raise CxlpError(
-            "run.refit chooses the epoch by held-out images and its checkpoint: set data.validation, such as 0.1, and "
-            "leave trainer.enable_checkpointing out"
-        )
     if refit and (trainer["max_steps"] not in (None, -1) or trainer["max_time"]):
         raise CxlpError("run.refit counts epochs: leave trainer.max_steps and trainer.max_time out")
     if refit and model.start not in STARTS:
         raise CxlpError(
             f"run.refit fits all training images anew, but {model.start} was fitted to some of them: set model.start: "
             "frozen; with model.frozen.store, its features are kept"
-        )
-    if isinstance(refit, str) and held_out:
-        raise CxlpError(
-            f"run.refit is the choice of an earlier run, but data.validation holds out {held_out}: a refit takes all "
-            "training images, set data.validation: 0"
         )
     if trainer["sync_batchnorm"] and model.freeze_batch_norm:
         raise CxlpError(
@@ -84,3 +73,26 @@ def check_trainer(config: Namespace, model: ModelConfig, held_out: float | str) 
         )
     if trainer["sync_batchnorm"] and (trainer["accelerator"] == "cpu" or not torch.cuda.is_available()):
         raise CxlpError("trainer.sync_batchnorm needs GPUs: torch has no such BatchNorm for the CPU")
+
+
+def check_held_out(config: Namespace, images: int) -> None:
+    """Refuse a refit that has no held-out images to choose by, or would leave some out.
+
+    Args:
+        config: Resolved.
+        images: How many are held out.
+
+    Raises:
+        CxlpError: Names the key, and what to do.
+    """
+    refit = config["run"]["refit"]
+    if refit is True and not (images and config["trainer"]["enable_checkpointing"] is not False):
+        raise CxlpError(
+            "run.refit chooses the epoch by held-out images and its checkpoint: set data.validation, such as 0.1, and "
+            "leave trainer.enable_checkpointing out"
+        )
+    if isinstance(refit, str) and images:
+        raise CxlpError(
+            f"run.refit is the choice of an earlier run, but {images:,} images are held out: a refit takes all "
+            "training images, set data.validation: 0"
+        )

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal, get_type_hints
 
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
@@ -37,7 +38,14 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
-    parser.add_class_arguments(pl.Trainer, "trainer", instantiate=False, fail_untyped=False)
+    parser.add_class_arguments(pl.Trainer, "trainer", instantiate=False, fail_untyped=False, skip={"precision"})
+    parser.add_argument(
+        "--trainer.precision",
+        type=get_type_hints(pl.Trainer.__init__)["precision"] | Literal["auto"],
+        default=None,
+        help="As Lightning has it, for all stages. auto, or null: forward passes without gradients in bf16-mixed where "
+        "the hardware computes with bfloat16, gradient epochs in 32-true; a test as its checkpoint was validated.",
+    )
     parser.add_class_arguments(RunConfig, "run")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None, help="Go on with a run: its folder, or a checkpoint in it."
@@ -69,6 +77,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each raise their own
         raise CxlpError(explain(parser, error, CLASSES)) from error
+    if config["trainer"]["precision"] == "auto":
+        config["trainer"]["precision"] = None
     refuse_infinite(config)
     for group in ("trainer", "run"):
         check_group(group, config[group])

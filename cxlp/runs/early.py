@@ -74,6 +74,11 @@ class _Given:
 
     def __init__(self) -> None:
         groups = {key: options_of(path) for key, path in _GROUPS.items()}
+        if trainer := groups["trainer"]:  # the parser adds its precision behind the others, with a value more
+            groups["trainer"] = {
+                **{key: kind for key, kind in trainer.items() if key != "precision"},
+                "precision": None,
+            }
         self.options: Options = {"config": None, "seed_everything": int, "model": None, "data": None}
         self.options |= {"trainer": None, "run": None, **OWN} | groups
         #: All keys, in the parser's order; none where sources are missing.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.reports.examples import Examples
+from cxlp.reports.predictions import Kept, Predictions, Scores, spread
 from cxlp.reports.result import Table, TestResult
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.distributed import all_sum
@@ -26,6 +27,7 @@ class TestRecorder(Callback):
 
     Args:
         data: What is tested on.
+        kept: Of how many images scores are kept, see :class:`~cxlp.runs.loggers.RunConfig`.
 
     Attributes:
         result: What was found, on rank 0.
@@ -33,15 +35,20 @@ class TestRecorder(Callback):
 
     __test__ = False  # not a test case of pytest's
 
-    def __init__(self, data: ImageDataModule) -> None:
-        self.data = data
+    def __init__(self, data: ImageDataModule, kept: Kept = "all") -> None:
+        self.data, self.kept = data, kept
         self.result: TestResult | None = None
-        self._examples = Examples()
-        self._scored = 0
+        self._examples, self._scored = Examples(), 0
+        self._scores: Scores | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier test."""
+        assert isinstance(pl_module, ClassificationTask)
+        network, images = pl_module.network, len(self.data.splits["test"])
         self._examples, self._scored = Examples(), 0
+        # The intervals of average precision take the scores of all images.
+        kept = spread(images, "all" if network.multi_label else self.kept)
+        self._scores = Scores(images, len(network.classes), kept)
 
     def on_test_batch_end(
         self,
@@ -55,7 +62,9 @@ class TestRecorder(Callback):
         """Look for mistakes, and count."""
         self._scored += len(outputs["label"])
         if len(outputs["label"]):
+            assert self._scores is not None
             self._examples.update(outputs["score"], outputs["label"], outputs["index"])
+            self._scores.update(outputs["score"], outputs["index"])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put together what all ranks have found.
@@ -63,7 +72,7 @@ class TestRecorder(Callback):
         Raises:
             CxlpError: If not all images were scored.
         """
-        assert isinstance(pl_module, ClassificationTask)
+        assert isinstance(pl_module, ClassificationTask) and self._scores is not None
         scored, images = int(all_sum(torch.tensor(self._scored))), len(self.data.splits["test"])
         if scored != images:
             raise CxlpError(
@@ -72,9 +81,10 @@ class TestRecorder(Callback):
         found: Any = pl_module.per_class.compute()  # counts, or precisions and curves by their names
         pl_module.per_class.reset()
         found = found.cpu() if isinstance(found, Tensor) else {name: value.cpu() for name, value in found.items()}
-        examples = self._examples.gather()
+        examples, scores, test = self._examples.gather(), self._scores.gather(), self.data.splits["test"]
         if trainer.is_global_zero:
-            self.result = TestResult(pl_module.network, self.data.splits["test"], found, *examples)
+            predictions = Predictions(test, self.data.root, scores, self._scores.positions, self.kept)
+            self.result = TestResult(pl_module.network, test, found, *examples, predictions)
 
 
 def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:

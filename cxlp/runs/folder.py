@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from cxlp.data.datamodule import ImageDataModule
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.launch import job_id, launched_rank
 from cxlp.runs.loggers import REFIT, RunConfig
@@ -25,19 +26,29 @@ from cxlp.utils.program import was_restarted
 JOB = ".job"
 
 
-def run_name(run: RunConfig, config: Namespace | None = None) -> str:
-    """The name of a run: the user's, or one by the configs' files and the time.
+def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataModule | None = None) -> str:
+    """The name of a run: the user's, or one by the configs' files, see :func:`names_of_configs`, and the time.
 
     Raises:
-        CxlpError: If the name is a path.
+        CxlpError: If the user's name is a path.
     """
     if run.name and (Path(run.name).name != run.name or run.name == ".." or "\0" in run.name):
         raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
-    files = [Path(str(c)).stem for c in (config and config.get("config")) or [] if c is not None]
-    return run.name or "-".join([*files, datetime.now().strftime("%Y%m%d-%H%M%S")])
+    names = names_of_configs(config, data) if config is not None and data is not None else []
+    return run.name or "-".join([*names, datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
-def new_folder(run: RunConfig, config: Namespace) -> Path:
+def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
+    """The names of the configs' files; for that of a kind of data, such as ``folder``, the name of the data."""
+    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
+    kind = type(data).name
+    if data.name == kind:
+        return files
+    own = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.")[:64] or kind
+    return [own if file == kind else file for file in files] or [own]
+
+
+def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path:
     """Make a new folder for a run; one that another run made in the same moment is left to it.
 
     Raises:
@@ -46,7 +57,7 @@ def new_folder(run: RunConfig, config: Namespace) -> Path:
     root = Path(run.root)
     if launched_rank() != 0:
         return root  # rank 0 tells the others its folder when the run begins
-    name = run_name(run, config)
+    name = run_name(run, config, data)
     for number in range(1, 10_000):
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
@@ -204,8 +215,9 @@ def _is_done(metrics: Path) -> bool:
 
 #: All that a run writes before it has a checkpoint to go on from.
 _BEGUN = re.compile(
-    r"\.lock|\.job|config(-resumed)?\.yaml|provenance\.json|stages\.json|features/[^/]*|(checkpoints/)?\.[^/]*\.part"
-    r"|checkpoints/(start|finetuned)\.ckpt|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
+    r"\.lock|\.job|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|features/[^/]*"
+    r"|(checkpoints/)?\.[^/]*\.part|checkpoints/(start|finetuned)\.ckpt"
+    r"|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
 )
 
 

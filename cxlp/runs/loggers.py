@@ -13,6 +13,8 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from cxlp.reports.outputs import Outputs
+from cxlp.reports.predictions import Kept
+from cxlp.utils.errors import CxlpError
 
 #: Where the user has wandb gather what it uploads.
 DATA_DIR = os.environ.get("WANDB_DATA_DIR")
@@ -31,7 +33,7 @@ class RunConfig:
         wandb: ``auto``: online where an API key is found, offline otherwise; ``online``; ``offline``;
             ``off``.
         project: The wandb project.
-        group: Groups runs in wandb; null: by the benchmark.
+        group: Groups runs in wandb; null: by the data set.
         tags: Tags of the wandb run, besides benchmark, backbone, mode and method.
         log_model: Upload the tested checkpoint as an artifact, where wandb is online.
         refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is
@@ -40,6 +42,9 @@ class RunConfig:
         resume: When to go on with the run in ``root`` that has this ``name``, if there is one. ``restarted``: where
             SLURM or torchrun has started this job again; ``auto``: always, so that the same command begins a run and
             goes on with it. (``ckpt_path`` goes on with a run by its folder.)
+        predictions: Of how many test images ``predictions.csv`` and ``scores.npz`` are written: ``all``, ``none``, or a
+            number of them, evenly spread over the test split. All scores take 4 bytes per image and class, in memory,
+            too.
         cost: Measure, after the test, what the representation of an image costs, see :mod:`cxlp.runs.cost`.
     """
 
@@ -52,7 +57,12 @@ class RunConfig:
     refit: bool | str = False
     resume: Literal["restarted", "auto"] = "restarted"
     log_model: bool = True
+    predictions: Kept = "all"
     cost: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.predictions, int) and self.predictions < 1:
+            raise CxlpError(f"run.predictions is {self.predictions}: give a number of images from 1, all, or none")
 
 
 def labelled(run: RunConfig, benchmark: str, *facts: str) -> RunConfig:

@@ -22,7 +22,7 @@ from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.result import TestResult
 from cxlp.runs.callbacks import Progress
-from cxlp.runs.checks import check_trainer
+from cxlp.runs.checks import check_held_out, check_trainer
 from cxlp.runs.cli import build_parser, parts_of
 from cxlp.runs.folder import (
     find_earlier,
@@ -49,6 +49,7 @@ from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import ModelConfig
 from cxlp.runs.refit import Choice, read_chosen, stage_of
 from cxlp.runs.start import Start, read_start
+from cxlp.runs.trainers import without_gradients
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole, write_whole
@@ -72,6 +73,7 @@ class Done:
         epoch: The epoch of ``checkpoint``, counted over all stages: the frozen fit is epoch 0.
         epochs: How many the run had after the stage.
         validated: What the held-out images say of ``checkpoint``.
+        precision: The Trainer's in that stage.
     """
 
     checkpoint: str
@@ -79,6 +81,7 @@ class Done:
     epoch: int
     epochs: int
     validated: dict[str, float]
+    precision: str
 
 
 class OpenedRun:
@@ -109,7 +112,7 @@ class OpenedRun:
         parts = parts_of(config)
         self.model: ModelConfig = parts["model"]
         self.data: ImageDataModule = parts["data"]
-        check_trainer(config, self.model, self.data.validation)
+        check_trainer(config, self.model)
         run_name(self.settings)
         pl.seed_everything(config["seed_everything"], workers=True)
         self.times, self.progress = PhaseTimes(), Progress()
@@ -131,12 +134,14 @@ class OpenedRun:
         if folder is not None and launched_rank() == 0:
             hold(folder)
         saved = read_run(self.resumed) if self.resumed is not None else None
+        self.data.progress = config["trainer"]["enable_progress_bar"] is not False
         self.data.prepare_data()
         self.data.setup()
+        check_held_out(config, len(self.data.splits["val"]))
         self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
         self.data.resize(self.network.image_size, self.network.test_size)
-        self.data.progress = config["trainer"]["enable_progress_bar"] is not False
         self._images, self._weights = Images.of(self.data), digest_of_weights(self.network.backbone)
+        self._precision = without_gradients(config["trainer"])
         if launched_rank() == 0:
             for line in self.data.remarks():
                 print(line, file=sys.stderr)  # noqa: T201
@@ -148,11 +153,20 @@ class OpenedRun:
             self._check_same(saved)
         elif self.model.start not in STARTS:
             self._start = read_start(self.model, self.network, recipe_of(config), self._images)
-        self.folder = folder or new_folder(self.settings, config)
+        self.folder = folder or new_folder(self.settings, config, self.data)
         self._write_config(saved)
         if saved is not None:
             self._take_up(saved)
         self._provenance = Provenance(self.folder, self.data)
+        if launched_rank() == 0:
+            say(self._remark_on_precision())
+
+    def _remark_on_precision(self) -> str:
+        given, (name, why) = self.config["trainer"]["precision"], self._precision
+        if given is not None:
+            return f"Precision: {given}, as given"
+        epochs = ", gradient epochs 32-true" if self.config["trainer"]["max_epochs"] else ""
+        return f"Precision: {name}, since {why}{epochs}"
 
     # --- what is there already --------------------------------------------------------------------
 
@@ -204,6 +218,8 @@ class OpenedRun:
             write_whole(self.folder / "config-resumed.yaml", text)
         if saved is None or not (self.folder / "config.yaml").exists() or self._is_longer(saved):
             write_whole(self.folder / "config.yaml", text)
+        if self.data.broken:
+            write_whole(self.folder / "broken.txt", "\n".join(sorted(self.data.broken.values())) + "\n")
         if saved is not None and self._is_longer(saved):  # for good, and it is not at its end
             for place in (self.folder, refit_folder(self.folder)):
                 (place / "metrics.json").unlink(missing_ok=True)
@@ -231,12 +247,13 @@ class OpenedRun:
             found = json.loads(state.read_text()) if state.is_file() else {}
             path, done = self._place(self.resumed), {k: Done(**v) for k, v in found.items() if v["checkpoint"]}
         if stage != "frozen" and self.model.start != "scratch":
-            done.setdefault("frozen", Done(path, path, 0, 1, {}))
+            done.setdefault("frozen", Done(path, path, 0, 1, {}, run["precision"]))
         if stage == "closing":
-            done.setdefault("finetune", Done(path, path, run["first_epoch"] - 1, run["first_epoch"], {}))
+            first = run["first_epoch"]
+            done.setdefault("finetune", Done(path, path, first - 1, first, {}, run["precision"]))
         if stage != "finetune":  # killed before stages.json was written
             epoch = run["first_epoch"]
-            done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"]))
+            done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"], run["precision"]))
         elif self._is_longer(saved):
             done.pop("finetune", None)
         return {name: done[name] for name in ("frozen", "finetune", "closing") if name in done}

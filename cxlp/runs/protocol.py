@@ -24,7 +24,7 @@ from cxlp.utils.errors import CxlpError
 _FREE = (
     "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile",
     "data.root", "data.num_workers", "data.download", "data.batch_size", "data.image_size",
-    "data.validation", "data.split_seed",
+    "data.validation", "data.split_seed", "data.on_broken", "data.table",
 )  # fmt: skip
 #: Besides these, keys of ``data`` that say which images there are, or what training makes of them: no picture that is
 #: scored depends on them.

@@ -93,8 +93,8 @@ class ModelConfig:
         """All heads."""
         return [self.head] if isinstance(self.head, Head) else list(self.head)
 
-    def build(self, classes: tuple[str, ...], multi_label: bool) -> Network:
-        """Build the network.
+    def build(self, classes: tuple[str, ...] | None, multi_label: bool) -> Network:
+        """Build the network; without classes, it has no classifier.
 
         Raises:
             CxlpError: If nothing would fit a part of it that gradients cannot.

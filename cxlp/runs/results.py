@@ -5,13 +5,14 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.reports.formatting import as_text
+from cxlp.reports.formatting import as_text, interval_as_text
 from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
@@ -73,7 +74,7 @@ class Results:
         """The tested one; empty: the weights as they were in the end."""
         return str(self.run.folder / self.stage.checkpoint) if self.stage.checkpoint else ""
 
-    @property
+    @cached_property  # a checkpoint of many classes is large
     def metrics(self) -> dict[str, float]:
         """Metrics of the tested checkpoint: its test, its validation, and the values that its frozen fit found."""
         report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
@@ -119,7 +120,7 @@ class Results:
         summary["seconds"] = self.clock.seconds()
         with outputs.attempt("the table on standard output"):
             try:
-                self.show(summary["seconds"])
+                self.show(summary["seconds"], summary.get("intervals", {}))
             except SystemExit as error:  # rich's answer to a closed pipe, such as that of `head`
                 raise BrokenPipeError("it is closed") from error
         if run.experiment is not None:  # last: where the network is down, it waits
@@ -135,18 +136,21 @@ class Results:
         return 3 if outputs.failed else 0
 
     def _save(self, summary: Mapping[str, Any]) -> None:
-        text = json.dumps(_finite(summary), indent=2, allow_nan=False)
+        text = json.dumps(finite(summary), indent=2, allow_nan=False)
         write_whole(self.run.folder / "metrics.json", text + "\n")
 
     def _summary(self) -> dict[str, Any]:
         run = self.run
         summary: dict[str, Any] = {
-            "metrics": _finite(self.metrics),
+            "metrics": finite(self.metrics),
             "seconds": self.clock.seconds(),
             "tested": self.stage.checkpoint if self.checkpoint else "final weights",
             "epoch": self.stage.epoch,
             "images": self.images,
         }
+        if run.tested is not None:
+            with run.outputs.attempt("the intervals of confidence"):
+                summary["intervals"] = {name: found._asdict() for name, found in run.tested.intervals().items()}
         if run.data.left_out:
             summary["left_out"] = dict(run.data.left_out)
         if run.choice is not None:
@@ -168,14 +172,12 @@ class Results:
         with run.trainer.precision_plugin.forward_context():
             return measure_cost(run.network, run.data.splits["test"], run.model.frozen.features)
 
-    def show(self, seconds: Mapping[str, float]) -> None:
+    def show(self, seconds: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> None:
         """Print a table, and where to look."""
         run, folder = self.run, self.run.folder
-        table = Table(title=f"{run.data.name}: {', '.join(f'{n} {k}' for k, n in self.images.items())} images")
-        table.add_column("what")
-        table.add_column("value", justify="right")
-        for key, value in self.metrics.items():
-            table.add_row(key, as_text(key, value))
+        table = metrics_table(
+            f"{run.data.name}: {', '.join(f'{n} {k}' for k, n in self.images.items())} images", self.metrics, intervals
+        )
         if run.choice is not None:
             table.add_section()
             table.add_row("refit: chosen epoch", str(run.choice.epoch))
@@ -196,8 +198,20 @@ class Results:
             console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 (plain values, nested)
+def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Begin the table of what came out, with the intervals of those metrics that have one."""
+    table = Table("what", title=title)
+    table.add_column("value", justify="right")
+    if intervals:
+        table.add_column("95% interval")
+    for key, value in metrics.items():
+        cells = [interval_as_text(key, intervals[key]) if key in intervals else ""] if intervals else []
+        table.add_row(key, as_text(key, value), *cells)
+    return table
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 (plain values, nested)
     """Replace numbers that are not finite, which JSON does not know, by ``None``."""
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -109,7 +109,7 @@ class Run(OpenedRun):
         path = f"checkpoints/{name}.ckpt" if self.saves else ""
         if path:
             trainer.save_checkpoint(self.folder / path)
-        return Done(path, path, epoch, epoch + 1, task.validated)
+        return Done(path, path, epoch, epoch + 1, task.validated, str(trainer.precision))
 
     def _fit_gradients(self) -> Done:
         model = self.model
@@ -153,12 +153,13 @@ class Run(OpenedRun):
             best = str(last)
         epochs = first + trainer.current_epoch
         if not best:
-            return Done("", "", epochs - 1, epochs, task.validated)
+            return Done("", "", epochs - 1, epochs, task.validated, str(trainer.precision))
         found = read_checkpoint(best)
         if not last.is_file():  # gone on from a checkpoint of the user's own whose epochs are all done
             last = Path(resume or best)
         epoch = first + int(found["epoch"])
-        return Done(self._place(best), self._place(last), epoch, epochs, found["cxlp"]["validated"])
+        validated, precision = found["cxlp"]["validated"], found["cxlp_run"]["precision"]
+        return Done(self._place(best), self._place(last), epoch, epochs, validated, precision)
 
     def _resumed_gradients(self) -> str | None:
         """Return what the gradient epochs go on from, if they began before: here, or in a copy from elsewhere."""
@@ -179,15 +180,15 @@ class Run(OpenedRun):
         if launched_rank() == 0:
             copy_whole(start.path, self.folder / kept)
         # The gradient epochs start from the original: other processes do not know this run's folder yet.
-        return Done(kept, str(start.path.absolute()), 0, 1, start.validated)
+        return Done(kept, str(start.path.absolute()), 0, 1, start.validated, run["precision"])
 
     def test(self, stage: Done) -> dict[str, float]:
         """Score the test images by the checkpoint of a stage."""
         self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
-        recorder = TestRecorder(self.data)
-        trainer = self._build_trainer("test", [recorder], stage.epoch)
+        recorder = TestRecorder(self.data, self.settings.predictions)
+        trainer = self._build_trainer("test", [recorder], stage.epoch, stage.precision)
         task.times = self.times
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
@@ -210,8 +211,13 @@ class Run(OpenedRun):
         # Lightning's launcher starts other processes with the first fit: only now do they know the folder.
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
-    def _build_trainer(self, stage: str, own: list[Callback], first_epoch: int) -> pl.Trainer:
-        """Make the Trainer of a stage that begins with an epoch, counted over all stages."""
+    def _build_trainer(
+        self, stage: str, own: list[Callback], first_epoch: int, precision: str | None = None
+    ) -> pl.Trainer:
+        """Make the Trainer of a stage that begins with an epoch, counted over all stages.
+
+        Where neither the user nor the caller says in which precision, it is the fastest one, and 32-true for gradients.
+        """
         self._stage, self.progress.first_epoch = stage, first_epoch
         image = {
             "size": self.network.test_size,
@@ -224,8 +230,9 @@ class Run(OpenedRun):
             self.folder,
             [self.progress, Record(self._facts, image), self._provenance, *own],
             build_loggers(self.settings, self.folder, stage, self.experiment, self.outputs),
-            f"val/{SELECTION[self.data.multi_label]}" if self.data.validation else None,
+            f"val/{SELECTION[self.data.multi_label]}" if len(self.data.splits["val"]) else None,
             refit=self.choice is not None,
+            precision=precision or ("32-true" if stage == "finetune" else self._precision.name),
         )
         if self.choice is not None and self.choice.stage != "frozen":
             check_images_per_step(self.choice.images_per_step, self._images_per_step(trainer))
@@ -256,6 +263,7 @@ class Run(OpenedRun):
             "weights": self._weights,
             "choice": None if self.choice is None else asdict(self.choice),
             "images_per_step": self._images_per_step(self.trainer),
+            "precision": str(self.trainer.precision),
             "report": self.report or getattr(self.trainer.lightning_module, "report", {}),
             "seen": self._seen,  # images: its own, and those of the runs whose weights this one began with
             "images_seen": self.progress.images,

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import Precision as PrecisionPlugin
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, TrainingBar, WholeCheckpoints, checkpoints
@@ -19,6 +21,7 @@ from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.runs.signals import Signals
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.precision import Precision, fastest_precision
 
 
 def build_trainer(
@@ -29,6 +32,7 @@ def build_trainer(
     loggers: list[Logger],
     monitor: str | None,
     refit: bool,
+    precision: str,
 ) -> pl.Trainer:
     """Make the Trainer of a stage; options and callbacks that are meant for gradient epochs apply there only.
 
@@ -40,6 +44,7 @@ def build_trainer(
         loggers: The run's own, if the user has not said otherwise.
         monitor: The metric that chooses the best epoch; ``None``: nothing is held out.
         refit: Whether an earlier run has chosen the epoch to stop after.
+        precision: Of the stage, where the user has not chosen one.
     """
     # Anew for each stage: strategies, plugins and the user's callbacks belong to one Trainer.
     given = build_parser().instantiate(config.clone())["trainer"].as_dict()
@@ -76,11 +81,29 @@ def build_trainer(
         plugins.append(SLURMEnvironment(auto_requeue=False))
     if given["logger"] in (None, True):
         given["logger"] = loggers
+    if given["precision"] is None and not any(isinstance(plugin, PrecisionPlugin) for plugin in plugins):
+        given["precision"] = precision
     given |= {"default_root_dir": str(folder), "callbacks": [*users, *callbacks, *own], "plugins": plugins}
     try:
         return pl.Trainer(**given)
     except (TypeError, ValueError) as error:
         raise CxlpError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def without_gradients(trainer: Namespace) -> Precision:
+    """The precision of stages without gradients, where the user has not chosen one, and why it is that.
+
+    Args:
+        trainer: Options of the Trainer.
+    """
+    kind, strategy = trainer["accelerator"], str(trainer["strategy"])
+    if kind not in ("auto", "gpu", "cuda"):
+        return fastest_precision(str(kind) if kind in ("cpu", "mps") else "meta")
+    if torch.cuda.is_available():
+        if "fork" in strategy or "notebook" in strategy:
+            return Precision("32-true", f"strategy {strategy} leaves the GPU alone until its processes run")
+        return fastest_precision("cuda")
+    return fastest_precision("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _listed(given: Any) -> list[Any]:  # noqa: ANN401 (a value, several, or none)

@@ -88,7 +88,7 @@ class Identities:
         """
         data.prepare_data()
         data.setup()
-        drawn = data.split_seed is None and data.validation != "official"
+        drawn = data.split_seed is None and not isinstance(data.validation, str)
         names = {name: "train" if drawn and name == "val" else name for name in data.splits}
         samples = [(names[name], s) for name, split in data.splits.items() for s in split.samples]
         parts = [(name, os.path.relpath(s.path, data.root), s.box, s.label, s.path) for name, s in samples]

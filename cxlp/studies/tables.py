@@ -26,6 +26,8 @@ _NO_FIT = (
     "start-up", "test", "validation", "cost", "tables and pictures", "report", "other", "total", "since resumed",
 )  # fmt: skip
 
+#: The column of intervals.
+_INTERVAL = "95% interval"
 #: What to do about a run whose files are broken.
 _ANEW = "delete {}, and the same command does that run anew"
 
@@ -46,6 +48,7 @@ class Row:
         validations: For each seed, the same metric of the held-out images, in percent, by epoch; empty: no images are
             held out.
         incomplete: Whether a run could not make an output beside its result.
+        interval: Of one run, the ends of the 95 % interval of ``quality``, in percent, where it has one.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Row:
     per_class: dict[str, float]
     validations: tuple[dict[int, float], ...] = ()
     incomplete: bool = False
+    interval: tuple[float, float] | None = None
 
     @property
     def validation(self) -> float | None:
@@ -117,6 +121,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
     # Where the features are an earlier run's, what they cost there belongs to this fit.
     earlier = found.get("features made by an earlier run", {})
     seconds = {**found["seconds"], **earlier.get("seconds", {})}
+    interval = found.get("intervals", {}).get(f"test/{metric}")
     # A refit, which holds nothing out, lies in the folder of the run that chose its epoch.
     curves = [by_epoch(place, f"val/{metric}") or by_epoch(place.parent, f"val/{metric}") for place in places]
     return Row(
@@ -130,6 +135,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
         _per_class(places, "AP" if metric == "mAP" else "accuracy"),
         tuple({epoch: 100 * value for epoch, value in curve.items()} for curve in curves) if all(curves) else (),
         any(map(is_incomplete, results)),
+        None if interval is None or len(places) > 1 else (100 * interval["low"], 100 * interval["high"]),
     )
 
 
@@ -157,6 +163,8 @@ def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple
     columns[f"{metric} %"] = lambda row: round(row.quality, 1)
     if any(row.deviation is not None for row in rows):
         columns["±"] = lambda row: _or_empty(row.deviation, 2)
+    if any(row.interval for row in rows):
+        columns[_INTERVAL] = lambda row: "{:.1f} to {:.1f}".format(*row.interval) if row.interval else ""
     if any(row.validations for row in rows):
         columns["val %"] = lambda row: _or_empty(row.validation, 1)
     if reach is not None:
@@ -182,6 +190,8 @@ _NOTES = {
     "rounds in turn, of at most 32 views at a time, as many as take a few seconds; peak MB: of the whole run; fit s: "
     "from images to the solution, gradient epochs included.",
     "±": "±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.",
+    "95%": "95% interval: of the test images, by Wilson (accuracy) or a bootstrap over images (mAP). Systems that are "
+    "tested on the same images differ by less than their intervals suggest.",
     "val %": "val %: accuracy or mAP of the held-out images in the best epoch, which is tested; the mean over seeds.",
     "epochs to": "epochs to: the first epoch, counted from 0, in which the held-out images reach the percentage (with "
     "several seeds, their mean in that epoch); empty: none. With a frozen start, epoch 0 is the frozen fit.",
@@ -248,7 +258,9 @@ def write_reports(
     with outputs.attempt("the wandb run"):
         experiment = start_wandb(run, folder)
         if experiment is not None:
-            logged = [[math.nan if v == "" else v for v in record] for record in values]
+            # Where a number is missing; a text stays one.
+            gaps = ["" if head == _INTERVAL else math.nan for head in heads]
+            logged = [[gap if v == "" else v for gap, v in zip(gaps, record, strict=True)] for record in values]
             panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in drawn}
             experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})
             experiment.summary.update({f"{metric}/{row.name}": row.quality for row in rows})

@@ -96,6 +96,7 @@ class ClassificationTask(pl.LightningModule):
 
     def undo(self) -> None:
         """Undo what ``setup`` has changed, and delete what is half-made; a second call changes nothing."""
+        self.network.backbone.release()
 
     def on_train_epoch_start(self) -> None:
         """Forget the validation of an earlier epoch: a checkpoint tells that of its own weights."""
@@ -162,6 +163,10 @@ class ClassificationTask(pl.LightningModule):
         self._close_evaluation("test")
         self._warn_of_parts("test", self.trainer.test_dataloaders)
 
+    def on_predict_start(self) -> None:
+        """Let forward passes rely on weights that stay."""
+        self.network.backbone.hold()
+
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
         """Return probabilities ``(B, K)`` by the test views: a softmax's, or with several labels sigmoids.
 
@@ -175,6 +180,7 @@ class ClassificationTask(pl.LightningModule):
 
     def _begin_evaluation(self) -> None:
         self._evaluation_start, self._taken = self.times.now(), 0
+        self.network.backbone.hold()
         self._scored = torch.zeros_like(self._scored, device=self.device)
 
     def _checked(self, batch: Any, batch_idx: int, side: int) -> Batch:  # noqa: ANN401 (whatever a loader yields)
@@ -252,6 +258,7 @@ class ClassificationTask(pl.LightningModule):
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
 
     def _close_evaluation(self, name: Literal["validation", "test"]) -> None:
+        self.network.backbone.release()
         spent = self.times.now() - self._evaluation_start
         self.times[name] = self.times.get(name, 0.0) + spent
         self._phase_start += spent  # validation within a training epoch does not count as training

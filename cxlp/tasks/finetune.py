@@ -117,6 +117,7 @@ class FineTune(ClassificationTask):
 
     def undo(self) -> None:
         """Undo what :meth:`setup` has changed."""
+        super().undo()
         self.network.backbone.recompute = False
         for parameter in self._held:
             parameter.requires_grad_(True)

@@ -72,6 +72,7 @@ class Frozen(ClassificationTask):
 
     def undo(self) -> None:
         """Leave parameters and data as they were, and no half-made features: the network may be trained next."""
+        super().undo()
         if self._fit is not None:
             self._fit.close(keep=False)
             self._fit = None
@@ -120,6 +121,7 @@ class Frozen(ClassificationTask):
         """Begin the fit."""
         super().on_train_epoch_start()
         self.train()  # Lightning leaves modules in the mode in which they were given
+        self.network.backbone.hold()
         self._phase_start = self.times.now()
         self._taken = 0
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"

@@ -10,13 +10,23 @@ from cxlp.utils.errors import CxlpError
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Find the checkpoint that is meant: the file, or of a run's folder ``checkpoints/best.ckpt``.
+    """Find the checkpoint that is meant: the file itself, or of a run's folder the tested one.
 
     Raises:
-        CxlpError: If there is none.
+        CxlpError: If there is none; of a folder, names what there is.
     """
     file = Path(path)
-    file = file / "checkpoints" / "best.ckpt" if file.is_dir() else file
+    if file.is_dir():
+        # Of a refit, only the second run is tested.
+        places = (file / "refit" / "checkpoints", file / "checkpoints", file)
+        best = next((found for place in places if (found := place / "best.ckpt").is_file()), None)
+        if best is None:
+            others = sorted(
+                [*file.glob("checkpoints/*.ckpt"), *file.glob("*.ckpt"), *file.glob("*/checkpoints/best.ckpt")]
+            )
+            what = "holds no checkpoints/best.ckpt, which a run has once it was tested"
+            raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
+        return best
     if not file.is_file():
         raise CxlpError(f"checkpoint not found: {file}")
     return file
@@ -28,24 +38,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
     What a kill leaves aside has one name for all attempts, and is written over: a run's folder is one process's.
     """
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    with _aside(path) as partial:
+    with aside(path) as partial:
         partial.write_bytes(data)
 
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file as :func:`write_whole` writes one; the target's folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(target) as partial:
+    with aside(target) as partial:
         shutil.copyfile(source, partial)
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
+def aside(path: Path) -> Iterator[Path]:
     """Give a name beside a path, and rename what is written there; delete it where writing fails."""
     partial = path.with_name(f".{path.name}.part")
     try:
         yield partial
         partial.replace(path)
-    except OSError:  # on a full disk, half of it would take what is left
+    except Exception:  # on a full disk, half of it would take what is left
         partial.unlink(missing_ok=True)
         raise

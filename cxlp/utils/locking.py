@@ -54,6 +54,17 @@ def hold(folder: Path) -> BaseFileLock:
     return _hold(folder / ".lock")
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process keeps a folder."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        let_go(hold(folder))
+    except CxlpError as error:
+        return isinstance(error.__cause__, Timeout)  # else it cannot be written there
+    return False
+
+
 def hold_part(part: Path) -> BaseFileLock:
     """:func:`hold` a file or folder that is about to be made, by a file beside it, so that it never lies there free."""
     return _hold(part.with_suffix(".lock"))

@@ -67,7 +67,7 @@ def assert_said(status: int, said: str, before: set[Path], work: Path, capsys: C
         ("seed_everything", "5000000000", "seed_everything is 5000000000: a seed lies between 0 and 2^32 - 1"),
         ("seed_everything", "-1", "seed_everything is -1: a seed lies between"),
         ("seeds", "5000000000", "at most 10,000 are taken, none above 2^32 - 1"),
-        ("data.num_workers", "1000000", "data.num_workers is 1000000: it must be 1024 or less"),
+        ("data.num_workers", "1000000", "data.num_workers is 1000000: it must lie between 0 and 1024"),
         ("data.batch_size", str(10**30), "it must be less than 2^31"),
         ("model.backbone.image_size", "1000000000", "the backbone's image_size is 1000000000"),
         ("trainer.devices", "-1", "devices -1"),

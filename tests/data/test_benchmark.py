@@ -178,3 +178,13 @@ def test_ends_of_lines_do_not_matter(case: Case, tmp_path: Path) -> None:
         for path in folder.rglob("*.txt"):
             edit(path, lambda text, change=change: change(text.removeprefix("\ufeff")))  # type: ignore[misc]
         assert case.module(folder).read() == before
+
+
+def test_the_root_is_found_one_level_up_or_down(case: Case, tmp_path: Path) -> None:
+    root = case.write(tmp_path / "devkit")
+    (root.parent / "another").mkdir()
+    below = next(path for path in sorted(root.iterdir()) if path.is_dir())
+    for given in (root, root.parent, below):
+        assert case.module(given).root == root
+    shutil.copytree(root, root.parent / "copy")
+    assert case.module(root.parent).root == root.parent, "which of the two is meant is not known"

@@ -1,17 +1,21 @@
 """Pictures are recognised by their content: by runs that must not be tested on what they were trained on."""
 
+import hashlib
+import re
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cxlp.data import contents, datamodule
-from cxlp.data.contents import content_digest, content_digests
+from cxlp.data.contents import read_content, read_contents
 from cxlp.data.cub200 import CUB200
+from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
-from cxlp.utils.errors import CxlpError
 from tests.editing import edit_line
 from tests.generate import write_folder
 
@@ -50,7 +54,6 @@ def test_test_images_that_are_training_images_are_told_once_the_files_are_read(t
     module.read()
     assert module.remarks() == []
     module.setup()
-    module.fingerprints("train")
     assert module.remarks() == []
     assert module.count_trained_test_images() == 2
     assert module.remarks() == ["warning: 2 test images have the same content as training images"]
@@ -89,19 +92,55 @@ def test_the_same_training_example_has_the_same_box_and_labels(cub200: Path) -> 
 
 
 def test_each_file_is_read_once_and_not_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = Mock(wraps=content_digests)
-    monkeypatch.setattr(datamodule, "content_digests", reading)
+    reading = Mock(wraps=read_contents)
+    monkeypatch.setattr(datamodule, "read_contents", reading)
     module = ready(write_folder(tmp_path, size=8))
     reading.assert_not_called()
     for labelled in (False, True):
         module.fingerprints("train", labelled)
         module.fingerprints("test", labelled)
-    assert [len(call.args[0]) for call in reading.call_args_list if call.args[0]] == [18, 9]
+    assert [len(call.args[0]) for call in reading.call_args_list if call.args[0]] == [27]
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match=r"cannot read image .*gone\.jpg: No such file"):
-        content_digest(tmp_path / "gone.jpg")
+SIZES = {"jpg": -1, "png": 200, "webp": -1, "gif": 200, "bmp": 200, "tiff": 200}
+
+
+@pytest.mark.parametrize("suffix", SIZES)
+def test_a_truncated_file_is_found_without_decoding_the_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(path)
+    decoded = Mock(wraps=read_image)
+    monkeypatch.setattr("cxlp.data.contents.read_image", decoded)
+    whole = read_content(path)
+    assert whole == (hashlib.sha256(path.read_bytes()).digest(), "")
+    assert decoded.called == (suffix in ("gif", "bmp", "tiff")), "these have no end that can be looked at"
+    path.write_bytes(path.read_bytes()[: SIZES[suffix]])
+    cut = read_content(path)
+    assert cut.digest != whole.digest and re.match(rf"cannot decode image {path} \(\d+ bytes\): ", cut.defect)
+
+
+def test_what_follows_a_picture_or_stands_in_its_metadata_does_not_break_it(tmp_path: Path) -> None:
+    for suffix in ("jpg", "png"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
+        path.write_bytes(path.read_bytes() + b"\0" * 64)
+        assert read_content(path).defect == ""
+    bad = tmp_path / "b.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(bad)
+    data = bad.read_bytes()
+    bad.write_bytes(data[:33] + b"\0\0\0\x01eXIf?\0\0\0\0" + data[33:])  # a wrong checksum, of metadata only
+    assert read_content(bad).defect == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "cannot decode"), (b"no picture", "cannot decode"), (None, "not found")]
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "a.jpg").write_bytes(content)
+    assert said in read_content(tmp_path / "a.jpg").defect
 
 
 def test_lists_may_hold_absolute_paths(cub200: Path, monkeypatch: pytest.MonkeyPatch) -> None:

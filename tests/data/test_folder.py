@@ -46,32 +46,44 @@ def test_test_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) 
         Folder(tmp_path, test_fraction=fraction)
 
 
-def test_val_is_the_official_validation_or_without_test_the_test(tmp_path: Path) -> None:
+def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "valid", "test") for c in "ab"))
-    parts = {}
-    for validation in ("official", 0):
+    renamed, held_out = (
+        "warning: taken for splits by their names: valid (val)",
+        "held out: the 2 validation images there (data.validation: 0 fits them, too)",
+    )
+    parts, said = {}, {}
+    for validation in ("auto", "official", 0.1, 0):
         module = Folder(root, image_size=8, validation=validation)
         module.setup()
         parts[validation] = {split: names(data.samples, root) for split, data in module.splits.items()}
-        assert module.remarks()[0] == "warning: taken for splits by their names: valid (val)"
-        fitted = (
-            f"warning: the images of {root / 'valid'} are training images, too: data.validation: official holds them"
-        )
-        assert [line.startswith(fitted) for line in module.remarks()[1:]] == [True] * (validation != "official")
-    assert parts["official"] == {
-        s: [f"{f}/a/1.png", f"{f}/b/1.png"] for s, f in (("train", "train"), ("val", "valid"), ("test", "test"))
-    }
-    assert parts[0]["train"] == parts["official"]["train"] + parts["official"]["val"] and parts[0]["val"] == []
+        said[validation] = module.remarks()
+    assert (
+        parts["auto"]
+        == parts["official"]
+        == {s: [f"{f}/a/1.png", f"{f}/b/1.png"] for s, f in (("train", "train"), ("val", "valid"), ("test", "test"))}
+    )
+    assert said == {v: [renamed] if v == 0 else [renamed, held_out] for v in parts}
+    assert parts[0]["train"] == parts["auto"]["train"] + parts["auto"]["val"] and parts[0]["val"] == []
     shutil.rmtree(root / "test")
     module = Folder(root, image_size=8)
     module.setup()
     assert names(module.splits["test"].samples, root) == ["valid/a/1.png", "valid/b/1.png"]
+    assert names(module.splits["train"].samples, root) == ["train/a/1.png", "train/b/1.png"]
     assert module.remarks() == [
-        "warning: taken for splits by their names: valid (val)",
+        renamed,
         f"warning: there is no folder for the test: the test images are those of {root / 'valid'}",
     ]
     with pytest.raises(CxlpError, match="no official validation images"):
         Folder(root, image_size=8, validation="official").setup()
+
+
+def test_it_is_called_by_the_name_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "birds" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "birds")
+    assert [Folder(root).name for root in (tmp_path / "birds", ".", "sub/..", "sub", "/")] == [
+        *("birds", "birds", "birds", "sub", "folder")
+    ]
 
 
 def test_splits_may_be_nested_once_more(tmp_path: Path) -> None:

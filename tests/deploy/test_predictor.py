@@ -74,8 +74,10 @@ def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     write_checkpoint(tmp_path / "checkpoints" / "best.ckpt", build(backbone=SMALL, classes=CLASSES), "crop")
     assert load(tmp_path).transform.aspect == "crop"
-    with pytest.raises(CxlpError, match=r"checkpoint not found: .*checkpoints/best\.ckpt"):
-        load(tmp_path / "checkpoints")
+    assert load(tmp_path / "checkpoints").transform.aspect == "crop"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CxlpError, match=r"other holds no checkpoints/best\.ckpt, which a run has once it was tested"):
+        load(tmp_path / "other")
 
 
 def test_bytes_and_parts_of_one_are_one_picture(files: list[str]) -> None:
@@ -231,9 +233,12 @@ def test_a_gpu_says_the_same(files: list[str]) -> None:
         assert one.probabilities == pytest.approx(other.probabilities, abs=5e-3)  # TF32
 
 
-def test_a_network_without_classes_has_nothing_to_say() -> None:
-    with pytest.raises(CxlpError, match="no classes"):
-        Predictor(build(backbone=SMALL))
+def test_a_network_without_classes_gives_features_only(files: list[str]) -> None:
+    model = Predictor(build(backbone=SMALL))
+    assert model.embed(files).shape == (len(files), model.network.out_features)
+    for ask in (model.check_classes, lambda: model.predict(files)):
+        with pytest.raises(CxlpError, match="no classes"):
+            ask()
 
 
 # --- the package

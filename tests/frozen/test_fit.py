@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.frozen import fit as fit_module
+from cxlp.frozen import solvers
+from cxlp.frozen import svm as libsvm
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import FeatureType, RowStore
@@ -74,6 +76,12 @@ def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tup
     patterns = torch.rand(classes, 3, 64, 64, generator=generator)
     noise = torch.rand(len(labels), 3, 64, 64, generator=generator)
     return (255 * (0.25 * patterns[labels] + 0.75 * noise)).to(torch.uint8), labels
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No map stays in memory."""
+    monkeypatch.setattr(fit_module, "memory_for_maps", lambda: 0)
 
 
 def run_fit(
@@ -213,6 +221,7 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(
     ("heads", "layers"),
     [
@@ -256,6 +265,7 @@ def test_features_can_be_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)  # each image in its own place
 
 
+@pytest.mark.usefixtures("on_disk")
 def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     images, labels = small_images()
     network = small_network()
@@ -271,6 +281,7 @@ def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("head", [cross(), AveragePooling()], ids=["maps", "features"])
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, head: Head) -> None:
     images, labels = small_images()
@@ -339,7 +350,7 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     network = small_network()
     with pytest.warns(UserWarning, match="fewer than two training images: the scale of the logits stays 1"):
         report = run_fit(network, tmp_path, data=(images, labels))
-    assert report == {"C": 10.0, "logit_scale": 1.0}
+    assert report == {"C": 10.0, "logit_scale": 1.0, "primal": 0.0}
     with torch.no_grad():  # the class is learnt all the same
         assert int(network(images)[alone].argmax()) == 2
     with pytest.raises(CxlpError, match=r"model.frozen.c: auto needs two training images"):
@@ -369,11 +380,11 @@ def test_cores_are_shared_by_the_ranks_of_this_machine_only(tmp_path: Path, monk
         threads.append(count)
         return solve(gram, targets, c, count)
 
-    monkeypatch.setattr(fit_module, "usable_cores", lambda: 6)
-    monkeypatch.setattr(fit_module, "local_world_size", lambda: 2)
-    monkeypatch.setattr(fit_module, "solve", watched)
+    monkeypatch.setattr(solvers, "usable_cores", lambda: 6)
+    monkeypatch.setattr(solvers, "local_world_size", lambda: 2)
+    monkeypatch.setattr(libsvm, "solve", watched)
     run_fit(small_network(), tmp_path)
-    assert threads == [3]
+    assert threads == [3, 3]  # the folds, and all images
 
 
 def test_the_backbone_does_not_move(tmp_path: Path) -> None:
@@ -405,6 +416,7 @@ def _live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("pca_dim", [6, None])
 def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None) -> None:
     images, labels = small_images()
@@ -419,6 +431,7 @@ def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None)
     assert live[2] - live[0] < one_map
 
 
+@pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("per_class", [12, 36])
 def test_finishing_reads_the_disk_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_class: int
@@ -438,13 +451,35 @@ def test_finishing_reads_the_disk_block_by_block(
     monkeypatch.setattr(RowStore, "read", lambda self, a, b: watch(self, read(self, a, b)))
     monkeypatch.setattr(RowStore, "read_columns", lambda self, a, b: watch(self, read_columns(self, a, b)))
     limit = 16 << 10
-    monkeypatch.setattr(fit_module, "gram_matrix", partial(gram_matrix, block_bytes=limit))
-    monkeypatch.setattr(fit_module, "combine_rows", partial(combine_rows, block_bytes=limit))
+    monkeypatch.setattr(solvers, "gram_matrix", partial(gram_matrix, block_bytes=limit))
+    monkeypatch.setattr(libsvm, "combine_rows", partial(combine_rows, block_bytes=limit))
     data = small_images(per_class)
     run_fit(small_network(), tmp_path, data=data)
     assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # else one block would have held all
     assert 0 < peak["features.bin"] <= limit
     assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more being read
+
+
+def test_maps_in_memory_give_what_maps_on_disk_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = RowStore.write
+
+    def watch(store: RowStore, positions: Tensor, *given: Any) -> None:
+        if "maps" in store.path.name:
+            written.extend(positions.tolist())
+        write(store, positions, *given)
+
+    monkeypatch.setattr(RowStore, "write", watch)
+    states = []
+    for images, first in ((0, 0), (10, 6), (21, 21)):  # so many of the 21 fit into memory, in batches of 6, 6, 6 and 3
+        monkeypatch.setattr(fit_module, "memory_for_maps", partial(int, images * 2 * 4 * 128 * 14 * 14))
+        written.clear()
+        fitted = small_network()
+        run_fit(fitted, tmp_path / str(images), batches=torch.split(torch.arange(21), 6))
+        assert written == list(range(first, 21))
+        states.append(fitted.state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]) and torch.equal(value, states[2][key]), key
 
 
 def test_pooling_without_projection_needs_no_maps(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cxlp.metrics.classification import confusion_matrix, per_class_average_prec
 from cxlp.reports.examples import Examples
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.page import build_page
+from cxlp.reports.predictions import Predictions
 from cxlp.reports.result import TestResult
 from tests.generate import write_image
 from tests.tasks.small import network
@@ -48,7 +50,8 @@ def outcome(
     examples, truth = Examples(), torch.tensor(labels)
     metric.update(scores, truth)
     examples.update(scores, truth, torch.arange(len(labels)))
-    return TestResult(net, data, metric.compute(), *examples.gather())
+    predictions = Predictions(data, folder, scores, torch.arange(len(labels)), "all")
+    return TestResult(net, data, metric.compute(), *examples.gather(), predictions)
 
 
 def write(result: TestResult, folder: Path) -> tuple[Outputs, str]:
@@ -74,6 +77,8 @@ def test_names_of_any_kind_can_be_written(tmp_path: Path, multi_label: bool, rec
     outputs, page = write(outcome(tmp_path, NAMES, labels, 5 * torch.eye(count), multi_label), tmp_path)
     assert outputs.failed == []
     assert {row["class"] for row in records(tmp_path, "per_class")} == set(NAMES)
+    assert {row["class_1"] for row in records(tmp_path, "predictions")} == set(NAMES)
+    assert np.load(tmp_path / "scores.npz")["classes"].tolist() == NAMES
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "{{ 7 * 7 }}" in page
     assert page.count("data:image/jpeg") == len(records(tmp_path, "examples")) > 0
     assert not [str(w.message) for w in recwarn if "reports" in w.filename or "matplotlib" in w.filename]
@@ -97,6 +102,9 @@ def test_a_single_image_is_enough(tmp_path: Path, classes: list[str], label: Any
     outputs, page = write(result, tmp_path)
     assert outputs.failed == [] and page.count("data:image/png") == 1
     assert len(records(tmp_path, "examples")) == page.count("data:image/jpeg")
+    assert len(records(tmp_path, "predictions")) == 1
+    if not any(map(math.isnan, scores)):
+        assert all(0 <= low <= high <= 1 for low, high, _ in result.intervals().values())
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -16,6 +16,7 @@ from cxlp.data.cub200 import CUB200
 from cxlp.models.checkpoint import load_network
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen
+from tests.data.torchvision_copies import aircraft
 from tests.generate import write_folder
 from tests.runs.birds import FINETUNE, NETWORK, QUIET, logged, made, run
 from tests.small_run import BACKBONE, POOLING
@@ -72,6 +73,28 @@ def test_your_own_folder(birds: Path) -> None:
     found = run("a", "--data.root", "mine", config="folder.yaml")
     assert found["images"] == {"train": 18, "val": 0, "test": 9}
     assert "frozen/cv_accuracy_C10" in found["metrics"]  # C was chosen by cross-validation
+
+
+def test_your_own_table_of_several_labels(birds: Path) -> None:
+    """A table made of the folder: the first kind has one label, the others two; ranking metrics."""
+    write_folder(birds / "mine")
+    labels = ("stripes", "stripes dots", "dots")
+    paths = sorted(path.relative_to(birds / "mine") for path in (birds / "mine").rglob("*.png"))
+    rows = [(path, path.parts[0], labels[int(path.parts[1][-1])]) for path in paths]
+    text = "".join(f"{path},{split},{label}\n" for path, split, label in rows)
+    (birds / "mine" / "kinds.csv").write_text(f"path,split,labels\n{text}")
+    found = run("a", "--data.table", "mine/kinds.csv", config="table.yaml")
+    assert found["images"] == {"train": 18, "val": 0, "test": 9}
+    assert 0.5 < found["metrics"]["test/mAP"] <= 1
+    assert json.loads(Path("runs/a/provenance.json").read_text())["data"]["name"] == "kinds"
+
+
+def test_a_data_set_of_torchvision(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aircraft(birds / "data" / "torchvision", monkeypatch)
+    found = run("a", "--data", "torchvision", "--data.name", "FGVCAircraft", config="squeezenet.yaml")
+    assert found["images"] == {"train": 6, "val": 0, "test": 2}
+    again = run("b", config="aircraft.yaml")
+    assert again["images"] == found["images"]
 
 
 def test_fine_tuning_begins_at_the_frozen_solution(birds: Path) -> None:

@@ -11,7 +11,7 @@ from cxlp.runs.cli import build_parser, parse
 from cxlp.utils.errors import CxlpError
 from tests.small_run import ARGUMENTS, BACKBONE, POOLING, write_pictures
 
-DATA = "Valid: CUB200, Demo, Folder, H3D, MIT67, VOC2007, or the import path of a class of your own"
+DATA = "Valid: CUB200, Demo, Folder, H3D, MIT67, Table, Torchvision, VOC2007, or the import path of a class of your own"
 HEADS = (
     "Valid: AveragePooling, BilinearPooling, CovariancePooling, CrossLayerPooling, FisherVector, SparseFisherVector, "
     "TrainedGuidePooling, or the import path of a class of your own"
@@ -36,12 +36,13 @@ def said(*args: str) -> str:
         (
             "run.nam",
             "Did you mean 'run.name', 'run.tags', 'run.wandb'? "
-            "Valid in run: root, name, wandb, project, group, tags, refit, resume, log_model, cost.",
+            "Valid in run: root, name, wandb, project, group, tags, refit, resume, log_model, predictions, cost.",
         ),
         (
             "data.bach_size",
             "Did you mean 'data.batch_size', 'data.image_size', 'data.aspect'? "
-            "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, validation, split_seed.",
+            "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, validation, split_seed, "
+            "on_broken.",
         ),
         (
             "data.augment.flips",
@@ -88,8 +89,8 @@ def test_an_unknown_key(tmp_path: Path, key: str, sentence: str, by: str) -> Non
 @pytest.mark.parametrize("by", ["arguments", "file", "list"])
 def test_an_option_of_another_class(tmp_path: Path, by: str) -> None:
     assert said("--data.test_fraction", "0.1") == (
-        "unknown key data.test_fraction: Demo has no such option (Folder has it: choose by data). Valid in data: root, "
-        "batch_size, num_workers, augment, image_size, aspect, validation, split_seed."
+        "unknown key data.test_fraction: Demo has no such option (Folder, Table, Torchvision have it: choose by data). "
+        "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, validation, split_seed, on_broken."
     )
     head: Any = {"class_path": "AveragePooling", "init_args": {"guide_dim": 4}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"head": [head] if by == "list" else head}}))
@@ -158,7 +159,7 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
     [
         ("data.batch_size", "int"),
         ("data.root", "str or Path"),
-        ("data.validation", "float or Literal['official']"),
+        ("data.validation", "float or Literal['auto', 'official']"),
         ("data.augment.flip", "float"),
         ("model.frozen.c", "float or Literal['auto']"),
         ("model.frozen.c_candidates", "Sequence"),
@@ -190,7 +191,7 @@ def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("data", "Nope", f"there is no class 'Nope'. {DATA}"),
         ("data", "CUB", f"there is no class 'CUB'. Did you mean 'CUB200'? {DATA}"),
-        ("data", "cub200", f"there is no class 'cub200'. Did you mean 'CUB200'? {DATA}"),
+        ("data", "Cub200", f"there is no class 'Cub200'. Did you mean 'CUB200'? {DATA}"),
         ("data", "nope.Nope", f"there is no class 'nope.Nope' (No module named 'nope'). {DATA}"),
         ("data", "cxlp.tasks.Frozen", f"'cxlp.tasks.Frozen' is no ImageDataModule. {DATA}"),
         ("model.head", "Croos", f"there is no class 'Croos'. Did you mean 'CrossLayerPooling'? {HEADS}"),
@@ -230,7 +231,7 @@ def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
     ("key", "value", "sentence"),
     [
         ("seed_everything", "-3", "seed_everything is -3: a seed lies between 0 and 2^32 - 1"),
-        ("data.num_workers", "-1", "data.num_workers is -1: it must be 0 or more, or null"),
+        ("data.num_workers", "-1", "data.num_workers is -1: it must lie between 0 and 1024, or be null"),
         (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: give the side of its images, in pixels"),
         (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: give the side of its images, in pixels"),
     ],

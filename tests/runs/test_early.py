@@ -23,11 +23,12 @@ WRONG = [
     ("seed_everything", "x"), ("data.batch_size", "abc"), ("data.batch_size", "true"), ("data.batch_size", ""),
     ("data.num_workers", "many"), ("data.aspect", "maybe"), ("model.frozen.c", "maybe"), ("run.wandb", "maybe"),
     ("model.head.sqrt", "maybe"), ("model.head.align", "maybe"), ("trainer.barebones", "x"), ("run.cost", "1"),
-    ("trainer.limit_train_batches", "x"), ("data", "CUB"), ("data", "cub200"), ("data", "Nope"),
+    ("trainer.limit_train_batches", "x"), ("data", "CUB"), ("data", "Nope"),
     ("model.head", "Croos"),
 ]  # fmt: skip
 #: What only the parser knows to be right or wrong.
 LEFT = [
+    ("data", "cub200"), ("trainer.precision", "auto"),
     ("data.batch_size", "5"), ("data.batch_size", "1_0"),
     ("model.frozen.c", "1e3"), ("model.frozen.c", "auto"), ("run.cost", "True"), ("seeds", "null"), ("run.tags", "5"),
     ("model.head", "null"), ("model.head", "AveragePooling"), ("model.head", "my_package.Head"), ("data", "my.Own"),

@@ -169,6 +169,31 @@ def test_of_several_labels_there_are_bars_and_curves(several: Offline) -> None:
 
 
 @pytest.mark.parametrize("which", ["tuned", "several"])
+def test_intervals_stand_beside_their_metrics_everywhere(which: str, request: pytest.FixtureRequest) -> None:
+    found: Offline = request.getfixturevalue(which)
+    page, metrics = (found.folder / "report.html").read_text(), found.metrics["metrics"]
+    kinds = {"test/accuracy": "Wilson"}
+    if which == "tuned" and metrics["test/accuracy"] < 1:
+        kinds["test/mean_class_accuracy"] = "bootstrap"
+    if which == "several":
+        kinds = dict.fromkeys(("test/mAP", "test/mAP_11point", "test/mAP_allpoint"), "bootstrap")
+    assert {name: interval["by"] for name, interval in found.metrics["intervals"].items()} == kinds
+    for name, interval in found.metrics["intervals"].items():
+        assert interval["low"] < interval["high"]
+        assert f"{interval['low']:.2%} to {interval['high']:.2%} ({interval['by']})" in page
+        assert found.summary[f"intervals/{name}"] == interval
+
+
+def test_each_test_image_has_its_answer(tuned: Offline) -> None:
+    rows = tuned.rows("predictions")
+    assert len(rows) == tuned.metrics["images"]["test"]
+    right = [row["true"] == row["class_1"] for row in rows]
+    assert right == [row["right"] == "1" for row in rows]
+    assert sum(right) / len(rows) == pytest.approx(tuned.metrics["metrics"]["test/accuracy"])
+    assert all((tuned.folder.parents[1] / "data" / "CUB_200_2011" / row["path"]).is_file() for row in rows)
+
+
+@pytest.mark.parametrize("which", ["tuned", "several"])
 def test_the_report_shows_what_the_files_hold(which: str, request: pytest.FixtureRequest) -> None:
     found: Offline = request.getfixturevalue(which)
     page = (found.folder / "report.html").read_text()

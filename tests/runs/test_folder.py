@@ -6,8 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 
-from cxlp.runs.folder import finished, refit_folder, run_in, take_up
+from cxlp.data.cub200 import CUB200
+from cxlp.data.folder import Folder
+from cxlp.runs.folder import finished, names_of_configs, refit_folder, run_in, run_name, take_up
+from cxlp.runs.loggers import RunConfig
 from cxlp.runs.places import last_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
@@ -156,3 +160,24 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
     assert own.is_file()
     own.unlink()
     assert take_up(tmp_path / "run") is None and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("configs", "root", "name"),
+    [
+        (["folder.yaml"], "photos/birds of prey", "birds-of-prey"),
+        (["folder.yaml", "finetune.yaml"], "birds", "birds-finetune"),
+        (["mine.yaml"], "birds", "mine"),
+        ([], "birds", "birds"),
+    ],
+)
+def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(configs: list[str], root: str, name: str) -> None:
+    config = Namespace(config=[Path("configs", file) for file in configs])  # type: ignore[no-untyped-call]
+    assert "-".join(names_of_configs(config, Folder(root))) == name
+    assert run_name(RunConfig(), config, Folder(root)).rpartition("-")[0].rpartition("-")[0] == name
+    assert run_name(RunConfig(name="own"), config, Folder(root)) == "own"
+
+
+def test_a_run_on_a_benchmark_is_called_by_its_config() -> None:
+    config = Namespace(config=["configs/cub200.yaml"])  # type: ignore[no-untyped-call]
+    assert names_of_configs(config, CUB200()) == ["cub200"]

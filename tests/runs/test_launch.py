@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from cxlp.commands.train import main
+from cxlp.data.folder import Folder
 from cxlp.runs import launch
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import find_earlier, new_folder
@@ -224,7 +225,7 @@ def test_a_job_that_is_started_again_takes_its_own_run(
     named = RunConfig(name="job")
     for number, variables in enumerate((other, own), 1):
         settle(1, 1, variables)
-        folder = new_folder(named, config)
+        folder = new_folder(named, config, Folder())
         assert folder == Path("runs", "job" if number == 1 else "job-2")
         (folder / "checkpoints").mkdir()
         for name in ("config.yaml", "checkpoints/last.ckpt"):

@@ -22,6 +22,7 @@ from cxlp.runs.loggers import (
     labelled,
     start_wandb,
 )
+from cxlp.utils.errors import CxlpError
 
 KEY = "0123456789" * 4
 HOST = "https://wandb.birds.test:8443"
@@ -283,3 +284,9 @@ def test_of_several_offline_runs_the_latest_is_shown_and_all_are_uploaded(
 def test_an_online_run_is_shown_by_its_link(tmp_path: Path) -> None:
     (tmp_path / "wandb" / "run-20260101_000000-x").mkdir(parents=True)
     assert how_to_look(tmp_path) == f"wandb leet {tmp_path / 'wandb' / 'latest-run'}   (or in the browser)"
+
+
+def test_answers_are_kept_of_one_image_or_more() -> None:
+    assert RunConfig(predictions=3).predictions == 3
+    with pytest.raises(CxlpError, match=r"run\.predictions is 0: give a number of images from 1, all, or none"):
+        RunConfig(predictions=0)

@@ -184,7 +184,7 @@ def test_what_cannot_be_refitted_is_refused(
 def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = prepared("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt"
     for change, said in {
-        "--data.validation=0.34": "data.validation holds out 0.34",
+        "--data.validation=0.34": "images are held out: a refit takes all",
         "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
         f"--{POOLING}.pca_dim=3": f"run.refit: {POOLING}.pca_dim is 3",
         "--data.augment.crop_scale=0.9": "run.refit: data.augment.crop_scale is 0.9",

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cxlp.commands.train import main
 from cxlp.utils.locking import hold, let_go_all
 from tests.generate import write_cub200
-from tests.runs.birds import FINETUNE, NETWORK, QUIET, made
+from tests.runs.birds import FINETUNE, NETWORK, QUIET, made, run
 from tests.small_run import BACKBONE, POOLING
 
 
@@ -147,18 +149,43 @@ def test_bad_input_is_explained(
         assert part in message
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("content", [b"", b"no picture at all", None], ids=["empty", "text", "truncated"])
-def test_a_broken_image_is_named(
-    birds: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, workers: str
+def test_broken_images_are_named_before_the_first_pass(
+    birds: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
     broken = min(Path("data/CUB_200_2011/images").rglob("*.jpg"))
     broken.write_bytes(broken.read_bytes()[:-400] if content is None else content)
+    assert main(["--config", "cub200.yaml", *NETWORK, *QUIET]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: CUB-200-2011: 1 of 27 files cannot be used (data.on_broken: skip")
+    assert f"\n  cannot decode image {broken} (" in message
+    assert "Traceback" not in message and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_image_that_only_its_decoder_finds_broken_is_named(
+    birds: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    broken = min(Path("data/CUB_200_2011/images").rglob("*.jpg"))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(broken, "PNG")
+    data = bytearray(broken.read_bytes())
+    data[100:140] = bytes(40)  # header and end are as they must be
+    broken.write_bytes(data)
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--data.num_workers", workers]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: cannot decode image") and str(broken) in message
     assert "Traceback" not in message
     assert not list(Path("runs").rglob("*.bin"))  # no half-made features are left
+
+
+def test_broken_images_can_be_left_out(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = min(Path("data/CUB_200_2011/images").rglob("*.jpg"))
+    broken.write_bytes(b"")
+    found = run("a", "--data.on_broken", "skip")
+    assert sum(found["images"].values()) == 26 and found["left_out"] == {"broken": 1}
+    said = f"cannot decode image {broken} (0 bytes): "
+    assert Path("runs/a/broken.txt").read_text().startswith(said)
+    assert f"warning: 1 files are left out:\n  {said}" in capsys.readouterr().err
 
 
 def test_no_network_for_weights_says_what_to_do(

@@ -96,7 +96,7 @@ def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_numbers_that_json_does_not_know_do_not_lose_the_others() -> None:
     nan, inf = float("nan"), float("inf")
-    assert cxlp.runs.results._finite({"a": {"b": nan, "c": 1.5}, "d": -inf, "e": "x", "f": 2}) == {
+    assert cxlp.runs.results.finite({"a": {"b": nan, "c": 1.5}, "d": -inf, "e": "x", "f": 2}) == {
         "a": {"b": None, "c": 1.5}, "d": None, "e": "x", "f": 2,
     }  # fmt: skip
 

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cxlp.models.checkpoint import load_network
 from tests.generate import write_cub200
 from tests.runs.birds import CLOSING, FINETUNE, NETWORK, QUIET, logged, run
-from tests.small_run import BACKBONE, POOLING
+from tests.small_run import BACKBONE, POOLING, metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -34,6 +35,12 @@ def test_two_processes_agree_with_one(birds: Path, mode: list[str]) -> None:
         losses = logged("one", "train/loss_epoch")
         assert len(losses) == (1 if mode == CLOSING else 2)
         assert logged("two", "train/loss_epoch") == pytest.approx(losses, rel=1e-3)
+    whole = [np.load(f"runs/{name}/scores.npz") for name in ("one", "two")]  # each image once, in order
+    assert all(found["index"].tolist() == list(range(9)) for found in whole)
+    assert whole[0]["paths"].tolist() == whole[1]["paths"].tolist()
+    assert whole[1]["scores"] == pytest.approx(whole[0]["scores"], rel=0.05, abs=0.05)
+    intervals = [metrics(Path("runs", name))["intervals"] for name in ("one", "two")]
+    assert intervals[0] == intervals[1] and "test/accuracy" in intervals[0]
     if not mode:  # the same images are shown, each once
         texts = [Path("runs", name, "examples.csv").read_text().splitlines() for name in ("one", "two")]
         shown = [[row["image"] for row in csv.DictReader(text)] for text in texts]

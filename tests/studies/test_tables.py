@@ -35,6 +35,12 @@ def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> No
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["±"] == "0.46"
 
 
+def test_of_one_run_there_is_an_interval() -> None:
+    heads, values = table([replace(row("CL", 72.44), interval=(68.123, 76.5)), row("mine", 80.0)], "accuracy")
+    assert heads[:4] == ["system", "accuracy %", "95% interval", "size"]
+    assert [record[2] for record in values] == ["68.1 to 76.5", ""]
+
+
 def test_a_deviation_is_of_the_sample() -> None:
     assert spread([1.0, 2.0, 4.0]) == pytest.approx((((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2) ** 0.5)
     assert spread([1.0]) is None
@@ -81,6 +87,10 @@ def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) 
     assert found.per_class == {"a": 75.0, "b": 25.0}
     assert read_row("CL", [two], "accuracy").deviation is None
     metrics = json.loads((two / "metrics.json").read_text())
+    metrics["intervals"] = {"test/accuracy": {"low": 0.6, "high": 0.75, "by": "Wilson"}}
+    (two / "metrics.json").write_text(json.dumps(metrics))
+    assert read_row("CL", [two], "accuracy").interval == (60, 75)
+    assert found.interval is None and read_row("CL", [two, one], "accuracy").interval is None  # the seeds' own spread
     assert not found.incomplete
     (two / "metrics.json").write_text(json.dumps({**metrics, "outputs": {"failed": ["report.html"]}}))
     assert read_row("CL", [one, two], "accuracy").incomplete

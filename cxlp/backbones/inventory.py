@@ -1,0 +1,165 @@
+"""The maps of a network: each layer that can be named, its channels and size, and what it can be pooled with."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cxlp.backbones.feature_extraction import (
+    _ACTIVATION_MODULES,
+    _NORMS,
+    _TRANSPARENT,
+    _fused,
+    _is_activation,
+    _tap,
+    _trace,
+    _tracing_options,
+)
+from cxlp.backbones.layout import layout_of
+from cxlp.backbones.library import find
+from cxlp.utils.errors import CxlpError
+
+#: Pixels by which images grow to tell strides; all usual ones divide it.
+_GROWTH = 256
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A map of a network.
+
+    Attributes:
+        name: The layer's, as the backbone's ``layers`` take it.
+        also: Other names of the same map.
+        kind: The class of the module that makes it, such as ``Conv2d`` or a block's.
+        channels: C.
+        side: Height and width.
+        stride: How many pixels of the image lie between two places of the map.
+        activation: What follows the layer, such as ``ReLU``, and is tapped ``after`` it; empty: nothing does.
+        below: The nearest layer that it is computed of and that has the same side: the two can be pooled, with this
+            one's activations as weights; empty: there is none.
+    """
+
+    name: str
+    also: tuple[str, ...]
+    kind: str
+    channels: int
+    side: int
+    stride: float
+    activation: str
+    below: str
+
+
+def inventory(name: str, image_size: int | None = None, depth: int | None = None) -> tuple[list[Layer], int]:
+    """List the maps of a network, from the image up; maps of a single place are left out.
+
+    Args:
+        name: See :class:`~cxlp.backbones.backbone.BackboneConfig`; weights are random, and nothing is downloaded.
+        image_size: Side of the images, pixels; ``None``: what the network was trained with.
+        depth: The most parts that a layer's name has: 2 lists ``layer4.1``, but not ``layer4.1.conv2``; ``None``: all.
+
+    Returns:
+        The layers, and the side of the images.
+
+    Raises:
+        CxlpError: If there is no such network, it cannot be traced, or it cannot take such images.
+    """
+    source = find(name)
+    size = image_size or source.expects.size
+    model = source.model.eval()
+    graph, names = _trace(model, _tracing_options(model), name)
+    modules = dict(model.named_modules())
+    sides, refused = _sides(model, graph, size)
+    if refused:
+        raise CxlpError(f"{name} cannot take images of {size} x {size} pixels: {refused}")
+    grown, _ = _sides(model, graph, size + _GROWTH)  # as far as it goes: linear layers take a single size
+    found: dict[fx.Node, list[str]] = {}
+    ends = _ends(names)
+    for path, module in modules.items():
+        if path in ends and not isinstance(module, (*_ACTIVATION_MODULES, *_NORMS, *_TRANSPARENT)):
+            node = _tap(names, modules, path, "after", name)
+            if sides.get(node, (0, 1))[1] > 1 and (depth is None or path.count(".") < depth):
+                found.setdefault(node, []).append(path)
+    ancestors = _ancestors(graph)
+    layers: list[Layer] = []
+    taps = [node for node in graph.nodes if node in found]
+    for place, node in enumerate(taps):
+        *also, path = found[node]  # modules come before those within them
+        channels, side = sides[node]
+        more = grown[node][1] - side if node in grown else 0
+        below = (k for k in reversed(range(place)) if taps[k] in ancestors[node] and layers[k].side == side)
+        paired = next(below, None)
+        layers.append(
+            Layer(
+                path,
+                tuple(also),
+                type(modules[path]).__name__,
+                channels,
+                side,
+                _GROWTH / more if more > 0 else size / side,
+                _activation(node, modules),
+                "" if paired is None else layers[paired].name,
+            )
+        )
+    return layers, size
+
+
+def _ends(names: dict[fx.Node, str]) -> set[str]:
+    """All modules that a graph passes through."""
+    return {path[:place] for path in names.values() for place in (*_dots(path), len(path))}
+
+
+def _dots(path: str) -> Iterable[int]:
+    return (place for place, letter in enumerate(path) if letter == ".")
+
+
+def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """All that each node is computed of."""
+    found: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        found[node] = set().union(*(found[given] | {given} for given in node.all_input_nodes))
+    return found
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph, and notes channels and side of what nodes give, where that is a map."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(model, graph))
+        self.sides: dict[str, tuple[int, int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 (whatever a node gives)
+        output = super().run_node(n)
+        if isinstance(output, Tensor):
+            try:
+                found = layout_of(output, n.name).as_map(output)
+                self.sides[n.name] = found.shape[1], found.shape[2]
+            except CxlpError:  # no map
+                pass
+        return output
+
+
+@torch.no_grad()
+def _sides(model: nn.Module, graph: fx.Graph, size: int) -> tuple[dict[fx.Node, tuple[int, int]], str]:
+    """Channels and side of each node's map, for images of a size; and why they are not taken, if they are not."""
+    shapes, refused = _Shapes(model, graph), ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shapes.run(torch.zeros(1, 3, size, size))
+    except Exception as error:  # some networks assert their one input size
+        refused = (str(error).splitlines() or [type(error).__name__])[0]
+    return {node: shapes.sides[node.name] for node in graph.nodes if node.name in shapes.sides}, refused
+
+
+def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """The name of a node's activation; empty: it is none."""
+    if not _is_activation(node, modules):
+        return ""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if module is not None:
+        return type(_fused(module) or module).__name__
+    called = getattr(node.target, "__name__", str(node.target)).strip("_")
+    return {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}.get(called, called)

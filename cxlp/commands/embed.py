@@ -1,0 +1,114 @@
+"""``cxlp embed``: vectors of images, for retrieval and clustering."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import find_checkpoint
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "embed",
+        help="vectors of images, by a checkpoint or, without any labels, by a config",
+        description="Write the pooled features of images, which a classifier is given, for retrieval and clustering:\n"
+        "of a checkpoint's network; or of a config's, whose PCA or codebook is then fitted to the images\n"
+        "themselves, without labels (other arguments are keys of train.py). An .npz file has arrays 'features'\n"
+        "(n, D), float32, and 'paths'; a .parquet file has columns 'path' and 'features'.\n"
+        "Exit status: 0 all files were read; 1 some were not, and are left out; 2 the arguments are wrong.",
+        epilog="--dim reduces features by a PCA of their own, found by the Gram matrix of up to 4,000 of the images.\n"
+        "Then they are no longer of unit length: divide them by it to compare them by cosine.\n\n"
+        "examples:\n"
+        "  %(prog)s runs/NAME photos/ --out features.npz --dim 256\n"
+        "  %(prog)s efficientnet_lite0.yaml photos/ --out features.npz\n"
+        "  %(prog)s squeezenet.yaml 'photos/**/*.png' --out features.parquet --model.head.pca_dim 64",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="CHECKPOINT_OR_CONFIG", help="a checkpoint, a run's folder, or a config's .yaml"
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as features.npz or .parquet")
+    parser.add_argument("--dim", type=int, metavar="N", help="size of a vector (default: that of the features)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode; 0: none (default: one per core, at most 8)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.set_defaults(run=run, takes_more=True)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    check_numbers(args, dim=1, batch_size=1, workers=0)
+    check_out_file(args.out)
+    _check_format(args.out)
+    check_images(args.paths)
+    is_config = args.source.suffix in (".yaml", ".yml")
+    if args.rest and not is_config:
+        raise CxlpError(f"{args.rest[0]}: keys of train.py go with a config, not with a checkpoint")
+    if not is_config:
+        find_checkpoint(args.source)
+
+    from cxlp.commands.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.predictor import load
+    from cxlp.runs.embedding import Embedding, from_config
+    from cxlp.utils.distributed import usable_cores
+
+    if is_config:
+        model = from_config(["--config", str(args.source), *args.rest], args.device, args.precision)
+    else:
+        model = load(args.source, args.device, args.precision)
+        warn_of_boxes(model)
+    if args.dim is not None and args.dim > model.network.out_features:
+        raise CxlpError(f"--dim {args.dim}: the network's features have {model.network.out_features:,} dimensions")
+    paths = list(image_paths(args.paths, lines_of_stdin()))
+    if not paths:
+        raise CxlpError("there are no paths")
+    workers = min(8, usable_cores()) if args.workers is None else args.workers
+    with TemporaryDirectory(dir=args.out.resolve().parent, prefix=f".{args.out.name}.") as folder:
+        found = Embedding(model, paths, Path(folder), args.batch_size, workers, sys.stderr.isatty())
+        try:
+            if is_config:
+                found.fit()
+            found.embed(args.dim)
+            aside = Path(folder) / args.out.name
+            found.write(aside)
+            aside.replace(os.path.realpath(args.out))
+        finally:
+            found.close()
+    for error in found.errors.values():
+        print(error, file=sys.stderr)  # noqa: T201
+    print(f"{args.out}: {found.shape[0]:,} x {found.shape[1]:,}")  # noqa: T201
+    if found.components is not None:
+        print(  # noqa: T201
+            f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps {found.components.kept:.1%} "
+            "of the variance"
+        )
+    if found.errors:
+        said = f"{len(found.errors):,} of {len(paths):,} files could not be read, and are left out"
+        print(said, file=sys.stderr)  # noqa: T201
+    return 1 if found.errors else 0
+
+
+def _check_format(path: Path) -> None:
+    """Refuse a file that vectors cannot be written to.
+
+    Raises:
+        CxlpError: If its suffix is another, or Parquet lacks its package.
+    """
+    if path.suffix not in (".npz", ".parquet"):
+        raise CxlpError(f"--out {path}: give a file that ends in .npz or .parquet")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise CxlpError(f"--out {path}: Parquet needs a package that nothing else does: pip install pyarrow, or .npz")

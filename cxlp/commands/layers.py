@@ -1,0 +1,101 @@
+"""``cxlp layers``: the maps of a network, and which of them can be pooled."""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from cxlp.commands import check_numbers
+from cxlp.utils.errors import CxlpError, did_you_mean
+
+if TYPE_CHECKING:
+    from cxlp.backbones.inventory import Layer
+
+#: How many layers are listed without --all.
+ROWS = 40
+#: Width of the table where standard output is no terminal, characters.
+WIDTH = 200
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "layers",
+        help="list the layers of a network: channels, map sizes, strides, and what can be pooled",
+        description="List the layers of a network whose maps heads can take, the last ones first, with random weights\n"
+        "(nothing is downloaded). Where an activation follows a layer, the backbone taps after it, unless\n"
+        "model.backbone.activation is before. Cross-layer pooling takes two layers with maps of the same size:\n"
+        "a layer and the one named under 'pools', the nearest that it is computed of.\n"
+        "Exit status: 0; 2 the arguments are wrong.",
+        epilog="examples:\n"
+        "  %(prog)s resnet50\n"
+        "  %(prog)s resnet50 --depth 2                        # blocks alone, not what is in them\n"
+        "  %(prog)s timm/vit_small_patch16_224 --filter 'blocks.1[01]*'\n"
+        "  %(prog)s my_package.nets.trunk --image-size 448 --json",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "name", metavar="NAME", help="a network of torchvision or timm, or the import path of one of your own"
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the images (default: the network's own)")
+    parser.add_argument("--filter", metavar="TEXT", help="only layers whose name holds this, or matches this pattern")
+    parser.add_argument("--depth", type=int, metavar="N", help="only layers whose name has at most N parts")
+    parser.add_argument("--all", action="store_true", help=f"list all layers, not only the last {ROWS}")
+    parser.add_argument("--json", action="store_true", help="print all of them as JSON, from the image up")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    check_numbers(args, image_size=1, depth=1)
+
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from cxlp.backbones.inventory import inventory
+
+    layers, size = inventory(args.name, args.image_size, args.depth)
+    chosen = layers if args.filter is None else [layer for layer in layers if _matches(layer, args.filter)]
+    if not chosen:
+        raise CxlpError(_none(args, [name for layer in layers for name in (layer.name, *layer.also)]))
+    if args.json:
+        found = {"name": args.name, "image_size": size, "layers": [asdict(layer) for layer in chosen]}
+        print(json.dumps(found, indent=2))  # noqa: T201
+        return 0
+    table = Table("layer", "kind", title=f"{args.name}, images of {size} x {size} pixels, the last layers first")
+    for name in ("channels", "map", "stride"):
+        table.add_column(name, justify="right")
+    table.add_column("followed by")
+    table.add_column("pools")
+    shown = chosen[::-1] if args.all else chosen[: -ROWS - 1 : -1]
+    for layer in shown:
+        map_size = f"{layer.side} x {layer.side}"
+        table.add_row(
+            layer.name, layer.kind, f"{layer.channels}", map_size, f"{layer.stride:g}", layer.activation, layer.below
+        )
+    # In a pipe no name is wrapped.
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    if len(chosen) > len(shown):
+        console.print(f"and {len(chosen) - len(shown):,} below them (--all lists them, --filter or --depth chooses)")
+    if best := next((layer for layer in shown if layer.below), None):
+        pair = f"--model.backbone.layers '[{best.below}, {best.name}]'"
+        console.print(f"such as: --model.backbone.name {args.name} {pair}")
+    return 0
+
+
+def _matches(layer: "Layer", text: str) -> bool:
+    names = (layer.name, *layer.also)
+    return any(text in name or fnmatchcase(name, text) for name in names)
+
+
+def _none(args: Namespace, names: Sequence[str]) -> str:
+    if not names:
+        return f"{args.name} has no layer whose map has several places" + (
+            f", of a name with at most {args.depth} parts" if args.depth else ""
+        )
+    return f"--filter {args.filter}: {args.name} has no such layer. {did_you_mean(args.filter, names)}"

@@ -1,0 +1,194 @@
+"""``cxlp runs``: list the runs in a folder, show one, compare several in a page, delete some."""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxlp.utils.errors import CxlpError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cxlp.studies.catalogue import Entry
+
+#: What runs can be sorted by.
+SORTS = ("name", "data", "backbone", "head", "mode", "accuracy", "date", "size")
+#: Most runs that a page compares.
+MOST = 30
+#: Width of tables where standard output is no terminal, characters.
+WIDTH = 200
+
+
+def add(add_parser: Callable[..., ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_parser(
+        "runs",
+        help="list runs, show one, compare several in a page, delete some",
+        description="List the runs in a folder, and later tests (cxlp test). One name shows that run; --html writes\n"
+        "a page that compares the named or filtered runs. A run's name is its path below --root.\n"
+        "Exit status: 0; 2 the arguments are wrong, or a run that is to be deleted is going on.",
+        epilog="examples:\n"
+        "  %(prog)s --sort accuracy\n"
+        "  %(prog)s --filter cub --filter frozen\n"
+        "  %(prog)s NAME\n"
+        "  %(prog)s NAME OTHER --html compare.html\n"
+        "  %(prog)s NAME OTHER --delete --yes",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="runs, by name or path (default: all)")
+    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)")
+    parser.add_argument("--sort", choices=SORTS, default="date", help="default: date, the newest first")
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only where a column holds this; repeatable",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that compares them")
+    parser.add_argument("--json", action="store_true", help="print them as JSON")
+    parser.add_argument("--delete", action="store_true", help="delete the named runs, with --yes; else only tell them")
+    parser.add_argument("--yes", action="store_true", help="do delete them")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run the command; return the exit status."""
+    from rich.console import Console
+
+    from cxlp.studies import catalogue
+
+    if args.yes and not args.delete:
+        raise CxlpError("--yes goes with --delete")
+    found = catalogue.find_runs(args.root)
+    entries = catalogue.choose(found, args.names, args.root) if args.names else found
+    entries = [entry for entry in entries if all(catalogue.holds(entry, text) for text in args.filter)]
+    key, falling = catalogue.SORTS[args.sort]
+    entries.sort(key=key, reverse=falling != args.reverse)
+    if not entries:
+        raise CxlpError(f"no run in {args.root}" + (f" holds {' and '.join(args.filter)}" if args.filter else ""))
+    if args.delete:
+        return _delete(args, entries)
+    # In a pipe nothing is wrapped.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
+    if args.json:
+        print(json.dumps([_plain(entry) for entry in entries], indent=2))  # noqa: T201
+    elif len(args.names) == 1 and args.html is None:
+        _show(entries[0], console)
+    else:
+        _list(entries, console)
+    if args.html is not None:
+        _write_page(args.html, entries)
+    return 0
+
+
+def _facts(entry: "Entry") -> dict[str, str]:
+    from cxlp.reports.formatting import as_text
+
+    value, interval = entry.value, entry.interval
+    text = as_text(entry.metric, value) if value is not None else entry.state
+    spans = [f"{100 * interval[end]:.1f}" for end in ("low", "high")] if interval else []
+    return {
+        "data": entry.data,
+        "backbone": entry.backbone,
+        "head": entry.head,
+        "mode": entry.mode,
+        "accuracy or mAP": text + (" mAP" if entry.metric == "test/mAP" else ""),
+        "95%": " to ".join(spans),
+        "begun": f"{entry.date:%Y-%m-%d %H:%M}",
+        "MB": f"{entry.size / 1e6:,.0f}",
+    }
+
+
+def _plain(entry: "Entry") -> dict[str, Any]:
+    interval = entry.interval
+    return {
+        "name": entry.name,
+        "folder": str(entry.folder),
+        "state": entry.state,
+        "data": entry.data,
+        "backbone": entry.backbone,
+        "head": entry.head,
+        "mode": entry.mode,
+        "metric": entry.metric or None,
+        "value": entry.value,
+        "interval": interval,
+        "begun": entry.date.isoformat(timespec="seconds"),
+        "bytes": entry.size,
+    }
+
+
+def _list(entries: Sequence["Entry"], console: "Console") -> None:
+    from rich.table import Table
+
+    table = Table("run", title=f"{len(entries)} runs, {sum(entry.size for entry in entries) / 1e9:,.2f} GB")
+    facts = [_facts(entry) for entry in entries]
+    for name in facts[0]:
+        table.add_column(name, justify="right" if name in ("accuracy or mAP", "95%", "MB") else "left")
+    for entry, values in zip(entries, facts, strict=True):
+        table.add_row(entry.name, *values.values())
+    console.print(table)
+
+
+def _show(entry: "Entry", console: "Console") -> None:
+    from rich.table import Table
+
+    from cxlp.reports.formatting import as_text, interval_as_text
+    from cxlp.reports.history import how_to_look
+
+    table = Table("what", "value", title=entry.name)
+    for name, value in {"state": entry.state, **_facts(entry)}.items():
+        table.add_row(name, value)
+    table.add_section()
+    intervals = entry.found.get("intervals", {})
+    for name, value in entry.found.get("metrics", {}).items():
+        span = f", {interval_as_text(name, intervals[name])}" if name in intervals else ""
+        table.add_row(name, ("" if value is None else as_text(name, value)) + span)
+    table.add_section()
+    for split, count in entry.found.get("images", {}).items():
+        table.add_row(f"images: {split}", f"{count:,}")
+    for phase, seconds in entry.found.get("seconds", {}).items():
+        table.add_row(f"time: {phase}", f"{seconds:.1f} s")
+    for part in ("git", "versions", "machine"):
+        facts = entry.origin.get(part) or {}
+        table.add_row(part, ", ".join(f"{key} {value}" for key, value in facts.items()))
+    table.add_section()
+    for file in sorted(entry.folder.rglob("*.ckpt")):
+        table.add_row(str(file.relative_to(entry.folder)), f"{file.stat().st_size / 1e6:,.1f} MB")
+    console.print(table)
+    for place in (entry.folder / "report.html", entry.folder / "refit" / "report.html"):
+        if place.is_file():
+            console.print(f"Look at it in a browser: {place}", soft_wrap=True)
+    if look := how_to_look(entry.folder):
+        console.print(f"Look at the curves: {look}", soft_wrap=True)
+
+
+def _write_page(file: Path, entries: Sequence["Entry"]) -> None:
+    from cxlp.commands import check_out_file
+    from cxlp.reports.overview import Shown, write_overview
+    from cxlp.studies.catalogue import differing
+
+    if len(entries) > MOST:
+        raise CxlpError(f"--html compares at most {MOST} runs, and these are {len(entries)}: name some, or --filter")
+    check_out_file(file, "--html")
+    shown = [Shown(entry.name, entry.folder, _facts(entry), entry.found) for entry in entries]
+    write_overview(file, shown, differing(entries))
+    print(f"Look at it in a browser: {file}")  # noqa: T201
+
+
+def _delete(args: Namespace, entries: Sequence["Entry"]) -> int:
+    from cxlp.studies.catalogue import delete
+
+    if not args.names and not args.filter:
+        raise CxlpError("--delete: name the runs, or --filter them")
+    for entry in entries:
+        print(f"{entry.folder}: {entry.size / 1e6:,.0f} MB, {entry.state}")  # noqa: T201
+    if not args.yes:
+        raise CxlpError(f"{len(entries)} runs would be deleted: give --yes, too, to do so")
+    delete(entries, args.root)
+    print(f"deleted {sum(entry.size for entry in entries) / 1e9:.2f} GB")  # noqa: T201
+    return 0

@@ -1,0 +1,45 @@
+"""Splits that are drawn: a part of each class is taken out of a list of samples."""
+
+from collections.abc import Sequence
+
+import torch
+from sklearn.model_selection import train_test_split
+
+from cxlp.data.dataset import Sample, rarest
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import strata
+
+
+def split_off(
+    samples: Sequence[Sample], classes: Sequence[str], fraction: float, seed: int, failure: str
+) -> tuple[list[Sample], list[Sample]]:
+    """Draw a part of each class; samples of one file, such as several boxes in it, stay together.
+
+    Args:
+        samples: All of them.
+        classes: Names, for the error.
+        fraction: How large the part is.
+        seed: What it is drawn by.
+        failure: What cannot be done, for the error.
+
+    Returns:
+        The others, and the part, each in the order of ``samples``.
+
+    Raises:
+        CxlpError: If some class has too few images.
+    """
+    files = {sample.path: sample for sample in reversed(samples)}  # the first sample of each
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    groups = strata(torch.tensor([files[path].label for path in paths])).tolist()
+    try:
+        _, drawn = train_test_split(range(len(paths)), test_size=fraction, stratify=groups, random_state=seed)
+    except ValueError as error:
+        raise CxlpError(f"{failure}{rarest(groups, classes)}: {error}") from error
+    part = {paths[i] for i in drawn}
+    return [s for s in samples if s.path not in part], [s for s in samples if s.path in part]
+
+
+def check_fraction(fraction: float) -> None:
+    """Refuse a part for the test that would leave nothing, or all, to the training."""
+    if not 0 < fraction < 1:
+        raise CxlpError(f"test_fraction is {fraction}: it must lie between 0 and 1")

@@ -1,0 +1,276 @@
+"""Your own images: a table with a row for each."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Content, Sample, Split, is_there
+from cxlp.data.decode import Box
+from cxlp.data.lists import as_box
+from cxlp.data.split_folders import split_of
+from cxlp.data.splitting import check_fraction, split_off
+from cxlp.data.table_files import Cell, Row, Rows, read_rows, rows_of
+from cxlp.utils.errors import CxlpError, did_you_mean
+
+#: What columns are called, where the options do not say it.
+PATH = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file"),
+    *("image_name", "img", "img_path"),
+)
+LABEL = ("label", "class", "category", "target", "species", "class_name", "label_name")
+LABELS = ("labels", "tags", "classes", "categories")
+SPLIT = ("split", "set", "subset", "partition")
+BOX = ("x", "y", "w", "h")
+_VALUES = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "no"), -1),
+    **dict.fromkeys(("", "-1", "-1.0", "na", "nan", "null"), 0),
+}
+
+
+class Table(ImageDataModule):
+    """Images of a CSV, TSV or Parquet file, or a pandas DataFrame.
+
+    Its columns are ``path``; ``label`` for one label per image, or for several ``labels`` in one cell, or a column for
+    each class with 1 present, 0 absent, blank or -1 unspecified; perhaps ``split`` (train, val, test, or other usual
+    names), without which a split is made; perhaps ``x``, ``y``, ``w``, ``h``, a box in pixels. Other usual names are
+    recognised, too, whatever their case. Rows that repeat an earlier one are left out and counted.
+
+    Args:
+        table: The file; in Python also a DataFrame.
+        root: The folder that paths are relative to; null: the file's (of a DataFrame: the working directory).
+        path_column: The column of the paths; null: ``path``, ``file``, ``filename``, ``image`` or the like.
+        label_column: The column of the label, if each image has one; null: ``label``, ``class``, ``category`` or the
+            like.
+        labels_column: The column of the labels, if an image may have several; null: ``labels``, ``tags`` or the like.
+        separator: What stands between several labels; null: a semicolon, a bar or a comma if some cell has one, else a
+            blank if that leaves fewer classes.
+        class_columns: The columns of the classes, if each has one; null: all columns of 0, 1, -1 and blanks that are
+            none of the others, where there is neither a column for a label nor for labels.
+        split_column: The column of the splits; null: ``split``, ``set``, ``subset`` or ``partition``.
+        bbox: Crop to the box, where there is one.
+        encoding: Of a text file.
+        test_fraction: Without splits: the part of each class that becomes the test set, the same in every run.
+        **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
+    """
+
+    name = "table"
+    holds_out_own = True
+
+    def __init__(
+        self,
+        table: Any = "data/table.csv",  # noqa: ANN401 (a path or a DataFrame)
+        root: str | Path | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        labels_column: str | None = None,
+        separator: str | None = None,
+        class_columns: list[str] | None = None,
+        split_column: str | None = None,
+        bbox: bool = True,
+        encoding: str = "utf-8",
+        test_fraction: float = 0.2,
+        **common: Any,
+    ) -> None:
+        is_frame = hasattr(table, "columns")
+        path = Path("." if is_frame else str(table))
+        super().__init__(root or (path if is_frame else path.parent), **common)
+        check_fraction(test_fraction)
+        if sum(map(bool, (label_column, labels_column, class_columns))) > 1:
+            raise CxlpError("give one of data.label_column, data.labels_column and data.class_columns")
+        self.bbox, self.test_fraction, self.separator = bbox, test_fraction, separator
+        self.table = "the DataFrame" if is_frame else str(path)
+        self.name = self.name if is_frame else path.stem
+        self._rows: Rows = rows_of(table) if is_frame else read_rows(path, encoding)
+        if not self._rows.rows:
+            raise CxlpError(f"{self.table} has no rows")
+        found = self._column("path_column", path_column, PATH)
+        if found is None:
+            raise CxlpError(
+                f"{self.table} has no column of paths: name it by data.path_column. There are {self._named()}"
+            )
+        self._path, self._split = found, self._column("split_column", split_column, SPLIT)
+        self._box = [column for name in BOX if (column := self._match(name))]
+        self._label = None if labels_column or class_columns else self._column("label_column", label_column, LABEL)
+        several = not (self._label or class_columns)
+        self._labels = self._column("labels_column", labels_column, LABELS) if several else None
+        self._classes = [str(self._column("class_columns", c, ())) for c in class_columns or ()]
+        if not (self._label or self._labels or self._classes):
+            self._classes = self._class_columns()
+        self.multi_label = self._label is None
+
+    def read(self) -> Content:
+        """Read the rows; classes are the labels, sorted, or the columns, in their order."""
+        self.left_out.clear()
+        self.notes.clear()
+        classes, labels = self._read_labels()
+        splits: dict[str, list[Sample]] = {}
+        known: dict[tuple[Path, Box | None], tuple[Sample, str, Row]] = {}
+        for row, label in zip(self._rows.rows, labels, strict=True):
+            if not (file := row.cells[self._path]):
+                raise CxlpError(f"{row.where}: {self._path} is blank")
+            sample = Sample(self._file(str(file)), label, self._read_box(row))
+            split = self._read_split(row)
+            earlier, its_split, first = known.setdefault((sample.path, sample.box), (sample, split, row))
+            if first is row:
+                splits.setdefault(split, []).append(sample)
+            elif earlier.label != label:
+                raise CxlpError(
+                    f"{row.where}: {file} has other labels than in {first.where}: keep one; several labels of an image "
+                    "stand in one row, see data.labels_column"
+                )
+            elif its_split != split:
+                raise CxlpError(f"{row.where}: {file} is in {split}, but in {its_split} in {first.where}: keep one")
+            else:
+                self.left_out["repeated rows"] += 1
+        self._check_files([(sample.path, row) for sample, _, row in known.values()])
+        return classes, self._complete(splits, classes)
+
+    def _complete(self, splits: dict[str, list[Sample]], classes: Sequence[str]) -> dict[Split, list[Sample]]:
+        """Training and test images: as the table says it, or by a split that is made here."""
+        if self._split is None:
+            failure = f"{self.table}: cannot split it into train and test"
+            train, test = split_off(splits[""], classes, self.test_fraction, 0, failure)
+            return {"train": train, "test": test}
+        if "train" not in splits or len(splits) == 1:
+            raise CxlpError(
+                f"{self.table}: column {self._split} says {', '.join(splits)} only, but there must be train and test; "
+                "to have a split made, call the column otherwise"
+            )
+        if "test" not in splits:
+            self.notes.append("no row is for the test: the test images are those of val")
+            splits["test"] = splits.pop("val")
+        return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+
+    # --- cells ------------------------------------------------------------------------------------
+
+    def _read_labels(self) -> tuple[tuple[str, ...], list[int | tuple[int, ...]]]:
+        rows = self._rows.rows
+        if self._classes:
+            used = {self._path, self._split, *self._box, *self._classes, ""}
+            if others := [column for column in self._rows.columns if column not in used]:
+                self.notes.append(f"columns that are not used: {', '.join(others)}")
+            return tuple(self._classes), self._read_marks()
+        if self._label is not None:
+            for row in rows:
+                if not row.cells[self._label]:
+                    raise CxlpError(f"{row.where}: {self._label} is blank: give a label, or leave the row out")
+            single = [str(row.cells[self._label]) for row in rows]
+            classes = _ordered(single)
+            indices = {name: k for k, name in enumerate(classes)}
+            self._note_alike(classes)
+            return classes, [indices[label] for label in single]
+        several = self._part([row.cells[str(self._labels)] for row in rows])
+        classes = _ordered(label for found in several for label in found)
+        self._note_alike(classes)
+        return classes, [tuple(1 if name in found else -1 for name in classes) for found in map(set, several)]
+
+    def _part(self, cells: Sequence[Cell]) -> list[list[str]]:
+        """The labels in each cell."""
+        texts = {cell for cell in cells if isinstance(cell, str) and cell}
+        separator = self.separator
+        if separator is None and texts:
+            separator = next((sign for sign in ";|," if any(sign in text for text in texts)), "")
+            if not separator and len({word for text in texts for word in text.split()}) < len(texts):
+                separator = " "
+            if separator:
+                self.notes.append(f"the labels of an image are parted at {separator!r}: data.separator changes it")
+        parts = [cell if isinstance(cell, list) else cell.split(separator) if separator else [cell] for cell in cells]
+        return [[label.strip() for label in part if label.strip()] for part in parts]
+
+    def _read_marks(self) -> list[int | tuple[int, ...]]:
+        """The labels where each class has a column."""
+        marks = []
+        for row in self._rows.rows:
+            for name in self._classes:
+                if str(row.cells[name]).lower() not in _VALUES:
+                    raise CxlpError(
+                        f"{row.where}: {name} is {row.cells[name]!r}: it must be 1 (present), 0 (absent), blank or -1 "
+                        "(unspecified); data.class_columns says which columns are classes"
+                    )
+            marks.append([str(row.cells[name]).lower() for name in self._classes])
+        said = Counter(mark for row in marks for mark in row)
+        values, minus = dict(_VALUES), said["-1"] + said["-1.0"]
+        if minus and not any(values[mark] == -1 for mark in said):
+            values |= {"-1": -1, "-1.0": -1}
+            self.notes.append("-1 is taken for absent, since there is no 0")
+        elif minus:
+            self.notes.append(f"-1, which is there {minus:,} times, is taken for unspecified, and 0 for absent")
+        return [tuple(values[mark] for mark in row) for row in marks]
+
+    def _file(self, name: str) -> Path:
+        path = self.root / name
+        if "\\" in name and not is_there(path):  # written on Windows
+            path = self.root / name.replace("\\", "/")
+        return path
+
+    def _read_box(self, row: Row) -> Box | None:
+        if not self.bbox or len(self._box) < len(BOX):
+            return None
+        values = [str(row.cells[column]) for column in self._box]
+        return as_box(values, row.where) if any(values) else None
+
+    def _read_split(self, row: Row) -> str:
+        """The split; without a column, all are in one."""
+        if self._split is None:
+            return ""
+        said = str(row.cells[self._split])
+        if (split := split_of(said)) is None:
+            raise CxlpError(f"{row.where}: {self._split} is {said!r}: it must be train, val or test")
+        return split
+
+    def _check_files(self, files: Sequence[tuple[Path, Row]]) -> None:
+        lacking = [] if self.on_broken == "skip" else [(path, row) for path, row in files if not is_there(path)]
+        if lacking:
+            path, row = lacking[0]
+            raise CxlpError(
+                f"{row.where}: image not found: {path}; {len(lacking):,} of {len(files):,} are missing. Paths are "
+                f"relative to {self.root.absolute()}: set data.root, or data.on_broken: skip"
+            )
+
+    # --- columns ----------------------------------------------------------------------------------
+
+    def _match(self, name: str) -> str | None:
+        same = [column for column in self._rows.columns if column.lower() == name.lower()]
+        return same[0] if same else None
+
+    def _column(self, option: str, given: str | None, names: Sequence[str]) -> str | None:
+        """The column that an option names, or one that is called as usual."""
+        if given is None:
+            return next((column for name in names if (column := self._match(name))), None)
+        if (column := self._match(given)) is None:
+            near = did_you_mean(given, self._rows.columns)
+            raise CxlpError(f"data.{option}: {self.table} has no column {given!r}. {near}")
+        return column
+
+    def _class_columns(self) -> list[str]:
+        """Columns of 0, 1, -1 and blanks; what few rows of such a column say otherwise is refused when it is read."""
+        found = []
+        for column in self._rows.columns:
+            said = [cell for row in self._rows.rows if (cell := row.cells[column])]
+            valid = sum(str(cell).lower() in _VALUES for cell in said)
+            if column and column not in (self._path, self._split, *self._box) and valid > len(said) / 2:
+                found.append(column)
+        if not found:
+            raise CxlpError(
+                f"{self.table} has no column of labels: name it by data.label_column (one per image) or "
+                f"data.labels_column (several), or have a column of 0 and 1 for each class. There are {self._named()}"
+            )
+        return found
+
+    def _named(self) -> str:
+        return ", ".join(map(repr, self._rows.columns[:12])) + (", ..." if len(self._rows.columns) > 12 else "")
+
+    def _note_alike(self, classes: Sequence[str]) -> None:
+        known: dict[str, str] = {}
+        for name in classes:
+            if (other := known.setdefault(name.casefold(), name)) != name:
+                self.notes.append(f"the labels {other!r} and {name!r} differ only in case")
+
+
+def _ordered(labels: Any) -> tuple[str, ...]:  # noqa: ANN401 (an iterable of texts)
+    """The different labels in alphabetical order, numbers by their values."""
+    found = set(labels)
+    return tuple(sorted(found, key=(lambda label: int(label)) if all(map(str.isdecimal, found)) else None))

@@ -1,0 +1,192 @@
+"""Confidence intervals of a test's metrics: what another draw of as many test images might give."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxlp.metrics.average_precision import Kind, by_class
+
+#: Share of draws that an interval is to cover.
+LEVEL = 0.95
+#: Resamples of a bootstrap, and the fewest that give the ends of an interval.
+RESAMPLES, FEWEST = 1000, 100
+#: Most images times classes times resamples, a few seconds' work: of many images there are fewer resamples.
+MOST = 4 * 10**8
+#: Most numbers in memory at a time.
+_BLOCK = 5 * 10**6
+
+
+class Interval(NamedTuple):
+    """An interval of 95 % confidence.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+        by: How it was found: ``Wilson`` or ``bootstrap``.
+    """
+
+    low: float
+    high: float
+    by: str
+
+
+def wilson(right: int, images: int, level: float = LEVEL) -> Interval:
+    """Wilson's score interval of a proportion ``p = right / images`` (E. B. Wilson, JASA 1927).
+
+    With ``z`` the normal quantile of ``(1 + level) / 2`` and n images::
+
+        (p + z^2 / 2n  +-  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    It lies within [0, 1] and has a width also where all or none are right.
+    """
+    z2, p = NormalDist().inv_cdf((1 + level) / 2) ** 2, right / images
+    centre = (p + z2 / (2 * images)) / (1 + z2 / images)
+    half = (z2 * (p * (1 - p) / images + z2 / (4 * images**2))) ** 0.5 / (1 + z2 / images)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half), "Wilson")
+
+
+def accuracy_intervals(confusion: NDArray[np.int64] | Tensor) -> dict[str, Interval]:
+    """Intervals of ``accuracy``, after Wilson, and of ``mean_class_accuracy``, by a bootstrap over images.
+
+    A resample is as many images, drawn with replacement: only how many of each class are right and wrong matters, so it
+    is one multinomial draw. A class that it leaves out is no part of its mean, as in the metric.
+
+    Args:
+        confusion: Counts ``(true, predicted)``, ``(K, K)``, on the CPU.
+
+    Returns:
+        An interval by name; the resamples' seed is fixed. None where there are no images, nor a bootstrap's where all
+        resamples agree, as where all images are right.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    right, images = counts.diagonal(), counts.sum(axis=1)
+    total = int(images.sum())
+    if total == 0:
+        return {}
+    cells = np.concatenate([right, images - right])
+    rng = np.random.default_rng(0)
+    means = []
+    for count in _chunks(RESAMPLES, len(cells)):
+        drawn = rng.multinomial(total, cells / total, size=count)
+        hits, misses = drawn[:, : len(right)], drawn[:, len(right) :]
+        seen = hits + misses
+        means.append((hits / np.maximum(seen, 1)).sum(axis=1) / (seen > 0).sum(axis=1))
+    return {"accuracy": wilson(int(right.sum()), total), **_percentiles({"mean_class_accuracy": means})}
+
+
+def precision_intervals(
+    scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kinds: Mapping[str, Kind]
+) -> dict[str, Interval]:
+    """Intervals of the mean average precision, by a bootstrap over images.
+
+    A resample is n images, drawn with replacement; an image that was drawn twice counts twice, in all classes. Average
+    precision is that of :func:`~cxlp.metrics.average_precision.average_precision`, and a class that a resample leaves
+    without positives is no part of its mean.
+
+    Args:
+        scores: ``(n, K)``, any real numbers, on the CPU.
+        labels: ``(n, K)``: 1 present, -1 absent, 0 ignored.
+        kinds: The kinds of average precision, by the names that their means are to have.
+
+    Returns:
+        An interval by name; the resamples' seed is fixed. None where no class has positives, where all resamples
+        agree, or where images times classes exceed four million, so that too few resamples could be made in seconds.
+
+    Raises:
+        CxlpError: See :func:`~cxlp.metrics.average_precision.average_precision`.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    resamples = min(RESAMPLES, MOST // max(1, labels.size))
+    ranked = [_ranked(labels[:, k] != 0, *found) for k, found in enumerate(by_class(scores, labels))]
+    ranked = [found for found in ranked if len(found.levels)]
+    if resamples < FEWEST or not ranked:
+        return {}
+    rng = np.random.default_rng(0)
+    means: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}
+    for count in _chunks(resamples, len(labels)):
+        drawn = rng.integers(len(labels), size=(count, len(labels)))
+        flat = (drawn + len(labels) * np.arange(count)[:, None]).ravel()
+        times = np.bincount(flat, minlength=count * len(labels)).reshape(count, -1).T  # (n, resamples)
+        weights: NDArray[np.int32] = np.ascontiguousarray(times, dtype=np.int32)
+        values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}
+        for found in ranked:
+            hits, precision = found.resampled(weights)
+            for name, kind in kinds.items():
+                values[name].append(_average(hits, precision, kind))
+        for name, columns in values.items():
+            table = np.array(columns)  # (K, resamples), NaN where a class has no positives
+            defined = ~np.isnan(table)
+            some = defined.any(axis=0)  # a resample without any positives has no mean
+            means[name].append(np.where(defined, table, 0).sum(axis=0)[some] / defined.sum(axis=0)[some])
+    return _percentiles(means)
+
+
+class _Ranked(NamedTuple):
+    """A class's images in the order of decreasing score.
+
+    Attributes:
+        order: Places of the images that count.
+        starts: Where in ``order`` a run of images begins that ends with a score which positives have.
+        hits: Places of the positives, in that order.
+        levels: Where in ``hits`` each score that positives have begins.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    levels: NDArray[np.int64]
+
+    def resampled(self, times: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Positives that score at least so much, and the precision there, by score and resample ``(levels, B)``."""
+        found = np.cumsum(np.add.reduceat(times[self.hits], self.levels, axis=0, dtype=np.int64), axis=0)
+        every = np.cumsum(np.add.reduceat(times[self.order], self.starts, axis=0, dtype=np.int64), axis=0)
+        return found, found / np.maximum(every, 1)
+
+
+def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[np.bool_]) -> _Ranked:
+    """Rank a class's images; those that score less than any positive take no part in its average precision."""
+    order = np.argsort(scores)[::-1]
+    ranked, hit = scores[order], positive[order]
+    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)[: len(ranked)]  # of each score
+    hits = np.cumsum(hit)[ends]
+    ends = ends[np.diff(hits, prepend=0) > 0]  # of each score that positives have
+    places = np.flatnonzero(counts)[order]
+    if not len(ends):
+        return _Ranked(places[:0], ends, places[:0], ends)
+    starts = np.append(0, ends[:-1] + 1)
+    levels = np.append(0, np.cumsum(hit)[ends[:-1]])
+    return _Ranked(places[: ends[-1] + 1], starts, places[hit], levels)
+
+
+def _average(hits: NDArray[np.int64], precision: NDArray[np.float64], kind: Kind) -> NDArray[np.float64]:
+    """Average precision of each resample ``(B,)``; NaN where it has no positives."""
+    total = hits[-1]
+    if kind != "uninterpolated":
+        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    if kind == "11point":
+        resamples = np.arange(len(total))
+        reached = [(10 * hits < tenth * total).sum(axis=0) for tenth in range(11)]
+        found = np.mean([precision[np.minimum(place, len(hits) - 1), resamples] for place in reached], axis=0)
+    else:
+        found = (np.diff(hits, axis=0, prepend=0) * precision).sum(axis=0) / np.maximum(total, 1)
+    return np.where(total > 0, found, np.nan)
+
+
+def _percentiles(means: Mapping[str, Sequence[NDArray[np.float64]]]) -> dict[str, Interval]:
+    """Intervals of what resamples gave; none of what is the same in all of them, which do not tell how it varies."""
+    found = {}
+    for name, parts in means.items():
+        low, high = np.quantile(np.concatenate(parts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        if low < high:
+            found[name] = Interval(low, high, "bootstrap")
+    return found
+
+
+def _chunks(resamples: int, width: int) -> Iterator[int]:
+    step = max(1, _BLOCK // width)
+    for start in range(0, resamples, step):
+        yield min(step, resamples - start)

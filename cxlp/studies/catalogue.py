@@ -1,0 +1,247 @@
+"""The runs in a folder, read from what they left: without torch, so that they are listed at once."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.locking import hold, is_held, let_go
+
+#: How deep below a folder runs are looked for: those of a comparison with seeds are three deep.
+DEPTH = 4
+#: Folders of a run's own and of what runs share, where none are looked for.
+_SKIPPED = ("checkpoints", "csv", "examples", "features", "logs", "wandb")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, or a later test of one.
+
+    Attributes:
+        folder: Its folder.
+        name: Its path below the folder of all runs.
+        config: Its ``config.yaml``; empty: there is none, or it is broken.
+        found: Its ``metrics.json``, of a refit that of the second run; empty: it has not been tested.
+        origin: Its ``provenance.json``.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any] = field(repr=False)
+    found: dict[str, Any] = field(repr=False)
+    origin: dict[str, Any] = field(repr=False)
+
+    def at(self, key: str) -> Any:  # noqa: ANN401 (any value of a config)
+        """A value of the config by its dotted key; ``None``: there is none."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        name = self.origin.get("data", {}).get("name")
+        return str(name or str(self.at("data.class_path") or "").rpartition(".")[2])
+
+    @property
+    def backbone(self) -> str:
+        """The network's name."""
+        return str(self.at("model.backbone.name") or self.found.get("network", {}).get("backbone", ""))
+
+    @property
+    def head(self) -> str:
+        """The heads' names."""
+        given = self.at("model.head") or []
+        heads = [head for head in (given if isinstance(given, list) else [given]) if isinstance(head, dict)]
+        names = " + ".join(str(head.get("class_path")).rpartition(".")[2] for head in heads)
+        return names or str(self.found.get("network", {}).get("head", ""))
+
+    @property
+    def mode(self) -> str:
+        """How it was fitted."""
+        if "test_of" in self.found:
+            return f"test of {self.found['test_of']}"
+        epochs = self.at("trainer.max_epochs")
+        start = self.at("model.start")
+        parts = ["frozen" if not epochs else f"{epochs} gradient epochs"]
+        parts += ["closing fit"] if epochs and self.at("model.closing_fit") else []
+        parts += [f"from {start}"] if epochs and start not in (None, "frozen") else []
+        parts += ["refit"] if self.at("run.refit") else []
+        return ", ".join(parts)
+
+    @cached_property
+    def state(self) -> str:
+        """``done``, ``running``, or ``stopped`` before its end."""
+        return "done" if "outputs" in self.found else "running" if is_held(self.folder) else "stopped"
+
+    @property
+    def metric(self) -> str:
+        """The metric that it is judged by, ``test/accuracy`` or ``test/mAP``; empty: it was not tested."""
+        metrics = self.found.get("metrics", {})
+        return next((name for name in ("test/accuracy", "test/mAP") if metrics.get(name) is not None), "")
+
+    @property
+    def value(self) -> float | None:
+        """That metric."""
+        return float(self.found["metrics"][self.metric]) if self.metric else None
+
+    @property
+    def interval(self) -> dict[str, Any] | None:
+        """Its interval of 95 % confidence: ``low``, ``high``, ``by``."""
+        found: dict[str, Any] | None = self.found.get("intervals", {}).get(self.metric)
+        return found
+
+    @cached_property
+    def date(self) -> datetime:
+        """When it began."""
+        files = (self.folder / name for name in ("config.yaml", "metrics.json"))
+        return datetime.fromtimestamp(next(file.stat().st_mtime for file in files if file.is_file()))
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes on disk; a file with several names counts once."""
+        sizes: dict[tuple[int, int], int] = {}
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                try:
+                    status = Path(place, name).lstat()
+                except OSError:  # a run that is going on has just taken it away
+                    continue
+                sizes[status.st_dev, status.st_ino] = status.st_size
+        return sum(sizes.values())
+
+
+#: What runs are sorted by, and whether the largest comes first.
+SORTS: dict[str, tuple[Callable[[Entry], Any], bool]] = {
+    "name": (lambda entry: entry.name, False),
+    "data": (lambda entry: (entry.data, entry.name), False),
+    "backbone": (lambda entry: (entry.backbone, entry.name), False),
+    "head": (lambda entry: (entry.head, entry.name), False),
+    "mode": (lambda entry: (entry.mode, entry.name), False),
+    "accuracy": (lambda entry: -1.0 if entry.value is None else entry.value, True),
+    "date": (lambda entry: entry.date, True),
+    "size": (lambda entry: entry.size, True),
+}
+
+
+def find_runs(root: Path) -> list[Entry]:
+    """Find all runs below a folder.
+
+    Raises:
+        CxlpError: If there is no such folder.
+    """
+    if not root.is_dir():
+        raise CxlpError(f"{root} is no folder: give that of the runs by --root")
+    return [read_entry(folder, root) for folder in _folders(root, DEPTH)]
+
+
+def _folders(place: Path, depth: int) -> Iterator[Path]:
+    if (place / "config.yaml").is_file() or _is_test(place):
+        yield place
+        return
+    if depth:
+        for folder in sorted(place.iterdir()):
+            if folder.is_dir() and not folder.name.startswith(".") and folder.name not in _SKIPPED:
+                yield from _folders(folder, depth - 1)
+
+
+def _is_test(place: Path) -> bool:
+    return "test_of" in _read(place / "metrics.json")
+
+
+def read_entry(folder: Path, root: Path) -> Entry:
+    """Read a run; what is broken in its folder is taken for missing."""
+    places = (folder, folder / "refit")
+    results = [found for place in places if (found := _read(place / "metrics.json"))]
+    name = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+    return Entry(
+        folder, name, _read(folder / "config.yaml"), results[-1] if results else {}, _read(folder / "provenance.json")
+    )
+
+
+def choose(entries: Sequence[Entry], names: Sequence[str], root: Path) -> list[Entry]:
+    """Choose runs by their names or paths.
+
+    Raises:
+        CxlpError: Names the one that there is not.
+    """
+    known = {entry.name: entry for entry in entries}
+    chosen = []
+    for name in names:
+        path = Path(name)
+        if name.rstrip("/") in known:
+            chosen.append(known[name.rstrip("/")])
+        elif path.is_dir() and next(_folders(path, 0), None):
+            chosen.append(read_entry(path, root))
+        else:
+            raise CxlpError(f"there is no run {name!r} in {root}. {did_you_mean(name, known)}")
+    return chosen
+
+
+def holds(entry: Entry, text: str) -> bool:
+    """Whether any column of a run contains a text, upper or lower case."""
+    columns = (entry.name, entry.data, entry.backbone, entry.head, entry.mode, entry.state)
+    return any(text.casefold() in column.casefold() for column in columns)
+
+
+def differing(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Keys of the configs that differ among runs, each with its values as text; not those of names and places."""
+    flat = [dict(_leaves(entry.config)) for entry in entries]
+    keys = dict.fromkeys(key for leaves in flat for key in leaves if not key.startswith(("run.", "config")))
+    rows = {key: [leaves.get(key, "") for leaves in flat] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def delete(entries: Sequence[Entry], root: Path) -> None:
+    """Delete runs, and folders in the root that are empty then.
+
+    Raises:
+        CxlpError: If a process is working in one of them, and none is deleted then; or one cannot be deleted.
+    """
+    locks = []
+    try:
+        for entry in entries:
+            locks.append(hold(entry.folder))  # noqa: PERF401 (one that fails leaves the others to let go)
+        for entry in entries:
+            try:
+                shutil.rmtree(entry.folder)
+            except OSError as error:
+                raise CxlpError(f"{entry.folder} cannot be deleted: {error.strerror}") from error
+            for parent in entry.folder.parents:
+                if parent == root or not parent.is_relative_to(root) or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+    finally:
+        for lock in locks:
+            let_go(lock)
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 (plain values)
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _leaves(part, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        for number, part in enumerate(value, 1):
+            yield from _leaves(part, f"{prefix}.{number}")
+    else:
+        yield prefix, "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read JSON or YAML; empty: there is none, or it is broken."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        found = json.loads(text) if file.suffix == ".json" else yaml.load(text, loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}

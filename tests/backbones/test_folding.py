@@ -1,0 +1,185 @@
+"""A folded network gives what the network gives, and leaves it as it is."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from cxlp.backbones.backbone import Backbone
+from cxlp.backbones.feature_extraction import Activation
+from cxlp.backbones.folding import fold
+from tests.backbones.small import build
+
+#: Networks, layers, and how many of their BatchNorms are left.
+NETWORKS = [
+    ("resnet18", ("layer3.0.conv1", "layer4.1"), "after", 0),
+    ("resnet18", ("layer3.0.conv1", "layer4.1"), "before", 0),
+    ("timm/resnet18", ("layer3.0.conv1", "layer4.1"), "before", 0),
+    ("efficientnet_lite0", ("blocks.6.0", "conv_head"), "after", 0),
+    ("timm/tf_efficientnet_lite0", ("blocks.5.0.conv_pw", "blocks.6.0"), "before", 0),
+    ("mobilenet_v2", ("features.17", "features.18"), "after", 0),
+    # each layer normalises what all before it have given, concatenated; norm2 stands behind a convolution alone
+    ("densenet121", ("features.denseblock2", "features.denseblock3"), "after", None),
+    ("timm/regnetx_002", ("s3", "s4"), "after", 0),
+    ("squeezenet1_0", ("features.11", "features.12"), "before", 0),
+    ("timm/convnext_atto", ("stages.2", "stages.3"), "after", 0),
+]
+
+
+def with_statistics(backbone: Backbone) -> Backbone:
+    """Give each BatchNorm weights and statistics of its own, and compute in float64."""
+    generator = torch.Generator().manual_seed(0)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5), (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+            ):  # fmt: skip
+                if values is not None:
+                    values.data.uniform_(low, high, generator=generator)
+    return backbone.double()
+
+
+def folded(backbone: Backbone) -> fx.GraphModule:
+    """The folded copy that a held backbone has made."""
+    assert backbone._folded is not None
+    (found,) = backbone._folded.copies.values()
+    return found
+
+
+def norms(trunk: nn.Module) -> int:
+    """How often a BatchNorm is called."""
+    assert isinstance(trunk.graph, fx.Graph)
+    calls = [trunk.get_submodule(str(node.target)) for node in trunk.graph.nodes if node.op == "call_module"]
+    return sum(isinstance(called, nn.BatchNorm2d) for called in calls)
+
+
+@pytest.mark.parametrize(("name", "layers", "activation", "left"), NETWORKS)
+@torch.no_grad()
+def test_values_stay(
+    name: str, layers: tuple[str, ...], activation: Activation, left: int | None, photos: Tensor
+) -> None:
+    backbone = with_statistics(build(name, layers, activation=activation, image_size=64))
+    before = copy.deepcopy(backbone.state_dict())
+    expected, given = backbone(photos), norms(backbone.trunk)
+    backbone.hold()
+    for found, wanted in zip(backbone(photos), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert given > norms(folded(backbone)) > 0 if left is None else norms(folded(backbone)) == left
+    assert list(before) == list(backbone.state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+class Own(nn.Module):
+    """Convolutions and norms in all kinds of places."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case, self.last = case, nn.ReLU()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, bias=True), nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=case != "no weights")
+        if case == "hook":
+            self.conv2.register_forward_hook(lambda _m, _i, output: 2 * output)
+        if case == "batch statistics":
+            self.norm2 = nn.BatchNorm2d(4, track_running_stats=False)
+        if case == "standardised":
+            self.conv2 = Standardised(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = self.norm1(x) + self.conv2(x) if self.case == "read elsewhere" else self.norm2(self.conv2(self.norm1(x)))
+        if self.case == "norm twice":
+            x = self.norm2(self.conv2(x.relu()))
+        if self.case == "convolution twice":
+            x = self.conv2(x.relu())
+        out: Tensor = self.last(x)
+        return out
+
+
+class Standardised(nn.Conv2d):
+    """Does more with its weights than a convolution does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias, padding=self.padding)
+
+
+@pytest.mark.parametrize(
+    ("case", "left"),
+    [
+        ("plain", 0), ("no weights", 0), ("read elsewhere", 1), ("norm twice", 2), ("convolution twice", 1),
+        ("hook", 1), ("batch statistics", 1), ("standardised", 1),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_what_is_not_a_convolution_and_its_norm_alone_is_left(case: str, left: int, photos: Tensor) -> None:
+    torch.manual_seed(0)
+    backbone = with_statistics(build_own(Own(case), ("last",)))
+    (expected,) = backbone(photos)
+    with backbone.held():
+        torch.testing.assert_close(backbone(photos)[0], expected, rtol=1e-9, atol=1e-9)
+        assert norms(folded(backbone)) == left
+
+
+def build_own(model: nn.Module, layers: tuple[str, ...]) -> Backbone:
+    return Backbone(model, layers, image_size=64).eval()
+
+
+@torch.no_grad()
+def test_a_tapped_convolution_stays_as_it_is(photos: Tensor) -> None:
+    backbone = with_statistics(build_own(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), ("0", "1")))
+    convolved, normalised = backbone(photos)
+    with backbone.held():
+        found = backbone(photos)
+        assert norms(folded(backbone)) == 1
+    assert torch.equal(found[0], convolved) and torch.equal(found[1], normalised)
+
+
+def test_only_passes_without_gradients_in_evaluation_are_folded(photos: Tensor) -> None:
+    backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
+    backbone.hold()
+    backbone(photos)[0].sum().backward()
+    assert backbone.trunk.get_parameter("conv1.weight").grad is not None
+    with torch.no_grad():
+        backbone.train()(photos)
+    assert backbone._folded is not None and not backbone._folded.copies
+    with torch.no_grad():
+        backbone.eval()(photos)
+    assert len(backbone._folded.copies) == 1
+    assert copy.deepcopy(backbone)._folded is None and pickle.loads(pickle.dumps(backbone.state_dict()))
+
+
+@torch.no_grad()
+def test_released_weights_may_change(photos: Tensor) -> None:
+    backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
+    with backbone.held():
+        before = backbone(photos)[0]
+    backbone.trunk.get_parameter("bn1.bias").data.add_(1)
+    with backbone.held():
+        assert not torch.equal(backbone(photos)[0], before)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/tf_efficientnet_lite0"])
+@torch.no_grad()
+def test_weights_are_cast_once_for_autocast(name: str, photos: Tensor) -> None:
+    layers = ("layer3", "layer4") if name == "resnet18" else ("blocks.5", "blocks.6")
+    backbone = build(name, layers, image_size=64)
+    exact = backbone(photos)
+    with backbone.held(), torch.autocast("cpu", torch.bfloat16):
+        halves = backbone(photos)
+        modules = list(folded(backbone).modules())
+    weights = [m.weight for m in modules if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert weights and all(weight.dtype == torch.bfloat16 for weight in weights)
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.ndim == 4)
+    for half, full in zip(halves, exact, strict=True):
+        assert half.dtype == torch.bfloat16
+        assert float((half.float() - full).norm() / full.norm()) < 0.05
+
+
+def test_attention_is_shared_and_linear_layers_are_cast(photos: Tensor) -> None:
+    backbone = build("timm/test_vit", ("blocks.0", "blocks.1"))
+    half = fold(backbone.trunk, torch.bfloat16)
+    kinds = {m.weight.dtype for m in half.modules() if isinstance(m, nn.Linear)}
+    assert kinds == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in backbone.parameters())

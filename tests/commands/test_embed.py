@@ -1,0 +1,134 @@
+"""``python -m cxlp embed``: vectors by a checkpoint and by a config, reduced or not, and what cannot be read."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import cxlp.runs.embedding
+from cxlp.__main__ import main
+from cxlp.deploy.predictor import load
+from tests.generate import write_folder
+from tests.networks import SMALL, build, write_checkpoint
+from tests.small_run import BACKBONE
+
+Capture = pytest.CaptureFixture[str]
+
+#: A small network by keys of train.py.
+NETWORK = [
+    *(f"--{BACKBONE}.name", "timm/test_resnet", f"--{BACKBONE}.layers", "[layer3.0.conv2, layer3]"),
+    *(f"--{BACKBONE}.weights", "null", f"--{BACKBONE}.image_size", "32"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = build(backbone=SMALL, classes=["gull", "tern", "wren"])
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "best.ckpt", network)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eighteen pictures, one that cannot be read in their middle, one behind them."""
+    monkeypatch.chdir(tmp_path)
+    folder = write_folder(tmp_path / "photos", train=6, test=0, size=40)
+    for name in ("train/kind1/02a.png", "train/zz.png"):
+        (folder / name).write_text("no picture")
+    return folder
+
+
+def embed(*args: object, status: int = 1) -> Any:
+    assert main(["embed", *map(str, args), "--workers", "0", "--device", "cpu"]) == status
+    return np.load(str(args[args.index("--out") + 1])) if status < 2 else None
+
+
+def test_features_are_those_of_python_in_the_order_of_paths(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+    found = embed(checkpoint, photos, "--out", "x.npz", "--batch-size", "5")
+    good = sorted(str(path) for path in photos.rglob("*.png") if path.stat().st_size > 20)
+    assert found["paths"].tolist() == good and len(good) == 18
+    model = load(checkpoint)
+    expected = model.embed(good)
+    assert found["features"] == pytest.approx(expected, abs=1e-5)
+    assert expected.shape == (18, 6 * 192) and model.embed(good[3]) == pytest.approx(expected[3], abs=1e-5)
+    assert model.embed([]).shape == (0, 6 * 192)
+    said = capsys.readouterr()
+    assert said.out == "x.npz: 18 x 1,152\n" and said.err.count("cannot decode image") == 2
+    assert "2 of 20 files could not be read, and are left out" in said.err
+    assert [path.name for path in Path().iterdir() if "x.npz" in path.name] == ["x.npz"]
+
+
+def test_reduced_features_keep_their_distances(
+    checkpoint: Path, photos: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = embed(checkpoint, photos, "--out", "x.npz")["features"]
+    few = embed(checkpoint, photos, "--out", "few.npz", "--dim", 17)["features"]
+    assert (
+        few.shape == (18, 17)
+        and "PCA to 17 of 1,152 dimensions keeps 100.0% of the variance" in capsys.readouterr().out
+    )
+    distances = [np.linalg.norm(x[:, None] - x, axis=2) for x in (whole, few)]
+    assert distances[1] == pytest.approx(distances[0], abs=1e-4)
+    # components of some of the images: the others are projected
+    monkeypatch.setattr(cxlp.runs.embedding, "REDUCE", 10)
+    some = embed(checkpoint, photos, "--out", "some.npz", "--dim", 4)["features"]
+    assert some.shape == (18, 4) and len(np.unique(some.round(6), axis=0)) == 18
+
+
+def test_a_config_needs_no_labels(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("net.yaml").write_text("model: {head: {class_path: CrossLayerPooling, init_args: {pca_dim: 4}}}\n")
+    found = embed("net.yaml", photos, *NETWORK, "--out", "x.npz")["features"]
+    assert found.shape == (18, 4 * 192)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(18), abs=1e-4)
+    # fitted to the images: pooling's PCA is centred, so features differ from those of a random projection
+    monkeypatch.setattr(cxlp.runs.embedding.Embedding, "fit", lambda self: None)
+    assert embed("net.yaml", photos, *NETWORK, "--out", "y.npz")["features"] != pytest.approx(found, abs=0.01)
+    # a shipped config of a whole run, whose data are not looked at
+    embed("demo.yaml", photos, *NETWORK, "--model.head.pca_dim", "4", "--out", "z.npz")
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
+def test_parquet(checkpoint: Path, photos: Path) -> None:
+    import pyarrow.parquet as pq
+
+    expected = embed(checkpoint, photos, "--out", "x.npz")
+    assert main(["embed", str(checkpoint), str(photos), "--out", "x.parquet", "--workers", "0"]) == 1
+    table = pq.read_table("x.parquet").to_pydict()
+    assert table["path"] == expected["paths"].tolist()
+    assert np.array(table["features"]) == pytest.approx(expected["features"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{}", "photos", "--out", "x.csv"], "--out x.csv: give a file that ends in .npz or .parquet"),
+        (["{}", "photos", "--out", "none/x.npz"], "there is no folder none"),
+        (
+            ["{}", "photos", "--out", "x.npz", "--dim", "18"],
+            "--dim 18 takes more than 18 images, and only 18 can be",
+        ),
+        (
+            ["{}", "photos", "--out", "x.npz", "--dim", "20"],
+            "--dim 20 takes more than 20 images, and it has 20 to",
+        ),
+        (["{}", "photos", "--out", "x.npz", "--dim", "9999"], "the network's features have 1,152 dimensions"),
+        (["{}", "photos", "--out", "x.npz", "--model.frozen.c", "1"], "keys of train.py go with a config"),
+        (["{}", "nothing.png", "--out", "x.npz"], "image not found: nothing.png"),
+        (["{}", "photos/train/zz.png", "--out", "x.npz"], "none of 1 files can be read, such as cannot decode image"),
+        (["none.ckpt", "photos", "--out", "x.npz"], "checkpoint not found: none.ckpt"),
+        (["none.yaml", "photos", "--out", "x.npz"], "config file not found: none.yaml"),
+    ],
+)
+def test_what_is_refused(checkpoint: Path, photos: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+    assert embed(*(arg.format(checkpoint) for arg in arguments), status=2) is None
+    assert said in capsys.readouterr().err
+    assert not list(Path().glob("*x.npz*"))
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is not None, reason="needs that pyarrow is missing")
+def test_parquet_says_what_it_needs(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+    assert embed(checkpoint, photos, "--out", "x.parquet", status=2) is None
+    assert "pip install pyarrow" in capsys.readouterr().err

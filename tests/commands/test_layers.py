@@ -1,0 +1,46 @@
+"""``python -m cxlp layers``: what it prints."""
+
+import json
+
+import pytest
+
+from cxlp.__main__ import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_the_last_layers_come_first_with_what_they_pool(capsys: Capture) -> None:
+    assert main(["layers", "timm/test_resnet", "--image-size", "64"]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert ["layer3.0", "Bottleneck", "192", "4 x 4", "16", "ReLU", "layer3.0.downsample"] in rows
+    names = [row[0] for row in rows]
+    assert names.index("layer3.0") < names.index("layer2.0")
+    assert "--model.backbone.layers '[layer4.0.downsample, layer4.0]'" in said
+
+
+def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxlp.commands.layers.ROWS", 3)
+    assert main(["layers", "timm/test_resnet"]) == 0
+    short = capsys.readouterr().out
+    assert short.count("\n│ layer") == 3 and "below them (--all lists them" in short
+    assert main(["layers", "timm/test_resnet", "--all"]) == 0
+    assert capsys.readouterr().out.count("\n│ layer") > 20
+    assert main(["layers", "timm/test_resnet", "--filter", "layer?.0.conv1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [layer["name"] for layer in found["layers"]] == [f"layer{k}.0.conv1" for k in (1, 2, 3, 4)]
+    assert found["image_size"] == 160 and found["layers"][0]["activation"] == "ReLU"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuchnet"], "unknown backbone 'nosuchnet'"),
+        (["timm/test_resnet", "--filter", "layer9"], "has no such layer. Did you mean 'layer4', 'layer3'"),
+        (["timm/test_resnet", "--image-size", "0"], "--image-size is 0: it must be 1 or more"),
+        (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], said: str, capsys: Capture) -> None:
+    assert main(["layers", *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,314 @@
+"""Tables of one's own: columns, values, splits, boxes, and what is said about odd ones."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxlp.data.checking import check
+from cxlp.data.table import Table
+from cxlp.utils.errors import CxlpError
+from tests.data.folders import fill, names
+
+FILES = tuple(f"{name}.png" for name in "abcdefgh")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return fill(tmp_path, *FILES)
+
+
+def write(photos: Path, text: str, name: str = "mine.csv", encoding: str = "utf-8") -> Path:
+    path = photos / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def listed(table: Any, **options: Any) -> tuple[tuple[str, ...], dict[str, list[tuple[str, Any]]]]:
+    """Classes, and by split the files with their labels."""
+    module = Table(table, **options)
+    classes, samples = module.read()
+    return classes, {
+        s: [(f, x.label) for f, x in zip(names(p, module.root), p, strict=True)] for s, p in samples.items()
+    }
+
+
+SPLITS = ("train", "train", "Training", "val", "validation", "test", "TEST", "testing")
+SINGLE = {"train": [("a.png", 1), ("b.png", 0), ("c.png", 1)], "val": [("d.png", 0), ("e.png", 1)]} | {
+    "test": [("f.png", 0), ("g.png", 1), ("h.png", 0)]
+}
+
+
+def single(delimiter: str = ",", heads: Sequence[str] = ("path", "label", "split")) -> str:
+    rows = [heads, *((f, ("dog", "cat")[i % 2], SPLITS[i]) for i, f in enumerate(FILES))]
+    return "\n".join(delimiter.join(row) for row in rows) + "\n"
+
+
+def test_one_label_per_image(photos: Path) -> None:
+    assert listed(write(photos, single())) == (("cat", "dog"), SINGLE)
+    module = Table(photos / "mine.csv", image_size=8)
+    module.setup()
+    assert module.name == "mine" and not module.multi_label
+    assert [len(module.splits[s]) for s in ("train", "val", "test")] == [3, 2, 3], "val is held out"
+
+
+@pytest.mark.parametrize(
+    "heads", [("File", "Class", "SET"), ("image", "species", "subset"), ("filename", "category", "partition")]
+)
+def test_columns_have_their_usual_names_whatever_the_case(photos: Path, heads: Sequence[str]) -> None:
+    assert listed(write(photos, single(heads=heads))) == (("cat", "dog"), SINGLE)
+
+
+def test_columns_may_have_any_name(photos: Path) -> None:
+    path = write(photos, single(heads=("label", "what", "fold")))
+    columns: dict[str, Any] = {"path_column": "label", "label_column": "What", "split_column": "fold"}
+    assert listed(path, **columns) == (("cat", "dog"), SINGLE)
+    with pytest.raises(CxlpError, match=r"data\.label_column: .*mine\.csv has no column 'wath'\. Did you mean 'what'"):
+        Table(path, **{**columns, "label_column": "wath"})
+    with pytest.raises(CxlpError, match=r"has no column of paths: .*There are 'label', 'what', 'fold'"):
+        Table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "encoding"),
+    [
+        (single(), "a.csv", "utf-8-sig"),
+        (single(), "a.csv", "utf-16"),
+        (single().replace("\n", "\r\n"), "a.csv", "utf-8"),
+        (single().replace("\n", "\r"), "a.csv", "utf-8"),
+        (single(";"), "a.csv", "utf-8"),
+        (single("\t"), "a.tsv", "utf-8"),
+        (single("\t"), "a.txt", "utf-8"),
+        (single(" , "), "a.csv", "utf-8"),
+        (single('","').replace("\n", '"\n"').removesuffix('"').join(['"', ""]), "a.csv", "utf-8"),
+        ("\n" + single().replace("\n", "\n,,\n"), "a.csv", "utf-8"),
+        (single().strip(), "a.csv", "utf-8"),
+    ],
+    ids=["BOM", "UTF-16", "CRLF", "CR", "semicolons", "TSV", "tabs", "blanks", "quoted", "blank lines", "no newline"],
+)
+def test_files_as_spreadsheets_and_editors_write_them(photos: Path, text: str, name: str, encoding: str) -> None:
+    assert listed(write(photos, text, name, encoding)) == (("cat", "dog"), SINGLE)
+
+
+def test_another_encoding_is_said(photos: Path) -> None:
+    path = write(photos, single().replace("cat", "kätzchen"), encoding="cp1252")
+    with pytest.raises(CxlpError, match=r"mine\.csv, line 3: byte 0xe4 is not utf-8: .*data\.encoding: cp1252"):
+        Table(path)
+    assert listed(path, encoding="cp1252")[0] == ("dog", "kätzchen")
+    with pytest.raises(CxlpError, match=r"data\.encoding is 'utf-9': Python knows no such"):
+        Table(path, encoding="utf-9")
+
+
+SEVERAL = {"train": [("a.png", (1, 1)), ("b.png", (-1, 1)), ("c.png", (1, -1))], "test": [("d.png", (-1, -1))]}
+
+
+@pytest.mark.parametrize(
+    ("sign", "options"), [(";", {}), ("|", {}), (" , ", {}), (" ", {}), (" and ", {"separator": "and"})]
+)
+def test_several_labels_in_a_cell(photos: Path, sign: str, options: dict[str, Any]) -> None:
+    cells = [f"red{sign}blue", "red", "blue", ""]
+    rows = [f'{f},"{c}",{s}' for f, c, s in zip(FILES, cells, ("train", "train", "train", "test"), strict=False)]
+    path = write(photos, "\n".join(["path,tags,split", *rows]))
+    module = Table(path, **options)
+    assert module.multi_label
+    classes, samples = module.read()
+    assert classes == ("blue", "red")
+    assert {s: [(x.path.name, x.label) for x in part] for s, part in samples.items()} == SEVERAL
+    said = f"warning: the labels of an image are parted at {(sign.strip() or ' ')!r}: data.separator changes it"
+    assert module.remarks() == ([] if options else [said])
+
+
+def test_labels_of_several_words_are_not_parted(photos: Path) -> None:
+    rows = [f"{f},{('black cat', 'white dog', 'grey mouse')[i % 3]}" for i, f in enumerate(FILES)]
+    path = write(photos, "\n".join(["path,labels", *rows]))
+    assert Table(path, test_fraction=0.4).read()[0] == ("black cat", "grey mouse", "white dog")
+
+
+def test_a_column_for_each_class(photos: Path) -> None:
+    text = """path,id,has hat,notes,is tall,split
+a.png,17,1,,0,train
+b.png,18,0,late,1,train
+c.png,19,,,-1,train
+d.png,20,yes,,1.0,test
+"""
+    module = Table(write(photos, text))
+    classes, samples = module.read()
+    assert classes == ("has hat", "is tall") and module.multi_label
+    assert [s.label for s in samples["train"]] == [(1, -1), (-1, 1), (0, 0)]
+    assert [s.label for s in samples["test"]] == [(1, 1)]
+    assert module.remarks() == [
+        "warning: columns that are not used: id, notes",
+        "warning: -1, which is there 1 times, is taken for unspecified, and 0 for absent",
+    ]
+    assert Table(photos / "mine.csv", class_columns=["is tall"]).read()[0] == ("is tall",)
+    with pytest.raises(CxlpError, match=r"mine\.csv, line 2: id is '17': it must be 1 \(present\), 0 \(absent\)"):
+        Table(photos / "mine.csv", class_columns=["id"]).read()
+    with pytest.raises(CxlpError, match=r"mine\.csv, line 3: is tall is 'often': it must be"):
+        Table(write(photos, text.replace("late,1", "late,often"))).read()
+
+
+def test_minus_one_is_absent_where_there_is_no_zero(photos: Path) -> None:
+    module = Table(write(photos, "path,hat,split\na.png,1,train\nb.png,-1,train\nc.png,,test\n"))
+    assert [s.label for s in module.read()[1]["train"]] == [(1,), (-1,)]
+    assert module.remarks() == ["warning: -1 is taken for absent, since there is no 0"]
+
+
+def test_a_split_is_made_class_by_class_and_files_stay_together(photos: Path) -> None:
+    rows = [f"{f},{i % 2},{x},0,2,2" for i, f in enumerate(FILES) for x in (0, 1)]
+    path = write(photos, "\n".join(["path,label,x,y,w,h", *rows]))
+    classes, samples = Table(path, test_fraction=0.25).read()
+    assert classes == ("0", "1") and [sorted(s.label for s in samples["test"])] == [[0, 0, 1, 1]]
+    assert len({s.path for s in samples["test"]}) == 2 and len(samples["train"]) == 12
+    assert samples["train"][0].box == (0.0, 0.0, 2.0, 2.0)
+    assert Table(path, test_fraction=0.25, split_seed=7).read()[1] == samples
+    with pytest.raises(CxlpError, match=r"the DataFrame: cannot split it into train and test.* has 1"):
+        Table(Frame([{"path": "a.png", "label": 1}, {"path": "b.png", "label": 2}]), root=photos).read()
+
+
+def test_boxes(photos: Path) -> None:
+    text = "path,label,split,X,Y,W,H\na.png,u,train,1,2,3,4.5\nb.png,v,train,,,,\nc.png,u,test,0,0,1,1\n"
+    path = write(photos, text)
+    samples = Table(path).read()[1]
+    assert [s.box for s in samples["train"]] == [(1.0, 2.0, 3.0, 4.5), None]
+    assert {s.box for s in Table(path, bbox=False).read()[1]["train"]} == {None}
+    with pytest.raises(CxlpError, match=r"mine\.csv, line 3: expected 'x y width height', got '1   '"):
+        Table(write(photos, text.replace("train,,,,", "train,1,,,"))).read()
+
+
+HEAD = "path,label,split\n"
+WRONG = {
+    "a blank path": (HEAD + ",cat,train\n", "line 2: path is blank"),
+    "a blank label": (HEAD + "a.png,cat,train\nb.png, ,train\n", "line 3: label is blank"),
+    "a blank split": (HEAD + "a.png,cat,\n", "line 2: split is '': it must be train, val or test"),
+    "an unknown split": (HEAD + "a.png,cat,trian\n", "line 2: split is 'trian': it must be"),
+    "one split": (HEAD + "a.png,cat,train\n", "column split says train only, but there must be train and test"),
+    "no training": (HEAD + "a.png,cat,val\nb.png,cat,test\n", "column split says val, test only"),
+    "too many fields": (
+        HEAD + "a.png,cat, tabby,train\n",
+        r"line 2: 4 fields, but the first line names 3 .* holds ','",
+    ),
+    "too few fields": (HEAD + '"a\nb.png",cat,train\nb.png,cat\n', "line 4: 2 fields, but the first line names 3"),
+    "a lost quote": (HEAD + 'a.png,"cat,train\nb.png,dog,train\n', r"line 3: .*: is a quote missing\?"),
+    "two labels": (
+        HEAD + "a.png,cat,train\n./a.png,dog,train\n",
+        r"line 3: \./a\.png has other labels than in .*line 2",
+    ),
+    "two splits": (HEAD + "a.png,cat,train\na.png,cat,test\n", "line 3: a.png is in test, but in train in .*line 2"),
+    "the same name": ("path,label,Label\na.png,1,1\n", "several columns are called 'label'"),
+    "no labels": ("path,size\na.png,17\n", "has no column of labels: .* There are 'path', 'size'"),
+    "nothing": ("", "has no rows"),
+    "no rows": (HEAD, "has no rows"),
+    "missing": (HEAD + "a.png,cat,train\nz.png,cat,train\n", r"line 3: image not found: .*z\.png; 1 of 2 are missing"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named_with_its_line(photos: Path, text: str, said: str) -> None:
+    with pytest.raises(CxlpError, match=rf"mine\.csv(,|:)? ?{said}"):
+        Table(write(photos, text)).read()
+
+
+def test_rows_that_say_the_same_again_are_counted(photos: Path) -> None:
+    module = Table(write(photos, single() + "./a.png, dog ,train\n"), image_size=8)
+    module.setup()
+    assert module.remarks()[-1] == f"left out of {photos}: 1 repeated rows"
+    assert len(module.splits["train"]) == 3
+
+
+def test_labels_that_differ_in_case_only_are_told(photos: Path) -> None:
+    module = Table(write(photos, single().replace("a.png,dog", "a.png,Dog")))
+    assert module.read()[0] == ("Dog", "cat", "dog")
+    assert module.remarks() == ["warning: the labels 'Dog' and 'dog' differ only in case"]
+
+
+def test_numbers_are_ordered_as_numbers(photos: Path) -> None:
+    rows = [f"{f},{(2, 10)[i % 2]}" for i, f in enumerate(FILES)]
+    assert Table(write(photos, "\n".join(["path,label", *rows]))).read()[0] == ("2", "10")
+
+
+def test_paths_are_relative_to_the_table_or_the_root_or_absolute(photos: Path, tmp_path: Path) -> None:
+    text = single().replace("a.png", str(photos / "a.png")).replace("b.png", "sub\\b.png")
+    (photos / "sub").mkdir()
+    (photos / "b.png").rename(photos / "sub" / "b.png")
+    (tmp_path / "lists").mkdir()
+    elsewhere = write(tmp_path / "lists", text)
+    found = Table(elsewhere, root=photos).read()[1]
+    assert names(found["train"], photos) == ["a.png", "sub/b.png", "c.png"]
+    with pytest.raises(
+        CxlpError, match=rf"line 3: image not found: .*7 of 8 are missing.* relative to {elsewhere.parent}"
+    ):
+        Table(elsewhere).read()
+
+
+def test_missing_files_can_be_left_out(photos: Path) -> None:
+    (photos / "a.png").unlink()
+    module = Table(write(photos, single()), image_size=8, on_broken="skip")
+    module.setup()
+    assert len(module.splits["train"]) == 2 and module.left_out == {"missing": 1}
+
+
+def test_the_check_knows_tables(photos: Path) -> None:
+    module = Table(write(photos, single()))
+    report = check(module, workers=1)
+    assert report.counts["train"].images == 3 and report.defects == 0
+
+
+class Frame:
+    """What is asked of a pandas DataFrame."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.columns, self._records = list(records[0]), records
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return self._records
+
+
+def test_a_frame(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = float("nan")
+    records = [
+        {"file": Path(f), "hat": v, "split": s} for f, v, s in zip(FILES, (1.0, 0.0, nan, None), SPLITS, strict=False)
+    ]
+    records[3]["split"] = "test"
+    module = Table(Frame(records), root=photos)
+    assert module.name == "table" and [s.label for s in module.read()[1]["train"]] == [(1,), (-1,), (0,)]
+    with pytest.raises(CxlpError, match="the DataFrame, row 2: hat is 'x'"):
+        Table(
+            Frame([*records[:1], {**records[1], "hat": "x"}, *records[2:]]), root=photos, class_columns=["hat"]
+        ).read()
+    monkeypatch.chdir(photos)
+    tags = [{"file": f, "tags": t} for f, t in zip(FILES, ([], ["u"], ["u", "v v"], ["v v"]) * 2, strict=True)]
+    assert Table(Frame(tags), test_fraction=0.5).read()[0] == ("u", "v v")
+
+
+def test_a_pandas_frame_and_parquet(photos: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(write(photos, single()))
+    assert listed(frame, root=photos) == (("cat", "dog"), SINGLE)
+    pytest.importorskip("pyarrow")
+    frame.to_parquet(photos / "mine.parquet")
+    assert listed(photos / "mine.parquet") == (("cat", "dog"), SINGLE)
+
+
+def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        CxlpError, match=r"mine\.parquet: reading Parquet needs the package pyarrow: pip install pyarrow"
+    ):
+        Table(photos / "mine.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("none.csv", "table not found: "), ("mine.xlsx", "is a spreadsheet: save it as CSV"), (".", "cannot read")],
+)
+def test_what_is_no_table_is_named(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        Table(tmp_path / name)
+
+
+def test_two_kinds_of_labels_are_refused(photos: Path) -> None:
+    with pytest.raises(CxlpError, match=r"give one of data\.label_column, data\.labels_column"):
+        Table(write(photos, single()), label_column="label", labels_column="label")

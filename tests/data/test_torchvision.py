@@ -1,0 +1,152 @@
+"""torchvision's data sets, on tiny copies in their own layouts: files, labels, names, splits; and how they come."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import datasets
+
+from cxlp.data import data_module
+from cxlp.data.torchvision import DATA_SETS, Torchvision
+from cxlp.utils.errors import CxlpError
+from tests.data.torchvision_copies import COPIES, aircraft, mnist, picture
+
+ARRAYS = ("CIFAR10", "MNIST")
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_files_labels_names_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write, classes, counts = COPIES[name]
+    write(tmp_path, monkeypatch)
+    module = Torchvision(name, tmp_path, test_fraction=0.33, download=False, image_size=8)
+    module.prepare_data()
+    found, samples = module.read()
+    assert found == classes and {split: len(part) for split, part in samples.items()} == counts
+    for part in samples.values():
+        assert {s.label for s in part} == {0, 1} and all(s.path.is_file() for s in part)
+        own = tmp_path / f"{name}-png"
+        assert all(s.path.is_relative_to(own) == (name in ARRAYS) for s in part), "files are used as they are"
+    module.setup()
+    fitted = counts["train"] + counts.get("val", 0)
+    assert [len(module.splits[split]) for split in ("train", "val", "test")] == [fitted, 0, counts["test"]]
+    assert module.name == name and not module.multi_label
+    if "val" in counts:
+        held = Torchvision(name, tmp_path, validation="official", image_size=8)
+        held.setup()
+        assert [len(held.splits[split]) for split in ("train", "val")] == [counts["train"], counts["val"]]
+
+
+def test_pictures_that_are_arrays_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mnist(tmp_path, monkeypatch)
+    module = Torchvision("mnist", tmp_path)
+    with pytest.raises(CxlpError, match=r"MNIST: its pictures are no files: call prepare_data\(\)"):
+        module.read()
+    module.prepare_data()
+    first = module.read()[1]["train"][0].path
+    assert np.array_equal(np.asarray(Image.open(first)), picture(0, 1, 28)[..., 0])
+    before = first.stat().st_mtime_ns
+    Torchvision("MNIST", tmp_path).prepare_data()
+    assert first.stat().st_mtime_ns == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MNIST", "MNIST-png"]
+
+
+def test_writing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mnist(tmp_path, monkeypatch)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(CxlpError, match=r"MNIST: cannot write its pictures into .*MNIST-png: .*No space left"):
+        Torchvision("MNIST", tmp_path).prepare_data()
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+
+
+def test_options_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aircraft(tmp_path, monkeypatch)
+    names = tmp_path / "fgvc-aircraft-2013b" / "data" / "manufacturers.txt"
+    names.write_text("Boeing\n" + names.read_text())
+    module = Torchvision("FGVCAircraft", tmp_path, options={"annotation_level": "manufacturer"})
+    assert module.read()[0] == ("A300 B4", "F/A-18"), "a class without a picture is none"
+    for options, said in (
+        ({"split": "train"}, r"data\.options: FGVCAircraft's split says which split it is"),
+        ({"level": 3}, r"data\.options: torchvision's FGVCAircraft has no 'level'"),
+        (
+            {"annotation_level": "tail"},
+            r"FGVCAircraft: torchvision cannot read it \(data.options\?\): Unknown value 'tail'",
+        ),
+    ):
+        with pytest.raises(CxlpError, match=said):
+            Torchvision("FGVCAircraft", tmp_path, options=options).read()
+
+
+def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def fetch(self: datasets.FGVCAircraft) -> None:
+        calls.append(Path(self.root))
+        if len(calls) == 1:
+            (Path(self.root) / "fgvc-aircraft-2013b").mkdir()
+            raise ConnectionError("the network is down")
+        if not self._check_exists():
+            aircraft(Path(self.root), monkeypatch)
+
+    monkeypatch.setattr(datasets.FGVCAircraft, "_download", fetch)
+    root = tmp_path / "data"
+    with pytest.raises(CxlpError, match=r"torchvision cannot fetch FGVCAircraft: the network is down. By hand: .*html"):
+        Torchvision("FGVCAircraft", root).prepare_data()
+    assert list(root.iterdir()) == [], "torchvision itself would take the empty folder for the data set"
+    module = Torchvision("FGVCAircraft", root)
+    module.prepare_data()
+    assert len(module.read()[1]["train"]) == 4 and set(calls) == {root / ".FGVCAircraft.partial"}
+    assert [path.name for path in root.iterdir()] == ["fgvc-aircraft-2013b"]
+    assert "FGVCAircraft is not in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "download", "said"),
+    [
+        ("FGVCAircraft", False, r"FGVCAircraft is not in .*: Dataset not found.*Download is off\. By hand: "),
+        ("StanfordCars", True, "torchvision cannot fetch StanfordCars: The original URL is broken"),
+        ("FER2013", True, r"FER2013 is not in .*Torchvision cannot download it\. By hand: "),
+    ],
+)
+def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, name: str, download: bool, said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        Torchvision(name, tmp_path, download=download).prepare_data()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CxlpError, match=rf"{name} is not in {tmp_path}"):
+        Torchvision(name, tmp_path).read()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Flowers", "Did you mean 'Flowers102'"), ("CocoDetection", "is none of torchvision's data sets")],
+)
+def test_other_names_are_refused(name: str, said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        Torchvision(name)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_torchvision_takes_the_arguments_of_the_splits(name: str) -> None:
+    parameters = inspect.signature(getattr(datasets, name)).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    for given in DATA_SETS[name].values():
+        assert given.keys() <= parameters.keys() or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def test_commands_name_them_behind_a_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aircraft(tmp_path, monkeypatch)
+    module = data_module("torchvision/FGVCAircraft", tmp_path)
+    assert module.name == "FGVCAircraft" and module.root == tmp_path
+    for name, said in (
+        ("torchvision", "which of torchvision's data sets"),
+        ("cub200/x", "there is no data set 'cub200/x'"),
+    ):
+        with pytest.raises(CxlpError, match=said):
+            data_module(name)

@@ -1,0 +1,77 @@
+"""Fits without labels: the same projections as a frozen fit's, and components as scikit-learn finds them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.store import RowStore
+from cxlp.frozen.unlabelled import fit_heads, principal_components
+from cxlp.heads import AveragePooling, FisherVector, Head, TrainedGuidePooling
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.profiling import PhaseTimes
+from tests.tasks.small import IMAGES, LABELS, network
+
+CPU = torch.device("cpu")
+
+
+def batches(size: int = 4) -> list[Tensor]:
+    return list(torch.split(IMAGES, size))
+
+
+def test_the_projection_is_that_of_a_frozen_fit(tmp_path: Path) -> None:
+    one, other = network().eval(), network().eval()
+    fit_heads(one, batches(5), len(IMAGES), tmp_path)
+    fit = FrozenFit(other, FrozenConfig(), len(IMAGES), tmp_path / "features", PhaseTimes(), progress=False)
+    fit.observe(IMAGES, LABELS, torch.arange(len(IMAGES)))
+    fit.finish()
+    with torch.no_grad():
+        torch.testing.assert_close(one.features(IMAGES), other.features(IMAGES), rtol=1e-3, atol=1e-4)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("head", [FisherVector(pca_dim=4, atoms=2), AveragePooling()], ids=["codebook", "nothing"])
+def test_heads_with_a_codebook_and_with_nothing_to_fit(head: Head, tmp_path: Path) -> None:
+    net = network(head).eval()
+    fit_heads(net, batches(), len(IMAGES), tmp_path)
+    assert all(head.is_fitted for head in net.each_head())
+    assert bool(net.features(IMAGES).isfinite().all()) and not list(tmp_path.iterdir())
+
+
+def test_a_head_that_learns_from_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="TrainedGuidePooling learns from labels"):
+        fit_heads(network(TrainedGuidePooling(pca_dim=4, channels=2)), batches(), len(IMAGES), tmp_path)
+
+
+def stored(features: Tensor, folder: Path) -> RowStore:
+    rows = RowStore(folder / "rows.bin", *features.shape)
+    rows.write(torch.arange(len(features)), features)
+    return rows
+
+
+def test_components_are_scikit_learns(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(30, 200, generator=generator) * torch.logspace(0, -2, 200) + 3
+    found = principal_components(stored(features, tmp_path), 5, CPU)
+    known = PCA(5, svd_solver="full").fit(features.double().numpy())
+    expected, reduced = known.transform(features.double().numpy()), found.reduce(features).numpy()
+    signs = np.sign((expected * reduced).sum(axis=0))
+    assert reduced == pytest.approx(expected * signs, rel=1e-3, abs=1e-3)
+    assert found.kept == pytest.approx(known.explained_variance_ratio_.sum(), rel=1e-4)
+    assert (found.axes @ found.axes.T).numpy() == pytest.approx(np.eye(5), abs=1e-4)
+    # images that it was not fitted to
+    new = torch.randn(4, 200, generator=generator) + 3
+    assert found.reduce(new).numpy() == pytest.approx(known.transform(new.numpy()) * signs, rel=1e-3, abs=1e-3)
+
+
+def test_dimensions_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    features = torch.randn(20, 3) @ torch.randn(3, 50)
+    with pytest.raises(CxlpError, match="20 images span 3 dimensions of features, so there are no 5: lower --dim"):
+        principal_components(stored(features, tmp_path), 5, CPU)
+    features[7, 0] = torch.nan
+    with pytest.raises(CxlpError, match="some features are NaN or infinite"):
+        principal_components(stored(features, tmp_path), 2, CPU)

@@ -1,0 +1,85 @@
+"""Intervals against SciPy's, and against resampling image by image."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+import cxlp.metrics.intervals
+from cxlp.metrics.average_precision import Kind, mean_average_precision
+from cxlp.metrics.intervals import RESAMPLES, accuracy_intervals, precision_intervals, wilson
+
+KINDS: dict[str, Kind] = {"mAP_11point": "11point", "mAP_allpoint": "allpoint", "mAP": "uninterpolated"}
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 30), (30, 30), (171, 200), (4630, 5794)])
+def test_wilson_is_scipys(right: int, images: int) -> None:
+    expected = binomtest(right, images).proportion_ci(confidence_level=0.95, method="wilson")
+    found = wilson(right, images)
+    assert found[:2] == pytest.approx((expected.low, expected.high)) and found.by == "Wilson"
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_mean_average_precision_is_resampled_as_the_metric_itself_would_be(ties: bool) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(-1, 2, (37, 3))
+    scores: Any = rng.integers(0, 8, labels.shape) if ties else rng.normal(size=labels.shape)
+    drawn = np.random.default_rng(0).integers(37, size=(RESAMPLES, 37))
+    found = precision_intervals(scores, labels, KINDS)
+    for name, kind in KINDS.items():
+        means = [float(mean_average_precision(scores[rows], labels[rows], kind)) for rows in drawn]
+        assert found[name][:2] == pytest.approx(np.quantile(means, [0.025, 0.975])) and found[name].by == "bootstrap"
+
+
+def test_memory_is_bounded_without_a_change_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    labels, scores = 2 * rng.integers(0, 2, (50, 2)) - 1, rng.normal(size=(50, 2))
+    confusion = np.array([[5, 1], [2, 9]])
+    whole = precision_intervals(scores, labels, KINDS), accuracy_intervals(confusion)
+    monkeypatch.setattr(cxlp.metrics.intervals, "_BLOCK", 50 * 70)  # 70 resamples at a time
+    assert (precision_intervals(scores, labels, KINDS), accuracy_intervals(confusion)) == whole
+
+
+def test_classes_that_a_resample_leaves_out_are_no_part_of_its_mean() -> None:
+    # one positive, ranked first: where it is drawn, precision is 1; where not, nothing is defined
+    labels = np.array([[1, 1], [-1, -1], [-1, -1]])
+    scores = np.array([[2.0, 1.0], [1.0, 2.0], [0.0, 0.0]])  # the second class's is behind an image: at worst 1/3
+    found = precision_intervals(scores, labels, {"mAP": "uninterpolated"})["mAP"]
+    assert found.low == (1 + 1 / 3) / 2 and found.high == 1.0
+    # the rare class's only image is wrong: with it 0.5, without it 1
+    assert accuracy_intervals(np.array([[20, 0], [1, 0]]))["mean_class_accuracy"] == (0.5, 1.0, "bootstrap")
+
+
+def test_mean_class_accuracy_is_resampled_over_images() -> None:
+    confusion = np.array([[50, 2, 0], [3, 30, 4], [2, 1, 5]])
+    true, taken = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
+    rng = np.random.default_rng(5)
+    means = []
+    for rows in rng.integers(len(true), size=(4000, len(true))):
+        classes = true[rows]
+        means.append(np.mean([(taken[rows] == k)[classes == k].mean() for k in range(3) if (classes == k).any()]))
+    found = accuracy_intervals(confusion)["mean_class_accuracy"]
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
+
+
+def test_of_nothing_there_is_no_interval() -> None:
+    assert accuracy_intervals(np.zeros((3, 3), int)) == {}
+    assert precision_intervals(np.ones((4, 2)), np.full((4, 2), -1), KINDS) == {}
+    assert precision_intervals(np.zeros((0, 2)), np.zeros((0, 2), int), KINDS) == {}
+
+
+def test_resamples_that_agree_tell_nothing() -> None:
+    assert accuracy_intervals(np.array([[9, 0], [0, 5]])).keys() == {"accuracy"}
+    assert precision_intervals(np.array([[2.0], [1.0]]), np.array([[1], [-1]]), KINDS) == {}
+
+
+def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores = 2 * np.random.default_rng(0).integers(0, 2, (2, 400, 10)) - 1
+    monkeypatch.setattr(cxlp.metrics.intervals, "MOST", 400 * 10 * 99)
+    begin = time.process_time()
+    assert precision_intervals(scores, labels, KINDS) == {}
+    assert time.process_time() - begin < 0.5
+    monkeypatch.setattr(cxlp.metrics.intervals, "MOST", 400 * 10 * 100)
+    assert precision_intervals(scores, labels, KINDS).keys() == KINDS.keys()

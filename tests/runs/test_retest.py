@@ -1,0 +1,189 @@
+"""``cxlp test``: the same test again, other splits, other data with the same classes; never into the run's folder."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxlp.__main__ import main
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.data.dataset import Content, Sample
+from cxlp.runs.retest import choose_images, match_classes
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import find_checkpoint
+from tests.generate import texture, write_image, write_voc2007
+from tests.small_run import metrics, prepared
+from tests.tasks.small import network
+
+Capture = pytest.CaptureFixture[str]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_same_images_again(work: Path, capsys: Capture) -> None:
+    run = prepared("birds")
+    before = contents(run)
+    assert main(["test", "runs/birds"]) == 0
+    assert contents(run) == before
+    again = Path("runs/birds-on-folder-test")
+    found, first = metrics(again), metrics(run)
+    tested = {key: value for key, value in first["metrics"].items() if key.startswith("test/")}
+    assert found["metrics"] == pytest.approx(tested) and found["intervals"] == first["intervals"]
+    assert found["images"] == {"test": 9} and found["test_of"] == str(
+        Path("runs/birds/checkpoints/best.ckpt").absolute()
+    )
+    assert rows(again) == rows(run)
+    assert np.load(again / "scores.npz")["scores"] == pytest.approx(np.load(run / "scores.npz")["scores"])
+    assert (again / "report.html").is_file() and found["outputs"] == {"failed": []}
+    said = capsys.readouterr().out
+    assert "test/accuracy" in said and "95% interval" in said and str(again) in said
+    assert main(["test", "runs/birds/checkpoints/best.ckpt"]) == 0
+    assert Path("runs/birds-on-folder-test-2/metrics.json").is_file()  # nor over an earlier test
+
+
+def test_other_splits(work: Path, capsys: Capture) -> None:
+    prepared("birds", "--data.validation", "0.34")
+    expected = metrics(Path("runs/birds"))["metrics"]
+    assert main(["test", "runs/birds", "--split", "val", "--out", "val", "--run.predictions", "2"]) == 0
+    assert metrics(Path("val"))["metrics"]["test/accuracy"] == pytest.approx(expected["val/accuracy"])
+    assert metrics(Path("val"))["images"] == {"val": 7} and len(rows(Path("val"))) == 2
+    for split, count in {"train": 11, "all": 27}.items():
+        assert main(["test", "runs/birds", "--split", split, "--out", split]) == 0
+        assert metrics(Path(split))["images"] == {split: count}
+    assert metrics(Path("train"))["metrics"]["test/accuracy"] >= metrics(Path("all"))["metrics"]["test/accuracy"]
+    prepared("whole")
+    capsys.readouterr()
+    assert main(["test", "runs/whole", "--split", "val"]) == 2
+    assert "has no images for --split val: none are held out (data.validation)" in capsys.readouterr().err
+    assert not list(Path("runs").glob("whole-*"))
+
+
+def test_other_data_with_the_same_classes_by_name(work: Path, capsys: Capture) -> None:
+    """In another order, one of them missing, one unknown, and with one training image."""
+    prepared("birds")
+    for split in ("train", "test"):
+        for k, name in enumerate(["a bear", "Kind2", "kind0"]):
+            for i in range(3):
+                kind = {"Kind2": 2, "kind0": 0}.get(name, 5)
+                pixels = texture(kind, 3, np.random.default_rng((9, split == "test", k, i)), 48, 48)
+                write_image(Path("other", split, name, f"{i}.png"), pixels)
+    shutil.copyfile("pictures/train/kind0/00.png", "other/test/kind0/3.png")
+    assert main(["test", "runs/birds", "--data", "Folder", "--data.root", "other", "--out", "found"]) == 0
+    said = capsys.readouterr().err
+    assert "note: the data have none of 1 of 3 classes: kind1" in said
+    assert "note: 1 classes are not the network's: a bear" in said and "note: 3 images are left out" in said
+    assert "warning: 1 of these images were trained on" in said
+    found = rows(Path("found"))
+    assert [row["true"] for row in found] == ["kind2"] * 3 + ["kind0"] * 4
+    assert metrics(Path("found"))["left_out"] == {"of classes that the network does not know": 3}
+    predicted = Path("predicted.csv")
+    assert main(["predict", "runs/birds", "other/test/Kind2", "--out", str(predicted), "--workers", "0"]) == 0
+    with predicted.open(newline="") as file:
+        alone = {Path(row["path"]).name: row["class_1"] for row in csv.DictReader(file)}
+    assert alone == {Path(row["path"]).name: row["class_1"] for row in found[:3]}
+
+
+def test_names_are_matched_as_they_are_and_else_simplified() -> None:
+    assert match_classes(["b", "a"], ["a", "b"]) == {0: 1, 1: 0}
+    assert match_classes(["Black footed albatross", "wren"], ["001.Black_footed_Albatross", "002.Wren"]) == {0: 0, 1: 1}
+    assert match_classes(["A", "a", "x"], ["a", "b"]) == {1: 0}  # A is taken
+    assert match_classes(["wren", "2.wren"], ["1.Wren"]) == {}  # which of them is meant?
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["runs/birds", "--out", "runs/birds"], "--out runs/birds is a run's own folder"),
+        (["runs/birds", "--data.aspect", "crop"], "data.aspect is crop, but the checkpoint's run had warp"),
+        (["runs/birds", "--data.root", "others"], "has no image of the network's classes (kind0, kind1, kind2, ...)"),
+        (["alone.ckpt"], "alone.ckpt does not lie in a run's folder, which would tell its data"),
+        (["runs"], "holds no checkpoints/best.ckpt, which a run has once it was tested. It has runs/birds/checkpoints"),
+        (["runs/birds", "--data.rot", "x"], "Did you mean 'data.root'"),
+        (["none.ckpt"], "checkpoint not found: none.ckpt"),
+        (
+            ["runs/birds", "--config", "voc2007.yaml", "--data.root", "VOCdevkit/VOC2007"],
+            "has several labels per image",
+        ),
+    ],
+)
+def test_what_is_refused(work: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+    prepared("birds")
+    shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
+    for split in ("train", "test"):
+        for name in ("lion", "bear"):
+            write_image(Path("others", split, name, "0.png"), np.zeros((40, 40, 3), np.uint8))
+    if "voc2007.yaml" in arguments:
+        write_voc2007(work, (1, 1, 1), size=16)
+    before = sorted(Path("runs").iterdir())
+    assert main(["test", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(Path("runs").iterdir()) == before
+
+
+def test_a_checkpoint_elsewhere_is_tested_on_what_is_named(work: Path) -> None:
+    prepared("birds")
+    shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
+    arguments = ["--data", "Folder", "--data.root", "pictures", "--data.num_workers", "0", "--data.batch_size", "4"]
+    assert main(["test", "alone.ckpt", *arguments]) == 0
+    assert metrics(Path("alone-on-folder-test"))["metrics"] == pytest.approx(
+        {key: value for key, value in metrics(Path("runs/birds"))["metrics"].items() if key.startswith("test/")}
+    )
+
+
+def test_of_a_refit_the_second_run_is_meant(tmp_path: Path) -> None:
+    for place in ("refit/checkpoints", "checkpoints"):
+        (tmp_path / place).mkdir(parents=True)
+        with pytest.raises(CxlpError, match=r"holds no checkpoints/best\.ckpt"):
+            find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(CxlpError, match=r"It has .*last\.ckpt"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "refit" / "checkpoints" / "best.ckpt").touch()
+    assert find_checkpoint(tmp_path) == tmp_path / "refit" / "checkpoints" / "best.ckpt"
+
+
+class Attributes(ImageDataModule):
+    """Three people with two attributes, one of which a network does not know."""
+
+    name, multi_label = "People", True
+
+    def read(self) -> Content:
+        labels = [(1, -1), (0, 1), (-1, 0)]
+        samples = [Sample(self.root / f"{i}.png", label) for i, label in enumerate(labels)]
+        return ("hat", "beard"), {"train": [], "test": samples}
+
+
+def test_of_several_labels_those_of_shared_classes_count(tmp_path: Path) -> None:
+    data = Attributes(tmp_path)
+    notes = choose_images(data, network(classes=["glasses", "Hat"], multi_label=True), "test")
+    assert [sample.label for sample in data.splits["test"].samples] == [(0, 1), (0, 0), (0, -1)]
+    assert data.splits["test"].classes == data.classes == ("glasses", "Hat")
+    assert notes == [
+        "note: the data have none of 1 of 2 classes: glasses",
+        "note: 1 classes are not the network's: beard",
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_test_each_image_once(work: Path) -> None:
+    run = prepared("birds")
+    command = [sys.executable, "-m", "cxlp", "test", str(run.absolute()), "--out", str(work / "two")]
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([*command, *ddp], check=True, timeout=300, capture_output=True, env=place)
+    assert [row["path"] for row in rows(work / "two")] == [row["path"] for row in rows(run)]
+    assert metrics(work / "two")["intervals"] == metrics(run)["intervals"]
+    one, two = (np.load(folder / "scores.npz")["scores"] for folder in (run, work / "two"))
+    assert two == pytest.approx(one, rel=1e-4)
