@@ -3,7 +3,8 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -13,10 +14,6 @@ from torch import Tensor
 
 from cxlp.data.decode import Pixels
 from cxlp.utils.errors import CxlpError
-
-# Before the import: it would ask PyPI for news, which stalls without a network.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
 
 Aspect = Literal["warp", "crop"]
 
@@ -57,8 +54,16 @@ class Transform:
     """
 
     def __init__(self, size: int, aspect: Aspect, augment: AugmentConfig) -> None:
-        self.size, self.aspect, self.crop_scale = size, aspect, augment.crop_scale
-        jitter = augment.colour
+        self.size, self.aspect, self.crop_scale, self.augment = size, aspect, augment.crop_scale, augment
+
+    @cached_property
+    def random(self) -> Any:  # noqa: ANN401 (of albumentations)
+        """The random changes. albumentations takes half a second to import, which most runs can do without."""
+        # Before the import: it would ask PyPI for news, which stalls without a network.
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations as A
+
+        augment, size, jitter = self.augment, self.size, self.augment.colour
         changes = [
             A.HorizontalFlip(p=augment.flip),
             A.ColorJitter(jitter, jitter, jitter, hue=0.0, p=float(jitter > 0)),
@@ -74,7 +79,7 @@ class Transform:
                 area_for_downscale="image",
             )
             changes.insert(0, crop)
-        self.random = A.Compose(changes)
+        return A.Compose(changes)
 
     def needed(self, seed: int | None) -> int:
         """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.
