@@ -23,8 +23,11 @@ overlays:
 
 images
   --data.root DIR                    the data set's folder
-  --data.bbox true                   crop to boxes (CUB200, H3D)
+  --data.table FILE                  with table.yaml: a CSV, TSV or Parquet file of paths and labels
+  --data torchvision --data.name X   a data set of torchvision
+  --data.bbox true                   crop to boxes (CUB200, H3D, Table)
   --data.validation 0.1              held out from the training images: a part, official, or 0
+  --data.on_broken skip              leave out broken files, instead of stopping
   --data.batch_size 32               images per process and step
   --data.num_workers N               processes that load images
 network

@@ -1,6 +1,7 @@
 """The benchmarks: one file each, and what they share."""
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,9 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
     from cxlp.data.datamodule import ImageDataModule
+
+# Before albumentations is imported, which would ask PyPI for news: that stalls without a network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 #: The DataModules by the name of their config; as paths, so that none is imported before it is asked for.
 DATA_MODULES = {

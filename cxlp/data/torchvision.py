@@ -59,7 +59,7 @@ class Torchvision(ImageDataModule):
 
     def __init__(
         self,
-        name: str,
+        name: str = "",
         root: str | Path = "data/torchvision",
         options: dict[str, Any] | None = None,
         download: bool = True,
@@ -68,6 +68,8 @@ class Torchvision(ImageDataModule):
     ) -> None:
         super().__init__(root, **common)
         check_fraction(test_fraction)
+        if not name:
+            raise CxlpError("give data.name, the one of torchvision's data sets that is meant, such as Flowers102")
         known = {each.lower(): each for each in DATA_SETS}
         if name.lower() not in known:
             raise CxlpError(

@@ -1,7 +1,6 @@
 """From a decoded picture to the network's input; random changes by albumentations."""
 
 import math
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cxlp.data.changes import build_change
 from cxlp.data.decode import Pixels
 from cxlp.utils.errors import CxlpError
 
@@ -30,18 +30,24 @@ class AugmentConfig:
         colour: Strength of changes of brightness, contrast and saturation; 0: none.
         erase: Probability that a rectangle, 2 to 33 % of the area, is filled with noise (random erasing, Zhong et al.,
             AAAI 2020).
+        custom: Further changes, one after another: transforms of albumentations or ``torchvision.transforms.v2``, or
+            callables of your own, each as ``class_path`` and ``init_args``. They keep size and kind of a picture, see
+            :func:`~cxlp.data.changes.build_change`.
     """
 
     crop_scale: float = 0.5
     flip: float = 0.5
     colour: float = 0.2
     erase: float = 0.0
+    custom: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("crop_scale", 0.01), ("flip", 0.0), ("colour", 0.0), ("erase", 0.0)):
             value = getattr(self, name)
             if not low <= value <= 1:
                 raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and 1")
+        for described in self.custom:
+            build_change(described)  # refuses what cannot be built
 
 
 class Transform:
@@ -55,12 +61,11 @@ class Transform:
 
     def __init__(self, size: int, aspect: Aspect, augment: AugmentConfig) -> None:
         self.size, self.aspect, self.crop_scale, self.augment = size, aspect, augment.crop_scale, augment
+        self.custom = [build_change(described) for described in augment.custom]
 
     @cached_property
     def random(self) -> Any:  # noqa: ANN401 (of albumentations)
         """The random changes. albumentations takes half a second to import, which most runs can do without."""
-        # Before the import: it would ask PyPI for news, which stalls without a network.
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         import albumentations as A
 
         augment, size, jitter = self.augment, self.size, self.augment.colour
@@ -110,6 +115,8 @@ class Transform:
             image = np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
         self.random.set_random_seed(seed)
         changed = self.random(image=image)["image"]
+        for change in self.custom:
+            changed = change(changed, seed)
         return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
 
     def _fit(self, image: Pixels) -> Tensor:

@@ -30,7 +30,8 @@ def test_its_keys_and_values_are_accepted() -> None:
     assert len(examples) > 25
     for key, value in examples:
         if not key.endswith(".help") and (key, value) != ("model.start", "runs"):
-            check_early(["--config", "cub200.yaml", f"--{key}", value or "null"])
+            config = {"data.table": "table.yaml", "data.name": "flowers.yaml"}.get(key, "cub200.yaml")
+            check_early(["--config", config, f"--{key}", value or "null"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--config", "demo.yaml", "-h"]])

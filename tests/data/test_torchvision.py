@@ -125,7 +125,11 @@ def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, name: str, downl
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Flowers", "Did you mean 'Flowers102'"), ("CocoDetection", "is none of torchvision's data sets")],
+    [
+        ("", "give data.name"),
+        ("Flowers", "Did you mean 'Flowers102'"),
+        ("CocoDetection", "is none of torchvision's data sets"),
+    ],
 )
 def test_other_names_are_refused(name: str, said: str) -> None:
     with pytest.raises(CxlpError, match=said):

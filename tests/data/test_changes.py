@@ -1,0 +1,108 @@
+"""Random changes of one's own: by import path, seeded, and refused where they do not fit."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cxlp.data.changes import build_change
+from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.utils.errors import CxlpError
+from tests.data.listed import ready
+
+PICTURE = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+ALBUMENTATIONS = {"class_path": "albumentations.RandomGamma", "init_args": {"gamma_limit": [50, 150], "p": 1.0}}
+NESTED = {"class_path": "albumentations.OneOf", "init_args": {"transforms": [ALBUMENTATIONS], "p": 1.0}}
+TORCHVISION = {"class_path": "torchvision.transforms.v2.RandomRotation", "init_args": {"degrees": 30}}
+OWN = {"class_path": "tests.data.test_changes.Noise"}
+STILL: dict[str, Any] = {"crop_scale": 1.0, "flip": 0.0, "colour": 0.0}
+
+
+class Noise:
+    """Draws by all three generators that there are."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        assert image.shape == (3, 24, 24) and image.dtype == torch.uint8
+        drawn = torch.randint(0, 50, ()) + random.randrange(50) + int(np.random.randint(50))
+        return image // 2 + drawn.to(torch.uint8)
+
+
+class Smaller:
+    def __call__(self, image: Tensor) -> Tensor:
+        return image[:, 1:]
+
+
+@pytest.mark.parametrize("described", [ALBUMENTATIONS, NESTED, TORCHVISION, OWN])
+def test_draws_depend_on_the_seed_alone(described: dict[str, Any]) -> None:
+    def draws() -> list[bytes]:
+        change = build_change(described)
+        return [change(PICTURE.copy(), seed).tobytes() for seed in (1, 2, 1)]
+
+    random.seed(5)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    state = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    first = draws()
+    assert first[0] == first[2] != first[1] and PICTURE.tobytes() not in first
+    assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
+    assert np.random.get_state()[1].tolist() == state[2], "whoever draws besides is not disturbed"  # type: ignore[index]
+    random.seed(6)
+    torch.manual_seed(6)
+    np.random.seed(6)
+    assert draws() == first
+
+
+def test_they_follow_the_other_changes_of_training_images_only() -> None:
+    own = Transform(24, "warp", AugmentConfig(**STILL, custom=(TORCHVISION, OWN)))
+    plain = Transform(24, "warp", AugmentConfig(**STILL))
+    assert torch.equal(own(PICTURE, None), plain(PICTURE, None))
+    rotated = build_change(OWN)(build_change(TORCHVISION)(PICTURE, 3), 3)
+    assert np.array_equal(own(PICTURE, 3).permute(1, 2, 0).numpy(), rotated)
+
+
+def test_workers_and_epochs_draw_as_one_process_does(tmp_path: Path) -> None:
+    def epoch(workers: int, number: int) -> Tensor:
+        augment = AugmentConfig(**STILL, custom=(OWN, ALBUMENTATIONS))
+        module = ready(tmp_path, image_size=24, batch_size=4, num_workers=workers, augment=augment)
+        loader = module.train_dataloader()
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        return torch.cat([batch["image"] for batch in loader])
+
+    alone = epoch(0, 0)
+    assert torch.equal(alone, epoch(2, 0)) and not torch.equal(alone, epoch(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        (
+            {"class_path": "albumentations.RandomGama"},
+            r"albumentations has no 'RandomGama'\. Did you mean 'RandomGamma'",
+        ),
+        ({"class_path": "nowhere.Noise"}, "there is no module 'nowhere'"),
+        ({"class_path": "torchvision.transforms.v2.RandomRotation"}, "does not take these init_args: .*degrees"),
+        ({**TORCHVISION, "init_args": {"degrees": -3}}, "does not take these init_args: .*degrees"),
+        ({"class_path": "builtins.dict"}, "builtins.dict makes dict, which cannot be called"),
+        ({"path": "x"}, "give class_path and init_args, not {'path': 'x'}"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_at_once(described: dict[str, Any], said: str) -> None:
+    with pytest.raises(CxlpError, match=rf"data\.augment\.custom:? .*{said}|data\.augment\.custom: {said}"):
+        AugmentConfig(custom=(described,))
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"class_path": "tests.data.test_changes.Smaller"}, r"Smaller makes uint8 \(23, 24, 3\) of a picture that is"),
+        ({"class_path": "albumentations.Normalize"}, r"Normalize makes float32 \(24, 24, 3\)"),
+        ({"class_path": "torchvision.transforms.v2.ToPILImage"}, "ToPILImage makes Image"),
+    ],
+)
+def test_size_and_kind_must_stay(described: dict[str, Any], said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        build_change(described)(PICTURE, 0)
