@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
 from cxlp.utils.processes import STOPPED, how_ended, is_waited_for, leave_soon, leave_with_parent, raising_on_signals
-from cxlp.utils.program import forget_ranks_without_number, print_any_text
+from cxlp.utils.program import (
+    collecting_no_garbage,
+    end_without_collecting,
+    forget_ranks_without_number,
+    print_any_text,
+)
 
 if TYPE_CHECKING:
     from cxlp.runs.stages import Run
@@ -57,6 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     begun = _Begun()
     print_any_text()
+    end_without_collecting()
     with raising_on_signals():
         try:
             return _run(sys.argv[1:] if args is None else args, begun)
@@ -85,13 +91,14 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     from cxlp.runs.early import check_early
 
     check_early(args)  # before all that takes seconds to import
-    from cxlp.runs.arguments import find_configs
-    from cxlp.runs.cli import parse, parts_of
-    from cxlp.runs.folder import looks_for_earlier, run_name
-    from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
-    from cxlp.runs.loggers import RunConfig
-    from cxlp.runs.stages import Run, choose_epoch
-    from cxlp.studies.seeds import run_seeds
+    with collecting_no_garbage():
+        from cxlp.runs.arguments import find_configs
+        from cxlp.runs.cli import parse, parts_of
+        from cxlp.runs.folder import looks_for_earlier, run_name
+        from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
+        from cxlp.runs.loggers import RunConfig
+        from cxlp.runs.stages import Run, choose_epoch
+        from cxlp.studies.seeds import run_seeds
 
     requeue_on_signal()
     arguments = find_configs(args)
