@@ -195,7 +195,7 @@ def main() -> None:
     )
     known = list(heads(default))
     parser.add_argument("--heads", nargs="*", default=known, choices=known, help="beside average pooling (all)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each, after one that warms up (3)")
+    parser.add_argument("--rounds", type=int, default=2, help="timed steps of each, after one that warms up (2)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = vars(parser.parse_args())
     rounds, out, names = options.pop("rounds"), options.pop("out"), options.pop("heads")

@@ -1,7 +1,9 @@
-"""The paper's SVM route (Gram matrix, libsvm on it) against scikit-learn's LinearSVC, at full size.
+"""SVMs at full size: on the Gram matrix by libsvm (the paper's), in the primal, and by scikit-learn's LinearSVC.
 
-    python benchmarks/svm.py                       # the size of MIT-67: 5,360 x 128,000, 67 classes; up to 20 GB
-    python benchmarks/svm.py --n 600 --dim 4000 --classes 10
+    python benchmarks/svm.py                       # the size of MIT-67: 5,360 x 128,000, 67 classes; 3 GB of disk
+    python benchmarks/svm.py --linearsvc           # LinearSVC, too: up to 20 GB of memory, an hour and more
+    python benchmarks/svm.py --n 600 --dim 4000 --classes 10 --linearsvc
+    python benchmarks/svm.py --grow 10000 20000 40000 80000 --dim 16384 --classes 100   # the primal solver's growth
 
 Synthetic features: signed square root and unit length, as pooled features have, with classes that
 overlap. They are made in blocks and lie on disk. Each contestant works in a process of its own,
@@ -26,13 +28,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cxlp.frozen.classifier import quality, split
 from cxlp.frozen.gram import combine_rows, gram_matrix
-from cxlp.frozen.store import RowStore
+from cxlp.frozen.primal import PrimalSolver
+from cxlp.frozen.solvers import BUDGET
+from cxlp.frozen.store import FeatureType, RowStore, open_rows
 from cxlp.frozen.svm import solve
 from cxlp.utils.labels import as_targets
 
 Array = NDArray[np.floating[Any]]
 BLOCK = 200  # rows made at a time
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Problem:
     c: float
     threads: int
     folder: Path
+    half: bool = False
     separation: float = 3.0
     intercept_scaling: float = 3.0
     max_iter: int = 20_000
@@ -86,25 +93,62 @@ def generate(problem: Problem) -> None:
     store.close()
 
 
-def ours(problem: Problem) -> dict[str, float]:
+def kernel(problem: Problem) -> dict[str, float]:
     """Gram matrix, one SVM per class, weight vectors."""
     torch.set_num_threads(problem.threads)
-    store, cpu = _store(problem), torch.device("cpu")
-    targets = as_targets(labels(problem, problem.n), problem.classes).numpy()
+    store = _store(problem)
     times = [time.perf_counter()]
-    gram = gram_matrix(store, cpu).numpy()
+    gram = gram_matrix(store, CPU).numpy()
     times.append(time.perf_counter())
     _say(f"Gram matrix: {times[-1] - times[-2]:.1f} s")
-    solution = solve(gram, targets, problem.c, problem.threads)
+    solution = solve(gram, _targets(problem), problem.c, problem.threads)
     times.append(time.perf_counter())
     _say(f"{problem.classes} SVMs: {times[-1] - times[-2]:.1f} s")
-    weights = combine_rows(store, torch.from_numpy(solution.coefficients), cpu)
+    weights = combine_rows(store, torch.from_numpy(solution.coefficients), CPU)
     times.append(time.perf_counter())
     _say(f"weight vectors: {times[-1] - times[-2]:.1f} s")
     peak = peak_bytes()
-    _keep(problem, "cxlp", weights.numpy(), solution.intercepts)
+    _keep(problem, "kernel", weights.numpy(), solution.intercepts)
     gram_s, svm_s, combine_s = np.diff(times).tolist()
     return {"gram_s": gram_s, "svm_s": svm_s, "combine_s": combine_s, "total_s": times[-1] - times[0], "bytes": peak}
+
+
+def primal(problem: Problem) -> dict[str, float]:
+    """Newton's method on blocks of rows."""
+    torch.set_num_threads(problem.threads)
+    start = time.perf_counter()
+    solver = PrimalSolver(_store(problem), _targets(problem), None, CPU, BUDGET)
+    weights, intercepts = solver.weights(problem.c)
+    total = time.perf_counter() - start
+    _say(f"primal: {total:.1f} s, {solver.passes} passes over the rows")
+    peak = peak_bytes()
+    _keep(problem, "primal", weights.numpy(), intercepts.numpy())
+    return {"total_s": total, "passes": solver.passes, "bytes": peak}
+
+
+def grow(problem: Problem, folds: int) -> dict[str, float]:
+    """The primal solver with its cross-validation, as a run has it."""
+    torch.set_num_threads(problem.threads)
+    truth = labels(problem, problem.n)
+    times = [time.perf_counter()]
+    solver = PrimalSolver(_store(problem), _targets(problem), split(truth, folds), CPU, BUDGET)
+    solver.weights(problem.c)
+    passes = [solver.passes]
+    times.append(time.perf_counter())
+    _say(f"n = {problem.n}: {times[-1] - times[-2]:.1f} s, {passes[0]} passes")
+    scores = solver.held_out([problem.c])[problem.c]
+    times.append(time.perf_counter())
+    passes.append(solver.passes - passes[0])
+    solve_s, folds_s = np.diff(times).tolist()
+    accuracy = quality(scores, truth)
+    return {
+        "solve_s": solve_s,
+        "solve_passes": passes[0],
+        "folds_s": folds_s,
+        "folds_passes": passes[1],
+        "cv_accuracy": accuracy,
+        "bytes": peak_bytes(),
+    }
 
 
 def linear_svc(problem: Problem) -> dict[str, float]:
@@ -154,32 +198,36 @@ def compare(problem: Problem, names: list[str]) -> dict[str, float]:
             scores[name].append(block @ model["weights"].T.astype(np.float32) + model["intercepts"])
     predictions = {name: np.concatenate(s).argmax(axis=1) for name, s in scores.items()}
     found = {f"accuracy {name}": float((p == truth).mean()) for name, p in predictions.items()}
-    store, targets = _store(problem), as_targets(labels(problem, problem.n), problem.classes).numpy()
+    store, targets = _store(problem), _targets(problem)
     for name, model in models.items():
         hinge = 0.0
         for first, stop in store.blocks():
             margins = store.read(first, stop).numpy() @ model["weights"].T.astype(np.float32) + model["intercepts"]
             hinge += float(np.maximum(0, 1 - targets[:, first:stop].T * margins).sum())
         found[f"objective {name}"] = float((model["weights"] ** 2).sum()) / 2 + problem.c * hinge
-    if len(names) == 2:
-        one, other = predictions.values()
-        found["equal predictions"] = float((one == other).mean())
+    for name in names:
+        found[f"as the kernel {name}"] = float((predictions[name] == predictions["kernel"]).mean())
     return found
+
+
+#: What is compared, in order.
+CONTESTANTS = {"kernel": kernel, "primal": primal, "LinearSVC": linear_svc}
 
 
 def show(results: dict[str, dict[str, float]], problem: Problem, console: Console) -> None:
     """Print the table."""
-    mine, found = results["cxlp"], results["compare"]
+    mine, found = results["kernel"], results["compare"]
     table = Table(
         title=f"{problem.n} x {problem.dim} features, {problem.classes} classes, C = {problem.c:g}",
-        caption=f"cxlp: Gram matrix {mine['gram_s']:.1f} s, SVMs {mine['svm_s']:.1f} s, "
-        f"weight vectors {mine['combine_s']:.1f} s; LinearSVC: with reading the features\n"
-        f"objective: sum over classes of 1/2 |w|^2 + C sum hinge\n{problem.threads} threads, {machine()}",
+        caption=f"kernel: Gram matrix {mine['gram_s']:.1f} s, SVMs {mine['svm_s']:.1f} s, "
+        f"weight vectors {mine['combine_s']:.1f} s; primal: {results['primal']['passes']:.0f} passes over the rows; "
+        f"LinearSVC: with reading the features\nobjective: sum over classes of 1/2 |w|^2 + C sum hinge; predictions: "
+        f"the same as the kernel's, of {problem.held_out} held-out rows\n{problem.threads} threads, {machine()}",
     )
     table.add_column("")
-    for column in ("time s", "x", "peak memory MB", "x", "held-out accuracy", "objective"):
+    for column in ("time s", "x", "peak memory MB", "x", "held-out accuracy", "same predictions", "objective"):
         table.add_column(column, justify="right")
-    for name in ("cxlp", "LinearSVC"):
+    for name in CONTESTANTS:
         if name in results:
             own = results[name]
             table.add_row(
@@ -188,13 +236,32 @@ def show(results: dict[str, dict[str, float]], problem: Problem, console: Consol
                 f"{own['total_s'] / mine['total_s']:.2f}",
                 f"{own['bytes'] / 1e6:.0f}",
                 f"{own['bytes'] / mine['bytes']:.2f}",
-                f"{100 * found[f'accuracy {name}']:.1f} %",
+                f"{100 * found[f'accuracy {name}']:.2f} %",
+                f"{100 * found[f'as the kernel {name}']:.2f} %",
                 f"{found[f'objective {name}']:.2f}",
             )
     console.print(table)
-    if "equal predictions" in found:
-        share = found["equal predictions"]
-        console.print(f"equal predictions on {problem.held_out} held-out samples: {100 * share:.2f} %")
+
+
+def show_growth(results: dict[str, dict[str, float]], problem: Problem, console: Console) -> None:
+    """Print the table of growth."""
+    table = Table(
+        title=f"primal solver, {problem.dim} features in float16, {problem.classes} classes, C = {problem.c:g}",
+        caption=f"folds: the SVMs of a cross-validation\n{problem.threads} threads, {machine()}",
+    )
+    for column in ("rows", "SVMs s", "passes", "folds s", "passes", "peak memory MB", "cv accuracy"):
+        table.add_column(column, justify="right")
+    for n, own in results.items():
+        table.add_row(
+            n,
+            f"{own['solve_s']:.1f}",
+            f"{own['solve_passes']:.0f}",
+            f"{own['folds_s']:.1f}",
+            f"{own['folds_passes']:.0f}",
+            f"{own['bytes'] / 1e6:.0f}",
+            f"{100 * own['cv_accuracy']:.2f} %",
+        )
+    console.print(table)
 
 
 def main() -> None:
@@ -209,27 +276,46 @@ def main() -> None:
     parser.add_argument("--intercept-scaling", type=float, default=Problem.intercept_scaling, help="of LinearSVC")
     parser.add_argument("--max-iter", type=int, default=Problem.max_iter, help="of LinearSVC")
     parser.add_argument("--tol", type=float, default=Problem.tol, help="of LinearSVC")
-    parser.add_argument("--skip-linearsvc", action="store_true", help="only cxlp's route")
+    parser.add_argument("--linearsvc", action="store_true", help="scikit-learn's LinearSVC, too")
+    parser.add_argument("--grow", type=int, nargs="+", metavar="N", help="the primal solver alone, for each N")
+    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation with --grow (5)")
     parser.add_argument("--folder", type=Path, help="where the features lie meanwhile (the system's temporary folder)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = vars(parser.parse_args())
-    skip, folder, out = options.pop("skip_linearsvc"), options.pop("folder"), options.pop("out")
+    linearsvc, folder, out = options.pop("linearsvc"), options.pop("folder"), options.pop("out")
+    sizes, folds = options.pop("grow"), options.pop("folds")
+    console = Console(width=None if Console().is_terminal else 120)
     results: dict[str, dict[str, float]] = {}
+    for n in sizes or []:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            problem = Problem(**{**options, "n": n}, folder=Path(temporary), half=True)
+            in_fresh_process(generate, problem)
+            results[str(n)] = in_fresh_process(grow, problem, folds)
+            _write(out, problem, results)
+    if sizes:
+        show_growth(results, problem, console)
+        return
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         problem = Problem(**options, folder=Path(temporary))
         _say(f"making {4e-9 * problem.n * problem.dim:.2f} GB of features in {temporary}")
         in_fresh_process(generate, problem)
-        contestants = {"cxlp": ours} if skip else {"cxlp": ours, "LinearSVC": linear_svc}
-        for name, work in contestants.items():
-            results[name] = in_fresh_process(work, problem)
+        contestants = [name for name in CONTESTANTS if linearsvc or name != "LinearSVC"]
+        for name in contestants:
+            results[name] = in_fresh_process(CONTESTANTS[name], problem)
             _write(out, problem, results)
-        results["compare"] = in_fresh_process(compare, problem, list(contestants))
+        results["compare"] = in_fresh_process(compare, problem, contestants)
         _write(out, problem, results)
-    show(results, problem, Console(width=None if Console().is_terminal else 120))
+    show(results, problem, console)
 
 
 def _store(problem: Problem) -> RowStore:
-    return RowStore(problem.folder / "features.bin", problem.n, problem.dim)
+    kind: FeatureType = "float16" if problem.half else "float32"
+    return open_rows(problem.folder / "features.bin", problem.n, problem.dim, kind)
+
+
+def _targets(problem: Problem) -> NDArray[np.int8]:
+    targets: NDArray[np.int8] = as_targets(labels(problem, problem.n), problem.classes).numpy()
+    return targets
 
 
 def _keep(problem: Problem, name: str, weights: Array, intercepts: Array) -> None:

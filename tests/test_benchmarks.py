@@ -45,10 +45,15 @@ def test_pooling_benchmark_prints_ratios() -> None:
 @pytest.mark.slow
 def test_svm_benchmark_finds_equal_predictions(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    run("svm.py", "--n", "200", "--dim", "500", "--classes", "5", "--out", str(out))
+    sizes = ("--dim", "500", "--classes", "5", "--out", str(out))
+    run("svm.py", "--n", "200", "--linearsvc", *sizes)
     found = json.loads(out.read_text())
-    assert found["cxlp"]["total_s"] > 0 and found["LinearSVC"]["total_s"] > 0
-    assert found["compare"]["equal predictions"] > 0.98
+    for name in ("kernel", "primal", "LinearSVC"):
+        assert found[name]["total_s"] > 0
+        assert found["compare"][f"as the kernel {name}"] > 0.98
+    shown = run("svm.py", "--grow", "100", "200", "--folds", "3", *sizes)
+    assert "100" in shown and "200" in shown
+    assert 0.2 < json.loads(out.read_text())["200"]["cv_accuracy"] <= 1
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ class Backbone(nn.Module):
             x = x.flip(1)
         x = x.contiguous(memory_format=torch.channels_last)
         recompute = self.recompute and self.training and torch.is_grad_enabled()
-        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self._trunk_for(x)(x)
+        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self._pass(x)
         return [outputs[layer] for layer in self.layers]
 
     def hold(self) -> None:
@@ -227,11 +227,11 @@ class Backbone(nn.Module):
         finally:
             self.release()
 
-    def _trunk_for(self, x: Tensor) -> nn.Module:
-        """The cut network, or while its weights are held its faster copy for this device and precision."""
+    def _pass(self, x: Tensor) -> Any:  # noqa: ANN401 (the output of any graph)
+        """Send images through the cut network, or while its weights are held through its faster copy."""
         if torch.compiler.is_compiling() or self._folded is None or self.training or torch.is_grad_enabled():
-            return self.trunk
-        return self._folded.copy_for(x.device)
+            return self.trunk(x)
+        return self._folded(x)
 
     def __getstate__(self) -> dict[str, Any]:
         """Add the modes, which a copy of the cut network loses; a copy is not held."""

@@ -77,13 +77,21 @@ class Folded:
         self.trunk = trunk
         self.copies: dict[tuple[torch.device, torch.dtype | None], fx.GraphModule] = {}
 
-    def copy_for(self, device: torch.device) -> fx.GraphModule:
-        """Give the copy for a device, and for the precision of autocast at the moment; it is made when it is new."""
-        on = torch.is_autocast_enabled(device.type)
-        key = device, torch.get_autocast_dtype(device.type) if on else None
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute ``trunk(x)``, in the precision of autocast at the moment.
+
+        On the CPU a few images at a time: maps of more come from the system as new pages at each operation, and leave
+        the caches before the next one reads them. 8 images take 0.6 to 0.8 of the time of 32.
+        """
+        kind = x.device.type
+        key = x.device, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if key not in self.copies:
             self.copies = {key: fold(self.trunk, key[1])}  # one at a time
-        return self.copies[key]
+        together = max(8, 2 * torch.get_num_threads()) if kind == "cpu" else len(x)
+        parts: list[dict[str, Tensor]] = [self.copies[key](part) for part in x.split(max(1, together))]
+        return (
+            parts[0] if len(parts) == 1 else {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+        )
 
 
 def _is_convolution(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         epilog="examples:\n"
         "  %(prog)s runs/NAME                                         # its own test images\n"
         "  %(prog)s runs/NAME --split val                             # what it has held out\n"
-        "  %(prog)s runs/NAME --data Folder --data.root DIR --split all\n"
+        "  %(prog)s runs/NAME --data folder --data.root DIR --split all\n"
         "  %(prog)s model.ckpt --config cub200.yaml --data.bbox true --out elsewhere\n"
         "  %(prog)s runs/NAME --trainer.devices 4 --trainer.strategy ddp",
         formatter_class=RawDescriptionHelpFormatter,

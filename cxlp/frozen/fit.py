@@ -177,16 +177,16 @@ class FrozenFit:
                 self.fits[i] = fit
         names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
         self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory_for_maps())
+        classes = len(network.classes)
+        self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
+        if self.plan.primal and progress and rank() == 0:
+            print(f"solver: primal. {self.plan.why}", file=sys.stderr)  # noqa: T201
         _check_type(config.features, network)
         if not stored:
             check_shared(folder)
         self.features = open_rows(
             folder / "features.bin", images, network.out_features, config.features, to_write=not stored
         )
-        classes = len(network.classes)
-        self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
-        if self.plan.primal and progress and rank() == 0:
-            print(f"solver: primal. {self.plan.why}", file=sys.stderr)  # noqa: T201
         if not self.fits and not stored:  # else the maps count, too, once their size is known
             on_rank_zero(lambda: self._check_space(0))
 

@@ -8,7 +8,7 @@ from cxlp.frozen.store import RowStore, SignStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 
 _TILE = 512  # rows multiplied at a time: small enough to skip most of the lower triangle
-_WIDTH = 2048  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike
+_WIDTH = 8192  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike
 
 
 def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 << 20, progress: bool = True) -> Tensor:
@@ -31,12 +31,14 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
     n, d = store.rows, store.dim
     total = torch.zeros(n, n, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
     width = max(4, min(block_bytes // (4 * n), _WIDTH) // 4 * 4)  # whole bytes of packed signs
+    product = torch.empty(_TILE * n, device=device)  # once: memory that is new costs as much time as the sums
     mine = range(rank() * width, d, world_size() * width)
     for start in tqdm(mine, desc="Gram matrix", disable=not progress or rank() != 0, leave=False):
         columns = store.read_columns(start, min(start + width, d)).to(device, torch.float32)  # (n, width)
         for top in range(0, n, _TILE):
-            product = columns[top : top + _TILE] @ columns[top:].T
-            total[top : top + _TILE, top:] += product.to(total.device)
+            tile = columns[top : top + _TILE]
+            out = product[: len(tile) * (n - top)].view(len(tile), n - top)
+            total[top : top + _TILE, top:] += torch.mm(tile, columns[top:].T, out=out).to(total.device)
         del columns  # before the next block is read
     gram = all_sum(total.cpu())
     # Mirror in place, by tiles: a transposed copy would double the memory.

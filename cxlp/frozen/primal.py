@@ -15,8 +15,6 @@ from cxlp.frozen.newton import BLOCK, TOLERANCE, Rows, Solution, mean_row, minim
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 
-#: SVMs of a cross-validation are only compared and scored by: a tenth of the precision changes nothing.
-FOLD_TOLERANCE = 10 * TOLERANCE
 #: Solutions of every 8th, 64th ... row, while these are as many, are where the search begins.
 _FEWEST, _THINNING = 4096, 8
 
@@ -47,6 +45,8 @@ class PrimalSolver:
         device: Where to compute.
         budget: Bytes of the vectors of a group.
         progress: Whether rank 0 shows bars of groups.
+        tolerance: See :func:`~cxlp.frozen.newton.minimise`; SVMs that are compared and scored by, or begun with,
+            have twice as much.
 
     Attributes:
         passes: How often a row was multiplied by vectors, groups together.
@@ -63,7 +63,9 @@ class PrimalSolver:
         device: torch.device,
         budget: int,
         progress: bool = False,
+        tolerance: float = TOLERANCE,
     ) -> None:
+        self.tolerance = tolerance
         self.progress = progress and rank() == 0
         self.store, self.device = store, device
         self.mean, squares = mean_row(store, device)
@@ -120,7 +122,7 @@ class PrimalSolver:
     def _path(self, targets: Tensor, costs: Sequence[float], start: Solution) -> Iterator[tuple[float, Solution]]:
         """Solve for one C after the other, each from the one before."""
         for c in costs:
-            start = minimise(self.rows, targets, c, start, FOLD_TOLERANCE)
+            start = minimise(self.rows, targets, c, start, 2 * self.tolerance)
             self.passes += start.passes
             yield c, start
 
@@ -142,9 +144,9 @@ class PrimalSolver:
             every *= _THINNING
         while every > 1:
             some = Rows(self.store, self.device, self.mean, every)
-            start = minimise(some, self.targets[classes, ::every], c * every, start, FOLD_TOLERANCE)
+            start = minimise(some, self.targets[classes, ::every], c * every, start, 2 * self.tolerance)
             every //= _THINNING
-        solution = minimise(self.rows, self.targets[classes], c, start)
+        solution = minimise(self.rows, self.targets[classes], c, start, self.tolerance)
         self.passes += solution.passes
         return solution
 

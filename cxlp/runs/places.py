@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.files import find_checkpoint
 
 #: Checkpoints that a run can be gone on with, the newest first.
 NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
@@ -38,18 +39,17 @@ def resumed_checkpoint(given: Path, root: str) -> Path:
 
 
 def start_checkpoint(start: str) -> Path:
-    """Find the checkpoint that ``model.start`` names: of a run's folder, the best one.
+    """Find the checkpoint that ``model.start`` names: of a run's folder, the tested one.
 
     Raises:
         CxlpError: If there is none.
     """
-    path = Path(start)
-    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if not path.is_file():
+    try:
+        return find_checkpoint(start)
+    except CxlpError as error:
         raise CxlpError(
             f"model.start is {start!r}: expected {', '.join(STARTS)}, or the path of a checkpoint or of a run's folder"
-        )
-    return path
+        ) from error
 
 
 def chosen_checkpoint(path: str) -> Path:

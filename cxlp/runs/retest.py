@@ -27,6 +27,7 @@ from cxlp.runs.trainers import build_trainer, without_gradients
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, write_whole
+from cxlp.utils.processes import leave_with_parent
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 
 #: Which images are tested.
@@ -58,6 +59,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
     saved = read_checkpoint(path)
     config = parse(_arguments(path, arguments))
     settle_launch(config["trainer"])
+    leave_with_parent()
     network = network_of(saved, None, str(path))
     data: ImageDataModule = parts_of(config)["data"]
     _settle_pictures(data, saved, arguments)
@@ -70,6 +72,8 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
     if saved["cxlp"].get("image", {}).get("boxes") and not boxes:
         notes.append("warning: the network was trained on images cropped to boxes; these are taken whole")
     folder = _folder(path, out, data, chosen)
+    if data.broken:
+        notes.append(f"warning: {len(data.broken):,} broken files are left out: {folder / 'broken.txt'}")
     if launched_rank() == 0:
         for note in notes:
             print(note, file=sys.stderr)  # noqa: T201
@@ -97,6 +101,8 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
     if data.left_out:
         summary["left_out"] = dict(data.left_out)
     folder.mkdir(parents=True, exist_ok=True)
+    if data.broken:
+        write_whole(folder / "broken.txt", "\n".join(sorted(data.broken.values())) + "\n")
     with outputs.attempt("the intervals of confidence"):
         summary["intervals"] = {name: found._asdict() for name, found in recorder.result.intervals().items()}
     _save(folder / "metrics.json", summary)
@@ -211,7 +217,7 @@ def _arguments(path: Path, given: Sequence[str]) -> list[str]:
     if run is None and not any(arg.split("=")[0] in ("-c", "--config", "--data") for arg in given):
         raise CxlpError(
             f"{path} does not lie in a run's folder, which would tell its data: name them, such as "
-            "--config cub200.yaml or --data Folder --data.root DIR"
+            "--config cub200.yaml or --data folder --data.root DIR"
         )
     configs = [] if run is None else [run / "config-resumed.yaml", run / "config.yaml"]
     own = next((["--config", str(config)] for config in configs if config.is_file()), [])

@@ -69,7 +69,9 @@ class Entry:
     def mode(self) -> str:
         """How it was fitted."""
         if "test_of" in self.found:
-            return f"test of {self.found['test_of']}"
+            path = Path(str(self.found["test_of"]))
+            run = path.parent.parent if path.parent.name == "checkpoints" else path
+            return f"test of {run.parent.name if run.name == 'refit' else run.name}"
         epochs = self.at("trainer.max_epochs")
         start = self.at("model.start")
         parts = ["frozen" if not epochs else f"{epochs} gradient epochs"]

@@ -157,13 +157,13 @@ def test_refits_and_later_tests_are_known_and_broken_files_stop_nothing(root: Pa
     (root / "birds" / "metrics.json").unlink()
     later = root / "birds-on-photos-test"
     later.mkdir()
-    told = {**json.loads((refit / "metrics.json").read_text()), "test_of": "/r/birds/checkpoints/best.ckpt"}
+    told = {**json.loads((refit / "metrics.json").read_text()), "test_of": "/r/birds/refit/checkpoints/best.ckpt"}
     told["network"] = {"backbone": "caffenet", "head": "AveragePooling"}
     (later / "metrics.json").write_text(json.dumps(told))
     (root / "tuned" / "metrics.json").write_text("{")
     listed = {entry["name"]: entry for entry in found(capsys=capsys)}
     assert "birds/refit" not in listed and listed["birds"]["value"] == 0.9
-    assert listed[later.name]["mode"] == "test of /r/birds/checkpoints/best.ckpt"
+    assert listed[later.name]["mode"] == "test of birds"
     assert (listed[later.name]["head"], listed["tuned"]["value"]) == ("AveragePooling", None)
     runs("birds", "tuned", later.name, "--html", "page.html", capsys=capsys)
     assert "runs/birds/refit/report.html" in Reader(Path("page.html").read_text()).links

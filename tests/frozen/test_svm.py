@@ -1,6 +1,8 @@
 """One-vs-rest SVMs on a Gram matrix, against scikit-learn on the features themselves."""
 
+import tracemalloc
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC, LinearSVC
 
-from cxlp.frozen import svm
-from cxlp.frozen.svm import Array, HeldOut, choose_c, cross_validate, fit_logit_scale, quality, solve
+from cxlp.frozen.classifier import Array, choose_cost_and_scale, fit_logit_scale, quality, split
+from cxlp.frozen.store import RowStore
+from cxlp.frozen.svm import KernelSolver, solve
 from cxlp.utils.labels import as_targets
 
 CLASSES = 4
@@ -34,6 +37,15 @@ def problem(n: int = 80, d: int = 30, spread: float = 1.6, seed: int = 0) -> Pro
     x = random.normal(size=(CLASSES, d))[labels] + spread * random.normal(size=(n, d))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return Problem(x, labels, x @ x.T, as_targets(torch.from_numpy(labels), CLASSES).numpy())
+
+
+def solver(
+    data: Problem, folds: int, targets: NDArray[np.int8] | None = None, labels: torch.Tensor | None = None
+) -> KernelSolver:
+    labels = torch.from_numpy(data.labels) if labels is None else labels
+    own = data.targets if targets is None else targets
+    unread = cast(RowStore, None)  # scores come from the Gram matrix
+    return KernelSolver(unread, data.gram, own, split(labels, folds), torch.device("cpu"), 2)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +105,7 @@ def test_threads_do_not_change_the_result(data: Problem, threads: int) -> None:
 
 
 def test_held_out_scores_are_a_cross_validation(data: Problem) -> None:
-    scores = cross_validate(data.gram, data.targets, data.labels, 10.0, folds=4, threads=2).scores
+    scores = solver(data, 4).held_out([10.0])[10.0]
     expected = np.zeros_like(scores)
     for train, test in StratifiedKFold(4, shuffle=True, random_state=0).split(data.x, data.labels):
         for k in range(CLASSES):
@@ -107,14 +119,15 @@ def test_held_out_scores_are_a_cross_validation(data: Problem) -> None:
     assert correct[0] > correct[1] + 0.05
 
 
-def test_choose_c_takes_the_better_one(data: Problem) -> None:
+def test_the_better_c_is_chosen(data: Problem) -> None:
     candidates = (1e-3, 0.1, 10.0)
-    best, accuracy = choose_c(data.gram, data.targets, torch.from_numpy(data.labels), candidates, folds=4, threads=1)
-    for c in candidates:
-        scores = cross_validate(data.gram, data.targets, data.labels, c, folds=4, threads=1).scores
-        assert accuracy[c] == (scores.argmax(axis=1) == data.labels).mean()
-    assert len(set(accuracy.values())) > 1
-    assert accuracy[best] == max(accuracy.values())
+    report = choose_cost_and_scale(solver(data, 4), torch.from_numpy(data.labels), "auto", candidates, 4)
+    accuracy = [report[f"cv_accuracy_C{c:g}"] for c in candidates]
+    for c, found in zip(candidates, accuracy, strict=True):
+        scores = solver(data, 4).held_out([c])[c]
+        assert found == (scores.argmax(axis=1) == data.labels).mean()
+    assert len(set(accuracy)) > 1
+    assert report["cv_accuracy"] == report[f"cv_accuracy_C{report['C']:g}"] == max(accuracy)
 
 
 @pytest.mark.parametrize("candidates", [(100.0, 1.0, 10.0), (1.0, 10.0, 100.0)])
@@ -122,10 +135,37 @@ def test_ties_keep_the_smallest_c(
     data: Problem, monkeypatch: pytest.MonkeyPatch, candidates: tuple[float, ...]
 ) -> None:
     perfect, wrong = np.eye(CLASSES)[data.labels], -np.eye(CLASSES)[data.labels]
-    monkeypatch.setattr(svm, "cross_validate", lambda g, t, y, c, *rest: HeldOut(wrong if c == 1.0 else perfect, y, ()))
-    best, accuracy = choose_c(data.gram, data.targets, torch.from_numpy(data.labels), candidates, folds=2, threads=1)
-    assert best == 10.0
-    assert accuracy == {1.0: 0.0, 10.0: 1.0, 100.0: 1.0}
+    own = solver(data, 2)
+    monkeypatch.setattr(own, "held_out", lambda costs: {c: wrong if c == 1.0 else perfect for c in costs})
+    report = choose_cost_and_scale(own, torch.from_numpy(data.labels), "auto", candidates, 2)
+    assert report["C"] == 10.0
+    assert [report[f"cv_accuracy_C{c}"] for c in (1, 10, 100)] == [0.0, 1.0, 1.0]
+
+
+def test_rows_without_weight_are_left_out_of_the_matrix_itself(data: Problem) -> None:
+    """As scikit-learn hands it to libsvm: to the bit what a copy without these rows gives, and nothing else is read."""
+    targets = data.targets.copy()
+    targets[:, ::3] = 0
+    rows = np.flatnonzero(targets[0])
+    gram = data.gram.copy()
+    gram[::3] = gram[:, ::3] = np.nan
+    found = solve(gram, targets, 10.0, threads=2)
+    copied = solve(np.ascontiguousarray(data.gram[np.ix_(rows, rows)]), targets[:, rows], 10.0, threads=2)
+    assert np.array_equal(found.coefficients[:, rows], copied.coefficients)
+    assert np.array_equal(found.intercepts, copied.intercepts)
+    assert not found.coefficients[:, ::3].any()
+    assert found.coefficients.any()
+
+
+def test_folds_copy_no_gram_matrix(data: Problem) -> None:
+    """Nothing of its size is allocated while folds are fitted and scored."""
+    large = problem(n=1600, d=5)
+    own = solver(large, 4)
+    tracemalloc.start()
+    own.held_out([0.01])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.4 * large.gram.nbytes  # a copy of three folds would be 0.56
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0, 30.0])
@@ -138,7 +178,7 @@ def test_the_scale_of_synthetic_margins_is_recovered(scale: float) -> None:
 
 
 def test_the_scale_improves_the_likelihood_of_held_out_margins(data: Problem) -> None:
-    scores = cross_validate(data.gram, data.targets, data.labels, 10.0, folds=4, threads=1).scores
+    scores = solver(data, 4).held_out([10.0])[10.0]
     scale = fit_logit_scale(scores, torch.from_numpy(data.labels))
 
     def loss(factor: float, doubt: float = 0.0) -> float:
@@ -189,9 +229,10 @@ def test_quality_is_the_mean_average_precision_where_images_have_several_labels(
     scores = np.random.default_rng(0).normal(size=labels.shape) + 0.5 * labels.numpy()
     expected = [average_precision_score(y[y != 0], s[y != 0]) for s, y in zip(scores.T, labels.T.numpy(), strict=True)]
     assert quality(scores, labels) == pytest.approx(np.mean(expected))
-    best, found = choose_c(data.gram, as_targets(labels, 3).numpy(), labels, (1e-4, 10.0), folds=4, threads=1)
-    assert best == max(found, key=lambda c: found[c])
-    assert 0 < found[1e-4] < 1
+    own = solver(data, 4, as_targets(labels, 3).numpy(), labels)
+    report = choose_cost_and_scale(own, labels, "auto", (1e-4, 10.0), 4)
+    assert report["C"] == max((1e-4, 10.0), key=lambda c: report[f"cv_mAP_C{c:g}"])
+    assert 0 < report["cv_mAP_C0.0001"] < 1
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])

@@ -13,6 +13,7 @@ import pytest
 from cxlp.__main__ import main
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample
+from cxlp.runs.places import start_checkpoint
 from cxlp.runs.retest import choose_images, match_classes
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
@@ -80,7 +81,7 @@ def test_other_data_with_the_same_classes_by_name(work: Path, capsys: Capture) -
                 pixels = texture(kind, 3, np.random.default_rng((9, split == "test", k, i)), 48, 48)
                 write_image(Path("other", split, name, f"{i}.png"), pixels)
     shutil.copyfile("pictures/train/kind0/00.png", "other/test/kind0/3.png")
-    assert main(["test", "runs/birds", "--data", "Folder", "--data.root", "other", "--out", "found"]) == 0
+    assert main(["test", "runs/birds", "--data", "folder", "--data.root", "other", "--out", "found"]) == 0
     said = capsys.readouterr().err
     assert "note: the data have none of 1 of 3 classes: kind1" in said
     assert "note: 1 classes are not the network's: a bear" in said and "note: 3 images are left out" in said
@@ -93,6 +94,18 @@ def test_other_data_with_the_same_classes_by_name(work: Path, capsys: Capture) -
     with predicted.open(newline="") as file:
         alone = {Path(row["path"]).name: row["class_1"] for row in csv.DictReader(file)}
     assert alone == {Path(row["path"]).name: row["class_1"] for row in found[:3]}
+
+
+def test_broken_files_are_left_out_where_that_is_asked_for(work: Path, capsys: Capture) -> None:
+    prepared("birds")
+    shutil.copytree("pictures", "torn")
+    Path("torn/test/kind1/00.png").write_bytes(b"no picture")
+    arguments = ["test", "runs/birds", "--data.root", "torn", "--out", "found"]
+    assert main(arguments) == 2 and "torn/test/kind1/00.png" in capsys.readouterr().err
+    assert main([*arguments, "--data.on_broken", "skip"]) == 0
+    assert "1 broken files are left out: found/broken.txt" in capsys.readouterr().err
+    assert len(rows(Path("found"))) == 8 and metrics(Path("found"))["left_out"]["broken"] == 1
+    assert "torn/test/kind1/00.png" in Path("found/broken.txt").read_text()
 
 
 def test_names_are_matched_as_they_are_and_else_simplified() -> None:
@@ -135,7 +148,7 @@ def test_what_is_refused(work: Path, capsys: Capture, arguments: list[str], said
 def test_a_checkpoint_elsewhere_is_tested_on_what_is_named(work: Path) -> None:
     prepared("birds")
     shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
-    arguments = ["--data", "Folder", "--data.root", "pictures", "--data.num_workers", "0", "--data.batch_size", "4"]
+    arguments = ["--data", "folder", "--data.root", "pictures", "--data.num_workers", "0", "--data.batch_size", "4"]
     assert main(["test", "alone.ckpt", *arguments]) == 0
     assert metrics(Path("alone-on-pictures-test"))["metrics"] == pytest.approx(
         {key: value for key, value in metrics(Path("runs/birds"))["metrics"].items() if key.startswith("test/")}
@@ -152,6 +165,7 @@ def test_of_a_refit_the_second_run_is_meant(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     (tmp_path / "refit" / "checkpoints" / "best.ckpt").touch()
     assert find_checkpoint(tmp_path) == tmp_path / "refit" / "checkpoints" / "best.ckpt"
+    assert start_checkpoint(str(tmp_path)) == find_checkpoint(tmp_path)  # of model.start, too
 
 
 class Attributes(ImageDataModule):

@@ -1,0 +1,209 @@
+"""SVMs by Newton's method on blocks of rows: against a plain minimisation, and against libsvm."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from cxlp.frozen import newton, primal
+from cxlp.frozen.classifier import choose_cost_and_scale, split
+from cxlp.frozen.newton import Rows, Solution, mean_row, minimise
+from cxlp.frozen.primal import PrimalSolver
+from cxlp.frozen.store import RowStore, open_rows
+from cxlp.frozen.svm import KernelSolver
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.labels import as_targets
+from tests.frozen.test_svm import CLASSES, Problem, problem
+
+CPU = torch.device("cpu")
+PLENTY = 1 << 30
+C = 10.0
+
+
+@pytest.fixture(scope="module")
+def data() -> Problem:
+    """Rows that share a large mean, as pooled features do."""
+    found = problem(n=81, d=20)
+    x = found.x + 3 * np.ones(20) / np.sqrt(20)
+    return Problem(x, found.labels, x @ x.T, found.targets)
+
+
+@pytest.fixture
+def store(data: Problem, tmp_path: Path) -> RowStore:
+    return stored(data.x, tmp_path)
+
+
+def stored(x: NDArray[np.float64], folder: Path) -> RowStore:
+    store = open_rows(folder / "rows.bin", *x.shape)
+    store.write(torch.arange(len(x)), torch.from_numpy(x).float())
+    return store
+
+
+def rows_of(store: RowStore, **options: int) -> Rows:
+    return Rows(store, CPU, mean_row(store, CPU)[0], **options)
+
+
+def solve(rows: Rows, targets: NDArray[np.int8], c: float = C, start: Solution | None = None) -> Solution:
+    return minimise(rows, torch.from_numpy(targets), c, start, tolerance=1e-5)
+
+
+def objective(v: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.int8], c: float) -> tuple[float, Tensor]:
+    """The docstring's formula, and its gradient by autograd, in float64; v is w and b."""
+    vector = torch.from_numpy(v).requires_grad_()
+    rows, signs = torch.from_numpy(x)[y != 0], torch.from_numpy(y[y != 0]).double()
+    z, h = signs * (rows @ vector[:-1] + vector[-1]), newton.CORNER
+    corner = torch.where((1 - z).abs() <= h, (1 + h - z) ** 2 / (4 * h), torch.where(z < 1, 1 - z, 0))
+    value = vector[:-1].square().sum() / 2 + c * corner.sum()
+    value.backward()  # type: ignore[no-untyped-call]
+    assert vector.grad is not None
+    return value.item(), vector.grad
+
+
+@pytest.mark.parametrize("c", [0.1, 10.0])
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_it_is_the_least_of_the_objective(data: Problem, store: RowStore, c: float, ignored: float) -> None:
+    targets = data.targets.copy()
+    targets[np.random.default_rng(1).random(targets.shape) < ignored] = 0
+    rows = rows_of(store)
+    found = solve(rows, targets, c)
+    x = data.x - rows.mean.double().numpy()
+    for k, y in enumerate(targets):
+        best = minimize(objective, np.zeros(21), (x, y, c), jac=True, options={"gtol": 1e-9, "maxiter": 5000})
+        ours = np.append(found.weights[k].double().numpy(), found.intercepts[k].double().numpy())
+        assert objective(ours, x, y, c)[0] == pytest.approx(best.fun, rel=1e-6)
+        np.testing.assert_allclose(found.weights[k], best.x[:-1], atol=2e-3 * np.abs(best.x).max())
+        np.testing.assert_allclose(found.scores[k], x @ ours[:-1] + ours[-1], atol=1e-4)
+
+
+def test_the_slopes_are_derivatives() -> None:
+    f = torch.linspace(-3, 3, 301, dtype=torch.float64)[None] + 1e-3  # not on a corner
+    for sign in (1, -1, 0):
+        y = torch.full((1, 301), sign, dtype=torch.int8)
+        moved = torch.autograd.functional.jacobian(lambda f, y=y: newton._slope(f, y).sum(), f)
+        torch.testing.assert_close(moved, newton._curvature(f, y))
+        z, h = sign * f, newton.CORNER
+        loss = (1 + h - z).clamp(0, 2 * h) ** 2 / (4 * h) + (1 - h - z).clamp_min(0)
+        slope = torch.gradient(loss[0] * abs(sign), spacing=0.02)[0]
+        torch.testing.assert_close(newton._slope(f, y)[0, 1:-1], slope[1:-1], rtol=0, atol=0.02)
+
+
+def test_a_narrow_corner_is_the_svm_of_libsvm(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newton, "CORNER", 0.01)
+    weights, intercepts = KernelSolver(store, data.gram, data.targets, None, CPU, 1).weights(C)
+    ours, own = PrimalSolver(store, data.targets, None, CPU, PLENTY, tolerance=1e-4).weights(C)
+    x = torch.from_numpy(data.x).float()
+    torch.testing.assert_close(x @ ours.T + own.float(), x @ weights.T + intercepts.float(), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("folds", [0, 4])
+def test_held_out_scores_are_a_cross_validation(data: Problem, store: RowStore, folds: int) -> None:
+    labels = torch.from_numpy(data.labels)
+    solver = PrimalSolver(store, data.targets, split(labels, folds), CPU, PLENTY, tolerance=1e-5)
+    if not folds:
+        with pytest.warns(UserWarning, match="fewer than two"):
+            assert choose_cost_and_scale(solver, labels, C, [], folds) == {"C": C, "logit_scale": 1.0}
+        return
+    scores = solver.held_out([C])[C]
+    expected = np.zeros_like(scores)
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(data.x, data.labels):
+        kept = np.zeros_like(data.targets)
+        kept[:, train] = data.targets[:, train]
+        expected[test] = solve(solver.rows, kept).scores.T[test]
+    np.testing.assert_allclose(scores, expected, atol=0.05)
+    assert np.abs(scores - solve(solver.rows, data.targets).scores.T.numpy()).max() > 0.3  # held out is not seen
+    classifiers = solver.fold_classifiers(C)
+    again = classifiers(torch.from_numpy(data.x).float(), torch.arange(len(data.x)))
+    np.testing.assert_allclose(again, scores, atol=1e-3)
+
+
+def test_c_is_chosen_as_the_kernel_chooses_it(data: Problem, store: RowStore) -> None:
+    labels = torch.from_numpy(data.labels)
+    fold = split(labels, 4)
+    reports = [
+        choose_cost_and_scale(solver, labels, "auto", (100.0, 0.1, 1.0), 4)
+        for solver in (
+            PrimalSolver(store, data.targets, fold, CPU, PLENTY, tolerance=1e-4),
+            KernelSolver(store, data.gram, data.targets, fold, CPU, 1),
+        )
+    ]
+    assert reports[0]["C"] == reports[1]["C"]
+    for key, value in reports[1].items():
+        assert reports[0][key] == pytest.approx(value, abs=0.04, rel=0.2), key
+
+
+def test_a_tiny_budget_gives_the_same(data: Problem, store: RowStore) -> None:
+    fold = split(torch.from_numpy(data.labels), 3)
+    large = PrimalSolver(store, data.targets, fold, CPU, PLENTY)
+    small = PrimalSolver(store, data.targets, fold, CPU, 1)
+    small.rows = rows_of(store, block_bytes=4 * 20 * 7)  # blocks of 7 rows
+    for one, other in zip(small.weights(C), large.weights(C), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(small.held_out([C])[C], large.held_out([C])[C], atol=0.02)
+    assert small.passes > 2 * large.passes  # SVM by SVM
+
+
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_a_class_of_one_sign_scores_by_that_sign(data: Problem, store: RowStore, sign: int) -> None:
+    targets = data.targets.copy()
+    targets[2] = sign
+    weights, intercepts = PrimalSolver(store, targets, None, CPU, PLENTY).weights(C)
+    assert not weights[2].any() and intercepts[2] == sign
+    assert weights[1].any()
+
+
+def test_separable_rows_and_equal_rows_end(tmp_path: Path) -> None:
+    x = np.repeat(np.eye(CLASSES), 5, axis=0)
+    targets = as_targets(torch.arange(CLASSES).repeat_interleave(5), CLASSES).numpy()
+    found = solve(rows_of(stored(x, tmp_path)), targets, 1000.0)
+    assert (found.scores.numpy() * targets > 0.7).all()
+    same = solve(rows_of(stored(np.ones_like(x), tmp_path)), targets)
+    assert not same.weights.any()
+    assert (same.scores < 0).all()  # most rows are of other classes
+
+
+def test_a_start_changes_the_way_and_not_the_goal(data: Problem, store: RowStore) -> None:
+    rows = rows_of(store)
+    cold = solve(rows, data.targets)
+    warm = solve(rows, data.targets, start=solve(rows, data.targets, c=1.0))
+    torch.testing.assert_close(warm.weights, cold.weights, rtol=0, atol=2e-3)
+    assert solve(rows, data.targets, start=cold).passes < cold.passes / 4
+
+
+def test_many_rows_begin_with_some_of_them(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(rows: Rows, *args: object) -> Solution:
+        seen.append(len(rows.places))
+        return minimise(rows, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(primal, "minimise", watched)
+    monkeypatch.setattr(primal, "_FEWEST", 10)
+    weights, _ = PrimalSolver(store, data.targets, None, CPU, PLENTY).weights(C)
+    assert seen == [11, 81]
+    monkeypatch.setattr(primal, "_FEWEST", 4096)
+    cold, _ = PrimalSolver(store, data.targets, None, CPU, PLENTY).weights(C)
+    torch.testing.assert_close(weights, cold, rtol=0, atol=0.02 * cold.abs().max().item())
+
+
+def test_packed_signs_and_half_precision(data: Problem, tmp_path: Path) -> None:
+    x = torch.from_numpy(np.sign(data.x - data.x.mean(axis=0))).float() / 20**0.5
+    expected = PrimalSolver(stored(x.double().numpy(), tmp_path), data.targets, None, CPU, PLENTY).weights(C)
+    packed = open_rows(tmp_path / "signs.bin", *x.shape, "sign")
+    half = open_rows(tmp_path / "half.bin", *x.shape, "float16")
+    for store, atol in ((packed, 1e-3), (half, 0.05)):
+        store.write(torch.arange(len(x)), x)
+        for one, other in zip(PrimalSolver(store, data.targets, None, CPU, PLENTY).weights(C), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
+def test_rows_that_are_not_finite_are_named(data: Problem, tmp_path: Path, value: float) -> None:
+    x = data.x.copy()
+    x[7, 3] = value
+    with pytest.raises(CxlpError, match=r"too large to be squared for training image 7"):
+        PrimalSolver(stored(x, tmp_path), data.targets, None, CPU, PLENTY)

@@ -1,0 +1,131 @@
+"""Which solver is chosen, and what is refused before the pass."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cxlp.frozen import solvers
+from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.solvers import SolverName, plan
+from cxlp.frozen.svm import kernel_bytes
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.profiling import PhaseTimes
+from tests.frozen.test_fit import ALL_VECTORS, CLASSES, cross, run_fit, small_images, small_network
+
+CPU = torch.device("cpu")
+
+
+def free(monkeypatch: pytest.MonkeyPatch, size: float, ranks: int = 1) -> None:
+    monkeypatch.setattr(solvers, "free_memory", lambda: int(size))
+    monkeypatch.setattr(solvers, "local_world_size", lambda: ranks)
+
+
+@pytest.mark.parametrize(
+    ("solver", "parts", "ranks", "primal"),
+    [
+        ("auto", 4.1, 1, False),
+        ("auto", 3.9, 1, True),
+        ("auto", 4.1, 2, True),  # two processes share the memory
+        ("kernel", 1.1, 1, False),
+        ("primal", 100.0, 1, True),
+    ],
+)
+def test_auto_takes_the_kernel_while_it_needs_a_quarter_of_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, solver: SolverName, parts: float, ranks: int, primal: bool
+) -> None:
+    needed = kernel_bytes(40_000, 100, 5)
+    assert 8 * 40_000**2 < needed < 1.1 * 8 * 40_000**2
+    free(monkeypatch, parts * needed, ranks)
+    found = plan(solver, 40_000, 16_384, 100, 5, CPU)
+    assert found.primal == primal
+    assert found.budget <= parts * needed / 4
+    assert "40000 images" in found.why and "13.4 GB with solver kernel" in found.why
+
+
+def test_where_the_memory_is_unknown_small_sets_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 0)
+    assert not plan("auto", 5_000, 16_384, 100, 5, CPU).primal
+    assert plan("auto", 100_000, 16_384, 100, 5, CPU).primal
+
+
+@pytest.mark.parametrize(
+    ("solver", "size", "said"),
+    [
+        (
+            "kernel",
+            10e9,
+            r"need 13\.4 GB with solver kernel, .*; 10\.0 GB are free.*: choose model\.frozen\.solver",
+        ),
+        (
+            "kernel",
+            1e8,
+            "for each process: make the features smaller by the heads' pca_dim or sketch",
+        ),
+        ("primal", 1e8, r"0\.1 GB are free, for each process: make the features smaller"),
+        ("auto", 1e8, "make the features smaller"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, solver: SolverName, size: float, said: str
+) -> None:
+    free(monkeypatch, size)
+    with pytest.raises(CxlpError, match=said):
+        plan(solver, 40_000, 16_384, 100, 5, CPU)
+
+
+def test_it_is_refused_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 1e6)
+    with pytest.raises(CxlpError, match=r"SVMs of 21 images, 3 classes and 768 features need"):
+        FrozenFit(small_network(), FrozenConfig(), 21, tmp_path / "fit", PhaseTimes())
+    assert not (tmp_path / "fit").exists()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_fit_with_the_primal_solver(tmp_path: Path, capsys: pytest.CaptureFixture[str], multi_label: bool) -> None:
+    images, labels = small_images()
+    if multi_label:
+        labels = 2 * torch.nn.functional.one_hot(labels, len(CLASSES)) - 1
+        labels[::5, 1] = 0
+    scores = {}
+    for solver in ("kernel", "primal"):
+        network = small_network(multi_label=multi_label)
+        config = FrozenConfig(pca_vectors=ALL_VECTORS, folds=3, solver=solver)  # type: ignore[arg-type]
+        report = run_fit(network, tmp_path, config, data=(images, labels))
+        assert report["primal"] == (solver == "primal")
+        with torch.no_grad():
+            scores[solver] = network(images) / report["logit_scale"]
+    assert "solver: primal. SVMs of 21 images, 3 classes" in capsys.readouterr().err
+    torch.testing.assert_close(scores["primal"], scores["kernel"], rtol=0, atol=0.5)
+    assert bool((scores["primal"].sign() == scores["kernel"].sign()).all())
+
+
+def test_folds_and_settled_choices_with_the_primal_solver(tmp_path: Path) -> None:
+    images, labels = small_images()
+
+    def fit(**options: object) -> FrozenFit:
+        found = FrozenFit(
+            small_network(cross()),
+            FrozenConfig(folds=3, solver="primal"),
+            len(images),
+            tmp_path / "fit",
+            PhaseTimes(),
+            progress=False,
+            **options,  # type: ignore[arg-type]
+        )
+        found.observe(images, labels, torch.arange(len(images)))
+        return found
+
+    first = fit(cross=True)
+    report = first.finish()
+    assert list(first.times) == ["PCA", "pooling", "SVM"]
+    folds = first.fold_classifiers
+    assert folds is not None and folds.weight.shape == (3, 3, 768)
+    with torch.no_grad():
+        features = first.network.features(images)
+    held_out = folds(features, torch.arange(len(images))).argmax(dim=1)
+    assert float((held_out == labels).float().mean()) == pytest.approx(report["cv_accuracy"])
+    again = fit(settled=(report["C"], report["logit_scale"]))
+    assert again.finish() == {"C": report["C"], "logit_scale": report["logit_scale"], "primal": 1.0}
+    with torch.no_grad():
+        torch.testing.assert_close(again.network(images), first.network(images), rtol=0, atol=1e-3)
