@@ -52,7 +52,7 @@ def said(*args: str) -> str:
         (
             "model.frozen.cc",
             "Did you mean 'model.frozen.c', 'model.frozen.store', 'model.frozen.folds'? "
-            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, store.",
+            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, solver, store.",
         ),
         (
             "model.head.pca_dims",
