@@ -168,8 +168,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         notes = [f"warning: {note}" for note in self.notes]
         notes += [f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}"] * bool(self.broken)
         if self._held_out_own and "val" in self.splits:
-            count = len(self.splits["val"])
-            notes.append(f"held out: the {count:,} validation images there (data.validation: 0 fits them, too)")
+            own = f"{len(self.splits['val']):,} validation images of {self.name}"
+            notes.append(f"held out: the {own} (data.validation: 0 fits them, too)")
         used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
         if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
             notes.append(f"warning: {trained:,} test images have the same content as training images")
