@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cxlp.data.checking import check
+from cxlp.data.inspection import Kind
 from cxlp.data.table import Table
 from cxlp.utils.errors import CxlpError
 from tests.data.folders import fill, names
@@ -255,6 +256,9 @@ def test_the_check_knows_tables(photos: Path) -> None:
     module = Table(write(photos, single()))
     report = check(module, workers=1)
     assert report.counts["train"].images == 3 and report.defects == 0
+    for name in ("a.png", "g.png"):
+        (photos / name).unlink()
+    assert len(check(module, workers=1).findings[Kind.MISSING]) == 2
 
 
 class Frame:
