@@ -218,6 +218,7 @@ class Run(OpenedRun):
         image = {
             "size": self.network.test_size,
             "aspect": self.data.aspect,
+            "transform": list(self.data.transform),
             "boxes": any(sample.box is not None for sample in self.data.splits["test"].samples),
         }
         trainer = self._trainer = build_trainer(
