@@ -10,7 +10,7 @@ from cxlp import __version__
 from cxlp.commands import check, compare, download, embed, explain, export, layers, predict, runs, test, train
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import how_ended, raising_on_signals
-from cxlp.utils.program import print_any_text, program
+from cxlp.utils.program import end_without_collecting, print_any_text, program
 
 #: The commands, in the order of a working day.
 COMMANDS = (download, check, layers, train, test, runs, compare, predict, embed, explain, export)
@@ -28,6 +28,7 @@ def main(args: Sequence[str] | None = None) -> int:
         as ``head``.
     """
     print_any_text()
+    end_without_collecting()
     # The console script does not see the working directory, as python -m does, where heads of the user's own may be.
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
 from cxlp.utils.processes import STOPPED, how_ended, is_waited_for, leave_soon, leave_with_parent, raising_on_signals
-from cxlp.utils.program import forget_ranks_without_number, print_any_text
+from cxlp.utils.program import (
+    collecting_no_garbage,
+    end_without_collecting,
+    forget_ranks_without_number,
+    print_any_text,
+)
 
 if TYPE_CHECKING:
     from cxlp.runs.stages import Run
@@ -35,7 +40,9 @@ def run(args: Namespace) -> int:
 
 @dataclass
 class _Begun:
-    """What has begun: a run, or a series of runs in a folder; and whether this process tells how to go on with it."""
+    """What has begun, and when: a run, or a series of runs in a folder; and whether this process tells how to go on."""
+
+    start: float = field(default_factory=time.perf_counter)
 
     run: "Run | None" = None
     series: Path | None = None
@@ -55,6 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     begun = _Begun()
     print_any_text()
+    end_without_collecting()
     with raising_on_signals():
         try:
             return _run(sys.argv[1:] if args is None else args, begun)
@@ -83,13 +91,14 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     from cxlp.runs.early import check_early
 
     check_early(args)  # before all that takes seconds to import
-    from cxlp.runs.arguments import find_configs
-    from cxlp.runs.cli import parse, parts_of
-    from cxlp.runs.folder import looks_for_earlier, run_name
-    from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
-    from cxlp.runs.loggers import RunConfig
-    from cxlp.runs.stages import Run, choose_epoch
-    from cxlp.studies.seeds import run_seeds
+    with collecting_no_garbage():
+        from cxlp.runs.arguments import find_configs
+        from cxlp.runs.cli import parse, parts_of
+        from cxlp.runs.folder import looks_for_earlier, run_name
+        from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
+        from cxlp.runs.loggers import RunConfig
+        from cxlp.runs.stages import Run, choose_epoch
+        from cxlp.studies.seeds import run_seeds
 
     requeue_on_signal()
     arguments = find_configs(args)
@@ -104,9 +113,11 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     begun.speaks = not leave_with_parent() and launched_rank() == 0
     begun.run = Run(config)
     if begun.run.settings.refit is True:
-        begun.run = Run(parse(choose_epoch(begun.run, arguments)))
+        arguments = choose_epoch(begun.run, arguments)
+        begun.start = time.perf_counter()
+        begun.run = Run(parse(arguments))
         gc.collect()  # the first run's loaders, with their processes
-    return _train_and_test(begun.run)
+    return _train_and_test(begun.run, begun.start)
 
 
 def _help(of_all_keys: bool) -> int:
@@ -141,18 +152,14 @@ def _failed(error: Exception) -> int:
     return 2
 
 
-def _train_and_test(begun: "Run") -> int:
+def _train_and_test(run: "Run", start: float) -> int:
     """Do the stages of a run, test the best of them, and write down what came out; returns the exit status."""
-    from cxlp.runs.results import Results
+    from cxlp.runs.results import Clock, Results
 
-    start = time.perf_counter()
-    stage = begun.fit()
-    tested = begun.test(stage)
-    if not begun.trainer.is_global_zero:
-        return 0
-    # A resumed run knows all the time that its phases took; between them, only what this process took.
-    whole = "total" if begun.resumed is None else "since resumed"
-    return Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start}).write()
+    clock = Clock(start, run.times, run.resumed is not None)
+    stage = run.fit()
+    tested = run.test(stage)
+    return Results(run, stage, tested, clock).write() if run.trainer.is_global_zero else 0
 
 
 def _how_to_go_on(begun: _Begun) -> str:

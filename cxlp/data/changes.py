@@ -3,15 +3,17 @@
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import albumentations as A
 import numpy as np
 import torch
 
 from cxlp.data.decode import Pixels
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.importing import import_object
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 #: Changes a picture ``(S, S, 3)``, uint8, by draws from a seed.
 Change = Callable[[Pixels, int], Pixels]
@@ -28,6 +30,8 @@ def build_change(described: Mapping[str, Any]) -> Change:
     Raises:
         CxlpError: If it cannot be imported, or does not take the arguments.
     """
+    import albumentations as A
+
     path = described.get("class_path")
     change = _build(described)
     if isinstance(change, A.BasicTransform | A.BaseCompose):
@@ -38,7 +42,7 @@ def build_change(described: Mapping[str, Any]) -> Change:
 
 
 class _Albumentation:
-    def __init__(self, compose: A.Compose, path: str) -> None:
+    def __init__(self, compose: "A.Compose", path: str) -> None:
         self.compose, self.path = compose, path
 
     def __call__(self, image: Pixels, seed: int) -> Pixels:

@@ -280,6 +280,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise CxlpError(f"{self.name}: image_size is not set, and there is no module that says it: give image_size")
         self.resize(size, self._ask("test_size", None))
         data = self.splits[split]
+        if shuffle:
+            _ = data.transform.random  # made here, lest each worker import what it takes
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(1, usable_cores() // (self.trainer.num_devices if self.trainer else 1)))

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -60,8 +60,15 @@ class Transform:
     """
 
     def __init__(self, size: int, aspect: Aspect, augment: AugmentConfig) -> None:
-        self.size, self.aspect, self.crop_scale = size, aspect, augment.crop_scale
-        jitter = augment.colour
+        self.size, self.aspect, self.crop_scale, self.augment = size, aspect, augment.crop_scale, augment
+        self.custom = [build_change(described) for described in augment.custom]
+
+    @cached_property
+    def random(self) -> Any:  # noqa: ANN401 (of albumentations)
+        """The random changes. albumentations takes half a second to import, which most runs can do without."""
+        import albumentations as A
+
+        augment, size, jitter = self.augment, self.size, self.augment.colour
         changes = [
             A.HorizontalFlip(p=augment.flip),
             A.ColorJitter(jitter, jitter, jitter, hue=0.0, p=float(jitter > 0)),
@@ -77,8 +84,7 @@ class Transform:
                 area_for_downscale="image",
             )
             changes.insert(0, crop)
-        self.random = A.Compose(changes)
-        self.custom = [build_change(described) for described in augment.custom]
+        return A.Compose(changes)
 
     def needed(self, seed: int | None) -> int:
         """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.

@@ -46,13 +46,13 @@ def said(*args: str) -> str:
         ),
         (
             "data.augment.flips",
-            "Did you mean 'data.augment.flip', 'data.augment.erase', 'data.augment.colour'? "
-            "Valid in data.augment: crop_scale, flip, colour, erase.",
+            "Did you mean 'data.augment.flip', 'data.augment.erase', 'data.augment.custom'? "
+            "Valid in data.augment: crop_scale, flip, colour, erase, custom.",
         ),
         (
             "model.frozen.cc",
             "Did you mean 'model.frozen.c', 'model.frozen.store', 'model.frozen.folds'? "
-            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, store.",
+            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, solver, store.",
         ),
         (
             "model.head.pca_dims",
