@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
@@ -84,6 +85,25 @@ def check_lengths(squares: NDArray[np.float64]) -> None:
     if len(wrong):
         which = _some(wrong.tolist())
         raise CxlpError(f"the pooled features are NaN, infinite, or too large to be squared for {which}: {_CAUSES}")
+
+
+def check_type(kind: FeatureType, network: Network) -> None:
+    """Refuse to keep two bits of what is more than signs, or half precision of what may be large.
+
+    Raises:
+        CxlpError: Says what the type takes.
+    """
+    heads = list(network.each_head())
+    if kind == "float16" and not all(head.unit_length for head in heads):
+        raise CxlpError(
+            "model.frozen.features is float16, which overflows at 65,504: it takes heads whose vectors have unit "
+            "length, l2: true"
+        )
+    if kind == "sign" and (len(heads) > 1 or not heads[0].signs_only):
+        raise CxlpError(
+            "model.frozen.features is sign, but the network's vectors are more than signs: it takes a single head with "
+            "sign: true and l2: true"
+        )
 
 
 def _some(positions: list[int]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cxlp.frozen.checks import check_absent, check_labels, check_maps
+from cxlp.frozen.checks import check_absent, check_labels, check_maps, check_type
 from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
@@ -73,21 +73,6 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.folds is {self.folds}: choose 2 to {MOST_FOLDS}")
         if self.pca_vectors < 1:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
-
-
-def _check_type(kind: FeatureType, network: Network) -> None:
-    """Refuse to keep two bits of what is more than signs, or half precision of what may be large."""
-    heads = list(network.each_head())
-    if kind == "float16" and not all(head.unit_length for head in heads):
-        raise CxlpError(
-            "model.frozen.features is float16, which overflows at 65,504: it takes heads whose vectors have unit "
-            "length, l2: true"
-        )
-    if kind == "sign" and (len(heads) > 1 or not heads[0].signs_only):
-        raise CxlpError(
-            "model.frozen.features is sign, but the network's vectors are more than signs: it takes a single head with "
-            "sign: true and l2: true"
-        )
 
 
 def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cross: bool) -> int:
@@ -181,7 +166,7 @@ class FrozenFit:
         self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
         if self.plan.primal and progress and rank() == 0:
             print(f"solver: primal. {self.plan.why}", file=sys.stderr)  # noqa: T201
-        _check_type(config.features, network)
+        check_type(config.features, network)
         if not stored:
             check_shared(folder)
         self.features = open_rows(

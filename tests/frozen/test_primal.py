@@ -145,8 +145,8 @@ def test_c_is_chosen_as_the_kernel_chooses_it(data: Problem, store: RowStore) ->
 
 def test_a_tiny_budget_gives_the_same(data: Problem, store: RowStore) -> None:
     fold = split(torch.from_numpy(data.labels), 3)
-    large = PrimalSolver(store, data.targets, fold, CPU, PLENTY)
-    small = PrimalSolver(store, data.targets, fold, CPU, 1)
+    large = PrimalSolver(store, data.targets, fold, CPU, PLENTY, tolerance=1e-5)
+    small = PrimalSolver(store, data.targets, fold, CPU, 1, tolerance=1e-5)
     small.rows = rows_of(store, block_bytes=4 * 20 * 7)  # blocks of 7 rows
     for one, other in zip(small.weights(C), large.weights(C), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3)

@@ -102,10 +102,10 @@ def solved(folder: Path) -> dict[str, Tensor]:
     coefficients = torch.from_numpy(solution.coefficients)
     fold = split(labels, 5)
     kernel = KernelSolver(store, gram.numpy(), targets, fold, CPU, 1)
-    primal = PrimalSolver(store, targets, fold, CPU, 1 << 30, tolerance=1e-4)
+    primal = PrimalSolver(store, targets, fold, CPU, 1 << 30, tolerance=1e-5)
     primal_weights, primal_intercepts = primal.weights(10.0)
     targets[0, : ROWS // 2] = 0  # no row of the first class on the first rank
-    absent = PrimalSolver(store, targets, None, CPU, 1 << 30, tolerance=1e-4).weights(10.0)
+    absent = PrimalSolver(store, targets, None, CPU, 1 << 30, tolerance=1e-5).weights(10.0)
     return {
         "gram": gram,
         "coefficients": coefficients,

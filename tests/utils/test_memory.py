@@ -14,7 +14,8 @@ def test_it_is_what_the_machine_has_at_most() -> None:
 
 def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "max").write_text("3000000\n")
-    (tmp_path / "now").write_text("1000000\n")
+    (tmp_path / "now").write_text("1500000\n")
+    (tmp_path / "memory.stat").write_text("anon 700000\nactive_file 200000\ninactive_file 300000\nslab 9\n")
     monkeypatch.setattr(memory, "_LIMITS", ((str(tmp_path / "max"), str(tmp_path / "now")),))
     assert memory.free_memory() == 2_000_000
     (tmp_path / "now").write_text("4000000\n")
