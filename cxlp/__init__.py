@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cxlp.models.checkpoint import load_network
     from cxlp.models.network import Network
     from cxlp.tasks import FineTune, Frozen
+    from cxlp.utils.precision import fastest_precision
 
 __all__ = [
     "AveragePooling",
@@ -42,6 +43,7 @@ __all__ = [
     "Views",
     "__version__",
     "cross_layer_pooling",
+    "fastest_precision",
     "load",
     "load_network",
 ]
@@ -56,6 +58,7 @@ _HOMES = {
     "Predictor": "cxlp.deploy.predictor",
     "Views": "cxlp.heads.views",
     "cross_layer_pooling": "cxlp.heads.operator",
+    "fastest_precision": "cxlp.utils.precision",
     "load": "cxlp.deploy.predictor",
     "load_network": "cxlp.models.checkpoint",
 }

@@ -1,7 +1,7 @@
 """Any network, cut after named layers: images in, their maps out."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,7 +183,12 @@ class Backbone(nn.Module):
         """
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise CxlpError(f"the images are {images.dtype}: give uint8 of 0..255, or floating point of 0..1")
-        return self._maps(self._outputs(images))
+        if torch.compiler.is_compiling() or self._folded is None or self.training or torch.is_grad_enabled():
+            return self._maps(self._outputs(images, self.trunk))
+        # A few at a time, from the bytes on, see Folded.
+        folded, parts = self._folded, torch.split(images, self._folded.together(images.device))
+        outputs = zip(*(self._outputs(part, folded) for part in parts), strict=True)
+        return self._maps([torch.cat(same) if len(same) > 1 else same[0] for same in outputs])
 
     def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         maps = (layout.as_map(output) for layout, output in zip(self._layouts, outputs, strict=True))
@@ -192,7 +197,7 @@ class Backbone(nn.Module):
             for m, layer in zip(maps, self.layers, strict=True)
         )
 
-    def _outputs(self, images: Tensor) -> list[Tensor]:
+    def _outputs(self, images: Tensor, trunk: Callable[[Tensor], Any]) -> list[Tensor]:
         """What the layers give, in the network's own layouts."""
         floating = images.is_floating_point()
         mean, std = (self.mean, self.std) if floating else (self._mean_of_bytes, self._std_of_bytes)
@@ -201,7 +206,7 @@ class Backbone(nn.Module):
             x = x.flip(1)
         x = x.contiguous(memory_format=torch.channels_last)
         recompute = self.recompute and self.training and torch.is_grad_enabled()
-        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else self._pass(x)
+        outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else trunk(x)
         return [outputs[layer] for layer in self.layers]
 
     def hold(self) -> None:
@@ -226,12 +231,6 @@ class Backbone(nn.Module):
             yield
         finally:
             self.release()
-
-    def _pass(self, x: Tensor) -> Any:  # noqa: ANN401 (the output of any graph)
-        """Send images through the cut network, or while its weights are held through its faster copy."""
-        if torch.compiler.is_compiling() or self._folded is None or self.training or torch.is_grad_enabled():
-            return self.trunk(x)
-        return self._folded(x)
 
     def __getstate__(self) -> dict[str, Any]:
         """Add the modes, which a copy of the cut network loses; a copy is not held."""
@@ -273,7 +272,7 @@ class Backbone(nn.Module):
         self.eval()
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         try:
-            outputs = self._outputs(noise)
+            outputs = self._outputs(noise, self.trunk)
         except (RuntimeError, AssertionError) as error:  # some networks assert their one input size
             raise CxlpError(
                 f"{self.name} cannot take images of {self.image_size} x {self.image_size} pixels "

@@ -140,9 +140,8 @@ class _Source:
     def enlarged(self, number: int, size: int) -> "Tensor":
         """Read an image again, at another size than the network's."""
         from cxlp.data.decode import read_image
-        from cxlp.data.transforms import AugmentConfig, Transform
 
-        transform = Transform(size, self.model.transform.aspect, AugmentConfig())
+        transform = self.model.transform.at(size)
         return transform(read_image(Path(self.files[number]), None, transform.needed(None)), None)
 
 

@@ -40,7 +40,9 @@ def run(args: Namespace) -> int:
 
 @dataclass
 class _Begun:
-    """What has begun: a run, or a series of runs in a folder; and whether this process tells how to go on with it."""
+    """What has begun, and when: a run, or a series of runs in a folder; and whether this process tells how to go on."""
+
+    start: float = field(default_factory=time.perf_counter)
 
     run: "Run | None" = None
     series: Path | None = None
@@ -111,9 +113,11 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     begun.speaks = not leave_with_parent() and launched_rank() == 0
     begun.run = Run(config)
     if begun.run.settings.refit is True:
-        begun.run = Run(parse(choose_epoch(begun.run, arguments)))
+        arguments = choose_epoch(begun.run, arguments)
+        begun.start = time.perf_counter()
+        begun.run = Run(parse(arguments))
         gc.collect()  # the first run's loaders, with their processes
-    return _train_and_test(begun.run)
+    return _train_and_test(begun.run, begun.start)
 
 
 def _help(of_all_keys: bool) -> int:
@@ -148,18 +152,14 @@ def _failed(error: Exception) -> int:
     return 2
 
 
-def _train_and_test(begun: "Run") -> int:
+def _train_and_test(run: "Run", start: float) -> int:
     """Do the stages of a run, test the best of them, and write down what came out; returns the exit status."""
-    from cxlp.runs.results import Results
+    from cxlp.runs.results import Clock, Results
 
-    start = time.perf_counter()
-    stage = begun.fit()
-    tested = begun.test(stage)
-    if not begun.trainer.is_global_zero:
-        return 0
-    # A resumed run knows all the time that its phases took; between them, only what this process took.
-    whole = "total" if begun.resumed is None else "since resumed"
-    return Results(begun, stage, tested, {**begun.times, whole: time.perf_counter() - start}).write()
+    clock = Clock(start, run.times, run.resumed is not None)
+    stage = run.fit()
+    tested = run.test(stage)
+    return Results(run, stage, tested, clock).write() if run.trainer.is_global_zero else 0
 
 
 def _how_to_go_on(begun: _Begun) -> str:

@@ -68,7 +68,8 @@ more help
 
 def help_page() -> str:
     """Write the page."""
-    whole, overlays = [], []
+    whole: list[str] = []
+    overlays: list[str] = []
     for file in (path for path in sorted(CONFIGS.glob("*.yaml")) if path.name != SEARCH):
         said = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         name, about = file.name, said.removeprefix("Overlay: ").partition(". ")[0].rstrip(".")

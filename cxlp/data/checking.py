@@ -105,6 +105,8 @@ def check(data: ImageDataModule, workers: int) -> Report:
 
 
 def _read_with_boxes(data: ImageDataModule) -> tuple[list[Finding], Content]:
+    data = copy(data)
+    vars(data)["on_broken"] = "skip"  # a table would name the first missing file, but here all are found
     boxed = copy(data)
     if hasattr(data, "bbox"):
         vars(boxed)["bbox"] = True

@@ -38,6 +38,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ``image_size`` and ``test_size`` say it (those of cxlp do).
         aspect: ``warp``: the whole image, its aspect ratio not kept (the paper); ``crop``: the short
             side to ``image_size``, the centre of the rest.
+        transform: Changes of all pictures, also of those that are tested or predicted, before they become square:
+            transforms of albumentations or ``torchvision.transforms.v2``, or modules of your own, each as
+            ``class_path`` and ``init_args``; what they draw is always the same.
         validation: What is held out of the training images: a part of each class, such as 0.1; ``official``: the data
             set's own validation images; 0 or ``auto``: nothing, all are fitted, as a benchmark's results are reported.
             Where data of your own have validation images, these are held out by all but 0. The test images never choose
@@ -78,6 +81,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         augment: AugmentConfig = AugmentConfig(),
         image_size: int | None = None,
         aspect: Aspect = "warp",
+        transform: tuple[dict[str, Any], ...] = (),
         validation: float | Literal["auto", "official"] = "auto",
         split_seed: int | None = 0,
         on_broken: Literal["stop", "skip"] = "stop",
@@ -86,7 +90,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         check_options(batch_size, num_workers, image_size, validation, on_broken)
         self.root = Path(root)
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
-        self.image_size, self.aspect = image_size, aspect
+        self.image_size, self.aspect, self.transform = image_size, aspect, transform
         self.validation, self.split_seed, self.on_broken = validation, split_seed, on_broken
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
@@ -122,7 +126,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def dataset(self, samples: Sequence[Sample], classes: Sequence[str]) -> ImageDataset:
         """Make the data set of some samples."""
         # Their pictures' size may only be known once there is a module to feed, see _loader.
-        return ImageDataset(samples, classes, Transform(self.image_size or 1, self.aspect, self.augment))
+        options = self.aspect, self.augment, self.transform
+        return ImageDataset(samples, classes, Transform(self.image_size or 1, *options))
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
@@ -163,8 +168,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         notes = [f"warning: {note}" for note in self.notes]
         notes += [f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}"] * bool(self.broken)
         if self._held_out_own and "val" in self.splits:
-            count = len(self.splits["val"])
-            notes.append(f"held out: the {count:,} validation images there (data.validation: 0 fits them, too)")
+            own = f"{len(self.splits['val']):,} validation images of {self.name}"
+            notes.append(f"held out: the {own} (data.validation: 0 fits them, too)")
         used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
         if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
             notes.append(f"warning: {trained:,} test images have the same content as training images")
@@ -219,7 +224,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         data = self.splits[split]
         self._read_all()
-        parts: list[object] = [data.transform.size, data.transform.aspect]
+        parts: list[object] = [data.transform.size, data.transform.aspect, *data.transform.described]
         for sample in data.samples:
             where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
             parts.append((where, self._contents[sample.path].digest.hex(), sample.box, sample.label))
@@ -267,7 +272,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             )
         for name, data in self.splits.items():
             size = image_size if name == "train" else test_size or image_size
-            data.transform = Transform(size, self.aspect, self.augment)
+            data.transform = Transform(size, self.aspect, self.augment, self.transform)
 
     def _ask(self, name: str, default: Any) -> Any:  # noqa: ANN401 (whatever the module says)
         """Return an attribute of the LightningModule that the loaders feed, if there is one."""
@@ -280,6 +285,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise CxlpError(f"{self.name}: image_size is not set, and there is no module that says it: give image_size")
         self.resize(size, self._ask("test_size", None))
         data = self.splits[split]
+        if shuffle:
+            _ = data.transform.random  # made here, lest each worker import what it takes
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(1, usable_cores() // (self.trainer.num_devices if self.trainer else 1)))

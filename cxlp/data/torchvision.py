@@ -16,6 +16,7 @@ from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.locking import locked
+from cxlp.utils.program import program
 
 _Arguments = Mapping[Split, Mapping[str, Any]]
 _BY_FLAG: _Arguments = {"train": {"train": True}, "test": {"train": False}}
@@ -115,7 +116,8 @@ class Torchvision(ImageDataModule):
             for split, part in parts.items():
                 files = _files(part)
                 if files is None:
-                    raise CxlpError(f"{self.name}: its pictures are no files: call prepare_data(), which writes them")
+                    how = f"{program()} download torchvision/{self.name}"
+                    raise CxlpError(f"{self.name}: its pictures are no files: prepare_data(), or {how}, writes them")
                 samples[split] = sorted(Sample(path, _label(part[i][1])) for i, path in enumerate(files))
             classes = _classes(parts["train"], samples)
         used = sorted({s.label for part in samples.values() for s in part if isinstance(s.label, int)})

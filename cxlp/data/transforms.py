@@ -1,10 +1,11 @@
 """From a decoded picture to the network's input; random changes by albumentations."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class AugmentConfig:
         erase: Probability that a rectangle, 2 to 33 % of the area, is filled with noise (random erasing, Zhong et al.,
             AAAI 2020).
         custom: Further changes, one after another: transforms of albumentations or ``torchvision.transforms.v2``, or
-            callables of your own, each as ``class_path`` and ``init_args``. They keep size and kind of a picture, see
+            modules of your own, each as ``class_path`` and ``init_args``. They keep size and kind of a picture, see
             :func:`~cxlp.data.changes.build_change`.
     """
 
@@ -47,7 +48,7 @@ class AugmentConfig:
             if not low <= value <= 1:
                 raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and 1")
         for described in self.custom:
-            build_change(described)  # refuses what cannot be built
+            build_change(described, "data.augment.custom")  # refuses what cannot be built
 
 
 class Transform:
@@ -57,11 +58,23 @@ class Transform:
         size: Side of the square output, pixels.
         aspect: ``warp`` or ``crop``, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         augment: Random changes, made where a seed is given.
+        prepare: Changes of all pictures before they become square, see ``data.transform``.
     """
 
-    def __init__(self, size: int, aspect: Aspect, augment: AugmentConfig) -> None:
-        self.size, self.aspect, self.crop_scale = size, aspect, augment.crop_scale
-        jitter = augment.colour
+    def __init__(
+        self, size: int, aspect: Aspect, augment: AugmentConfig, prepare: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self.size, self.aspect, self.crop_scale, self.augment = size, aspect, augment.crop_scale, augment
+        self.described = tuple(map(dict, prepare))
+        self._prepare = [build_change(each, "data.transform", resizes=True) for each in prepare]
+        self._custom = [build_change(each, "data.augment.custom") for each in augment.custom]
+
+    @cached_property
+    def random(self) -> Any:  # noqa: ANN401 (of albumentations)
+        """The random changes. albumentations takes half a second to import, which most runs can do without."""
+        import albumentations as A
+
+        augment, size, jitter = self.augment, self.size, self.augment.colour
         changes = [
             A.HorizontalFlip(p=augment.flip),
             A.ColorJitter(jitter, jitter, jitter, hue=0.0, p=float(jitter > 0)),
@@ -77,10 +90,19 @@ class Transform:
                 area_for_downscale="image",
             )
             changes.insert(0, crop)
-        self.random = A.Compose(changes)
-        self.custom = [build_change(described) for described in augment.custom]
+        return A.Compose(changes)
 
-    def needed(self, seed: int | None) -> int:
+    def at(self, size: int) -> "Transform":
+        """Make pictures of another size in the same way, without random changes."""
+        return Transform(size, self.aspect, AugmentConfig(), self.described)
+
+    def prepared(self, image: Pixels) -> Pixels:
+        """Change a decoded picture as all are, see ``data.transform``, before it becomes square."""
+        for change in self._prepare:
+            image = change(image, 0)
+        return image
+
+    def needed(self, seed: int | None) -> int | None:
         """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.
 
         The smallest random crop of a ``W x H`` picture has a short side of
@@ -88,7 +110,12 @@ class Transform:
 
         Args:
             seed: ``None``: there is no random crop.
+
+        Returns:
+            Pixels; ``None``: all that the file has, since it is not known what is made of it.
         """
+        if self._prepare:
+            return None
         part = 1.0 if seed is None or self.crop_scale == 1 else self.crop_scale / _ELONGATION
         return math.ceil(self.size / math.sqrt(part))
 
@@ -103,13 +130,14 @@ class Transform:
         Returns:
             ``(3, size, size)`` uint8, RGB.
         """
+        image = self.prepared(image)
         if seed is None:
             return self._fit(image)
         if self.crop_scale == 1:
             image = np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
         self.random.set_random_seed(seed)
         changed = self.random(image=image)["image"]
-        for change in self.custom:
+        for change in self._custom:
             changed = change(changed, seed)
         return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
 

@@ -72,6 +72,8 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
         if model.transform.aspect == "warp"
         else f"resize the short side to {size}, keep the {size} x {size} in the centre"
     )
+    if model.transform.described:
+        how = f"change by `transform`, then {how}"
     return {
         "made_by": f"cxlp {__version__}",
         "backbone": model.network.backbone.name,
@@ -79,6 +81,7 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
         "multi_label": model.multi_label,
         "size": size,
         "aspect": model.transform.aspect,
+        "transform": list(model.transform.described),
         "resize": f"{how}; bicubic, antialiased (Pillow's BICUBIC), after EXIF orientation",
         "input": {
             "name": "images",

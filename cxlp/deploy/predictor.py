@@ -1,10 +1,10 @@
 """A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast, get_args, overload
+from typing import Any, Literal, Self, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class Predictor:
         aspect: How pictures become square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
         boxes: Whether its run cropped images to boxes.
+        transform: How pictures are changed before that, see there.
 
     Attributes:
         boxes: Whether it expects images that are cropped to the object, as its run's were: files are taken whole.
@@ -75,13 +76,18 @@ class Predictor:
     """
 
     def __init__(
-        self, network: Network, aspect: Aspect = "warp", precision: Precision = "32", boxes: bool = False
+        self,
+        network: Network,
+        aspect: Aspect = "warp",
+        precision: Precision = "32",
+        boxes: bool = False,
+        transform: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if precision not in ("32", "bf16"):
             raise CxlpError(f"precision is {precision!r}; valid: 32, bf16")
         self.network = network.eval()
         self.classes, self.multi_label = network.classes, network.multi_label
-        self.transform = Transform(network.test_size, aspect, AugmentConfig())
+        self.transform = Transform(network.test_size, aspect, AugmentConfig(), transform)
         self.precision, self.boxes = precision, boxes
         self.device = network.backbone.mean.device
 
@@ -271,4 +277,5 @@ def load(
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
         raise CxlpError(f"{checkpoint} is broken: it does not say how its run made pictures square")
     network = network_of(saved, backbone, str(checkpoint))
-    return Predictor(network, image["aspect"], precision, image.get("boxes", False)).to(device)
+    given = image["aspect"], precision, image.get("boxes", False), image.get("transform", ())
+    return Predictor(network, *given).to(device)

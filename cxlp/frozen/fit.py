@@ -269,7 +269,8 @@ class FrozenFit:
 
     def _check_space(self, map_bytes: int) -> None:
         """Refuse what will not fit; the maps' size is known where the first images have come."""
-        check_space(self.folder, (map_bytes + self.features.row_bytes) * self.images)
+        on_disk = max(0, map_bytes * self.images - self.maps.memory * world_size())
+        check_space(self.folder, on_disk + self.features.row_bytes * self.images)
 
     def _pool(self) -> None:
         """Encode this rank's kept maps into the shared store of features."""

@@ -33,12 +33,13 @@ class MapStore:
         memory: How many bytes stay in memory: the first batches.
 
     Attributes:
+        memory: See above.
         positions: The images' places among all training images, in the order in which they came.
         row_bytes: Bytes of an image's maps, 0 before the first images.
     """
 
     def __init__(self, path: Path, images: int, names: Sequence[Sequence[Hashable]], memory: int) -> None:
-        self.path, self.images, self.memory = path, images, memory
+        self.path, self.images, self.memory, self._left = path, images, memory, memory
         different = list(dict.fromkeys(name for part in names for name in part))
         self.places = [tuple(different.index(name) for name in part) for part in names]
         self.positions: list[int] = []
@@ -64,8 +65,8 @@ class MapStore:
             self.dtype = reduce(torch.promote_types, (m.dtype for m in different))  # the widest: none is rounded
             self.row_bytes = self.dtype.itemsize * sum(shape.numel() for shape in self.shapes)
         size = sum(m.nbytes for m in different)
-        if self._rows is None and size <= self.memory:
-            self.memory -= size
+        if self._rows is None and size <= self._left:
+            self._left -= size
             self._held.append(different)
         else:
             if self._rows is None:

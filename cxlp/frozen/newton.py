@@ -13,7 +13,7 @@ from cxlp.utils.distributed import all_sum, from_rank_zero, rank, world_size
 #: Half the width h of the hinge's rounded corner: narrow enough that 99 of 100 images are told to be what libsvm tells.
 CORNER = 0.25
 #: Length of the gradient at which a solution is good enough, as a part of that of ``w = 0``.
-TOLERANCE = 1e-2
+TOLERANCE = 1e-3
 #: Largest size of a block of rows, in bytes.
 BLOCK = 128 << 20
 _MOST_STEPS = 100  # of Newton's method; some ten are usual
@@ -175,7 +175,8 @@ def _gradient_of_zero(rows: Rows, y: Tensor, c: float, w: Tensor, scores: Tensor
     for part, block in rows.blocks():
         gradient.addmm_(slope[:, part], block)
         scores[live, part] = w @ block.T
-    return c * all_sum(gradient).norm(dim=1)
+    length: Tensor = c * all_sum(gradient).norm(dim=1)
+    return length
 
 
 def _newton_step(
@@ -264,5 +265,5 @@ def _curvature(f: Tensor, y: Tensor) -> Tensor:
 def _sum(of: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
     """Sum a function of ``(k, m)`` arrays over their rows: ``(k,)`` float64, a few rows at a time."""
     step = max(1, _CHUNK // max(1, arrays[0].shape[1]))
-    parts = zip(*(a.split(step) for a in arrays), strict=True)
+    parts = zip(*(torch.split(a, step) for a in arrays), strict=True)
     return torch.cat([of(*part).sum(dim=1, dtype=torch.float64) for part in parts])

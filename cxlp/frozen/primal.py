@@ -46,7 +46,7 @@ class PrimalSolver:
         budget: Bytes of the vectors of a group.
         progress: Whether rank 0 shows bars of groups.
         tolerance: See :func:`~cxlp.frozen.newton.minimise`; SVMs that are compared and scored by, or begun with,
-            have twice as much.
+            have ten times as much.
 
     Attributes:
         passes: How often a row was multiplied by vectors, groups together.
@@ -113,7 +113,7 @@ class PrimalSolver:
         assert self.fold is not None
         weights, intercepts = self._fit_all(costs[0])
         pairs = torch.cartesian_prod(torch.arange(int(self.fold.max()) + 1), torch.arange(len(self.targets)))
-        for part in tqdm(pairs.split(self._group), desc="SVMs of folds", disable=not self.progress, leave=False):
+        for part in tqdm(torch.split(pairs, self._group), desc="SVMs of folds", disable=not self.progress, leave=False):
             folds, classes = part.unbind(dim=1)
             targets = self.targets[classes] * (self.fold[self.rows.places] != folds[:, None]).to(torch.int8)
             start = Solution(weights[classes], intercepts[classes], torch.empty(0), 0)
@@ -122,7 +122,7 @@ class PrimalSolver:
     def _path(self, targets: Tensor, costs: Sequence[float], start: Solution) -> Iterator[tuple[float, Solution]]:
         """Solve for one C after the other, each from the one before."""
         for c in costs:
-            start = minimise(self.rows, targets, c, start, 2 * self.tolerance)
+            start = minimise(self.rows, targets, c, start, 10 * self.tolerance)
             self.passes += start.passes
             yield c, start
 
@@ -131,7 +131,7 @@ class PrimalSolver:
         if c not in self._whole:
             known = next(iter(self._whole.values()), None)
             parts = []
-            groups = torch.arange(len(self.targets)).split(self._group)
+            groups = torch.split(torch.arange(len(self.targets)), self._group)
             for classes in tqdm(groups, desc="SVMs", disable=not self.progress, leave=False):
                 start = None if known is None else Solution(known[0][classes], known[1][classes], torch.empty(0), 0)
                 parts.append(self._fit_classes(classes, c, start))
@@ -144,7 +144,7 @@ class PrimalSolver:
             every *= _THINNING
         while every > 1:
             some = Rows(self.store, self.device, self.mean, every)
-            start = minimise(some, self.targets[classes, ::every], c * every, start, 2 * self.tolerance)
+            start = minimise(some, self.targets[classes, ::every], c * every, start, 10 * self.tolerance)
             every //= _THINNING
         solution = minimise(self.rows, self.targets[classes], c, start, self.tolerance)
         self.passes += solution.passes

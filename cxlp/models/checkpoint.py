@@ -1,5 +1,6 @@
 """Reading a checkpoint, and the network in it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint that a run wrote, without running code; building the network in it may, see below.
 
     Args:

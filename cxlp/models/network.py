@@ -18,6 +18,8 @@ from cxlp.utils.errors import CxlpError
 
 #: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
 _VIEWS_AT_A_TIME = 128
+#: How many bytes of vectors are encoded at a time, see :meth:`Network.encode`: the C library keeps no larger blocks.
+_BYTES_AT_A_TIME = 16 << 20
 
 
 class Network(nn.Module):
@@ -197,8 +199,13 @@ class Network(nn.Module):
         Raises:
             CxlpError: If the head gives another shape.
         """
-        vector: Tensor = head(*maps, views=head.view_count)
         images = maps[0].shape[0] // head.view_count
+        together = self._encoded_together(head, maps[0])
+        if images > together:
+            parts = zip(*(torch.split(m, together * head.view_count) for m in maps), strict=True)
+            vector = torch.cat([head(*part, views=head.view_count) for part in parts])
+        else:
+            vector = head(*maps, views=head.view_count)
         if vector.ndim != 2 or vector.shape[1] != head.out_features or not _as_many(vector.shape[0], images):
             raise CxlpError(
                 f"{head.name} gives a tensor {tuple(vector.shape)} for {images} images of {head.view_count} views, but "
@@ -206,6 +213,16 @@ class Network(nn.Module):
             )
         vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
         return vector if len(self.heads) == 1 else vector * len(self.heads) ** -0.5
+
+    def _encoded_together(self, head: Head, maps: Tensor) -> int:
+        """How many images a head encodes at a time: all, but without gradients on the CPU a few.
+
+        There, larger vectors come from the system as new pages at each operation, which takes longer than to compute
+        them.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or maps.device.type != "cpu":
+            return len(maps)
+        return max(1, _BYTES_AT_A_TIME // (4 * head.out_features))
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the image representation: ``(B, 3, S, S) -> (B, D)``, float32 or wider."""

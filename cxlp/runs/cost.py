@@ -12,62 +12,90 @@ from cxlp.frozen.store import FeatureType, row_bytes
 from cxlp.models.network import Network
 from cxlp.utils.profiling import PhaseTimes
 
-#: About how many views pass through the backbone per measurement.
+#: The most views that pass through the backbone together.
 _VIEWS = 32
-_ROUNDS = 5
+#: The fewest and the most rounds.
+_ROUNDS = (2, 5)
 
 
 @torch.no_grad()
-def measure_cost(network: Network, data: ImageDataset, kind: FeatureType = "float32") -> dict[str, float]:
-    """Time a fitted network on images in memory, part by part.
+def measure_cost(
+    network: Network, data: ImageDataset, kind: FeatureType = "float32", budget: float = 4.0
+) -> dict[str, float]:
+    """Time a fitted network on images in memory, part by part, in a few seconds.
+
+    First passes of one view tell how many views at a time, 32 at most, leave time for the rounds: one to warm up, then
+    two at least, and five at most. A single image with many views, in a large network, may take longer than the budget:
+    then there are two rounds, without one to warm up.
 
     Args:
         network: On the device to measure.
-        data: The images are its first ones, as many as make up a batch of about 32 views.
+        data: The images are its first ones.
         kind: How features are stored.
+        budget: Seconds for all of it, about.
 
     Returns:
         ``passes`` (forward passes per image), ``dimension`` of the vector and ``bytes`` of a stored one, and
-        seconds per image, medians of five rounds: ``network`` (views and forward passes), ``encoding`` (from
+        seconds per image, medians of the rounds: ``network`` (views and forward passes), ``encoding`` (from
         maps to the vector), ``classification``, and ``bare pass``: the backbone alone, up to the highest layer
-        that the network takes, once over an image, in a batch of 32.
+        that the network takes, once over an image. How that was measured: ``rounds``; ``views``, how many passed
+        through the backbone at a time.
     """
+    start = PhaseTimes.now()
     network.eval()
     device = network.backbone.mean.device
-    count = min(len(data), max(1, _VIEWS // network.passes))
-    images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
     side = network.backbone.image_size
-    bare = torch.rand(_VIEWS, 3, side, side, device=device)
+    single = torch.rand(1, 3, side, side, device=device)
+    probed = _rounds({"one view": lambda: network.backbone(single)}, budget=0.0)["one view"]
+    fit = budget / ((1 + _ROUNDS[0]) * 2 * max(min(probed), 1e-9))  # in network and bare pass
+    size = max(1, int(min(_VIEWS, fit)))
+    count = min(len(data), max(1, size // network.passes))
+    images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
+    bare = torch.rand(size, 3, side, side, device=device)
     views = network.test_views
 
-    def see() -> list[tuple[Tensor, ...]]:
-        return network.inputs(views.cut(images, network.image_size))
+    features = torch.rand(count, network.out_features, device=device)
+    inputs: list[tuple[Tensor, ...]] = []
 
-    inputs, features = see(), network.test_features(images)
+    def see() -> None:
+        inputs[:] = network.inputs(views.cut(images, network.image_size))
 
     def encode() -> list[Tensor]:
         return [network.encode(head, maps) for head, maps in zip(network.each_head(), inputs, strict=True)]
 
-    seconds = _interleaved(
+    rounds = _rounds(
         {
             "network": see,
             "encoding": encode,
             "classification": lambda: network.classify(features),
             "bare pass": lambda: network.backbone(bare),
-        }
+        },
+        budget - (PhaseTimes.now() - start),
     )
-    per_image = {name: value / (_VIEWS if name == "bare pass" else count) for name, value in seconds.items()}
-    size = network.out_features
-    return {"passes": network.passes, "dimension": size, "bytes": row_bytes(size, kind), **per_image}
+    medians = {name: statistics.median(values) for name, values in rounds.items()}
+    per_image = {name: value / (size if name == "bare pass" else count) for name, value in medians.items()}
+    length = network.out_features
+    return {
+        **{"passes": network.passes, "dimension": length, "bytes": row_bytes(length, kind)},
+        **per_image,
+        **{"rounds": len(rounds["bare pass"]), "views": size},
+    }
 
 
-def _interleaved(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def _rounds(works: dict[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
     """Time each work in turn, round by round, so that a slow moment of the machine hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(_ROUNDS + 1):
+    fewest, most = _ROUNDS
+    start = PhaseTimes.now()
+    for number in range(most + 1):
+        begun = PhaseTimes.now()
         for name, work in works.items():
-            start = PhaseTimes.now()
+            before = PhaseTimes.now()
             work()
-            if number:  # the first round warms up
-                found[name].append(PhaseTimes.now() - start)
-    return {name: statistics.median(values) for name, values in found.items()}
+            found[name].append(PhaseTimes.now() - before)
+        now = PhaseTimes.now()
+        if number == 0 and now - begun < budget / (1 + fewest):
+            found = {name: [] for name in works}  # it has warmed up
+        elif all(len(spent) >= fewest for spent in found.values()) and 2 * now - begun - start > budget:
+            break  # another one would be too much
+    return found

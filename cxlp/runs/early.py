@@ -19,6 +19,7 @@ from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs
 from cxlp.runs.config_errors import no_class, unknown_key, unknown_option, wrong_value
 from cxlp.runs.places import STARTS, chosen_checkpoint, resumed_checkpoint, start_checkpoint
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import was_restarted
 from cxlp.utils.sources import Options, keys_of, options_of
 
 #: What is built of each group of keys.
@@ -73,6 +74,11 @@ class _Given:
 
     def __init__(self) -> None:
         groups = {key: options_of(path) for key, path in _GROUPS.items()}
+        if trainer := groups["trainer"]:  # the parser adds its precision behind the others, with a value more
+            groups["trainer"] = {
+                **{key: kind for key, kind in trainer.items() if key != "precision"},
+                "precision": None,
+            }
         self.options: Options = {"config": None, "seed_everything": int, "model": None, "data": None}
         self.options |= {"trainer": None, "run": None, **OWN} | groups
         #: All keys, in the parser's order; none where sources are missing.
@@ -172,15 +178,20 @@ class _Given:
             CxlpError: Names the first one.
         """
         value = {key: given for key, given in self.values.items() if isinstance(given, str) and given != "null"}
-        root, start, refit = value.get("run.root", "runs"), value.get("model.start"), value.get("run.refit")
-        if (path := value.get("ckpt_path")) and "seeds" not in value:  # a series is gone on with by its name
-            resumed_checkpoint(Path(path), root)
-        if refit and refit.lower() not in ("true", "false"):
-            if not path:  # else the choice is in that checkpoint, and what it was made of may have been moved
-                chosen_checkpoint(refit)
-        elif start and start not in STARTS and not refit:  # which begins anew
-            start_checkpoint(start)
-        if (weights := value.get("model.backbone.weights")) and weights != "default":
-            find_weights(weights)
+        start, refit = value.get("model.start"), value.get("run.refit")
+        weights, resumed = value.get("model.backbone.weights"), value.get("ckpt_path")
         if self.classes["data"] == "cxlp.data.folder.Folder":
             check_folder(Path(value.get("data.root", "data/folder")))
+        if "seeds" in value:
+            return  # what is done already may have no need of them
+        if weights not in (None, "default"):
+            find_weights(weights)
+        if resumed is not None:
+            resumed_checkpoint(Path(resumed), value.get("run.root", "runs"))
+        elif value.get("run.resume") == "auto" or was_restarted():
+            return  # likewise
+        elif refit is not None and refit.lower() != "false":
+            if refit.lower() != "true":  # which takes no start: told by the run
+                chosen_checkpoint(refit)
+        elif start is not None and start not in STARTS:
+            start_checkpoint(start)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.data.transforms import Transform
 from cxlp.deploy.predictor import Precision, Predictor
 from cxlp.deploy.reading import read_batches
 from cxlp.frozen.store import RowStore, check_space
@@ -29,7 +29,8 @@ def from_config(arguments: Sequence[str], device: str, precision: Precision) -> 
     """Build the network of a config, without classes; its heads are not fitted yet.
 
     Args:
-        arguments: As for ``train.py``; keys of ``data`` have no effect, but for ``data.aspect``.
+        arguments: As for ``train.py``; keys of ``data`` have no effect, but for ``data.aspect`` and
+            ``data.transform``.
         device: See :meth:`~cxlp.deploy.predictor.Predictor.to`.
         precision: See there.
 
@@ -42,7 +43,8 @@ def from_config(arguments: Sequence[str], device: str, precision: Precision) -> 
         whole.write_text("data: Demo\n")
         config = parse(["--config", str(whole), *arguments, "--data", "Demo"])
     network = model_of(config).build(None, False)
-    return Predictor(network, config["data"]["init_args"]["aspect"], precision).to(device)
+    pictures = config["data"]["init_args"]
+    return Predictor(network, pictures["aspect"], precision, transform=pictures["transform"]).to(device)
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Embedding:
             CxlpError: See :func:`~cxlp.frozen.unlabelled.fit_heads`.
         """
         network, places = self.model.network, spread(len(self.paths), FIT).tolist()
-        transform = Transform(network.image_size, self.model.transform.aspect, AugmentConfig())
+        transform = self.model.transform.at(network.image_size)
         pictures = (batch for _, batch in self._read(places, transform, "Fitting") if len(batch))
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.model.precision == "bf16"):
             fit_heads(network, pictures, len(places), self.folder)

@@ -44,12 +44,6 @@ def launched_rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
 
 
-def was_restarted() -> bool:
-    """Whether SLURM or torchrun has started this job before, and starts it again."""
-    counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    return any(count not in (None, "", "0") for count in counts)
-
-
 def job_id() -> str | None:
     """What stays the same where a scheduler starts this job again, and is another for each other; ``None``: unknown."""
     elastic, slurm = ({**_FORGOTTEN, **os.environ}.get(name) for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"))

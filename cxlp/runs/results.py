@@ -21,7 +21,36 @@ from cxlp.runs.loggers import close_wandb
 from cxlp.runs.opening import Done
 from cxlp.runs.stages import Run
 from cxlp.utils.files import write_whole
-from cxlp.utils.profiling import peak_memory
+from cxlp.utils.profiling import PhaseTimes, peak_memory
+
+
+class Clock:
+    """How long a run takes: phase by phase, and altogether.
+
+    Args:
+        start: When this process began with the run, by :func:`time.perf_counter`.
+        times: Seconds by phase of fit and test; at first those of the processes that the run was resumed from.
+        is_resumed: Whether it was.
+
+    Attributes:
+        after: Seconds by phase of what is made when the test is done.
+    """
+
+    def __init__(self, start: float, times: PhaseTimes, is_resumed: bool) -> None:
+        self._start, self._times, self._is_resumed = start, times, is_resumed
+        self._start_up, self._before = PhaseTimes.now() - start, sum(times.values())
+        self.after = PhaseTimes()
+
+    def seconds(self) -> dict[str, float]:
+        """List what was measured so far: the phases, the rest of this process's time, and all of that.
+
+        ``start-up`` is imports, the data's lists and the network. A resumed run knows all the time that its phases
+        took; of the rest, only what this process took, ``since resumed``.
+        """
+        phases = {"start-up": self._start_up, **self._times, **self.after}
+        whole = PhaseTimes.now() - self._start
+        other = max(0.0, whole - (sum(phases.values()) - self._before))
+        return {**phases, "other": other, "since resumed" if self._is_resumed else "total": whole}
 
 
 @dataclass(frozen=True)
@@ -32,13 +61,13 @@ class Results:
         run: It has fitted and tested.
         stage: What was tested.
         tested: The test's metrics.
-        seconds: By phase, and altogether.
+        clock: Tells the seconds by phase.
     """
 
     run: Run
     stage: Done
     tested: Mapping[str, float]
-    seconds: dict[str, float]
+    clock: Clock
 
     @property
     def checkpoint(self) -> str:
@@ -80,15 +109,18 @@ class Results:
         summary = self._summary()
         self._save(summary)
         if run.settings.cost:
-            with outputs.attempt("the cost"):
+            with outputs.attempt("the cost"), self.clock.after.measure("cost"):
                 summary["cost"] = self._cost()
-                self._save(summary)
-        tables = {} if run.tested is None else run.tested.write(run.folder, outputs)
-        with outputs.attempt("report.html"):
+        with self.clock.after.measure("tables and pictures"):
+            tables = {} if run.tested is None else run.tested.write(run.folder, outputs)
+        summary["seconds"] = self.clock.seconds()
+        with outputs.attempt("report.html"), self.clock.after.measure("report"):
+            self._save(summary)  # for the report
             write_report(run.folder)
+        summary["seconds"] = self.clock.seconds()
         with outputs.attempt("the table on standard output"):
             try:
-                self.show(summary.get("intervals", {}))
+                self.show(summary["seconds"], summary.get("intervals", {}))
             except SystemExit as error:  # rich's answer to a closed pipe, such as that of `head`
                 raise BrokenPipeError("it is closed") from error
         if run.experiment is not None:  # last: where the network is down, it waits
@@ -111,7 +143,7 @@ class Results:
         run = self.run
         summary: dict[str, Any] = {
             "metrics": finite(self.metrics),
-            "seconds": self.seconds,
+            "seconds": self.clock.seconds(),
             "tested": self.stage.checkpoint if self.checkpoint else "final weights",
             "epoch": self.stage.epoch,
             "images": self.images,
@@ -140,7 +172,7 @@ class Results:
         with run.trainer.precision_plugin.forward_context():
             return measure_cost(run.network, run.data.splits["test"], run.model.frozen.features)
 
-    def show(self, intervals: Mapping[str, Mapping[str, Any]]) -> None:
+    def show(self, seconds: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> None:
         """Print a table, and where to look."""
         run, folder = self.run, self.run.folder
         table = metrics_table(
@@ -155,8 +187,8 @@ class Results:
         if len(run.done) > 1:
             name = next(name for name, stage in run.done.items() if stage == self.stage)
             table.add_row("tested: epoch", f"{self.stage.epoch} of 0 to {self.epochs - 1} ({name})")
-        for phase, seconds in self.seconds.items():
-            table.add_row(f"time: {phase}", f"{seconds:.1f} s")
+        for phase, spent in seconds.items():
+            table.add_row(f"time: {phase}", f"{spent:.1f} s")
         console = Console(markup=False)  # in names, [b] is no markup
         console.print(table)
         console.print(f"Everything is in {folder} (tested: {self.checkpoint or 'the final weights'})", soft_wrap=True)

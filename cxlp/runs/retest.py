@@ -226,7 +226,7 @@ def _arguments(path: Path, given: Sequence[str]) -> list[str]:
 
 
 def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> None:
-    """Make pictures square as the checkpoint's run did.
+    """Change pictures, and make them square, as the checkpoint's run did.
 
     Raises:
         CxlpError: If the user has asked for another way.
@@ -234,7 +234,7 @@ def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments:
     aspect = saved["cxlp"].get("image", {}).get("aspect", data.aspect)
     if data.aspect != aspect and any(arg.split("=")[0] == "--data.aspect" for arg in arguments):
         raise CxlpError(f"data.aspect is {data.aspect}, but the checkpoint's run had {aspect}: leave it out")
-    data.aspect = aspect
+    data.aspect, data.transform = aspect, tuple(saved["cxlp"].get("image", {}).get("transform", data.transform))
 
 
 def _folder(path: Path, out: Path | None, data: ImageDataModule, chosen: Chosen) -> Path:

@@ -20,18 +20,11 @@ from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
 from cxlp.runs.evaluation import TestRecorder
-from cxlp.runs.folder import (
-    name_best,
-    refit_folder,
-    say,
-)
+from cxlp.runs.folder import name_best, refit_folder, say
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.loggers import REFIT, build_loggers, labelled, start_wandb
 from cxlp.runs.opening import Done, OpenedRun
-from cxlp.runs.protocol import (
-    check_images_per_step,
-    recipe_of,
-)
+from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import Choice, StopAfter, find_refit, read_chosen
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune, Frozen
@@ -190,6 +183,9 @@ class Run(OpenedRun):
         recorder = TestRecorder(self.data, self.settings.predictions)
         trainer = self._build_trainer("test", [recorder], stage.epoch, stage.precision)
         task.times = self.times
+        chosen = self.config["trainer"]["precision"] is None
+        if launched_rank() == 0 and chosen and stage.precision == "bf16-mixed" != self._precision.name:
+            say("The tested weights were fitted in bf16-mixed: so is their test, slow as it may be on this hardware")
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
             with self.outputs.attempt("checkpoints/best.ckpt"):
@@ -222,6 +218,7 @@ class Run(OpenedRun):
         image = {
             "size": self.network.test_size,
             "aspect": self.data.aspect,
+            "transform": list(self.data.transform),
             "boxes": any(sample.box is not None for sample in self.data.splits["test"].samples),
         }
         trainer = self._trainer = build_trainer(

@@ -22,7 +22,9 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 
 #: Phases of a run that are no part of fitting.
-_NO_FIT = ("test", "validation", "total", "since resumed")
+_NO_FIT = (
+    "start-up", "test", "validation", "cost", "tables and pictures", "report", "other", "total", "since resumed",
+)  # fmt: skip
 
 #: The column of intervals.
 _INTERVAL = "95% interval"
@@ -184,8 +186,9 @@ def _or_empty(value: float | None, digits: int | None = None) -> float | str:
 #: What columns mean, for those that are in the table.
 _NOTES = {
     "size": "size: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
-    "together, in bare forward passes of one image up to the highest layer of the row; peak MB: of the whole run; fit "
-    "s: from images to the solution, gradient epochs included.",
+    "together, in bare forward passes of one image up to the highest layer of the row; both are medians of two to five "
+    "rounds in turn, of at most 32 views at a time, as many as take a few seconds; peak MB: of the whole run; fit s: "
+    "from images to the solution, gradient epochs included.",
     "±": "±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.",
     "95%": "95% interval: of the test images, by Wilson (accuracy) or a bootstrap over images (mAP). Systems that are "
     "tested on the same images differ by less than their intervals suggest.",

@@ -163,10 +163,6 @@ class ClassificationTask(pl.LightningModule):
         self._close_evaluation("test")
         self._warn_of_parts("test", self.trainer.test_dataloaders)
 
-    def on_predict_start(self) -> None:
-        """Let forward passes rely on weights that stay."""
-        self.network.backbone.hold()
-
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
         """Return probabilities ``(B, K)`` by the test views: a softmax's, or with several labels sigmoids.
 
@@ -174,6 +170,7 @@ class ClassificationTask(pl.LightningModule):
         """
         images = read_images(batch)
         if batch_idx == 0:
+            self.network.backbone.hold()
             check_images(images, self.test_size)
         scores = self.network.score(images).float()
         return scores.sigmoid() if self.network.multi_label else scores.softmax(dim=1)

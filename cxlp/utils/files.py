@@ -1,5 +1,6 @@
 """Files that are whole or not there at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from cxlp.utils.errors import CxlpError
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Find the checkpoint that is meant: the file itself, or of a run's folder the tested one.
 
     Raises:

@@ -20,6 +20,12 @@ def train_program() -> str:
     return "python train.py" if Path(sys.argv[0]).name == "train.py" else f"{program()} train"
 
 
+def was_restarted() -> bool:
+    """Whether SLURM or torchrun has started this job before, and starts it again."""
+    counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count not in (None, "", "0") for count in counts)
+
+
 def print_any_text() -> None:
     """Have letters that a terminal or a file does not know printed as escapes, and not end the program."""
     for stream in (sys.stdout, sys.stderr):

@@ -30,10 +30,9 @@ def options_of(path: str) -> Options | None:
         The options; ``None``: there is no such class in the sources.
     """
     module, _, name = path.rpartition(".")
-    found = _find(module, name)
-    if found is None or not isinstance(found[1], ast.ClassDef):
+    module, cls = _find(module, name) or (module, None)
+    if not isinstance(cls, ast.ClassDef):
         return None
-    module, cls = found
     if _is_dataclass(cls):
         fields = [node for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
         return {node.target.id: _kind(module, node.annotation) for node in fields}  # type: ignore[union-attr]

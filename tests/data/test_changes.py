@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxlp.data.changes import build_change
 from cxlp.data.transforms import AugmentConfig, Transform
@@ -22,24 +22,24 @@ OWN = {"class_path": "tests.data.test_changes.Noise"}
 STILL: dict[str, Any] = {"crop_scale": 1.0, "flip": 0.0, "colour": 0.0}
 
 
-class Noise:
+class Noise(nn.Module):
     """Draws by all three generators that there are."""
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         assert image.shape == (3, 24, 24) and image.dtype == torch.uint8
         drawn = torch.randint(0, 50, ()) + random.randrange(50) + int(np.random.randint(50))
         return image // 2 + drawn.to(torch.uint8)
 
 
-class Smaller:
-    def __call__(self, image: Tensor) -> Tensor:
+class Smaller(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
         return image[:, 1:]
 
 
 @pytest.mark.parametrize("described", [ALBUMENTATIONS, NESTED, TORCHVISION, OWN])
 def test_draws_depend_on_the_seed_alone(described: dict[str, Any]) -> None:
     def draws() -> list[bytes]:
-        change = build_change(described)
+        change = build_change(described, "key")
         return [change(PICTURE.copy(), seed).tobytes() for seed in (1, 2, 1)]
 
     random.seed(5)
@@ -60,7 +60,7 @@ def test_they_follow_the_other_changes_of_training_images_only() -> None:
     own = Transform(24, "warp", AugmentConfig(**STILL, custom=(TORCHVISION, OWN)))
     plain = Transform(24, "warp", AugmentConfig(**STILL))
     assert torch.equal(own(PICTURE, None), plain(PICTURE, None))
-    rotated = build_change(OWN)(build_change(TORCHVISION)(PICTURE, 3), 3)
+    rotated = build_change(OWN, "key")(build_change(TORCHVISION, "key")(PICTURE, 3), 3)
     assert np.array_equal(own(PICTURE, 3).permute(1, 2, 0).numpy(), rotated)
 
 
@@ -86,7 +86,8 @@ def test_workers_and_epochs_draw_as_one_process_does(tmp_path: Path) -> None:
         ({"class_path": "nowhere.Noise"}, "there is no module 'nowhere'"),
         ({"class_path": "torchvision.transforms.v2.RandomRotation"}, "does not take these init_args: .*degrees"),
         ({**TORCHVISION, "init_args": {"degrees": -3}}, "does not take these init_args: .*degrees"),
-        ({"class_path": "builtins.dict"}, "builtins.dict makes dict, which cannot be called"),
+        ({"class_path": "subprocess.Popen"}, "Popen is neither a transform of albumentations nor an nn.Module"),
+        ({"class_path": "os.getcwd"}, "getcwd is neither a transform"),
         ({"path": "x"}, "give class_path and init_args, not {'path': 'x'}"),
     ],
 )
@@ -105,4 +106,29 @@ def test_what_cannot_be_built_is_refused_at_once(described: dict[str, Any], said
 )
 def test_size_and_kind_must_stay(described: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
-        build_change(described)(PICTURE, 0)
+        build_change(described, "key")(PICTURE, 0)
+
+
+PADDED = {"class_path": "albumentations.PadIfNeeded", "init_args": {"min_height": 48, "min_width": 48, "fill": 255}}
+
+
+def test_all_pictures_are_prepared_before_they_become_square() -> None:
+    wide = np.zeros((24, 48, 3), np.uint8)
+    transform = Transform(24, "warp", AugmentConfig(**STILL), (PADDED,))
+    for seed in (None, 3):
+        made = transform(wide, seed)
+        assert made.shape == (3, 24, 24) and made[:, :4].min() > 250 and made[:, 8:16].max() < 5
+    assert transform.needed(None) is None, "what is made of the picture's parts is not known"
+    assert torch.equal(transform.at(12)(wide, None), Transform(12, "warp", AugmentConfig(), (PADDED,))(wide, None))
+    assert transform.prepared(wide).shape == (48, 48, 3)
+    with pytest.raises(CxlpError, match=r"data\.transform: .*Normalize makes float32 .*: it must be uint8, with 3"):
+        Transform(24, "warp", AugmentConfig(), ({"class_path": "albumentations.Normalize"},))(wide, None)
+
+
+def test_prepared_pictures_have_another_digest(tmp_path: Path) -> None:
+    plain, padded = (ready(tmp_path, transform=changes) for changes in ((), (PADDED,)))
+    assert plain.digest("train") != padded.digest("train") == ready(tmp_path, transform=(PADDED,)).digest("train")
+    assert not torch.equal(plain.splits["test"][0]["image"], padded.splits["test"][0]["image"])
+    plain.resize(16, 32)
+    padded.resize(16, 32)
+    assert not torch.equal(plain.splits["test"][0]["image"], padded.splits["test"][0]["image"])

@@ -50,7 +50,7 @@ def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "valid", "test") for c in "ab"))
     renamed, held_out = (
         "warning: taken for splits by their names: valid (val)",
-        "held out: the 2 validation images there (data.validation: 0 fits them, too)",
+        f"held out: the 2 validation images of {root.name} (data.validation: 0 fits them, too)",
     )
     parts, said = {}, {}
     for validation in ("auto", "official", 0.1, 0):

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cxlp.data.checking import check
+from cxlp.data.inspection import Kind
 from cxlp.data.table import Table
 from cxlp.utils.errors import CxlpError
 from tests.data.folders import fill, names
@@ -253,6 +256,9 @@ def test_the_check_knows_tables(photos: Path) -> None:
     module = Table(write(photos, single()))
     report = check(module, workers=1)
     assert report.counts["train"].images == 3 and report.defects == 0
+    for name in ("a.png", "g.png"):
+        (photos / name).unlink()
+    assert len(check(module, workers=1).findings[Kind.MISSING]) == 2
 
 
 class Frame:
@@ -312,3 +318,25 @@ def test_what_is_no_table_is_named(tmp_path: Path, name: str, said: str) -> None
 def test_two_kinds_of_labels_are_refused(photos: Path) -> None:
     with pytest.raises(CxlpError, match=r"give one of data\.label_column, data\.labels_column"):
         Table(write(photos, single()), label_column="label", labels_column="label")
+
+
+PIECES = (b"", b'"', b"\0", b"\xff", b"\xff\xfe", b"\r", b"\n\n", b",", b";", b"\t")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_a_table_it_is_read_or_refused(photos: Path, data: st.DataObject) -> None:
+    """Pieces of the table are repeated, dropped, moved, or replaced by bytes that mean something to a parser."""
+    text = (single() + "a.png,dog,train\n").encode()
+    for _ in range(data.draw(st.integers(1, 4))):
+        i, j = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+        piece = data.draw(st.sampled_from([*PIECES, text[i:j]]))
+        text = text[:i] + piece + text[j if data.draw(st.booleans()) else i :]
+    path = photos / "mine.csv"
+    path.write_bytes(text)
+    try:
+        classes, samples = Table(path).read()
+    except CxlpError as error:
+        assert "mine.csv" in str(error)
+    else:
+        assert classes and samples["train"] and samples["test"]

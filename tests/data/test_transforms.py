@@ -173,6 +173,7 @@ def test_without_random_crop_the_size_itself_is_needed(aspect: Aspect) -> None:
 def test_random_crops_of_a_picture_as_large_as_needed_are_not_enlarged(scale: float) -> None:
     transform = Transform(32, "warp", AugmentConfig(crop_scale=scale))
     short = transform.needed(0)
+    assert short is not None
     sides = []
     for width, height in ((short, short), (short, 2 * short), (3 * short, short)):
         for seed in range(300):

@@ -88,9 +88,10 @@ def test_a_fit_with_the_primal_solver(tmp_path: Path, capsys: pytest.CaptureFixt
         labels = 2 * torch.nn.functional.one_hot(labels, len(CLASSES)) - 1
         labels[::5, 1] = 0
     scores = {}
-    for solver in ("kernel", "primal"):
+    both: tuple[SolverName, ...] = ("kernel", "primal")
+    for solver in both:
         network = small_network(multi_label=multi_label)
-        config = FrozenConfig(pca_vectors=ALL_VECTORS, folds=3, solver=solver)  # type: ignore[arg-type]
+        config = FrozenConfig(pca_vectors=ALL_VECTORS, folds=3, solver=solver)
         report = run_fit(network, tmp_path, config, data=(images, labels))
         assert report["primal"] == (solver == "primal")
         with torch.no_grad():

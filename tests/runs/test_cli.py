@@ -13,6 +13,8 @@ from pytorch_lightning import seed_everything
 
 from cxlp.commands.train import main
 from cxlp.data.cub200 import CUB200
+from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.deploy.predictor import load
 from cxlp.models.checkpoint import load_network
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen
@@ -95,6 +97,21 @@ def test_a_data_set_of_torchvision(birds: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["images"] == {"train": 6, "val": 0, "test": 2}
     again = run("b", config="aircraft.yaml")
     assert again["images"] == found["images"]
+
+
+def test_pictures_are_prepared_alike_in_training_and_prediction(birds: Path) -> None:
+    inverted = "[{class_path: albumentations.InvertImg, init_args: {p: 1.0}}]"
+    found = run("a", "--data.transform", inverted)
+    model, plain = load("runs/a"), load("runs/a")
+    plain.transform = Transform(64, "warp", AugmentConfig())
+    data = CUB200()
+    classes, samples = data.read()
+    paths, truths = zip(*((s.path, classes[int(str(s.label))]) for s in samples["test"]), strict=True)
+    answers = [found.classes[0] for found in model.predict(paths, top=1)]
+    assert sum(map(str.__eq__, answers, truths)) / len(truths) == pytest.approx(found["metrics"]["test/accuracy"])
+    one, other = (m.predict(paths[0]).probabilities for m in (model, plain))
+    assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01
+    assert main(["--config", "runs/a/config.yaml", "--run.name", "b", *QUIET]) == 0, "the config loads again"
 
 
 def test_fine_tuning_begins_at_the_frozen_solution(birds: Path) -> None:

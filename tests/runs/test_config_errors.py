@@ -41,18 +41,18 @@ def said(*args: str) -> str:
         (
             "data.bach_size",
             "Did you mean 'data.batch_size', 'data.image_size', 'data.aspect'? "
-            "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, validation, split_seed, "
-            "on_broken.",
+            "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, transform, validation, "
+            "split_seed, on_broken.",
         ),
         (
             "data.augment.flips",
-            "Did you mean 'data.augment.flip', 'data.augment.erase', 'data.augment.colour'? "
-            "Valid in data.augment: crop_scale, flip, colour, erase.",
+            "Did you mean 'data.augment.flip', 'data.augment.erase', 'data.augment.custom'? "
+            "Valid in data.augment: crop_scale, flip, colour, erase, custom.",
         ),
         (
             "model.frozen.cc",
             "Did you mean 'model.frozen.c', 'model.frozen.store', 'model.frozen.folds'? "
-            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, store.",
+            "Valid in model.frozen: c, c_candidates, folds, pca_vectors, features, solver, store.",
         ),
         (
             "model.head.pca_dims",
@@ -90,7 +90,8 @@ def test_an_unknown_key(tmp_path: Path, key: str, sentence: str, by: str) -> Non
 def test_an_option_of_another_class(tmp_path: Path, by: str) -> None:
     assert said("--data.test_fraction", "0.1") == (
         "unknown key data.test_fraction: Demo has no such option (Folder, Table, Torchvision have it: choose by data). "
-        "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, validation, split_seed, on_broken."
+        "Valid in data: root, batch_size, num_workers, augment, image_size, aspect, transform, validation, split_seed, "
+        "on_broken."
     )
     head: Any = {"class_path": "AveragePooling", "init_args": {"guide_dim": 4}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"head": [head] if by == "list" else head}}))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.data.folder import Folder
@@ -30,6 +31,31 @@ def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["bytes"] == 4 * network.out_features
     assert found["network"] == 5.0 and found["bare pass"] == 1.0  # one second for each image that passes
     assert found["encoding"] == found["classification"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "views", "rounds"),
+    [(0.0, 4.0, 32, 5), (0.01, 4.0, 32, 5), (0.01, 2.0, 32, 3), (0.1, 7.1, 11, 2), (9.0, 4.0, 1, 2)],
+)
+def test_a_slow_network_is_measured_with_fewer_views_and_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, budget: float, views: int, rounds: int
+) -> None:
+    network = Network(Backbone.from_config(BACKBONE), AveragePooling(), ["a", "b"])
+    data = Folder(write_folder(tmp_path, size=64), image_size=network.image_size)
+    data.setup()
+    hand = [0.0]
+    monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
+    passed = [0]
+
+    def pass_through(_module: object, args: tuple[Tensor], _maps: object) -> None:
+        hand[0] += seconds * len(args[0])
+        passed[0] += len(args[0])
+
+    network.backbone.register_forward_hook(pass_through)
+    found = measure_cost(network, data.splits["test"], budget=budget)
+    assert (found["views"], found["rounds"]) == (views, rounds)
+    assert found["bare pass"] == pytest.approx(seconds) and found["network"] == pytest.approx(seconds)
+    assert hand[0] <= 1.5 * budget or passed[0] < 12
 
 
 def test_the_peak_is_of_this_process() -> None:

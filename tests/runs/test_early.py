@@ -23,11 +23,12 @@ WRONG = [
     ("seed_everything", "x"), ("data.batch_size", "abc"), ("data.batch_size", "true"), ("data.batch_size", ""),
     ("data.num_workers", "many"), ("data.aspect", "maybe"), ("model.frozen.c", "maybe"), ("run.wandb", "maybe"),
     ("model.head.sqrt", "maybe"), ("model.head.align", "maybe"), ("trainer.barebones", "x"), ("run.cost", "1"),
-    ("trainer.limit_train_batches", "x"), ("data", "CUB"), ("data", "cub200"), ("data", "Nope"),
+    ("trainer.limit_train_batches", "x"), ("data", "CUB"), ("data", "Nope"),
     ("model.head", "Croos"),
 ]  # fmt: skip
 #: What only the parser knows to be right or wrong.
 LEFT = [
+    ("data", "cub200"), ("trainer.precision", "auto"),
     ("data.batch_size", "5"), ("data.batch_size", "1_0"),
     ("model.frozen.c", "1e3"), ("model.frozen.c", "auto"), ("run.cost", "True"), ("seeds", "null"), ("run.tags", "5"),
     ("model.head", "null"), ("model.head", "AveragePooling"), ("model.head", "my_package.Head"), ("data", "my.Own"),
@@ -117,6 +118,9 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
         (tmp_path / "run" / "checkpoints" / name).touch()
     there = ["--ckpt_path", "run", "--model.start", "run", "--run.refit", "run/checkpoints/best.ckpt"]
     assert said(check_early, [*DEMO, *there, "--model.backbone.weights", "run/checkpoints/best.ckpt"]) is None
+    gone = ["--model.start", "gone", "--run.refit", "gone.ckpt"]
+    for going_on in (["--ckpt_path", "run"], ["--run.resume", "auto"], ["--seeds", "2"]):
+        assert said(check_early, [*DEMO, *gone, *going_on]) is None  # such a run may not need them any more
     words = ["--ckpt_path", "null", "--model.start", "projection", "--run.refit", "True"]
     assert said(check_early, [*DEMO, *words, "--model.backbone.weights", "null"]) is None
 

@@ -17,10 +17,11 @@ from cxlp.data.folder import Folder
 from cxlp.runs import launch
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import find_earlier, new_folder
-from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch, was_restarted
+from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
 from cxlp.runs.loggers import RunConfig
 from cxlp.tasks import FineTune
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import was_restarted
 from tests.small_run import ARGUMENTS, FINETUNE, metrics, prepared
 
 TASK = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1",

@@ -55,7 +55,10 @@ def test_the_result_is_written_before_what_may_fail(
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
     assert main([*ARGUMENTS, *place, "--run.cost", "true"]) == 3
     lost = ["the log by ForgivingCSVLogger", "the cost", "confusion_matrix.png", "report.html"]
-    assert len(found) == 2 and metrics(folder) == {**found[1], "outputs": {"failed": lost}}
+    seconds = metrics(folder)["seconds"]
+    assert len(found) == 2 and metrics(folder) == {**found[1], "seconds": seconds, "outputs": {"failed": lost}}
+    assert seconds["total"] == pytest.approx(sum(spent for phase, spent in seconds.items() if phase != "total"))
+    assert {"start-up", "cost", "tables and pictures", "report", "other"} <= seconds.keys()
     assert metrics(folder)["metrics"] == good["metrics"] and metrics(folder).keys() == good.keys() - {"cost"}
     assert {"per_class.csv", "confusions.csv", "examples.csv", "examples"} <= {path.name for path in folder.iterdir()}
     said = capsys.readouterr()

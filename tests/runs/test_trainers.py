@@ -1,0 +1,72 @@
+"""In which precision the stages of a run compute."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cxlp.models.checkpoint import read_checkpoint
+from cxlp.runs import opening
+from cxlp.runs.cli import parse
+from cxlp.runs.trainers import without_gradients
+from cxlp.utils.precision import Precision
+from tests.small_run import ARGUMENTS, FINETUNE, run, write_pictures
+
+
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Say what is fastest on this machine."""
+
+    def say(name: Any) -> None:
+        monkeypatch.setattr(opening, "without_gradients", lambda trainer: Precision(name, "the test says so"))
+
+    return say
+
+
+def precisions(folder: Path, *names: str) -> list[str]:
+    """What the checkpoints tell."""
+    return [read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["cxlp_run"]["precision"] for name in names]
+
+
+def test_without_gradients_it_is_the_fastest_one_and_the_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    hardware("bf16-mixed")
+    folder = run("auto", *FINETUNE, "--trainer.precision", "auto")
+    assert precisions(folder, "frozen", "last") == ["bf16-mixed", "32-true"]
+    assert "Precision: bf16-mixed, since the test says so, gradient epochs 32-true\n" in capsys.readouterr().out
+    folder = run("given", "--trainer.precision", "32-true")
+    assert precisions(folder, "frozen") == ["32-true"]
+    assert "Precision: 32-true, as given\n" in capsys.readouterr().out
+
+
+def test_a_run_is_tested_in_the_precision_of_its_fit_also_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    hardware("bf16-mixed")
+    folder = run("moved")
+    before = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").unlink()
+    hardware("32-true")
+    capsys.readouterr()
+    run("moved", "--ckpt_path", str(folder))
+    assert "The tested weights were fitted in bf16-mixed: so is their test" in capsys.readouterr().out
+    assert '"test/accuracy"' in before
+
+
+def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*ARGUMENTS, "--trainer.accelerator", "auto"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert without_gradients(parse(arguments)["trainer"]).name == "bf16-mixed"
+    forked = parse([*arguments, "--trainer.strategy", "ddp_fork"])["trainer"]
+    assert without_gradients(forked).name == "32-true"  # asking would open the GPU
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert without_gradients(parse(arguments)["trainer"]).name == "32-true"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert without_gradients(parse(ARGUMENTS)["trainer"]).name == "bf16-mixed"  # accelerator cpu
