@@ -71,8 +71,11 @@ def read_cub(root: Path, boxes: bool) -> tuple[list[Item], list[Item]]:
 
 def read_folder(root: Path) -> tuple[list[Item], list[Item]]:
     """Training and test images of a folder with a folder for each class."""
-    train, test = ([(path, label, None) for path, label in ImageFolder(root / s).samples] for s in ("train", "test"))
-    return train, test
+
+    def read(split: str) -> list[Item]:
+        return [(path, label, None) for path, label in ImageFolder(root / split).samples]
+
+    return read("train"), read("test")
 
 
 def main() -> None:  # one plain script
@@ -106,7 +109,7 @@ def main() -> None:  # one plain script
     maps: dict[str, Tensor] = {}
     for layer in layers:
         model.get_submodule(layer).register_forward_hook(
-            lambda module, given, out, layer=layer: maps.update({layer: out})  # type: ignore[misc]
+            lambda module, given, out, layer=layer: maps.update({layer: out})
         )
 
     @torch.no_grad()
