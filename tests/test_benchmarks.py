@@ -45,7 +45,7 @@ def test_pooling_benchmark_prints_ratios() -> None:
 @pytest.mark.slow
 def test_svm_benchmark_finds_equal_predictions(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    sizes = ("--dim", "500", "--classes", "5", "--out", str(out))
+    sizes = ("--dim", "500", "--classes", "5", "--threads", "1", "--out", str(out))
     run("svm.py", "--n", "200", "--linearsvc", *sizes)
     found = json.loads(out.read_text())
     for name in ("kernel", "primal", "LinearSVC"):
