@@ -155,6 +155,11 @@ def _check_early(args: Namespace) -> None:
     """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported."""
     from cxlp.runs.early import check_early
 
+    given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
+    if args.recipes and len({Path(name).stem for name in args.recipes}) < len(args.recipes):
+        raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
     check_early(args.rest)
     for recipe in args.recipes or ():
         check_early([*args.rest, *_overlay(recipe)])
@@ -191,14 +196,8 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
     from cxlp.studies.comparison import System
     from cxlp.studies.systems import systems
 
-    given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
-    if len(given) > 1:
-        raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
     if args.recipes:
-        recipes = {Path(name).stem: name for name in args.recipes}
-        if len(recipes) < len(args.recipes):
-            raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
-        return [System(stem, None, _overlay(name)) for stem, name in recipes.items()], None
+        return [System(Path(name).stem, None, _overlay(name)) for name in args.recipes], None
     if args.sweep is None:
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:

@@ -201,7 +201,7 @@ class Network(nn.Module):
         """
         images = maps[0].shape[0] // head.view_count
         together = self._encoded_together(head, maps[0])
-        if images > together:
+        if together is not None and images > together:
             parts = zip(*(torch.split(m, together * head.view_count) for m in maps), strict=True)
             vector = torch.cat([head(*part, views=head.view_count) for part in parts])
         else:
@@ -214,14 +214,14 @@ class Network(nn.Module):
         vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
         return vector if len(self.heads) == 1 else vector * len(self.heads) ** -0.5
 
-    def _encoded_together(self, head: Head, maps: Tensor) -> int:
-        """How many images a head encodes at a time: all, but without gradients on the CPU a few.
+    def _encoded_together(self, head: Head, maps: Tensor) -> int | None:
+        """How many images a head encodes at a time: all (``None``), but without gradients on the CPU a few.
 
         There, larger vectors come from the system as new pages at each operation, which takes longer than to compute
         them.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or maps.device.type != "cpu":
-            return len(maps)
+            return None
         return max(1, _BYTES_AT_A_TIME // (4 * head.out_features))
 
     def features(self, images: Tensor) -> Tensor:
