@@ -196,8 +196,8 @@ def choose_images(
         chosen = chosen or ("test" if "test" in content else "all")
         samples = [sample for split, part in content.items() if chosen in ("all", split) for sample in part]
     if not samples:
-        held = ": none are held out (data.validation)" if chosen == "val" else ""
-        raise CxlpError(f"{data.name} has no images for --split {chosen}{held}")
+        none = ": none are held out (data.validation)" if chosen == "val" else ""
+        raise CxlpError(f"{data.name} has no images for --split {chosen}{none}")
     several = not isinstance(samples[0].label, int)
     if several != network.multi_label:
         kinds = ("one label per image", "several labels per image")

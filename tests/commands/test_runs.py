@@ -195,11 +195,15 @@ def test_a_run_that_has_only_begun_is_deleted(root: Path, capsys: Capture) -> No
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        *[("metrics.json", json.dumps({"metrics": value})) for value in (None, [], {"test/accuracy": "abc"}, 3)],
-        *[("metrics.json", json.dumps({"metrics": {"test/accuracy": 0.5}, "intervals": v})) for v in (None, [], "x")],
-        ("metrics.json", json.dumps({"intervals": {"test/accuracy": {"low": "x"}}, "metrics": {"test/accuracy": 1}})),
-        ("metrics.json", json.dumps({"images": [1], "seconds": {"test": "x"}, "network": [], "trained_on": []})),
-        *[("provenance.json", json.dumps(value)) for value in ({"data": None}, {"data": [], "git": [1]}, [])],
+        ("metrics.json", '{"metrics": null}'),
+        ("metrics.json", '{"metrics": []}'),
+        ("metrics.json", '{"metrics": {"test/accuracy": "abc"}}'),
+        ("metrics.json", '{"metrics": {"test/accuracy": 0.5}, "intervals": null}'),
+        ("metrics.json", '{"metrics": {"test/accuracy": 0.5}, "intervals": {"test/accuracy": {"low": "x"}}}'),
+        ("metrics.json", '{"images": [1], "seconds": {"test": "x"}, "network": [], "trained_on": []}'),
+        ("provenance.json", '{"data": null}'),
+        ("provenance.json", '{"data": [], "git": [1]}'),
+        ("provenance.json", "[]"),
         ("per_class.csv", "class\n"),
     ],
 )
