@@ -41,7 +41,8 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Rows:
     Args:
         path: A Parquet file if it ends in ``.parquet`` or ``.pq``, else a text. What stands between its columns is a
             tab in ``.tsv``, and in others whichever of comma, semicolon, tab and bar is most frequent in the first
-            line, if there is no line ``sep=;`` before it, which Excel writes. Byte-order marks, ends of lines, blank lines and quotes are as spreadsheets write them.
+            line, if there is no line ``sep=;`` before it, which Excel writes. Byte-order marks, ends of lines, blank
+            lines and quotes are as spreadsheets write them.
         encoding: Of a text; one that begins with UTF-16's byte-order mark is known by that.
 
     Raises:
