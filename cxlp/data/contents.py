@@ -105,7 +105,7 @@ def _has_checksums(data: bytes) -> bool:
         if zlib.crc32(content[at + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
             return False
         if kind == b"IEND":
-            return end == len(data)
+            return bool(end == len(data))
         at = end
     return False
 

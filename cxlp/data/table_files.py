@@ -48,14 +48,23 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Rows:
     Raises:
         CxlpError: If it cannot be read; names the line.
     """
-    if path.suffix.lower() in (".xls", ".xlsx", ".ods"):
-        raise CxlpError(f"{path} is a spreadsheet: save it as CSV")
+    check_table(path)
     try:
         return _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_text(path, encoding)
-    except FileNotFoundError as error:
-        raise CxlpError(f"table not found: {path.absolute()}") from error
     except OSError as error:
         raise CxlpError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def check_table(path: Path) -> None:
+    """Refuse what is no table by its name, or is not there.
+
+    Raises:
+        CxlpError: Says so.
+    """
+    if path.suffix.lower() in (".xls", ".xlsx", ".ods"):
+        raise CxlpError(f"{path} is a spreadsheet: save it as CSV")
+    if not path.exists():
+        raise CxlpError(f"table not found: {path.absolute()}")
 
 
 def rows_of(frame: Any, name: str = "the DataFrame") -> Rows:  # noqa: ANN401 (pandas and polars are optional)

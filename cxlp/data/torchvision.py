@@ -13,41 +13,14 @@ from tqdm import tqdm
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.splitting import check_fraction, split_off
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.data.torchvision_sets import DATA_SETS, OPTIONS, find_data_set
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.locking import locked
 from cxlp.utils.program import program
 
-_Arguments = Mapping[Split, Mapping[str, Any]]
-_BY_FLAG: _Arguments = {"train": {"train": True}, "test": {"train": False}}
-_TWO: _Arguments = {"train": {"split": "train"}, "test": {"split": "test"}}
-_THREE: _Arguments = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
-_VALID: _Arguments = {**_THREE, "val": {"split": "valid"}}
-#: Those whose test images have no labels are tested on the validation images, as is usual.
-_TESTED_ON_VAL: _Arguments = {"train": {"split": "train"}, "test": {"split": "val"}}
-_NONE: _Arguments = {}
-#: The arguments by which each data set gives its splits; none: a split is made.
-DATA_SETS: dict[str, _Arguments] = {
-    "CIFAR10": _BY_FLAG, "CIFAR100": _BY_FLAG, "Caltech101": _NONE, "Caltech256": _NONE, "CelebA": _VALID,
-    "Country211": _VALID, "DTD": _THREE, "EMNIST": _BY_FLAG, "EuroSAT": _NONE, "FER2013": _TWO, "FGVCAircraft": _THREE,
-    "FashionMNIST": _BY_FLAG, "Flowers102": _THREE, "Food101": _TWO, "GTSRB": _TWO,
-    "INaturalist": {"train": {"version": "2021_train"}, "test": {"version": "2021_valid"}},
-    "ImageNet": _TESTED_ON_VAL, "Imagenette": _TESTED_ON_VAL, "KMNIST": _BY_FLAG, "LFWPeople": _TWO, "MNIST": _BY_FLAG,
-    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}}, "PCAM": _THREE,
-    "Places365": {"train": {"split": "train-standard"}, "test": {"split": "val"}}, "QMNIST": _BY_FLAG,
-    "RenderedSST2": _THREE, "SEMEION": _NONE, "STL10": _TWO, "SUN397": _NONE, "SVHN": _TWO, "StanfordCars": _TWO,
-    "USPS": _BY_FLAG,
-}  # fmt: skip
 #: Where data sets have the names of their classes.
 _NAMES = ("classes", "categories", "all_categories", "attr_names", "class_to_idx")
-#: The options of theirs that may be given, with the values that choose labels of classes; none: any value.
-_OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Caltech101": {"target_type": ("category",)}, "CelebA": {"target_type": ("attr",)}, "DTD": {"partition": ()},
-    "EMNIST": {"split": ()}, "FGVCAircraft": {"annotation_level": ()}, "Imagenette": {"size": ()},
-    "INaturalist": {"target_type": ("full", "kingdom", "phylum", "class", "order", "family", "genus")},
-    "LFWPeople": {"image_set": ()}, "OxfordIIITPet": {"target_types": ("category", "binary-category")},
-    "Places365": {"small": ()}, "STL10": {"folds": ()},
-}  # fmt: skip
 
 
 class Torchvision(ImageDataModule):
@@ -79,22 +52,14 @@ class Torchvision(ImageDataModule):
     ) -> None:
         super().__init__(root, **common)
         check_fraction(test_fraction)
-        if not name:
-            raise CxlpError("give data.name, the one of torchvision's data sets that is meant, such as Flowers102")
-        known = {each.lower(): each for each in DATA_SETS}
-        if name.lower() not in known:
-            raise CxlpError(
-                f"data.name: {name!r} is none of torchvision's data sets that can be used for "
-                f"classification. {did_you_mean(name, DATA_SETS, shown=40)}"
-            )
-        self.name, self.options = known[name.lower()], dict(options or {})
+        self.name, self.options = find_data_set(name), dict(options or {})
         self.download, self.test_fraction = download, test_fraction
         self.multi_label = self.name == "CelebA"
         self._check_options()
         self._copy = self.root / f"{self.name}-png{'-' + digest(self.options, size=3) if self.options else ''}"
 
     def _check_options(self) -> None:
-        taken = _OPTIONS.get(self.name, {})
+        taken = OPTIONS.get(self.name, {})
         for option, value in self.options.items():
             where = f"data.options: {self.name}'s {option}"
             if any(option in given for given in DATA_SETS[self.name].values()):

@@ -331,6 +331,7 @@ def test_a_pandas_frame_and_parquet(photos: Path) -> None:
 
 
 def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "mine.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
         CxlpError, match=r"mine\.parquet: reading Parquet needs the package pyarrow: pip install pyarrow"
