@@ -73,6 +73,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     multi_label = False
     #: Whether validation images that the data set has are held out, whatever ``validation`` says but 0.
     holds_out_own = False
+    #: Whether training and test images are drawn where the data set says neither; else all of them are ``train``, and
+    #: there may be test images alone.
+    makes_split = True
 
     def __init__(
         self,
@@ -140,9 +143,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         pool = samples["train"] + official
         if self.validation in (0, "auto"):
             return pool, []
-        fraction = float(self.validation)
-        seed = run_seed() if self.split_seed is None else self.split_seed
-        return split_off(pool, self.classes, fraction, seed, f"{self.name}: cannot hold out {fraction:g} of each class")
+        part, seed = float(self.validation), run_seed() if self.split_seed is None else self.split_seed
+        return split_off(pool, self.classes, part, seed, f"{self.name}: cannot hold out {part:g} of each class")
 
     def read_usable(self) -> Content:
         """Read the lists, but with ``on_broken: skip`` leave out the files that are missing or broken.
@@ -177,10 +179,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
         if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
             notes.append(f"warning: {trained:,} test images have the same content as training images")
-        if not self.left_out:
-            return notes
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
-        return [*notes, f"left out of {self.root}: {counts}"]
+        return [*notes, f"left out of {self.root}: {counts}"] if counts else notes
 
     def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
         """A number ``(n,)``, int64, for each image of a split, by the content of its file.
@@ -272,7 +272,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             data.transform = Transform(size, self.aspect, self.augment, self.transform)
 
     def _ask(self, name: str, default: Any) -> Any:  # noqa: ANN401 (whatever the module says)
-        """Return an attribute of the LightningModule that the loaders feed, if there is one."""
+        """Return an attribute of the LightningModule that is fed, if there is one."""
         return getattr(self.trainer.lightning_module, name, default) if self.trainer else default
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[dict[str, Any]]:

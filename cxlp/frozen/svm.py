@@ -11,12 +11,12 @@ from sklearn import config_context
 from sklearn.svm import SVC
 from torch import Tensor
 
+from cxlp.frozen.classifier import Array
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 
-Array = NDArray[np.float64]
 _ROWS = 512  # scored at a time
 
 

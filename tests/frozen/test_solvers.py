@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cxlp.frozen import solvers
+from cxlp.frozen import newton, solvers
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.frozen.solvers import SolverName, plan
 from cxlp.frozen.svm import kernel_bytes
@@ -16,8 +16,8 @@ from tests.frozen.test_fit import ALL_VECTORS, CLASSES, cross, run_fit, small_im
 CPU = torch.device("cpu")
 
 
-def free(monkeypatch: pytest.MonkeyPatch, size: float, ranks: int = 1) -> None:
-    monkeypatch.setattr(solvers, "free_memory", lambda: int(size))
+def free(monkeypatch: pytest.MonkeyPatch, size: float | None, ranks: int = 1) -> None:
+    monkeypatch.setattr(solvers, "free_memory", lambda: None if size is None else int(size))
     monkeypatch.setattr(solvers, "local_world_size", lambda: ranks)
 
 
@@ -44,7 +44,7 @@ def test_auto_takes_the_kernel_while_it_needs_a_quarter_of_the_free_memory(
 
 
 def test_where_the_memory_is_unknown_small_sets_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    free(monkeypatch, 0)
+    free(monkeypatch, None)
     assert not plan("auto", 5_000, 16_384, 100, 5, CPU).primal
     assert plan("auto", 100_000, 16_384, 100, 5, CPU).primal
 
@@ -64,6 +64,7 @@ def test_where_the_memory_is_unknown_small_sets_take_the_kernel(monkeypatch: pyt
         ),
         ("primal", 1e8, r"0\.1 GB are free, for each process: make the features smaller"),
         ("auto", 1e8, "make the features smaller"),
+        ("auto", 0, r"; 0\.0 GB are free"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -96,7 +97,8 @@ def test_a_fit_with_the_primal_solver(tmp_path: Path, capsys: pytest.CaptureFixt
         assert report["primal"] == (solver == "primal")
         with torch.no_grad():
             scores[solver] = network(images) / report["logit_scale"]
-    assert "solver: primal. SVMs of 21 images, 3 classes" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said.count(f"solver: {solver}. SVMs of 21 images, 3 classes") == 1
     torch.testing.assert_close(scores["primal"], scores["kernel"], rtol=0, atol=0.5)
     assert bool((scores["primal"].sign() == scores["kernel"].sign()).all())
 
@@ -127,6 +129,14 @@ def test_folds_and_settled_choices_with_the_primal_solver(tmp_path: Path) -> Non
     held_out = folds(features, torch.arange(len(images))).argmax(dim=1)
     assert float((held_out == labels).float().mean()) == pytest.approx(report["cv_accuracy"])
     again = fit(settled=(report["C"], report["logit_scale"]))
-    assert again.finish() == {"C": report["C"], "logit_scale": report["logit_scale"], "primal": 1.0}
+    assert again.finish() == {"C": report["C"], "logit_scale": report["logit_scale"], "primal": 1.0, "unsolved": 0.0}
     with torch.no_grad():
         torch.testing.assert_close(again.network(images), first.network(images), rtol=0, atol=1e-3)
+
+
+def test_a_warning_tells_how_many_svms_are_not_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newton, "_MOST_STEPS", 1)
+    with pytest.warns(UserWarning, match="12 SVMs, those of the cross-validation included, were not solved") as said:
+        report = run_fit(small_network(), tmp_path, FrozenConfig(folds=3, solver="primal"), data=small_images())
+    assert report["unsolved"] == 12
+    assert sum("not solved" in str(warning.message) for warning in said) == 1
