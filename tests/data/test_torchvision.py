@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision import datasets
 
 from cxlp.data import data_module
-from cxlp.data.torchvision import DATA_SETS, Torchvision
+from cxlp.data.torchvision import Torchvision
+from cxlp.data.torchvision_sets import DATA_SETS
 from cxlp.utils.errors import CxlpError
 from tests.data.torchvision_copies import COPIES, aircraft, mnist, picture
 from tests.generate import write_image

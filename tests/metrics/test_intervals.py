@@ -87,7 +87,7 @@ def test_intervals_hold_the_expected_metric_about_as_often_as_they_say(
         scores, labels = draw()
         found = precision_intervals(scores, labels, {"mAP": "uninterpolated"})["mAP"]
         assert found.low < float(mean_average_precision(scores, labels, "uninterpolated")) < found.high
-        held += found.low <= expected <= found.high
+        held += bool(found.low <= expected <= found.high)
     assert held / 40 >= least
 
 
