@@ -1,7 +1,6 @@
 """Your own images: a folder per class."""
 
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.listing import check_folder, count_files, folders_in, pictures, subfolders
+from cxlp.data.names import folded, notes_of_alike
 from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError
@@ -82,7 +82,7 @@ class Folder(ImageDataModule):
                     f"{hint if folders.get('train') else ''}"
                 )
             if strange := sorted(folders[split].keys() - named.keys()):
-                same = {_folded(name) for name in named} & {_folded(name) for name in strange}
+                same = {folded(name) for name in named} & {folded(name) for name in strange}
                 hint = ". They differ in case only, or are written in different Unicode forms: rename the folders"
                 raise CxlpError(
                     f"folder: {splits[split]} has classes that {splits['train'].name} has not: "
@@ -100,12 +100,7 @@ class Folder(ImageDataModule):
 
     def _note_odd_classes(self, classes: Mapping[str, Path]) -> None:
         """Note classes of nearly the same name, and that the folders in all class folders are rather the classes."""
-        known: dict[str, str] = {}
-        for name in classes:
-            if (other := known.setdefault(_folded(name), name)) != name:
-                self.notes.append(
-                    f"the classes {other!r} and {name!r} differ only in case or in how letters are encoded"
-                )
+        self.notes += notes_of_alike(classes, "classes")
         below = [{path.name for path in folders_in(folder)} for folder in classes.values()]
         if len(classes) > 1 and len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))
@@ -137,8 +132,3 @@ class Folder(ImageDataModule):
         failure = f"folder: cannot split {self.root} into train and test"
         train, test = split_off(samples, classes, self.test_fraction, 0, failure)
         return {"train": train, "test": test}
-
-
-def _folded(name: str) -> str:
-    """A name as file systems that do not distinguish case, or ways to write an accent, compare it."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
