@@ -72,6 +72,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     multi_label = False
     #: Whether validation images that the data set has are held out, whatever ``validation`` says but 0.
     holds_out_own = False
+    #: Whether training and test images are drawn where the data set says neither; else all of them are ``train``, and
+    #: there may be test images alone.
+    makes_split = True
 
     def __init__(
         self,

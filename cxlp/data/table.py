@@ -130,16 +130,18 @@ class Table(ImageDataModule):
 
     def _complete(self, splits: dict[str, list[Sample]], classes: Sequence[str]) -> dict[Split, list[Sample]]:
         """Training and test images: as the table says it, or by a split that is made here."""
+        if self._split is None and not self.makes_split:
+            return {"train": splits[""]}
         if self._split is None:
             failure = f"{self.table}: cannot split it into train and test"
             train, test = split_off(splits[""], classes, self.test_fraction, 0, failure)
             return {"train": train, "test": test}
-        if "train" not in splits or len(splits) == 1:
+        if self.makes_split and ("train" not in splits or len(splits) == 1):
             raise CxlpError(
                 f"{self.table}: column {self._split} says {', '.join(splits)} only, but there must be train and test; "
                 "to have a split made, call the column otherwise"
             )
-        if "test" not in splits:
+        if "test" not in splits and "val" in splits:
             self.notes.append("no row is for the test: the test images are those of val")
             splits["test"] = splits.pop("val")
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}

@@ -125,7 +125,7 @@ class Torchvision(ImageDataModule):
             index = {label: k for k, label in enumerate(used)}
             samples = {split: [Sample(s.path, index[s.label]) for s in part] for split, part in samples.items()}  # type: ignore[index]
             classes = tuple(classes[label] for label in used)
-        if "test" not in samples:
+        if "test" not in samples and self.makes_split:
             failure = f"{self.name}: cannot split it into train and test"
             train, test = split_off(samples["train"], classes, self.test_fraction, 0, failure)
             samples = {"train": train, "test": test}

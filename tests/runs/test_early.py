@@ -140,19 +140,26 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
         (["compare", *DEMO, "--recipes", "none", "finetun.yaml"], 2),
         (["predict", "--help"], 0),
         (["predict", "nowhere", "a.jpg"], 2),
-        (["predict", "last.ckpt", "a.jpg", "b*.jpg"], 2),
+        (["predict", "last.ckpt", "c.jpg", "b*.jpg"], 2),
         (["explain", "--help"], 0),
-        (["explain", "last.ckpt", "a.jpg"], 2),
+        (["explain", "last.ckpt", "c.jpg"], 2),
         (["export", "nowhere", "--out", "x.onnx"], 2),
-        (["export", "last.ckpt", "--out", "x.onnx", "--check", "a.jpg"], 2),
+        (["export", "last.ckpt", "--out", "x.onnx", "--check", "c.jpg"], 2),
         (["check", "folder", "--root", "nowhere"], 2),
         (["check", "cub200", "--root", "nowhere"], 2),
         (["check", "cub20"], 2),
         (["download", "--help"], 0),
+        (["test", "last.ckpt"], 2),
+        (["test", "last.ckpt", *DEMO, "--data.rot", "x"], 2),
+        (["test", "last.ckpt", *DEMO, "--run.name", "x"], 2),
+        (["test", "last.ckpt", *DEMO, "--out", "/proc/x"], 2),
+        (["embed", "cub200.yaml", "a.jpg", "--out", "x.npz", "--modle.x", "3"], 2),
+        (["embed", "cub200.yaml", "a.jpg", "--out", "x.npz", "--data.root", "x"], 2),
     ],
 )
 def test_it_is_told_without_torch(tmp_path: Path, arguments: list[str], status: int) -> None:
-    (tmp_path / "last.ckpt").touch()
+    for name in ("last.ckpt", "a.jpg"):
+        (tmp_path / name).touch()
     code = (
         "import sys\nfrom cxlp.__main__ import main\ntry: status = main(sys.argv[1:])\n"
         "except SystemExit as end: status = end.code\n"
