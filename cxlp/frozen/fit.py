@@ -163,7 +163,8 @@ class FrozenFit:
         names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
         self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory_for_maps())
         classes = len(network.classes)
-        self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
+        folds, costs = config.folds if settled is None else 0, len(config.c_candidates) if config.c == "auto" else 1
+        self.plan = plan(config.solver, images, network.out_features, classes, folds, self.device, costs, cross)
         if rank() == 0:
             name = "primal" if self.plan.primal else "kernel"
             print(f"solver: {name}. {self.plan.why}", file=sys.stderr)  # noqa: T201

@@ -25,18 +25,31 @@ _EASY, _RUNG, _ROUGHLY = 10.0, 3.2, 0.1
 _HARDEST = 1e8  # such a product: rounding of scores in float32 is more than the solution
 
 
-def primal_bytes(n: int, dim: int, classes: int, folds: int, budget: int) -> int:
+def primal_bytes(
+    n: int, dim: int, classes: int, folds: int, budget: int, candidates: int = 1, cross: bool = False
+) -> int:
     """Memory that a :class:`PrimalSolver` takes on each rank, in bytes: its budget, or what a single SVM needs.
 
-    Besides: all SVMs' weights, targets, and held-out scores; with its blocks of rows.
+    Besides: weights and held-out scores, with the copies that are made of them; its blocks of rows.
+
+    Args:
+        n: Rows.
+        dim: D.
+        classes: SVMs on all rows.
+        folds: Of the cross-validation.
+        budget: Bytes of the vectors of a group.
+        candidates: How many C are cross-validated.
+        cross: Whether the weights of the folds' SVMs are wanted, too.
     """
     one = _per_svm(n, dim)
-    return max(one, min(budget, classes * (folds + 1) * one)) + 2 * 4 * classes * dim + 13 * classes * n + 3 * BLOCK
+    group = max(one, min(budget, classes * max(1, folds) * one))
+    weights = 8 * classes * dim * (2 + (folds if cross else 0))
+    return group + weights + (32 + 4 * candidates) * classes * n + 3 * BLOCK
 
 
 def _per_svm(n: int, dim: int) -> int:
-    """Bytes of an SVM while it is fitted, of a rank: about eight vectors of its weights, and of its scores."""
-    return 32 * dim + 32 * -(-n // world_size())
+    """Bytes of an SVM while it is fitted, of a rank, as measured: about 12 vectors of its weights, 16 of its scores."""
+    return 48 * dim + 64 * -(-n // world_size())
 
 
 class PrimalSolver:

@@ -40,7 +40,16 @@ class Plan:
     why: str
 
 
-def plan(solver: SolverName, n: int, dim: int, classes: int, folds: int, device: torch.device) -> Plan:
+def plan(
+    solver: SolverName,
+    n: int,
+    dim: int,
+    classes: int,
+    folds: int,
+    device: torch.device,
+    candidates: int = 1,
+    cross: bool = False,
+) -> Plan:
     """Choose: ``auto`` takes the kernel while its matrix and folds need a quarter of the free memory at most.
 
     Args:
@@ -50,6 +59,8 @@ def plan(solver: SolverName, n: int, dim: int, classes: int, folds: int, device:
         classes: Names.
         folds: Folds of the cross-validation.
         device: Where rows are multiplied.
+        candidates: How many C are cross-validated.
+        cross: Whether the weights of the folds' SVMs are wanted, too.
 
     Raises:
         CxlpError: On all ranks, which call it together, if one of them has too little memory.
@@ -61,7 +72,10 @@ def plan(solver: SolverName, n: int, dim: int, classes: int, folds: int, device:
         here = min(here, torch.cuda.mem_get_info(device)[0] + unused)
     free = min(gather_objects(here))
     budget = min(BUDGET, free // 4)
-    needs = {"kernel": kernel_bytes(n, classes, folds), "primal": primal_bytes(n, dim, classes, folds, budget)}
+    needs = {
+        "kernel": kernel_bytes(n, dim, classes, folds, candidates, cross),
+        "primal": primal_bytes(n, dim, classes, folds, budget, candidates, cross),
+    }
     name = ("kernel" if needs["kernel"] <= free // 4 else "primal") if solver == "auto" else solver
     said = ", ".join(f"{need / 1e9:.1f} GB with solver {of}" for of, need in needs.items())
     why = f"SVMs of {n} images, {classes} classes and {dim} features need {said}; {free / 1e9:.1f} GB are free"
