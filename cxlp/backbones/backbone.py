@@ -184,7 +184,7 @@ class Backbone(nn.Module):
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise CxlpError(f"the images are {images.dtype}: give uint8 of 0..255, or floating point of 0..1")
         holds = self._holds[-1:]  # read once: another thread may release it
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or torch._C._is_tracing()  # which would fix the parts
         if not holds or traced or self.training or torch.is_grad_enabled():
             return self._maps(self._outputs(images, self.trunk))
         # A few at a time, from the bytes on, see Folded.

@@ -203,6 +203,16 @@ def test_holds_nest(photos: Tensor) -> None:
     assert not backbone._holds
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_a_trace_of_a_held_backbone_takes_batches_of_any_size() -> None:
+    backbone = build_own(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), ("2",))
+    small, large = torch.rand(2, 3, 64, 64), torch.rand(40, 3, 64, 64)
+    with backbone.held():
+        traced = torch.jit.trace(backbone, small)
+        torch.testing.assert_close(traced(large)[0], backbone(large)[0])
+
+
 def test_threads_share_a_backbone() -> None:
     backbone = build_own(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), ("2",))
     images = torch.rand(1, 3, 64, 64)
@@ -245,7 +255,8 @@ def test_modules_in_training_mode_stay_in_it(photos: Tensor) -> None:
 def test_a_batch_is_cut_where_each_image_stands_for_itself(case: str) -> None:
     class Normalised(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            x = super().forward(x)
+            for module in self:
+                x = module(x)
             return nn.functional.batch_norm(x, None, None, training=True) if case == "function" else x
 
     norm = nn.BatchNorm2d(4, track_running_stats=case != "statistics of the batch")
@@ -259,7 +270,7 @@ def test_a_batch_is_cut_where_each_image_stands_for_itself(case: str) -> None:
     assert (parts < len(images)) == (case == "alone")
 
 
-class OnlyCpuKnowsDouble(TorchDispatchMode):
+class OnlyCpuKnowsDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses float64 elsewhere, as Apple's GPU does."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -271,7 +282,7 @@ class OnlyCpuKnowsDouble(TorchDispatchMode):
 
 def test_a_gpu_without_float64_folds() -> None:
     backbone = build("resnet18", ("layer3", "layer4"), image_size=64)
-    with FakeTensorMode(allow_non_fake_inputs=True), OnlyCpuKnowsDouble():
+    with FakeTensorMode(allow_non_fake_inputs=True), OnlyCpuKnowsDouble():  # type: ignore[no-untyped-call]
         for module in backbone.trunk.modules():
             for name, values in [*module._parameters.items(), *module._buffers.items()]:
                 if values is not None:

@@ -60,7 +60,12 @@ def test_a_task_releases_what_it_holds_and_no_more(tmp_path: Path, monkeypatch: 
     assert len(before) == 1
     trainer(tmp_path, max_epochs=1).fit(Frozen(net), loader(), loader())
     held: list[int] = []
-    monkeypatch.setattr(Network, "classify", lambda *_: held.append(len(net.backbone._holds)) or 1 / 0)
+
+    def fail(*_: object) -> None:
+        held.append(len(net.backbone._holds))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Network, "classify", fail)
     for task in (Frozen(net), ClassificationTask(net)):
         with pytest.raises(ZeroDivisionError):
             if isinstance(task, Frozen):
