@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from cxlp.backbones.feature_extraction import (
-    _ACTIVATION_MODULES,
-    _NORMS,
-    _TRANSPARENT,
-    _fused,
-    _is_activation,
-    _tap,
-    _trace,
-    _tracing_options,
+    ACTIVATION_MODULES,
+    NORMS,
+    TRANSPARENT,
+    find_tap,
+    fused_activation,
+    is_activation,
+    trace,
+    tracing_options,
 )
 from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import find
@@ -69,7 +69,7 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
     source = find(name)
     size = image_size or source.expects.size
     model = source.model.eval()
-    graph, names = _trace(model, _tracing_options(model), name)
+    graph, names = trace(model, tracing_options(model), name)
     modules = dict(model.named_modules())
     sides, refused = _sides(model, graph, size)
     if refused:
@@ -78,8 +78,8 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
     found: dict[fx.Node, list[str]] = {}
     ends = _ends(names)
     for path, module in modules.items():
-        if path in ends and not isinstance(module, (*_ACTIVATION_MODULES, *_NORMS, *_TRANSPARENT)):
-            node = _tap(names, modules, path, "after", name)
+        if path in ends and not isinstance(module, (*ACTIVATION_MODULES, *NORMS, *TRANSPARENT)):
+            node = find_tap(names, modules, path, "after", name)
             if sides.get(node, (0, 1))[1] > 1 and (depth is None or path.count(".") < depth):
                 found.setdefault(node, []).append(path)
     ancestors = _ancestors(graph)
@@ -156,10 +156,10 @@ def _sides(model: nn.Module, graph: fx.Graph, size: int) -> tuple[dict[fx.Node, 
 
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """The name of a node's activation; empty: it is none."""
-    if not _is_activation(node, modules):
+    if not is_activation(node, modules):
         return ""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
     if module is not None:
-        return type(_fused(module) or module).__name__
+        return type(fused_activation(module) or module).__name__
     called = getattr(node.target, "__name__", str(node.target)).strip("_")
     return {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}.get(called, called)
