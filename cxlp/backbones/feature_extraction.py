@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
+#: Modules that are activations.
 ACTIVATION_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh,
@@ -21,8 +22,9 @@ _ACTIVATION_FUNCTIONS = (
     F.mish, F.hardswish, F.hardtanh, F.softplus, torch.sigmoid, torch.tanh,
 )  # fmt: skip
 _ACTIVATION_METHODS = ("relu", "relu_", "sigmoid", "tanh")
+#: Normalisations of maps, by channel or group.
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
-# What may stand between a layer and its activation without changing the map in evaluation.
+#: What may stand between a layer and its activation without changing the map in evaluation.
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
@@ -89,7 +91,7 @@ def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
 
 
 def tracing_options(model: nn.Module) -> dict[str, Any]:
-    """Say how a network is traced: which modules stay whole."""
+    """What :func:`trace` takes as whole nodes of a network."""
     import torchvision
 
     own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
@@ -202,7 +204,7 @@ def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
 
 
 def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node of the graph is an activation, perhaps with a norm before it in one module."""
+    """Whether a node calls an activation, or a normalisation that ends with one."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         return isinstance(module, ACTIVATION_MODULES) or fused_activation(module) is not None
