@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         self.image_size = self._arguments["image_size"] or source.expects.size
         self.bgr = source.expects.bgr
         self.recompute = False
-        self._folded: Folded | None = None
+        self._holds: list[Folded] = []
         # Not in the state dict: they are the network's definition, not learnt.
         for key, own in (("mean", source.expects.mean), ("std", source.expects.std)):
             values = self._arguments[key] or own
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
             setattr(twin, name, tuple(getattr(self, name)[i] for i in kept))
         twin._arguments = {**self._arguments, "layers": list(twin.layers)}
         twin.trunk = narrow(self.trunk, twin.layers)
-        twin._folded = None
+        twin._holds = []
         return twin
 
     def spec(self) -> dict[str, Any]:
@@ -183,11 +183,13 @@ class Backbone(nn.Module):
         """
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise CxlpError(f"the images are {images.dtype}: give uint8 of 0..255, or floating point of 0..1")
-        if torch.compiler.is_compiling() or self._folded is None or self.training or torch.is_grad_enabled():
+        holds = self._holds[-1:]  # read once: another thread may release it
+        traced = torch.compiler.is_compiling() or torch._C._is_tracing()  # which would fix the parts
+        if not holds or traced or self.training or torch.is_grad_enabled():
             return self._maps(self._outputs(images, self.trunk))
         # A few at a time, from the bytes on, see Folded.
-        folded, parts = self._folded, torch.split(images, self._folded.together(images.device))
-        outputs = zip(*(self._outputs(part, folded) for part in parts), strict=True)
+        trunk, parts = holds[0].copy_for(images.device), torch.split(images, holds[0].together(images.device))
+        outputs = zip(*(self._outputs(part, trunk) for part in parts), strict=True)
         return self._maps([torch.cat(same) if len(same) > 1 else same[0] for same in outputs])
 
     def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -210,18 +212,18 @@ class Backbone(nn.Module):
         return [outputs[layer] for layer in self.layers]
 
     def hold(self) -> None:
-        """Begin a time in which the weights do not change: passes without gradients may then be faster.
+        """Begin a time in which the weights stay as they are: passes without gradients may then be faster.
 
         In evaluation they take a copy of the network whose BatchNorms are parts of its convolutions, see
-        :mod:`cxlp.backbones.folding`; it is made at the first pass. Maps stay up to rounding. A second call changes
-        nothing.
+        :mod:`cxlp.backbones.folding`; it is made at the first pass, and anew if weights change after all (but for
+        changes through ``parameter.data``). Maps stay up to rounding. Holds nest: each has its own :meth:`release`.
         """
-        if self._folded is None:
-            self._folded = Folded(self.trunk)
+        self._holds.append(Folded(self.trunk))
 
     def release(self) -> None:
-        """End the time that :meth:`hold` began: the weights may change."""
-        self._folded = None
+        """End the time that the latest :meth:`hold` began."""
+        if self._holds:
+            self._holds.pop()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -234,7 +236,7 @@ class Backbone(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Add the modes, which a copy of the cut network loses; a copy is not held."""
-        return {**self.__dict__, "_modes": self._modes(), "_folded": None}
+        return {**self.__dict__, "_modes": self._modes(), "_holds": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy's modes: torchvision's cut networks wake up in training mode."""

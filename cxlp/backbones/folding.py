@@ -1,6 +1,7 @@
 """A cut network for passes without gradients: each BatchNorm is part of the convolution before it."""
 
 import copy
+from collections.abc import Hashable
 from typing import TypeVar
 
 import torch
@@ -24,8 +25,8 @@ def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphMod
 
         W' = s W,    b' = s (b - mean) + beta.
 
-    This is computed in float64. A convolution whose own output is wanted or read elsewhere stays, as does a module
-    that is called twice, has hooks, or is of a class unknown here.
+    This is computed in float64, on the CPU. A convolution whose own output is wanted or read elsewhere stays, as does a
+    module that is called twice, has hooks, or is of a class unknown here, and a norm that is itself in training mode.
 
     Args:
         trunk: See :func:`~cxlp.backbones.feature_extraction.cut`; it is not changed, and shares all that is not folded.
@@ -33,8 +34,7 @@ def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphMod
             of those without a gradient): they are cast here, once. ``None``: they stay.
 
     Returns:
-        ``images -> outputs``, as the trunk has it, in evaluation mode. Later changes of the trunk's weights do not
-        reach it.
+        ``images -> outputs``, as the trunk has it in evaluation. Later changes of the trunk's weights do not reach it.
     """
     graph = copy.deepcopy(trunk.eval_graph)
     assert isinstance(graph, fx.Graph)
@@ -63,36 +63,68 @@ def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphMod
         _cast(folded, dtype)
     folded.delete_all_unused_submodules()
     folded.recompile()
-    return folded.eval()
+    folded.training = False  # not eval(), which would reach the modules that the trunk shares
+    return folded
 
 
 class Folded:
-    """The folded copy of a cut network whose weights do not change meanwhile; no module, so no state dict holds it.
+    """The folded copy of a cut network, made when it is needed; no module, so no state dict holds it.
 
     Args:
         trunk: The network.
+
+    Attributes:
+        made: The latest copy, and what it was made of; ``None``: there is none yet.
     """
 
     def __init__(self, trunk: fx.GraphModule) -> None:
         self.trunk = trunk
-        self.copies: dict[tuple[torch.device, torch.dtype | None], fx.GraphModule] = {}
+        self.made: tuple[Hashable, fx.GraphModule] | None = None
+
+    def copy_for(self, device: torch.device) -> fx.GraphModule:
+        """Give the copy for images on a device, in the precision of autocast at the moment.
+
+        It is made anew where weights, buffers, hooks or modes are others than it was made of. A change through
+        ``parameter.data`` alone is not seen: torch does not count it.
+        """
+        kind = device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        state = dtype, *_state(self.trunk)
+        made = self.made  # read once: another thread may replace it
+        if made is None or made[0] != state:
+            self.made = made = state, fold(self.trunk, dtype)
+        return made[1]
 
     def together(self, device: torch.device) -> int:
         """How many images to compute at a time.
 
         On the CPU a few: maps of more come from the system as new pages at each operation, and leave the caches before
-        the next one reads them. 8 images take 0.6 to 0.8 of the time of 32.
+        the next one reads them. 8 images take 0.6 to 0.8 of the time of 32. All, where a norm takes the statistics of
+        its batch.
         """
-        return max(8, 2 * torch.get_num_threads()) if device.type == "cpu" else 2**31
+        if device.type != "cpu" or _mixes_images(self.trunk):
+            return 2**31
+        return max(8, 2 * torch.get_num_threads())
 
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute ``trunk(x)``, in the precision of autocast at the moment."""
-        kind = x.device.type
-        key = x.device, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        if key not in self.copies:
-            self.copies = {key: fold(self.trunk, key[1])}  # one at a time
-        outputs: dict[str, Tensor] = self.copies[key](x)
-        return outputs
+
+def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
+    """What a folded copy is made of, to compare: it differs after each change that torch counts."""
+    modes = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trunk.modules()]
+    tensors = [
+        (id(t), t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device)
+        for t in (*trunk.parameters(), *trunk.buffers())
+    ]
+    return tuple(modes), tuple(tensors)
+
+
+def _mixes_images(trunk: fx.GraphModule) -> bool:
+    """Whether what is made of an image depends on those beside it: a BatchNorm takes statistics of the batch."""
+    graph = trunk.eval_graph
+    assert isinstance(graph, fx.Graph)
+    return any(node.target is nn.functional.batch_norm for node in graph.nodes) or any(
+        isinstance(m, _BatchNorm) and (m.training or m.running_mean is None or m.running_var is None)
+        for m in trunk.modules()
+    )
 
 
 def _is_convolution(module: nn.Module) -> bool:
@@ -104,6 +136,7 @@ def _is_convolution(module: nn.Module) -> bool:
 def _is_norm(module: nn.Module) -> bool:
     timm = type(module).__name__ == _TIMM_NORM and type(module).__module__.startswith("timm.")
     known = (type(module) in _NORMS or timm) and not _has_hooks(module)
+    known = known and not any(part.training for part in module.modules())  # timm's has dropout and activation inside
     return known and isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor)
 
 
@@ -114,18 +147,23 @@ def _has_hooks(module: nn.Module) -> bool:
 def _joined(convolution: _ConvNd, norm: _BatchNorm) -> _ConvNd:
     """One convolution for a convolution and the BatchNorm behind it."""
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double()
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
+    shift = -_exact(norm.running_mean)
     if convolution.bias is not None:
-        shift = shift + convolution.bias.detach().double()
+        shift = shift + _exact(convolution.bias)
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
+        scale = scale * _exact(norm.weight)
     shift = shift * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
-    weight = convolution.weight.detach()
-    scaled = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))  # in the memory format of the weights
-    return _with(convolution, scaled.to(weight.dtype), shift.to(weight.dtype))
+        shift = shift + _exact(norm.bias)
+    weight = convolution.weight
+    scaled = _exact(weight) * scale.view(-1, *[1] * (weight.ndim - 1))  # in the memory format of the weights
+    return _with(convolution, *(value.to(weight.dtype).to(weight.device) for value in (scaled, shift)))
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64 on the CPU: not every GPU knows it."""
+    return values.detach().cpu().double()
 
 
 def _cast(folded: fx.GraphModule, dtype: torch.dtype) -> None:

@@ -93,11 +93,12 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     check_early(args)  # before all that takes seconds to import
     with collecting_no_garbage():
         from cxlp.runs.arguments import find_configs
+        from cxlp.runs.choosing import choose_epoch
         from cxlp.runs.cli import parse, parts_of
         from cxlp.runs.folder import looks_for_earlier, run_name
         from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
         from cxlp.runs.loggers import RunConfig
-        from cxlp.runs.stages import Run, choose_epoch
+        from cxlp.runs.stages import Run
         from cxlp.studies.seeds import run_seeds
 
     requeue_on_signal()

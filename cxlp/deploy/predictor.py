@@ -1,6 +1,7 @@
 """A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ class Predictor:
 
     Attributes:
         boxes: Whether it expects images that are cropped to the object, as its run's were: files are taken whole.
-        network: In evaluation mode.
+        network: In evaluation mode; its backbone is held as long as the predictor lives, see
+            :meth:`~cxlp.backbones.backbone.Backbone.hold`.
         classes: Names, in the order of :meth:`probabilities`.
         multi_label: Whether an image may show several classes.
         transform: Makes ``(3, T, T)`` of a picture.
@@ -86,6 +88,8 @@ class Predictor:
         if precision not in ("32", "bf16"):
             raise CxlpError(f"precision is {precision!r}; valid: 32, bf16")
         self.network = network.eval()
+        network.backbone.hold()
+        weakref.finalize(self, network.backbone.release)
         self.classes, self.multi_label = network.classes, network.multi_label
         self.transform = Transform(network.test_size, aspect, AugmentConfig(), transform)
         self.precision, self.boxes = precision, boxes
@@ -237,9 +241,8 @@ class Predictor:
         Yields:
             A prediction for each path, in order; with its ``error`` where the file could not be read.
         """
-        with self.network.backbone.held():
-            for batch in read_batches(paths, self.transform, batch_size, workers):
-                yield from self._judge(batch, top)
+        for batch in read_batches(paths, self.transform, batch_size, workers):
+            yield from self._judge(batch, top)
 
     def _judge(self, batch: "Batch", top: int) -> Iterator[Prediction]:
         errors, pictures = batch

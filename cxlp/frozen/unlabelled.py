@@ -51,15 +51,16 @@ def fit_heads(network: Network, pictures: Iterable[Tensor], images: int, folder:
     maps = MapStore(folder / "maps.bin", images, [network.map_names(heads[i]) for i in again], memory_for_maps())
     try:
         first = 0
-        for batch in pictures:
-            positions = torch.arange(first, first + len(batch))
-            inputs = network.inputs(batch.to(device))
-            check_maps(network, inputs, positions)
-            for i, fit in fits.items():
-                fit.observe(inputs[i], positions)
-            if again:
-                maps.append([inputs[i] for i in again], positions)
-            first += len(batch)
+        with network.backbone.held():
+            for batch in pictures:
+                positions = torch.arange(first, first + len(batch))
+                inputs = network.inputs(batch.to(device))
+                check_maps(network, inputs, positions)
+                for i, fit in fits.items():
+                    fit.observe(inputs[i], positions)
+                if again:
+                    maps.append([inputs[i] for i in again], positions)
+                first += len(batch)
         for i, fit in fits.items():
             place = again.index(i) if i in again else 0
             fit.solve(HeadMaps(maps, place, torch.zeros(first, dtype=torch.int64), device, PhaseTimes()))

@@ -243,8 +243,7 @@ class Network(nn.Module):
         views = self.test_view_count
         if views == 1:
             return self.features(images)
-        chunks = _chunks(images, views)
-        found = [self.features(self.test_views.cut(chunk, self.image_size)) for chunk in chunks]
+        found = [self.features(self.test_views.cut(chunk, self.image_size)) for chunk in _chunks(images, views)]
         return torch.cat(found).view(-1, views, self.out_features).mean(dim=1)
 
     def classify(self, features: Tensor) -> Tensor:

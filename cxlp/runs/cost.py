@@ -41,8 +41,13 @@ def measure_cost(
         that the network takes, once over an image. How that was measured: ``rounds``; ``views``, how many passed
         through the backbone at a time.
     """
-    start = PhaseTimes.now()
     network.eval()
+    with network.backbone.held():  # as a run has it
+        return _measure(network, data, kind, budget)
+
+
+def _measure(network: Network, data: ImageDataset, kind: FeatureType, budget: float) -> dict[str, float]:
+    start = PhaseTimes.now()
     device = network.backbone.mean.device
     side = network.backbone.image_size
     single = torch.rand(1, 3, side, side, device=device)

@@ -49,7 +49,7 @@ from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import ModelConfig
 from cxlp.runs.refit import Choice, read_chosen, stage_of
 from cxlp.runs.start import Start, read_start
-from cxlp.runs.trainers import without_gradients
+from cxlp.runs.trainers import remark_on_precision, without_gradients
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole, write_whole
@@ -159,14 +159,7 @@ class OpenedRun:
             self._take_up(saved)
         self._provenance = Provenance(self.folder, self.data)
         if launched_rank() == 0:
-            say(self._remark_on_precision())
-
-    def _remark_on_precision(self) -> str:
-        given, (name, why) = self.config["trainer"]["precision"], self._precision
-        if given is not None:
-            return f"Precision: {given}, as given"
-        epochs = ", gradient epochs 32-true" if self.config["trainer"]["max_epochs"] else ""
-        return f"Precision: {name}, since {why}{epochs}"
+            say(remark_on_precision(config["trainer"], self._precision))
 
     # --- what is there already --------------------------------------------------------------------
 

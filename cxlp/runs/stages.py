@@ -5,7 +5,7 @@ done is not done again, which is also how a run resumes.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
 from cxlp.runs.evaluation import TestRecorder
-from cxlp.runs.folder import name_best, refit_folder, say
+from cxlp.runs.folder import name_best, say
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import REFIT, build_loggers, labelled, start_wandb
+from cxlp.runs.loggers import build_loggers, labelled, start_wandb
 from cxlp.runs.opening import Done, OpenedRun
 from cxlp.runs.protocol import check_images_per_step, recipe_of
-from cxlp.runs.refit import Choice, StopAfter, find_refit, read_chosen
+from cxlp.runs.refit import StopAfter
 from cxlp.runs.trainers import build_trainer
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -284,30 +284,3 @@ class Run(OpenedRun):
         saved = read_checkpoint(self.folder / checkpoint)
         load_weights(self.network, saved, checkpoint)
         return saved
-
-
-def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
-    """Do the first run of ``run.refit: true``.
-
-    Args:
-        run: With held-out images.
-        arguments: Its own.
-
-    Returns:
-        The arguments of the second run, on all training images.
-    """
-    chosen = run.fit()
-    folder = refit_folder(run.folder)
-    best = str(run.folder / chosen.checkpoint)
-    saved = read_chosen(best)
-    choice, recipe = Choice.of(best, saved), saved["cxlp_run"]["recipe"]
-    if launched_rank() == 0:
-        if run.experiment is not None:
-            run.experiment.finish()
-        say(f"{run.folder} has chosen epoch {choice.epoch}: now all training images, in {folder}")
-    last = find_refit(folder, choice, recipe)
-    place = ["--run.root", str(folder.parent), "--run.name", REFIT]
-    resumed = "null" if last is None else str(folder)
-    # The schedule is that of the chosen epoch, also where the run was made longer after it.
-    given = ["--run.refit", best, "--data.validation", "0", "--trainer.max_epochs", str(recipe["trainer.max_epochs"])]
-    return [*arguments, *place, *given, "--ckpt_path", resumed]

@@ -1,8 +1,9 @@
 """The Trainer of a stage, by the options of ``trainer``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.accelerators import CUDAAccelerator
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import Precision as PrecisionPlugin
@@ -98,12 +100,35 @@ def without_gradients(trainer: Namespace) -> Precision:
     """
     kind, strategy = trainer["accelerator"], str(trainer["strategy"])
     if kind not in ("auto", "gpu", "cuda"):
-        return fastest_precision(str(kind) if kind in ("cpu", "mps") else "meta")
+        if kind in ("cpu", "mps"):
+            return fastest_precision(str(kind))
+        return Precision("32-true", f"it is not known whether accelerator {kind} computes with bfloat16")
     if torch.cuda.is_available():
         if "fork" in strategy or "notebook" in strategy:
             return Precision("32-true", f"strategy {strategy} leaves the GPU alone until its processes run")
-        return fastest_precision("cuda")
+        devices = trainer["devices"]
+        chosen = CUDAAccelerator.parse_devices(-1 if devices == "auto" else devices) or [0]
+        found = [fastest_precision(f"cuda:{device}") for device in chosen]
+        return next((each for each in found if each.name == "32-true"), found[0])  # one without bfloat16 decides
     return fastest_precision("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def remark_on_precision(trainer: Namespace, found: Precision) -> str:
+    """Say in which precision a run computes, and why.
+
+    Args:
+        trainer: Options of the Trainer.
+        found: See :func:`without_gradients`.
+    """
+    for plugin in _listed(trainer["plugins"]):
+        path = plugin.get("class_path", "") if isinstance(plugin, Mapping | Namespace) else ""
+        kind = locate(path)
+        if isinstance(kind, type) and issubclass(kind, PrecisionPlugin):
+            return f"Precision: that of the plugin {kind.__name__}, as given"
+    if trainer["precision"] is not None:
+        return f"Precision: {trainer['precision']}, as given"
+    epochs = ", gradient epochs 32-true" if trainer["max_epochs"] else ""
+    return f"Precision: {found.name}, since {found.why}{epochs}"
 
 
 def _listed(given: Any) -> list[Any]:  # noqa: ANN401 (a value, several, or none)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
@@ -23,8 +22,8 @@ from cxlp.metrics.classification import (
 from cxlp.models.checkpoint import network_from_spec
 from cxlp.models.network import Network
 from cxlp.tasks.batch import Batch, read_batch, read_images
-from cxlp.tasks.loaders import count_images, only_loader, sampler_of
-from cxlp.utils.distributed import all_sum, rank, world_size
+from cxlp.tasks.loaders import count_images, only_loader, sampler_of, warn_of_parts
+from cxlp.utils.distributed import rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
 from cxlp.utils.profiling import PhaseTimes
@@ -68,6 +67,7 @@ class ClassificationTask(pl.LightningModule):
         self.validated: dict[str, float] = {}
         self.fold_classifiers: FoldClassifiers | None = None
         self._phase_start = self._evaluation_start = 0.0
+        self._holds_backbone = False
         self._taken = 0  # images that this rank has had of the loader so far
         self._scored = torch.zeros(classes + 1, dtype=torch.long)  # images of this rank, and positives of each class
 
@@ -96,7 +96,13 @@ class ClassificationTask(pl.LightningModule):
 
     def undo(self) -> None:
         """Undo what ``setup`` has changed, and delete what is half-made; a second call changes nothing."""
-        self.network.backbone.release()
+        self._hold_backbone(False)
+
+    def _hold_backbone(self, hold: bool = True) -> None:
+        """Hold the backbone's weights, or release what this task holds; a second call changes nothing."""
+        if hold != self._holds_backbone:
+            self._holds_backbone = hold
+            (self.network.backbone.hold if hold else self.network.backbone.release)()
 
     def on_train_epoch_start(self) -> None:
         """Forget the validation of an earlier epoch: a checkpoint tells that of its own weights."""
@@ -133,7 +139,7 @@ class ClassificationTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Note the metrics, which Lightning logs next, for the checkpoints that follow."""
         if not self.trainer.sanity_checking:
-            self._warn_of_parts("validation", self.trainer.val_dataloaders)
+            warn_of_parts("validation", self.trainer.val_dataloaders, self._scored)
             found = {**self.val_metrics.compute(), "val/loss": self.val_loss.compute()}
             self.validated = {name: float(value) for name, value in found.items()}
 
@@ -161,7 +167,7 @@ class ClassificationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Time the test; tables and pictures come after it."""
         self._close_evaluation("test")
-        self._warn_of_parts("test", self.trainer.test_dataloaders)
+        warn_of_parts("test", self.trainer.test_dataloaders, self._scored)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
         """Return probabilities ``(B, K)`` by the test views: a softmax's, or with several labels sigmoids.
@@ -170,14 +176,14 @@ class ClassificationTask(pl.LightningModule):
         """
         images = read_images(batch)
         if batch_idx == 0:
-            self.network.backbone.hold()
+            self._hold_backbone()
             check_images(images, self.test_size)
         scores = self.network.score(images).float()
         return scores.sigmoid() if self.network.multi_label else scores.softmax(dim=1)
 
     def _begin_evaluation(self) -> None:
         self._evaluation_start, self._taken = self.times.now(), 0
-        self.network.backbone.hold()
+        self._hold_backbone()
         self._scored = torch.zeros_like(self._scored, device=self.device)
 
     def _checked(self, batch: Any, batch_idx: int, side: int) -> Batch:  # noqa: ANN401 (whatever a loader yields)
@@ -236,26 +242,11 @@ class ClassificationTask(pl.LightningModule):
         images = batch.images[batch.new] if count else batch.images[:1]
         return self.network.test_features(images)[:count]
 
-    def _warn_of_parts(self, name: str, loaders: Any) -> None:  # noqa: ANN401 (whatever a loader yields)
-        """Warn if metrics are of a part of the images (``limit_val_batches``, ``drop_last``) or of the classes."""
-        images, *positives = all_sum(self._scored).tolist()
-        classes = sum(count > 0 for count in positives)
-        loader = only_loader(loaders)
-        try:
-            expected = count_images(loader) if isinstance(loader, DataLoader) else images
-        except TypeError:  # a stream, or a sampler that does not know its length
-            expected = images
-        if images < expected or classes < len(positives):
-            rank_zero_warn(
-                f"the {name}'s metrics are of {images} of {expected} images, which show {classes} of {len(positives)} "
-                "classes"
-            )
-
     def _close_phase(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0.0) + self.times.now() - self._phase_start
 
     def _close_evaluation(self, name: Literal["validation", "test"]) -> None:
-        self.network.backbone.release()
+        self._hold_backbone(False)
         spent = self.times.now() - self._evaluation_start
         self.times[name] = self.times.get(name, 0.0) + spent
         self._phase_start += spent  # validation within a training epoch does not count as training

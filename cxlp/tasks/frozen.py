@@ -121,7 +121,7 @@ class Frozen(ClassificationTask):
         """Begin the fit."""
         super().on_train_epoch_start()
         self.train()  # Lightning leaves modules in the mode in which they were given
-        self.network.backbone.hold()
+        self._hold_backbone()
         self._phase_start = self.times.now()
         self._taken = 0
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from cxlp.utils.distributed import world_size
+from cxlp.utils.distributed import all_sum, world_size
 from cxlp.utils.errors import CxlpError
 
 
@@ -39,6 +41,28 @@ def only_loader(loaders: Any) -> Any:  # noqa: ANN401 (Lightning's type)
             "ConcatDataset), or call trainer.validate or trainer.test for each"
         )
     return given[0]
+
+
+def warn_of_parts(name: str, loaders: Any, scored: Tensor) -> None:  # noqa: ANN401 (whatever a loader yields)
+    """Warn if metrics are of a part of the images (``limit_val_batches``, ``drop_last``) or of the classes.
+
+    Args:
+        name: What is evaluated.
+        loaders: Of it.
+        scored: Images of this rank that were scored, and positives of each class.
+    """
+    images, *positives = all_sum(scored).tolist()
+    classes = sum(count > 0 for count in positives)
+    loader = only_loader(loaders)
+    try:
+        expected = count_images(loader) if isinstance(loader, DataLoader) else images
+    except TypeError:  # a stream, or a sampler that does not know its length
+        expected = images
+    if images < expected or classes < len(positives):
+        rank_zero_warn(
+            f"the {name}'s metrics are of {images} of {expected} images, which show {classes} of {len(positives)} "
+            "classes"
+        )
 
 
 def counted_loader(loader: Any) -> DataLoader[Any]:  # noqa: ANN401 (Lightning's type)

@@ -1,11 +1,13 @@
 """A folded network gives what the network gives, and leaves it as it is."""
 
 import copy
-import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.feature_extraction import Activation
@@ -44,9 +46,9 @@ def with_statistics(backbone: Backbone) -> Backbone:
 
 def folded(backbone: Backbone) -> fx.GraphModule:
     """The folded copy that a held backbone has made."""
-    assert backbone._folded is not None
-    (found,) = backbone._folded.copies.values()
-    return found
+    made = backbone._holds[-1].made
+    assert made is not None
+    return made[1]
 
 
 def norms(trunk: nn.Module) -> int:
@@ -136,28 +138,62 @@ def test_a_tapped_convolution_stays_as_it_is(photos: Tensor) -> None:
     assert torch.equal(found[0], convolved) and torch.equal(found[1], normalised)
 
 
-def test_only_passes_without_gradients_in_evaluation_are_folded(photos: Tensor) -> None:
-    backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
-    backbone.hold()
-    backbone(photos)[0].sum().backward()
-    assert backbone.trunk.get_parameter("conv1.weight").grad is not None
-    with torch.no_grad():
-        backbone.train()(photos)
-    assert backbone._folded is not None and not backbone._folded.copies
-    with torch.no_grad():
-        backbone.eval()(photos)
-    assert len(backbone._folded.copies) == 1
-    assert copy.deepcopy(backbone)._folded is None and pickle.loads(pickle.dumps(backbone.state_dict()))
-
-
 @torch.no_grad()
-def test_released_weights_may_change(photos: Tensor) -> None:
-    backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
+def test_modules_in_training_mode_stay_in_it(photos: Tensor) -> None:
+    convolution, norm, dropout = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+    backbone = with_statistics(build_own(nn.Sequential(convolution, norm, nn.ReLU(), dropout, nn.ReLU()), ("2", "4")))
+    norm.train()  # statistics of the batch, and their running mean moves
+    dropout.train()
+    expected = backbone(photos)[0]
     with backbone.held():
-        before = backbone(photos)[0]
-    backbone.trunk.get_parameter("bn1.bias").data.add_(1)
+        found, dropped = backbone(photos)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert norm.training and dropout.training
+    assert (dropped[found > 0] == 0).any()
+
+
+@pytest.mark.parametrize("case", ["alone", "statistics of the batch", "function"])
+@torch.no_grad()
+def test_a_batch_is_cut_where_each_image_stands_for_itself(case: str) -> None:
+    class Normalised(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for module in self:
+                x = module(x)
+            return nn.functional.batch_norm(x, None, None, training=True) if case == "function" else x
+
+    norm = nn.BatchNorm2d(4, track_running_stats=case != "statistics of the batch")
+    backbone = build_own(nn.Sequential(Normalised(nn.Conv2d(3, 4, 3), norm, nn.ReLU()), nn.Identity()), ("1",)).double()
+    images = torch.rand(2 * max(8, 2 * torch.get_num_threads()) + 3, 3, 64, 64, dtype=torch.float64)
+    (expected,) = backbone(images)
     with backbone.held():
-        assert not torch.equal(backbone(photos)[0], before)
+        (found,) = backbone(images)
+        parts = backbone._holds[0].together(images.device)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert (parts < len(images)) == (case == "alone")
+
+
+class OnlyCpuKnowsDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses float64 elsewhere, as Apple's GPU does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.dtype == torch.float64:
+            assert found.device.type == "cpu", f"{func} on {found.device}"
+        return found
+
+
+def test_a_gpu_without_float64_folds() -> None:
+    backbone = build("resnet18", ("layer3", "layer4"), image_size=64)
+    with FakeTensorMode(allow_non_fake_inputs=True), OnlyCpuKnowsDouble():  # type: ignore[no-untyped-call]
+        for module in backbone.trunk.modules():
+            for name, values in [*module._parameters.items(), *module._buffers.items()]:
+                if values is not None:
+                    own = torch.empty(values.shape, dtype=values.dtype, device="mps")
+                    kept = module._parameters if name in module._parameters else module._buffers
+                    kept[name] = nn.Parameter(own) if name in module._parameters else own  # type: ignore[assignment]
+        copied = fold(backbone.trunk)
+    assert norms(copied) == 0
+    assert {(p.device.type, p.dtype) for p in copied.parameters()} == {("mps", torch.float32)}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/tf_efficientnet_lite0"])

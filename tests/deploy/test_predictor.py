@@ -142,6 +142,27 @@ def test_a_list_keeps_its_order_whatever_the_batch(files: list[str]) -> None:
     assert model.predict([]) == []
 
 
+def test_each_way_takes_the_folded_network(files: list[str]) -> None:
+    model = predictor()
+    slow = build(backbone=SMALL, classes=CLASSES).backbone.eval()
+    slow.load_state_dict(model.network.backbone.state_dict())
+    images = torch.stack([model.picture(path) for path in files])
+    backbone = model.network.backbone
+    with torch.no_grad():
+        assert not torch.equal(backbone(images)[0], slow(images)[0])  # one convolution rounds otherwise than two steps
+    assert model.predict(files) == list(model.stream(files, batch_size=32))
+    assert np.array_equal(model.embed(files), model.features(images).numpy())
+    made = backbone._holds[0].made
+    assert made is not None and len(backbone._holds) == 1  # all of it by one copy
+    stream = model.stream(files, batch_size=2)
+    next(stream)
+    before = model.features(images)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(before, model.features(images))
+
+
 def test_no_more_classes_than_there_are(files: list[str]) -> None:
     found = predictor().predict(files[0], top=99)
     assert set(found.classes) == set(CLASSES)

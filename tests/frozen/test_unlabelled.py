@@ -25,7 +25,11 @@ def batches(size: int = 4) -> list[Tensor]:
 
 def test_the_projection_is_that_of_a_frozen_fit(tmp_path: Path) -> None:
     one, other = network().eval(), network().eval()
+    held: set[int] = set()
+    hook = one.backbone.register_forward_hook(lambda module, _a, _o: held.add(len(module._holds)))
     fit_heads(one, batches(5), len(IMAGES), tmp_path)
+    hook.remove()
+    assert held == {1} and not one.backbone._holds
     fit = FrozenFit(other, FrozenConfig(), len(IMAGES), tmp_path / "features", PhaseTimes(), progress=False)
     fit.observe(IMAGES, LABELS, torch.arange(len(IMAGES)))
     fit.finish()

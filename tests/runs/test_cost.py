@@ -26,11 +26,14 @@ def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.Mon
     hand = [0.0]  # a clock that moves where images pass through
     monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
     network.backbone.register_forward_hook(lambda _m, args, _o: hand.__setitem__(0, hand[0] + len(args[0])))
+    held: set[int] = set()
+    network.backbone.register_forward_hook(lambda module, _a, _o: held.add(len(module._holds)))
     found = measure_cost(network, data.splits["test"])
     assert found["passes"] == 5 and found["dimension"] == network.out_features
     assert found["bytes"] == 4 * network.out_features
     assert found["network"] == 5.0 and found["bare pass"] == 1.0  # one second for each image that passes
     assert found["encoding"] == found["classification"] == 0.0
+    assert held == {1} and not network.backbone._holds  # the fast pass, which runs take
 
 
 @pytest.mark.parametrize(

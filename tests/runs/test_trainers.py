@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.accelerators import CUDAAccelerator
 
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs import opening
 from cxlp.runs.cli import parse
-from cxlp.runs.trainers import without_gradients
+from cxlp.runs.trainers import remark_on_precision, without_gradients
 from cxlp.utils.precision import Precision
 from tests.small_run import ARGUMENTS, FINETUNE, run, write_pictures
 
@@ -62,11 +63,28 @@ def test_a_run_is_tested_in_the_precision_of_its_fit_also_on_another_machine(
 def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*ARGUMENTS, "--trainer.accelerator", "auto"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(CUDAAccelerator, "parse_devices", lambda given: {"1": [0], "1,": [1], -1: [0, 1]}[given])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     assert without_gradients(parse(arguments)["trainer"]).name == "bf16-mixed"
     forked = parse([*arguments, "--trainer.strategy", "ddp_fork"])["trainer"]
     assert without_gradients(forked).name == "32-true"  # asking would open the GPU
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     assert without_gradients(parse(arguments)["trainer"]).name == "32-true"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7 + device.index, 0))  # two GPUs
+    assert without_gradients(parse([*arguments, "--trainer.devices", "1,"])["trainer"]).name == "bf16-mixed"
+    both = without_gradients(parse([*arguments, "--trainer.devices", "auto"])["trainer"])
+    assert both == ("32-true", "CUDA 7.0 has no bfloat16 of its own")
+    other = without_gradients(parse([*arguments, "--trainer.accelerator", "tpu"])["trainer"])
+    assert other == ("32-true", "it is not known whether accelerator tpu computes with bfloat16")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert without_gradients(parse(ARGUMENTS)["trainer"]).name == "bf16-mixed"  # accelerator cpu
+
+
+def test_a_plugins_precision_is_said_to_be_that() -> None:
+    found = Precision("bf16-mixed", "the test says so")
+    plugin = "--trainer.plugins+=pytorch_lightning.plugins.precision.DoublePrecision"
+    trainer = parse([*ARGUMENTS, plugin])["trainer"]
+    assert remark_on_precision(trainer, found) == "Precision: that of the plugin DoublePrecision, as given"
+    other = "--trainer.plugins+=pytorch_lightning.plugins.io.TorchCheckpointIO"
+    trainer = parse([*ARGUMENTS, other])["trainer"]
+    assert remark_on_precision(trainer, found) == "Precision: bf16-mixed, since the test says so"

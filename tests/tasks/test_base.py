@@ -54,6 +54,29 @@ def test_a_failed_frozen_fit_leaves_a_network_that_can_be_trained(tmp_path: Path
     assert any(not torch.equal(value, before[key]) for key, value in state(net.backbone).items())
 
 
+def test_a_task_releases_what_it_holds_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Predictor(network())
+    net, before = model.network, model.network.backbone._holds[:]
+    assert len(before) == 1
+    trainer(tmp_path, max_epochs=1).fit(Frozen(net), loader(), loader())
+    held: list[int] = []
+
+    def fail(*_: object) -> None:
+        held.append(len(net.backbone._holds))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Network, "classify", fail)
+    for task in (Frozen(net), ClassificationTask(net)):
+        with pytest.raises(ZeroDivisionError):
+            if isinstance(task, Frozen):
+                trainer(tmp_path, max_epochs=1).fit(task, loader(), loader())
+            else:
+                trainer(tmp_path).predict(task, loader())
+    assert held == [2, 2] and net.backbone._holds == before
+    del model
+    assert not net.backbone._holds
+
+
 def test_a_failed_cross_fit_leaves_the_classifier_to_be_trained(tmp_path: Path) -> None:
     frozen = Frozen(network(), keep_folds=True)
     trainer(tmp_path, max_epochs=1).fit(frozen, loader())

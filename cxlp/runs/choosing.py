@@ -1,0 +1,36 @@
+"""The first run of ``run.refit: true``: its held-out images choose the epoch."""
+
+from collections.abc import Sequence
+
+from cxlp.runs.folder import refit_folder, say
+from cxlp.runs.launch import launched_rank
+from cxlp.runs.loggers import REFIT
+from cxlp.runs.refit import Choice, find_refit, read_chosen
+from cxlp.runs.stages import Run
+
+
+def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
+    """Do the first run of ``run.refit: true``.
+
+    Args:
+        run: With held-out images.
+        arguments: Its own.
+
+    Returns:
+        The arguments of the second run, on all training images.
+    """
+    chosen = run.fit()
+    folder = refit_folder(run.folder)
+    best = str(run.folder / chosen.checkpoint)
+    saved = read_chosen(best)
+    choice, recipe = Choice.of(best, saved), saved["cxlp_run"]["recipe"]
+    if launched_rank() == 0:
+        if run.experiment is not None:
+            run.experiment.finish()
+        say(f"{run.folder} has chosen epoch {choice.epoch}: now all training images, in {folder}")
+    last = find_refit(folder, choice, recipe)
+    place = ["--run.root", str(folder.parent), "--run.name", REFIT]
+    resumed = "null" if last is None else str(folder)
+    # The schedule is that of the chosen epoch, also where the run was made longer after it.
+    given = ["--run.refit", best, "--data.validation", "0", "--trainer.max_epochs", str(recipe["trainer.max_epochs"])]
+    return [*arguments, *place, *given, "--ckpt_path", resumed]
