@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-_ACTIVATION_MODULES = (
+#: Modules that are activations.
+ACTIVATION_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
@@ -21,9 +22,10 @@ _ACTIVATION_FUNCTIONS = (
     F.mish, F.hardswish, F.hardtanh, F.softplus, torch.sigmoid, torch.tanh,
 )  # fmt: skip
 _ACTIVATION_METHODS = ("relu", "relu_", "sigmoid", "tanh")
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
-# What may stand between a layer and its activation without changing the map in evaluation.
-_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
+#: Normalisations of maps, by channel or group.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
+#: What may stand between a layer and its activation without changing the map in evaluation.
+TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 Activation = Literal["after", "before"]
@@ -56,12 +58,12 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
     """
     from torchvision.models.feature_extraction import DualGraphModule
 
-    options = _tracing_options(model)
+    options = tracing_options(model)
     modes = {module: module.training for module in model.modules()}
     try:
-        _, names = _trace(model.eval(), options, name)
+        _, names = trace(model.eval(), options, name)
         modules = dict(model.named_modules())
-        taps = {output: names[_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
+        taps = {output: names[find_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
         # Not torchvision's create_feature_extractor: it does not look into its own blocks, such as a transformer's MLP.
         graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
         trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__)
@@ -88,7 +90,8 @@ def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
     return narrowed.train(trunk.training)
 
 
-def _tracing_options(model: nn.Module) -> dict[str, Any]:
+def tracing_options(model: nn.Module) -> dict[str, Any]:
+    """What :func:`trace` takes as whole nodes of a network."""
     import torchvision
 
     own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
@@ -106,7 +109,7 @@ def _tracing_options(model: nn.Module) -> dict[str, Any]:
     return options
 
 
-def _trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
+def trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
     """Trace a network in its mode: the graph, and its nodes in order, with their qualified names."""
     from torchvision.models.feature_extraction import NodePathTracer
 
@@ -124,7 +127,7 @@ def _trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Gra
 
 def _graph_to(taps: Mapping[str, str], model: nn.Module, options: dict[str, Any], name: str) -> fx.Graph:
     """Trace a network in its mode, with the nodes of these names as outputs and nothing behind them."""
-    graph, names = _trace(model, options, name)
+    graph, names = trace(model, options, name)
     found = {path: node for node, path in names.items()}
     missing = [path for path in taps.values() if path not in found]
     if missing:
@@ -156,7 +159,7 @@ def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
     return called_so or any(setting is True for setting in (*settings, *node.args))
 
 
-def _tap(
+def find_tap(
     names: dict[fx.Node, str], modules: dict[str, nn.Module], layer: str, activation: Activation, name: str
 ) -> fx.Node:
     """Find the node to return for a layer's name."""
@@ -167,15 +170,15 @@ def _tap(
         known = [path for path in dict.fromkeys([*modules, *names.values()]) if path]
         raise CxlpError(f"{name} has no layer {layer!r}. {did_you_mean(layer, known)}")
     tapped = node = inside[-1]
-    if not _is_activation(node, modules):
-        follower = _first(user for user in _users(node, modules) if _is_activation(user, modules))
+    if not is_activation(node, modules):
+        follower = _first(user for user in _users(node, modules) if is_activation(user, modules))
         if follower is None:  # perhaps behind a normalisation
-            norm = _first(user for user in _users(node, modules) if isinstance(modules.get(str(user.target)), _NORMS))
-            follower = norm and _first(user for user in _users(norm, modules) if _is_activation(user, modules))
+            norm = _first(user for user in _users(node, modules) if isinstance(modules.get(str(user.target)), NORMS))
+            follower = norm and _first(user for user in _users(norm, modules) if is_activation(user, modules))
         if follower is None:
             return tapped
         node = follower
-    if activation == "after" or _fused(modules.get(str(node.target))) is not None:
+    if activation == "after" or fused_activation(modules.get(str(node.target))) is not None:
         return node  # before a fused one: see _unfuse
     return node.all_input_nodes[0]
 
@@ -186,7 +189,7 @@ def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], n
     if not weighted:
         raise CxlpError(f"{name} has no linear or convolutional layer that is a module: name the layer itself")
     node = weighted[-1].all_input_nodes[0]
-    while node.op == "call_module" and isinstance(modules[str(node.target)], _TRANSPARENT):
+    while node.op == "call_module" and isinstance(modules[str(node.target)], TRANSPARENT):
         node = node.all_input_nodes[0]
     return node
 
@@ -194,16 +197,17 @@ def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], n
 def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
     """What takes a node's map, looking through modules that pass it on as it is."""
     for user in node.users:
-        if user.op == "call_module" and isinstance(modules[str(user.target)], _TRANSPARENT):
+        if user.op == "call_module" and isinstance(modules[str(user.target)], TRANSPARENT):
             yield from _users(user, modules)
         else:
             yield user
 
 
-def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node calls an activation, or a normalisation that ends with one."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return isinstance(module, _ACTIVATION_MODULES) or _fused(module) is not None
+        return isinstance(module, ACTIVATION_MODULES) or fused_activation(module) is not None
     if node.op == "call_function":
         return node.target in _ACTIVATION_FUNCTIONS
     return node.op == "call_method" and node.target in _ACTIVATION_METHODS
@@ -220,7 +224,7 @@ def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
     calls = [node for graph in _graphs(trunk) for node in graph.nodes if node.op == "call_module"]
     for path in dict.fromkeys(str(call.target) for call in calls):
         norm = trunk.get_submodule(path)
-        fused, tapped = _fused(norm), activation == "before" and path in taps
+        fused, tapped = fused_activation(norm), activation == "before" and path in taps
         if fused is None or not (tapped or isinstance(norm, _BatchNorm)):
             continue
         bare = copy.copy(norm)
@@ -237,10 +241,10 @@ def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
                 call.graph.erase_node(moved)
 
 
-def _fused(module: nn.Module | None) -> nn.Module | None:
+def fused_activation(module: nn.Module | None) -> nn.Module | None:
     """The activation at the end of a timm normalisation, if it has one."""
     activation = getattr(module, "act", None)
-    return activation if isinstance(module, _NORMS) and isinstance(activation, _ACTIVATION_MODULES) else None
+    return activation if isinstance(module, NORMS) and isinstance(activation, ACTIVATION_MODULES) else None
 
 
 def _protect_from_in_place(trunk: fx.GraphModule) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from cxlp.backbones.feature_extraction import (
-    _ACTIVATION_MODULES,
-    _NORMS,
-    _TRANSPARENT,
-    _fused,
-    _is_activation,
-    _tap,
-    _trace,
-    _tracing_options,
+    ACTIVATION_MODULES,
+    NORMS,
+    TRANSPARENT,
+    find_tap,
+    fused_activation,
+    is_activation,
+    trace,
+    tracing_options,
 )
 from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import find
@@ -24,6 +24,11 @@ from cxlp.utils.errors import CxlpError
 
 #: Pixels by which images grow to tell strides; all usual ones divide it.
 _GROWTH = 256
+#: What hands on values as they are, in evaluation, perhaps in another shape.
+_REARRANGING = {
+    "permute", "transpose", "swapaxes", "reshape", "view", "flatten", "unflatten", "contiguous", "clone", "squeeze",
+    "unsqueeze", "dropout", "stochastic_depth", "Permute", "Flatten", "Unflatten", "StochasticDepth", "DropPath",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Layer:
         side: Height and width.
         stride: How many pixels of the image lie between two places of the map.
         activation: What follows the layer, such as ``ReLU``, and is tapped ``after`` it; empty: nothing does.
-        below: The nearest layer that it is computed of and that has the same side: the two can be pooled, with this
-            one's activations as weights; empty: there is none.
+        below: The nearest of the layers that this one's input comes from with maps of the same side: the two can be
+            pooled, with this one's activations as weights; empty: there is none.
     """
 
     name: str
@@ -53,7 +58,10 @@ class Layer:
 
 
 def inventory(name: str, image_size: int | None = None, depth: int | None = None) -> tuple[list[Layer], int]:
-    """List the maps of a network, from the image up; maps of a single place are left out.
+    """List the maps of a network, from the image up.
+
+    Maps of a single place are left out, and those that are another one rearranged or normalised place by place: pooled
+    with it, they would say nothing else.
 
     Args:
         name: See :class:`~cxlp.backbones.backbone.BackboneConfig`; weights are random, and nothing is downloaded.
@@ -69,7 +77,7 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
     source = find(name)
     size = image_size or source.expects.size
     model = source.model.eval()
-    graph, names = _trace(model, _tracing_options(model), name)
+    graph, names = trace(model, tracing_options(model), name)
     modules = dict(model.named_modules())
     sides, refused = _sides(model, graph, size)
     if refused:
@@ -78,15 +86,20 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
     found: dict[fx.Node, list[str]] = {}
     ends = _ends(names)
     for path, module in modules.items():
-        if path in ends and not isinstance(module, (*_ACTIVATION_MODULES, *_NORMS, *_TRANSPARENT)):
-            node = _tap(names, modules, path, "after", name)
-            if sides.get(node, (0, 1))[1] > 1 and (depth is None or path.count(".") < depth):
+        if path in ends and not isinstance(module, (*ACTIVATION_MODULES, *NORMS, *TRANSPARENT)):
+            node = _made_by(find_tap(names, modules, path, "after", name), modules, sides)
+            if node is None:
+                continue
+            is_own = names[node] == path or names[node].startswith(f"{path}.")
+            follows = is_activation(node, modules)  # and need not be in the layer
+            if (is_own or follows) and sides[node][1] > 1 and (depth is None or path.count(".") < depth):
                 found.setdefault(node, []).append(path)
     ancestors = _ancestors(graph)
     layers: list[Layer] = []
     taps = [node for node in graph.nodes if node in found]
     for place, node in enumerate(taps):
-        *also, path = found[node]  # modules come before those within them
+        path = _name(found[node], modules)
+        also = [other for other in found[node] if other != path]
         channels, side = sides[node]
         more = grown[node][1] - side if node in grown else 0
         below = (k for k in reversed(range(place)) if taps[k] in ancestors[node] and layers[k].side == side)
@@ -109,6 +122,46 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
 def _ends(names: dict[fx.Node, str]) -> set[str]:
     """All modules that a graph passes through."""
     return {path[:place] for path in names.values() for place in (*_dots(path), len(path))}
+
+
+def _made_by(node: fx.Node, modules: dict[str, nn.Module], sides: dict[fx.Node, tuple[int, int]]) -> fx.Node | None:
+    """The node that makes a map which others only rearrange; ``None``: it is no map, or only another one normalised."""
+    made = None
+    while node in sides or made is not None:
+        if _is_token_norm(node, modules):
+            return None
+        if node in sides and (made is None or sides[node] == sides[made]):
+            made = node
+        if not _only_rearranges(node, modules):
+            break
+        node = node.all_input_nodes[0]
+    return made
+
+
+def _called(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """The name of what a node calls: of a function or method, or of a module's class."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    return str(getattr(node.target, "__name__", node.target)).strip("_")
+
+
+def _only_rearranges(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node hands on the values that it is given, perhaps in another shape."""
+    is_module = node.op == "call_module" and isinstance(modules[str(node.target)], TRANSPARENT)
+    return bool(node.all_input_nodes) and (is_module or _called(node, modules) in _REARRANGING)
+
+
+def _is_token_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node normalises each place of a map by itself, as transformers do behind their blocks."""
+    is_leaf = node.op != "call_module" or not any(modules[str(node.target)].children())
+    called = _called(node, modules).lower()
+    return is_leaf and "norm" in called and not any(kind in called for kind in ("batch", "group", "instance"))
+
+
+def _name(paths: list[str], modules: dict[str, nn.Module]) -> str:
+    """Of several modules that end with the same map, the innermost one that has weights; they come from the outside."""
+    weighted = [path for path in paths if next(modules[path].parameters(), None) is not None]
+    return (weighted or paths)[-1]
 
 
 def _dots(path: str) -> Iterable[int]:
@@ -156,10 +209,10 @@ def _sides(model: nn.Module, graph: fx.Graph, size: int) -> tuple[dict[fx.Node, 
 
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """The name of a node's activation; empty: it is none."""
-    if not _is_activation(node, modules):
+    if not is_activation(node, modules):
         return ""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
     if module is not None:
-        return type(_fused(module) or module).__name__
+        return type(fused_activation(module) or module).__name__
     called = getattr(node.target, "__name__", str(node.target)).strip("_")
     return {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}.get(called, called)

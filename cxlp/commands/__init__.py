@@ -4,8 +4,7 @@ import glob
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -71,29 +70,6 @@ def check_out_file(out: Path, option: str = "--out") -> None:
                 pass
     except (OSError, ValueError) as error:
         raise CxlpError(f"{option} {out} cannot be written: {getattr(error, 'strerror', error)}") from error
-
-
-@contextmanager
-def out_folder(out: Path) -> Iterator[None]:
-    """Make a folder for what a command writes; one that is still empty in the end is taken away again.
-
-    Raises:
-        CxlpError: If it cannot be made.
-    """
-    if out.exists() and not out.is_dir():
-        raise CxlpError(f"--out {out} is a file: name a folder")
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except (OSError, ValueError) as error:
-        raise CxlpError(f"--out {out} cannot be written into: {getattr(error, 'strerror', error)}") from error
-    try:
-        yield
-    finally:
-        if is_new and not any(out.iterdir()):
-            out.rmdir()
 
 
 def warn_of_boxes(model: "Predictor") -> None:

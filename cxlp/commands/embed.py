@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
+from cxlp.runs.early import check_early
+from cxlp.runs.places import NOT_USED, describing_data
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
 
@@ -20,7 +22,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="vectors of images, by a checkpoint or, without any labels, by a config",
         description="Write the pooled features of images, which a classifier is given, for retrieval and clustering:\n"
         "of a checkpoint's network; or of a config's, whose PCA or codebook is then fitted to the images\n"
-        "themselves, without labels (other arguments are keys of train.py). An .npz file has arrays 'features'\n"
+        "themselves, without labels. Keys of train.py stand behind the paths: those of model, data.aspect and\n"
+        "data.transform. An .npz file has arrays 'features'\n"
         "(n, D), float32, and 'paths'; a .parquet file has columns 'path' and 'features'.\n"
         "Exit status: 0 all files were read; 1 some were not, and are left out; 2 the arguments are wrong.",
         epilog="--dim reduces features by a PCA of their own, found by the Gram matrix of up to 4,000 of the images.\n"
@@ -60,6 +63,16 @@ def run(args: Namespace) -> int:
         raise CxlpError(f"{args.rest[0]}: keys of train.py go with a config, not with a checkpoint")
     if not is_config:
         find_checkpoint(args.source)
+    for arg in args.rest:
+        name = arg.partition("=")[0]
+        if arg.startswith("--data") and not name.startswith(("--data.aspect", "--data.transform")):
+            raise CxlpError(
+                f"{name} has no effect: the images are those of PATH. Of data, aspect and transform are taken"
+            )
+    arguments = ["--config", str(args.source), *args.rest]
+    if is_config:
+        with describing_data(arguments) as described:
+            check_early([*described, *NOT_USED])
 
     from cxlp.commands.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.predictor import load
@@ -67,7 +80,7 @@ def run(args: Namespace) -> int:
     from cxlp.utils.distributed import usable_cores
 
     if is_config:
-        model = from_config(["--config", str(args.source), *args.rest], args.device, args.precision)
+        model = from_config(arguments, args.device, args.precision)
     else:
         model = load(args.source, args.device, args.precision)
         warn_of_boxes(model)

@@ -12,9 +12,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxlp.commands import check_images, check_numbers, out_folder, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, warn_of_boxes
 from cxlp.utils.errors import CxlpError, did_you_mean
-from cxlp.utils.files import find_checkpoint
+from cxlp.utils.files import find_checkpoint, out_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

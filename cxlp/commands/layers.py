@@ -27,7 +27,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="List the layers of a network whose maps heads can take, the last ones first, with random weights\n"
         "(nothing is downloaded). Where an activation follows a layer, the backbone taps after it, unless\n"
         "model.backbone.activation is before. Cross-layer pooling takes two layers with maps of the same size:\n"
-        "a layer and the one named under 'pools', the nearest that it is computed of.\n"
+        "a layer and an earlier one, such as that in the column 'pair with', the nearest of its input.\n"
         "Exit status: 0; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  %(prog)s resnet50\n"
@@ -70,7 +70,7 @@ def run(args: Namespace) -> int:
     for name in ("channels", "map", "stride"):
         table.add_column(name, justify="right")
     table.add_column("followed by")
-    table.add_column("pools")
+    table.add_column("pair with")
     shown = chosen[::-1] if args.all else chosen[: -ROWS - 1 : -1]
     for layer in shown:
         map_size = f"{layer.side} x {layer.side}"

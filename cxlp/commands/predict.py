@@ -1,6 +1,5 @@
 """``cxlp predict``: what a checkpoint says of images, as a table."""
 
-import csv
 import io
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
+from cxlp.reports.formatting import csv_writer
 from cxlp.utils.files import find_checkpoint
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _write(found: Iterable["Prediction"], row: Callable[["Prediction"], str], fi
 
 def _csv(cells: Iterable[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    csv_writer(line).writerow(cells)
     return line.getvalue()
 
 

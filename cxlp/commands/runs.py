@@ -29,6 +29,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="list runs, show one, compare several in a page, delete some",
         description="List the runs in a folder, and later tests (cxlp test). One name shows that run; --html writes\n"
         "a page that compares the named or filtered runs. A run's name is its path below --root.\n"
+        "--delete takes only what is surely a run, in --root, behind no link.\n"
         "Exit status: 0; 2 the arguments are wrong, or a run that is to be deleted is going on.",
         epilog="examples:\n"
         "  %(prog)s --sort accuracy\n"
@@ -177,14 +178,15 @@ def _write_page(file: Path, entries: Sequence["Entry"]) -> None:
     check_out_file(file, "--html")
     shown = [Shown(entry.name, entry.folder, _facts(entry), entry.found) for entry in entries]
     write_overview(file, shown, differing(entries))
-    print(f"Look at it in a browser: {file}")  # noqa: T201
+    print(f"Look at it in a browser: {file}", file=sys.stderr)  # noqa: T201 (standard output may be JSON)
 
 
 def _delete(args: Namespace, entries: Sequence["Entry"]) -> int:
-    from cxlp.studies.catalogue import delete
+    from cxlp.studies.catalogue import check_deletable, delete
 
     if not args.names and not args.filter:
         raise CxlpError("--delete: name the runs, or --filter them")
+    check_deletable(entries, args.root)
     for entry in entries:
         print(f"{entry.folder}: {entry.size / 1e6:,.0f} MB, {entry.state}")  # noqa: T201
     if not args.yes:

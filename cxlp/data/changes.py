@@ -50,20 +50,27 @@ class _Change:
         self.resizes, self.what = resizes, f"{key}: {described['class_path']}"
 
     def __call__(self, image: Pixels, seed: int) -> Pixels:
-        if self.of_albumentations:
-            self.change.set_random_seed(seed)
-            changed = self.change(image=image)["image"]
-        else:
-            with _seeded(seed):
-                changed = self.change(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
-            if isinstance(changed, torch.Tensor):
-                changed = changed.permute(1, 2, 0).numpy() if changed.ndim == 3 else changed.numpy()
+        try:
+            changed = self._apply(image, seed)
+        except Exception as error:  # whatever the change raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CxlpError(f"{self.what} fails on a picture that is uint8 {image.shape}: {reason}") from error
         expected = (*changed.shape[:2], 3) if self.resizes and isinstance(changed, np.ndarray) else image.shape
         if not isinstance(changed, np.ndarray) or changed.shape != expected or changed.dtype != np.uint8:
             kind = f"{changed.dtype} {changed.shape}" if isinstance(changed, np.ndarray) else type(changed).__name__
             must = "it must be uint8, with 3 channels" if self.resizes else "both must stay"
             raise CxlpError(f"{self.what} makes {kind} of a picture that is uint8 {image.shape}: {must}")
         return np.ascontiguousarray(changed)
+
+    def _apply(self, image: Pixels, seed: int) -> Any:  # noqa: ANN401 (whatever the change makes)
+        if self.of_albumentations:
+            self.change.set_random_seed(seed)
+            return self.change(image=image)["image"]
+        with _seeded(seed):
+            changed = self.change(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
+        if isinstance(changed, torch.Tensor):
+            return changed.permute(1, 2, 0).numpy() if changed.ndim == 3 else changed.numpy()
+        return changed
 
 
 def _build(described: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (either kind)

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             anything.
         split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
         on_broken: What a run does about files that are missing or broken, for which it looks at all of them before its
-            first pass. ``stop``: it names them and stops; ``skip``: it leaves them out, counts and lists them.
+            first pass. ``stop``: it names them and stops; ``skip``: it leaves them out, counts and lists them, and
+            decodes every file to find them all.
 
     Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
     (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged, as validation and test images
@@ -72,6 +73,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     multi_label = False
     #: Whether validation images that the data set has are held out, whatever ``validation`` says but 0.
     holds_out_own = False
+    #: Whether training and test images are drawn where the data set says neither; else all of them are ``train``, and
+    #: there may be test images alone.
+    makes_split = True
 
     def __init__(
         self,
@@ -94,12 +98,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.validation, self.split_seed, self.on_broken = validation, split_seed, on_broken
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
-        self._first_epoch = 0
+        self._first_epoch, self._held_out_own, self.progress = 0, False, True
         self.left_out: Counter[str] = Counter()
         self.notes: list[str] = []
-        self.progress = True
         self.broken: dict[Path, str] = {}
-        self._held_out_own = False
         self._contents: dict[Path, FileContent] = {}
 
     @abstractmethod
@@ -119,15 +121,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             return
         self.classes, samples = self.read_usable()
         train, val = self._hold_out(samples)
-        check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
+        try:
+            check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
+        except CxlpError as error:  # which may be for what was left out
+            raise CxlpError(f"{error}{self._told_broken()}") from error
         parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
         self.splits = {name: self.dataset(part, self.classes) for name, part in parts.items()}
 
     def dataset(self, samples: Sequence[Sample], classes: Sequence[str]) -> ImageDataset:
         """Make the data set of some samples."""
-        # Their pictures' size may only be known once there is a module to feed, see _loader.
-        options = self.aspect, self.augment, self.transform
-        return ImageDataset(samples, classes, Transform(self.image_size or 1, *options))
+        size = self.image_size or 1  # it may only be known once there is a module to feed, see _loader
+        return ImageDataset(samples, classes, Transform(size, self.aspect, self.augment, self.transform))
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
@@ -139,9 +143,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         pool = samples["train"] + official
         if self.validation in (0, "auto"):
             return pool, []
-        fraction = float(self.validation)
-        seed = run_seed() if self.split_seed is None else self.split_seed
-        return split_off(pool, self.classes, fraction, seed, f"{self.name}: cannot hold out {fraction:g} of each class")
+        part, seed = float(self.validation), run_seed() if self.split_seed is None else self.split_seed
+        return split_off(pool, self.classes, part, seed, f"{self.name}: cannot hold out {part:g} of each class")
 
     def read_usable(self) -> Content:
         """Read the lists, but with ``on_broken: skip`` leave out the files that are missing or broken.
@@ -152,11 +155,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         classes, samples = self.read()
         if self.on_broken == "stop":
             return classes, samples
-        self._read_contents(sample for part in samples.values() for sample in part)
-        self.broken = {path: content.defect for path, content in self._contents.items() if content.defect}
-        left = {split: [s for s in part if s.path not in self.broken] for split, part in samples.items()}
+        defects = self._defects([sample for part in samples.values() for sample in part])
+        self.broken = {sample.path: defect for sample, defect in defects.items()}
+        left = {split: [s for s in part if s not in defects] for split, part in samples.items()}
+        if not left.get("val") and (self.validation == 0 or not (self.holds_out_own or self.validation == "official")):
+            samples.pop("val", None)  # it is not asked for
         if emptied := [split for split, part in samples.items() if part and not left[split]]:
-            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used:{name_broken(self.broken)}")
+            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used{self._told_broken()}")
         self.left_out.update("broken" if is_there(path) else "missing" for path in self.broken)
         return classes, left
 
@@ -168,15 +173,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         notes = [f"warning: {note}" for note in self.notes]
         notes += [f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}"] * bool(self.broken)
         if self._held_out_own and "val" in self.splits:
-            own = f"{len(self.splits['val']):,} validation images of {self.name}"
+            part = "" if isinstance(self.validation, str) else f", not {self.validation:g} of the training images"
+            own = f"{len(self.splits['val']):,} validation images of {self.name}{part}"
             notes.append(f"held out: the {own} (data.validation: 0 fits them, too)")
         used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
         if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
             notes.append(f"warning: {trained:,} test images have the same content as training images")
-        if not self.left_out:
-            return notes
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
-        return [*notes, f"left out of {self.root}: {counts}"]
+        return [*notes, f"left out of {self.root}: {counts}"] if counts else notes
 
     def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
         """A number ``(n,)``, int64, for each image of a split, by the content of its file.
@@ -192,13 +196,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             CxlpError: If files are broken; names them.
         """
         self._read_all()
-        numbers = []
-        for path, label, box in self.splits[split].samples:
-            content = self._contents[path].digest
-            if labelled:
-                shown = self.classes[label] if isinstance(label, int) else dict(zip(self.classes, label, strict=True))
-                content = digest(content, box, shown).encode()
-            numbers.append(int(digest(content, size=7), 16))
+        classes = self.classes if labelled else None
+        numbers = [self._contents[s.path].fingerprint(s, classes) for s in self.splits[split].samples]
         return torch.tensor(numbers, dtype=torch.int64)
 
     def count_trained_test_images(self) -> int:
@@ -206,22 +205,22 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return int(torch.isin(self.fingerprints("test"), self.fingerprints("train")).sum())
 
     def _read_all(self) -> None:
-        self._read_contents(sample for data in self.splits.values() for sample in data.samples)
-        used = {sample.path: self._contents[sample.path] for data in self.splits.values() for sample in data.samples}
-        if broken := {path: content.defect for path, content in used.items() if content.defect}:
-            raise CxlpError(
-                f"{self.name}: {len(broken):,} of {len(used):,} files cannot be used (data.on_broken: skip leaves "
-                f"them out):{name_broken(broken)}"
-            )
+        samples = [sample for data in self.splits.values() for sample in data.samples]
+        if broken := {sample.path: defect for sample, defect in self._defects(samples).items()}:
+            some = f"{len(broken):,} of {len({s.path for s in samples}):,} files cannot be used"
+            raise CxlpError(f"{self.name}: {some} (data.on_broken: skip leaves them out):{name_broken(broken)}")
 
-    def _read_contents(self, samples: Iterable[Sample]) -> None:
-        self._contents |= read_contents({s.path for s in samples} - self._contents.keys(), self.progress)
+    def _defects(self, samples: Sequence[Sample]) -> dict[Sample, str]:
+        """Read the files that were not read yet; what is wrong with which samples."""
+        new = {sample.path for sample in samples} - self._contents.keys()
+        self._contents |= read_contents(new, self.progress, decoded=self.on_broken == "skip")
+        return {sample: defect for sample in samples if (defect := self._contents[sample.path].defect_of(sample))}
+
+    def _told_broken(self) -> str:
+        return f". Files that are left out:{name_broken(self.broken)}" if self.broken else ""
 
     def digest(self, split: Split) -> str:
-        """Digest a split in its order: paths below the root, contents of files, boxes, labels; and the transform.
-
-        Not sizes and dates, which some tools keep when they change a picture.
-        """
+        """Digest a split in its order: paths below the root, contents (no dates), boxes, labels; and the transform."""
         data = self.splits[split]
         self._read_all()
         parts: list[object] = [data.transform.size, data.transform.aspect, *data.transform.described]
@@ -236,7 +235,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return {"epoch": self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the epoch, see :meth:`state_dict`; Lightning calls this before it makes the loaders."""
+        """Take over the epoch; Lightning calls this before it makes the loaders."""
         # A test or validation of a checkpoint is no resumption: the next fit begins at its own epoch.
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self._first_epoch = state_dict["epoch"]
@@ -266,16 +265,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             CxlpError: If the DataModule was given another ``image_size``.
         """
         if self.image_size not in (None, image_size):
-            raise CxlpError(
-                f"data.image_size is {self.image_size}, but the network takes images of {image_size} pixels: set "
-                "model.backbone.image_size, which the data follow"
-            )
+            given = f"data.image_size is {self.image_size}, but the network takes images of {image_size} pixels"
+            raise CxlpError(f"{given}: set model.backbone.image_size, which the data follow")
         for name, data in self.splits.items():
             size = image_size if name == "train" else test_size or image_size
             data.transform = Transform(size, self.aspect, self.augment, self.transform)
 
     def _ask(self, name: str, default: Any) -> Any:  # noqa: ANN401 (whatever the module says)
-        """Return an attribute of the LightningModule that the loaders feed, if there is one."""
+        """Return an attribute of the LightningModule that is fed, if there is one."""
         return getattr(self.trainer.lightning_module, name, default) if self.trainer else default
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[dict[str, Any]]:

@@ -94,11 +94,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Decode and transform a sample's picture: uint8, ``(3, H, W)``.
 
         Raises:
-            CxlpError: If the file cannot be decoded; names it.
+            CxlpError: If the file cannot be decoded, or a change of one's own fails; names it.
         """
         sample = self.samples[draw.item]
         pixels = read_image(sample.path, sample.box, self.transform.needed(draw.seed))
-        return self.transform(pixels, draw.seed)
+        try:
+            return self.transform(pixels, draw.seed)
+        except CxlpError as error:
+            raise CxlpError(f"{error} (of {sample.path})") from error
 
 
 def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
@@ -173,6 +176,6 @@ def _identity(path: Path) -> object:
     """What two names of the same file have in common."""
     try:
         status = path.stat()
-    except OSError:  # it is not there, or may not be looked at
+    except (OSError, ValueError):  # it is not there, may not be looked at, or has a name that no file can have
         return path
     return status.st_dev, status.st_ino

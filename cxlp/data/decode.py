@@ -40,7 +40,7 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
 
     Args:
         path: The file.
-        box: ``x, y, w, h`` in pixels of the file; clipped to the picture, at least one pixel large.
+        box: ``x, y, w, h`` in pixels of the file; clipped to the picture, and at least one pixel large.
         needed: Pixels: both sides of the result are at least as large where the file allows it;
             ``None``: the full size.
 
@@ -48,7 +48,7 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
         ``(H, W, 3)`` uint8.
 
     Raises:
-        CxlpError: If the file is missing, empty, truncated, or no picture.
+        CxlpError: If the file is missing, empty, truncated, or no picture, or no part of the box lies in it.
     """
     try:
         pixels, scale, _ = with_image(path, lambda image: decode(path, image, box, needed))
@@ -63,6 +63,8 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {reason}") from error
     if box is None:
         return pixels
+    if is_outside((box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale), pixels.shape[1], pixels.shape[0]):
+        raise CxlpError(f"the box {' '.join(f'{value:g}' for value in box)} lies outside of image {path}")
     left, top, right, bottom = _clip(box, pixels.shape[1], pixels.shape[0], scale)
     return np.ascontiguousarray(pixels[top:bottom, left:right])
 
@@ -160,15 +162,31 @@ def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
         scale: Divisor of the sides.
     """
     data = np.fromfile(path, np.uint8)
-    # In compressed data 0xFF is followed by 0, or is a marker: of a restart (0xD0 to 0xD7), or the end (0xD9).
-    after = data[scan + 1 :][data[scan:-1] == 0xFF]
-    markers = after[(after != 0) & (after & 0xF8 != 0xD0)]
-    if data[-2:].tobytes() != _END_OF_IMAGE or markers.tobytes() != _END_OF_IMAGE[1:]:
+    if not is_plain(data, scan):
         return None
     pixels: Pixels | None = cv2.imdecode(data, _REDUCED[scale] | cv2.IMREAD_IGNORE_ORIENTATION)  # type: ignore[assignment]
     if pixels is not None:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
+
+
+def is_plain(data: Pixels, scan: int) -> bool:
+    """Whether a JPEG is one scan of compressed data to its very end.
+
+    Args:
+        data: The file's bytes.
+        scan: Where the compressed data begins.
+    """
+    # In compressed data 0xFF is followed by 0, or is a marker: of a restart (0xD0 to 0xD7), or the end (0xD9).
+    after = data[scan + 1 :][data[scan:-1] == 0xFF]
+    markers = after[(after != 0) & (after & 0xF8 != 0xD0)]
+    return data[-2:].tobytes() == _END_OF_IMAGE and markers.tobytes() == _END_OF_IMAGE[1:]
+
+
+def is_outside(box: Box, width: int, height: int) -> bool:
+    """Whether no part of a box lies in a picture of this size."""
+    x, y, w, h = box
+    return x >= width or y >= height or x + w <= 0 or y + h <= 0
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,6 @@
 """Your own images: a folder per class."""
 
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.listing import check_folder, count_files, folders_in, pictures, subfolders
+from cxlp.data.names import folded, notes_of_alike
 from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError
@@ -43,7 +43,7 @@ class Folder(ImageDataModule):
         self.notes.clear()
         layout = check_folder(self.root)
         folders = subfolders(self.root, self.left_out, "outside class folders")
-        splits = find_splits(folders, self.root, layout)
+        splits = find_splits(folders, self.root, layout, alone=not self.makes_split)
         if not splits and (odd := [path.name for path in folders if split_of(path.name) == "train"]):
             self.notes.append(f"taken for classes, since no test is beside them: {', '.join(odd)}")
         if splits:
@@ -69,41 +69,38 @@ class Folder(ImageDataModule):
             for place in dict.fromkeys((path, inner(path))):
                 found = subfolders(place, self.left_out, "outside class folders")
             folders[split] = {path.name: path for path in found}
-        classes = list(folders["train"])
-        self._note_odd_classes(folders["train"])
+        named = folders.get("train") or {name: path for found in folders.values() for name, path in found.items()}
+        classes = sorted(named)
+        self._note_odd_classes({name: named[name] for name in classes})
         if "test" in folders and not folders.get("val"):
             folders.pop("val", None)
         for split in folders:
             if not folders[split]:
-                hint = f". To have a split made of the training images, set data.root: {splits['train']}"
+                hint = f". To have a split made of the training images, set data.root: {splits.get('train')}"
                 raise CxlpError(
                     f"folder: no class folders in {splits[split]}, so its images have no labels"
-                    f"{hint if folders['train'] else ''}"
+                    f"{hint if folders.get('train') else ''}"
                 )
-            if strange := sorted(folders[split].keys() - folders["train"].keys()):
-                same = {_folded(name) for name in folders["train"]} & {_folded(name) for name in strange}
+            if strange := sorted(folders[split].keys() - named.keys()):
+                same = {folded(name) for name in named} & {folded(name) for name in strange}
                 hint = ". They differ in case only, or are written in different Unicode forms: rename the folders"
                 raise CxlpError(
                     f"folder: {splits[split]} has classes that {splits['train'].name} has not: "
                     f"{', '.join(strange[:5])}{hint if same else ''}"
                 )
         samples = {split: self._samples(found, classes) for split, found in folders.items()}
-        self._check_filled(samples["train"], folders["train"])
+        if "train" in samples:
+            self._check_filled(samples["train"], folders["train"])
         if odd := [f"{path.name} ({split})" for split, path in splits.items() if path.name != split]:
             self.notes.append(f"taken for splits by their names: {', '.join(odd)}")
-        if "test" not in samples:
+        if "test" not in samples and "val" in samples:
             self.notes.append(f"there is no folder for the test: the test images are those of {splits['val']}")
             samples["test"] = samples.pop("val")
         return tuple(classes), samples
 
     def _note_odd_classes(self, classes: Mapping[str, Path]) -> None:
         """Note classes of nearly the same name, and that the folders in all class folders are rather the classes."""
-        known: dict[str, str] = {}
-        for name in classes:
-            if (other := known.setdefault(_folded(name), name)) != name:
-                self.notes.append(
-                    f"the classes {other!r} and {name!r} differ only in case or in how letters are encoded"
-                )
+        self.notes += notes_of_alike(classes, "classes")
         below = [{path.name for path in folders_in(folder)} for folder in classes.values()]
         if len(classes) > 1 and len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))
@@ -129,12 +126,9 @@ class Folder(ImageDataModule):
     def _split(self, samples: Sequence[Sample], classes: Sequence[str]) -> dict[Split, list[Sample]]:
         if not samples:
             return {"train": [], "test": []}
+        if not self.makes_split:
+            return {"train": list(samples)}
         # A fixed seed, not the run's: the test set must be the same in every run that is compared.
         failure = f"folder: cannot split {self.root} into train and test"
         train, test = split_off(samples, classes, self.test_fraction, 0, failure)
         return {"train": train, "test": test}
-
-
-def _folded(name: str) -> str:
-    """A name as file systems that do not distinguish case, or ways to write an accent, compare it."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

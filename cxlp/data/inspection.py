@@ -11,9 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from cxlp.data.dataset import is_there
-from cxlp.data.decode import Box, Pixels, decode, with_image
+from cxlp.data.decode import Box, Pixels, decode, is_outside, with_image
 from cxlp.data.jpeg_warnings import decode_all
-from cxlp.data.metadata import orientation
+from cxlp.data.metadata import orientation, stored_size
 
 
 class Kind(Enum):
@@ -38,7 +38,7 @@ class Kind(Enum):
     UNSPECIFIED = "no label specified", "takes part in nothing", False
     NO_BOX = "no box", "the whole image is used", False
     METADATA = "malformed metadata", "left out: orientation and colour profile are not known", False
-    BOX_OUTSIDE = "box beyond the picture", "the nearest pixels are used", False
+    BOX_OUTSIDE = "box beyond the picture", "a run with --data.bbox true stops and names it", False
     BOX_CLIPPED = "box crosses the border", "clipped to the picture", False
     MISNAMED = "other format than its name's", "decoded by content", False
     TURNED = "turned by EXIF", "turned upright; with a box, as stored", False
@@ -102,10 +102,7 @@ def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[
     found: list[tuple[Kind, str]] = []
     is_bare = isinstance(image.fp, BytesIO)  # it could only be opened without its metadata
     turned = orientation(image)
-    stored = image.size
-    if image.format == "TIFF" and turned in range(5, 9):  # Pillow gives the size of the upright picture
-        stored = (image.height, image.width)
-    width, height = stored
+    width, height = stored_size(image)
     named = Image.registered_extensions().get(path.suffix.lower(), image.format)
     # Cameras write JPEGs with a preview behind the picture, which Pillow calls MPO.
     content = "JPEG" if image.format == "MPO" else image.format
@@ -119,7 +116,7 @@ def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[
         found.append((Kind.COLOURS, f"mode {image.mode}"))
     for x, y, w, h in boxes:
         said = f"x {x:g}, y {y:g}, {w:g} x {h:g} in {width} x {height}"
-        if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+        if is_outside((x, y, w, h), width, height):
             found.append((Kind.BOX_OUTSIDE, said))
         elif x < 0 or y < 0 or x + w > width or y + h > height:
             found.append((Kind.BOX_CLIPPED, said))

@@ -39,6 +39,12 @@ def orientation(image: Image.Image) -> int | None:
     return int(found) if found in _TURNS else 1
 
 
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture that is open, as it is stored: Pillow gives a TIFF's as if it were upright."""
+    is_turned = image.format == "TIFF" and orientation(image) in range(5, 9)
+    return (image.height, image.width) if is_turned else image.size
+
+
 def turn(image: Image.Image, pixels: Image.Image, orientation: int | None, upright: bool) -> Image.Image:
     """Turn a picture upright, or leave it as it is stored.
 

@@ -27,7 +27,7 @@ _RENAME = (
 )
 
 
-def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split, Path]:
+def find_splits(folders: Sequence[Path], root: Path, layout: str, alone: bool = False) -> dict[Split, Path]:
     """Tell the splits among the folders of a data set.
 
     A folder is a split whose name says just that (``train``, ``Testing``, ``valid_images``, ``test2017``). One whose
@@ -38,6 +38,7 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
         folders: All folders in the root.
         root: For errors.
         layout: What is expected, for errors.
+        alone: Whether one split is enough.
 
     Returns:
         ``train`` and ``test``, ``val`` or both; nothing where the folders are classes.
@@ -65,11 +66,11 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str) -> dict[Split,
         if len(twice := [path.name for path, other in found.items() if other == split]) > 1:
             raise CxlpError(f"folder: {' and '.join(twice)} in {root} both look like {split}: keep one; {layout}")
     splits = {split: path for path, split in found.items()}
-    if not _is_enough(found):
-        alone = f"; to have a split made of its images, set data.root: {splits['train']}" if "train" in splits else ""
+    if not _is_enough(found) and not alone:
+        only = f"; to have a split made of its images, set data.root: {splits['train']}" if "train" in splits else ""
         raise CxlpError(
             f"folder: {root} has {' and '.join(path.name for path in found)} but not both train and test, and what "
-            f"looks like a split is never a class. If it is a class, give it another name{alone}; {layout}"
+            f"looks like a split is never a class. If it is a class, give it another name{only}; {layout}"
         )
     return {split: splits[split] for split in get_args(Split) if split in splits}
 

@@ -9,6 +9,7 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, is_there
 from cxlp.data.decode import Box
 from cxlp.data.lists import as_box
+from cxlp.data.names import notes_of_alike
 from cxlp.data.split_folders import split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.data.table_files import Cell, Row, Rows, read_rows, rows_of
@@ -28,6 +29,8 @@ _VALUES = {
     **dict.fromkeys(("0", "0.0", "false", "no"), -1),
     **dict.fromkeys(("", "-1", "-1.0", "na", "nan", "null"), 0),
 }
+#: What a cell of a box holds where there is none.
+_NO_BOX = ("", "na", "nan", "<na>", "null", "none")
 
 
 class Table(ImageDataModule):
@@ -45,8 +48,8 @@ class Table(ImageDataModule):
         label_column: The column of the label, if each image has one; null: ``label``, ``class``, ``category`` or the
             like.
         labels_column: The column of the labels, if an image may have several; null: ``labels``, ``tags`` or the like.
-        separator: What stands between several labels; null: a semicolon, a bar or a comma if some cell has one, else a
-            blank if that leaves fewer classes.
+        separator: What stands between several labels; null: a semicolon, a bar or a comma, the first of these that some
+            cell holds; where none does, a blank, if splitting at blanks gives fewer classes than there are cells.
         class_columns: The columns of the classes, if each has one; null: all columns of 0, 1, -1 and blanks that are
             none of the others, where there is neither a column for a label nor for labels.
         split_column: The column of the splits; null: ``split``, ``set``, ``subset`` or ``partition``.
@@ -92,12 +95,15 @@ class Table(ImageDataModule):
                 f"{self.table} has no column of paths: name it by data.path_column. There are {self._named()}"
             )
         self._path, self._split = found, self._column("split_column", split_column, SPLIT)
-        self._box = [column for name in BOX if (column := self._match(name))]
         self._label = None if labels_column or class_columns else self._column("label_column", label_column, LABEL)
         several = not (self._label or class_columns)
         self._labels = self._column("labels_column", labels_column, LABELS) if several else None
         self._classes = [str(self._column("class_columns", c, ())) for c in class_columns or ()]
+        box = [column for name in BOX if (column := self._match(name))]
+        self._box = [] if len(box) < len(BOX) or set(box) & {*self._classes} else box
         if not (self._label or self._labels or self._classes):
+            if all(self._is_mark(row.cells[column]) for row in self._rows.rows for column in self._box):
+                self._box = []  # all are 0 and 1: classes of these names, as no box has no width
             self._classes = self._class_columns()
         self.multi_label = self._label is None
 
@@ -130,16 +136,18 @@ class Table(ImageDataModule):
 
     def _complete(self, splits: dict[str, list[Sample]], classes: Sequence[str]) -> dict[Split, list[Sample]]:
         """Training and test images: as the table says it, or by a split that is made here."""
+        if self._split is None and not self.makes_split:
+            return {"train": splits[""]}
         if self._split is None:
             failure = f"{self.table}: cannot split it into train and test"
             train, test = split_off(splits[""], classes, self.test_fraction, 0, failure)
             return {"train": train, "test": test}
-        if "train" not in splits or len(splits) == 1:
+        if self.makes_split and ("train" not in splits or len(splits) == 1):
             raise CxlpError(
                 f"{self.table}: column {self._split} says {', '.join(splits)} only, but there must be train and test; "
-                "to have a split made, call the column otherwise"
+                "to have a split made, give the column another name"
             )
-        if "test" not in splits:
+        if "test" not in splits and "val" in splits:
             self.notes.append("no row is for the test: the test images are those of val")
             splits["test"] = splits.pop("val")
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -160,14 +168,14 @@ class Table(ImageDataModule):
             single = [str(row.cells[self._label]) for row in rows]
             classes = _ordered(single)
             indices = {name: k for k, name in enumerate(classes)}
-            self._note_alike(classes)
+            self.notes += notes_of_alike(classes, "labels")
             return classes, [indices[label] for label in single]
-        several = self._part([row.cells[str(self._labels)] for row in rows])
+        several = self._split_labels([row.cells[str(self._labels)] for row in rows])
         classes = _ordered(label for found in several for label in found)
-        self._note_alike(classes)
+        self.notes += notes_of_alike(classes, "labels")
         return classes, [tuple(1 if name in found else -1 for name in classes) for found in map(set, several)]
 
-    def _part(self, cells: Sequence[Cell]) -> list[list[str]]:
+    def _split_labels(self, cells: Sequence[Cell]) -> list[list[str]]:
         """The labels in each cell."""
         texts = {cell for cell in cells if isinstance(cell, str) and cell}
         separator = self.separator
@@ -176,7 +184,7 @@ class Table(ImageDataModule):
             if not separator and len({word for text in texts for word in text.split()}) < len(texts):
                 separator = " "
             if separator:
-                self.notes.append(f"the labels of an image are parted at {separator!r}: data.separator changes it")
+                self.notes.append(f"the labels of an image are split at {separator!r}: data.separator changes it")
         parts = [cell if isinstance(cell, list) else cell.split(separator) if separator else [cell] for cell in cells]
         return [[label.strip() for label in part if label.strip()] for part in parts]
 
@@ -185,7 +193,7 @@ class Table(ImageDataModule):
         marks = []
         for row in self._rows.rows:
             for name in self._classes:
-                if str(row.cells[name]).lower() not in _VALUES:
+                if not self._is_mark(row.cells[name]):
                     raise CxlpError(
                         f"{row.where}: {name} is {row.cells[name]!r}: it must be 1 (present), 0 (absent), blank or -1 "
                         "(unspecified); data.class_columns says which columns are classes"
@@ -207,10 +215,10 @@ class Table(ImageDataModule):
         return path
 
     def _read_box(self, row: Row) -> Box | None:
-        if not self.bbox or len(self._box) < len(BOX):
+        if not self.bbox or not self._box:
             return None
         values = [str(row.cells[column]) for column in self._box]
-        return as_box(values, row.where) if any(values) else None
+        return None if all(value.lower() in _NO_BOX for value in values) else as_box(values, row.where)
 
     def _read_split(self, row: Row) -> str:
         """The split; without a column, all are in one."""
@@ -245,12 +253,16 @@ class Table(ImageDataModule):
             raise CxlpError(f"data.{option}: {self.table} has no column {given!r}. {near}")
         return column
 
+    @staticmethod
+    def _is_mark(cell: Cell) -> bool:
+        return str(cell).lower() in _VALUES
+
     def _class_columns(self) -> list[str]:
         """Columns of 0, 1, -1 and blanks; what few rows of such a column say otherwise is refused when it is read."""
         found = []
         for column in self._rows.columns:
             said = [cell for row in self._rows.rows if (cell := row.cells[column])]
-            valid = sum(str(cell).lower() in _VALUES for cell in said)
+            valid = sum(map(self._is_mark, said))
             if column and column not in (self._path, self._split, *self._box) and valid > len(said) / 2:
                 found.append(column)
         if not found:
@@ -263,14 +275,8 @@ class Table(ImageDataModule):
     def _named(self) -> str:
         return ", ".join(map(repr, self._rows.columns[:12])) + (", ..." if len(self._rows.columns) > 12 else "")
 
-    def _note_alike(self, classes: Sequence[str]) -> None:
-        known: dict[str, str] = {}
-        for name in classes:
-            if (other := known.setdefault(name.casefold(), name)) != name:
-                self.notes.append(f"the labels {other!r} and {name!r} differ only in case")
-
 
 def _ordered(labels: Any) -> tuple[str, ...]:  # noqa: ANN401 (an iterable of texts)
-    """The different labels in alphabetical order, numbers by their values."""
-    found = set(labels)
-    return tuple(sorted(found, key=(lambda label: int(label)) if all(map(str.isdecimal, found)) else None))
+    """The different labels in alphabetical order; numbers by their values, equal ones alphabetically."""
+    found = sorted(set(labels))  # a set's own order differs between processes
+    return tuple(sorted(found, key=int) if all(map(str.isdecimal, found)) else found)

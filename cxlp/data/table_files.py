@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,20 +41,30 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Rows:
     Args:
         path: A Parquet file if it ends in ``.parquet`` or ``.pq``, else a text. What stands between its columns is a
             tab in ``.tsv``, and in others whichever of comma, semicolon, tab and bar is most frequent in the first
-            line. Byte-order marks, ends of lines, blank lines and quotes are as spreadsheets write them.
+            line, if there is no line ``sep=;`` before it, which Excel writes. Byte-order marks, ends of lines, blank
+            lines and quotes are as spreadsheets write them.
         encoding: Of a text; one that begins with UTF-16's byte-order mark is known by that.
 
     Raises:
         CxlpError: If it cannot be read; names the line.
     """
-    if path.suffix.lower() in (".xls", ".xlsx", ".ods"):
-        raise CxlpError(f"{path} is a spreadsheet: save it as CSV")
+    check_table(path)
     try:
         return _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_text(path, encoding)
-    except FileNotFoundError as error:
-        raise CxlpError(f"table not found: {path.absolute()}") from error
     except OSError as error:
         raise CxlpError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def check_table(path: Path) -> None:
+    """Refuse what is no table by its name, or is not there.
+
+    Raises:
+        CxlpError: Says so.
+    """
+    if path.suffix.lower() in (".xls", ".xlsx", ".ods"):
+        raise CxlpError(f"{path} is a spreadsheet: save it as CSV")
+    if not path.exists():
+        raise CxlpError(f"table not found: {path.absolute()}")
 
 
 def rows_of(frame: Any, name: str = "the DataFrame") -> Rows:  # noqa: ANN401 (pandas and polars are optional)
@@ -102,8 +113,12 @@ def _read_text(path: Path, encoding: str) -> Rows:
         ) from error
     except LookupError as error:
         raise CxlpError(f"data.encoding is {encoding!r}: Python knows no such encoding") from error
+    marked = re.match(r"sep=(.)(?=[\r\n])", text)  # how Excel says it in a line of its own
+    text = text[marked.end() :] if marked else text
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else max(_DELIMITERS, key=first.count)
+    delimiter = (
+        marked[1] if marked else "\t" if path.suffix.lower() in (".tsv", ".tab") else max(_DELIMITERS, key=first.count)
+    )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: tuple[str, ...] = ()
     rows = []

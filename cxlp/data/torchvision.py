@@ -13,31 +13,14 @@ from tqdm import tqdm
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.splitting import check_fraction, split_off
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.data.torchvision_sets import DATA_SETS, OPTIONS, find_data_set
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.locking import locked
 from cxlp.utils.program import program
 
-_Arguments = Mapping[Split, Mapping[str, Any]]
-_BY_FLAG: _Arguments = {"train": {"train": True}, "test": {"train": False}}
-_TWO: _Arguments = {"train": {"split": "train"}, "test": {"split": "test"}}
-_THREE: _Arguments = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
-_VALID: _Arguments = {**_THREE, "val": {"split": "valid"}}
-#: Those whose test images have no labels are tested on the validation images, as is usual.
-_TESTED_ON_VAL: _Arguments = {"train": {"split": "train"}, "test": {"split": "val"}}
-_NONE: _Arguments = {}
-#: The arguments by which each data set gives its splits; none: a split is made.
-DATA_SETS: dict[str, _Arguments] = {
-    "CIFAR10": _BY_FLAG, "CIFAR100": _BY_FLAG, "Caltech101": _NONE, "Caltech256": _NONE, "CelebA": _VALID,
-    "Country211": _VALID, "DTD": _THREE, "EMNIST": _BY_FLAG, "EuroSAT": _NONE, "FER2013": _TWO, "FGVCAircraft": _THREE,
-    "FashionMNIST": _BY_FLAG, "Flowers102": _THREE, "Food101": _TWO, "GTSRB": _TWO,
-    "INaturalist": {"train": {"version": "2021_train"}, "test": {"version": "2021_valid"}},
-    "ImageNet": _TESTED_ON_VAL, "Imagenette": _TESTED_ON_VAL, "KMNIST": _BY_FLAG, "LFWPeople": _TWO, "MNIST": _BY_FLAG,
-    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}}, "PCAM": _THREE,
-    "Places365": {"train": {"split": "train-standard"}, "test": {"split": "val"}}, "QMNIST": _BY_FLAG,
-    "RenderedSST2": _THREE, "SEMEION": _NONE, "STL10": _TWO, "SUN397": _NONE, "SVHN": _TWO, "StanfordCars": _TWO,
-    "USPS": _BY_FLAG,
-}  # fmt: skip
+#: Where data sets have the names of their classes.
+_NAMES = ("classes", "categories", "all_categories", "attr_names", "class_to_idx")
 
 
 class Torchvision(ImageDataModule):
@@ -49,7 +32,7 @@ class Torchvision(ImageDataModule):
     Args:
         name: The class in ``torchvision.datasets``, such as ``FGVCAircraft``, ``StanfordCars`` or ``Flowers102``.
         root: The folder that is torchvision's ``root``: each data set makes one of its own in it.
-        options: Further arguments of that class, such as ``annotation_level: family``.
+        options: Further arguments of that class that choose labels or pictures, such as ``annotation_level: family``.
         download: Have torchvision fetch the data set where it is missing.
         test_fraction: Of a data set without splits: the part of each class that becomes the test set, the same in every
             run.
@@ -69,23 +52,23 @@ class Torchvision(ImageDataModule):
     ) -> None:
         super().__init__(root, **common)
         check_fraction(test_fraction)
-        if not name:
-            raise CxlpError("give data.name, the one of torchvision's data sets that is meant, such as Flowers102")
-        known = {each.lower(): each for each in DATA_SETS}
-        if name.lower() not in known:
-            raise CxlpError(
-                f"data.name: {name!r} is none of torchvision's data sets that can be used for "
-                f"classification. {did_you_mean(name, DATA_SETS, shown=40)}"
-            )
-        self.name, self.options = known[name.lower()], dict(options or {})
+        self.name, self.options = find_data_set(name), dict(options or {})
         self.download, self.test_fraction = download, test_fraction
         self.multi_label = self.name == "CelebA"
-        for option in self.options:
-            if any(option in given for given in DATA_SETS[self.name].values()):
-                raise CxlpError(f"data.options: {self.name}'s {option} says which split it is, and all are used")
-            if not _takes(_class_of(self.name), option):
-                raise CxlpError(f"data.options: torchvision's {self.name} has no {option!r}")
+        self._check_options()
         self._copy = self.root / f"{self.name}-png{'-' + digest(self.options, size=3) if self.options else ''}"
+
+    def _check_options(self) -> None:
+        taken = OPTIONS.get(self.name, {})
+        for option, value in self.options.items():
+            where = f"data.options: {self.name}'s {option}"
+            if any(option in given for given in DATA_SETS[self.name].values()):
+                raise CxlpError(f"{where} says which split it is, and all are used")
+            if option not in taken:
+                what = "cannot be given" if _takes(_class_of(self.name), option) else "is unknown to torchvision"
+                raise CxlpError(f"{where} {what}. There is {', '.join(taken) or 'no option of its labels or pictures'}")
+            if taken[option] and value not in taken[option]:
+                raise CxlpError(f"{where} is {value!r}: the labels of classes are {', '.join(taken[option])}")
 
     def prepare_data(self) -> None:
         """Have torchvision download where the data set is missing, and write pictures that are no files."""
@@ -114,18 +97,22 @@ class Torchvision(ImageDataModule):
                 raise CxlpError(f"{self.name} is not in {self.root.absolute()}: {reason}")
             samples = {}
             for split, part in parts.items():
-                files = _files(part)
+                try:
+                    files = _files(part)
+                    labels = [] if files is None else [_label(part[i][1]) for i in range(len(files))]
+                except (OSError, ValueError) as error:  # some data sets open each picture
+                    raise CxlpError(f"{self.name}: torchvision cannot read its {split} images: {error}") from error
                 if files is None:
                     how = f"{program()} download torchvision/{self.name}"
                     raise CxlpError(f"{self.name}: its pictures are no files: prepare_data(), or {how}, writes them")
-                samples[split] = sorted(Sample(path, _label(part[i][1])) for i, path in enumerate(files))
-            classes = _classes(parts["train"], samples)
+                samples[split] = sorted(map(Sample, files, labels))
+            classes = self._classes(parts["train"], samples)
         used = sorted({s.label for part in samples.values() for s in part if isinstance(s.label, int)})
         if used and len(used) < len(classes):
             index = {label: k for k, label in enumerate(used)}
             samples = {split: [Sample(s.path, index[s.label]) for s in part] for split, part in samples.items()}  # type: ignore[index]
             classes = tuple(classes[label] for label in used)
-        if "test" not in samples:
+        if "test" not in samples and self.makes_split:
             failure = f"{self.name}: cannot split it into train and test"
             train, test = split_off(samples["train"], classes, self.test_fraction, 0, failure)
             samples = {"train": train, "test": test}
@@ -192,7 +179,7 @@ class Torchvision(ImageDataModule):
                     labels[split].append(_label(label))
                     picture.save(aside / split / f"{i:07d}.png", compress_level=1)
             samples = {split: [Sample(aside, label) for label in found] for split, found in labels.items()}
-            text = json.dumps({"classes": _classes(parts["train"], samples), "labels": labels})
+            text = json.dumps({"classes": self._classes(parts["train"], samples), "labels": labels})
             (aside / "labels.json").write_text(text, encoding="utf-8")
             aside.rename(self._copy)
         except OSError as error:
@@ -206,6 +193,20 @@ class Torchvision(ImageDataModule):
             split: [Sample(self._copy / split / f"{i:07d}.png", _label(label)) for i, label in enumerate(labels)]
             for split, labels in found["labels"].items()
         }
+
+    def _classes(self, part: Any, samples: Mapping[Split, Sequence[Sample]]) -> tuple[str, ...]:  # noqa: ANN401
+        """Names by class index; of a data set without names, the indices."""
+        labels = [sample.label for found in samples.values() for sample in found]
+        count = max(len(label) if isinstance(label, tuple) else label + 1 for label in labels)
+        kind = self.options.get("target_types") or self.options.get("target_type")
+        attributes = ("bin_classes",) if kind == "binary-category" else _NAMES
+        groups = getattr(part, "categories_index", {})  # of iNaturalist: names with their numbers
+        lists = [groups[kind]] if kind in groups else [getattr(part, attribute, ()) for attribute in attributes]
+        for found in lists:
+            names = [name if isinstance(name, str) else ", ".join(name) for name in found]
+            if len(names) >= count:
+                return tuple(names[:count])
+        return tuple(map(str, range(count)))
 
 
 def _class_of(name: str) -> type:
@@ -250,14 +251,3 @@ def _label(label: Any) -> int | tuple[int, ...]:  # noqa: ANN401 (whatever a dat
     if isinstance(label, list):
         return tuple(1 if value > 0 else -1 for value in label)
     return int(label)
-
-
-def _classes(part: Any, samples: Mapping[Split, Sequence[Sample]]) -> tuple[str, ...]:  # noqa: ANN401 (a data set)
-    """Names by class index; of a data set without names, the indices."""
-    labels = [sample.label for found in samples.values() for sample in found]
-    count = max(len(label) if isinstance(label, tuple) else label + 1 for label in labels)
-    for attribute in ("classes", "categories", "all_categories", "attr_names", "class_to_idx"):
-        names = [name if isinstance(name, str) else ", ".join(name) for name in getattr(part, attribute, ())]
-        if len(names) >= count:
-            return tuple(names[:count])
-    return tuple(map(str, range(count)))

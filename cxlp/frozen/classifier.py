@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.metrics.average_precision import average_precision
 from cxlp.utils.labels import classification_loss, strata
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 
 class Solver(Protocol):
@@ -96,7 +96,7 @@ def fit_logit_scale(scores: Array, labels: Tensor) -> float:
     Returns:
         The scale, between 0.1 and 100.
     """
-    margins = torch.from_numpy(scores)
+    margins = torch.from_numpy(scores).double()
     answers = scores.shape[1] if labels.ndim == 1 else 2
     doubt = answers / (len(scores) + answers)
 

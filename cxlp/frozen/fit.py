@@ -15,18 +15,11 @@ from cxlp.frozen.checks import check_absent, check_labels, check_maps, check_typ
 from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
-from cxlp.frozen.solvers import SolverName, make_solver, plan
+from cxlp.frozen.solvers import SolverName, make_solver, plan, tell_unsolved
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
-from cxlp.utils.distributed import (
-    all_sum,
-    barrier,
-    from_rank_zero,
-    on_rank_zero,
-    rank,
-    world_size,
-)
+from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
@@ -165,9 +158,11 @@ class FrozenFit:
         memory = memory_for_maps()
         self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory)
         classes = len(network.classes)
-        self.plan = plan(config.solver, images, network.out_features, classes, config.folds, self.device)
-        if self.plan.primal and progress and rank() == 0:
-            print(f"solver: primal. {self.plan.why}", file=sys.stderr)  # noqa: T201
+        folds, costs = config.folds if settled is None else 0, len(config.c_candidates) if config.c == "auto" else 1
+        self.plan = plan(config.solver, images, network.out_features, classes, folds, self.device, costs, cross)
+        if rank() == 0:
+            name = "primal" if self.plan.primal else "kernel"
+            print(f"solver: {name}. {self.plan.why}", file=sys.stderr)  # noqa: T201
         check_type(config.features, network)
         if not stored:
             check_shared(folder)
@@ -216,7 +211,8 @@ class FrozenFit:
 
         Returns:
             What was chosen and found: ``C``, ``logit_scale``, ``cv_accuracy`` (cross-validated on
-            the training images) and the like.
+            the training images) and the like; ``primal``: 1 where the primal solver was taken, with ``unsolved``,
+            how many SVMs it has left unsolved.
 
         Raises:
             CxlpError: If images were left out, features are not finite, or a class has a single image where the
@@ -295,4 +291,4 @@ class FrozenFit:
             weights, intercepts = solver.weights(c)
             classifier.weight.copy_(from_rank_zero(scale * weights))
             classifier.bias.copy_(from_rank_zero(scale * intercepts))
-        return {**report, "primal": float(self.plan.primal)}
+        return {**report, "primal": float(self.plan.primal), **tell_unsolved(solver)}

@@ -40,7 +40,9 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
             out = product[: len(tile) * (n - top)].view(len(tile), n - top)
             total[top : top + _TILE, top:] += torch.mm(tile, columns[top:].T, out=out).to(total.device)
         del columns  # before the next block is read
-    gram = all_sum(total.cpu())
+    gram = total.cpu()
+    del total  # before a GPU gets what is to be summed over ranks
+    all_sum(gram)
     # Mirror in place, by tiles: a transposed copy would double the memory.
     for top in range(0, n, _TILE):
         bottom = top + _TILE

@@ -20,7 +20,7 @@ MOST_BYTES, PART = 2 << 30, 4
 
 def memory_for_maps() -> int:
     """How many bytes of maps a process may hold in memory; all ranks call it together."""
-    return min(MOST_BYTES, free_memory() // PART) // local_world_size()
+    return min(MOST_BYTES, (free_memory() or 0) // PART) // local_world_size()
 
 
 class MapStore:

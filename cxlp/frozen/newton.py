@@ -9,17 +9,18 @@ from torch import Tensor
 
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, from_rank_zero, rank, world_size
-from cxlp.utils.precision import fastest_precision
+from cxlp.utils.errors import CxlpError
 
 #: Half the width h of the hinge's rounded corner: narrow enough that 99 of 100 images are told to be what libsvm tells.
 CORNER = 0.25
-#: Length of the gradient at which a solution is good enough, as a part of that of ``w = 0``.
-TOLERANCE = 1e-3
+#: Largest distance from the best weights, as a part of their length, at which a solution is good enough.
+TOLERANCE = 0.02
 #: Largest size of a block of rows, in bytes.
 BLOCK = 128 << 20
-_MOST_STEPS = 100  # of Newton's method; some ten are usual
-_MOST_PRODUCTS = 6  # of conjugate gradients in a step: with more, steps are fewer, but products more
-_PRECISION = 0.5  # to which a step's equations are solved: the next step has new ones
+_MOST_STEPS = 50  # of Newton's method; some ten are usual
+_MOST_PRODUCTS = 20  # of conjugate gradients in a step: with more, steps are fewer, but products more
+_PRECISION = 0.3  # to which a step's equations are solved: the next step has new ones
+_ROUNDING = 1e-6  # of a sum of rows in float32
 _CHUNK = 1 << 20  # entries of margins that are looked at a time: they stay in the processor's cache
 
 
@@ -87,12 +88,14 @@ class Solution:
         intercepts: ``(k,)`` float32.
         scores: ``(k, m)`` float32, of this rank's rows.
         passes: How often each row was multiplied by vectors of the SVMs, and vectors by the rows.
+        unsolved: How many of the SVMs are further from the minimum than the tolerance allows.
     """
 
     weights: Tensor
     intercepts: Tensor
     scores: Tensor
     passes: int
+    unsolved: int
 
 
 def minimise(
@@ -110,34 +113,32 @@ def minimise(
     ``I + C X^T D X``, are solved by conjugate gradients, roughly, and a line search on the margins, which reads no row,
     follows (Keerthi and DeCoste, "A modified finite Newton method for fast solution of large scale linear SVMs", 2005;
     Galli and Lin, "A study on truncated Newton methods for linear classification", 2022). SVMs that are done drop out.
-    Rows and vectors are multiplied in float32; within a step in bfloat16, where the hardware has it.
+
+    The search ends where the gradient g is short beside w. The objective is strongly convex, so that w is no further
+    than ``|g|`` from the minimum's, whatever C is; ``|g|^2 / 2`` is the duality gap.
 
     Args:
         rows: Of all ranks together, at least one.
         targets: ``(k, m)`` int8 of this rank's rows: 1 positive, -1 negative, 0 ignored. An SVM whose rows are all of
             one sign scores by that sign.
         c: Cost C of a row.
-        start: Where to begin, such as the solution of other rows: it changes the way, not the goal.
-        tolerance: The length of the gradient that ends the search, as a part of that of ``w = 0``.
+        start: Where to begin, such as the solution for another C: it changes the way, not the goal.
+        tolerance: Largest distance of w from the minimum's, as a part of ``|w|``.
 
     Returns:
         The solution, the same on each rank.
+
+    Raises:
+        CxlpError: If the features are too large for float32.
     """
     k, device = len(targets), rows.device
     targets = targets.to(device)
-    scores = torch.zeros(k, len(rows.places), device=device)
-    bias = torch.zeros(k, device=device)
-    if start is None:
-        weights = torch.zeros(k, rows.store.dim, device=device)
-    else:
-        weights, bias = start.weights.clone(), start.intercepts.clone()
     signs = torch.stack([(targets == sign).sum(dim=1) for sign in (1, -1)])
     all_sum(signs)
     live = (signs > 0).all(dim=0).nonzero().flatten()  # an SVM of one sign has nothing to minimise
-    enough = torch.zeros(k, device=device)
-    enough[live] = tolerance * _gradient_of_zero(rows, targets[live], c, weights[live], scores, live)
-    passes = 1
-    for _ in range(_MOST_STEPS):
+    weights, bias, scores, passes = _begin(rows, k, start)
+    size = 0.0
+    for step in range(_MOST_STEPS + 1):
         y, f, w = targets[live], scores[live], weights[live]
         bias[live] = b = _best_bias(f, y, bias[live])
         f += b[:, None]
@@ -145,37 +146,53 @@ def minimise(
         for part, block in rows.blocks():
             gradient.addmm_(_slope(f[:, part], y[:, part]), block)
             offset.addmm_(_curvature(f[:, part], y[:, part]), block)
-        gradient, offset = w + c * all_sum(gradient), c * all_sum(offset)
+            if not step:
+                size += float(block.square().sum(dtype=torch.float64))
+        gradient, offset = all_sum(gradient).mul_(c).add_(w), all_sum(offset).mul_(c)
         passes += 1
-        length = from_rank_zero(gradient.norm(dim=1))  # what ends a loop must be one number for all ranks
-        unsolved = length > enough[live]
-        live, y, f, w, gradient, offset = (x[unsolved] for x in (live, y, f, w, gradient, offset))
-        if not len(live):
+        if not step:
+            squares, count = all_sum(torch.tensor([size, len(rows.places)], dtype=torch.float64)).tolist()
+            size = (squares / count) ** 0.5  # length of a row, on average
+        # Below this length, the gradient is rounding: where nothing can be learnt, w is zero.
+        rounding = _ROUNDING * c * size * all_sum(_sum(lambda f, y: _slope(f, y).abs(), f, y))
+        length = gradient.norm(dim=1)
+        solved = length <= torch.maximum(tolerance * w.norm(dim=1), rounding.float())
+        unsolved = from_rank_zero((~solved).double()) > 0  # what ends a loop must be one number for all ranks
+        if not bool(unsolved.all()):
+            live, y, f, w, gradient, offset = (x[unsolved] for x in (live, y, f, w, gradient, offset))
+        if not len(live) or step == _MOST_STEPS:
             break
-        mass = c * all_sum(_sum(_curvature, f, y))
+        mass = all_sum(_sum(_curvature, f, y)).mul_(c)
         s, along, products = _newton_step(rows, y, f, gradient, offset, mass, c)
         passes += products
         shift = -c * all_sum(_sum(lambda f, y, a: _curvature(f, y) * a, f, y, along)) / mass.clamp_min(1e-12)
         t = _line_search(f, y, along + shift.float()[:, None], w, s, gradient, c)
-        weights[live] = w + t[:, None] * s
-        scores[live] = f.sub_(bias[live][:, None]).add_(t[:, None] * along)
+        weights[live] = s.mul_(t[:, None]).add_(w)
+        scores[live] = f.sub_(bias[live][:, None]).add_(along.mul_(t[:, None]))
         bias[live] += t * shift.float()
+    if not bool(torch.isfinite(weights).all() and torch.isfinite(bias).all()):
+        raise CxlpError(
+            f"the primal solver's numbers have left the range of float32: features of length {size:.1e} are too "
+            "large for it; give the heads a normalisation of unit length, or choose model.frozen.solver: kernel"
+        )
     one_sign = ~(signs > 0).all(dim=0)
     weights[one_sign], scores[one_sign] = 0.0, 0.0
     bias[one_sign] = (signs[0].sign() - signs[1].sign())[one_sign].float()
-    return Solution(weights, bias, scores.add_(bias[:, None]), passes)
+    return Solution(weights, bias, scores.add_(bias[:, None]), passes, len(live))
 
 
-def _gradient_of_zero(rows: Rows, y: Tensor, c: float, w: Tensor, scores: Tensor, live: Tensor) -> Tensor:
-    """Length of the gradient where all weights are zero, ``(k,)``; fills in ``w X^T`` on the way."""
-    zeros = torch.zeros_like(y, dtype=torch.float32)
-    slope = _slope(zeros + _best_bias(zeros, y, torch.zeros_like(w[:, 0]))[:, None], y)
-    gradient = torch.zeros_like(w)
+def _begin(rows: Rows, k: int, start: Solution | None) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return weights, intercepts, scores without these, and how often the rows were read."""
+    device, m = rows.device, len(rows.places)
+    if start is None:
+        return (*(torch.zeros(shape, device=device) for shape in ((k, rows.store.dim), (k,), (k, m))), 0)
+    weights, bias = start.weights.clone(), start.intercepts.clone()
+    if start.scores.shape[1] == m:
+        return weights, bias, start.scores - bias[:, None], 0
+    scores = torch.empty(k, m, device=device)
     for part, block in rows.blocks():
-        gradient.addmm_(slope[:, part], block)
-        scores[live, part] = w @ block.T
-    length: Tensor = c * all_sum(gradient).norm(dim=1)
-    return length
+        scores[:, part] = weights @ block.T
+    return weights, bias, scores, 1
 
 
 def _newton_step(
@@ -183,37 +200,35 @@ def _newton_step(
 ) -> tuple[Tensor, Tensor, int]:
     """Solve ``H s = -gradient`` roughly by conjugate gradients, H without its bias.
 
-    In bfloat16 where the hardware has it: a step need not be exact, while gradients, which tell when to end, are.
-
     Returns:
         s ``(k, D)``; ``s X^T (k, m)``; how often the rows were read.
     """
-    dtype = torch.bfloat16 if fastest_precision(rows.device).name == "bf16-mixed" else torch.float32
     s = torch.zeros_like(gradient)
     r = -gradient
     p = r.clone()
-    rr = (r * r).sum(dim=1)
+    rr = r.square().sum(dim=1)
     enough = _PRECISION**2 * rr
     going = torch.arange(len(y), device=y.device)
     products = 0
     while products < _MOST_PRODUCTS and len(going):
         products += 1
         hp, total = torch.zeros_like(p), torch.zeros(len(p), dtype=torch.float64, device=p.device)
-        pt = p.to(dtype)
         for part, block in rows.blocks():
-            block = block.to(dtype)
-            curved = _curvature(f[going, part], y[going, part]).mul_(pt @ block.T)
-            hp += curved.to(dtype) @ block
+            curved = _curvature(f[going, part], y[going, part]).mul_(p @ block.T)
+            hp.addmm_(curved, block)
             total += curved.sum(dim=1, dtype=torch.float64)
-        hp, total = c * all_sum(hp), c * all_sum(total)
-        hp += p - (total / mass[going].clamp_min(1e-12)).float()[:, None] * offset[going]
-        a = (rr / (p * hp).sum(dim=1))[:, None]
-        s[going] += a * p
-        r -= a * hp
-        new = (r * r).sum(dim=1)
+        hp, total = all_sum(hp).mul_(c).add_(p), c * all_sum(total)
+        hp.addcmul_((total / mass[going].clamp_min(1e-12)).float()[:, None], offset[going], value=-1)
+        # H is the identity and more: less is rounding.
+        a = (rr / torch.maximum((p * hp).sum(dim=1), p.square().sum(dim=1)))[:, None]
+        s.index_add_(0, going, a * p)
+        r.addcmul_(a, hp, value=-1)
+        new = r.square().sum(dim=1)
         more = from_rank_zero(new) > enough[going]
-        p = r[more] + (new / rr)[more, None] * p[more]
-        r, rr, going = r[more], new[more], going[more]
+        p = p.mul_((new / rr)[:, None]).add_(r)
+        rr = new
+        if not bool(more.all()):
+            p, r, rr, going = p[more], r[more], rr[more], going[more]
     along = torch.empty_like(f)
     for part, block in rows.blocks():
         along[:, part] = s @ block.T

@@ -1,5 +1,6 @@
 """One-vs-rest linear SVMs of any number of rows: time linear in n, memory of a fixed budget."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,23 +15,41 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.newton import BLOCK, TOLERANCE, Rows, Solution, mean_row, minimise
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
+from cxlp.utils.errors import CxlpError
 
 #: Solutions of every 8th, 64th ... row, while these are as many, are where the search begins.
 _FEWEST, _THINNING = 4096, 8
+#: Products of C and a row's squared length, up to which the search needs no smaller C before; ratio of C to the one
+#: before; tolerance of all but the last.
+_EASY, _RUNG, _ROUGHLY = 10.0, 3.2, 0.1
+_HARDEST = 1e8  # such a product: rounding of scores in float32 is more than the solution
 
 
-def primal_bytes(n: int, dim: int, classes: int, folds: int, budget: int) -> int:
+def primal_bytes(
+    n: int, dim: int, classes: int, folds: int, budget: int, candidates: int = 1, cross: bool = False
+) -> int:
     """Memory that a :class:`PrimalSolver` takes on each rank, in bytes: its budget, or what a single SVM needs.
 
-    Besides: all SVMs' weights, targets, and held-out scores; with its blocks of rows.
+    Besides: weights and held-out scores, with the copies that are made of them; its blocks of rows.
+
+    Args:
+        n: Rows.
+        dim: D.
+        classes: SVMs on all rows.
+        folds: Of the cross-validation.
+        budget: Bytes of the vectors of a group.
+        candidates: How many C are cross-validated.
+        cross: Whether the weights of the folds' SVMs are wanted, too.
     """
     one = _per_svm(n, dim)
-    return max(one, min(budget, classes * (folds + 1) * one)) + 2 * 4 * classes * dim + 13 * classes * n + 3 * BLOCK
+    group = max(one, min(budget, classes * max(1, folds) * one))
+    weights = 8 * classes * dim * (2 + (folds if cross else 0))
+    return group + weights + (32 + 4 * candidates) * classes * n + 3 * BLOCK
 
 
 def _per_svm(n: int, dim: int) -> int:
-    """Bytes of an SVM while it is fitted, of a rank: about eight vectors of its weights, and of its scores."""
-    return 32 * dim + 32 * -(-n // world_size())
+    """Bytes of an SVM while it is fitted, of a rank, as measured: about 12 vectors of its weights, 16 of its scores."""
+    return 48 * dim + 64 * -(-n // world_size())
 
 
 class PrimalSolver:
@@ -45,11 +64,11 @@ class PrimalSolver:
         device: Where to compute.
         budget: Bytes of the vectors of a group.
         progress: Whether rank 0 shows bars of groups.
-        tolerance: See :func:`~cxlp.frozen.newton.minimise`; SVMs that are compared and scored by, or begun with,
-            have ten times as much.
+        tolerance: See :func:`~cxlp.frozen.newton.minimise`.
 
     Attributes:
         passes: How often a row was multiplied by vectors, groups together.
+        unsolved: How many SVMs have not come as close as the tolerance asks for, those of folds included.
 
     Raises:
         CxlpError: If features are not finite.
@@ -74,83 +93,114 @@ class PrimalSolver:
         self.targets = torch.from_numpy(targets)[:, self.rows.places]
         self.fold = None if fold is None else torch.from_numpy(fold)
         self._group = max(1, budget // _per_svm(store.rows, store.dim))
-        self._whole: dict[float, tuple[Tensor, Tensor]] = {}  # the last solution on all rows, in centred terms
-        self.passes = 1
+        self.size = max(float(squares.mean()) - float(self.mean.double().square().sum()), 1e-30) ** 0.5  # of a row
+        self.passes, self.unsolved = 1, 0
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
         """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
-        weights, intercepts = self._fit_all(c)
-        return weights, self._uncentred(weights, intercepts)
+        weights = torch.empty(len(self.targets), self.store.dim, device=self.device)
+        intercepts = torch.empty(len(self.targets), dtype=torch.float64, device=self.device)
+        for classes in self._groups(torch.arange(len(self.targets)), "SVMs"):
+            for _, solution in self._path(self.targets[classes], [c]):
+                weights[classes], intercepts[classes] = solution.weights, self._uncentred(solution)
+        return weights, intercepts
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
-        """Score each row by the SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
-        found = {c: np.zeros((self.store.rows, len(self.targets))) for c in sorted(costs)}
+        """Score each row by the SVMs that leave its fold out: ``(n, classes)``, float32, for each cost C."""
+        found = {c: np.zeros((self.store.rows, len(self.targets)), np.float32) for c in sorted(costs)}
         for classes, folds, solved in self._fit_folds(sorted(costs)):
             for c, solution in solved:
-                assert self.fold is not None
-                own = self.fold[self.rows.places] == folds[:, None]  # (k, m)
-                svm, row = own.nonzero(as_tuple=True)
-                scores = solution.scores.cpu()[svm, row].double().numpy()
-                found[c][self.rows.places[row].numpy(), classes[svm].numpy()] = scores
+                for k, scores in enumerate(solution.scores):
+                    own = self.folds[self.rows.places] == folds[k]
+                    found[c][self.rows.places[own].numpy(), int(classes[k])] = scores.cpu()[own].numpy()
         for scores in found.values():
             all_sum(torch.from_numpy(scores))
         return found
 
     def fold_classifiers(self, c: float) -> FoldClassifiers:
         """Weights of the SVMs that :meth:`held_out` scores by; they are fitted anew, since many take much memory."""
-        assert self.fold is not None
-        shape = int(self.fold.max()) + 1, len(self.targets)
+        shape = int(self.folds.max()) + 1, len(self.targets)
         weights = torch.zeros(*shape, self.store.dim, device=self.device)
         intercepts = torch.zeros(*shape, device=self.device)
         for classes, folds, solved in self._fit_folds([c]):
             for _, solution in solved:
                 weights[folds, classes] = solution.weights
-                intercepts[folds, classes] = self._uncentred(solution.weights, solution.intercepts).float()
-        return FoldClassifiers(weights, intercepts, self.fold.to(self.device))
+                intercepts[folds, classes] = self._uncentred(solution).float()
+        return FoldClassifiers(weights, intercepts, self.folds.to(self.device))
+
+    @property
+    def folds(self) -> Tensor:
+        """Fold of each row, ``(n,)``."""
+        assert self.fold is not None
+        return self.fold
 
     def _fit_folds(self, costs: Sequence[float]) -> Iterator[tuple[Tensor, Tensor, Iterator[tuple[float, Solution]]]]:
         """Go through groups of SVMs: their classes, the folds that they leave out, and solutions by C."""
-        assert self.fold is not None
-        weights, intercepts = self._fit_all(costs[0])
-        pairs = torch.cartesian_prod(torch.arange(int(self.fold.max()) + 1), torch.arange(len(self.targets)))
-        for part in tqdm(torch.split(pairs, self._group), desc="SVMs of folds", disable=not self.progress, leave=False):
+        pairs = torch.cartesian_prod(torch.arange(int(self.folds.max()) + 1), torch.arange(len(self.targets)))
+        for part in self._groups(pairs, "SVMs of folds"):
             folds, classes = part.unbind(dim=1)
-            targets = self.targets[classes] * (self.fold[self.rows.places] != folds[:, None]).to(torch.int8)
-            start = Solution(weights[classes], intercepts[classes], torch.empty(0), 0)
-            yield classes, folds, self._path(targets, costs, start)
+            targets = self.targets[classes] * (self.folds[self.rows.places] != folds[:, None]).to(torch.int8)
+            yield classes, folds, self._path(targets, costs)
 
-    def _path(self, targets: Tensor, costs: Sequence[float], start: Solution) -> Iterator[tuple[float, Solution]]:
-        """Solve for one C after the other, each from the one before."""
+    def _groups(self, svms: Tensor, name: str) -> Iterator[Tensor]:
+        """Divide SVMs into groups that fit into the budget, with a bar."""
+        yield from tqdm(torch.split(svms, self._group), desc=name, disable=not self.progress, leave=False)
+
+    def _path(self, targets: Tensor, costs: Sequence[float]) -> Iterator[tuple[float, Solution]]:
+        """Solve for one C after the other, each from the one before.
+
+        No search begins with what was fitted to other rows than its own: a fold's SVM must not have seen the rows that
+        it leaves out.
+
+        Args:
+            targets: ``(k, m)``, of this rank's rows.
+            costs: In ascending order.
+
+        Raises:
+            CxlpError: If a cost is too large for rows as long as these.
+        """
+        if costs[-1] * self.size**2 > _HARDEST:
+            raise CxlpError(
+                f"features of length {self.size:.1e} with C = {costs[-1]:g} are too large for the primal solver's "
+                "float32: give the heads a normalisation of unit length, choose a smaller C, or "
+                "model.frozen.solver: kernel"
+            )
+        start, reached = self._fit_some(targets, costs[0]), costs[0]
         for c in costs:
-            start = minimise(self.rows, targets, c, start, 10 * self.tolerance)
+            for rung in self._rungs(None if start is None else reached, c):
+                start = minimise(self.rows, targets, rung, start, _ROUGHLY)
+                self.passes += start.passes
+            start, reached = minimise(self.rows, targets, c, start, self.tolerance), c
             self.passes += start.passes
+            self.unsolved += start.unsolved
             yield c, start
 
-    def _fit_all(self, c: float) -> tuple[Tensor, Tensor]:
-        """Fit to all rows, from the solution for another C, or from that of some of the rows."""
-        if c not in self._whole:
-            known = next(iter(self._whole.values()), None)
-            parts = []
-            groups = torch.split(torch.arange(len(self.targets)), self._group)
-            for classes in tqdm(groups, desc="SVMs", disable=not self.progress, leave=False):
-                start = None if known is None else Solution(known[0][classes], known[1][classes], torch.empty(0), 0)
-                parts.append(self._fit_classes(classes, c, start))
-            self._whole = {c: (torch.cat([p.weights for p in parts]), torch.cat([p.intercepts for p in parts]))}
-        return self._whole[c]
-
-    def _fit_classes(self, classes: Tensor, c: float, start: Solution | None) -> Solution:
-        every = 1
-        while start is None and self.store.rows // (every * _THINNING) >= _FEWEST:
+    def _fit_some(self, targets: Tensor, c: float) -> Solution | None:
+        """Solve for each 8th, 64th ... of many rows, roughly, from the fewest up."""
+        every, start = 1, None
+        while self.store.rows // (every * _THINNING) >= _FEWEST:
             every *= _THINNING
         while every > 1:
             some = Rows(self.store, self.device, self.mean, every)
-            start = minimise(some, self.targets[classes, ::every], c * every, start, 10 * self.tolerance)
+            thinned = targets[:, torch.isin(self.rows.places, some.places)]
+            for rung in [*self._rungs(None if start is None else c * every, c * every), c * every]:
+                start = minimise(some, thinned, rung, start, _ROUGHLY)
             every //= _THINNING
-        solution = minimise(self.rows, self.targets[classes], c, start, self.tolerance)
-        self.passes += solution.passes
-        return solution
+        return start
 
-    def _uncentred(self, weights: Tensor, intercepts: Tensor) -> Tensor:
+    def _rungs(self, low: float | None, high: float) -> list[float]:
+        """Costs between two, exclusive, each some three times the one before: a large C is found fastest by them.
+
+        Args:
+            low: ``None``: nothing is solved yet, then the first one is that with which SVMs separate hardly anything.
+            high: C.
+        """
+        begin = _EASY / self.size**2 if low is None else max(low, _EASY / self.size**2)
+        steps = math.ceil(math.log(high / begin) / math.log(_RUNG)) if high > begin else 0
+        rungs = [begin * (high / begin) ** (i / steps) for i in range(steps)]
+        return rungs if low is None else rungs[1:] if begin == low else rungs
+
+    def _uncentred(self, solution: Solution) -> Tensor:
         """Intercepts for rows that are not centred, float64."""
         mean = self.mean.double()
-        return intercepts.double() - torch.stack([w.double() @ mean for w in weights])
+        return solution.intercepts.double() - torch.stack([w.double() @ mean for w in solution.weights])

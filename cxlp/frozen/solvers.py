@@ -1,5 +1,7 @@
 """Which solver fits the SVMs, and whether it fits into memory."""
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +15,7 @@ from cxlp.frozen.gram import gram_matrix
 from cxlp.frozen.primal import PrimalSolver, primal_bytes
 from cxlp.frozen.store import RowStore
 from cxlp.frozen.svm import KernelSolver, kernel_bytes
-from cxlp.utils.distributed import gather_objects, local_world_size, usable_cores
+from cxlp.utils.distributed import gather_objects, local_world_size, rank, usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.memory import free_memory
 from cxlp.utils.profiling import PhaseTimes
@@ -38,7 +40,16 @@ class Plan:
     why: str
 
 
-def plan(solver: SolverName, n: int, dim: int, classes: int, folds: int, device: torch.device) -> Plan:
+def plan(
+    solver: SolverName,
+    n: int,
+    dim: int,
+    classes: int,
+    folds: int,
+    device: torch.device,
+    candidates: int = 1,
+    cross: bool = False,
+) -> Plan:
     """Choose: ``auto`` takes the kernel while its matrix and folds need a quarter of the free memory at most.
 
     Args:
@@ -48,16 +59,23 @@ def plan(solver: SolverName, n: int, dim: int, classes: int, folds: int, device:
         classes: Names.
         folds: Folds of the cross-validation.
         device: Where rows are multiplied.
+        candidates: How many C are cross-validated.
+        cross: Whether the weights of the folds' SVMs are wanted, too.
 
     Raises:
         CxlpError: On all ranks, which call it together, if one of them has too little memory.
     """
-    here = (free_memory() or 8 << 30) // local_world_size()  # 0: unknown
+    known = free_memory()
+    here = (8 << 30 if known is None else known) // local_world_size()
     if device.type == "cuda":  # both matrix and vectors are there, too
-        here = min(here, torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it for tensors
+        here = min(here, torch.cuda.mem_get_info(device)[0] + unused)
     free = min(gather_objects(here))
     budget = min(BUDGET, free // 4)
-    needs = {"kernel": kernel_bytes(n, classes, folds), "primal": primal_bytes(n, dim, classes, folds, budget)}
+    needs = {
+        "kernel": kernel_bytes(n, dim, classes, folds, candidates, cross),
+        "primal": primal_bytes(n, dim, classes, folds, budget, candidates, cross),
+    }
     name = ("kernel" if needs["kernel"] <= free // 4 else "primal") if solver == "auto" else solver
     said = ", ".join(f"{need / 1e9:.1f} GB with solver {of}" for of, need in needs.items())
     why = f"SVMs of {n} images, {classes} classes and {dim} features need {said}; {free / 1e9:.1f} GB are free"
@@ -99,3 +117,22 @@ def make_solver(
         gram = gram_matrix(store, device, progress=progress).numpy()
     check_lengths(gram.diagonal())
     return KernelSolver(store, gram, targets, fold, device, max(1, usable_cores() // local_world_size()))
+
+
+def tell_unsolved(solver: Solver) -> dict[str, float]:
+    """Warn of SVMs that a solver has not brought to its tolerance; ``unsolved`` counts those of the primal one."""
+    if not isinstance(solver, PrimalSolver):
+        return {}  # libsvm goes on until it is done
+    if solver.unsolved and rank() == 0:
+        warnings.warn(
+            f"{solver.unsolved} SVMs, those of the cross-validation included, were not solved to the tolerance: a "
+            "smaller C (model.frozen.c) or features of unit length make them easier, and model.frozen.solver: kernel "
+            "solves them where its matrix fits into memory",
+            stacklevel=2,
+        )
+    return {"unsolved": float(solver.unsolved)}
+
+
+def solver_of(report: Mapping[str, float]) -> SolverName:
+    """The solver that a fit took, by its report."""
+    return "primal" if report["primal"] else "kernel"

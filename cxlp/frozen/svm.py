@@ -11,12 +11,12 @@ from sklearn import config_context
 from sklearn.svm import SVC
 from torch import Tensor
 
+from cxlp.frozen.classifier import Array
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import combine_rows
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 
-Array = NDArray[np.float64]
 _ROWS = 512  # scored at a time
 
 
@@ -71,9 +71,20 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int) -> Dua
     return DualSolution(coefficients, intercepts)
 
 
-def kernel_bytes(n: int, classes: int, folds: int) -> int:
-    """Memory that the Gram matrix and the SVMs on it take on each rank, in bytes."""
-    return 8 * n * n + (10 * (folds + 1) + 16) * classes * n + (256 << 20)  # float64 coefficients, targets; a block
+def kernel_bytes(n: int, dim: int, classes: int, folds: int, candidates: int = 1, cross: bool = False) -> int:
+    """Memory that the Gram matrix and the SVMs on it take on each rank, in bytes.
+
+    Args:
+        n: Rows.
+        dim: D.
+        classes: SVMs on all rows.
+        folds: Of the cross-validation.
+        candidates: How many C are cross-validated.
+        cross: Whether the weights of the folds' SVMs are wanted, too.
+    """
+    dual = (10 * (folds + 1) + 32 + 8 * candidates) * classes * n  # float64 coefficients and scores, targets
+    weights = 8 * classes * dim * (2 + (folds if cross else 0))
+    return 8 * n * n + dual + weights + (256 << 20)  # and a block
 
 
 class KernelSolver:
@@ -126,6 +137,7 @@ class KernelSolver:
             assert self.fold is not None
             others = self.fold != np.arange(self.fold.max() + 1)[:, None]  # (folds, n)
             targets = (others[:, None] * self.targets).reshape(-1, len(self.fold))
+            self._kept = None  # free, before as much is made again
             self._kept = c, solve(self.gram, targets, c, self.threads)
         return self._kept[1]
 

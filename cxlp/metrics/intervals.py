@@ -53,7 +53,8 @@ def accuracy_intervals(confusion: NDArray[np.int64] | Tensor) -> dict[str, Inter
     """Intervals of ``accuracy``, after Wilson, and of ``mean_class_accuracy``, by a bootstrap over images.
 
     A resample is as many images, drawn with replacement: only how many of each class are right and wrong matters, so it
-    is one multinomial draw. A class that it leaves out is no part of its mean, as in the metric.
+    is one multinomial draw. A class that it leaves out is no part of its mean, as in the metric. For the interval, see
+    :func:`precision_intervals`.
 
     Args:
         confusion: Counts ``(true, predicted)``, ``(K, K)``, on the CPU.
@@ -75,7 +76,9 @@ def accuracy_intervals(confusion: NDArray[np.int64] | Tensor) -> dict[str, Inter
         hits, misses = drawn[:, : len(right)], drawn[:, len(right) :]
         seen = hits + misses
         means.append((hits / np.maximum(seen, 1)).sum(axis=1) / (seen > 0).sum(axis=1))
-    return {"accuracy": wilson(int(right.sum()), total), **_percentiles({"mean_class_accuracy": means})}
+    metric = float((right[images > 0] / images[images > 0]).mean())
+    found = _interval(metric, np.concatenate(means))
+    return {"accuracy": wilson(int(right.sum()), total)} | ({"mean_class_accuracy": found} if found else {})
 
 
 def precision_intervals(
@@ -86,6 +89,15 @@ def precision_intervals(
     A resample is n images, drawn with replacement; an image that was drawn twice counts twice, in all classes. Average
     precision is that of :func:`~cxlp.metrics.average_precision.average_precision`, and a class that a resample leaves
     without positives is no part of its mean.
+
+    Images that were drawn twice raise average precision: the resamples lie above the metric, by more the fewer
+    positives a class has. So the interval is that from the 2.5 % to the 97.5 % quantile of the resamples, moved so that
+    their mean falls on the metric, and cut at 0 and 1::
+
+        metric + (quantile - mean)
+
+    In simulations (5 to 100 classes, 100 to 1,000 images, normal scores) such intervals held the expected metric in 93
+    to 100 % of the draws where each class had 10 positives or more, and in 88 to 97 % where it had 2 or 3.
 
     Args:
         scores: ``(n, K)``, any real numbers, on the CPU.
@@ -106,23 +118,16 @@ def precision_intervals(
     if resamples < FEWEST or not ranked:
         return {}
     rng = np.random.default_rng(0)
-    means: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}
+    parts = []
     for count in _chunks(resamples, len(labels)):
         drawn = rng.integers(len(labels), size=(count, len(labels)))
         flat = (drawn + len(labels) * np.arange(count)[:, None]).ravel()
         times = np.bincount(flat, minlength=count * len(labels)).reshape(count, -1).T  # (n, resamples)
         weights: NDArray[np.int32] = np.ascontiguousarray(times, dtype=np.int32)
-        values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}
-        for found in ranked:
-            hits, precision = found.resampled(weights)
-            for name, kind in kinds.items():
-                values[name].append(_average(hits, precision, kind))
-        for name, columns in values.items():
-            table = np.array(columns)  # (K, resamples), NaN where a class has no positives
-            defined = ~np.isnan(table)
-            some = defined.any(axis=0)  # a resample without any positives has no mean
-            means[name].append(np.where(defined, table, 0).sum(axis=0)[some] / defined.sum(axis=0)[some])
-    return _percentiles(means)
+        parts.append(_means(ranked, kinds, weights))
+    metrics = _means(ranked, kinds, np.ones((len(labels), 1), np.int32))
+    intervals = {n: _interval(float(metrics[n][0]), np.concatenate([part[n] for part in parts])) for n in kinds}
+    return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
 class _Ranked(NamedTuple):
@@ -162,6 +167,24 @@ def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[n
     return _Ranked(places[: ends[-1] + 1], starts, places[hit], levels)
 
 
+def _means(
+    ranked: Sequence[_Ranked], kinds: Mapping[str, Kind], weights: NDArray[np.int32]
+) -> dict[str, NDArray[np.float64]]:
+    """Mean average precision by name, of resamples ``(n, B)`` of the images; ``(B,)`` without those that have none."""
+    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}
+    for found in ranked:
+        hits, precision = found.resampled(weights)
+        for name, kind in kinds.items():
+            values[name].append(_average(hits, precision, kind))
+    means = {}
+    for name, columns in values.items():
+        table = np.array(columns)  # (K, B), NaN where a class has no positives
+        defined = ~np.isnan(table)
+        some = defined.any(axis=0)  # a resample without any positives has no mean
+        means[name] = np.where(defined, table, 0).sum(axis=0)[some] / defined.sum(axis=0)[some]
+    return means
+
+
 def _average(hits: NDArray[np.int64], precision: NDArray[np.float64], kind: Kind) -> NDArray[np.float64]:
     """Average precision of each resample ``(B,)``; NaN where it has no positives."""
     total = hits[-1]
@@ -176,14 +199,10 @@ def _average(hits: NDArray[np.int64], precision: NDArray[np.float64], kind: Kind
     return np.where(total > 0, found, np.nan)
 
 
-def _percentiles(means: Mapping[str, Sequence[NDArray[np.float64]]]) -> dict[str, Interval]:
-    """Intervals of what resamples gave; none of what is the same in all of them, which do not tell how it varies."""
-    found = {}
-    for name, parts in means.items():
-        low, high = np.quantile(np.concatenate(parts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-        if low < high:
-            found[name] = Interval(low, high, "bootstrap")
-    return found
+def _interval(metric: float, resampled: NDArray[np.float64]) -> Interval | None:
+    """The interval that resamples give, see :func:`precision_intervals`; none where they agree and so tell nothing."""
+    low, high = (np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - resampled.mean() + metric).tolist()
+    return Interval(max(0.0, low), min(1.0, high), "bootstrap") if high > low else None
 
 
 def _chunks(resamples: int, width: int) -> Iterator[int]:

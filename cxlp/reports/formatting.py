@@ -3,8 +3,9 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import stdev
-from typing import Any
+from typing import Any, TextIO
 
 
 def as_text(metric: str, value: float) -> str:
@@ -31,5 +32,23 @@ def as_markdown(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
 def as_csv(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
     """Write a table as CSV."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([heads, *values])
+    csv_writer(text).writerows([heads, *values])
     return text.getvalue()
+
+
+def csv_writer(file: TextIO) -> Any:  # noqa: ANN401 (csv does not export its class)
+    """A ``csv.writer`` that ends lines with a line feed, and quotes carriage returns, too, which readers take for one.
+
+    Python before 3.13 quotes only those letters that end a line.
+    """
+    return csv.writer(_LineFeeds(file), lineterminator="\r\n")
+
+
+@dataclass(frozen=True)
+class _LineFeeds:
+    """Writes rows that end with a carriage return and a line feed without the former."""
+
+    file: TextIO
+
+    def write(self, row: str) -> int:
+        return self.file.write(row.removesuffix("\r\n") + "\n")

@@ -39,7 +39,7 @@ class Shown(NamedTuple):
 
     @property
     def tested(self) -> Path:
-        """The folder that has the test's files: of a refit that of its second run."""
+        """The folder that has the test's files: for a refit, that of its second run."""
         return self.folder / "refit" if (self.folder / "refit" / "metrics.json").is_file() else self.folder
 
 

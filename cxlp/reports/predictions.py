@@ -1,6 +1,6 @@
 """A test's answers image by image: collected over all ranks, and written as ``predictions.csv`` and ``scores.npz``."""
 
-import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cxlp.data.dataset import ImageDataset
+from cxlp.reports.formatting import csv_writer
 from cxlp.reports.outputs import Outputs
 from cxlp.utils.distributed import all_sum
 from cxlp.utils.files import aside
@@ -88,7 +89,7 @@ class Predictions:
 
         The table has a row per image: ``path``, ``true``, ``right`` (1 or 0), and the most probable classes with their
         softmax. With several labels per image, ``true`` has the classes that are present and ``unspecified`` those that
-        are not known, both separated by ``;``, and each class has its own sigmoid. The other file has ``scores``
+        are not known, both as a JSON list, and each class has its own sigmoid. The other file has ``scores``
         ``(m, K)`` float32, ``labels``, ``paths``, ``classes``, and ``index``, the images' positions in the split.
         """
         for name, write in {"predictions.csv": self._write_table, "scores.npz": self._write_scores}.items():
@@ -110,7 +111,7 @@ class Predictions:
         heads = ["path", "true", "unspecified" if several else "right"]
         heads += [f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability")]
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csv_writer(file)
             writer.writerow(heads)
             for rows in torch.split(self._chosen(), _ROWS):
                 writer.writerows(self._records(rows, top, several))
@@ -125,7 +126,7 @@ class Predictions:
             if isinstance(label, int):
                 truth = [names[label], int(ranked[0] == label)]
             else:
-                truth = [_joined(names, label, 1), _joined(names, label, 0)]
+                truth = [_listed(names, label, 1), _listed(names, label, 0)]
             answers = [cell for k, p in zip(ranked, values, strict=True) for cell in (names[k], f"{p:.6g}")]
             yield [self._place(position), *truth, *answers]
 
@@ -147,5 +148,6 @@ class Predictions:
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _joined(names: Sequence[str], label: Sequence[int], sign: int) -> str:
-    return ";".join(name for name, value in zip(names, label, strict=True) if value == sign)
+def _listed(names: Sequence[str], label: Sequence[int], sign: int) -> str:
+    found = [name for name, value in zip(names, label, strict=True) if value == sign]
+    return json.dumps(found, ensure_ascii=False)

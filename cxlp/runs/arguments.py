@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
 import cxlp
 from cxlp.data import DATA_MODULES
@@ -29,6 +30,11 @@ CLASSES = {
 HEAD = "CrossLayerPooling"
 #: Keys beside the groups.
 OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
+
+
+def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
+    """Read YAML as the parser does, which takes a date for a text and 1e3 for a number."""
+    return get_loader("yaml")(text)
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -87,7 +93,7 @@ def part_heads(args: Sequence[str]) -> list[str]:
             raise CxlpError(f"{name}: model.head is a list of heads, so their options are given within it")
         given: Any = None
         if name in ("--config", "-c"):
-            model = yaml.safe_load(Path(value).read_text(encoding="utf-8")).get("model")
+            model = load_yaml(Path(value).read_text(encoding="utf-8-sig")).get("model")
             given = model.get("head") if isinstance(model, dict) else None
         elif name == "--model.head":
             given = [] if value.lstrip().startswith("[") else value
@@ -134,7 +140,7 @@ def _read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
         CxlpError: If it cannot be read, or is no tree of values whose keys are words.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        content = load_yaml(Path(path).read_text(encoding="utf-8-sig"))
         json.dumps(content, default=str)  # refuses a value that contains itself
     except OSError as error:
         raise CxlpError(f"cannot read {path}: {error.strerror}") from error

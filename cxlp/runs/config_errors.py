@@ -121,6 +121,8 @@ def wrong_value(text: str, prefix: str, known: list[str]) -> str | None:
     if keys and expected and value:
         types = " or ".join(re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", e) for e in dict.fromkeys(expected))
         given = next(v for v in value.groups() if v is not None)
+        if types == "tuple" and given.startswith("{"):
+            return f"{prefix}{keys[-1]} is one thing: expected a list of such; put it in brackets, [{given}]"
         null = " (or null)" if re.search("Subtypes: .*NoneType", text) else ""
         return f"{prefix}{keys[-1]} is {_shown(given)}: expected {types}{null}"
     return None

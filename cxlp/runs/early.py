@@ -6,16 +6,18 @@ theirs. What is not known here, such as the options of a user's own class, is le
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from cxlp.backbones.weights_file import find_weights
 from cxlp.data.listing import check_folder
-from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs
+from cxlp.data.table_files import check_table
+from cxlp.data.torchvision_sets import find_data_set
+from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs, load_yaml
 from cxlp.runs.config_errors import no_class, unknown_key, unknown_option, wrong_value
 from cxlp.runs.places import STARTS, chosen_checkpoint, resumed_checkpoint, start_checkpoint
 from cxlp.utils.errors import CxlpError
@@ -28,6 +30,8 @@ _GROUPS = {
     "trainer": "pytorch_lightning.Trainer",
     "run": "cxlp.runs.loggers.RunConfig",
 }
+#: The bases of the classes that a user may write.
+_BASES = {"model.head": ("cxlp.heads.base", "Head"), "data": ("cxlp.data.datamodule", "ImageDataModule")}
 
 
 def check_early(arguments: Sequence[str]) -> None:
@@ -42,12 +46,13 @@ def check_early(arguments: Sequence[str]) -> None:
     given = _Given()
     for name, value in _options(find_configs(arguments)):
         if name in ("config", "c") and value is not None:
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8-sig"))
+            content = load_yaml(Path(value).read_text(encoding="utf-8-sig"))
             for key, part in content.items():
                 given.take([key], part)
         else:
             given.take(name.split("."), value)
-    given.check_files()
+    if not any(re.fullmatch(r"--([\w.]+\.)?print_config(=.*)?", arg) for arg in arguments):  # which needs no files
+        given.check_files()
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -59,6 +64,16 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         if option and not option[1].endswith((".help", "--print_config")):
             after = None if following.startswith("--") else following
             yield option[1].lstrip("-"), after if option[2] is None else option[2][1:]
+
+
+def _imported(place: str) -> Iterator[str]:
+    """Go through the names of the classes that were imported for a place: the parser knows them."""
+    module, name = _BASES[place]
+    found = [getattr(sys.modules[module], name)] if module in sys.modules else []
+    while found:
+        cls = found.pop()
+        yield cls.__name__
+        found += cls.__subclasses__()
 
 
 def _first_leaf(key: str, value: Any) -> str:  # noqa: ANN401 (any value of a file)
@@ -89,6 +104,7 @@ class _Given:
         # Which class's options are taken now; None: one that is not known here, or several.
         self.classes: dict[str, str | None] = {"model.head": f"cxlp.heads.{HEAD}", "data": None}
         self.values: dict[str, Any] = {}
+        self.has_own_classes = False  # which the parser imports, so that it knows others of their modules, too
 
     def take(self, names: Sequence[str], value: Any) -> None:  # noqa: ANN401 (a word, or any value of a file)
         """Take in the value of a key, and refuse what is wrong with it."""
@@ -98,7 +114,7 @@ class _Given:
                 return self._take_class(place, value)
             if key.startswith(f"{place}."):
                 return self._take_option(place, key.removeprefix(f"{place}.").removeprefix("init_args."), value)
-        if not self.known or any("." in name for name in names):
+        if not self.known or any("." in name for name in names) or "class_path" in (*names, *_keys(value)):
             return None
         options: Any = self.options
         for depth, name in enumerate(names):
@@ -131,9 +147,10 @@ class _Given:
         """Take the options of a class from now on."""
         named = {valid.rpartition(".")[2]: valid for valid in CLASSES[place]}
         known = isinstance(path, str) and (path in named or path.startswith("cxlp."))
+        self.has_own_classes |= isinstance(path, str) and "." in path and not known
         self.classes[place] = named.get(path.rpartition(".")[2]) if known else None
         is_word = isinstance(path, str) and path.isidentifier() and path not in ("null", "None")
-        if is_word and not known and not Path(path).exists():
+        if is_word and not (known or self.has_own_classes or path in _imported(place) or Path(path).exists()):
             raise CxlpError(no_class(place, path, CLASSES[place]))
 
     def _take_options(self, place: str, given: Any, prefix: str = "") -> None:  # noqa: ANN401 (any value of a file)
@@ -143,6 +160,10 @@ class _Given:
     def _take_option(self, place: str, name: str, value: Any) -> None:  # noqa: ANN401 (a word, or any value)
         if name == "class_path":
             return self._choose(place, value)
+        if name in ("init_args", "dict_kwargs"):
+            value = load_yaml(value) if isinstance(value, str) else value
+            return self._take_options(place, value) if name == "init_args" else None
+        self.values[f"{place}.{name}"] = value  # also of a class that is not known: another may take it over
         path = self.classes[place]
         options: Any = path and options_of(path)
         if path is None or options is None:
@@ -155,7 +176,6 @@ class _Given:
             options = options[part]
         if isinstance(options, dict):
             return self._take_options(place, value, f"{name}.")
-        self.values[f"{place}.{name}"] = value
         self._check_value(name, f"{place}.", options, value)
         return None
 
@@ -180,8 +200,7 @@ class _Given:
         value = {key: given for key, given in self.values.items() if isinstance(given, str) and given != "null"}
         start, refit = value.get("model.start"), value.get("run.refit")
         weights, resumed = value.get("model.backbone.weights"), value.get("ckpt_path")
-        if self.classes["data"] == "cxlp.data.folder.Folder":
-            check_folder(Path(value.get("data.root", "data/folder")))
+        self._check_data(value)
         if "seeds" in value:
             return  # what is done already may have no need of them
         if weights not in (None, "default"):
@@ -190,8 +209,31 @@ class _Given:
             resumed_checkpoint(Path(resumed), value.get("run.root", "runs"))
         elif value.get("run.resume") == "auto" or was_restarted():
             return  # likewise
-        elif refit is not None and refit.lower() != "false":
-            if refit.lower() != "true":  # which takes no start: told by the run
+        elif refit is not None and (said := load_yaml(refit)) is not False:
+            if said is not True:  # which takes no start: told by the run
                 chosen_checkpoint(refit)
         elif start is not None and start not in STARTS:
             start_checkpoint(start)
+
+    def _check_data(self, value: dict[str, str]) -> None:
+        """Refuse data that are not there, of the classes of which that can be said without them."""
+        path = self.classes["data"]
+        root = value.get("data.root")
+        if path == "cxlp.data.folder.Folder":
+            check_folder(Path(root or "data/folder"))
+        elif path == "cxlp.data.table.Table":
+            check_table(Path(value.get("data.table", "data/table.csv")))
+        elif path == "cxlp.data.torchvision.Torchvision":
+            find_data_set(value.get("data.name", ""))
+        elif root is not None and str(self.values.get("data.download")).lower() == "false":
+            folder = Path(root)
+            beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+            if path and not folder.exists() and not any(map(Path.is_file, beside)):  # which may be its archives
+                raise CxlpError(
+                    f"{path.rpartition('.')[2]} not found in {root}, and download is off: point to the unpacked data "
+                    "set by --data.root DIR"
+                )
+
+
+def _keys(value: Any) -> tuple[str, ...]:  # noqa: ANN401 (any value of a file)
+    return tuple(value) if isinstance(value, dict) else ()

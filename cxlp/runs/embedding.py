@@ -1,6 +1,5 @@
 """Vectors of images by a network: of a run, or of a config alone, whose heads are fitted to the images themselves."""
 
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cxlp.frozen.store import RowStore, check_space
 from cxlp.frozen.unlabelled import Components, fit_heads, principal_components
 from cxlp.reports.predictions import spread
 from cxlp.runs.cli import model_of, parse
+from cxlp.runs.places import describing_data
 from cxlp.utils.errors import CxlpError
 
 #: Most images that heads without labels, and components, are fitted to; evenly spread over all.
@@ -37,11 +37,8 @@ def from_config(arguments: Sequence[str], device: str, precision: Precision) -> 
     Raises:
         CxlpError: If they are wrong.
     """
-    with tempfile.TemporaryDirectory() as place:
-        # Overlays alone describe no data, which the parser asks for.
-        whole = Path(place) / "data.yaml"
-        whole.write_text("data: Demo\n")
-        config = parse(["--config", str(whole), *arguments, "--data", "Demo"])
+    with describing_data(arguments) as described:
+        config = parse(described)
     network = model_of(config).build(None, False)
     pictures = config["data"]["init_args"]
     return Predictor(network, pictures["aspect"], precision, transform=pictures["transform"]).to(device)
@@ -81,13 +78,23 @@ class Embedding:
         """Fit the network's heads to the images, for want of labels.
 
         Raises:
-            CxlpError: See :func:`~cxlp.frozen.unlabelled.fit_heads`.
+            CxlpError: See :func:`~cxlp.frozen.unlabelled.fit_heads`; names files that cannot be read.
         """
         network, places = self.model.network, spread(len(self.paths), FIT).tolist()
         transform = self.model.transform.at(network.image_size)
         pictures = (batch for _, batch in self._read(places, transform, "Fitting") if len(batch))
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.model.precision == "bf16"):
-            fit_heads(network, pictures, len(places), self.folder)
+            try:
+                fit_heads(network, pictures, len(places), self.folder)
+            except CxlpError as error:
+                # Too few images are told of before any is read; the broken ones may be why.
+                next(self._read(places[: self.batch_size], transform, "Fitting"), None)
+                if len(self.errors) == len(places) == len(self.paths):
+                    raise self._none_read() from error
+                if not self.errors:
+                    raise
+                broken = f"{len(self.errors)} of {len(places)} files cannot be read, such as"
+                raise CxlpError(f"{error}; {broken} {next(iter(self.errors.values()))}") from error
 
     def embed(self, dim: int | None = None) -> None:
         """Make the vectors of all files.
@@ -112,7 +119,12 @@ class Embedding:
                 features = self.model.features(pictures)
                 self._keep(places, features if self.components is None else self.components.reduce(features))
         if not bool(self._good.any()):
-            raise CxlpError(f"none of {count} files can be read, such as {next(iter(self.errors.values()), 'none')}")
+            raise self._none_read()
+
+    def _none_read(self) -> CxlpError:
+        return CxlpError(
+            f"none of {len(self.paths)} files can be read, such as {next(iter(self.errors.values()), 'none')}"
+        )
 
     def _reduce(self, places: Sequence[int], dim: int) -> None:
         """Fit the components to some images, and reduce these."""

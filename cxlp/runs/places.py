@@ -1,5 +1,8 @@
 """Where the files are that a run is given: looked up by their names only, so that a wrong one is told at once."""
 
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cxlp.utils.errors import CxlpError, did_you_mean
@@ -63,3 +66,45 @@ def chosen_checkpoint(path: str) -> Path:
             f"run.refit is {path!r}: expected true, false, or the best checkpoint of a run with held-out images"
         )
     return Path(path)
+
+
+#: One process and no logs, whatever the run had; later arguments may say otherwise.
+_ALONE = {
+    "trainer.accelerator": "auto", "trainer.devices": "1", "trainer.num_nodes": "1", "trainer.strategy": "auto",
+    "trainer.logger": "false",
+}  # fmt: skip
+#: Keys of files that matter to runs alone, and may have gone since, as if they were not given.
+NOT_USED = ("--model.start", "frozen", "--run.refit", "false", "--model.backbone.weights", "null")
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in; ``None``: it lies in none."""
+    folder = path.absolute().parent.parent
+    return folder if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
+
+
+def test_arguments(path: Path, given: Sequence[str]) -> list[str]:
+    """Put the arguments of a checkpoint's run before those that are given to test it.
+
+    Raises:
+        CxlpError: If the checkpoint lies in no run's folder, and no data are named.
+    """
+    run = run_of(path)
+    if run is None and not any(arg.split("=")[0] in ("-c", "--config", "--data") for arg in given):
+        raise CxlpError(
+            f"{path} does not lie in a run's folder, which would tell its data: name them, such as "
+            "--config cub200.yaml or --data folder --data.root DIR"
+        )
+    configs = [] if run is None else [run / "config-resumed.yaml", run / "config.yaml"]
+    own = next((["--config", str(config)] for config in configs if config.is_file()), [])
+    alone = [part for key, value in _ALONE.items() for part in (f"--{key}", value)]
+    return [*own, *alone, "--ckpt_path", "null", *given]
+
+
+@contextmanager
+def describing_data(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Arguments whose configs may describe no data, which the parser asks for, as overlays do not."""
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "data.yaml"
+        whole.write_text("data: Demo\n")
+        yield ["--config", str(whole), *arguments, "--data", "Demo"]

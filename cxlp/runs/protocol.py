@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
@@ -19,6 +19,7 @@ from cxlp.models.network import Network
 from cxlp.runs.places import STARTS
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.importing import import_object
 
 #: Keys that change no result, or only by rounding; or what they name is compared itself: weights, images, sizes.
 _FREE = (
@@ -44,6 +45,20 @@ def recipe_of(config: Namespace) -> dict[str, Any]:
     trainer = ("max_epochs", "precision", *(key for key in GRADIENT_TRAINER_KEYS if key != "max_time"))
     found |= {f"trainer.{key}": _plain(config["trainer"][key]) for key in trainer}
     return {**found, "seed_everything": config["seed_everything"]}
+
+
+def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a recipe's keys of ``model`` and ``data``."""
+    classes = {"model": "cxlp.runs.recipe.ModelConfig"}
+    classes |= {
+        place: recipe[f"{place}.class_path"] for place in ("model.head", "data") if f"{place}.class_path" in recipe
+    }
+    found: dict[str, Any] = {}
+    for place, path in classes.items():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(import_object(path, place))
+        found |= _leaves(place, _plain(parser.get_defaults()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,11 +87,13 @@ class Images:
 
 
 def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse another recipe than a checkpoint's.
+    """Refuse another recipe than a checkpoint's; keys that it lacks, being older than they, count as their defaults.
 
     Raises:
         CxlpError: Names the first key that differs.
     """
+    if given.keys() - saved.keys():
+        saved = {**{key: value for key, value in _defaults(given).items() if key in given}, **saved}
     for key in {**saved, **given}:
         if saved.get(key) != given.get(key):
             raise CxlpError(

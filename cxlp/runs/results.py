@@ -75,11 +75,21 @@ class Results:
         return str(self.run.folder / self.stage.checkpoint) if self.stage.checkpoint else ""
 
     @cached_property  # a checkpoint of many classes is large
+    def _report(self) -> dict[str, float]:
+        """What the frozen fit of the tested checkpoint chose and found."""
+        report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
+        return report or self.run.report
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Metrics of the tested checkpoint: its test, its validation, and the values that its frozen fit found."""
-        report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
-        report = report or self.run.report
-        return {**self.tested, **self.stage.validated, **{f"frozen/{k}": v for k, v in report.items()}}
+        found = {f"frozen/{k}": v for k, v in self._report.items() if k != "primal"}
+        return {**self.tested, **self.stage.validated, **found}
+
+    @property
+    def solver(self) -> str:
+        """What has fitted the SVMs, ``kernel`` or ``primal``; empty: there was no frozen fit."""
+        return ("primal" if self._report["primal"] else "kernel") if "primal" in self._report else ""
 
     @property
     def images(self) -> dict[str, int]:
@@ -148,6 +158,8 @@ class Results:
             "epoch": self.stage.epoch,
             "images": self.images,
         }
+        if self.solver:
+            summary["solver"] = self.solver
         if run.tested is not None:
             with run.outputs.attempt("the intervals of confidence"):
                 summary["intervals"] = {name: found._asdict() for name, found in run.tested.intervals().items()}
@@ -184,6 +196,8 @@ class Results:
             for key, value in run.choice.validated.items():
                 table.add_row(f"chosen by: {key}", as_text(key, value))
         table.add_section()
+        if self.solver:
+            table.add_row("solver of the frozen fit", self.solver)
         if len(run.done) > 1:
             name = next(name for name, stage in run.done.items() if stage == self.stage)
             table.add_row("tested: epoch", f"{self.stage.epoch} of 0 to {self.epochs - 1} ({name})")

@@ -3,13 +3,18 @@
 import json
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
+from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Sample
@@ -17,55 +22,62 @@ from cxlp.models.checkpoint import network_of, read_checkpoint
 from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.page import write_report
+from cxlp.reports.result import TestResult
 from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.launch import launched_rank, settle_launch
-from cxlp.runs.loggers import RunConfig
+from cxlp.runs.loggers import REFIT, RunConfig
+from cxlp.runs.places import run_of, test_arguments
 from cxlp.runs.provenance import data_facts, git_state, versions
 from cxlp.runs.results import finite, metrics_table
 from cxlp.runs.trainers import build_trainer, without_gradients
 from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.files import find_checkpoint, write_whole
+from cxlp.utils.files import find_checkpoint, out_folder, write_whole
 from cxlp.utils.processes import leave_with_parent
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 
 #: Which images are tested.
 Chosen = Literal["train", "val", "test", "all"]
-#: One process and no logs, whatever the run had; later arguments may say otherwise.
-_ALONE = {
-    "trainer.accelerator": "auto", "trainer.devices": "1", "trainer.num_nodes": "1", "trainer.strategy": "auto",
-    "trainer.logger": "false",
-}  # fmt: skip
+#: Options of data that do not say which images there are.
+_NOT_WHICH = ("batch_size", "num_workers", "augment", "image_size", "aspect", "transform", "on_broken")
+#: Options that only say how images are divided.
+_DIVISION = ("validation", "split_seed", "test_fraction")
 
 
-def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: Path | None = None) -> int:
+def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, out: Path | None = None) -> int:
     """Test a checkpoint; write what a run leaves of its test, and print the table.
 
     Args:
         given: A checkpoint, or the folder of a run, whose tested one is meant.
         arguments: As for ``train.py``, behind those of the checkpoint's run, if it lies in its folder: keys of ``data``
             choose other images, keys of ``trainer`` the device.
-        chosen: Which images.
+        chosen: Which images; ``None``: ``test``, or ``all`` where other data than the run's have no test of their own.
         out: The folder to write into; ``None``: a new one beside the run's.
 
     Returns:
         The exit status: 0; 3 if an output is missing, which stderr names.
 
     Raises:
-        CxlpError: If the data cannot be told or do not fit the checkpoint, or ``out`` is a run's own folder.
+        CxlpError: If the data cannot be told or do not fit the checkpoint, or ``out`` holds something else than an
+            earlier test of this checkpoint.
     """
     path = find_checkpoint(given)
     saved = read_checkpoint(path)
-    config = parse(_arguments(path, arguments))
+    config = parse(test_arguments(path, arguments))
     settle_launch(config["trainer"])
     leave_with_parent()
+    pl.seed_everything(config["seed_everything"], workers=True)  # by which images may be held out
     network = network_of(saved, None, str(path))
     data: ImageDataModule = parts_of(config)["data"]
-    _settle_pictures(data, saved, arguments)
+    notes = _settle_pictures(data, saved, arguments)
     data.prepare_data()
-    notes = choose_images(data, network, chosen)
-    if arguments and chosen != "train" and "cxlp_run" in saved:
+    is_own = _is_own(path, config)
+    held = saved["cxlp_run"]["images"]["marks"] if is_own and "cxlp_run" in saved else {}
+    chosen, told = choose_images(data, network, "test" if chosen is None and is_own else chosen, held)
+    notes += told
+    trained = 0
+    if "cxlp_run" in saved and (arguments or chosen != "test"):
         trained = int(torch.isin(data.fingerprints("test"), saved["cxlp_run"]["seen"]).sum())
         notes += [f"warning: {trained:,} of these images were trained on"] if trained else []
     boxes = any(sample.box is not None for sample in data.splits["test"].samples)
@@ -80,71 +92,112 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen = "test", out: 
     data.progress = config["trainer"]["enable_progress_bar"] is not False
     recorder = TestRecorder(data, RunConfig(**config["run"].as_dict()).predictions)
     # As it was validated, so that its own test comes out the same; a checkpoint of a plain Trainer does not tell.
-    precision = saved.get("cxlp_run", {}).get("precision") or without_gradients(config["trainer"]).name
-    trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False, precision=precision)
+    precision = None if _names(arguments, "trainer.precision") else saved.get("cxlp_run", {}).get("precision")
+    precision = precision or without_gradients(config["trainer"]).name
     task = ClassificationTask(network)
     task.times = PhaseTimes()
-    (tested,) = trainer.test(task, data, verbose=False)
-    if not trainer.is_global_zero:
-        return 0
-    assert recorder.result is not None
+    with out_folder(folder) if launched_rank() == 0 else nullcontext(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the test's metrics are of")  # the notes tell of classes without images
+        trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False, precision=precision)
+        (tested,) = trainer.test(task, data, verbose=False)
+        if not trainer.is_global_zero:
+            return 0
+        assert recorder.result is not None
+        summary: dict[str, Any] = {
+            "metrics": {key: value for key, value in tested.items() if key.startswith("test/")},
+            "seconds": dict(task.times),
+            "tested": str(path),
+            "test_of": str(path.absolute()),
+            "images": {chosen: len(data.splits["test"])},
+            "trained_on": trained,
+            "memory": peak_memory(),
+            "network": {
+                "backbone": network.backbone.name,
+                "head": " + ".join(head.name for head in network.each_head()),
+            },
+        }
+        return _write(folder, summary, data, recorder.result)
+
+
+def _write(folder: Path, summary: dict[str, Any], data: ImageDataModule, result: TestResult) -> int:
+    """Write all of a test, and print its table; returns the exit status."""
     outputs = Outputs()
-    summary: dict[str, Any] = {
-        "metrics": {key: value for key, value in tested.items() if key.startswith("test/")},
-        "seconds": dict(task.times),
-        "tested": str(path),
-        "test_of": str(path.absolute()),
-        "images": {chosen: len(data.splits["test"])},
-        "memory": peak_memory(),
-        "network": {"backbone": network.backbone.name, "head": " + ".join(head.name for head in network.each_head())},
-    }
     if data.left_out:
         summary["left_out"] = dict(data.left_out)
     folder.mkdir(parents=True, exist_ok=True)
     if data.broken:
         write_whole(folder / "broken.txt", "\n".join(sorted(data.broken.values())) + "\n")
     with outputs.attempt("the intervals of confidence"):
-        summary["intervals"] = {name: found._asdict() for name, found in recorder.result.intervals().items()}
+        summary["intervals"] = {name: found._asdict() for name, found in result.intervals().items()}
     _save(folder / "metrics.json", summary)
     with outputs.attempt("provenance.json"):
         _save(folder / "provenance.json", {"data": data_facts(data), "git": git_state(), "versions": versions()})
-    recorder.result.write(folder, outputs)
+    result.write(folder, outputs)
     with outputs.attempt("report.html"):
         write_report(folder)
     _save(folder / "metrics.json", {**summary, "outputs": {"failed": outputs.failed}})
     console = Console(markup=False)
-    title = f"{data.name}: {len(data.splits['test'])} images ({chosen})"
+    title = f"{data.name}: {len(data.splits['test'])} images ({', '.join(summary['images'])})"
     console.print(metrics_table(title, summary["metrics"], summary.get("intervals", {})))
-    console.print(f"Everything is in {folder} (tested: {path})", soft_wrap=True)
+    console.print(f"Everything is in {folder} (tested: {summary['tested']})", soft_wrap=True)
     return 3 if outputs.failed else 0
 
 
-def choose_images(data: ImageDataModule, network: Network, chosen: Chosen) -> list[str]:
+def _is_own(path: Path, config: Namespace) -> bool:
+    """Whether the data are those of the checkpoint's run, however they are divided."""
+    if run_of(path) is None:
+        return False
+    both = []
+    for data in (config["data"], parse(test_arguments(path, []))["data"]):
+        options = data["init_args"].as_dict()
+        both.append((data["class_path"], {k: v for k, v in options.items() if k not in (*_NOT_WHICH, *_DIVISION)}))
+    return both[0] == both[1]
+
+
+def choose_images(
+    data: ImageDataModule, network: Network, chosen: Chosen | None, held: Mapping[str, Tensor] | None = None
+) -> tuple[Chosen, list[str]]:
     """Make some images of a DataModule its test split, labelled by the network's classes.
 
-    Classes are matched by their names: as they are or, where that is one to one, without case, leading numbers and
-    underscores. Images of classes that the network does not know are left out; of several labels, theirs are.
+    Classes are matched by their names, see :func:`match_classes`. Images of classes that the network does not know are
+    left out; of several labels, theirs are.
 
     Args:
         data: Not set up yet.
         network: What is to be tested.
-        chosen: Which images.
+        chosen: Which images; ``None``: the data's own test or, where they have none, all.
+        held: Marks of the images in the splits of the network's run, see :class:`~cxlp.runs.protocol.Images`, where the
+            data are the same.
 
     Returns:
-        What to tell of the match, a line each.
+        Which images they are, and what to tell of the match, a line each.
 
     Raises:
-        CxlpError: If there are no such images, or none of the network's classes.
+        CxlpError: If there are no such images, none of the network's classes, or others than the run has held out.
     """
+    notes: list[str] = []
     if chosen in ("train", "val"):  # as the run has held out
         data.setup()
         classes, samples = data.classes, list(data.splits[chosen].samples)
+        if samples and held and not torch.equal(data.fingerprints(chosen, True), held[chosen]):
+            raise CxlpError(
+                f"--split {chosen}: these are other images than in that split of the checkpoint's run "
+                "(data.validation, split_seed, test_fraction?): what is held out now may have been trained on"
+            )
     else:
+        data.makes_split = False
         classes, content = data.read_usable()
+        if chosen == "test" and "test" not in content:
+            data.makes_split = True
+            data.left_out.clear()
+            classes, content = data.read_usable()
+            if not held:
+                notes.append(f"note: {data.name} has no test of its own: tested is a part of it (data.test_fraction)")
+        chosen = chosen or ("test" if "test" in content else "all")
         samples = [sample for split, part in content.items() if chosen in ("all", split) for sample in part]
     if not samples:
-        held = ": none are held out (data.validation)" if chosen == "val" else ""
-        raise CxlpError(f"{data.name} has no images for --split {chosen}{held}")
+        none = ": none are held out (data.validation)" if chosen == "val" else ""
+        raise CxlpError(f"{data.name} has no images for --split {chosen}{none}")
     several = not isinstance(samples[0].label, int)
     if several != network.multi_label:
         kinds = ("one label per image", "several labels per image")
@@ -159,27 +212,41 @@ def choose_images(data: ImageDataModule, network: Network, chosen: Chosen) -> li
     data.classes = network.classes
     data.splits = {"test": data.dataset(kept, network.classes)}
     data.left_out = Counter(data.left_out)
-    notes = []
-    if missing := [name for k, name in enumerate(network.classes) if k not in places.values()]:
-        notes.append(f"note: the data have none of {len(missing)} of {len(network.classes)} classes: {_some(missing)}")
+    pairs = [(classes[k], network.classes[place]) for k, place in places.items()]
+    if loose := [f"{theirs} = {ours}" for theirs, ours in pairs if theirs != ours]:
+        notes.append(f"note: {len(loose)} classes are matched though written otherwise: {', '.join(loose)}")
+    shown = {k for s in kept for k in _present(s)}
+    if missing := [name for k, name in enumerate(network.classes) if k not in shown]:
+        notes.append(
+            f"note: {len(missing)} of the network's {len(network.classes)} classes have no image here: {_some(missing)}"
+        )
     if unknown := [name for k, name in enumerate(classes) if k not in places]:
         count = len(samples) - len(kept)
         notes.append(f"note: {len(unknown)} classes are not the network's: {_some(unknown)}")
         if count:
             data.left_out["of classes that the network does not know"] += count
             notes.append(f"note: {count:,} images are left out, of these classes")
-    return notes
+    return chosen, notes
 
 
 def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int]:
-    """Match the classes of data with a network's, see :func:`choose_images`: places of the former -> the latter."""
+    """Match the classes of data with a network's by their names.
+
+    As they are or, where that is one to one, without case, with blanks for hyphens and underscores. Numbers such as
+    ``001.`` do not count either if all classes of one side have them, and not all of the other.
+
+    Returns:
+        Places of the former -> the latter.
+    """
     known = {name: k for k, name in enumerate(ours)}
     found = {k: known[name] for k, name in enumerate(theirs) if name in known}
+    numbered = [all(_NUMBER.match(name) for name in names) for names in (theirs, ours)]
     left: list[dict[str, list[int]]] = [{}, {}]
     for side, (names, taken) in enumerate(((theirs, found.keys()), (ours, set(found.values())))):
         for k, name in enumerate(names):
             if k not in taken:
-                left[side].setdefault(_simple(name), []).append(k)
+                bare = _NUMBER.sub("", name) if numbered[side] and not all(numbered) else name
+                left[side].setdefault(re.sub(r"[_-]", " ", bare).strip().casefold(), []).append(k)
     for name, places in left[0].items():
         others = left[1].get(name, [])
         if len(places) == len(others) == 1:
@@ -187,8 +254,13 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def _simple(name: str) -> str:
-    return re.sub(r"^\d+[._\s-]+", "", name).replace("_", " ").replace("-", " ").strip().casefold()
+#: Numbers before the names of classes, as CUB-200-2011 has them.
+_NUMBER = re.compile(r"\d{3,}\.")
+
+
+def _present(sample: Sample) -> list[int]:
+    """The classes that an image shows."""
+    return [sample.label] if isinstance(sample.label, int) else [k for k, v in enumerate(sample.label) if v > 0]
 
 
 def _relabel(sample: Sample, places: Mapping[int, int], classes: int) -> Sample | None:
@@ -205,55 +277,61 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _run_of(path: Path) -> Path | None:
-    """The folder of the run that a checkpoint lies in."""
-    folder = path.absolute().parent.parent
-    return folder if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
+def _names(arguments: Sequence[str], key: str) -> bool:
+    """Whether some argument is a key, or one below it."""
+    names = [arg.partition("=")[0] for arg in arguments]
+    return any(name == f"--{key}" or name.startswith((f"--{key}.", f"--{key}+")) for name in names)
 
 
-def _arguments(path: Path, given: Sequence[str]) -> list[str]:
-    """Put the arguments of the checkpoint's run before those that were given."""
-    run = _run_of(path)
-    if run is None and not any(arg.split("=")[0] in ("-c", "--config", "--data") for arg in given):
-        raise CxlpError(
-            f"{path} does not lie in a run's folder, which would tell its data: name them, such as "
-            "--config cub200.yaml or --data folder --data.root DIR"
-        )
-    configs = [] if run is None else [run / "config-resumed.yaml", run / "config.yaml"]
-    own = next((["--config", str(config)] for config in configs if config.is_file()), [])
-    alone = [part for key, value in _ALONE.items() for part in (f"--{key}", value)]
-    return [*own, *alone, "--ckpt_path", "null", *given]
-
-
-def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> None:
+def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
     """Change pictures, and make them square, as the checkpoint's run did.
 
+    Returns:
+        What to tell of it: that a config of the user's asks for another way.
+
     Raises:
-        CxlpError: If the user has asked for another way.
+        CxlpError: If the user has asked for another way by a key.
     """
-    aspect = saved["cxlp"].get("image", {}).get("aspect", data.aspect)
-    if data.aspect != aspect and any(arg.split("=")[0] == "--data.aspect" for arg in arguments):
-        raise CxlpError(f"data.aspect is {data.aspect}, but the checkpoint's run had {aspect}: leave it out")
-    data.aspect, data.transform = aspect, tuple(saved["cxlp"].get("image", {}).get("transform", data.transform))
+    notes, image = [], saved["cxlp"].get("image", {})
+    for key in ("aspect", "transform"):
+        given = getattr(data, key)
+        known = image.get(key, given)
+        known = known if key == "aspect" else tuple(known)
+        if given != known:
+            said = f"data.{key} is {given}, but the checkpoint's run had {known}"
+            if _names(arguments, f"data.{key}"):
+                raise CxlpError(f"{said}: leave it out")
+            notes.append(f"note: {said}, which is what its pictures get here, too")
+        setattr(data, key, known)
+    return notes
 
 
 def _folder(path: Path, out: Path | None, data: ImageDataModule, chosen: Chosen) -> Path:
-    """The folder to write into, never a run's own.
+    """The folder to write into, which holds nothing, or an earlier test of the same checkpoint that ``out`` names.
 
     Raises:
-        CxlpError: If it is one, or a file.
+        CxlpError: If ``out`` holds something else.
     """
     if out is not None:
         if (out / "config.yaml").exists() or (out / "checkpoints").exists():
             raise CxlpError(f"--out {out} is a run's own folder, whose results stay: name another one")
-        if out.exists() and not out.is_dir():
-            raise CxlpError(f"--out {out} is a file: name a folder")
+        if launched_rank() == 0 and out.is_dir() and any(out.iterdir()) and not _is_test_of(path, out):
+            raise CxlpError(f"--out {out} holds something else than a test of this checkpoint: name another folder")
         return out
-    run = _run_of(path)
+    run = run_of(path)
     place = path.parent / path.stem if run is None else path.parent.parent
+    place = place.parent if run is not None and place.name == REFIT else place
     name = f"{place.name}-on-{re.sub(r'[^A-Za-z0-9.]+', '-', data.name).strip('-').lower()}-{chosen}"
     names = (place.with_name(name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
     return next(folder for folder in names if not folder.exists())
+
+
+def _is_test_of(path: Path, folder: Path) -> bool:
+    try:
+        found = json.loads((folder / "metrics.json").read_text())
+        return bool(found["test_of"] == str(path.absolute()))
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not of a test
+        return False
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

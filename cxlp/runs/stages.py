@@ -6,7 +6,7 @@ done is not done again, which is also how a run resumes.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from cxlp.frozen.fit import count_folds
 from cxlp.frozen.folds import FoldClassifiers
+from cxlp.frozen.solvers import solver_of
 from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs.callbacks import Record, StopWhereItStopped
@@ -93,7 +94,10 @@ class Run(OpenedRun):
         before = self._previous()
         self._load(before.last)
         settled = self.report["C"], self.report["logit_scale"]
-        return self._fit_frozen("closing", Frozen(self.network, self.model.frozen, settled=settled), before.epochs)
+        config = self.model.frozen
+        if config.solver == "auto":  # the first stage's choice: a run has one objective, whatever memory is free by now
+            config = replace(config, solver=solver_of(self.report))
+        return self._fit_frozen("closing", Frozen(self.network, config, settled=settled), before.epochs)
 
     def _fit_frozen(self, name: str, task: Frozen, epoch: int) -> Done:
         trainer = self._build_trainer(name, [], epoch)

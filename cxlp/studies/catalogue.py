@@ -19,6 +19,10 @@ from cxlp.utils.locking import hold, is_held, let_go
 DEPTH = 4
 #: Folders of a run's own and of what runs share, where none are looked for.
 _SKIPPED = ("checkpoints", "csv", "examples", "features", "logs", "wandb")
+#: Groups of keys that the config of each run has.
+_GROUPS = ("model", "data", "trainer", "run")
+#: Files that a run writes when its first fit begins, and what may lie beside its config until then.
+_SIGNS, _BEGUN = {"provenance.json", "stages.json"}, {"config.yaml", ".lock", ".job", "broken.txt"}
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,10 @@ class Entry:
     Attributes:
         folder: Its folder.
         name: Its path below the folder of all runs.
-        config: Its ``config.yaml``; empty: there is none, or it is broken.
-        found: Its ``metrics.json``, of a refit that of the second run; empty: it has not been tested.
-        origin: Its ``provenance.json``.
+        config: Its ``config.yaml``; empty: it is a later test.
+        found: Its ``metrics.json``, or that of its refit, without what is not as a run writes it; empty: it has not
+            been tested.
+        origin: The groups of its ``provenance.json``.
     """
 
     folder: Path
@@ -67,11 +72,13 @@ class Entry:
 
     @property
     def mode(self) -> str:
-        """How it was fitted."""
+        """How it was fitted; for a later test, what was tested."""
         if "test_of" in self.found:
             path = Path(str(self.found["test_of"]))
             run = path.parent.parent if path.parent.name == "checkpoints" else path
-            return f"test of {run.parent.name if run.name == 'refit' else run.name}"
+            trained = self.found.get("trained_on")
+            warning = f", {trained} of its images trained on" if trained else ""
+            return f"test of {run.parent.name if run.name == 'refit' else run.name}{warning}"
         epochs = self.at("trainer.max_epochs")
         start = self.at("model.start")
         parts = ["frozen" if not epochs else f"{epochs} gradient epochs"]
@@ -136,57 +143,89 @@ SORTS: dict[str, tuple[Callable[[Entry], Any], bool]] = {
 
 
 def find_runs(root: Path) -> list[Entry]:
-    """Find all runs below a folder.
+    """Find all runs below a folder, each once, whatever links there are.
 
     Raises:
-        CxlpError: If there is no such folder.
+        CxlpError: If there is no such folder, or one in it cannot be listed.
     """
     if not root.is_dir():
         raise CxlpError(f"{root} is no folder: give that of the runs by --root")
-    return [read_entry(folder, root) for folder in _folders(root, DEPTH)]
+    try:
+        return list(_entries(root, root, DEPTH, set()))
+    except OSError as error:
+        raise CxlpError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
-def _folders(place: Path, depth: int) -> Iterator[Path]:
-    if (place / "config.yaml").is_file() or _is_test(place):
-        yield place
+def _entries(place: Path, root: Path, depth: int, seen: set[Path]) -> Iterator[Entry]:
+    real = place.resolve()
+    if real in seen:
         return
-    if depth:
+    seen.add(real)
+    if (entry := read_entry(place, root)) is not None:
+        yield entry
+    elif depth:
         for folder in sorted(place.iterdir()):
-            if folder.is_dir() and not folder.name.startswith(".") and folder.name not in _SKIPPED:
-                yield from _folders(folder, depth - 1)
+            # A link to something in the root is left to the name that it has there.
+            inward = folder.is_symlink() and folder.resolve().is_relative_to(root.resolve())
+            skipped = inward or folder.name.startswith(".") or folder.name in _SKIPPED
+            if folder.is_dir() and not skipped:
+                yield from _entries(folder, root, depth - 1, seen)
 
 
-def _is_test(place: Path) -> bool:
-    return "test_of" in _read(place / "metrics.json")
+def read_entry(folder: Path, root: Path) -> Entry | None:
+    """Read a run, or a later test; what is broken in its folder is taken for missing. ``None``: it is neither.
 
-
-def read_entry(folder: Path, root: Path) -> Entry:
-    """Read a run; what is broken in its folder is taken for missing."""
-    places = (folder, folder / "refit")
-    results = [found for place in places if (found := _read(place / "metrics.json"))]
+    A run has a ``config.yaml`` with the groups of keys of ``train.py``, a later test a ``metrics.json`` that names what
+    was tested.
+    """
+    config = _read(folder / "config.yaml")
+    results = [found for place in (folder, folder / "refit") if (found := _read(place / "metrics.json"))]
+    found = _sound(results[-1]) if results else {}
+    if not all(isinstance(config.get(group), dict) for group in _GROUPS):
+        if "test_of" not in found or (folder / "config.yaml").exists():
+            return None
+        config = {}
     name = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
-    return Entry(
-        folder, name, _read(folder / "config.yaml"), results[-1] if results else {}, _read(folder / "provenance.json")
-    )
+    origin = {key: part for key, part in _read(folder / "provenance.json").items() if isinstance(part, dict)}
+    return Entry(folder, name, config, found, origin)
+
+
+def _sound(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a ``metrics.json`` what is not of the kind that a run writes."""
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "metrics": lambda value: value is None or _is_number(value),
+        "intervals": lambda value: (
+            isinstance(value, dict) and _is_number(value.get("low")) and _is_number(value.get("high")) and "by" in value
+        ),
+        "images": _is_number,
+        "seconds": _is_number,
+        "network": lambda value: isinstance(value, str),
+    }
+    for group, fits in kinds.items():
+        part = found.get(group)
+        found[group] = {key: value for key, value in part.items() if fits(value)} if isinstance(part, dict) else {}
+    return found
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401 (any value of a file)
+    return isinstance(value, int | float)
 
 
 def choose(entries: Sequence[Entry], names: Sequence[str], root: Path) -> list[Entry]:
-    """Choose runs by their names or paths.
+    """Choose runs by their names or paths; one that is named twice is chosen once.
 
     Raises:
         CxlpError: Names the one that there is not.
     """
     known = {entry.name: entry for entry in entries}
-    chosen = []
+    chosen: dict[Path, Entry] = {}
     for name in names:
         path = Path(name)
-        if name.rstrip("/") in known:
-            chosen.append(known[name.rstrip("/")])
-        elif path.is_dir() and next(_folders(path, 0), None):
-            chosen.append(read_entry(path, root))
-        else:
+        entry = known.get(name.rstrip("/")) or (read_entry(path, root) if path.is_dir() else None)
+        if entry is None:
             raise CxlpError(f"there is no run {name!r} in {root}. {did_you_mean(name, known)}")
-    return chosen
+        chosen.setdefault(entry.folder.resolve(), entry)
+    return list(chosen.values())
 
 
 def holds(entry: Entry, text: str) -> bool:
@@ -203,23 +242,51 @@ def differing(entries: Sequence[Entry]) -> dict[str, list[str]]:
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
+def check_deletable(entries: Sequence[Entry], root: Path) -> None:
+    """Refuse to delete what is not surely a run, or lies elsewhere than in the root.
+
+    Raises:
+        CxlpError: If one is the root, outside of it or behind a link; or is, or holds, the working directory; or has a
+            run's config or result, but none of the files that a run writes.
+    """
+    base, working = root.resolve(), Path.cwd()
+    ways = base, Path(os.path.abspath(root))  # noqa: PTH100 (links are kept)
+    for folder in (entry.folder for entry in entries):
+        place = folder.resolve()
+        if base not in place.parents:
+            raise CxlpError(f"{folder} is not deleted: it does not lie in {root}, the folder of the runs (--root)")
+        if Path(os.path.abspath(folder)) not in [way / place.relative_to(base) for way in ways]:  # noqa: PTH100
+            raise CxlpError(f"{folder} is not deleted: it is a link, or behind one. Name the folder itself")
+        if place == working or place in working.parents:
+            raise CxlpError(f"{folder} is not deleted: you are in it")
+        names = {path.name for path in place.iterdir()}
+        if not (names & _SIGNS or names <= _BEGUN):
+            raise CxlpError(
+                f"{folder} is not deleted: it has neither provenance.json nor stages.json, so that it may be no run of "
+                "cxlp. Delete it yourself"
+            )
+
+
 def delete(entries: Sequence[Entry], root: Path) -> None:
     """Delete runs, and folders in the root that are empty then.
 
     Raises:
-        CxlpError: If a process is working in one of them, and none is deleted then; or one cannot be deleted.
+        CxlpError: See :func:`check_deletable`; or a process is working in one of them; none is deleted then. Or one
+            cannot be deleted.
     """
-    locks = []
+    check_deletable(entries, root)
+    base, locks = root.resolve(), []
+    places = [entry.folder.resolve() for entry in entries]
     try:
-        for entry in entries:
-            locks.append(hold(entry.folder))  # noqa: PERF401 (one that fails leaves the others to let go)
-        for entry in entries:
+        for place in places:
+            locks.append(hold(place))  # noqa: PERF401 (one that fails leaves the others to let go)
+        for place in places:
             try:
-                shutil.rmtree(entry.folder)
+                shutil.rmtree(place)
             except OSError as error:
-                raise CxlpError(f"{entry.folder} cannot be deleted: {error.strerror}") from error
-            for parent in entry.folder.parents:
-                if parent == root or not parent.is_relative_to(root) or any(parent.iterdir()):
+                raise CxlpError(f"{place} cannot be deleted: {error.strerror or error}") from error
+            for parent in place.parents:
+                if parent in (base, Path.cwd()) or any(parent.iterdir()):
                     break
                 parent.rmdir()
     finally:

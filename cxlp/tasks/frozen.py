@@ -174,7 +174,7 @@ class Frozen(ClassificationTask):
         if self.reuse is not None and not self.reuse.found:
             own = ("Gram matrix", "SVM", "validation")  # each run does these itself, also with stored features
             self.reuse.commit({phase: spent for phase, spent in self.times.items() if phase not in own})
-        self.log_dict({f"frozen/{k}": v for k, v in self.report.items()}, rank_zero_only=True)
+        self.log_dict({f"frozen/{k}": v for k, v in self.report.items() if k != "primal"}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
         """Refuse a pass that was stopped before its last batch.

@@ -21,7 +21,7 @@ def did_you_mean(wrong: str, valid: Iterable[str], shown: int = 8) -> str:
     """
     choices = list(valid)
     close = get_close_matches(wrong, choices, n=min(shown, 4), cutoff=0.6)
-    close += [c for c in choices if wrong.lower() in c.lower() and c not in close][: shown - len(close)]
+    close += [c for c in choices if wrong and wrong.lower() in c.lower() and c not in close][: shown - len(close)]
     if close:
         return f"Did you mean {', '.join(repr(c) for c in close)}?"
     end = ", ..." if len(choices) > shown else "."

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from cxlp.utils.errors import CxlpError
 
@@ -59,3 +60,28 @@ def aside(path: Path) -> Iterator[Path]:
     except Exception:  # on a full disk, half of it would take what is left
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def out_folder(out: Path) -> Iterator[None]:
+    """Make a folder for what a command writes; a new one that is still empty in the end is taken away again.
+
+    Raises:
+        CxlpError: If it cannot be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise CxlpError(f"--out {out} is a file: name a folder")
+    new = [place for place in (out, *out.parents) if not place.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except (OSError, ValueError) as error:
+        raise CxlpError(f"--out {out} cannot be written into: {getattr(error, 'strerror', error)}") from error
+    try:
+        yield
+    finally:
+        for place in new:
+            if any(place.iterdir()):
+                break
+            place.rmdir()

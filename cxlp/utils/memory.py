@@ -5,20 +5,21 @@ import os
 import platform
 from pathlib import Path
 
-#: Files that limit a container's memory, and say what it takes, by the version of control groups.
+_MEMBERSHIP = "/proc/self/cgroup"
+#: Folders of control groups, the files that limit their memory, and those that say what they take, by version.
 _LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 #: Names of mallopt(3)'s parameters in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
-def free_memory() -> int:
-    """Bytes of memory that are free on this machine, or in this container where that is less.
+def free_memory() -> int | None:
+    """Bytes of memory that are free on this machine, or in this process's control groups where that is less.
 
     What the system holds only to avoid reading files again counts as free. Where the system does not tell (other than
-    Linux), half of its memory is taken for free; 0 where even that is unknown.
+    Linux), half of its memory is taken for free; ``None`` where even that is unknown.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -27,19 +28,38 @@ def free_memory() -> int:
         try:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
         except (AttributeError, OSError, ValueError):
-            return 0
-    for limit, usage in _LIMITS:
-        try:
-            most, taken = int(Path(limit).read_text()), int(Path(usage).read_text())
-            free = min(free, most - taken + _file_cache(Path(usage).with_name("memory.stat")))
-        except (OSError, ValueError):  # no such control group, or "max"
-            continue
+            return None
+    for root, limit, usage in _LIMITS:
+        for folder in _groups(Path(root)):
+            try:
+                most, taken = int((folder / limit).read_text()), int((folder / usage).read_text())
+            except (OSError, ValueError):  # no such control group, or "max"
+                continue
+            free = min(free, most - taken + _file_cache(folder / "memory.stat"))
     return max(0, free)
 
 
+def _groups(root: Path) -> list[Path]:
+    """Folders of this process's control group and those above it, to the root: each of them has a limit of its own."""
+    try:
+        lines = [line.split(":", 2) for line in Path(_MEMBERSHIP).read_text().splitlines()]
+    except OSError:
+        return [root]
+    names = [name for _, kinds, name in lines if kinds == "" or "memory" in kinds.split(",")]  # "": version 2
+    folders = {root}
+    for name in names:
+        own = root / name.lstrip("/")
+        if ".." not in own.parts:  # of another namespace: not to be seen from here
+            folders |= {own, *(above for above in own.parents if root in above.parents)}
+    return sorted(folders)
+
+
 def _file_cache(stat: Path) -> int:
-    """Bytes of a container's memory that only hold files that were read or written: they count as taken there."""
-    lines = (line.split() for line in stat.read_text().splitlines())
+    """Bytes of a group's memory that only hold files that were read or written: they count as taken there."""
+    try:
+        lines = [line.split() for line in stat.read_text().splitlines()]
+    except OSError:
+        return 0
     return sum(int(value) for name, value in lines if name in ("inactive_file", "active_file"))
 
 

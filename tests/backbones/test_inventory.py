@@ -70,3 +70,27 @@ def test_the_papers_network_has_the_papers_layers() -> None:
     found = {layer.name: layer for layer in layers}
     assert size == 227 and (found["conv5"].channels, found["conv5"].side, found["conv5"].below) == (256, 13, "conv4")
     assert [found[name].stride for name in ("conv1", "conv2", "conv5")] == [4, 8, 16]
+
+
+class Rearranged(nn.Module):
+    """A block's map, normalised and rearranged behind it, as transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.norm, self.turn = nn.LayerNorm(4), nn.Unflatten(2, (112, 112))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.norm(self.high(self.low(x)).flatten(2).transpose(1, 2))
+        turned: torch.Tensor = self.turn(tokens.transpose(1, 2))
+        return turned.mean(dim=(2, 3))
+
+
+def test_norms_and_what_only_rearranges_are_no_layers() -> None:
+    layers, _ = inventory(f"{__name__}.Rearranged")
+    assert [(layer.name, layer.below) for layer in layers] == [("low", ""), ("high", "low")]
+    layers, _ = inventory("timm/test_vit")
+    assert (layers[-1].name, layers[-1].below) == ("blocks.5", "blocks.5.mlp.fc2")
+    layers, _ = inventory("swin_t")
+    assert layers[-1].name == "features.7.1"
+    assert not [layer for layer in layers if "norm" in layer.name.rpartition(".")[2] or "permute" in layer.name]

@@ -118,11 +118,25 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
         (["{}", "photos", "--out", "x.npz", "--model.frozen.c", "1"], "keys of train.py go with a config"),
         (["{}", "nothing.png", "--out", "x.npz"], "image not found: nothing.png"),
         (["{}", "photos/train/zz.png", "--out", "x.npz"], "none of 1 files can be read, such as cannot decode image"),
+        (
+            ["net.yaml", "photos/train/zz.png", *NETWORK, "--out", "x.npz"],
+            "none of 1 files can be read, such as cannot",
+        ),
+        (
+            ["net.yaml", "photos/train/zz.png", "photos/train/kind1/02.png", *NETWORK, "--out", "x.npz"],
+            "; 1 of 2 files cannot be read, such as cannot decode image",
+        ),
+        (
+            ["net.yaml", "photos", "--out", "x.npz", "--data.bbox", "true"],
+            "--data.bbox has no effect: the images are those of PATH",
+        ),
+        (["net.yaml", "photos", "--out", "x.npz", "--data=CUB200"], "--data has no effect"),
         (["none.ckpt", "photos", "--out", "x.npz"], "checkpoint not found: none.ckpt"),
         (["none.yaml", "photos", "--out", "x.npz"], "config file not found: none.yaml"),
     ],
 )
 def test_what_is_refused(checkpoint: Path, photos: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+    Path("net.yaml").write_text("model: {head: {class_path: CrossLayerPooling, init_args: {pca_dim: 40}}}\n")
     assert embed(*(arg.format(checkpoint) for arg in arguments), status=2) is None
     assert said in capsys.readouterr().err
     assert not list(Path().glob("*x.npz*"))

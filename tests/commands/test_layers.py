@@ -35,6 +35,7 @@ def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["timm/"], "Valid: 'caffenet', "),
         (["nosuchnet"], "unknown backbone 'nosuchnet'"),
         (["timm/test_resnet", "--filter", "layer9"], "has no such layer. Did you mean 'layer4', 'layer3'"),
         (["timm/test_resnet", "--image-size", "0"], "--image-size is 0: it must be 1 or more"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,89 @@ def test_runs_are_deleted_when_that_is_confirmed(root: Path, capsys: Capture) ->
     assert sorted(path.name for path in root.iterdir()) == ["birds", "features", "tuned"]  # nor empty folders around
 
 
+def test_what_is_not_surely_a_run_is_not_deleted(
+    root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project with a config of its own; the root, what lies outside of it or behind a link, where the user is."""
+
+    def refuses(*arguments: str) -> str:
+        before = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
+        said = runs(*arguments, "--delete", "--yes", capsys=capsys, status=2)
+        assert {path for path in tmp_path.rglob("*") if path.name != ".lock"} == before
+        return said
+
+    site = root / "site"
+    (site / "src").mkdir(parents=True)
+    (site / "src" / "main.py").write_text("code")
+    for text in ("site: x", "model: {}\ndata: {}", "{"):
+        (site / "config.yaml").write_text(text)
+        assert "there is no run 'runs/site'" in refuses("runs/site")
+        assert "no run in runs/site" in refuses("--root", "runs/site", "--filter", "stopped")
+    # with a config of train.py, and what any trainer writes
+    shutil.copyfile(root / "begun" / "config.yaml", site / "config.yaml")
+    (site / "checkpoints").mkdir()
+    (site / "metrics.json").write_text("{}")
+    assert "neither provenance.json nor stages.json" in refuses("site")
+    assert "does not lie in runs/birds, the folder of the runs" in refuses("--root", "runs/birds", "--filter", "done")
+    outside = write_run(tmp_path / "elsewhere" / "run", 0.5)
+    assert "does not lie in runs" in refuses("elsewhere/run", "birds")
+    (root / "link").symlink_to(outside)
+    (root / "again").symlink_to(root / "birds")
+    (root / "all").symlink_to(root)
+    for name in ("link", "runs/link"):
+        assert "does not lie in runs" in refuses(name)
+    for name in ("runs/again", "runs/all/birds", "runs/all/../runs/birds"):
+        assert "it is a link, or behind one" in refuses(name)
+    monkeypatch.chdir(root / "birds" / "checkpoints")
+    assert "you are in it" in refuses("--root", str(root), "birds")
+    assert "you are in it" in refuses("--root", str(root), "--filter", "birds")
+
+
+def test_each_run_is_listed_and_deleted_once(root: Path, tmp_path: Path, capsys: Capture) -> None:
+    (root / "loop").symlink_to(root)
+    (root / "again").symlink_to(root / "birds")
+    (root / "far").symlink_to(write_run(tmp_path / "elsewhere" / "run", 0.6))
+    names = [entry["name"] for entry in found(capsys=capsys)]
+    assert sorted(names) == ["begun", "birds", "compare/CL/0", "far", "tuned"]
+    assert "1 runs would be deleted" in runs("begun", "runs/begun", "--delete", capsys=capsys, status=2)
+    runs("begun", "runs/begun", str(root / "begun"), "--delete", "--yes", capsys=capsys)
+    assert not (root / "begun").exists()
+    assert len(found("birds", "--html", "page.html", capsys=capsys)) == 1  # nothing but JSON on standard output
+
+
+def test_a_run_that_has_only_begun_is_deleted(root: Path, capsys: Capture) -> None:
+    shutil.rmtree(root / "begun" / "checkpoints")
+    (root / "begun" / "provenance.json").unlink()
+    runs("begun", "--delete", "--yes", capsys=capsys)
+    assert not (root / "begun").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.json", '{"metrics": null}'),
+        ("metrics.json", '{"metrics": []}'),
+        ("metrics.json", '{"metrics": {"test/accuracy": "abc"}}'),
+        ("metrics.json", '{"metrics": {"test/accuracy": 0.5}, "intervals": null}'),
+        ("metrics.json", '{"metrics": {"test/accuracy": 0.5}, "intervals": {"test/accuracy": {"low": "x"}}}'),
+        ("metrics.json", '{"images": [1], "seconds": {"test": "x"}, "network": [], "trained_on": []}'),
+        ("provenance.json", '{"data": null}'),
+        ("provenance.json", '{"data": [], "git": [1]}'),
+        ("provenance.json", "[]"),
+        ("per_class.csv", "class\n"),
+    ],
+)
+def test_what_is_broken_in_one_run_is_taken_for_missing(root: Path, capsys: Capture, file: str, text: str) -> None:
+    (root / "birds" / file).write_text(text)
+    assert {entry["name"] for entry in found(capsys=capsys)} == {"begun", "birds", "compare/CL/0", "tuned"}
+    assert "birds" in runs("--sort", "accuracy", capsys=capsys) and runs("birds", capsys=capsys)
+    runs("birds", "tuned", "--html", "page.html", capsys=capsys)
+    later = root / "later"
+    later.mkdir()
+    (later / "metrics.json").write_text(json.dumps({"metrics": [], "network": None, "test_of": "/r/birds/best.ckpt"}))
+    assert "later" in runs(capsys=capsys)
+
+
 def test_a_run_that_goes_on_is_not_deleted(root: Path, capsys: Capture) -> None:
     code = (
         "import sys, pathlib, cxlp.utils.locking as l; l.hold(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
@@ -164,6 +248,8 @@ def test_refits_and_later_tests_are_known_and_broken_files_stop_nothing(root: Pa
     listed = {entry["name"]: entry for entry in found(capsys=capsys)}
     assert "birds/refit" not in listed and listed["birds"]["value"] == 0.9
     assert listed[later.name]["mode"] == "test of birds"
+    (later / "metrics.json").write_text(json.dumps({**told, "trained_on": 40}))
+    assert "test of birds, 40 of its images trained on" in runs(later.name, capsys=capsys)
     assert (listed[later.name]["head"], listed["tuned"]["value"]) == ("AveragePooling", None)
     runs("birds", "tuned", later.name, "--html", "page.html", capsys=capsys)
     assert "runs/birds/refit/report.html" in Reader(Path("page.html").read_text()).links

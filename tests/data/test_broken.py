@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from cxlp.data.checking import check
+from cxlp.data.decode import read_image
 from cxlp.data.folder import Folder
+from cxlp.data.table import Table
 from cxlp.utils.errors import CxlpError
 from tests.data.listed import ready
-from tests.generate import write_folder
+from tests.generate import write_folder, write_image
 
 
 def cut(path: Path) -> None:
@@ -77,15 +82,83 @@ def test_not_everything_is_left_out(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "mine", size=16)
     for path in root.rglob("test/**/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(CxlpError, match=r"mine: no image of test can be used:\n  cannot decode image .* \(0 bytes\)"):
+    with pytest.raises(
+        CxlpError, match=r"mine: no image of test can be used. Files that are left out:\n  cannot decode .* \(0 bytes\)"
+    ):
         module(root, on_broken="skip")
     with pytest.raises(CxlpError, match=r"data\.on_broken is 'ignore': it must be stop or skip"):
         ready(root, on_broken="ignore")
+
+
+def test_whatever_a_loader_cannot_decode_is_left_out(tmp_path: Path) -> None:
+    """Files whose headers and ends are in order, with damage in between."""
+    root = write_folder(tmp_path, size=64)
+    damaged = root / "train" / "kind0" / "00.png"
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) // 2] + bytes(500) + data[len(data) // 2 + 500 :])
+    tables = root / "train" / "kind1" / "tables.jpg"
+    Image.open(root / "train" / "kind1" / "00.png").save(tables)
+    data = tables.read_bytes()
+    start = data.index(b"\xff\xc4") + 5
+    tables.write_bytes(data[:start] + b"\xee" * 20 + data[start + 20 :])
+    for path in (damaged, tables):
+        with pytest.raises(CxlpError, match="cannot decode"):
+            read_image(path)
+    kept = module(root, on_broken="skip")
+    assert kept.broken.keys() == {damaged, tables}
+    for sample in kept.splits["train"].samples:
+        read_image(sample.path)
+    with pytest.raises(CxlpError, match=r"(?s)1 of 28 files cannot be used.*kind0/00\.png"):
+        module(root).fingerprints("train")  # which looks at checksums, not at tables
+
+
+def test_boxes_outside_of_their_pictures_are_broken_samples(tmp_path: Path) -> None:
+    rows = []
+    for i in range(8):
+        write_image(tmp_path / f"{i}.png", np.full((20, 20, 3), i, np.uint8))
+        rows.append(f"{i}.png,{i % 2},{'test' if i > 3 else 'train'},{500 if i == 0 else 2},0,9,9")
+    rows.append("0.png,0,train,0,0,9,9")
+    table = tmp_path / "a.csv"
+    table.write_text("\n".join(["path,label,split,x,y,w,h", *rows]))
+    data = Table(table, image_size=8)
+    data.setup()
+    with pytest.raises(
+        CxlpError, match=r"1 of 8 files .*\n  the box 500 0 9 9 lies outside of image .*0\.png, which has"
+    ):
+        data.fingerprints("train")
+    data = Table(table, image_size=8, on_broken="skip")
+    data.setup()
+    assert [s.box for s in data.splits["train"].samples if s.path.stem == "0"] == [(0.0, 0.0, 9.0, 9.0)]
+    assert data.broken.keys() == {tmp_path / "0.png"}
+
+
+def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    rows = [f"{i}.png,{i % 2}" for i in range(8)]
+    for i in range(8):
+        write_image(tmp_path / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
+    table = tmp_path / "a.csv"
+    table.write_text("\n".join(["path,label", *rows, "a\0b.png,1"]))
+    data = Table(table, on_broken="skip")
+    data.setup()
+    assert data.left_out == {"missing": 1}
+    assert check(data, workers=1).defects == 1
+
+
+def test_validation_images_that_are_not_asked_for_may_all_be_broken(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, size=16)
+    for k in range(3):
+        (root / "val" / f"kind{k}").mkdir(parents=True)
+        (root / "val" / f"kind{k}" / "a.png").write_bytes(b"")
+    assert len(module(root, on_broken="skip", validation=0).broken) == 3
+    with pytest.raises(CxlpError, match="no image of val can be used"):
+        module(root, on_broken="skip")
 
 
 def test_a_class_whose_training_images_are_all_broken_is_named(tmp_path: Path) -> None:
     root = write_folder(tmp_path, size=16)
     for path in (root / "train" / "kind0").iterdir():
         cut(path)
-    with pytest.raises(CxlpError, match="no training image of 1 of 3 classes: kind0"):
+    with pytest.raises(
+        CxlpError, match=r"(?s)no training image of 1 of 3 classes: kind0\..*left out:\n.*kind0/00\.png"
+    ):
         module(root, on_broken="skip")

@@ -109,6 +109,29 @@ def test_size_and_kind_must_stay(described: dict[str, Any], said: str) -> None:
         build_change(described, "key")(PICTURE, 0)
 
 
+class Fails(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        raise RuntimeError("no\nluck")
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"class_path": "tests.data.test_changes.Fails"}, r"key: .*Fails fails on a picture .*\(24, 24, 3\): no luck"),
+        ({"class_path": "albumentations.CenterCrop", "init_args": {"height": 99, "width": 99}}, "CenterCrop fails on"),
+    ],
+)
+def test_a_change_that_fails_is_named_with_its_key(described: dict[str, Any], said: str) -> None:
+    with pytest.raises(CxlpError, match=said):
+        build_change(described, "key", resizes=True)(PICTURE, 0)
+
+
+def test_the_picture_that_a_change_fails_on_is_named(tmp_path: Path) -> None:
+    data = ready(tmp_path, transform=({"class_path": "tests.data.test_changes.Fails"},))
+    with pytest.raises(CxlpError, match=rf"data\.transform: .*no luck \(of {tmp_path}"):
+        _ = data.splits["train"][0]
+
+
 PADDED = {"class_path": "albumentations.PadIfNeeded", "init_args": {"min_height": 48, "min_width": 48, "fill": 255}}
 
 

@@ -87,13 +87,19 @@ def test_content_decides_not_the_name(tmp_path: Path, content: str) -> None:
         ((4.0, 3.0, 50.0, 50.0), (slice(3, 8), slice(4, 10))),  # over the right and lower one
         ((0.6, 0.4, 2.0, 2.0), (slice(0, 2), slice(1, 3))),  # edges are rounded
         ((3.0, 3.0, 0.0, 0.0), (slice(3, 4), slice(3, 4))),  # at least a pixel
-        ((90.0, 90.0, 5.0, 5.0), (slice(7, 8), slice(9, 10))),  # outside: the nearest pixel
     ],
 )
 def test_boxes_are_clipped(tmp_path: Path, box: tuple[float, ...], expected: tuple[slice, slice]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
     x, y, w, h = box
     assert np.array_equal(read_image(write_image(tmp_path / "a.png", pixels), (x, y, w, h)), pixels[expected])
+
+
+@pytest.mark.parametrize("box", [(90.0, 3.0, 5.0, 5.0), (3.0, 8.0, 5.0, 5.0), (-5.0, 3.0, 5.0, 5.0)])
+def test_a_box_outside_of_the_picture_is_refused(tmp_path: Path, box: tuple[float, float, float, float]) -> None:
+    path = write_image(tmp_path / "a.png", np.zeros((8, 10, 3), np.uint8))
+    with pytest.raises(CxlpError, match=f"the box {box[0]:g} {box[1]:g} 5 5 lies outside of image {path}"):
+        read_image(path, box)
 
 
 # Reduced decoding

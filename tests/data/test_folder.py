@@ -63,7 +63,13 @@ def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
         == parts["official"]
         == {s: [f"{f}/a/1.png", f"{f}/b/1.png"] for s, f in (("train", "train"), ("val", "valid"), ("test", "test"))}
     )
-    assert said == {v: [renamed] if v == 0 else [renamed, held_out] for v in parts}
+    not_drawn = held_out.replace(" (", ", not 0.1 of the training images (")  # which a part given by hand asks for
+    assert said == {
+        "auto": [renamed, held_out],
+        "official": [renamed, held_out],
+        0.1: [renamed, not_drawn],
+        0: [renamed],
+    }
     assert parts[0]["train"] == parts["auto"]["train"] + parts["auto"]["val"] and parts[0]["val"] == []
     shutil.rmtree(root / "test")
     module = Folder(root, image_size=8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cxlp.data.checking import check
 from cxlp.data.inspection import Kind
-from cxlp.data.table import Table
+from cxlp.data.table import Table, _ordered
 from cxlp.utils.errors import CxlpError
 from tests.data.folders import fill, names
 
@@ -119,7 +119,7 @@ def test_several_labels_in_a_cell(photos: Path, sign: str, options: dict[str, An
     classes, samples = module.read()
     assert classes == ("blue", "red")
     assert {s: [(x.path.name, x.label) for x in part] for s, part in samples.items()} == SEVERAL
-    said = f"warning: the labels of an image are parted at {(sign.strip() or ' ')!r}: data.separator changes it"
+    said = f"warning: the labels of an image are split at {(sign.strip() or ' ')!r}: data.separator changes it"
     assert module.remarks() == ([] if options else [said])
 
 
@@ -176,6 +176,7 @@ def test_boxes(photos: Path) -> None:
     samples = Table(path).read()[1]
     assert [s.box for s in samples["train"]] == [(1.0, 2.0, 3.0, 4.5), None]
     assert {s.box for s in Table(path, bbox=False).read()[1]["train"]} == {None}
+    assert Table(write(photos, text.replace(",,,,", ",nan,NaN,,null"))).read()[1]["train"][1].box is None
     with pytest.raises(CxlpError, match=r"mine\.csv, line 3: expected 'x y width height', got '1   '"):
         Table(write(photos, text.replace("train,,,,", "train,1,,,"))).read()
 
@@ -223,12 +224,43 @@ def test_rows_that_say_the_same_again_are_counted(photos: Path) -> None:
 def test_labels_that_differ_in_case_only_are_told(photos: Path) -> None:
     module = Table(write(photos, single().replace("a.png,dog", "a.png,Dog")))
     assert module.read()[0] == ("Dog", "cat", "dog")
-    assert module.remarks() == ["warning: the labels 'Dog' and 'dog' differ only in case"]
+    assert module.remarks() == ["warning: the labels 'Dog' and 'dog' differ only in case or in how letters are encoded"]
 
 
 def test_numbers_are_ordered_as_numbers(photos: Path) -> None:
     rows = [f"{f},{(2, 10)[i % 2]}" for i, f in enumerate(FILES)]
     assert Table(write(photos, "\n".join(["path,label", *rows]))).read()[0] == ("2", "10")
+
+
+def test_labels_of_the_same_number_have_one_order_and_are_told(photos: Path) -> None:
+    labels = ["0" * n + "1" for n in range(8)]  # a set has them in another order in each process
+    assert _ordered(["2", *labels]) == (*labels[::-1], "2")
+    rows = [f"{f},{('1', '01')[i % 2]}" for i, f in enumerate(FILES)]
+    module = Table(write(photos, "\n".join(["path,label", *rows])))
+    assert module.read()[0] == ("01", "1")
+    assert module.remarks() == ["warning: the labels '01' and '1' are the same number"]
+
+
+def test_labels_that_differ_in_unicode_form_only_are_told(photos: Path) -> None:
+    forms = "caf\u00e9", "cafe\u0301"
+    rows = [f"{f},{forms[i % 2]}" for i, f in enumerate(FILES)]
+    module = Table(write(photos, "\n".join(["path,label", *rows])))
+    assert len(module.read()[0]) == 2 and "differ only in case or in how letters are encoded" in module.remarks()[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"class_columns": ["X", "Y", "W", "H"]}])
+def test_letters_are_no_box(photos: Path, options: dict[str, Any]) -> None:
+    rows = [f"{f},{i % 2},0,{1 - i % 2},0,{s}" for i, (f, s) in enumerate(zip(FILES, SPLITS, strict=True))]
+    classes, samples = Table(write(photos, "\n".join(["path,X,Y,W,H,split", *rows])), **options).read()
+    assert classes == ("X", "Y", "W", "H") and samples["train"][0] == (photos / "a.png", (-1, -1, 1, -1), None)
+
+
+def test_a_line_that_says_the_separator_is_no_row(photos: Path) -> None:
+    text = "sep=;\n" + single(";") + "z.png;cat;nowhere\n"
+    module = Table(write(photos, text))
+    with pytest.raises(CxlpError, match="line 11: split is 'nowhere'"):
+        module.read()
+    assert listed(write(photos, "sep=,\r\n" + single().replace("\n", "\r\n"))) == (("cat", "dog"), SINGLE)
 
 
 def test_paths_are_relative_to_the_table_or_the_root_or_absolute(photos: Path, tmp_path: Path) -> None:
@@ -299,6 +331,7 @@ def test_a_pandas_frame_and_parquet(photos: Path) -> None:
 
 
 def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "mine.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
         CxlpError, match=r"mine\.parquet: reading Parquet needs the package pyarrow: pip install pyarrow"

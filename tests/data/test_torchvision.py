@@ -9,9 +9,11 @@ from PIL import Image
 from torchvision import datasets
 
 from cxlp.data import data_module
-from cxlp.data.torchvision import DATA_SETS, Torchvision
+from cxlp.data.torchvision import Torchvision
+from cxlp.data.torchvision_sets import DATA_SETS
 from cxlp.utils.errors import CxlpError
 from tests.data.torchvision_copies import COPIES, aircraft, mnist, picture
+from tests.generate import write_image
 
 ARRAYS = ("CIFAR10", "MNIST")
 
@@ -74,7 +76,8 @@ def test_options_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert module.read()[0] == ("A300 B4", "F/A-18"), "a class without a picture is none"
     for options, said in (
         ({"split": "train"}, r"data\.options: FGVCAircraft's split says which split it is"),
-        ({"level": 3}, r"data\.options: torchvision's FGVCAircraft has no 'level'"),
+        ({"level": 3}, r"data\.options: FGVCAircraft's level is unknown to torchvision. There is annotation_level"),
+        ({"transform": "x"}, r"FGVCAircraft's transform cannot be given. There is annotation_level"),
         (
             {"annotation_level": "tail"},
             r"FGVCAircraft: torchvision cannot read it \(data.options\?\): Unknown value 'tail'",
@@ -82,6 +85,47 @@ def test_options_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(CxlpError, match=said):
             Torchvision("FGVCAircraft", tmp_path, options=options).read()
+
+
+def test_names_are_those_of_the_labels_that_were_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    COPIES["OxfordIIITPet"][0](tmp_path, monkeypatch)
+    for file in (tmp_path / "oxford-iiit-pet" / "annotations").glob("*.txt"):  # a cat, and a dog
+        lines = [line.split() for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{name} {k} {k} 1\n" for name, k, _, _ in lines))
+    module = Torchvision("OxfordIIITPet", tmp_path, options={"target_types": "binary-category"})
+    assert module.read()[0] == ("Cat", "Dog")
+
+
+def test_names_of_a_higher_rank(tmp_path: Path) -> None:
+    ranks = ("Animalia_Chordata_Aves_Gruiformes_Rallidae_Fulica_atra", "Plantae_Tracheophyta_M_A_B_C_alba")
+    for version in ("2021_train", "2021_valid"):
+        for k, rank in enumerate((ranks[0], ranks[0][:-4] + "cristata", ranks[1])):
+            write_image(tmp_path / version / f"{k:05d}_{rank}" / "a.jpg", picture(k, 0))
+    assert Torchvision("INaturalist", tmp_path, options={"target_type": "kingdom"}).read()[0] == ("Animalia", "Plantae")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("OxfordIIITPet", {"target_types": "segmentation"}),
+        ("OxfordIIITPet", {"target_types": ["category", "binary-category"]}),
+        ("Caltech101", {"target_type": "annotation"}),
+        ("CelebA", {"target_type": "identity"}),
+        ("CelebA", {"target_type": ["attr", "identity"]}),
+    ],
+)
+def test_targets_that_are_no_labels_of_classes_are_refused(name: str, options: dict[str, object]) -> None:
+    with pytest.raises(CxlpError, match=rf"data\.options: {name}'s target_types? is .*: the labels of classes are "):
+        Torchvision(name, options=options)
+
+
+def test_a_picture_that_torchvision_itself_cannot_open_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    COPIES["OxfordIIITPet"][0](tmp_path, monkeypatch)
+    next((tmp_path / "oxford-iiit-pet" / "images").iterdir()).write_bytes(b"nothing")
+    with pytest.raises(CxlpError, match=r"OxfordIIITPet: torchvision cannot read its \w+ images: .*\.jpg"):
+        Torchvision("OxfordIIITPet", tmp_path).read()
 
 
 def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(

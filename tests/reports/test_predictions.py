@@ -1,6 +1,7 @@
 """A test's answers image by image: the files' content, which images they are of, and what ranks make together."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from cxlp.data.dataset import ImageDataset, Sample
 from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.reports.formatting import as_csv, csv_writer
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.predictions import Kept, Predictions, Scores, spread
 
@@ -53,7 +55,9 @@ def test_several_labels_per_image(tmp_path: Path) -> None:
     scores = torch.tensor([[3.0, -1.0, 0.0]])
     predictions(tmp_path, [(1, 0, 1)], scores).write(tmp_path, Outputs())
     (row,) = read(tmp_path)
-    assert (row["true"], row["unspecified"], row["class_1"], row["class_2"]) == ("gull;wren", "tern", "gull", "wren")
+    assert (row["true"], row["unspecified"], row["class_1"], row["class_2"]) == (
+        '["gull", "wren"]', '["tern"]', "gull", "wren",
+    )  # fmt: skip
     assert float(row["probability_2"]) == 0.5 and "right" not in row
     assert np.load(tmp_path / "scores.npz")["labels"].tolist() == [[1, 0, 1]]
 
@@ -86,3 +90,13 @@ def test_a_file_that_cannot_be_written_costs_itself_only(tmp_path: Path, capsys:
     broken.write(tmp_path, outputs)
     assert outputs.failed == ["predictions.csv"] and [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
     assert "predictions.csv could not be made" in capsys.readouterr().err
+
+
+def test_carriage_returns_are_no_ends_of_lines(tmp_path: Path) -> None:
+    odd = ["a\rb", 'c"d', "e,f\n", "plain", "g\r\nh"]
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv_writer(file).writerows([odd, odd])
+    text = (tmp_path / "x.csv").read_bytes().decode()
+    assert text.endswith('"g\r\nh"\n') and '"a\rb",' in text and ",plain," in text
+    for found in (csv.reader(io.StringIO(text, newline="")), csv.reader(io.StringIO(as_csv(odd, [odd]), newline=""))):
+        assert list(found) == [odd, odd]

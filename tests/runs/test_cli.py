@@ -75,6 +75,7 @@ def test_your_own_folder(birds: Path) -> None:
     found = run("a", "--data.root", "mine", config="folder.yaml")
     assert found["images"] == {"train": 18, "val": 0, "test": 9}
     assert "frozen/cv_accuracy_C10" in found["metrics"]  # C was chosen by cross-validation
+    assert found["solver"] == "kernel" and "frozen/primal" not in found["metrics"]
 
 
 def test_your_own_table_of_several_labels(birds: Path) -> None:

@@ -142,6 +142,13 @@ def test_a_value_of_another_type(key: str, value: str, expected: str) -> None:
     assert said(f"--{key}", value) == f"{key} is {value!r}: expected {expected}"
 
 
+def test_one_change_where_a_list_of_them_belongs() -> None:
+    assert said("--data.augment.custom", "{class_path: torchvision.transforms.v2.RandomErasing}") == (
+        "data.augment.custom is one thing: expected a list of such; put it in brackets, "
+        "[{'class_path': 'torchvision.transforms.v2.RandomErasing'}]"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cxlp.heads import AveragePooling
 from cxlp.runs.arguments import CONFIGS, SEARCH
 from cxlp.runs.cli import parse
 from cxlp.runs.early import check_early
@@ -36,6 +37,7 @@ LEFT = [
     ("trainer.callbacks.monitor", "val/loss"), ("trainer.deterministic", "warn"), ("trainer.devices", "[0, 1]"),
     ("model.backbone.layers", "[a, b]"), ("run.name", "--x y"), ("model.head.init_args.pca_dim", "3"),
     ("data.init_args.batch_size", "3"), ("model.head", '["CrossLayerPooling"]'), ("model.head", "{class_path: Nope}"),
+    ("data.init_args", "{batch_size: 3}"), ("data.dict_kwargs", "{}"), ("run.refit", "no"), ("run.refit", "off"),
 ]  # fmt: skip
 
 
@@ -74,6 +76,51 @@ def test_what_is_not_known_to_be_wrong_is_left_to_the_parser(key: str, value: st
     assert said(check_early, [*DEMO, f"--{key}={value}"]) is None
 
 
+def test_options_in_one_value_are_those_of_the_class() -> None:
+    assert "Did you mean 'data.batch_size'" in str(said(check_early, [*DEMO, "--data.init_args", "{bach_size: 3}"]))
+    folder = [*DEMO, "--data", "Folder", "--data.init_args", '{"root": "nowhere"}']
+    assert "nowhere does not exist" in str(said(check_early, folder))
+
+
+def test_what_a_class_that_is_not_known_was_given_another_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("imgs/a").mkdir(parents=True)
+    Path("mine.yaml").write_text("data: {class_path: mymod.MyFolder, init_args: {root: imgs}}\n")
+    assert said(check_early, ["--config", "mine.yaml", "--data", "Folder"]) is None
+
+
+def test_yaml_is_read_as_the_parser_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {name: 2024-01-02, group: 2024-01-02 10:11:12}\n")
+    for check in (check_early, parse):
+        assert said(check, [*DEMO, "--config", str(file)]) is None
+
+
+class OwnHead(AveragePooling):
+    """One that the parser knows, since it was imported."""
+
+
+def test_classes_of_ones_own_may_be_named_shortly(tmp_path: Path) -> None:
+    assert said(check_early, [*DEMO, "--model.head", "OwnHead", "--model.head.whatever", "1"]) is None
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {head: {class_path: mymod.MyHead}}\n")
+    assert said(check_early, [*DEMO, "--config", str(file), "--model.head", "Another"]) is None
+    assert "there is no class 'Another'" in str(said(check_early, [*DEMO, "--model.head", "Another"]))
+
+
+def test_groups_may_be_given_by_their_class(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {class_path: cxlp.runs.loggers.RunConfig, init_args: {name: x}}\n")
+    for check in (check_early, parse):
+        assert said(check, [*DEMO, "--config", str(file)]) is None
+
+
+def test_printing_the_config_needs_no_files() -> None:
+    assert said(check_early, [*DEMO, "--ckpt_path", "nowhere", "--print_config"]) is None
+
+
 def test_a_key_without_a_value() -> None:
     assert str(said(check_early, [*DEMO, "--trainer.max_epoch"])).startswith("unknown key trainer.max_epoch. ")
     assert said(check_early, [*DEMO, "--run.name"]) is None
@@ -101,6 +148,14 @@ def test_shipped_configs_pass(config: str) -> None:
         (["--run.refit", "x.ckpt"], "run.refit is 'x.ckpt': expected true, false, or the best checkpoint"),
         (["--model.backbone.weights", "x.pth"], "weights file not found: x.pth. Did you mean 'y.pth'?"),
         (["--data", "Folder", "--data.root", "nowhere"], "nowhere does not exist; expected nowhere/train/<class>/*"),
+        (["--data", "Table", "--data.table", "nope.csv"], "table not found: "),
+        (["--data", "Table", "--data.table", "nope.xlsx"], "nope.xlsx is a spreadsheet: save it as CSV"),
+        (["--data", "Torchvision", "--data.name", "Flowers"], "Did you mean 'Flowers102'"),
+        (["--data", "Torchvision"], "give data.name"),
+        (
+            ["--data", "CUB200", "--data.root", "x/y", "--data.download", "false"],
+            "CUB200 not found in x/y, and",
+        ),
     ],
 )
 def test_a_file_that_is_not_there(
@@ -123,6 +178,11 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
         assert said(check_early, [*DEMO, *gone, *going_on]) is None  # such a run may not need them any more
     words = ["--ckpt_path", "null", "--model.start", "projection", "--run.refit", "True"]
     assert said(check_early, [*DEMO, *words, "--model.backbone.weights", "null"]) is None
+    cub = [*DEMO, "--data", "CUB200", "--data.root"]
+    for left in (["x/y"], ["run", "--data.download", "false"], ["null", "--data.download", "false"]):
+        assert said(check_early, [*cub, *left]) is None
+    Path("CUB_200_2011.tgz").touch()
+    assert said(check_early, [*cub, "CUB_200_2011", "--data.download", "false"]) is None, "it is unpacked by the run"
 
 
 @pytest.mark.parametrize(
@@ -135,24 +195,33 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
         (["train", "--config", "dmo.yaml"], 2),
         (["train", *DEMO, "--ckpt_path", "nowhere"], 2),
         (["train", "--config", "folder.yaml", "--data.root", "nowhere"], 2),
+        (["train", "--config", "table.yaml", "--data.table", "nope.csv"], 2),
+        (["train", *DEMO, "--data", "torchvision", "--data.name", "Foo"], 2),
         (["compare", "--help"], 0),
         (["compare", *DEMO, "--sweep", "model.frozen.cc=[1, 2]"], 2),
         (["compare", *DEMO, "--recipes", "none", "finetun.yaml"], 2),
         (["predict", "--help"], 0),
         (["predict", "nowhere", "a.jpg"], 2),
-        (["predict", "last.ckpt", "a.jpg", "b*.jpg"], 2),
+        (["predict", "last.ckpt", "c.jpg", "b*.jpg"], 2),
         (["explain", "--help"], 0),
-        (["explain", "last.ckpt", "a.jpg"], 2),
+        (["explain", "last.ckpt", "c.jpg"], 2),
         (["export", "nowhere", "--out", "x.onnx"], 2),
-        (["export", "last.ckpt", "--out", "x.onnx", "--check", "a.jpg"], 2),
+        (["export", "last.ckpt", "--out", "x.onnx", "--check", "c.jpg"], 2),
         (["check", "folder", "--root", "nowhere"], 2),
         (["check", "cub200", "--root", "nowhere"], 2),
         (["check", "cub20"], 2),
         (["download", "--help"], 0),
+        (["test", "last.ckpt"], 2),
+        (["test", "last.ckpt", *DEMO, "--data.rot", "x"], 2),
+        (["test", "last.ckpt", *DEMO, "--run.name", "x"], 2),
+        (["test", "last.ckpt", *DEMO, "--out", "/proc/x"], 2),
+        (["embed", "cub200.yaml", "a.jpg", "--out", "x.npz", "--modle.x", "3"], 2),
+        (["embed", "cub200.yaml", "a.jpg", "--out", "x.npz", "--data.root", "x"], 2),
     ],
 )
 def test_it_is_told_without_torch(tmp_path: Path, arguments: list[str], status: int) -> None:
-    (tmp_path / "last.ckpt").touch()
+    for name in ("last.ckpt", "a.jpg"):
+        (tmp_path / name).touch()
     code = (
         "import sys\nfrom cxlp.__main__ import main\ntry: status = main(sys.argv[1:])\n"
         "except SystemExit as end: status = end.code\n"

@@ -198,6 +198,16 @@ def test_each_key_that_changes_a_result_is_in_the_recipe(change: str) -> None:
         check_recipe(recipe(), recipe(f"--{change}"))
 
 
+@pytest.mark.parametrize("key", ["model.frozen.solver", "data.transform", "data.augment.custom", "model.head.sqrt"])
+def test_a_key_that_an_older_checkpoint_lacks_counts_as_its_default(key: str) -> None:
+    now = recipe("--model.head=CrossLayerPooling")
+    older = {other: value for other, value in now.items() if other != key}
+    assert key in now
+    check_recipe(older, now)
+    with pytest.raises(CxlpError, match=re.escape(f"{key} is 'another', but the checkpoint's run had ")):
+        check_recipe(older, {**now, key: "another"})
+
+
 def test_where_and_how_fast_is_not() -> None:
     free = ["--data.root=x", "--data.num_workers=3", "--model.frozen.store=y", "--trainer.devices=2", "--run.name=z"]
     assert recipe(*free) == recipe()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 
 from cxlp.__main__ import main
 from cxlp.data.datamodule import ImageDataModule
@@ -60,9 +61,13 @@ def test_other_splits(work: Path, capsys: Capture) -> None:
     assert main(["test", "runs/birds", "--split", "val", "--out", "val", "--run.predictions", "2"]) == 0
     assert metrics(Path("val"))["metrics"]["test/accuracy"] == pytest.approx(expected["val/accuracy"])
     assert metrics(Path("val"))["images"] == {"val": 7} and len(rows(Path("val"))) == 2
-    for split, count in {"train": 11, "all": 27}.items():
+    assert "trained on" not in capsys.readouterr().err
+    for split, count, trained in (("train", 11, 11), ("all", 27, 11)):
         assert main(["test", "runs/birds", "--split", split, "--out", split]) == 0
-        assert metrics(Path(split))["images"] == {split: count}
+        assert metrics(Path(split))["images"] == {split: count} and metrics(Path(split))["trained_on"] == trained
+        assert "warning: 11 of these images were trained on" in capsys.readouterr().err
+    assert main(["test", "runs/birds", "--split", "val", "--data.validation", "0.5"]) == 2
+    assert "--split val: these are other images than in that split of the" in capsys.readouterr().err
     assert metrics(Path("train"))["metrics"]["test/accuracy"] >= metrics(Path("all"))["metrics"]["test/accuracy"]
     prepared("whole")
     capsys.readouterr()
@@ -83,7 +88,8 @@ def test_other_data_with_the_same_classes_by_name(work: Path, capsys: Capture) -
     shutil.copyfile("pictures/train/kind0/00.png", "other/test/kind0/3.png")
     assert main(["test", "runs/birds", "--data", "folder", "--data.root", "other", "--out", "found"]) == 0
     said = capsys.readouterr().err
-    assert "note: the data have none of 1 of 3 classes: kind1" in said
+    assert "note: 1 of the network's 3 classes have no image here: kind1" in said
+    assert "note: 1 classes are matched though written otherwise: Kind2 = kind2" in said and "UserWarning" not in said
     assert "note: 1 classes are not the network's: a bear" in said and "note: 3 images are left out" in said
     assert "warning: 1 of these images were trained on" in said
     found = rows(Path("found"))
@@ -112,7 +118,84 @@ def test_names_are_matched_as_they_are_and_else_simplified() -> None:
     assert match_classes(["b", "a"], ["a", "b"]) == {0: 1, 1: 0}
     assert match_classes(["Black footed albatross", "wren"], ["001.Black_footed_Albatross", "002.Wren"]) == {0: 0, 1: 1}
     assert match_classes(["A", "a", "x"], ["a", "b"]) == {1: 0}  # A is taken
-    assert match_classes(["wren", "2.wren"], ["1.Wren"]) == {}  # which of them is meant?
+    assert match_classes(["wren", "Wren"], ["WREN"]) == {}  # which of them is meant?
+    assert match_classes(["wren"], ["002.Wren", "003.Gull"]) == {0: 0}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["2 euro", "5 cent"], ["1 euro", "2 cent"]),
+        (["767-300"], ["737-300"]),
+        (["3-D print"], ["2-D print", "wood"]),
+        (["10 dollars"], ["20 dollars", "5 dollars"]),
+        (["001.Wren", "002.Gull"], ["003.Wren", "004.Gull"]),
+        (["100.euro", "note"], ["euro"]),
+    ],
+)
+def test_numbers_tell_classes_apart(theirs: list[str], ours: list[str]) -> None:
+    assert match_classes(theirs, ours) == match_classes(ours, theirs) == {}
+
+
+def test_what_was_held_out_by_the_runs_own_seed(work: Path, capsys: Capture) -> None:
+    drawn = ["--data.validation", "0.34", "--data.split_seed", "null", "--seed_everything", "7"]
+    expected = metrics(prepared("birds", *drawn))["metrics"]
+    pl.seed_everything(1)
+    assert main(["test", "runs/birds", "--split", "val", "--out", "val"]) == 0
+    assert metrics(Path("val"))["metrics"]["test/accuracy"] == pytest.approx(expected["val/accuracy"])
+    assert metrics(Path("val"))["trained_on"] == 0
+    assert main(["test", "runs/birds", "--split", "val", "--seed_everything", "8"]) == 2
+    assert "what is held out now may have been trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["classes alone", "test alone", "table", "table of a test"])
+def test_data_that_are_only_to_be_tested(work: Path, capsys: Capture, kind: str) -> None:
+    """Without splits all are tested, be they ever so few; a test alone needs no training images."""
+    prepared("birds")
+    place = Path("few", "test") if kind == "test alone" else Path("few")
+    for name in ("kind0", "kind2"):
+        for i in range(2):
+            pixels = texture(int(name[-1]), 3, np.random.default_rng((7, i)), 48, 48)
+            write_image(place / name / f"{i}.png", pixels)
+    arguments = ["--data", "folder", "--data.root", "few"]
+    if "table" in kind:
+        lines = [f"few/{k}/{i}.png,{k}" for k in ("kind0", "kind2") for i in range(2)]
+        split = kind == "table of a test"
+        Path("few.csv").write_text("\n".join(["path,label" + ",split" * split, *(x + ",test" * split for x in lines)]))
+        arguments = ["--data", "table", "--data.table", "few.csv", "--data.root", "."]
+    assert main(["test", "runs/birds", *arguments, "--out", "found"]) == 0
+    own = "test" if "test" in kind else "all"
+    assert metrics(Path("found"))["images"] == {own: 4} and "no test of its own" not in capsys.readouterr().err
+    if own == "all":
+        assert main(["test", "runs/birds", *arguments, "--split", "test"]) == 2  # to be split they are too few
+        assert "cannot split" in capsys.readouterr().err
+
+
+def test_other_results_are_not_written_over(work: Path, capsys: Capture) -> None:
+    prepared("birds")
+    prepared("other", "--seed_everything", "3")
+    Path("series").mkdir()
+    Path("series/metrics.json").write_text('{"metrics": {}}')
+    for _ in range(2):  # the same test may be done again
+        assert main(["test", "runs/birds", "--out", "a/b/found"]) == 0
+    before = contents(Path("a/b/found"))
+    for out, checkpoint in (("series", "runs/birds"), ("a/b/found", "runs/other"), (".", "runs/birds")):
+        assert main(["test", checkpoint, "--out", out]) == 2
+        assert "holds something else than a test of this checkpoint" in capsys.readouterr().err
+    assert contents(Path("a/b/found")) == before and Path("series/metrics.json").read_text() == '{"metrics": {}}'
+    assert main(["test", "runs/birds", "--out", "new/er", "--data.root", "nowhere"]) == 2
+    assert not Path("new").exists()
+
+
+def test_a_test_of_a_refit_lies_beside_the_run(work: Path) -> None:
+    run = prepared("birds")
+    (run / "refit").mkdir()
+    for name in ("checkpoints", "config.yaml"):
+        (run / name).rename(run / "refit" / name)
+    shutil.copyfile(run / "refit" / "config.yaml", run / "config.yaml")
+    before = contents(run)
+    assert main(["test", "runs/birds"]) == 0
+    assert contents(run) == before and Path("runs/birds-on-pictures-test/metrics.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +208,14 @@ def test_names_are_matched_as_they_are_and_else_simplified() -> None:
         (["runs"], "holds no checkpoints/best.ckpt, which a run has once it was tested. It has runs/birds/checkpoints"),
         (["runs/birds", "--data.rot", "x"], "Did you mean 'data.root'"),
         (["none.ckpt"], "checkpoint not found: none.ckpt"),
+        (["runs/birds", "--model.test_views.kind", "flip"], "--model.test_views.kind has no effect on a test"),
+        (["runs/birds", "--run.name=x"], "--run.name has no effect on a test"),
+        (["runs/birds", "--ckpt_path", "x.ckpt"], "--ckpt_path has no effect on a test"),
+        (
+            ["runs/birds", "--data.transform", "[{class_path: torchvision.transforms.v2.Grayscale}]"],
+            "but the checkpoint's run had (): leave it out",
+        ),
+        (["runs/birds", "--out", "/proc/x"], "--out /proc/x cannot be written into"),
         (
             ["runs/birds", "--config", "voc2007.yaml", "--data.root", "VOCdevkit/VOC2007"],
             "has several labels per image",
@@ -181,11 +272,13 @@ class Attributes(ImageDataModule):
 
 def test_of_several_labels_those_of_shared_classes_count(tmp_path: Path) -> None:
     data = Attributes(tmp_path)
-    notes = choose_images(data, network(classes=["glasses", "Hat"], multi_label=True), "test")
+    chosen, notes = choose_images(data, network(classes=["glasses", "Hat"], multi_label=True), None)
+    assert chosen == "test"
     assert [sample.label for sample in data.splits["test"].samples] == [(0, 1), (0, 0), (0, -1)]
     assert data.splits["test"].classes == data.classes == ("glasses", "Hat")
     assert notes == [
-        "note: the data have none of 1 of 2 classes: glasses",
+        "note: 1 classes are matched though written otherwise: hat = Hat",
+        "note: 1 of the network's 2 classes have no image here: glasses",
         "note: 1 classes are not the network's: beard",
     ]
 

@@ -10,21 +10,64 @@ import pytest
 
 from cxlp.utils import memory
 
+LIMITS = ("memory.max", "memory.current")
+
+
+def group(folder: Path, limit: str, taken: int, stat: str | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{taken}\n")
+    if stat is not None:
+        (folder / "memory.stat").write_text(stat)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "membership").write_text("3:cpu:/elsewhere\n0::/job/step\n")
+    monkeypatch.setattr(memory, "_MEMBERSHIP", str(tmp_path / "membership"))
+    monkeypatch.setattr(memory, "_LIMITS", ((str(tmp_path / "root"), *LIMITS),))
+    return tmp_path / "root"
+
+
+def free() -> int:
+    found = memory.free_memory()
+    assert found is not None
+    return found
+
 
 def test_it_is_what_the_machine_has_at_most() -> None:
-    assert 0 < memory.free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < free() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "max").write_text("3000000\n")
-    (tmp_path / "now").write_text("1500000\n")
-    (tmp_path / "memory.stat").write_text("anon 700000\nactive_file 200000\ninactive_file 300000\nslab 9\n")
-    monkeypatch.setattr(memory, "_LIMITS", ((str(tmp_path / "max"), str(tmp_path / "now")),))
-    assert memory.free_memory() == 2_000_000
-    (tmp_path / "now").write_text("4000000\n")
-    assert memory.free_memory() == 0
-    (tmp_path / "max").write_text("max\n")
-    assert memory.free_memory() > 2_000_000
+def test_a_container_may_have_less(root: Path) -> None:
+    stat = "anon 700000\nactive_file 200000\ninactive_file 300000\nslab 9\n"
+    group(root, "3000000", 1_500_000, stat)
+    assert free() == 2_000_000
+    group(root, "3000000", 4_000_000)
+    assert free() == 0
+    group(root, "max", 4_000_000)
+    assert free() > 2_000_000
+
+
+def test_a_limit_counts_where_the_cache_is_unknown(root: Path) -> None:
+    group(root, "3000000", 1_000_000)
+    assert free() == 2_000_000
+
+
+def test_the_process_s_own_group_and_those_above_have_limits(root: Path) -> None:
+    group(root / "job", "5000000", 1_000_000)
+    group(root / "job" / "step", "max", 1_000_000)
+    group(root / "elsewhere", "10", 0)
+    assert free() == 4_000_000
+    group(root / "job" / "step", "3000000", 1_000_000)
+    assert free() == 2_000_000
+
+
+def test_the_group_of_another_namespace_is_not_looked_for(root: Path) -> None:
+    (root.parent / "membership").write_text("0::/../outside\n")
+    group(root.parent / "outside", "10", 0)
+    group(root, "3000000", 1_000_000)
+    assert free() == 2_000_000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library only")

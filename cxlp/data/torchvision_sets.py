@@ -1,0 +1,55 @@
+"""Which data sets of torchvision can be used for classification, and what they are asked for."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cxlp.utils.errors import CxlpError, did_you_mean
+
+if TYPE_CHECKING:
+    from cxlp.data.dataset import Split
+
+Arguments = Mapping["Split", Mapping[str, Any]]
+_BY_FLAG: Arguments = {"train": {"train": True}, "test": {"train": False}}
+_TWO: Arguments = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE: Arguments = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+_VALID: Arguments = {**_THREE, "val": {"split": "valid"}}
+#: Those whose test images have no labels are tested on the validation images, as is usual.
+_TESTED_ON_VAL: Arguments = {"train": {"split": "train"}, "test": {"split": "val"}}
+_NONE: Arguments = {}
+#: The arguments by which each data set gives its splits; none: a split is made.
+DATA_SETS: dict[str, Arguments] = {
+    "CIFAR10": _BY_FLAG, "CIFAR100": _BY_FLAG, "Caltech101": _NONE, "Caltech256": _NONE, "CelebA": _VALID,
+    "Country211": _VALID, "DTD": _THREE, "EMNIST": _BY_FLAG, "EuroSAT": _NONE, "FER2013": _TWO, "FGVCAircraft": _THREE,
+    "FashionMNIST": _BY_FLAG, "Flowers102": _THREE, "Food101": _TWO, "GTSRB": _TWO,
+    "INaturalist": {"train": {"version": "2021_train"}, "test": {"version": "2021_valid"}},
+    "ImageNet": _TESTED_ON_VAL, "Imagenette": _TESTED_ON_VAL, "KMNIST": _BY_FLAG, "LFWPeople": _TWO, "MNIST": _BY_FLAG,
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}}, "PCAM": _THREE,
+    "Places365": {"train": {"split": "train-standard"}, "test": {"split": "val"}}, "QMNIST": _BY_FLAG,
+    "RenderedSST2": _THREE, "SEMEION": _NONE, "STL10": _TWO, "SUN397": _NONE, "SVHN": _TWO, "StanfordCars": _TWO,
+    "USPS": _BY_FLAG,
+}  # fmt: skip
+#: The options of theirs that may be given, with the values that choose labels of classes; none: any value.
+OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Caltech101": {"target_type": ("category",)}, "CelebA": {"target_type": ("attr",)}, "DTD": {"partition": ()},
+    "EMNIST": {"split": ()}, "FGVCAircraft": {"annotation_level": ()}, "Imagenette": {"size": ()},
+    "INaturalist": {"target_type": ("full", "kingdom", "phylum", "class", "order", "family", "genus")},
+    "LFWPeople": {"image_set": ()}, "OxfordIIITPet": {"target_types": ("category", "binary-category")},
+    "Places365": {"small": ()}, "STL10": {"folds": ()},
+}  # fmt: skip
+
+
+def find_data_set(name: str) -> str:
+    """Find the name of a data set, whatever its case.
+
+    Raises:
+        CxlpError: If there is none of that name; names those that are close.
+    """
+    if not name:
+        raise CxlpError("give data.name, the one of torchvision's data sets that is meant, such as Flowers102")
+    known = {each.lower(): each for each in DATA_SETS}
+    if name.lower() not in known:
+        raise CxlpError(
+            f"data.name: {name!r} is none of torchvision's data sets that can be used for "
+            f"classification. {did_you_mean(name, DATA_SETS, shown=40)}"
+        )
+    return known[name.lower()]
