@@ -16,17 +16,10 @@ from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
 from cxlp.frozen.solvers import SolverName, make_solver, plan, tell_unsolved
-from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows
+from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
-from cxlp.utils.distributed import (
-    all_sum,
-    barrier,
-    from_rank_zero,
-    on_rank_zero,
-    rank,
-    world_size,
-)
+from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zero, rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
@@ -104,8 +97,9 @@ class FrozenFit:
     Each image is decoded and sent through the backbone once: :meth:`observe` shows the maps to the heads' own fits and
     keeps them, those of the first images in memory and the others on disk (they are smaller than what is pooled from
     them); :meth:`finish` has the heads solve, encodes the kept maps, and solves the SVMs. A head that has nothing to
-    fit encodes at once. Beside these maps, memory holds one batch, one block of features, the d x d scatter, and what
-    the solver of the SVMs needs, see :mod:`cxlp.frozen.solvers`.
+    fit encodes at once. Few pooled features stay in memory, too, where a single process makes them for itself. Beside
+    these, memory holds one batch, one block of features, the d x d scatter, and what the solver of the SVMs needs, see
+    :mod:`cxlp.frozen.solvers`.
 
     With several ranks, each observes its share of the images and all call :meth:`finish` together, with one result.
 
@@ -161,7 +155,8 @@ class FrozenFit:
             if fit is not None:
                 self.fits[i] = fit
         names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
-        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory_for_maps())
+        memory = memory_for_maps()
+        self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory)
         classes = len(network.classes)
         folds, costs = config.folds if settled is None else 0, len(config.c_candidates) if config.c == "auto" else 1
         self.plan = plan(config.solver, images, network.out_features, classes, folds, self.device, costs, cross)
@@ -171,9 +166,10 @@ class FrozenFit:
         check_type(config.features, network)
         if not stored:
             check_shared(folder)
-        self.features = open_rows(
-            folder / "features.bin", images, network.out_features, config.features, to_write=not stored
-        )
+        dim, kind = network.out_features, config.features
+        alone = not (stored or keep or world_size() > 1)  # otherwise others read them, or have written them
+        held = alone and images * row_bytes(dim, kind) <= memory // 2
+        self.features = open_rows(folder / "features.bin", images, dim, kind, to_write=not stored, in_memory=held)
         if not self.fits and not stored:  # else the maps count, too, once their size is known
             on_rank_zero(lambda: self._check_space(0))
 
@@ -258,7 +254,11 @@ class FrozenFit:
     def _check_space(self, map_bytes: int) -> None:
         """Refuse what will not fit; the maps' size is known where the first images have come."""
         on_disk = max(0, map_bytes * self.images - self.maps.memory * world_size())
-        check_space(self.folder, on_disk + self.features.row_bytes * self.images)
+        if not self.features.in_memory:
+            on_disk += self.features.row_bytes * self.images
+        if on_disk:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_space(self.folder, on_disk)
 
     def _pool(self) -> None:
         """Encode this rank's kept maps into the shared store of features."""

@@ -1,4 +1,4 @@
-"""Rows on disk, written by position from several ranks, read in blocks: memory stays flat."""
+"""Rows on disk, written by position from several ranks, read in blocks: memory stays flat. Few rows stay in memory."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class RowStore:
-    """An ``(n, d)`` float matrix in one file.
+    """An ``(n, d)`` float matrix in one file, or in the memory of a process that alone reads it.
 
     Plain reads and writes rather than a memory map: pages of a map count as the process's memory,
     and ranks on several nodes do not see each other's.
@@ -48,17 +48,28 @@ class RowStore:
         dim: d.
         dtype: Type of an entry: float32, float16 or bfloat16.
         to_write: Whether the file is made where it is missing, or only read.
+        in_memory: Whether the rows are kept in memory, and there is no file.
 
     Raises:
         CxlpError: If a file to read is not there.
     """
 
     def __init__(
-        self, path: Path, rows: int, dim: int, dtype: torch.dtype = torch.float32, to_write: bool = True
+        self,
+        path: Path,
+        rows: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        to_write: bool = True,
+        in_memory: bool = False,
     ) -> None:
-        self.path, self.rows, self.dim, self.dtype = path, rows, dim, dtype
+        self.path, self.rows, self.dim, self.dtype, self.in_memory = path, rows, dim, dtype, in_memory
         self.row_bytes = self._bytes(dim)
         self._mode = "r+" if to_write else "r"
+        self._held = torch.empty(0)
+        if in_memory:
+            self._held = torch.empty(rows, self.row_bytes, dtype=torch.uint8)
+            return
         if to_write:
             with writing(self.path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,19 +78,27 @@ class RowStore:
 
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
         """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
-        block = self._encode(values.detach().cpu()).numpy()
-        places = [place for place, _ in zip(positions.tolist(), block, strict=True)]
+        encoded = self._encode(values.detach().cpu())
+        places = [place for place, _ in zip(positions.tolist(), encoded, strict=True)]
+        first = self._bytes(column)
+        if self.in_memory:
+            for place, row in zip(places, encoded, strict=True):
+                self._held[place, first : first + len(row)] = row
+            return
+        block = encoded.numpy()
         whole = column == 0 and block.shape[1] == self.row_bytes  # then neighbours are written at once
         starts = [i for i in range(len(places)) if i == 0 or not (whole and places[i] == places[i - 1] + 1)]
         with writing(self.path):
             for start, stop in pairwise([*starts, len(places)]):
-                self._file.seek(places[start] * self.row_bytes + self._bytes(column))
+                self._file.seek(places[start] * self.row_bytes + first)
                 data = block[start:stop].data.cast("B")
                 while data:  # a disk that fills up takes a part
                     data = data[self._file.write(data) :]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Read rows ``start`` to ``stop``: ``(stop - start, d)``."""
+        """Read rows ``start`` to ``stop``: ``(stop - start, d)``, perhaps the store's own memory: not to be changed."""
+        if self.in_memory:
+            return self._decode(self._held[start:stop])[:, : self.dim]
         buffer = np.empty((stop - start, self.row_bytes), dtype=np.uint8)
         self._read_into(buffer.data.cast("B"), start * self.row_bytes)
         return self._decode(torch.from_numpy(buffer))[:, : self.dim]
@@ -87,6 +106,9 @@ class RowStore:
     def read_columns(self, start: int, stop: int) -> Tensor:
         """Read columns ``start`` to ``stop`` of all rows: ``(n, stop - start)``."""
         first = self._bytes(start)
+        if self.in_memory:
+            block = self._held[:, first : self._bytes(stop)].contiguous()
+            return self._decode(block)[:, : stop - start]
         buffer = np.empty((self.rows, self._bytes(stop) - first), dtype=np.uint8)
         for position, row in enumerate(buffer):
             self._read_into(row.data, position * self.row_bytes + first)
@@ -112,16 +134,23 @@ class RowStore:
 
     def sync(self) -> None:
         """Hand what was written to the disk, before other ranks read it."""
+        if self.in_memory:
+            return
         with writing(self.path):
             os.fsync(self._file.fileno())
 
     def reopen(self) -> None:
         """Open the file anew, to read what other ranks wrote since."""
+        if self.in_memory:
+            return
         self.close()
         self._file = self._open()
 
     def close(self) -> None:
-        """Close the file; the rows stay. What did not reach the disk, :meth:`sync` tells."""
+        """Close the file; its rows stay, those in memory go. What did not reach the disk, :meth:`sync` tells."""
+        if self.in_memory:
+            self._held = torch.empty(0)
+            return
         with suppress(OSError):
             self._file.close()
 
@@ -173,11 +202,13 @@ def row_bytes(dim: int, kind: FeatureType) -> int:
     return {"float32": 4 * dim, "float16": 2 * dim, "sign": -(-dim // 4)}[kind]
 
 
-def open_rows(path: Path, rows: int, dim: int, kind: FeatureType = "float32", to_write: bool = True) -> RowStore:
+def open_rows(
+    path: Path, rows: int, dim: int, kind: FeatureType = "float32", to_write: bool = True, in_memory: bool = False
+) -> RowStore:
     """Open a store of features of a type."""
     if kind == "sign":
-        return SignStore(path, rows, dim, to_write=to_write)
-    return RowStore(path, rows, dim, torch.float16 if kind == "float16" else torch.float32, to_write)
+        return SignStore(path, rows, dim, to_write=to_write, in_memory=in_memory)
+    return RowStore(path, rows, dim, torch.float16 if kind == "float16" else torch.float32, to_write, in_memory)
 
 
 def check_shared(folder: Path) -> None:

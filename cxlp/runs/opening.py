@@ -54,6 +54,7 @@ from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole, write_whole
 from cxlp.utils.locking import hold
+from cxlp.utils.memory import keep_freed_memory
 from cxlp.utils.profiling import PhaseTimes
 
 #: What a run writes about its stages.
@@ -107,6 +108,7 @@ class OpenedRun:
     """
 
     def __init__(self, config: Namespace) -> None:
+        keep_freed_memory()
         self.config = config
         self.settings = RunConfig(**config["run"].as_dict())
         parts = parts_of(config)

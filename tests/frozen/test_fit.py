@@ -80,7 +80,7 @@ def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tup
 
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No map stays in memory."""
+    """No map and no feature stays in memory."""
     monkeypatch.setattr(fit_module, "memory_for_maps", lambda: 0)
 
 
@@ -460,13 +460,17 @@ def test_finishing_reads_the_disk_block_by_block(
     assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more being read
 
 
-def test_maps_in_memory_give_what_maps_on_disk_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_memory_give_what_rows_on_disk_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit, of maps and of features."""
     written: list[int] = []
+    held: set[bool] = set()
     write = RowStore.write
 
     def watch(store: RowStore, positions: Tensor, *given: Any) -> None:
         if "maps" in store.path.name:
             written.extend(positions.tolist())
+        else:
+            held.add(store.in_memory)
         write(store, positions, *given)
 
     monkeypatch.setattr(RowStore, "write", watch)
@@ -474,14 +478,17 @@ def test_maps_in_memory_give_what_maps_on_disk_give(tmp_path: Path, monkeypatch:
     for images, first in ((0, 0), (10, 6), (21, 21)):  # so many of the 21 fit into memory, in batches of 6, 6, 6 and 3
         monkeypatch.setattr(fit_module, "memory_for_maps", partial(int, images * 2 * 4 * 128 * 14 * 14))
         written.clear()
+        held.clear()
         fitted = small_network()
         run_fit(fitted, tmp_path / str(images), batches=torch.split(torch.arange(21), 6))
         assert written == list(range(first, 21))
+        assert held == {images > 0}
         states.append(fitted.state_dict())
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]) and torch.equal(value, states[2][key]), key
 
 
+@pytest.mark.usefixtures("on_disk")
 def test_pooling_without_projection_needs_no_maps(tmp_path: Path) -> None:
     images, labels = small_images()
     network = small_network(cross(pca_dim=None))

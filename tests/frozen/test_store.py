@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cxlp.frozen.cache import Entry, StoredFeatures
-from cxlp.frozen.store import RowStore, check_space, open_rows
+from cxlp.frozen.store import FeatureType, RowStore, check_space, open_rows
 from cxlp.heads import AveragePooling
 from cxlp.utils.errors import CxlpError
 from tests.full_disk import room_for
@@ -181,3 +181,22 @@ def test_stored_rows_are_read_from_one_open_file_and_in_workers(tmp_path: Path) 
     assert torch.equal(torch.stack(list(loader)), values)
     (tmp_path / "rows.bin").unlink()  # an open file can still be read
     assert torch.equal(read(3), values[3])
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "sign"])
+def test_memory_gives_what_a_file_gives(tmp_path: Path, kind: FeatureType) -> None:
+    stores = [open_rows(tmp_path / "rows.bin", 6, 12, kind, in_memory=held) for held in (False, True)]
+    values = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([4, 5, 0, 2, 1, 3])
+    for store in stores:
+        store.write(positions[:4], values[:4])
+        store.write(positions[4:], values[4:, :8])  # parts of rows
+        store.write(positions[4:], values[4:, 8:], column=8)
+        store.sync()
+        store.reopen()
+    file, memory = stores
+    assert torch.equal(memory.read(1, 5), file.read(1, 5))
+    assert torch.equal(memory.read_columns(4, 12), file.read_columns(4, 12))
+    assert memory.read_columns(4, 12).is_contiguous()
+    for store in stores:
+        store.close()

@@ -1,6 +1,9 @@
 """How much memory is free."""
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,25 @@ def test_the_group_of_another_namespace_is_not_looked_for(root: Path) -> None:
     group(root.parent / "outside", "10", 0)
     group(root, "3000000", 1_000_000)
     assert free() == 2_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library only")
+def test_freed_memory_is_used_again() -> None:
+    program = """
+import resource, sys
+import torch
+from cxlp.utils.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def run():
+    for _ in range(10):
+        torch.ones(10 << 20)  # 40 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = run()
+print(run() - before)
+"""
+    faults = [
+        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("given back", "kept")
+    ]
+    assert faults[1] < 100 < faults[0]  # new pages, of 4 KiB to 2 MiB
