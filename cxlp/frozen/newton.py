@@ -185,7 +185,8 @@ def _begin(rows: Rows, k: int, start: Solution | None) -> tuple[Tensor, Tensor, 
     """Return weights, intercepts, scores without these, and how often the rows were read."""
     device, m = rows.device, len(rows.places)
     if start is None:
-        return (*(torch.zeros(shape, device=device) for shape in ((k, rows.store.dim), (k,), (k, m))), 0)
+        weights, bias, scores = (torch.zeros(shape, device=device) for shape in ((k, rows.store.dim), (k,), (k, m)))
+        return weights, bias, scores, 0
     weights, bias = start.weights.clone(), start.intercepts.clone()
     if start.scores.shape[1] == m:
         return weights, bias, start.scores - bias[:, None], 0

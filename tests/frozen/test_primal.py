@@ -40,7 +40,7 @@ def store(data: Problem, tmp_path: Path) -> RowStore:
     return stored(data.x, tmp_path)
 
 
-def stored(x: NDArray[np.float64], folder: Path) -> RowStore:
+def stored(x: NDArray[np.floating[Any]], folder: Path) -> RowStore:
     store = open_rows(folder / "rows.bin", *x.shape)
     store.write(torch.arange(len(x)), torch.from_numpy(x).float())
     return store
@@ -203,7 +203,7 @@ def test_many_rows_begin_with_some_of_them(
     assert [rows for rows, _ in seen] == sorted(rows for rows, _ in seen)
     monkeypatch.setattr(primal, "_FEWEST", 4096)
     found.append(cold.weights(C)[0].numpy() if fold is None else cold.held_out([C])[C])
-    np.testing.assert_allclose(*found, rtol=0, atol=0.01 * np.abs(found[1]).max())
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=0.01 * np.abs(found[1]).max())
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_products_are_those_of_float32(data: Problem, store: RowStore, monkeypat
     class Spy(Tensor):
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            found = super().__torch_function__(func, types, args, kwargs or {})
+            found = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
             if isinstance(found, Tensor):
                 seen.add(found.dtype)
             return found
