@@ -31,7 +31,8 @@ def test_its_keys_and_values_are_accepted() -> None:
     for key, value in examples:
         if not key.endswith(".help") and (key, value) != ("model.start", "runs"):
             config = {"data.table": "table.yaml", "data.name": "flowers.yaml"}.get(key, "cub200.yaml")
-            check_early(["--config", config, f"--{key}", value or "null"])
+            own = {"data.table": __file__, "data.name": "Flowers102"}.get(key, "null")  # these two are looked up
+            check_early(["--config", config, f"--{key}", value or own])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--config", "demo.yaml", "-h"]])

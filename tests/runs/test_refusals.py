@@ -100,7 +100,7 @@ BAD = {
     "image size too small": ([f"--{BACKBONE}.image_size", "8"], ["8 x 8 pixels", "image_size"]),
     "no data": (
         ["--data.root", "elsewhere", "--data.download", "false"],
-        ["elsewhere", "By hand", "97eceeb196236b17998738112f37df78", "demo.yaml"],
+        ["elsewhere", "download is off", "--data.root"],
     ),
     "checkpoint not found": (["--ckpt_path", "x.ckpt"], ["checkpoint not found: x.ckpt"]),
     "nothing to hold out": (["--data.validation", "0.01"], ["hold out"]),
@@ -173,7 +173,7 @@ def test_an_image_that_only_its_decoder_finds_broken_is_named(
     broken.write_bytes(data)
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--data.num_workers", workers]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: cannot decode image") and str(broken) in message
+    assert message.startswith("error: ") and f"cannot decode image {broken}" in message
     assert "Traceback" not in message
     assert not list(Path("runs").rglob("*.bin"))  # no half-made features are left
 
