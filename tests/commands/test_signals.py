@@ -34,7 +34,9 @@ def test_signals_end_a_run_at_any_moment_with_one_sentence(runner: Runner) -> No
     for moment, (status, said) in moments.items():
         runner.log.unlink(missing_ok=True)
         assert runner([*COMMAND, *resumed], moment) == status
-        assert runner.log.read_text().replace(f"{folder}/", "").strip() == said, moment
+        assert runner.log.read_text().replace(f"{folder}/", "").strip().endswith(said), (
+            moment
+        )  # behind what the run says
         if "begin again" in said:
             assert not (folder / "runs" / "a").exists()
         else:
