@@ -22,7 +22,7 @@ class Signals(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the handler back, which the Trainer restores in the end by itself."""
-        end_together(getattr(trainer.strategy.launcher, "procs", ()))
+        end_together(getattr(trainer.strategy.launcher, "procs", []))
         if callable(self._handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)
 

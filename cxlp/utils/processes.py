@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import IO, Any
@@ -23,6 +23,8 @@ GRACE_AFTER_SIGNAL = 30.0
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 #: Processes that end with this one.
 _STARTED: list[subprocess.Popen[Any]] = []
+#: The lists of them that a launcher watches, which kills this process where one of them has failed.
+_LAUNCHED: list[list[subprocess.Popen[Any]]] = []
 #: Within :func:`raising_on_signals`: what signals are written into.
 _WATCHED: list[int] = []
 #: The environment variable that tells a run which process waits for it.
@@ -157,6 +159,9 @@ def leave_soon(status: int, said: str = "") -> None:
         status: The exit status.
         said: What is printed if the end was not orderly.
     """
+    # The peers fail because of this process: its launcher must not kill it for that, and its exit status with it.
+    for launched in _LAUNCHED:
+        launched.clear()
 
     def leave() -> None:
         time.sleep(GRACE)
@@ -186,9 +191,15 @@ def run_to_end(command: Sequence[str], output: IO[str], environment: dict[str, s
         raise
 
 
-def end_together(processes: Iterable[subprocess.Popen[Any]]) -> None:
-    """Have processes that were started elsewhere end before this one, when a signal ends it."""
+def end_together(processes: list[subprocess.Popen[Any]]) -> None:
+    """Have processes that a launcher has started end before this one, when a signal ends it.
+
+    Args:
+        processes: The launcher's own list: :func:`leave_soon` takes them out of it.
+    """
     _STARTED.extend(process for process in processes if process not in _STARTED)
+    if processes and not any(processes is launched for launched in _LAUNCHED):
+        _LAUNCHED.append(processes)
 
 
 def _end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:

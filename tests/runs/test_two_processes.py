@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cxlp.data.contents import read_content
 from cxlp.models.checkpoint import load_network
 from tests.generate import write_cub200
 from tests.runs.birds import CLOSING, FINETUNE, NETWORK, QUIET, logged, run
@@ -141,12 +142,21 @@ def test_two_processes_fit_every_encoding_as_one_does_and_share_its_features(
 def test_an_error_of_one_process_ends_all_of_them_with_its_message(birds: Path, broken: int) -> None:
     # in order, rank r reads images r, r + 2, ...
     path = sorted(Path("data/CUB_200_2011/images").rglob("*.jpg"))[broken]
-    path.write_bytes(b"no picture")
+    break_table(path)
     done = two_processes(ok=False)
     assert done.returncode == 2
     assert f"error: cannot decode image {path}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(Path("runs").rglob("*.bin"))
+
+
+def break_table(path: Path) -> None:
+    """Damage a JPEG so that its decoder alone finds it: the lengths of the codes in its first Huffman table."""
+    data = bytearray(path.read_bytes())
+    table = data.index(b"\xff\xc4") + 5  # behind marker, size and number
+    data[table : table + 16] = b"\xff" * 16
+    path.write_bytes(data)
+    assert not read_content(path).defect  # else the run would stop before its pass
 
 
 def two_processes(*more: str, ok: bool = True, batch: int = 4) -> "subprocess.CompletedProcess[str]":
