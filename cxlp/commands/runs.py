@@ -182,7 +182,7 @@ def _write_page(file: Path, entries: Sequence["Entry"]) -> None:
 
 
 def _delete(args: Namespace, entries: Sequence["Entry"]) -> int:
-    from cxlp.studies.catalogue import check_deletable, delete
+    from cxlp.studies.deletion import check_deletable, delete
 
     if not args.names and not args.filter:
         raise CxlpError("--delete: name the runs, or --filter them")

@@ -65,10 +65,10 @@ class Head(nn.Module, ABC):
 
     #: How many layers it takes.
     takes: ClassVar[int] = 1
-    #: Whether gradient descent alone does not make the head usable, since its codebook comes from :meth:`start_fit`,
-    #: which then ends with :meth:`mark_fitted`.
+    #: Whether the head needs a codebook from :meth:`start_fit`, which then ends with :meth:`mark_fitted`.
     needs_fit: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False  #: Whether its fit takes the images' labels.
+    #: Whether its fit takes the images' labels.
+    needs_labels: ClassVar[bool] = False
     #: Why the head cannot be written as ONNX; ``None``: it can.
     onnx_obstacle: ClassVar[str | None] = None
 

@@ -4,22 +4,18 @@ import json
 import re
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
 from rich.console import Console
-from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.data.dataset import Sample
 from cxlp.models.checkpoint import network_of, read_checkpoint
-from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.page import write_report
 from cxlp.reports.result import TestResult
@@ -27,6 +23,7 @@ from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.launch import launched_rank, settle_launch
 from cxlp.runs.loggers import REFIT, RunConfig
+from cxlp.runs.matching import Chosen, choose_images
 from cxlp.runs.places import run_of, test_arguments
 from cxlp.runs.provenance import data_facts, git_state, versions
 from cxlp.runs.results import finite, metrics_table
@@ -37,8 +34,6 @@ from cxlp.utils.files import find_checkpoint, out_folder, write_whole
 from cxlp.utils.processes import leave_with_parent
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 
-#: Which images are tested.
-Chosen = Literal["train", "val", "test", "all"]
 #: Options of data that do not say which images there are.
 _NOT_WHICH = ("batch_size", "num_workers", "augment", "image_size", "aspect", "transform", "on_broken")
 #: Options that only say how images are divided.
@@ -152,129 +147,6 @@ def _is_own(path: Path, config: Namespace) -> bool:
         options = data["init_args"].as_dict()
         both.append((data["class_path"], {k: v for k, v in options.items() if k not in (*_NOT_WHICH, *_DIVISION)}))
     return both[0] == both[1]
-
-
-def choose_images(
-    data: ImageDataModule, network: Network, chosen: Chosen | None, held: Mapping[str, Tensor] | None = None
-) -> tuple[Chosen, list[str]]:
-    """Make some images of a DataModule its test split, labelled by the network's classes.
-
-    Classes are matched by their names, see :func:`match_classes`. Images of classes that the network does not know are
-    left out; of several labels, theirs are.
-
-    Args:
-        data: Not set up yet.
-        network: What is to be tested.
-        chosen: Which images; ``None``: the data's own test or, where they have none, all.
-        held: Marks of the images in the splits of the network's run, see :class:`~cxlp.runs.protocol.Images`, where the
-            data are the same.
-
-    Returns:
-        Which images they are, and what to tell of the match, a line each.
-
-    Raises:
-        CxlpError: If there are no such images, none of the network's classes, or others than the run has held out.
-    """
-    notes: list[str] = []
-    if chosen in ("train", "val"):  # as the run has held out
-        data.setup()
-        classes, samples = data.classes, list(data.splits[chosen].samples)
-        if samples and held and not torch.equal(data.fingerprints(chosen, True), held[chosen]):
-            raise CxlpError(
-                f"--split {chosen}: these are other images than in that split of the checkpoint's run "
-                "(data.validation, split_seed, test_fraction?): what is held out now may have been trained on"
-            )
-    else:
-        data.makes_split = False
-        classes, content = data.read_usable()
-        if chosen == "test" and "test" not in content:
-            data.makes_split = True
-            data.left_out.clear()
-            classes, content = data.read_usable()
-            if not held:
-                notes.append(f"note: {data.name} has no test of its own: tested is a part of it (data.test_fraction)")
-        chosen = chosen or ("test" if "test" in content else "all")
-        samples = [sample for split, part in content.items() if chosen in ("all", split) for sample in part]
-    if not samples:
-        none = ": none are held out (data.validation)" if chosen == "val" else ""
-        raise CxlpError(f"{data.name} has no images for --split {chosen}{none}")
-    several = not isinstance(samples[0].label, int)
-    if several != network.multi_label:
-        kinds = ("one label per image", "several labels per image")
-        raise CxlpError(f"{data.name} has {kinds[several]}, but the checkpoint's network takes {kinds[not several]}")
-    places = match_classes(classes, network.classes)
-    kept = [relabelled for s in samples if (relabelled := _relabel(s, places, len(network.classes))) is not None]
-    if not kept:
-        raise CxlpError(
-            f"{data.name} has no image of the network's classes ({', '.join(network.classes[:3])}, ...): its own are "
-            f"{', '.join(classes[:3])}, ..."
-        )
-    data.classes = network.classes
-    data.splits = {"test": data.dataset(kept, network.classes)}
-    data.left_out = Counter(data.left_out)
-    pairs = [(classes[k], network.classes[place]) for k, place in places.items()]
-    if loose := [f"{theirs} = {ours}" for theirs, ours in pairs if theirs != ours]:
-        notes.append(f"note: {len(loose)} classes are matched though written otherwise: {', '.join(loose)}")
-    shown = {k for s in kept for k in _present(s)}
-    if missing := [name for k, name in enumerate(network.classes) if k not in shown]:
-        notes.append(
-            f"note: {len(missing)} of the network's {len(network.classes)} classes have no image here: {_some(missing)}"
-        )
-    if unknown := [name for k, name in enumerate(classes) if k not in places]:
-        count = len(samples) - len(kept)
-        notes.append(f"note: {len(unknown)} classes are not the network's: {_some(unknown)}")
-        if count:
-            data.left_out["of classes that the network does not know"] += count
-            notes.append(f"note: {count:,} images are left out, of these classes")
-    return chosen, notes
-
-
-def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int]:
-    """Match the classes of data with a network's by their names.
-
-    As they are or, where that is one to one, without case, with blanks for hyphens and underscores. Numbers such as
-    ``001.`` do not count either if all classes of one side have them, and not all of the other.
-
-    Returns:
-        Places of the former -> the latter.
-    """
-    known = {name: k for k, name in enumerate(ours)}
-    found = {k: known[name] for k, name in enumerate(theirs) if name in known}
-    numbered = [all(_NUMBER.match(name) for name in names) for names in (theirs, ours)]
-    left: list[dict[str, list[int]]] = [{}, {}]
-    for side, (names, taken) in enumerate(((theirs, found.keys()), (ours, set(found.values())))):
-        for k, name in enumerate(names):
-            if k not in taken:
-                bare = _NUMBER.sub("", name) if numbered[side] and not all(numbered) else name
-                left[side].setdefault(re.sub(r"[_-]", " ", bare).strip().casefold(), []).append(k)
-    for name, places in left[0].items():
-        others = left[1].get(name, [])
-        if len(places) == len(others) == 1:
-            found[places[0]] = others[0]
-    return found
-
-
-#: Numbers before the names of classes, as CUB-200-2011 has them.
-_NUMBER = re.compile(r"\d{3,}\.")
-
-
-def _present(sample: Sample) -> list[int]:
-    """The classes that an image shows."""
-    return [sample.label] if isinstance(sample.label, int) else [k for k, v in enumerate(sample.label) if v > 0]
-
-
-def _relabel(sample: Sample, places: Mapping[int, int], classes: int) -> Sample | None:
-    if isinstance(sample.label, int):
-        return sample._replace(label=places[sample.label]) if sample.label in places else None
-    row = [0] * classes
-    for k, value in enumerate(sample.label):
-        if k in places:
-            row[places[k]] = value
-    return sample._replace(label=tuple(row))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _names(arguments: Sequence[str], key: str) -> bool:

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 from cxlp.__main__ import main
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample
+from cxlp.runs.matching import choose_images, match_classes
 from cxlp.runs.places import start_checkpoint
-from cxlp.runs.retest import choose_images, match_classes
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
 from tests.generate import texture, write_image, write_voc2007
