@@ -21,8 +21,8 @@ class BilinearPooling(CrossLayerPooling):
     see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
 
     Args:
-        pca_dim, size, stride, padding, channels, guide_dim, sketch: As of cross-layer pooling, whose guide is the map
-            itself here.
+        pca_dim, size, stride, padding, channels, guide_dim, sketch, centre, whiten: As of cross-layer
+            pooling, whose guide is the map itself here.
         spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
             :class:`~cxlp.heads.normalisation.Normalise`.
         layers: The layer; ``None``: the backbone's last.
@@ -46,6 +46,8 @@ class BilinearPooling(CrossLayerPooling):
         channels: int | None = None,
         guide_dim: int | None = None,
         sketch: int | None = None,
+        centre: bool = False,
+        whiten: float = 0.0,
         spectral: bool = False,
         zscore: bool = False,
         channel_l2: bool = False,
@@ -57,7 +59,7 @@ class BilinearPooling(CrossLayerPooling):
     ) -> None:
         super().__init__(
             pca_dim, size, stride, padding, "strict", channels, guide_dim, sketch,
-            spectral, zscore, channel_l2, sign, sqrt, l2, layers, views,
+            centre, whiten, spectral, zscore, channel_l2, sign, sqrt, l2, layers, views,
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:

@@ -33,6 +33,8 @@ _LOWER_PAIRS: dict[str, tuple[str, str]] = {
     "efficientnet_lite0": ("blocks.5.3", "blocks.6.0"),
     "vgg16": ("features.24", "features.26"),
 }
+#: Axes of either layer in the most accurate form, see configs/best.yaml.
+BEST_DIM = 128
 #: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
 GUIDE_DIM, SKETCH = 64, 8192
 
@@ -66,6 +68,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
     options = base.options() | {
         "views": base.views, "layers": layers,
         "sign": False, "guide_dim": None, "sketch": None, "spectral": False,
+        "centre": False, "whiten": 0.0,
     }  # fmt: skip
 
     def cross(**changes: Any) -> CrossLayerPooling:
@@ -95,6 +98,10 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         under = cross(layers=below, pca_dim=kept(below[0], base.size))
         made[lower] = [under]
         made[f"{pair} + {lower}"] = [plain, under]
+    best: dict[str, Any] = {
+        "guide_dim": min(BEST_DIM, used), "channels": base.channels, "views": base.views,
+        "centre": True, "whiten": 0.5, "spectral": True, "sqrt": False,
+    }  # fmt: skip
     other = 3 if base.size == 1 else 1
     # A sketch has no pooling channels any more.
     made |= {
@@ -104,6 +111,10 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         f"{pair}, low rank": [cross(guide_dim=min(GUIDE_DIM, used))],
         f"{pair}, compact": [cross(sketch=min(SKETCH, used * local), channel_l2=False)],
         f"{pair}, matrix root": [cross(spectral=True, sqrt=False)],
+        f"{pair}, best": [
+            CrossLayerPooling(pca_dim=min(BEST_DIM, channels[layers[0]]), layers=layers, **best),
+            BilinearPooling(pca_dim=min(BEST_DIM, channels[layers[1]]), layers=layers[1:], **best),
+        ],
         f"{pair}F": [finer],
         f"{pair}C": [plain, finer],
         "CL + CNN-Global": [plain, fc],
