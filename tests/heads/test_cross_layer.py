@@ -309,6 +309,7 @@ def test_centred_pooling_is_the_cross_covariance(options: dict[str, Any]) -> Non
     pool = cross(5, 3, options.get("pca_dim"), centre=True, **geometry).double()
     x = sub_arrays(local, **geometry)
     if pool.projection is not None:
+        assert pool.projection.bias is not None
         x = x @ pool.projection.weight.flatten(1).T + pool.projection.bias
     a = centres(guide, **geometry).flatten(2).transpose(1, 2)
     for image in range(2):
