@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from cxlp.heads.views import Views
     from cxlp.models.checkpoint import load_network
     from cxlp.models.network import Network
+    from cxlp.runs.run_result import RunResult
+    from cxlp.runs.training import train
     from cxlp.tasks import FineTune, Frozen
+    from cxlp.utils.errors import CxlpError
     from cxlp.utils.precision import fastest_precision
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "BilinearPooling",
     "CovariancePooling",
     "CrossLayerPooling",
+    "CxlpError",
     "FineTune",
     "FisherVector",
     "Frozen",
@@ -38,6 +42,7 @@ __all__ = [
     "Network",
     "Prediction",
     "Predictor",
+    "RunResult",
     "SparseFisherVector",
     "TrainedGuidePooling",
     "Views",
@@ -46,21 +51,25 @@ __all__ = [
     "fastest_precision",
     "load",
     "load_network",
+    "train",
 ]
 
 #: Where names come from that are no head.
 _HOMES = {
     "Backbone": "cxlp.backbones.backbone",
+    "CxlpError": "cxlp.utils.errors",
     "FineTune": "cxlp.tasks",
     "Frozen": "cxlp.tasks",
     "Network": "cxlp.models.network",
     "Prediction": "cxlp.deploy.predictor",
     "Predictor": "cxlp.deploy.predictor",
+    "RunResult": "cxlp.runs.run_result",
     "Views": "cxlp.heads.views",
     "cross_layer_pooling": "cxlp.heads.operator",
     "fastest_precision": "cxlp.utils.precision",
     "load": "cxlp.deploy.predictor",
     "load_network": "cxlp.models.checkpoint",
+    "train": "cxlp.runs.training",
 }
 
 
@@ -69,3 +78,7 @@ def __getattr__(name: str) -> object:
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "cxlp.heads")), name)
     raise AttributeError(f"module 'cxlp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
