@@ -7,7 +7,10 @@ from cxlp.version import __version__
 
 if TYPE_CHECKING:
     from cxlp.backbones.backbone import Backbone
-    from cxlp.deploy.predictor import Prediction, Predictor, load
+    from cxlp.deploy.image_paths import list_images
+    from cxlp.deploy.loading import load
+    from cxlp.deploy.prediction import Prediction
+    from cxlp.deploy.predictor import Predictor
     from cxlp.heads import (
         AveragePooling,
         BilinearPooling,
@@ -49,6 +52,7 @@ __all__ = [
     "__version__",
     "cross_layer_pooling",
     "fastest_precision",
+    "list_images",
     "load",
     "load_network",
     "train",
@@ -61,13 +65,14 @@ _HOMES = {
     "FineTune": "cxlp.tasks",
     "Frozen": "cxlp.tasks",
     "Network": "cxlp.models.network",
-    "Prediction": "cxlp.deploy.predictor",
+    "Prediction": "cxlp.deploy.prediction",
     "Predictor": "cxlp.deploy.predictor",
     "RunResult": "cxlp.runs.run_result",
     "Views": "cxlp.heads.views",
     "cross_layer_pooling": "cxlp.heads.operator",
     "fastest_precision": "cxlp.utils.precision",
-    "load": "cxlp.deploy.predictor",
+    "list_images": "cxlp.deploy.image_paths",
+    "load": "cxlp.deploy.loading",
     "load_network": "cxlp.models.checkpoint",
     "train": "cxlp.runs.training",
 }

@@ -40,11 +40,6 @@ class RunResult:
 
     Raises:
         CxlpError: If the folder holds no results.
-
-    Example:
-        >>> result = RunResult("runs/cub200")  # doctest: +SKIP
-        >>> result.metrics["test/accuracy"]  # doctest: +SKIP
-        0.855
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -84,7 +79,7 @@ class RunResult:
     @cached_property
     def model(self) -> "Predictor":
         """The tested network, ready to use, on a GPU where there is one; read when it is first asked for."""
-        from cxlp.deploy.predictor import load
+        from cxlp.deploy.loading import load
 
         return load(self.checkpoint, "auto")
 

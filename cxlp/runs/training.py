@@ -75,9 +75,10 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
         CxlpError: If the user can mend what is wrong; the message is that of the command.
         KeyboardInterrupt: After Ctrl-C, also where Lightning makes an exit of it; says how to go on.
 
-    Example:
-        >>> result = train("demo.yaml", {"model.head.pca_dim": 128})  # doctest: +SKIP
-        >>> result.metrics["test/accuracy"], result.model.predict("bird.jpg")  # doctest: +SKIP
+    Example::
+
+        result = cxlp.train("demo.yaml", {"model.head.pca_dim": 128})
+        print(result.metrics["test/accuracy"], result.model.predict("bird.jpg"))
     """
     check_not_imported_again()
     arguments = as_arguments(config, overrides or {})
