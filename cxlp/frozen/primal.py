@@ -12,7 +12,8 @@ from tqdm import tqdm
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.frozen.newton import BLOCK, TOLERANCE, Rows, Solution, mean_row, minimise
+from cxlp.frozen.newton import TOLERANCE, Solution, minimise
+from cxlp.frozen.rows import BLOCK, Rows, mean_row
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
