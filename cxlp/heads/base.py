@@ -1,7 +1,7 @@
 """What a pooling head is, and how to write one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cxlp.heads.description import build_head, changed_options, constructor_arguments, import_path, plain
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.heads.normalisation import Normalise
+from cxlp.heads.streamed import Maps, fit_pca
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError, did_you_mean
 
@@ -190,6 +191,17 @@ class Head(nn.Module, ABC):
             CxlpError: If there will be too few images for it.
         """
         return None
+
+    def fit_pca(
+        self,
+        loader: Iterable[Any],
+        backbone: Callable[[Tensor], Maps] | None = None,
+        images: int | None = None,
+        vectors: int = 100_000,
+    ) -> Self:
+        """Fit the PCA to a loader of images or maps in one pass, see :func:`~cxlp.heads.streamed.fit_pca`."""
+        fit_pca(self, loader, backbone, images, vectors)
+        return self
 
     @property
     def is_fitted(self) -> bool:
