@@ -7,13 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxlp import __version__
-from cxlp.commands import check, compare, download, embed, explain, export, layers, predict, runs, test, train
+from cxlp.commands import (
+    check,
+    compare,
+    dashboard,
+    download,
+    embed,
+    explain,
+    export,
+    layers,
+    predict,
+    runs,
+    test,
+    train,
+)
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import how_ended, raising_on_signals
 from cxlp.utils.program import end_without_collecting, print_any_text, program
 
 #: The commands, in the order of a working day.
-COMMANDS = (download, check, layers, train, test, runs, compare, predict, embed, explain, export)
+COMMANDS = (download, check, layers, train, test, runs, compare, dashboard, predict, embed, explain, export)
 
 
 def main(args: Sequence[str] | None = None) -> int:

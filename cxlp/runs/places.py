@@ -8,6 +8,8 @@ from pathlib import Path
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.files import find_checkpoint
 
+#: The folder, within a run's, of the second run of ``run.refit: true``.
+REFIT = "refit"
 #: Checkpoints that a run can be gone on with, the newest first.
 NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
 #: Where gradient descent may start, besides a checkpoint.
