@@ -65,7 +65,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
     # The full form: where the base has another one, that is a system of its own.
     options = base.options() | {
         "views": base.views, "layers": layers,
-        "sign": False, "guide_dim": None, "sketch": None, "spectral": False,
+        "sign": False, "guide_dim": None, "sketch": None, "spectral": False, "second_root": False,
     }  # fmt: skip
 
     def cross(**changes: Any) -> CrossLayerPooling:
@@ -103,7 +103,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         f"{pair}, signs": [cross(sign=True)],
         f"{pair}, low rank": [cross(guide_dim=min(GUIDE_DIM, used))],
         f"{pair}, compact": [cross(sketch=min(SKETCH, used * local), channel_l2=False)],
-        f"{pair}, matrix root": [cross(spectral=True, sqrt=False)],
+        f"{pair}, matrix root": [cross(spectral=True)],
         f"{pair}F": [finer],
         f"{pair}C": [plain, finer],
         "CL + CNN-Global": [plain, fc],

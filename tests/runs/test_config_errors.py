@@ -58,7 +58,7 @@ def said(*args: str) -> str:
             "model.head.pca_dims",
             "Did you mean 'model.head.pca_dim', 'model.head.padding', 'model.head.guide_dim'? Valid in model.head: "
             "pca_dim, size, stride, padding, align, channels, guide_dim, sketch, spectral, zscore, channel_l2, sign, "
-            "sqrt, l2, layers, views.",
+            "sqrt, second_root, l2, layers, views.",
         ),
         (
             "model.head.views.knd",
