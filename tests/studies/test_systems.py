@@ -8,6 +8,7 @@ import pytest
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.heads import AveragePooling, CovariancePooling, CrossLayerPooling, Head
 from cxlp.models.network import Network
+from cxlp.studies.system_names import system_names
 from cxlp.studies.systems import BASELINE, systems
 from cxlp.studies.systems import Network as Described
 
@@ -29,6 +30,18 @@ def cut(backbone: BackboneConfig) -> Backbone:
 def build(backbone: BackboneConfig, system: Described) -> Network:
     shared = cut(replace(backbone, layers=tuple(system["layers"])))
     return Network(shared, [Head.from_spec(head) for head in system["heads"]])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        (CAFFENET, CrossLayerPooling(size=3)),
+        (BackboneConfig("efficientnet_lite0", ("blocks.6.0", "conv_head"), weights=None), CrossLayerPooling(256)),
+        (BackboneConfig("resnet18", ("layer4.0", "layer4.1"), weights=None, image_size=64), CrossLayerPooling(64)),
+    ],
+)
+def test_their_names_are_known_without_them(backbone: BackboneConfig, head: CrossLayerPooling) -> None:
+    assert list(systems(backbone, head)) == system_names(backbone.name, head.size)
 
 
 def test_with_the_papers_network_they_bear_the_papers_names() -> None:
