@@ -29,8 +29,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
         return best
     if not file.is_file():
-        near = nearest(str(file), map(str, sorted(file.parent.glob("[!.]*"))))
-        raise CxlpError(f"checkpoint not found: {file}" + (f". Did you mean {near!r}?" if near else ""))
+        near = nearest(file.name, sorted(found.name for found in file.parent.glob("[!.]*")))
+        hint = f". Did you mean {str(file.with_name(near))!r}?" if near else ""
+        raise CxlpError(f"checkpoint not found: {file}{hint}")
     return file
 
 
