@@ -164,6 +164,12 @@ class Backbone(nn.Module):
         twin._holds = []
         return twin
 
+    def __repr__(self) -> str:
+        taps = zip(self.layers, self.channels, self.map_sizes, strict=True)
+        maps = ", ".join(f"{layer} {c} x {h} x {w}" for layer, c, (h, w) in taps)
+        size = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        return f"Backbone({self.name}, {size:.1f} M parameters, images of {self.image_size} pixels: {maps})"
+
     def spec(self) -> dict[str, Any]:
         """Describe it by plain values, its arguments; ``name`` is ``None`` where it was made of a module."""
         return dict(self._arguments)

@@ -235,7 +235,3 @@ class CrossLayerPooling(Head):
             return pooled if self.count_sketch is None else self.count_sketch(pooled[None])  # linear, too: (1, D)
 
         return shares_of_guide(pool, activations, self.normalise, weights), activations
-
-    def extra_repr(self) -> str:
-        """Show the options that the submodules do not."""
-        return f"size={self.size}, stride={self.stride}, padding={self.padding}, align={self.align}"
