@@ -194,6 +194,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     from rich.progress import track
 
     from cxlp.explain.patches import TopPlaces
+    from cxlp.reports import formatting
     from cxlp.reports.overlays import draw_patches
     from cxlp.utils.files import write_whole
 
@@ -218,8 +219,8 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
         cut.update({(c, i): p.cut(at[math.ceil(PATCH / p.side)]) for c, i, p in wanted})
     rows = [
         (
-            f"channel {channel}\nmean share\n{top.mean_share(channel):+.3f}",
-            [(cut[channel, i], f"{patch.activation:.3g}") for i, patch in enumerate(found)],
+            f"channel {channel}\nmean |share| {top.mean_size(channel):.3f}\nmean share {top.mean_share(channel):+.3f}",
+            [(cut[channel, i], formatting.number(patch.activation)) for i, patch in enumerate(found)],
         )
         for channel, found in patches.items()
     ]
@@ -227,6 +228,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     records = [
         {
             "channel": channel,
+            "mean_absolute_share": top.mean_size(channel),
             "mean_share": top.mean_share(channel),
             "patches": [
                 {
@@ -255,9 +257,15 @@ def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
 
 
 def _class(classes: Sequence[str], name: str | None) -> int | None:
-    if name is not None and name not in classes:
+    """The class of a name, which may be spelled as the data set has it or as pictures show it."""
+    from cxlp.reports.formatting import shown_names
+
+    for names in (list(classes), shown_names(classes)):
+        if name in names:
+            return names.index(name)
+    if name is not None:
         raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, classes)}")
-    return None if name is None else classes.index(name)
+    return None
 
 
 def _new(folder: Path) -> Path:

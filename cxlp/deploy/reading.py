@@ -29,8 +29,7 @@ def read(path: str, transform: Transform) -> tuple[Tensor, float] | str:
         if file.is_dir():
             next(file.iterdir(), None)  # raises where it cannot be listed
         pixels = read_image(file, None, transform.needed(None))
-        height, width = transform.prepared(pixels).shape[:2]
-        return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
+        return transform(pixels, None), transform.proportion(pixels)
     except CxlpError as error:
         return str(error)
     except Exception as error:  # decoders and file systems raise many kinds
