@@ -88,7 +88,7 @@ def run(args: Namespace) -> int:
 
 
 def _facts(entry: "Entry") -> dict[str, str]:
-    from cxlp.reports.formatting import as_text, span_as_text
+    from cxlp.utils.spelling import as_text, span_as_text
 
     value, interval = entry.value, entry.interval
     text = as_text(entry.metric, value) if value is not None else entry.state
@@ -137,8 +137,8 @@ def _list(entries: Sequence["Entry"], console: "Console") -> None:
 def _show(entry: "Entry", console: "Console") -> None:
     from rich.table import Table
 
-    from cxlp.reports.formatting import as_text, interval_as_text
     from cxlp.reports.history import how_to_look
+    from cxlp.utils.spelling import as_text, interval_as_text
 
     table = Table("what", "value", title=entry.name)
     for name, value in {"state": entry.state, **_facts(entry)}.items():

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.frozen.newton import BLOCK, TOLERANCE, Rows, Solution, mean_row, minimise
+from cxlp.frozen.newton import TOLERANCE, Solution, minimise
+from cxlp.frozen.rows import BLOCK, Rows, mean_row
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
@@ -95,6 +96,9 @@ class PrimalSolver:
         self._group = max(1, budget // _per_svm(store.rows, store.dim))
         self.size = max(float(squares.mean()) - float(self.mean.double().square().sum()), 1e-30) ** 0.5  # of a row
         self.passes, self.unsolved = 1, 0
+
+    def __repr__(self) -> str:
+        return f"PrimalSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
         """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cxlp.reports.formatting import number, percent
+from cxlp.utils.spelling import number, percent
 
 #: Number of colours that the page has for lines.
 COLOURS = 6

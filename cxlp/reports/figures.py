@@ -15,7 +15,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from cxlp.reports.drawing import as_png, label
-from cxlp.reports.formatting import number, percent, shown_names
+from cxlp.utils.spelling import number, percent, shown_names
 
 
 def confusion_table(counts: Tensor, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:

@@ -17,7 +17,7 @@ from cxlp.explain.attribution import Explanation, explain
 from cxlp.heads.views import resized
 from cxlp.models.network import Network
 from cxlp.reports.drawing import as_png, label
-from cxlp.reports.formatting import percent, shown_names
+from cxlp.utils.spelling import percent, shown_names
 from cxlp.utils.threads import one_thread
 
 #: Red is evidence for the class, blue against it, as is usual in such maps.

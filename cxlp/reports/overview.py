@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cxlp.reports.charts import line_chart
-from cxlp.reports.formatting import as_text, interval_as_text, is_part, shown_names
 from cxlp.reports.history import by_epoch
 from cxlp.reports.page import ROWS, render
 from cxlp.utils.files import write_whole
+from cxlp.utils.spelling import as_text, interval_as_text, is_part, shown_names
 
 #: Most classes that are listed one by one.
 CLASSES = 1000

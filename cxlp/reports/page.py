@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from cxlp.reports.charts import Chart, line_chart
-from cxlp.reports.formatting import as_text, interval_as_text, number, readable, shown_names
+from cxlp.reports.formatting import readable
 from cxlp.reports.history import curves, how_to_look
 from cxlp.utils.files import write_whole
+from cxlp.utils.spelling import as_text, interval_as_text, number, shown_names
 
 #: Keys of the config that are shown for every run, and for one with gradient epochs.
 KEYS = (
