@@ -65,6 +65,13 @@ class Row:
     interval: tuple[float, float] | None = None
 
     @property
+    def ends(self) -> tuple[float, float] | None:
+        """Ends of the error bar of ``quality``: of the interval or, of several seeds, one deviation to each side."""
+        return (
+            self.interval if self.deviation is None else (self.quality - self.deviation, self.quality + self.deviation)
+        )
+
+    @property
     def validation(self) -> float | None:
         """Validation of the best epoch, which is the one that is tested; with several seeds the mean."""
         return mean(max(curve.values()) for curve in self.validations) if self.validations else None
@@ -224,13 +231,15 @@ def write_reports(
         The files that were written.
     """
     heads, values = table(rows, metric, reach)
-    quality, names = [row.quality for row in rows], [row.name for row in rows]
+    quality, names, ends = [row.quality for row in rows], [row.name for row in rows], [row.ends for row in rows]
+    bars = "standard deviation among seeds" if any(row.deviation for row in rows) else _INTERVAL
+    y_label = f"{metric}, %" + (f" (bars: {bars})" if any(ends) else "")
     pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
         seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, seconds, metric)
+        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, ends, seconds, y_label)
     else:
-        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, metric)
+        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, ends, y_label)
     if len(rows) > 1:
         baseline = BASELINE if BASELINE in names else names[0]
         per_class = {row.name: row.per_class for row in rows}
