@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -140,7 +141,10 @@ def test_the_scripts_on_python_run(
     assert len(shown) == 2
     assert all(size in printed for size in shown)
     assert given["again"].network.out_features == 16 * 192
+    assert given["pooled"].shape == (2, 32, 24)
+    assert len(given["result"].model.classes) == 10  # of the demo
     assert given["features"].shape == (4 * 192,)
+    assert given["why"].target in given["model"].classes
 
 
 @pytest.mark.slow
@@ -168,9 +172,7 @@ def test_a_table_is_made_of_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("photos").mkdir()
     for name in "abcdefgh":
         Image.fromarray(np.full((8, 8, 3), ord(name), np.uint8)).save(f"photos/{name}.png")
-    frame = pytest.importorskip("pandas").DataFrame(
-        {"path": [f"{name}.png" for name in "abcdefgh"], "species": ["gull", "tern"] * 4}
-    )
+    frame = pd.DataFrame({"path": [f"{name}.png" for name in "abcdefgh"], "species": ["gull", "tern"] * 4})
     given: dict[str, Any] = {"frame": frame}
     (block,) = blocks("docs/own_data.md")
     exec(block, given)
