@@ -169,6 +169,11 @@ class Progress(Callback):
         self._last = (0, 0.0)
         self._step = 0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have each epoch logged at least once, however few steps it has."""
+        steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave validation and what else was between epochs out of the speed."""
         self._last = (self.images, time.perf_counter())

@@ -16,7 +16,8 @@ from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.history import by_epoch
 from cxlp.reports.outputs import Outputs
-from cxlp.runs.loggers import RunConfig, start_wandb
+from cxlp.runs.loggers import RunConfig
+from cxlp.runs.wandb_runs import start_wandb
 from cxlp.studies.systems import BASELINE
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -62,6 +63,13 @@ class Row:
     validations: tuple[dict[int, float], ...] = ()
     incomplete: bool = False
     interval: tuple[float, float] | None = None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Ends of the error bar of ``quality``: of the interval or, of several seeds, one deviation to each side."""
+        return (
+            self.interval if self.deviation is None else (self.quality - self.deviation, self.quality + self.deviation)
+        )
 
     @property
     def validation(self) -> float | None:
@@ -223,13 +231,15 @@ def write_reports(
         The files that were written.
     """
     heads, values = table(rows, metric, reach)
-    quality, names = [row.quality for row in rows], [row.name for row in rows]
+    quality, names, ends = [row.quality for row in rows], [row.name for row in rows], [row.ends for row in rows]
+    bars = "standard deviation among seeds" if any(row.deviation for row in rows) else _INTERVAL
+    y_label = f"{metric}, %" + (f" (bars: {bars})" if any(ends) else "")
     pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
         seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, seconds, metric)
+        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, ends, seconds, y_label)
     else:
-        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, metric)
+        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, ends, y_label)
     if len(rows) > 1:
         baseline = BASELINE if BASELINE in names else names[0]
         per_class = {row.name: row.per_class for row in rows}
@@ -256,7 +266,7 @@ def write_reports(
             write_whole(folder / name, draw())
             drawn.append(name)
     with outputs.attempt("the wandb run"):
-        experiment = start_wandb(run, folder)
+        experiment = start_wandb(run, folder, "compare")
         if experiment is not None:
             # Where a number is missing; a text stays one.
             gaps = ["" if head == _INTERVAL else math.nan for head in heads]
