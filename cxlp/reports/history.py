@@ -33,7 +33,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:
-    """Read a metric by epoch, from 0: the last value of each epoch; empty if it was not logged.
+    """Read a metric by epoch, where 0 is the frozen fit: the last value of each epoch; empty if it was not logged.
 
     Args:
         folder: A run's folder.

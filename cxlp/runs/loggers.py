@@ -91,6 +91,22 @@ def has_wandb_key() -> bool:
     return any(entry is not None and entry[2] for entry in found)
 
 
+def wandb_id_of(run: RunConfig, known: str | None) -> str | None:
+    """The id that a run has in wandb, which it may begin later; ``None`` where wandb is off.
+
+    Args:
+        run: What the user asked for.
+        known: The id that it has already, on resume.
+    """
+    if _mode(run) in ("off", "disabled"):
+        return None
+    return known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+
+
+def _mode(run: RunConfig) -> str | None:
+    return os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
+
+
 def start_wandb(run: RunConfig, folder: Path, wandb_id: str | None = None) -> wandb.Run | None:
     """Start a wandb run; ``None`` where it is off.
 
@@ -99,7 +115,7 @@ def start_wandb(run: RunConfig, folder: Path, wandb_id: str | None = None) -> wa
         folder: The run's folder.
         wandb_id: The wandb run to continue, on resume; ``None``: a new one.
     """
-    mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
+    mode = _mode(run)
     if mode in ("off", "disabled"):
         return None
     # dryrun is wandb's older word for offline
@@ -129,12 +145,47 @@ class ForgivingCSVLogger(_Forgiving, CSVLogger):
     """Lightning's logger, whose failure does not stop the run."""
 
 
-class ForgivingWandbLogger(_Forgiving, WandbLogger):
+class LateWandbLogger(WandbLogger):
+    """Lightning's logger, which begins the wandb run with the first figures that there are to log.
+
+    So a run that fails before leaves none.
+
+    Attributes:
+        begin: Begins the run, or returns the one that has begun; ``None``: it cannot.
+    """
+
+    begin: Callable[[], wandb.Run | None]
+    _waiting: tuple[Any, ...] = ()
+
+    @property
+    def experiment(self) -> Any:  # noqa: ANN401 (Lightning's type is wider)
+        """The wandb run."""
+        if self._experiment is None:
+            self._experiment = self.begin()
+            waiting, self._waiting = self._waiting, ()
+            for params in waiting:
+                self.log_hyperparams(params)
+        return self._experiment
+
+    def log_hyperparams(self, params: Any) -> None:  # noqa: ANN401 (Lightning's type)
+        """Put values into the run's config when it has begun."""
+        if self._experiment is None:
+            self._waiting += (params,)
+        else:
+            super().log_hyperparams(params)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log figures, if there is a wandb run."""
+        if self.experiment is not None:
+            super().log_metrics(metrics, step)
+
+
+class ForgivingWandbLogger(_Forgiving, LateWandbLogger):
     """Lightning's logger, whose failure does not stop the run."""
 
 
 def build_loggers(
-    run: RunConfig, folder: Path, stage: str, experiment: wandb.Run | None, outputs: Outputs
+    run: RunConfig, folder: Path, stage: str, begin: Callable[[], wandb.Run | None] | None, outputs: Outputs
 ) -> list[Logger]:
     """Make the loggers of a stage: CSV files of its own, and the one wandb run of all stages.
 
@@ -142,13 +193,15 @@ def build_loggers(
         run: What the user asked for.
         folder: The run's folder.
         stage: Its name.
-        experiment: The wandb run, on rank 0; ``None``: there is none.
+        begin: Begins the wandb run, or returns the one that has begun; ``None``: there is to be none.
         outputs: Notes what cannot be logged.
     """
     loggers: list[_Forgiving] = [ForgivingCSVLogger(folder / "csv", name=stage)]
-    if experiment is not None:
+    if begin is not None:
         # wandb first: Lightning takes the first logger's folder for what it writes itself.
-        loggers.insert(0, ForgivingWandbLogger(save_dir=folder, project=run.project, experiment=experiment))
+        late = ForgivingWandbLogger(save_dir=folder, project=run.project)
+        late.begin = begin
+        loggers.insert(0, late)
     for logger in loggers:
         logger.outputs = outputs
     return list(loggers)
