@@ -159,11 +159,15 @@ class LateWandbLogger(WandbLogger):
 
     @property
     def experiment(self) -> Any:  # noqa: ANN401 (Lightning's type is wider)
-        """The wandb run."""
+        """The wandb run; what stands for it until it is used, since Trainers look at it before they begin."""
+        return self._experiment or _NotBegun(self)
+
+    def begun(self) -> wandb.Run | None:
+        """Begin the run if it has not begun; ``None``: it cannot."""
         if self._experiment is None:
             self._experiment = self.begin()
             waiting, self._waiting = self._waiting, ()
-            for params in waiting:
+            for params in waiting if self._experiment is not None else ():
                 self.log_hyperparams(params)
         return self._experiment
 
@@ -175,9 +179,19 @@ class LateWandbLogger(WandbLogger):
             super().log_hyperparams(params)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log figures, if there is a wandb run."""
-        if self.experiment is not None:
+        """Log figures, if there can be a wandb run."""
+        if self.begun() is not None:
             super().log_metrics(metrics, step)
+
+
+@dataclass(frozen=True)
+class _NotBegun:
+    """Stands for a wandb run that begins when it is used."""
+
+    logger: LateWandbLogger
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever a run has)
+        return getattr(self.logger.begun(), name)
 
 
 class ForgivingWandbLogger(_Forgiving, LateWandbLogger):

@@ -107,6 +107,13 @@ class _Recorded:
         for line in lines:
             self.write(line)
 
+    def end(self) -> None:
+        """Write and record what there is of a line."""
+        self.flush()
+        begun, self._begun, self._told = self._begun, "", 0
+        if begun:
+            self._transcript.add(begun)
+
     def flush(self) -> None:
         """Write what there is of a line, such as a prompt."""
         if self._told < len(self._begun):
@@ -133,7 +140,7 @@ def recording() -> Iterator[Transcript]:
         raise
     finally:
         for stream in recorded:
-            stream.flush()
+            stream.end()
         _PRESENT.remove(transcript)
         sys.stdout, sys.stderr = streams
         transcript.close()
