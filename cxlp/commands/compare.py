@@ -84,6 +84,9 @@ def run(args: Namespace) -> int:
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
             raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
+    if args.list:
+        print("\n".join(_check_early(args)))  # noqa: T201
+        return 0
     if args.rest or not args.clean:
         _check_early(args)
 
@@ -92,8 +95,9 @@ def run(args: Namespace) -> int:
     from cxlp.reports.outputs import Outputs
     from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.loggers import RunConfig
-    from cxlp.studies.comparison import Comparison, check_names, without
+    from cxlp.studies.comparison import Comparison, without
     from cxlp.studies.seeds import seeds_of
+    from cxlp.studies.system_names import check_names
     from cxlp.studies.tables import table, write_reports
 
     if args.clean:
@@ -116,10 +120,6 @@ def run(args: Namespace) -> int:
             replace(s, options=(*s.options, "--trainer.max_epochs", "0")) if is_frozen else s
             for s, is_frozen in zip(chosen, frozen, strict=True)
         ]
-    if args.list:
-        for system in chosen:
-            print(system.name)  # noqa: T201
-        return 0
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
@@ -151,22 +151,36 @@ def run(args: Namespace) -> int:
     return 3 if outputs.failed or any(row.incomplete for row in rows) else 0
 
 
-def _check_early(args: Namespace) -> None:
-    """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported."""
+def _check_early(args: Namespace) -> list[str]:
+    """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported.
+
+    Returns:
+        The names of what can be compared: of all systems where they are chosen by ``--systems``, too.
+    """
     from cxlp.runs.early import check_early
+    from cxlp.studies.system_names import check_names, system_names
 
     given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
     if len(given) > 1:
         raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
     if args.recipes and len({Path(name).stem for name in args.recipes}) < len(args.recipes):
         raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
-    check_early(args.rest)
+    # The list of the systems needs no config: it is that of the paper's network.
+    values = {"model.head.size": 3} if args.list and not args.rest and not given else check_early(args.rest)
     for recipe in args.recipes or ():
         check_early([*args.rest, *_overlay(recipe)])
+    if args.recipes:
+        return [Path(recipe).stem for recipe in args.recipes]
     if args.sweep is not None:
         option, written = _swept(args.sweep)
         for text in written:
             check_early([*args.rest, f"--{option}", text])
+        return written
+    backbone, size = values.get("model.backbone.name", "caffenet"), values.get("model.head.size", 1)
+    names = system_names(str(backbone), int(size))
+    if args.systems and not any("{" in argument for argument in args.rest):  # which may name another network
+        check_names(args.systems, names)
+    return names
 
 
 def _overlay(recipe: str) -> tuple[str, ...]:

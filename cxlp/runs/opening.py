@@ -33,7 +33,7 @@ from cxlp.runs.folder import (
     run_name,
 )
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import RunConfig, labelled, start_wandb
+from cxlp.runs.loggers import RunConfig, labelled
 from cxlp.runs.places import STARTS
 from cxlp.runs.protocol import (
     Images,
@@ -48,6 +48,7 @@ from cxlp.runs.recipe import ModelConfig
 from cxlp.runs.refit import Choice, read_chosen
 from cxlp.runs.start import Start, read_start
 from cxlp.runs.trainers import without_gradients
+from cxlp.runs.wandb_runs import JobType, start_wandb
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -231,9 +232,12 @@ class OpenedRun:
             return self.experiment
         self._has_begun_wandb = True  # also where it fails: to try it takes time
         mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
-        logged = labelled(self.settings, self.data.name, *self.model.labels, mode)
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items() if len(split))
+        notes = f"{self.data.name}: {counts} images of {len(self.data.classes):,} classes. In {self.folder}"
+        logged = labelled(self.settings, self.data.name, *self.model.labels, mode, notes=notes)
+        job: JobType = "train" if self.choice is None else "refit"
         with self.outputs.attempt("the wandb run"):
-            self.experiment = start_wandb(logged, self.folder, self._wandb_id)
+            self.experiment = start_wandb(logged, self.folder, job, self._wandb_id)
             if self.experiment is not None:
                 config = self.config.as_dict()
                 self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]

@@ -19,8 +19,8 @@ from cxlp.runs.cost import measure_cost
 from cxlp.runs.done import Done
 from cxlp.runs.epochs import title
 from cxlp.runs.evaluation import wandb_panels
-from cxlp.runs.loggers import close_wandb
 from cxlp.runs.stages import Run
+from cxlp.runs.wandb_runs import close_wandb
 from cxlp.utils.files import write_whole
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 from cxlp.utils.progress import duration

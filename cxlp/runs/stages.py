@@ -24,11 +24,12 @@ from cxlp.runs.done import Done, place
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import name_best
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import build_loggers, wandb_id_of
+from cxlp.runs.loggers import build_loggers
 from cxlp.runs.opening import OpenedRun
 from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import StopAfter
 from cxlp.runs.trainers import build_trainer, remark_on_precision
+from cxlp.runs.wandb_runs import wandb_id_of
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.feature_reuse import FeatureReuse

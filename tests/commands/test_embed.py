@@ -11,7 +11,7 @@ import torch
 import cxlp.commands.embed
 import cxlp.runs.embedding
 from cxlp.__main__ import main
-from cxlp.deploy.predictor import load
+from cxlp.deploy.loading import load
 from tests.generate import write_folder
 from tests.networks import SMALL, build, write_checkpoint
 from tests.small_run import BACKBONE

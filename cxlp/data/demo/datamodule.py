@@ -12,6 +12,7 @@ from cxlp.data.demo.birds import SPECIES, draw_file
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
+from cxlp.utils.processes import starting_without_main
 from cxlp.utils.progress import track
 
 #: Images per species.
@@ -57,7 +58,8 @@ class Demo(ImageDataModule):
         try:
             shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed has left
             # Not forked: this process may have threads, and a drawing one imports neither them nor torch.
-            with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
+            spawning = get_context("spawn")
+            with starting_without_main(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
                 drawn = pool.map(draw_file, jobs, chunksize=16)
                 list(track(drawn, "Drawing the demo birds", len(jobs)))
             (aside / STAMP).write_text(DRAWING)
