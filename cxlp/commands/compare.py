@@ -33,6 +33,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
         "  %(prog)s --config demo.yaml --sweep 'model.head.pca_dim=[32, 64, 128]'\n"
         "  %(prog)s --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
+        "  %(prog)s --config demo.yaml --systems CL average bilinear --combine 2 --reference average\n"
         "  %(prog)s --config cub200.yaml --list",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -56,6 +57,17 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="also tell in which epoch the held-out images first reach this accuracy or mAP (the mean over seeds)",
     )
     parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="test each row's difference from this one on the same images: with an interval, and p by Holm",
+    )
+    parser.add_argument(
+        "--combine",
+        type=int,
+        metavar="N",
+        help="also cross-validate all combinations of 2 to N systems, by their stored features, and test the best",
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
         default=1,
@@ -72,8 +84,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.set_defaults(run=run, takes_more=True)
 
 
-#: Width of a terminal that shows the whole table, and the columns that narrower ones show besides name and quality.
-WIDE, NARROW = 130, ("±", "95% interval", "val %", "size", "passes", "x bare", "kB")
+#: What a terminal that is too narrow for the whole table does not show, in this order, until the rest fits.
+LESS = (
+    "network ms", "encoding ms", "SVM ms", "peak MB", "p", "fit s", "passes", "kB", "x bare", "95% of it", "size",
+    "95% interval",
+)  # fmt: skip
 
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
@@ -93,6 +108,7 @@ def run(args: Namespace) -> int:
     from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, check_names, without
+    from cxlp.studies.evidence import gather
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.tables import table, write_reports
 
@@ -123,6 +139,8 @@ def run(args: Namespace) -> int:
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
+    if args.reference is not None:
+        check_names([args.reference], [system.name for system in chosen])
     if args.reach is not None:
         _check_reach(args.reach, [parts_of(c)["data"] for c in configs])
     folder = args.out or Path("runs") / _folder_name(config, data, "recipes" if args.recipes else option, args.rest)
@@ -137,8 +155,11 @@ def run(args: Namespace) -> int:
     if rows:
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, option, logged, outputs, args.reach)
-        columns, values = table(rows, metric, args.reach)
+        places = {row.name: row.places for row in rows}
+        reference = args.reference if args.reference in places else None  # it may have failed
+        evidence = gather(places, metric, reference, args.combine, store, folder, outputs)
+        files = write_reports(folder, metric, rows, option, logged, outputs, args.reach, evidence)
+        columns, values = table(rows, metric, args.reach, evidence)
         _show(columns, values, f"{data.name}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
@@ -160,6 +181,14 @@ def _check_early(args: Namespace) -> None:
         raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
     if args.recipes and len({Path(name).stem for name in args.recipes}) < len(args.recipes):
         raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
+    if args.combine is not None:
+        if args.combine < 2:
+            raise CxlpError(f"--combine is {args.combine}: a combination has 2 systems or more")
+        if args.no_store or args.seeds > 1:
+            raise CxlpError(
+                f"--combine and --{'no-store' if args.no_store else 'seeds'}: combinations are made of "
+                "the features that one run of each system keeps"
+            )
     check_early(args.rest)
     for recipe in args.recipes or ():
         check_early([*args.rest, *_overlay(recipe)])
@@ -249,15 +278,24 @@ def _folder_name(config: Any, data: "ImageDataModule", what: str | None, argumen
 
 
 def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
-    console, shown = Console(), Table(title=title)
-    columns = range(len(heads))
-    if console.width < WIDE:
-        columns = [i for i, head in enumerate(heads) if i < 2 or head in NARROW or head.startswith("epochs")]  # type: ignore[assignment]
-    for i in columns:
-        first = heads[i] == "system"
-        shown.add_column(heads[i], justify="left" if first else "right", no_wrap=first, overflow="fold")
-    for record in values:
-        shown.add_row(*(str(record[i]) for i in columns))
-    console.print(shown)
-    if len(columns) < len(heads):
+    console, less, shown = Console(), [head for head in LESS if head in heads], list(heads)
+    while (table := _table(shown, heads, values, title)) and less and console.measure(table).minimum > console.width:
+        shown.remove(less.pop(0))
+    console.print(table)
+    if len(shown) < len(heads):
         console.print("(some columns; all of them are in results.md)")
+    if any(head == "cv %" for head in heads):
+        console.print(
+            "Choose by cv % or val %, not by the test column. The notes below results.md say what columns mean."
+        )
+
+
+def _table(shown: Sequence[str], heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> Table:
+    table = Table(title=title)
+    for head in shown:
+        # Names are folded, numbers are not.
+        first = head == "system"
+        table.add_column(head, justify="left" if first else "right", no_wrap=not first, min_width=20 if first else None)
+    for record in values:
+        table.add_row(*(str(record[heads.index(head)]) for head in shown))
+    return table
