@@ -24,7 +24,7 @@ CONFIG = FrozenConfig(c="auto", c_candidates=(0.01, 1.0, 100.0), folds=4)
 
 
 def stored(path: Path, rows: Tensor, kind: FeatureType = "float32") -> RowStore:
-    store = open_rows(path, *rows.shape, kind)
+    store = open_rows(path, rows.shape[0], rows.shape[1], kind)
     store.write(torch.arange(len(rows)), rows)
     return store
 

@@ -71,7 +71,9 @@ def test_boxes_of_one_picture_are_a_group(tmp_path: Path) -> None:
 def test_several_runs_with_the_same_images_are_draws_as_images_are(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     systems = {
-        name: [left(tmp_path / f"{name}{seed}", images(rng.random(50) < rate)) for seed in range(3)]
+        name: [
+            left(tmp_path / f"{name}{seed}", images([int(hit) for hit in rng.random(50) < rate])) for seed in range(3)
+        ]
         for name, rate in (("a", 0.9), ("b", 0.6))
     }
     found = compare(systems, "b")["a"].found
