@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
@@ -84,12 +81,6 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.set_defaults(run=run, takes_more=True)
 
 
-#: What a terminal that is too narrow for the whole table does not show, in this order, until the rest fits.
-LESS = (
-    "network ms", "encoding ms", "SVM ms", "peak MB", "p", "fit s", "passes", "kB", "x bare", "95% of it", "size",
-    "95% interval",
-)  # fmt: skip
-
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
 
@@ -99,17 +90,22 @@ def run(args: Namespace) -> int:
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
             raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
+    if args.list:
+        print("\n".join(_check_early(args)))  # noqa: T201
+        return 0
     if args.rest or not args.clean:
         _check_early(args)
 
+    from cxlp.commands.compare_table import show
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
     from cxlp.reports.outputs import Outputs
     from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.loggers import RunConfig
-    from cxlp.studies.comparison import Comparison, check_names, without
+    from cxlp.studies.comparison import Comparison, without
     from cxlp.studies.evidence import gather
     from cxlp.studies.seeds import seeds_of
+    from cxlp.studies.system_names import check_names
     from cxlp.studies.tables import table, write_reports
 
     if args.clean:
@@ -132,10 +128,6 @@ def run(args: Namespace) -> int:
             replace(s, options=(*s.options, "--trainer.max_epochs", "0")) if is_frozen else s
             for s, is_frozen in zip(chosen, frozen, strict=True)
         ]
-    if args.list:
-        for system in chosen:
-            print(system.name)  # noqa: T201
-        return 0
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
@@ -160,7 +152,7 @@ def run(args: Namespace) -> int:
         evidence = gather(places, metric, reference, args.combine, store, folder, outputs)
         files = write_reports(folder, metric, rows, option, logged, outputs, args.reach, evidence)
         columns, values = table(rows, metric, args.reach, evidence)
-        _show(columns, values, f"{data.name}, {model.backbone.name}")
+        show(columns, values, f"{data.name}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
             gigabytes = size_in_bytes(store) / 1e9
@@ -172,9 +164,14 @@ def run(args: Namespace) -> int:
     return 3 if outputs.failed or any(row.incomplete for row in rows) else 0
 
 
-def _check_early(args: Namespace) -> None:
-    """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported."""
+def _check_early(args: Namespace) -> list[str]:
+    """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported.
+
+    Returns:
+        The names of what can be compared: of all systems where they are chosen by ``--systems``, too.
+    """
     from cxlp.runs.early import check_early
+    from cxlp.studies.system_names import check_names, system_names
 
     given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
     if len(given) > 1:
@@ -189,13 +186,22 @@ def _check_early(args: Namespace) -> None:
                 f"--combine and --{'no-store' if args.no_store else 'seeds'}: combinations are made of "
                 "the features that one run of each system keeps"
             )
-    check_early(args.rest)
+    # The list of the systems needs no config: it is that of the paper's network.
+    values = {"model.head.size": 3} if args.list and not args.rest and not given else check_early(args.rest)
     for recipe in args.recipes or ():
         check_early([*args.rest, *_overlay(recipe)])
+    if args.recipes:
+        return [Path(recipe).stem for recipe in args.recipes]
     if args.sweep is not None:
         option, written = _swept(args.sweep)
         for text in written:
             check_early([*args.rest, f"--{option}", text])
+        return written
+    backbone, size = values.get("model.backbone.name", "caffenet"), values.get("model.head.size", 1)
+    names = system_names(str(backbone), int(size))
+    if args.systems and not any("{" in argument for argument in args.rest):  # which may name another network
+        check_names(args.systems, names)
+    return names
 
 
 def _overlay(recipe: str) -> tuple[str, ...]:
@@ -275,27 +281,3 @@ def _folder_name(config: Any, data: "ImageDataModule", what: str | None, argumen
     changes = without(arguments, "--config", "-c", "--run.", "--trainer.")
     number = [digest(*changes, size=3)] if changes else []
     return "-".join([what.rpartition(".")[2] if what else "compare", *files, *number])
-
-
-def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
-    console, less, shown = Console(), [head for head in LESS if head in heads], list(heads)
-    while (table := _table(shown, heads, values, title)) and less and console.measure(table).minimum > console.width:
-        shown.remove(less.pop(0))
-    console.print(table)
-    if len(shown) < len(heads):
-        console.print("(some columns; all of them are in results.md)")
-    if any(head == "cv %" for head in heads):
-        console.print(
-            "Choose by cv % or val %, not by the test column. The notes below results.md say what columns mean."
-        )
-
-
-def _table(shown: Sequence[str], heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> Table:
-    table = Table(title=title)
-    for head in shown:
-        # Names are folded, numbers are not.
-        first = head == "system"
-        table.add_column(head, justify="left" if first else "right", no_wrap=not first, min_width=20 if first else None)
-    for record in values:
-        table.add_row(*(str(record[heads.index(head)]) for head in shown))
-    return table

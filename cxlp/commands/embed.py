@@ -74,8 +74,8 @@ def run(args: Namespace) -> int:
         with describing_data(arguments) as described:
             check_early([*described, *NOT_USED])
 
-    from cxlp.commands.image_paths import image_paths, lines_of_stdin
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.loading import load
     from cxlp.runs.embedding import Embedding, from_config
     from cxlp.utils.distributed import usable_cores
 

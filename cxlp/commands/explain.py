@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxlp.commands import check_images, check_numbers, warn_of_boxes
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, out_folder
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ def run(args: Namespace) -> int:
     find_checkpoint(args.checkpoint)
     check_images(args.images)
 
-    from cxlp.commands.image_paths import image_paths, lines_of_stdin
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.loading import load
     from cxlp.explain.attribution import check_explainable
 
     model = load(args.checkpoint, "auto")
     model.check_classes()
     check_explainable(model.network)
-    target, against = (_class(model.classes, name) for name in (args.target, args.against))
+    target, against = (None if name is None else model.index(name) for name in (args.target, args.against))
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
     warn_of_boxes(model)
@@ -250,14 +250,7 @@ def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
         if wrong := [k for k in args.indices if not 0 <= k < len(shares)]:
             raise CxlpError(f"--indices {wrong[0]}: the network has pooling channels 0 to {len(shares) - 1}")
         return list(args.indices)
-    strongest: list[int] = shares.abs().topk(min(args.channels, len(shares))).indices.tolist()
-    return strongest
-
-
-def _class(classes: Sequence[str], name: str | None) -> int | None:
-    if name is not None and name not in classes:
-        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, classes)}")
-    return None if name is None else classes.index(name)
+    return explanation.strongest(args.channels)
 
 
 def _new(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from cxlp.reports.formatting import csv_writer
 from cxlp.utils.files import find_checkpoint
 
 if TYPE_CHECKING:
-    from cxlp.deploy.predictor import Prediction
+    from cxlp.deploy.prediction import Prediction
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -67,8 +67,8 @@ def run(args: Namespace) -> int:
 
     from tqdm import tqdm
 
-    from cxlp.commands.image_paths import image_paths, lines_of_stdin
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.loading import load
     from cxlp.utils.distributed import usable_cores
 
     model = load(args.checkpoint, args.device, args.precision)

@@ -72,6 +72,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         #: Features by sample, where they are known: then pictures in order, not augmented, are not decoded.
         self.features: Callable[[int], Tensor] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.samples):,} images, {len(self.classes):,} classes)"
+
     def __len__(self) -> int:
         return len(self.samples)
 

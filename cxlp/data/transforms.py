@@ -69,6 +69,10 @@ class Transform:
         self._prepare = [build_change(each, "data.transform", resizes=True) for each in prepare]
         self._custom = [build_change(each, "data.augment.custom") for each in augment.custom]
 
+    def __repr__(self) -> str:
+        changes = f", after {[each.get('class_path') for each in self.described]}" if self.described else ""
+        return f"Transform(to {self.size} x {self.size} pixels, {self.aspect}{changes})"
+
     @cached_property
     def random(self) -> Any:  # noqa: ANN401 (of albumentations)
         """The random changes. albumentations takes half a second to import, which most runs can do without."""

@@ -173,6 +173,9 @@ class FrozenFit:
         if not self.fits and not stored:  # else the maps count, too, once their size is known
             on_rank_zero(lambda: self._check_space(0))
 
+    def __repr__(self) -> str:
+        return f"FrozenFit({int(self.seen.sum()):,} of {self.images:,} images seen): {self.network!r}"
+
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
         """Take in a batch.

@@ -97,6 +97,9 @@ class PrimalSolver:
         self.size = max(float(squares.mean()) - float(self.mean.double().square().sum()), 1e-30) ** 0.5  # of a row
         self.passes, self.unsolved = 1, 0
 
+    def __repr__(self) -> str:
+        return f"PrimalSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
+
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
         """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
         weights = torch.empty(len(self.targets), self.store.dim, device=self.device)

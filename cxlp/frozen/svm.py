@@ -20,7 +20,7 @@ from cxlp.utils.distributed import all_sum, rank, world_size
 _ROWS = 512  # scored at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DualSolution:
     """SVMs in terms of training rows: ``score_k(x) = sum_i coefficients[k, i] <x_i, x> + intercepts[k]``.
 
@@ -31,6 +31,11 @@ class DualSolution:
 
     coefficients: Array
     intercepts: Array
+
+    def __repr__(self) -> str:
+        svms, rows = self.coefficients.shape
+        support = int((self.coefficients != 0).any(axis=0).sum())
+        return f"DualSolution({svms:,} SVMs on {rows:,} rows, {support:,} of them support vectors)"
 
 
 def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int) -> DualSolution:
@@ -100,6 +105,9 @@ class FoldScores:
     def __init__(self, gram: Array, targets: NDArray[np.int8], fold: NDArray[np.int64] | None, threads: int) -> None:
         self.gram, self.targets, self.fold, self.threads = gram, targets, fold, threads
         self._kept: tuple[float, DualSolution] | None = None  # the last cross-validation
+
+    def __repr__(self) -> str:
+        return f"KernelSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
         """Score each row by the SVMs that leave its fold out: ``(n, classes)`` for each cost C."""

@@ -68,7 +68,7 @@ def fit_heads(network: Network, pictures: Iterable[Tensor], images: int, folder:
         maps.delete()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Components:
     """A PCA of whole features: ``x -> V (x - m)``.
 
@@ -81,6 +81,10 @@ class Components:
     axes: Tensor
     shift: Tensor
     kept: float
+
+    def __repr__(self) -> str:
+        dim, features = self.axes.shape
+        return f"Components({dim:,} of {features:,} dimensions, with {self.kept:.1%} of the variance)"
 
     def reduce(self, features: Tensor) -> Tensor:
         """Project features: ``(B, D) -> (B, dim)``, float32, on the CPU."""

@@ -23,8 +23,8 @@ class BilinearPooling(CrossLayerPooling):
     Args:
         pca_dim, size, stride, padding, channels, guide_dim, sketch: As of cross-layer pooling, whose guide is the map
             itself here.
-        spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
-            :class:`~cxlp.heads.normalisation.Normalise`.
+        spectral, zscore, channel_l2, sign, sqrt, second_root, l2: The normalisation, see
+            :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are pooled together.
 
@@ -51,13 +51,14 @@ class BilinearPooling(CrossLayerPooling):
         channel_l2: bool = False,
         sign: bool = False,
         sqrt: bool = True,
+        second_root: bool = False,
         l2: bool = True,
         layers: Sequence[str] | None = None,
         views: Views = Views(),
     ) -> None:
         super().__init__(
             pca_dim, size, stride, padding, "strict", channels, guide_dim, sketch,
-            spectral, zscore, channel_l2, sign, sqrt, l2, layers, views,
+            spectral, zscore, channel_l2, sign, sqrt, second_root, l2, layers, views,
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:

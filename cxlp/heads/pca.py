@@ -29,6 +29,9 @@ class Moments:
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
+    def __repr__(self) -> str:
+        return f"Moments({self.count:,} vectors of {len(self.mean):,} dimensions)"
+
     def update(self, x: Tensor) -> None:
         """Take in a batch ``(n, d)``."""
         if len(x) == 0:

@@ -30,6 +30,8 @@ CLASSES = {
 HEAD = "CrossLayerPooling"
 #: Keys beside the groups.
 OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
+#: All keys and groups of keys.
+KEYS = ("config", "seed_everything", "model", "data", "trainer", "run", *OWN, "print_config", "help", "help-all")
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
@@ -159,4 +161,4 @@ def _config_path(name: str) -> Path:
             if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's raises for what cannot be a path)
                 return spelled.absolute()
     shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != SEARCH)
-    raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")
+    raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped)}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cxlp.runs.folder import refit_folder, say
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import REFIT
+from cxlp.runs.places import REFIT
 from cxlp.runs.refit import Choice, find_refit, read_chosen
 from cxlp.runs.stages import Run
 

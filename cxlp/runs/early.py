@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -34,11 +34,14 @@ _GROUPS = {
 _BASES = {"model.head": ("cxlp.heads.base", "Head"), "data": ("cxlp.data.datamodule", "ImageDataModule")}
 
 
-def check_early(arguments: Sequence[str]) -> None:
+def check_early(arguments: Sequence[str]) -> dict[str, Any]:
     """Refuse unknown keys and classes, values of another type, and files that are not there.
 
     Args:
         arguments: Of ``train.py``.
+
+    Returns:
+        The values that were given, by key, as they were written; not those within one word that stands for a group.
 
     Raises:
         CxlpError: Says what is wrong first.
@@ -53,6 +56,7 @@ def check_early(arguments: Sequence[str]) -> None:
             given.take(name.split("."), value)
     if not any(re.fullmatch(r"--([\w.]+\.)?print_config(=.*)?", arg) for arg in arguments):  # which needs no files
         given.check_files()
+    return given.values
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -92,7 +96,7 @@ class _Given:
         if trainer := groups["trainer"]:  # the parser adds its precision behind the others, with a value more
             groups["trainer"] = {
                 **{key: kind for key, kind in trainer.items() if key != "precision"},
-                "precision": None,
+                "precision": None if trainer["precision"] is None else trainer["precision"] | Literal["auto"],
             }
         self.options: Options = {"config": None, "seed_everything": int, "model": None, "data": None}
         self.options |= {"trainer": None, "run": None, **OWN} | groups

@@ -1,5 +1,7 @@
 """A run's test: what is collected for its tables and pictures, and what wandb is given of them."""
 
+import csv
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,24 @@ class TestRecorder(Callback):
             self.result = TestResult(pl_module.network, test, found, *examples, predictions)
 
 
+def read_predictions(file: Path, most: int) -> tuple[list[str], list[list[Any]]]:
+    """Read the headings of ``predictions.csv``, and so many rows, evenly spread: lists are sorted by class."""
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        count = sum(1 for _ in csv.reader(opened)) - 1
+        opened.seek(0)
+        reader = csv.reader(opened)
+        heads, chosen = next(reader), set(spread(count, most).tolist())
+        numbers = [head == "right" or head.startswith("probability") for head in heads]
+        return heads, [
+            # wandb's files are UTF-8, which names of files need not be
+            [
+                float(cell) if n else cell.encode("utf-8", "replace").decode("utf-8")
+                for n, cell in zip(numbers, row, strict=True)
+            ]
+            for row in itertools.compress(reader, (i in chosen for i in range(count)))
+        ]
+
+
 def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
     """Make what wandb shows of the tables and pictures that could be written."""
     panels: dict[str, Any] = {
@@ -94,6 +114,9 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
         for name, (columns, rows) in tables.items()
         if name != "precision_recall"  # drawn instead
     }
+    if (folder / "predictions.csv").is_file():
+        heads, answers = read_predictions(folder / "predictions.csv", ROWS)
+        panels["test/predictions"] = wandb.Table([*heads], answers)
     for name in ("confusion_matrix", "average_precision"):
         if (folder / f"{name}.png").is_file():
             panels[f"test/{name}"] = wandb.Image(str(folder / f"{name}.png"))

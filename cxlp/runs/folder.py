@@ -15,8 +15,8 @@ from jsonargparse import Namespace
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.launch import job_id, launched_rank
-from cxlp.runs.loggers import REFIT, RunConfig
-from cxlp.runs.places import NEWEST, last_checkpoint, resumed_checkpoint
+from cxlp.runs.loggers import RunConfig
+from cxlp.runs.places import NEWEST, REFIT, last_checkpoint, resumed_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end

@@ -17,9 +17,9 @@ from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
 from cxlp.runs.evaluation import wandb_panels
-from cxlp.runs.loggers import close_wandb
 from cxlp.runs.opening import Done
 from cxlp.runs.stages import Run
+from cxlp.runs.wandb_runs import close_wandb
 from cxlp.utils.files import write_whole
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 

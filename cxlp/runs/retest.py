@@ -22,9 +22,9 @@ from cxlp.reports.result import TestResult
 from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.launch import launched_rank, settle_launch
-from cxlp.runs.loggers import REFIT, RunConfig
+from cxlp.runs.loggers import RunConfig
 from cxlp.runs.matching import Chosen, choose_images
-from cxlp.runs.places import run_of, test_arguments
+from cxlp.runs.places import REFIT, run_of, test_arguments
 from cxlp.runs.provenance import data_facts, git_state, versions
 from cxlp.runs.results import finite, metrics_table
 from cxlp.runs.trainers import build_trainer, without_gradients

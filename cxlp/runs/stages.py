@@ -23,11 +23,12 @@ from cxlp.runs.callbacks import Record, StopWhereItStopped
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import name_best, say
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import build_loggers, labelled, start_wandb
+from cxlp.runs.loggers import build_loggers, labelled
 from cxlp.runs.opening import Done, OpenedRun
 from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import StopAfter
 from cxlp.runs.trainers import build_trainer
+from cxlp.runs.wandb_runs import JobType, start_wandb
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.feature_reuse import FeatureReuse
@@ -246,9 +247,12 @@ class Run(OpenedRun):
         if launched_rank() != 0 or self.config["trainer"]["logger"] not in (None, True):
             return
         mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
-        logged = labelled(self.settings, self.data.name, *self.model.labels, mode)
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items() if len(split))
+        notes = f"{self.data.name}: {counts} images of {len(self.data.classes):,} classes. In {self.folder}"
+        logged = labelled(self.settings, self.data.name, *self.model.labels, mode, notes=notes)
+        job: JobType = "train" if self.choice is None else "refit"
         with self.outputs.attempt("the wandb run"):
-            self.experiment = start_wandb(logged, self.folder, self._wandb_id)
+            self.experiment = start_wandb(logged, self.folder, job, self._wandb_id)
             if self.experiment is not None:
                 config = self.config.as_dict()
                 self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]

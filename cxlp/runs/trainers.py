@@ -98,14 +98,12 @@ def without_gradients(trainer: Namespace) -> Precision:
     Args:
         trainer: Options of the Trainer.
     """
-    kind, strategy = trainer["accelerator"], str(trainer["strategy"])
+    kind = trainer["accelerator"]
     if kind not in ("auto", "gpu", "cuda"):
         if kind in ("cpu", "mps"):
             return fastest_precision(str(kind))
         return Precision("32-true", f"it is not known whether accelerator {kind} computes with bfloat16")
     if torch.cuda.is_available():
-        if "fork" in strategy or "notebook" in strategy:
-            return Precision("32-true", f"strategy {strategy} leaves the GPU alone until its processes run")
         devices = trainer["devices"]
         chosen = CUDAAccelerator.parse_devices(-1 if devices == "auto" else devices) or [0]
         found = [fastest_precision(f"cuda:{device}") for device in chosen]

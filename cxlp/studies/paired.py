@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxlp.metrics.paired import Paired, holm, paired_accuracy, paired_precision, resampled
-from cxlp.runs.loggers import REFIT
 from cxlp.runs.matching import match_classes
+from cxlp.runs.places import REFIT
 from cxlp.utils.errors import CxlpError
 
 #: What a comparison says of itself.

@@ -16,7 +16,8 @@ from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.history import by_epoch
 from cxlp.reports.outputs import Outputs
-from cxlp.runs.loggers import RunConfig, start_wandb
+from cxlp.runs.loggers import RunConfig
+from cxlp.runs.wandb_runs import start_wandb
 from cxlp.studies.choice import cross_validated
 from cxlp.studies.evidence import NO_EVIDENCE, Evidence
 from cxlp.studies.paired import COLUMNS
@@ -287,7 +288,7 @@ def write_reports(
             write_whole(folder / name, draw())
             drawn.append(name)
     with outputs.attempt("the wandb run"):
-        experiment = start_wandb(run, folder)
+        experiment = start_wandb(run, folder, "compare")
         if experiment is not None:
             # Where a number is missing; a text stays one.
             gaps = ["" if head in (_INTERVAL, *COLUMNS) else math.nan for head in heads]

@@ -14,7 +14,7 @@ from pytorch_lightning import seed_everything
 from cxlp.commands.train import main
 from cxlp.data.cub200 import CUB200
 from cxlp.data.transforms import AugmentConfig, Transform
-from cxlp.deploy.predictor import load
+from cxlp.deploy.loading import load
 from cxlp.models.checkpoint import load_network
 from cxlp.tasks.finetune import FineTune
 from cxlp.tasks.frozen import Frozen

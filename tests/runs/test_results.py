@@ -13,8 +13,8 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 import cxlp.reports.result
 import cxlp.runs.folder
-import cxlp.runs.loggers
 import cxlp.runs.results
+import cxlp.runs.wandb_runs
 from cxlp.commands.train import main
 from cxlp.reports.outputs import Outputs
 from cxlp.runs.folder import finished, run_in
@@ -149,8 +149,8 @@ def test_wandb_gathers_its_files_in_the_runs_folder(
     work: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None
 ) -> None:
     """HOME may not be writable, on a compute node or in a container."""
-    monkeypatch.setattr(cxlp.runs.loggers, "DATA_DIR", chosen)
+    monkeypatch.setattr(cxlp.runs.wandb_runs, "DATA_DIR", chosen)
     monkeypatch.setattr(wandb, "init", lambda **_: Gone())
     monkeypatch.setenv("WANDB_DATA_DIR", "")
-    cxlp.runs.loggers.start_wandb(RunConfig(wandb="offline"), Path("runs", "a"))
+    cxlp.runs.wandb_runs.start_wandb(RunConfig(wandb="offline"), Path("runs", "a"), "train")
     assert os.environ["WANDB_DATA_DIR"] == (chosen or str(work / "runs" / "a" / "wandb"))
