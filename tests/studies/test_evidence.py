@@ -85,10 +85,10 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
         (["--combine", "1"], "--combine is 1: a combination has 2 systems or more"),
         (["--combine", "2", "--no-store"], "--combine and --no-store: combinations are made of the features"),
         (["--combine", "2", "--seeds", "2"], "--combine and --seeds: combinations are made of the features"),
-        (["--reference", "CL-99"], "unknown system 'CL-99'. Valid: 'CNN-Global'"),
+        (["--reference", "CL-99"], "unknown system 'CL-99'. Valid: CNN-Global"),
         (
             ["--systems", "CL", "average", "--reference", "bilinear"],
-            "unknown system 'bilinear'. Valid: 'CL', 'average'",
+            "unknown system 'bilinear'. Valid: CL, average",
         ),
     ],
 )
