@@ -171,6 +171,10 @@ class Results:
         if run.reuse is not None and run.reuse.taken_up:
             with run.outputs.attempt("the description of the stored features"):
                 summary["features made by an earlier run"] = run.reuse.entry.facts()
+        if run.reuse is not None:
+            summary["features"] = run.reuse.files
+        if any(head.needs_labels for head in run.network.each_head()):
+            summary["heads learnt from labels"] = True  # so what is cross-validated behind them has seen these
         summary["memory"] = peak_memory()
         summary["images_per_second"] = self.images_per_second
         return summary
