@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -112,7 +113,8 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def kinds(run: RunConfig, folder: Path) -> list[type]:
     return [
-        type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder, "train"), Outputs())
+        type(logger)
+        for logger in build_loggers(run, folder, "frozen", partial(start_wandb, run, folder, "train"), Outputs())
     ]
 
 
