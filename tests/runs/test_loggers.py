@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -112,10 +111,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def kinds(run: RunConfig, folder: Path) -> list[type]:
-    return [
-        type(logger)
-        for logger in build_loggers(run, folder, "frozen", partial(start_wandb, run, folder, "train"), Outputs())
-    ]
+    started = start_wandb(run, folder, "train")
+    begin = None if started is None else lambda: started
+    return [type(logger) for logger in build_loggers(run, folder, "frozen", begin, Outputs())]
 
 
 @pytest.mark.parametrize(
