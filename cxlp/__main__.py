@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK (by this, argcomplete knows that it may ask)
 """The commands: ``cxlp COMMAND`` or, without an installation, ``python -m cxlp COMMAND``."""
 
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from cxlp import __version__
 from cxlp.commands import check, compare, download, embed, explain, export, layers, predict, runs, test, train
+from cxlp.commands.completion import complete, is_asked
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import how_ended, raising_on_signals
 from cxlp.utils.program import end_without_collecting, print_any_text, program
@@ -43,6 +45,9 @@ def main(args: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands.add_parser)
+    if is_asked():
+        with_keys = [name for name, each in commands.choices.items() if each.get_default("takes_more")]
+        complete(parser, [commands.choices[name] for name in with_keys])
     chosen, rest = parser.parse_known_args(args)
     chosen.rest = rest
     if rest and not getattr(chosen, "takes_more", False):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxlp.commands.completion import complete, is_asked
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
 from cxlp.utils.processes import STOPPED, how_ended, is_waited_for, leave_soon, leave_with_parent, raising_on_signals
@@ -18,6 +19,7 @@ from cxlp.utils.program import (
     end_without_collecting,
     forget_ranks_without_number,
     print_any_text,
+    train_program,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ def main(args: Sequence[str] | None = None) -> int:
         (Ctrl-C), SIGTERM or SIGHUP.
     """
     begun = _Begun()
+    if is_asked():
+        parser = ArgumentParser(prog=train_program(), add_help=False)
+        complete(parser, [parser])
     print_any_text()
     end_without_collecting()
     with raising_on_signals():
@@ -88,8 +93,12 @@ def _run(args: Sequence[str], begun: _Begun) -> int:
     forget_ranks_without_number()
     if not {"-h", "--help", "--help-all"}.isdisjoint(args):
         return _help("--help-all" in args)
+    from cxlp.commands.keys_help import keys_help
     from cxlp.runs.early import check_early
 
+    if (page := keys_help(args)) is not None:
+        print(page, end="")  # noqa: T201
+        return 0
     check_early(args)  # before all that takes seconds to import
     with collecting_no_garbage():
         from cxlp.runs.arguments import find_configs

@@ -8,12 +8,14 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from cxlp.backbones.weights_file import find_weights
+from cxlp.data import DATA_MODULES
 from cxlp.data.listing import check_folder
 from cxlp.data.table_files import check_table
 from cxlp.data.torchvision_sets import find_data_set
@@ -53,6 +55,41 @@ def check_early(arguments: Sequence[str]) -> None:
             given.take(name.split("."), value)
     if not any(re.fullmatch(r"--([\w.]+\.)?print_config(=.*)?", arg) for arg in arguments):  # which needs no files
         given.check_files()
+
+
+def known_options(arguments: Sequence[str]) -> Options:
+    """List the keys that may follow the arguments of a line that is not finished, with their types.
+
+    Args:
+        arguments: Of ``train.py``; what is wrong with them is passed over.
+    """
+    given = _Given()
+    words = list(arguments)
+    pairs = [pair for pair in itertools.pairwise(words) if pair[0] in ("--config", "-c")]
+    for first, second in [*pairs, *((word, "") for word in words if word.startswith("--config="))]:
+        with suppress(CxlpError):
+            path = find_configs([first, second] if second else [first])[-1].removeprefix("--config=")
+            for key, part in load_yaml(Path(path).read_text(encoding="utf-8-sig")).items():
+                given.take([key], part)
+    for name, value in _options(words):
+        if name not in ("config", "c"):
+            with suppress(CxlpError):
+                given.take(name.split("."), DATA_MODULES.get(value or "", value) if name == "data" else value)
+    known = dict(_kinds({key: kind for key, kind in given.options.items() if key not in CLASSES}))
+    for place in CLASSES:
+        module, name = _BASES[place]
+        known[place] = None
+        known |= _kinds(options_of(given.classes[place] or f"{module}.{name}") or {}, f"{place}.")
+    return known
+
+
+def _kinds(options: Options, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through the keys of options with their types."""
+    for key in keys_of(options):
+        kind: Any = options
+        for name in key.split("."):
+            kind = kind[name]
+        yield f"{prefix}{key}", kind
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
