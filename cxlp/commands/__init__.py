@@ -45,7 +45,7 @@ def check_images(paths: Sequence[str]) -> None:
     """Refuse paths of images where there is not a single one, before torch is imported.
 
     Args:
-        paths: Files, folders, patterns, or ``-``, as :func:`~cxlp.commands.image_paths.image_paths` takes them.
+        paths: Files, folders, patterns, or ``-``, as :func:`~cxlp.deploy.image_paths.image_paths` takes them.
 
     Raises:
         CxlpError: Names the first one.

@@ -66,7 +66,7 @@ def run(args: Namespace) -> int:
         check_images(args.check)
 
     from cxlp.deploy.export import check, export
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.loading import load
 
     model = load(args.checkpoint)
     model.check_classes()
@@ -89,7 +89,7 @@ def run(args: Namespace) -> int:
 def _given(model: "Predictor", arguments: list[str]) -> tuple["Tensor", str]:
     import torch
 
-    from cxlp.commands.image_paths import image_paths
+    from cxlp.deploy.image_paths import image_paths
 
     paths = list(islice(image_paths(arguments, ()), IMAGES))
     if not paths:

@@ -40,14 +40,14 @@ class CrossLayerPooling(Head):
 
     The cost of an image with N places, in multiply-adds, and in values of memory beside the maps:
 
-        ============  =========  ===============================  ====================
-        form          length     multiply-adds                    memory
-        ============  =========  ===============================  ====================
-        full          ``K p``    ``N (C r r p + K p)``            ``N p + K p``
-        low-rank      ``k p``    ``N (C r r p + K k + k p)``      ``N (p + k) + k p``
-        compact       ``D``      those of the full, and ``2 K p`` ``N p + 2 K p + D``
-        both          ``D``      those of low-rank, and ``2 k p`` ``N (p + k) + 2 k p + D``
-        ============  =========  ===============================  ====================
+        ========  =======  ================================  ===========================
+        form      length   multiply-adds                     memory
+        ========  =======  ================================  ===========================
+        full      ``K p``  ``N (C r r p + K p)``             ``N p + K p``
+        low-rank  ``k p``  ``N (C r r p + K k + k p)``       ``N (p + k) + k p``
+        compact   ``D``    those of the full, and ``2 K p``  ``N p + 2 K p + D``
+        both      ``D``    those of low-rank, and ``2 k p``  ``N (p + k) + 2 k p + D``
+        ========  =======  ================================  ===========================
 
     With ``C = K = 2048``, ``p = 512``, ``N = 196``: 1,048,576 values and 411 million multiply-adds in full; with k = 64
     32,768 values and 238 million.
@@ -62,7 +62,8 @@ class CrossLayerPooling(Head):
         guide_dim: Number k of pooling channels that the guide is projected to; ``None``: no projection.
         sketch: Length D of the count sketch of the pooled features; ``None``: none.
         spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
-            :class:`~cxlp.heads.normalisation.Normalise`.
+            :class:`~cxlp.heads.normalisation.Normalise`. The root of the singular values takes the place of ``sqrt``.
+        second_root: Whether, with ``spectral``, the signed square root follows, as in improved bilinear pooling.
         layers: The layer of the local features and the layer of the guide; ``None``: the backbone's last two.
         views: The views of an image whose local features are pooled together.
 
@@ -101,6 +102,7 @@ class CrossLayerPooling(Head):
         channel_l2: bool = False,
         sign: bool = False,
         sqrt: bool = True,
+        second_root: bool = False,
         l2: bool = True,
         layers: Sequence[str] | None = None,
         views: Views = Views(),
@@ -116,12 +118,15 @@ class CrossLayerPooling(Head):
                     f"{option} is true, but a sketch has no pooling channels any more: set {option} to false, or "
                     "sketch to null"
                 )
+        if second_root and not spectral:
+            raise CxlpError("second_root is true, but there is no first one: set spectral to true, or it to false")
         self.pca_dim, self.size, self.stride, self.padding, self.align = pca_dim, size, stride, padding, align
         self.channels, self.guide_dim, self.sketch = channels, guide_dim, sketch
         self.spectral, self.zscore, self.channel_l2 = spectral, zscore, channel_l2
-        self.sign, self.sqrt, self.l2 = sign, sqrt, l2
+        self.sign, self.sqrt, self.second_root, self.l2 = sign, sqrt, second_root, l2
         self.normalise = Normalise(
-            spectral=spectral, zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2
+            spectral=spectral, zscore=zscore, channel_l2=channel_l2, sign=sign,
+            sqrt=second_root if spectral else sqrt, l2=l2,
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:
@@ -230,7 +235,3 @@ class CrossLayerPooling(Head):
             return pooled if self.count_sketch is None else self.count_sketch(pooled[None])  # linear, too: (1, D)
 
         return shares_of_guide(pool, activations, self.normalise, weights), activations
-
-    def extra_repr(self) -> str:
-        """Show the options that the submodules do not."""
-        return f"size={self.size}, stride={self.stride}, padding={self.padding}, align={self.align}"

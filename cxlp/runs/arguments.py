@@ -32,6 +32,8 @@ HEAD = "CrossLayerPooling"
 TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 #: Keys beside the groups.
 OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
+#: All keys and groups of keys.
+KEYS = ("config", "seed_everything", "model", "data", "trainer", "run", *OWN, "print_config", "help", "help-all")
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
@@ -77,6 +79,17 @@ def find_configs(args: Sequence[str]) -> list[str]:
     return configs + data + others
 
 
+def given_configs(args: Sequence[str]) -> list[Path]:
+    """Find the files of ``--config NAME``, in their order.
+
+    Raises:
+        CxlpError: If there is none; names those there are.
+    """
+    pairs = itertools.pairwise([*args, ""])
+    names = [value for arg, value in pairs if arg in ("--config", "-c")]
+    return [_config_path(name) for name in [*names, *(a[9:] for a in args if a.startswith("--config="))]]
+
+
 def part_heads(args: Sequence[str]) -> list[str]:
     """Have no list of heads inherit from a single head that was given before it.
 
@@ -118,7 +131,7 @@ def _check_overlays(paths: Sequence[str]) -> None:
     """Refuse files that hold no keys, and overlays that come before what they change."""
     described = False
     for path in paths:
-        content = _read_yaml(path)
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
         empty = [key for key in ("model", "data", "trainer", "run") if key in content and content[key] is None]
@@ -135,7 +148,7 @@ def _check_overlays(paths: Sequence[str]) -> None:
             )
 
 
-def _read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
+def read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
     """Read a file as YAML.
 
     Raises:
@@ -161,4 +174,4 @@ def _config_path(name: str) -> Path:
             if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's raises for what cannot be a path)
                 return spelled.absolute()
     shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != SEARCH)
-    raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped, shown=12)}")
+    raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped)}")

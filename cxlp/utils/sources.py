@@ -153,7 +153,8 @@ def _find(module: str, name: str) -> tuple[str, ast.AST] | None:
             return module, node
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return module, node.value
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == module.split(".")[0]:
+        packages = (module.split(".")[0], "lightning_fabric")  # where Lightning's Trainer has types from
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in packages:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return _find(node.module, alias.name)

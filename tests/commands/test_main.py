@@ -41,7 +41,7 @@ def test_download_goes_to_the_default_root(
     ("args", "said"),
     [
         (["cub"], "there is no data set 'cub'. Did you mean 'cub200'?"),
-        (["imagenet"], "there is no data set 'imagenet'. Valid: 'cub200', 'demo', "),
+        (["imagenet"], "there is no data set 'imagenet'. Valid: cub200, demo, "),
         (["folder", "--root", "nowhere"], "folder: "),
         (["demo", "--root", "."], "demo: . holds something else"),
     ],
@@ -67,7 +67,7 @@ def test_an_interrupt_is_no_traceback(
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("args", [[], ["downlaod", "cub200"], ["download"], ["download", "cub200", "--rot", "x", "y"]])
+@pytest.mark.parametrize("args", [[], ["download"], ["runs", "--sort"], ["compare", "--reach", "x"]])
 def test_wrong_arguments_end_with_status_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(args)

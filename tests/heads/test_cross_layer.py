@@ -14,6 +14,7 @@ from cxlp.heads.average import AveragePooling
 from cxlp.heads.cross_layer import CrossLayerPooling
 from cxlp.heads.normalisation import signed_sqrt
 from cxlp.heads.operator import Align, cross_layer_pooling
+from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 from tests.heads.test_normalisation import SWITCHES, normalise
 from tests.heads.test_operator import maps
@@ -276,9 +277,11 @@ def test_a_sketch_stands_between_pooling_and_normalisation() -> None:
 
 
 def test_repr_names_the_options() -> None:
-    assert "size=3, stride=2, padding=same, align=to_guide" in repr(
-        cross(5, 3, size=3, stride=2, padding="same", align="to_guide")
-    )
+    head = cross(5, 3, size=3, stride=2, padding="same", align="to_guide")
+    assert "size=3, stride=2, padding='same', align='to_guide'" in repr(head)
+    assert repr(CrossLayerPooling()) == "CrossLayerPooling()"
+    both = CrossLayerPooling(pca_dim=2, views=Views("flip")).connect((4, 3, 3), (5, 3, 3))
+    assert repr(both) == "CrossLayerPooling(pca_dim=2, views={'kind': 'flip'}): 4 x 3 x 3, 5 x 3 x 3 -> 10"
 
 
 def test_average_pooling_is_the_normalised_mean() -> None:
