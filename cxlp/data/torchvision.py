@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
@@ -20,6 +19,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.locking import locked
 from cxlp.utils.program import program
+from cxlp.utils.progress import track
 
 #: Where data sets have the names of their classes.
 _NAMES = ("classes", "categories", "all_categories", "attr_names", "class_to_idx")
@@ -173,7 +173,7 @@ class Torchvision(ImageDataModule):
         try:
             for split, part in parts.items():
                 (aside / split).mkdir(parents=True)
-                for i in tqdm(range(len(part)), desc=f"Writing {self.name}, {split}", unit=" images"):
+                for i in track(range(len(part)), f"Writing {self.name}, {split}", len(part)):
                     picture, label = part[i]
                     labels[split].append(_label(label))
                     picture.save(aside / split / f"{i:07d}.png", compress_level=1)
