@@ -111,9 +111,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def kinds(run: RunConfig, folder: Path) -> list[type]:
-    return [
-        type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder, "train"), Outputs())
-    ]
+    begun = start_wandb(run, folder, "train")
+    begin = None if begun is None else lambda: begun
+    return [type(logger) for logger in build_loggers(run, folder, "frozen", begin, Outputs())]
 
 
 @pytest.mark.parametrize(
