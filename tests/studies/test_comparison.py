@@ -381,7 +381,7 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--systems", "CL-99"], "unknown system 'CL-99'. Did you mean "),
+        (["--systems", "CL-99"], "unknown system 'CL-99'. Valid: CNN-Global"),
         (["--sweep", "model.frozen.c=3"], "give a key and a list of values for it, such as 'model.frozen.c="),
         (["--sweep", "=[2]"], "--sweep =[2]: give a key and a list of values for it"),
         (["--sweep", "model.frozen.c=[2, 2]"], "a value is there twice"),
