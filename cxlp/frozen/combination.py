@@ -89,6 +89,9 @@ class Kernels:
             self.grams[name] = gram.div_(self.lengths[name])
         self.seconds = time.perf_counter() - start
 
+    def __repr__(self) -> str:
+        return f"Kernels({', '.join(self.stores)}; {len(self.labels):,} rows, {len(self.targets):,} classes)"
+
     def evaluate(self, names: Sequence[str]) -> Combination:
         """Cross-validate the SVMs on a sum, on the folds and with the costs C of a single run."""
         start = time.perf_counter()

@@ -126,7 +126,7 @@ def combine(
     kernels = Kernels({s.name: s.rows("train") for s in found}, labels, first.data.classes, first.config, device)
     start = time.perf_counter()
     sets = [names for size in range(2, most + 1) for names in combinations(kernels.stores, size)]
-    evaluated = [kernels.evaluate(names) for names in tqdm(sets, desc="Combinations", leave=False)]
+    evaluated = [kernels.evaluate(names) for names in tqdm(sets, desc="Combinations", leave=False, disable=None)]
     spent = time.perf_counter() - start
     of = {s.name: s for s in found}
 
