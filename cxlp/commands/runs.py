@@ -98,18 +98,17 @@ def run(args: Namespace) -> int:
 
 
 def _facts(entry: "Entry") -> dict[str, str]:
-    from cxlp.reports.formatting import as_text
+    from cxlp.utils.spelling import as_text, span_as_text
 
     value, interval = entry.value, entry.interval
     text = as_text(entry.metric, value) if value is not None else entry.state
-    spans = [f"{100 * interval[end]:.1f}" for end in ("low", "high")] if interval else []
     return {
         "data": entry.data,
         "backbone": entry.backbone,
         "head": entry.head,
         "mode": entry.mode,
         "accuracy or mAP": text + (" mAP" if entry.metric == "test/mAP" else ""),
-        "95%": " to ".join(spans),
+        "95% interval": span_as_text(entry.metric, interval) if interval else "",
         "begun": f"{entry.date:%Y-%m-%d %H:%M}",
         "MB": f"{entry.size / 1e6:,.0f}",
     }
@@ -139,7 +138,7 @@ def _list(entries: Sequence["Entry"], console: "Console") -> None:
     table = Table("run", title=f"{len(entries)} runs, {sum(entry.size for entry in entries) / 1e9:,.2f} GB")
     facts = [_facts(entry) for entry in entries]
     for name in facts[0]:
-        table.add_column(name, justify="right" if name in ("accuracy or mAP", "95%", "MB") else "left")
+        table.add_column(name, justify="right" if name in ("accuracy or mAP", "95% interval", "MB") else "left")
     for entry, values in zip(entries, facts, strict=True):
         table.add_row(entry.name, *values.values())
     console.print(table)
@@ -148,8 +147,8 @@ def _list(entries: Sequence["Entry"], console: "Console") -> None:
 def _show(entry: "Entry", console: "Console") -> None:
     from rich.table import Table
 
-    from cxlp.reports.formatting import as_text, interval_as_text
     from cxlp.reports.history import how_to_look
+    from cxlp.utils.spelling import as_text, interval_as_text
 
     table = Table("what", "value", title=entry.name)
     for name, value in {"state": entry.state, **_facts(entry)}.items():
