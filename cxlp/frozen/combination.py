@@ -17,6 +17,7 @@ from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.memory import free_memory
+from cxlp.utils.progress import track
 
 #: Largest block of test features, in bytes.
 _BLOCK = 256 << 20
@@ -82,7 +83,7 @@ class Kernels:
         check_memory(len(stores), len(labels), len(classes), self.folds)
         start = time.perf_counter()
         self.grams, self.lengths = dict[str, Tensor](), dict[str, float]()
-        for name, store in stores.items():
+        for name, store in track(stores.items(), "Gram matrices", len(stores), "systems"):
             gram = gram_matrix(store, device, progress=False)
             check_lengths(gram.diagonal().numpy())
             self.lengths[name] = float(gram.diagonal().mean()) or 1.0  # mean squared length
