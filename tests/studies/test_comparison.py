@@ -18,8 +18,8 @@ from cxlp.__main__ import main
 from cxlp.heads import CrossLayerPooling
 from cxlp.runs.cli import model_of, parse
 from cxlp.studies.comparison import Comparison, System, without
+from cxlp.studies.rows import Row
 from cxlp.studies.systems import systems
-from cxlp.studies.tables import Row
 from cxlp.utils import fingerprint
 from tests.generate import write_cub200
 
