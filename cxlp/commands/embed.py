@@ -92,7 +92,7 @@ def run(args: Namespace) -> int:
         raise CxlpError("there are no paths")
     workers = min(8, usable_cores()) if args.workers is None else args.workers
     with TemporaryDirectory(dir=args.out.resolve().parent, prefix=f".{args.out.name}.") as folder:
-        found = Embedding(model, paths, Path(folder), args.batch_size, workers, sys.stderr.isatty())
+        found = Embedding(model, paths, Path(folder), args.batch_size, workers)
         try:
             if is_config:
                 found.fit()

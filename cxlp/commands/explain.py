@@ -190,20 +190,15 @@ def _record(explanation: "Explanation", network: "Network", channels: Sequence[i
 
 def _patches(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
     """Go through all images, then read those again that hold the strongest places."""
-    from rich.console import Console
-    from rich.progress import track
-
     from cxlp.explain.patches import TopPlaces
     from cxlp.reports.overlays import draw_patches
     from cxlp.utils import spelling
     from cxlp.utils.files import write_whole
+    from cxlp.utils.progress import track
 
     top = TopPlaces()
     explained = source.explained(target, against)
-    quiet = not sys.stderr.isatty()
-    for number, _, _, explanation in track(
-        explained, "images", len(source.files), console=Console(stderr=True), disable=quiet, transient=True
-    ):
+    for number, _, _, explanation in track(explained, "Explaining", len(source.files)):
         if not top.images:
             _chosen(args, explanation)  # refuses channels that are not there before the work is done
         top.update(number, explanation)

@@ -63,7 +63,7 @@ def curves(folder: Path, train_images: int) -> dict[str, list[tuple[float, float
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:
-    """Read a metric by epoch, from 0: the last value of each epoch; empty if it was not logged.
+    """Read a metric by epoch, where 0 is the frozen fit: the last value of each epoch; empty if it was not logged.
 
     Args:
         folder: A run's folder.

@@ -43,18 +43,32 @@ class Shown(NamedTuple):
         return self.folder / "refit" if (self.folder / "refit" / "metrics.json").is_file() else self.folder
 
 
-def write_overview(path: Path, runs: Sequence[Shown], differing: Mapping[str, Sequence[str]]) -> None:
+def write_overview(
+    path: Path,
+    runs: Sequence[Shown],
+    differing: Mapping[str, Sequence[str]],
+    paired: Sequence[dict[str, str]] = (),
+    note: str = "",
+) -> None:
     """Write the page.
 
     Args:
         path: The file.
         runs: One or more.
         differing: Keys of the configs that differ, with a value for each run.
+        paired: Rows of a table of paired tests.
+        note: What to say below it.
     """
-    write_whole(path, build_overview(path, runs, differing))
+    write_whole(path, build_overview(path, runs, differing, paired, note))
 
 
-def build_overview(path: Path, runs: Sequence[Shown], differing: Mapping[str, Sequence[str]]) -> str:
+def build_overview(
+    path: Path,
+    runs: Sequence[Shown],
+    differing: Mapping[str, Sequence[str]],
+    paired: Sequence[dict[str, str]],
+    note: str,
+) -> str:
     """Build the page, see :func:`write_overview`; links to reports are relative to the file."""
     metrics = dict.fromkeys(name for run in runs for name in run.found.get("metrics", {}))
     names = [run.name for run in runs]
@@ -65,6 +79,8 @@ def build_overview(path: Path, runs: Sequence[Shown], differing: Mapping[str, Se
         links={run.name: _link(run.tested / "report.html", path) for run in runs},
         runs=[{"run": run.name, **run.facts} for run in runs],
         bars=_bars(runs),
+        paired=paired,
+        note=note,
         metrics=[{"metric": name, **{run.name: _value(run, name) for run in runs}} for name in metrics],
         differing=[{"key": key, **dict(zip(names, values, strict=True))} for key, values in differing.items()],
         charts=[
