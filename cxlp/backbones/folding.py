@@ -23,7 +23,7 @@ def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphMod
     """Copy the computation of a cut network in evaluation, with fewer operations and the same values up to rounding.
 
     Where only a BatchNorm takes a convolution's output, both are one convolution (Jacob et al., CVPR 2018, section
-    3.2): with ``s = gamma / sqrt(var + eps)`` per output channel,
+    3.2): with ``s = gamma / sqrt(var + eps)`` per output channel, ::
 
         W' = s W,    b' = s (b - mean) + beta.
 

@@ -192,6 +192,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     """Go through all images, then read those again that hold the strongest places."""
     from cxlp.explain.patches import TopPlaces
     from cxlp.reports.overlays import draw_patches
+    from cxlp.utils import spelling
     from cxlp.utils.files import write_whole
     from cxlp.utils.progress import track
 
@@ -213,8 +214,8 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
         cut.update({(c, i): p.cut(at[math.ceil(PATCH / p.side)]) for c, i, p in wanted})
     rows = [
         (
-            f"channel {channel}\nmean share\n{top.mean_share(channel):+.3f}",
-            [(cut[channel, i], f"{patch.activation:.3g}") for i, patch in enumerate(found)],
+            f"channel {channel}\nmean |share| {top.mean_size(channel):.3f}\nmean share {top.mean_share(channel):+.3f}",
+            [(cut[channel, i], spelling.number(patch.activation)) for i, patch in enumerate(found)],
         )
         for channel, found in patches.items()
     ]
@@ -222,6 +223,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     records = [
         {
             "channel": channel,
+            "mean_absolute_share": top.mean_size(channel),
             "mean_share": top.mean_share(channel),
             "patches": [
                 {

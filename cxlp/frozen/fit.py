@@ -68,22 +68,22 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
-def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cross: bool) -> int:
+def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, needing: str = "") -> int:
     """How many folds there can be: as many as asked for, or as images of the rarest class.
 
     Args:
         labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
         classes: Names.
         config: Options.
-        cross: Whether the classifiers of the folds are wanted.
+        needing: What cannot do without folds, beside a ``c`` that is ``auto``.
 
     Raises:
         CxlpError: If there is one at most, and it is needed.
     """
     images = (as_targets(labels, len(classes)) == 1).sum(dim=1)
     folds = min(config.folds, int(images.min()))
-    if folds < 2 and (cross or config.c == "auto"):
-        needing = "model.cross_fit" if cross else "model.frozen.c: auto"
+    needing = needing or ("model.frozen.c: auto" if config.c == "auto" else "")
+    if folds < 2 and needing:
         raise CxlpError(
             f"{needing} needs two training images of each class, but {classes[int(images.argmin())]!r} has "
             f"{int(images.min())}"
@@ -277,7 +277,7 @@ class FrozenFit:
         assert classifier is not None
         folds = 0
         if self.settled is None:
-            folds = count_folds(labels, self.network.classes, self.config, self.cross)
+            folds = count_folds(labels, self.network.classes, self.config, "model.cross_fit" if self.cross else "")
         targets = as_targets(labels, len(self.network.classes)).numpy()
         solver = make_solver(self.plan, self.features, targets, split(labels, folds), self.device, times, self.progress)
         with times.measure("SVM"):

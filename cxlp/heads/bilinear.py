@@ -14,11 +14,12 @@ from cxlp.heads.views import Views
 class BilinearPooling(CrossLayerPooling):
     """Bilinear pooling of a layer (B-CNN, Lin et al., ICCV 2015), in full, low-rank or compact form.
 
-        P = sum_i x_i (W x_i + b)^T,
+    The layer's activations ``x_i`` pool its own local features, perhaps projected by a PCA: ::
 
-    the layer's activations ``x_i`` pool its own local features, perhaps projected by a PCA. With ``pca_dim=None`` that
-    is B-CNN's ``sum_i x_i x_i^T``. For ``guide_dim`` and ``sketch`` (compact bilinear pooling, Gao et al., CVPR 2016)
-    see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
+        P = sum_i x_i (W x_i + b)^T
+
+    With ``pca_dim=None`` that is B-CNN's ``sum_i x_i x_i^T``. For ``guide_dim`` and ``sketch`` (compact bilinear
+    pooling, Gao et al., CVPR 2016) see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
 
     Args:
         pca_dim, size, stride, padding, channels, guide_dim, sketch: As of cross-layer pooling, whose guide is the map

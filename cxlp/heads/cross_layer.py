@@ -40,14 +40,14 @@ class CrossLayerPooling(Head):
 
     The cost of an image with N places, in multiply-adds, and in values of memory beside the maps:
 
-        ============  =========  ===============================  ====================
-        form          length     multiply-adds                    memory
-        ============  =========  ===============================  ====================
-        full          ``K p``    ``N (C r r p + K p)``            ``N p + K p``
-        low-rank      ``k p``    ``N (C r r p + K k + k p)``      ``N (p + k) + k p``
-        compact       ``D``      those of the full, and ``2 K p`` ``N p + 2 K p + D``
-        both          ``D``      those of low-rank, and ``2 k p`` ``N (p + k) + 2 k p + D``
-        ============  =========  ===============================  ====================
+        ========  =======  ================================  ===========================
+        form      length   multiply-adds                     memory
+        ========  =======  ================================  ===========================
+        full      ``K p``  ``N (C r r p + K p)``             ``N p + K p``
+        low-rank  ``k p``  ``N (C r r p + K k + k p)``       ``N (p + k) + k p``
+        compact   ``D``    those of the full, and ``2 K p``  ``N p + 2 K p + D``
+        both      ``D``    those of low-rank, and ``2 k p``  ``N (p + k) + 2 k p + D``
+        ========  =======  ================================  ===========================
 
     With ``C = K = 2048``, ``p = 512``, ``N = 196``: 1,048,576 values and 411 million multiply-adds in full; with k = 64
     32,768 values and 238 million.

@@ -13,7 +13,7 @@ class Moments:
     """Count, mean and scatter of vectors that come in batches, in float64.
 
     Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), which never
-    subtracts large numbers of equal size:
+    subtracts large numbers of equal size::
 
         S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)^T.
 

@@ -93,6 +93,17 @@ def _spelt_out(args: Sequence[str]) -> list[str]:
     return found
 
 
+def given_configs(args: Sequence[str]) -> list[Path]:
+    """Find the files of ``--config NAME``, in their order.
+
+    Raises:
+        CxlpError: If there is none; names those there are.
+    """
+    pairs = itertools.pairwise([*args, ""])
+    names = [value for arg, value in pairs if arg in ("--config", "-c")]
+    return [_config_path(name) for name in [*names, *(a[9:] for a in args if a.startswith("--config="))]]
+
+
 def part_heads(args: Sequence[str]) -> list[str]:
     """Have no list of heads inherit from a single head that was given before it.
 
@@ -142,7 +153,7 @@ def _check_overlays(paths: Sequence[str], given: bool) -> bool:
     """
     described = False
     for path in paths:
-        content = _read_yaml(path)
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
         empty = [key for key in ("model", "data", "trainer", "run") if key in content and content[key] is None]
@@ -160,7 +171,7 @@ def _check_overlays(paths: Sequence[str], given: bool) -> bool:
     return described
 
 
-def _read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
+def read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
     """Read a file as YAML.
 
     Raises:

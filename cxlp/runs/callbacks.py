@@ -173,8 +173,10 @@ class Progress(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell that all processes are there."""
+        """Tell that all processes are there, and have each epoch logged at least once, however few steps it has."""
         self.have_met.set()
+        steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave validation and what else was between epochs out of the speed."""

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.reports.formatting import as_text, interval_as_text
 from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
@@ -24,6 +23,7 @@ from cxlp.runs.wandb_runs import close_wandb
 from cxlp.utils.files import write_whole
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 from cxlp.utils.progress import duration
+from cxlp.utils.spelling import as_text, interval_as_text
 
 
 class Clock:
@@ -171,6 +171,10 @@ class Results:
         if run.reuse is not None and run.reuse.taken_up:
             with run.outputs.attempt("the description of the stored features"):
                 summary["features made by an earlier run"] = run.reuse.entry.facts()
+        if run.reuse is not None:
+            summary["features"] = run.reuse.files
+        if any(head.needs_labels for head in run.network.each_head()):
+            summary["heads learnt from labels"] = True  # so what is cross-validated behind them has seen these
         summary["memory"] = peak_memory()
         summary["images_per_second"] = self.images_per_second
         return summary

@@ -86,7 +86,7 @@ class Run(OpenedRun):
             torch.tensor([s.label for s in self.data.splits["train"].samples]),
             self.data.classes,
             self.model.frozen,
-            self.model.cross_fit,
+            "model.cross_fit" if self.model.cross_fit else "",
         )
         if self.model.frozen.store is not None:
             self.reuse = FeatureReuse(self.model.frozen, self.data)

@@ -29,8 +29,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
         return best
     if not file.is_file():
-        near = nearest(str(file), map(str, sorted(file.parent.glob("[!.]*"))))
-        raise CxlpError(f"checkpoint not found: {file}" + (f". Did you mean {near!r}?" if near else ""))
+        others = {found.stem: found for found in sorted(file.parent.glob("[!.]*"))}  # all have one suffix
+        near = nearest(file.stem, others)
+        hint = f". Did you mean {str(others[near])!r}?" if near else ""
+        raise CxlpError(f"checkpoint not found: {file}{hint}")
     return file
 
 

@@ -1,5 +1,6 @@
 """What a run leaves: files that are whole, the right checkpoints, and whose they are."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,20 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
         # before clipping, which leaves next to nothing
         assert {k: v for k, v in row.items() if k.startswith("grad_norm")} == pytest.approx(norms.found[step], rel=1e-5)
     assert max(norms.found[1].values()) > 1e-3
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_each_epoch_is_logged_also_where_it_has_fewer_steps_than_the_interval(tmp_path: Path, accumulated: int) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=4, size=32))  # 12 images, batches of 4
+    data.setup()
+    rows = Rows(tmp_path)
+    options: dict[str, Any] = {"logger": rows, "log_every_n_steps": 50, "accumulate_grad_batches": accumulated}
+    trainer(tmp_path, max_epochs=3, callbacks=[Progress()], **options).fit(
+        FineTune(network(classes=data.classes)), data
+    )
+    for metric in ("train/loss_step", "grad_norm/backbone"):
+        seen = [row["images_seen"] for row in rows.rows if metric in row]
+        assert {math.ceil(images / 12) for images in seen} == {1, 2, 3}
 
 
 def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from wandb.sdk.launch.sweeps import utils
 from cxlp.backbones.backbone import Backbone
 from cxlp.commands.train import main
 from cxlp.heads import CovariancePooling
+from cxlp.heads.normalisation import Normalise
 from cxlp.models.network import Network
 from cxlp.runs.arguments import CONFIGS
 from cxlp.runs.cli import model_of, parse
@@ -73,6 +74,7 @@ def test_its_operators_are_compared_fairly() -> None:
             (head,) = model_of(parse(started[3:])).heads
             assert Network(backbone, head, classes=3).out_features > size
             assert head.unit_length
+            assert isinstance(head.normalise, Normalise)
             steps = head.normalise.steps
             roots = steps["sqrt"] + steps["spectral"] + isinstance(head, CovariancePooling)
             assert roots == 1 and not (steps["zscore"] or steps["channel_l2"] or steps["sign"]), name

@@ -7,6 +7,7 @@ import pytest
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.heads import AveragePooling, CovariancePooling, CrossLayerPooling, Head
+from cxlp.heads.normalisation import Normalise
 from cxlp.models.network import Network
 from cxlp.studies.system_names import system_names
 from cxlp.studies.systems import BASELINE, systems
@@ -120,7 +121,8 @@ def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
     plain = ("CNN-Global", "CNN-Jitter", "average")  # of the paper's time: the activations themselves
     for name, found in heads.items():
         for head in found:
-            steps = head.normalise.steps  # type: ignore[union-attr, operator]
+            assert isinstance(head.normalise, Normalise)
+            steps = head.normalise.steps
             assert steps["l2"] and not (steps["zscore"] or steps["channel_l2"])
             roots = steps["sqrt"] + steps["spectral"] + steps["sign"] + isinstance(head, CovariancePooling)
             if steps["sign"]:
