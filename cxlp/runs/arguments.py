@@ -30,6 +30,8 @@ CLASSES = {
 MODES = {"FineTune": ("--config", "finetune.yaml"), "Frozen": ("--trainer.max_epochs", "0")}
 #: The head where none is named.
 HEAD = "CrossLayerPooling"
+#: Defaults of the Trainer that are not Lightning's own. No sanity check: it scores a few images of a few classes.
+TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 #: Keys beside the groups.
 OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
 #: All keys and groups of keys.

@@ -14,16 +14,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.arguments import CLASSES, HEAD, find_configs, part_heads
+from cxlp.runs.arguments import CLASSES, HEAD, TRAINER, find_configs, part_heads
 from cxlp.runs.config_errors import check_group, explain, explain_instance, refuse_infinite, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
 from cxlp.tasks.finetune import UNFITTED
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
-
-#: Defaults of the Trainer that are not Lightning's own. No sanity check: it scores a few images of a few classes.
-TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 
 
 @cache

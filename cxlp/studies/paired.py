@@ -62,7 +62,7 @@ def p_as_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answers:
     """What a run's test has answered.
 
@@ -79,6 +79,9 @@ class Answers:
     classes: tuple[str, ...]
     truth: NDArray[Any]
     answers: NDArray[Any]
+
+    def __repr__(self) -> str:
+        return f"Answers({len(self.keys):,} images of {len(self.classes):,} classes, in {self.folder})"
 
     @property
     def multi_label(self) -> bool:

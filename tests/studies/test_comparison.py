@@ -18,8 +18,8 @@ from cxlp.__main__ import main
 from cxlp.heads import CrossLayerPooling
 from cxlp.runs.cli import model_of, parse
 from cxlp.studies.comparison import Comparison, System, without
+from cxlp.studies.rows import Row
 from cxlp.studies.systems import systems
-from cxlp.studies.tables import Row
 from cxlp.utils import fingerprint
 from tests.generate import write_cub200
 
@@ -381,7 +381,7 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--systems", "CL-99"], "unknown system 'CL-99'. Did you mean "),
+        (["--systems", "CL-99"], "unknown system 'CL-99'. Valid: CNN-Global"),
         (["--sweep", "model.frozen.c=3"], "give a key and a list of values for it, such as 'model.frozen.c="),
         (["--sweep", "=[2]"], "--sweep =[2]: give a key and a list of values for it"),
         (["--sweep", "model.frozen.c=[2, 2]"], "a value is there twice"),

@@ -11,7 +11,8 @@ import pytest
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import RunConfig
-from cxlp.studies.tables import Row, read_row, table, write_reports
+from cxlp.studies.rows import Row, read_row
+from cxlp.studies.tables import table, write_reports
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.spelling import as_text
 

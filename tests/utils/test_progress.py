@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -22,7 +23,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The time, in seconds."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     yield now
 
 
