@@ -7,7 +7,10 @@ from cxlp.version import __version__
 
 if TYPE_CHECKING:
     from cxlp.backbones.backbone import Backbone
-    from cxlp.deploy.predictor import Prediction, Predictor, load
+    from cxlp.deploy.image_paths import list_images
+    from cxlp.deploy.loading import load
+    from cxlp.deploy.prediction import Prediction
+    from cxlp.deploy.predictor import Predictor
     from cxlp.heads import (
         AveragePooling,
         BilinearPooling,
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from cxlp.heads.views import Views
     from cxlp.models.checkpoint import load_network
     from cxlp.models.network import Network
+    from cxlp.runs.run_result import RunResult
+    from cxlp.runs.training import train
     from cxlp.tasks import FineTune, Frozen
+    from cxlp.utils.errors import CxlpError
     from cxlp.utils.precision import fastest_precision
 
 __all__ = [
@@ -31,6 +37,7 @@ __all__ = [
     "BilinearPooling",
     "CovariancePooling",
     "CrossLayerPooling",
+    "CxlpError",
     "FineTune",
     "FisherVector",
     "Frozen",
@@ -38,29 +45,36 @@ __all__ = [
     "Network",
     "Prediction",
     "Predictor",
+    "RunResult",
     "SparseFisherVector",
     "TrainedGuidePooling",
     "Views",
     "__version__",
     "cross_layer_pooling",
     "fastest_precision",
+    "list_images",
     "load",
     "load_network",
+    "train",
 ]
 
 #: Where names come from that are no head.
 _HOMES = {
     "Backbone": "cxlp.backbones.backbone",
+    "CxlpError": "cxlp.utils.errors",
     "FineTune": "cxlp.tasks",
     "Frozen": "cxlp.tasks",
     "Network": "cxlp.models.network",
-    "Prediction": "cxlp.deploy.predictor",
+    "Prediction": "cxlp.deploy.prediction",
     "Predictor": "cxlp.deploy.predictor",
+    "RunResult": "cxlp.runs.run_result",
     "Views": "cxlp.heads.views",
     "cross_layer_pooling": "cxlp.heads.operator",
     "fastest_precision": "cxlp.utils.precision",
-    "load": "cxlp.deploy.predictor",
+    "list_images": "cxlp.deploy.image_paths",
+    "load": "cxlp.deploy.loading",
     "load_network": "cxlp.models.checkpoint",
+    "train": "cxlp.runs.training",
 }
 
 
@@ -69,3 +83,7 @@ def __getattr__(name: str) -> object:
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "cxlp.heads")), name)
     raise AttributeError(f"module 'cxlp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,19 +1,37 @@
+# PYTHON_ARGCOMPLETE_OK (by this, argcomplete knows that it may ask)
 """The commands: ``cxlp COMMAND`` or, without an installation, ``python -m cxlp COMMAND``."""
 
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cxlp import __version__
-from cxlp.commands import check, compare, download, embed, explain, export, layers, predict, runs, test, train
+from cxlp.commands import (
+    check,
+    compare,
+    dashboard,
+    download,
+    embed,
+    explain,
+    export,
+    layers,
+    predict,
+    runs,
+    test,
+    train,
+)
+from cxlp.commands.completion import complete, is_asked
+from cxlp.commands.parser import CommandParser
+from cxlp.runs.arguments import KEYS
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import how_ended, raising_on_signals
 from cxlp.utils.program import end_without_collecting, print_any_text, program
 
 #: The commands, in the order of a working day.
-COMMANDS = (download, check, layers, train, test, runs, compare, predict, embed, explain, export)
+COMMANDS = (download, check, layers, train, test, runs, compare, dashboard, predict, embed, explain, export)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -32,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # The console script does not see the working directory, as python -m does, where heads of the user's own may be.
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog=program(),
         description="Cross-convolutional-layer pooling: data sets, training, and what to do with a trained network.",
         epilog="examples:\n  %(prog)s download cub200\n  %(prog)s train --config cub200.yaml",
@@ -41,12 +59,24 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"cxlp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add_parser(name: str, **kwargs: Any) -> CommandParser:
+        own = commands.add_parser(name, **kwargs)
+        own.set_defaults(own=own)
+        return own
+
     for command in COMMANDS:
-        command.add(commands.add_parser)
+        command.add(add_parser)
+    parser.commands(list(commands.choices))
+    if is_asked():
+        with_keys = [name for name, each in commands.choices.items() if each.get_default("takes_more")]
+        complete(parser, [commands.choices[name] for name in with_keys])
     chosen, rest = parser.parse_known_args(args)
     chosen.rest = rest
-    if rest and not getattr(chosen, "takes_more", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if getattr(chosen, "takes_more", False):
+        chosen.own.suggest(rest, KEYS)
+    elif rest:
+        chosen.own.unknown_option(next((arg for arg in rest if arg.startswith("--")), rest[0]))
     with raising_on_signals():
         try:
             status: int = chosen.run(chosen)

@@ -36,7 +36,8 @@ from cxlp.data.folder import Folder
 from cxlp.data.h3d import H3D
 from cxlp.data.mit67 import MIT67
 from cxlp.data.voc2007 import VOC2007
-from cxlp.deploy.predictor import Predictor, load
+from cxlp.deploy.loading import load
+from cxlp.deploy.predictor import Predictor
 from cxlp.runs.cli import parse, parts_of
 from cxlp.utils.errors import CxlpError
 from tests.editing import pack

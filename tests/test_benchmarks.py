@@ -51,7 +51,7 @@ def test_svm_benchmark_finds_equal_predictions(tmp_path: Path) -> None:
     for name in ("kernel", "primal", "LinearSVC"):
         assert found[name]["total_s"] > 0
         assert found["compare"][f"as the kernel {name}"] > 0.98
-    shown = run("svm.py", "--grow", "100", "200", "--folds", "3", *sizes)
+    shown = run("svm_growth.py", "100", "200", "--folds", "3", *sizes)
     assert "100" in shown and "200" in shown
     assert 0.2 < json.loads(out.read_text())["200"]["cv_accuracy"] <= 1
 

@@ -164,6 +164,12 @@ class Backbone(nn.Module):
         twin._holds = []
         return twin
 
+    def __repr__(self) -> str:
+        taps = zip(self.layers, self.channels, self.map_sizes, strict=True)
+        maps = ", ".join(f"{layer} {c} x {h} x {w}" for layer, c, (h, w) in taps)
+        size = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        return f"Backbone({self.name}, {size:.1f} M parameters, images of {self.image_size} pixels: {maps})"
+
     def spec(self) -> dict[str, Any]:
         """Describe it by plain values, its arguments; ``name`` is ``None`` where it was made of a module."""
         return dict(self._arguments)
@@ -188,9 +194,10 @@ class Backbone(nn.Module):
         if not holds or traced or self.training or torch.is_grad_enabled():
             return self._maps(self._outputs(images, self.trunk))
         # A few at a time, from the bytes on, see Folded.
+        n, images = len(images), holds[0].filled(images)
         trunk, parts = holds[0].copy_for(images.device), torch.split(images, holds[0].together(images.device))
         outputs = zip(*(self._outputs(part, trunk) for part in parts), strict=True)
-        return self._maps([torch.cat(same) if len(same) > 1 else same[0] for same in outputs])
+        return self._maps([(torch.cat(same) if len(same) > 1 else same[0])[:n] for same in outputs])
 
     def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         maps = (layout.as_map(output) for layout, output in zip(self._layouts, outputs, strict=True))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from cxlp.backbones.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
-from cxlp.backbones.weights import State, in_order, pretrained, read_state_dict
+from cxlp.backbones.hub import pretrained
+from cxlp.backbones.weights import State, in_order, read_state_dict
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.fetching import Remote, fetch
 from cxlp.utils.importing import import_object
@@ -53,26 +54,44 @@ def of_module(model: nn.Module) -> Source:
     return Source(model, IMAGENET)
 
 
+#: What may stand before a network's name and a slash.
+_LIBRARIES = ("torchvision", "timm")
+
+
 def find(name: str) -> Source:
     """Build the named network, with random weights; a user's as it comes.
 
     Raises:
         CxlpError: If there is none, or the user's cannot be built.
     """
+    return _builder(name)()
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that there is not, without building the network.
+
+    Raises:
+        CxlpError: Names the nearest one.
+    """
+    _builder(name)
+
+
+def _builder(name: str) -> Callable[[], Source]:
+    """Find what builds the named network."""
     library, _, bare = name.rpartition("/")
-    if library not in ("", "torchvision", "timm"):
-        raise CxlpError(f"backbone {name!r}: unknown library {library!r}; valid: torchvision/NAME, timm/NAME")
+    if library not in ("", *_LIBRARIES):
+        raise CxlpError(f"backbone {name!r}: there is no library {library!r}. {did_you_mean(library, _LIBRARIES)}")
     if not library and bare in _OWN:
-        return _OWN[bare]()
+        return _OWN[bare]
     import timm  # here, because timm takes seconds to import and own networks do not need it
     import torchvision
 
     if library != "timm" and bare in torchvision.models.list_models(module=torchvision.models):
-        return _from_torchvision(bare)
+        return partial(_from_torchvision, bare)
     if library != "torchvision" and timm.is_model(_in_timm(name)):
-        return _from_timm(bare)
+        return partial(_from_timm, bare)
     if not library and "." in bare:
-        return _from_path(bare)
+        return partial(_from_path, bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
     raise CxlpError(
         f"unknown backbone {name!r}: name one of torchvision or timm, or your own by its import path. "
@@ -171,7 +190,7 @@ def _from_timm(name: str) -> Source:
     data = resolve_data_config({}, model=model)
 
     def state() -> State:
-        return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
+        return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name, hugging_face=True).state_dict())
 
     def translate(given: State) -> State:
         """Turn names as timm does with the files of this network's authors."""

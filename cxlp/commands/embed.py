@@ -13,6 +13,7 @@ from cxlp.runs.early import check_early
 from cxlp.runs.places import NOT_USED, describing_data
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
+from cxlp.utils.spelling import percent
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -41,14 +42,26 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as features.npz or .parquet")
-    parser.add_argument("--dim", type=int, metavar="N", help="size of a vector (default: that of the features)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode; 0: none (default: one per core, at most 8)"
+        "--out", group="output", type=Path, required=True, metavar="FILE", help="such as features.npz or .parquet"
     )
-    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--dim", group="output", type=int, metavar="N", help="size of a vector (default: that of the features)"
+    )
+    parser.add_argument(
+        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+    )
+    parser.add_argument(
+        "--workers",
+        group="computing",
+        type=int,
+        metavar="N",
+        help="processes that decode; 0: none (default: one per core, at most 8)",
+    )
+    parser.add_argument(
+        "--device", group="computing", default="auto", help="auto (the default), cpu, cuda, cuda:1, ..."
+    )
+    parser.add_argument("--precision", group="computing", choices=("32", "bf16"), default="32", help="default: 32")
     parser.set_defaults(run=run, takes_more=True)
 
 
@@ -74,8 +87,8 @@ def run(args: Namespace) -> int:
         with describing_data(arguments) as described:
             check_early([*described, *NOT_USED])
 
-    from cxlp.commands.image_paths import image_paths, lines_of_stdin
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.loading import load
     from cxlp.runs.embedding import Embedding, from_config
     from cxlp.utils.distributed import usable_cores
 
@@ -91,7 +104,7 @@ def run(args: Namespace) -> int:
         raise CxlpError("there are no paths")
     workers = min(8, usable_cores()) if args.workers is None else args.workers
     with TemporaryDirectory(dir=args.out.resolve().parent, prefix=f".{args.out.name}.") as folder:
-        found = Embedding(model, paths, Path(folder), args.batch_size, workers, sys.stderr.isatty())
+        found = Embedding(model, paths, Path(folder), args.batch_size, workers)
         try:
             if is_config:
                 found.fit()
@@ -106,8 +119,8 @@ def run(args: Namespace) -> int:
     print(f"{args.out}: {found.shape[0]:,} x {found.shape[1]:,}")  # noqa: T201
     if found.components is not None:
         print(  # noqa: T201
-            f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps {found.components.kept:.1%} "
-            "of the variance"
+            f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps "
+            f"{percent(found.components.kept)} of the variance"
         )
     if found.errors:
         said = f"{len(found.errors):,} of {len(paths):,} files could not be read, and are left out"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxlp.commands import check_images, check_numbers, warn_of_boxes
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, out_folder
 
 if TYPE_CHECKING:
@@ -53,20 +53,51 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin")
-    parser.add_argument("--class", dest="target", metavar="NAME", help="explain this class (default: the predicted)")
     parser.add_argument(
-        "--against", metavar="NAME", help="explain what the class scores above this one (default class: the best other)"
-    )
-    parser.add_argument("--patches", action="store_true", help="what channels look at across the images")
-    parser.add_argument("--channels", type=int, default=8, metavar="K", help="show the K strongest (default: 8)")
-    parser.add_argument(
-        "--indices", type=int, nargs="+", metavar="N", help="show these channels, numbered from 0 through all heads"
+        "--class",
+        group="what is explained",
+        dest="target",
+        metavar="NAME",
+        help="explain this class (default: the predicted)",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help=f"only the first N images (default: {LIMIT}; with --patches: all)"
+        "--against",
+        group="what is explained",
+        metavar="NAME",
+        help="explain what the class scores above this one (default class: the best other)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where files go (default: explained/, explained-2/, ... in the run)"
+        "--patches", group="what is explained", action="store_true", help="what channels look at across the images"
+    )
+    parser.add_argument(
+        "--channels",
+        group="what is explained",
+        type=int,
+        default=8,
+        metavar="K",
+        help="show the K strongest (default: 8)",
+    )
+    parser.add_argument(
+        "--indices",
+        group="what is explained",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="show these channels, numbered from 0 through all heads",
+    )
+    parser.add_argument(
+        "--limit",
+        group="what is explained",
+        type=int,
+        metavar="N",
+        help=f"only the first N images (default: {LIMIT}; with --patches: all)",
+    )
+    parser.add_argument(
+        "--out",
+        group="output",
+        type=Path,
+        metavar="DIR",
+        help="where files go (default: explained/, explained-2/, ... in the run)",
     )
     parser.set_defaults(run=run)
 
@@ -79,14 +110,14 @@ def run(args: Namespace) -> int:
     find_checkpoint(args.checkpoint)
     check_images(args.images)
 
-    from cxlp.commands.image_paths import image_paths, lines_of_stdin
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.loading import load
     from cxlp.explain.attribution import check_explainable
 
     model = load(args.checkpoint, "auto")
     model.check_classes()
     check_explainable(model.network)
-    target, against = (_class(model.classes, name) for name in (args.target, args.against))
+    target, against = (None if name is None else model.index(name) for name in (args.target, args.against))
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
     warn_of_boxes(model)
@@ -190,19 +221,15 @@ def _record(explanation: "Explanation", network: "Network", channels: Sequence[i
 
 def _patches(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
     """Go through all images, then read those again that hold the strongest places."""
-    from rich.console import Console
-    from rich.progress import track
-
     from cxlp.explain.patches import TopPlaces
     from cxlp.reports.overlays import draw_patches
+    from cxlp.utils import spelling
     from cxlp.utils.files import write_whole
+    from cxlp.utils.progress import track
 
     top = TopPlaces()
     explained = source.explained(target, against)
-    quiet = not sys.stderr.isatty()
-    for number, _, _, explanation in track(
-        explained, "images", len(source.files), console=Console(stderr=True), disable=quiet, transient=True
-    ):
+    for number, _, _, explanation in track(explained, "Explaining", len(source.files)):
         if not top.images:
             _chosen(args, explanation)  # refuses channels that are not there before the work is done
         top.update(number, explanation)
@@ -218,8 +245,8 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
         cut.update({(c, i): p.cut(at[math.ceil(PATCH / p.side)]) for c, i, p in wanted})
     rows = [
         (
-            f"channel {channel}\nmean share\n{top.mean_share(channel):+.3f}",
-            [(cut[channel, i], f"{patch.activation:.3g}") for i, patch in enumerate(found)],
+            f"channel {channel}\nmean |share| {top.mean_size(channel):.3f}\nmean share {top.mean_share(channel):+.3f}",
+            [(cut[channel, i], spelling.number(patch.activation)) for i, patch in enumerate(found)],
         )
         for channel, found in patches.items()
     ]
@@ -227,6 +254,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     records = [
         {
             "channel": channel,
+            "mean_absolute_share": top.mean_size(channel),
             "mean_share": top.mean_share(channel),
             "patches": [
                 {
@@ -250,14 +278,7 @@ def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
         if wrong := [k for k in args.indices if not 0 <= k < len(shares)]:
             raise CxlpError(f"--indices {wrong[0]}: the network has pooling channels 0 to {len(shares) - 1}")
         return list(args.indices)
-    strongest: list[int] = shares.abs().topk(min(args.channels, len(shares))).indices.tolist()
-    return strongest
-
-
-def _class(classes: Sequence[str], name: str | None) -> int | None:
-    if name is not None and name not in classes:
-        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, classes)}")
-    return None if name is None else classes.index(name)
+    return explanation.strongest(args.channels)
 
 
 def _new(folder: Path) -> Path:

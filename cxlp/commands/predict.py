@@ -16,7 +16,7 @@ from cxlp.reports.formatting import csv_writer
 from cxlp.utils.files import find_checkpoint
 
 if TYPE_CHECKING:
-    from cxlp.deploy.predictor import Prediction
+    from cxlp.deploy.prediction import Prediction
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -43,17 +43,31 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
     )
-    parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: csv")
+    parser.add_argument("--format", group="output", choices=("csv", "jsonl"), default="csv", help="default: csv")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="written aside and put in place when whole (default: stdout)"
+        "--out",
+        group="output",
+        type=Path,
+        metavar="FILE",
+        help="written aside and put in place when whole (default: stdout)",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many classes per image (default: 5)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode; 0: none (default: one per core, at most 8)"
+        "--top", group="output", type=int, default=5, metavar="K", help="how many classes per image (default: 5)"
     )
-    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+    )
+    parser.add_argument(
+        "--workers",
+        group="computing",
+        type=int,
+        metavar="N",
+        help="processes that decode; 0: none (default: one per core, at most 8)",
+    )
+    parser.add_argument(
+        "--device", group="computing", default="auto", help="auto (the default), cpu, cuda, cuda:1, ..."
+    )
+    parser.add_argument("--precision", group="computing", choices=("32", "bf16"), default="32", help="default: 32")
     parser.set_defaults(run=run)
 
 
@@ -65,11 +79,10 @@ def run(args: Namespace) -> int:
     find_checkpoint(args.checkpoint)
     check_images(args.paths)
 
-    from tqdm import tqdm
-
-    from cxlp.commands.image_paths import image_paths, lines_of_stdin
-    from cxlp.deploy.predictor import load
+    from cxlp.deploy.image_paths import image_paths, lines_of_stdin
+    from cxlp.deploy.loading import load
     from cxlp.utils.distributed import usable_cores
+    from cxlp.utils.progress import track
 
     model = load(args.checkpoint, args.device, args.precision)
     model.check_classes()
@@ -78,8 +91,8 @@ def run(args: Namespace) -> int:
     # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.
     workers = (0 if "-" in args.paths else min(8, usable_cores())) if args.workers is None else args.workers
     # Rows on a terminal are progress enough.
-    shown = sys.stderr.isatty() and (args.out is not None or not sys.stdout.isatty())
-    total = sum(1 for _ in image_paths(args.paths, ())) if shown and "-" not in args.paths else None
+    hidden = args.out is None and sys.stdout.isatty()
+    total = None if hidden or "-" in args.paths else sum(1 for _ in image_paths(args.paths, ()))
     found = model.stream(image_paths(args.paths, lines_of_stdin()), top, args.batch_size, workers)
     with _output(args.out, args.format) as file:
         row: Callable[[Prediction], str] = _json_row
@@ -87,7 +100,7 @@ def run(args: Namespace) -> int:
             row = partial(_csv_row, top=top)
             heads = [f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability")]
             file.write(_csv(["path", *heads, "error"]))
-        files, failed = _write(tqdm(found, total=total, unit="image", disable=not shown), row, file)
+        files, failed = _write(track(found, "Predicting", total, hidden=hidden), row, file)
     if not files:
         print("there were no paths", file=sys.stderr)  # noqa: T201
     if failed:

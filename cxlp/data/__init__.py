@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxlp.data.torchvision_sets import find_data_set
 from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def data_module(name: str, root: Path | None = None) -> "ImageDataModule":
         raise CxlpError(f"there is no data set {name!r}. {did_you_mean(name, DATA_MODULES)}")
     if kind == "torchvision" and not which:
         raise CxlpError("which of torchvision's data sets? Such as torchvision/Flowers102")
+    if kind == "torchvision":
+        find_data_set(which)  # before all that takes seconds to import
     module_path, _, class_name = DATA_MODULES[kind].rpartition(".")
     module_class = getattr(importlib.import_module(module_path), class_name)
     module: ImageDataModule = module_class(*filter(None, (which, root)))

@@ -16,6 +16,7 @@ from cxlp.data.contents import Content as FileContent
 from cxlp.data.contents import name_broken, read_contents
 from cxlp.data.dataset import Content, ImageDataset, Sample, Split, check_samples, is_there
 from cxlp.data.options import check_options
+from cxlp.data.remarks import remarks_on
 from cxlp.data.sampler import EpochSampler
 from cxlp.data.splitting import split_off
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
@@ -98,11 +99,18 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.validation, self.split_seed, self.on_broken = validation, split_seed, on_broken
         self.classes: tuple[str, ...] = ()
         self.splits: dict[Split, ImageDataset] = {}
-        self._first_epoch, self._held_out_own, self.progress = 0, False, True
+        self._first_epoch, self.held_out_own, self.progress = 0, False, True
         self.left_out: Counter[str] = Counter()
         self.notes: list[str] = []
         self.broken: dict[Path, str] = {}
-        self._contents: dict[Path, FileContent] = {}
+        self.contents: dict[Path, FileContent] = {}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        told = f"{len(self.classes):,} classes, {counts} images" if self.splits else "not read yet, see setup()"
+        return f"{type(self).__name__}({str(self.root)!r}): {told}"
+
+    __str__ = __repr__  # Lightning's own makes all loaders
 
     @abstractmethod
     def read(self) -> Content:
@@ -137,8 +145,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         official = samples.get("val", [])
         if self.validation == "official" and not official:
             raise CxlpError(f"{self.name} has no official validation images: give a part, data.validation: 0.1")
-        self._held_out_own = bool(official) and self.holds_out_own and self.validation != 0
-        if self.validation == "official" or self._held_out_own:
+        self.held_out_own = bool(official) and self.holds_out_own and self.validation != 0
+        if self.validation == "official" or self.held_out_own:
             return samples["train"], official
         pool = samples["train"] + official
         if self.validation in (0, "auto"):
@@ -170,17 +178,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
         Also how many test images are training images, once the files were read, see :meth:`fingerprints`.
         """
-        notes = [f"warning: {note}" for note in self.notes]
-        notes += [f"warning: {len(self.broken):,} files are left out:{name_broken(self.broken)}"] * bool(self.broken)
-        if self._held_out_own and "val" in self.splits:
-            part = "" if isinstance(self.validation, str) else f", not {self.validation:g} of the training images"
-            own = f"{len(self.splits['val']):,} validation images of {self.name}{part}"
-            notes.append(f"held out: the {own} (data.validation: 0 fits them, too)")
-        used = {s.path for split in ("train", "test") if split in self.splits for s in self.splits[split].samples}
-        if used and used <= self._contents.keys() and (trained := self.count_trained_test_images()):
-            notes.append(f"warning: {trained:,} test images have the same content as training images")
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
-        return [*notes, f"left out of {self.root}: {counts}"] if counts else notes
+        return remarks_on(self)
 
     def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
         """A number ``(n,)``, int64, for each image of a split, by the content of its file.
@@ -197,7 +195,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         self._read_all()
         classes = self.classes if labelled else None
-        numbers = [self._contents[s.path].fingerprint(s, classes) for s in self.splits[split].samples]
+        numbers = [self.contents[s.path].fingerprint(s, classes) for s in self.splits[split].samples]
         return torch.tensor(numbers, dtype=torch.int64)
 
     def count_trained_test_images(self) -> int:
@@ -212,9 +210,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def _defects(self, samples: Sequence[Sample]) -> dict[Sample, str]:
         """Read the files that were not read yet; what is wrong with which samples."""
-        new = {sample.path for sample in samples} - self._contents.keys()
-        self._contents |= read_contents(new, self.progress, decoded=self.on_broken == "skip")
-        return {sample: defect for sample in samples if (defect := self._contents[sample.path].defect_of(sample))}
+        new = {sample.path for sample in samples} - self.contents.keys()
+        self.contents |= read_contents(new, self.progress, decoded=self.on_broken == "skip")
+        return {sample: defect for sample in samples if (defect := self.contents[sample.path].defect_of(sample))}
 
     def _told_broken(self) -> str:
         return f". Files that are left out:{name_broken(self.broken)}" if self.broken else ""
@@ -226,7 +224,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         parts: list[object] = [data.transform.size, data.transform.aspect, *data.transform.described]
         for sample in data.samples:
             where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
-            parts.append((where, self._contents[sample.path].digest.hex(), sample.box, sample.label))
+            parts.append((where, self.contents[sample.path].digest.hex(), sample.box, sample.label))
         return digest(*parts)
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,6 +72,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         #: Features by sample, where they are known: then pictures in order, not augmented, are not decoded.
         self.features: Callable[[int], Tensor] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.samples):,} images, {len(self.classes):,} classes)"
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -102,6 +105,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
             return self.transform(pixels, draw.seed)
         except CxlpError as error:
             raise CxlpError(f"{error} (of {sample.path})") from error
+
+    def proportion(self, item: int) -> float:
+        """Height, in parts of the width, of what a sample's square picture shows."""
+        sample = self.samples[item]
+        return self.transform.proportion(read_image(sample.path, sample.box, self.transform.needed(None)))
 
 
 def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:

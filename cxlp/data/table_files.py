@@ -68,12 +68,15 @@ def check_table(path: Path) -> None:
 
 
 def rows_of(frame: Any, name: str = "the DataFrame") -> Rows:  # noqa: ANN401 (pandas and polars are optional)
-    """Take the rows of a pandas or polars DataFrame, counted from 1.
+    """Take the rows of a pandas or polars DataFrame, counted from 1; an index that has a name is a column.
 
     Args:
         frame: The DataFrame.
         name: What it is called in errors.
     """
+    if any(name is not None for name in getattr(getattr(frame, "index", None), "names", ())):
+        frame = frame.reset_index()
+    _checked(map(str, frame.columns), name)  # pandas would leave one of two columns of the same name out
     records = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
     return _rows([str(column) for column in frame.columns], records, name)
 

@@ -50,6 +50,6 @@ def find_data_set(name: str) -> str:
     if name.lower() not in known:
         raise CxlpError(
             f"data.name: {name!r} is none of torchvision's data sets that can be used for "
-            f"classification. {did_you_mean(name, DATA_SETS, shown=40)}"
+            f"classification. {did_you_mean(name, DATA_SETS)}"
         )
     return known[name.lower()]

@@ -69,6 +69,10 @@ class Transform:
         self._prepare = [build_change(each, "data.transform", resizes=True) for each in prepare]
         self._custom = [build_change(each, "data.augment.custom") for each in augment.custom]
 
+    def __repr__(self) -> str:
+        changes = f", after {[each.get('class_path') for each in self.described]}" if self.described else ""
+        return f"Transform(to {self.size} x {self.size} pixels, {self.aspect}{changes})"
+
     @cached_property
     def random(self) -> Any:  # noqa: ANN401 (of albumentations)
         """The random changes. albumentations takes half a second to import, which most runs can do without."""
@@ -101,6 +105,11 @@ class Transform:
         for change in self._prepare:
             image = change(image, 0)
         return image
+
+    def proportion(self, image: Pixels) -> float:
+        """Height, in parts of the width, of what the square input of a picture shows: of all of it, or of a square."""
+        height, width = self.prepared(image).shape[:2]
+        return height / width if self.aspect == "warp" else 1.0
 
     def needed(self, seed: int | None) -> int | None:
         """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.

@@ -1,48 +1,35 @@
 """A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
 
-import os
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args, overload
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from textwrap import indent
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxlp.backbones.inputs import check_images
-from cxlp.data.decode import Pixels, as_pixels, read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
-from cxlp.deploy.reading import Batch, batches, collate, read_batches
-from cxlp.models.checkpoint import network_of, read_checkpoint
+from cxlp.deploy.explained import Explained, Explanations
+from cxlp.deploy.pictures import Picture, Pictures, is_one, name_of, one_by_one, prepared
+from cxlp.deploy.prediction import Prediction, Predictions
+from cxlp.deploy.reading import Batch, batches, read_batches
+from cxlp.explain.attribution import explain
+from cxlp.models.classes import some
 from cxlp.models.network import Network
-from cxlp.utils.errors import CxlpError
+from cxlp.utils.distributed import usable_cores
+from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.program import in_notebook
+from cxlp.utils.progress import bar
+from cxlp.utils.spelling import shown_names
 
-#: A file, or a picture itself: Pillow's, or ``(H, W, 3)`` uint8, RGB.
-Picture = str | os.PathLike[str] | Image.Image | Pixels
 #: What the network computes in: float32, or bfloat16 by autocast.
 Precision = Literal["32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says of one image.
-
-    Attributes:
-        path: As it was given; empty where the picture itself was.
-        classes: The most probable ones, best first; none where the file could not be read.
-        probabilities: Theirs. With one label per image they are a softmax's, and those of all classes sum to 1;
-            with several, each class has its own sigmoid.
-        error: Why the file could not be read; empty where it could.
-    """
-
-    path: str
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    error: str = ""
 
 
 class Predictor:
@@ -74,7 +61,7 @@ class Predictor:
         >>> network = Network(small, CrossLayerPooling(pca_dim=4), ["gull", "tern", "wren", "crow"])
         >>> model = Predictor(network)  # or: load("runs/NAME/checkpoints/best.ckpt")
         >>> model.predict(np.zeros((48, 64, 3), np.uint8), top=2)  # not trained yet: no opinion
-        Prediction(path='', classes=('gull', 'tern'), probabilities=(0.25, 0.25), error='')
+        Prediction('': gull 25.00%, tern 25.00%)
     """
 
     def __init__(
@@ -122,6 +109,14 @@ class Predictor:
         if self.network.classifier is None:
             raise CxlpError("the network has no classes: there is nothing to predict (embed gives its features)")
 
+    def __repr__(self) -> str:
+        several, to = " of which an image may show several" * self.multi_label, self.transform
+        return (
+            f"Predictor of {len(self.classes)} classes{several} ({some(self.classes)})\n"
+            f"{indent(repr(self.network), '  ')}\n"
+            f"  images of {to.size} x {to.size} pixels ({to.aspect}), on {self.device}, precision {self.precision}"
+        )
+
     def picture(self, image: Picture) -> Tensor:
         """Make the network's input ``(3, T, T)`` uint8 of a file or a picture, as in the test.
 
@@ -129,17 +124,9 @@ class Predictor:
         that are opened elsewhere and given as pictures differ from it by 2 of 255 in the mean.
 
         Raises:
-            CxlpError: If it cannot be decoded, or an array is not ``(H, W, 3)`` uint8.
+            CxlpError: If it cannot be decoded, or is no picture, see :data:`~cxlp.deploy.pictures.Picture`.
         """
-        if isinstance(image, Image.Image):
-            pixels = as_pixels(image)
-        elif isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise CxlpError(f"the picture is {image.dtype} of shape {image.shape}: give (H, W, 3) uint8, RGB")
-            pixels = np.ascontiguousarray(image)
-        else:
-            pixels = read_image(Path(image), None, self.transform.needed(None))
-        return self.transform(pixels, None)
+        return prepared(image, self.transform)[0]
 
     @torch.inference_mode()
     def probabilities(self, pictures: Tensor) -> Tensor:
@@ -174,11 +161,11 @@ class Predictor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.network.test_features(pictures.to(self.device)).float().cpu()
 
-    def embed(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> NDArray[np.float32]:
+    def embed(self, images: Pictures, batch_size: int = 32) -> NDArray[np.float32]:
         """Make vectors of images, to compare them by: for retrieval, clustering, a classifier of your own.
 
         Args:
-            images: As for :meth:`predict`.
+            images: As for :meth:`predict`; of a folder, in the order of :func:`~cxlp.deploy.image_paths.list_images`.
             batch_size: Images that pass through the network together.
 
         Returns:
@@ -187,45 +174,103 @@ class Predictor:
         Raises:
             CxlpError: If an image cannot be read.
         """
-        if batch_size < 1:
-            raise CxlpError(f"batch_size is {batch_size}: 1 or more")
-        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
-            return cast(NDArray[np.float32], self.embed([images])[0])
-        found = np.empty((0, self.network.out_features), np.float32)
-        parts = [self.features(torch.stack([*map(self.picture, batch)])) for batch in batches(images, batch_size)]
-        return torch.cat(parts).numpy() if parts else found
+        parts = [self.features(torch.stack(inputs)) for _, inputs, _ in self._read(images, batch_size)]
+        found = torch.cat(parts).numpy() if parts else np.empty((0, self.network.out_features), np.float32)
+        return cast(NDArray[np.float32], found[0] if is_one(images) else found)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is an Iterable, too: a path all the same
         self, images: Picture, top: int = ..., batch_size: int = ...
     ) -> Prediction: ...
     @overload
-    def predict(self, images: Iterable[Picture], top: int = ..., batch_size: int = ...) -> list[Prediction]: ...
-    def predict(
-        self, images: Picture | Iterable[Picture], top: int = 5, batch_size: int = 32
-    ) -> Prediction | list[Prediction]:
+    def predict(self, images: Iterable[Picture], top: int = ..., batch_size: int = ...) -> Predictions: ...
+    def predict(self, images: Pictures, top: int = 5, batch_size: int = 32) -> Prediction | Predictions:
         """Name the most probable classes.
 
         Args:
-            images: A file, a picture of Pillow's, an ``(H, W, 3)`` uint8 array in RGB; or any number of them.
+            images: A file, a picture of Pillow's, an array ``(H, W, 3)``, a tensor ``(3, H, W)``, of any size (RGB,
+                uint8 of 0..255 or floating point of 0..1); or several: a folder, a quoted pattern, a batch with a
+                dimension more, or any iterable of such.
             top: How many classes; at most all are named.
             batch_size: Images that pass through the network together.
 
         Returns:
-            A prediction, or a list of them in the order given.
+            A prediction of one image; else a list of them, in the order given.
 
         Raises:
             CxlpError: If an image cannot be read (:meth:`stream` goes on).
         """
-        if top < 1 or batch_size < 1:
-            raise CxlpError(f"top is {top}, batch_size {batch_size}: 1 or more")
-        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
-            return self.predict([images], top)[0]
-        found: list[Prediction] = []
-        for batch in batches(images, batch_size):
-            names = [os.fspath(image) if isinstance(image, str | os.PathLike) else "" for image in batch]
-            found.extend(self._judge(collate(list(zip(names, map(self.picture, batch), strict=True))), top))
-        return found
+        if top < 1:
+            raise CxlpError(f"top is {top}: 1 or more")
+        self.check_classes()
+        found = Predictions()
+        for batch, inputs, _ in self._read(images, batch_size):
+            rows = self.probabilities(torch.stack(inputs)).tolist()
+            found += [self._named(name_of(image), row, top, image) for image, row in zip(batch, rows, strict=True)]
+        return found[0] if is_one(images) else found
+
+    @overload
+    def explain(  # type: ignore[overload-overlap]  # as above
+        self, images: Picture, target: str | None = ..., against: str | None = ..., channels: int = ...
+    ) -> Explained: ...
+    @overload
+    def explain(
+        self, images: Iterable[Picture], target: str | None = ..., against: str | None = ..., channels: int = ...
+    ) -> Explanations: ...
+    def explain(
+        self, images: Pictures, target: str | None = None, against: str | None = None, channels: int = 8
+    ) -> Explained | Explanations:
+        """Split the score of a class over the places of an image and the pooling channels, exactly.
+
+        Explained is the whole image, without test views. What comes back holds about a megabyte per image.
+
+        Args:
+            images: As for :meth:`predict`.
+            target: The class; ``None``: each image's most probable one.
+            against: A class whose score is subtracted.
+            channels: How many of the strongest channels are shown.
+
+        Returns:
+            An explanation of one image; else a list of them.
+
+        Raises:
+            CxlpError: If an image cannot be read, there is no such class, or a head's scores are no sums over places.
+        """
+        self.check_classes()
+        chosen, other = (None if name is None else self.index(name) for name in (target, against))
+        if chosen is not None and chosen == other:
+            raise CxlpError(f"target and against are both {target!r}: give two classes")
+        found = Explanations()
+        for batch, inputs, proportions in self._read(images, 16):
+            explained = explain(self.network, torch.stack(inputs).to(self.device), chosen, other)
+            for image, made, proportion, each in zip(batch, inputs, proportions, explained, strict=True):
+                found.append(Explained(name_of(image), made, proportion, each, self.classes, channels))
+        return found[0] if is_one(images) else found
+
+    def index(self, name: str) -> int:
+        """The place of a class among :attr:`classes`, by its name there or as pictures show it, `Laysan Albatross`.
+
+        Raises:
+            CxlpError: If there is none of that name; names those that are close.
+        """
+        for names in (self.classes, shown_names(self.classes)):
+            if name in names:
+                return names.index(name)
+        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, self.classes)}")
+
+    def _read(
+        self, images: Pictures, batch_size: int
+    ) -> Iterator[tuple[list[Picture], tuple[Tensor, ...], tuple[float, ...]]]:
+        """Go through images batch by batch: what was given, the network's inputs, heights by widths."""
+        if batch_size < 1:
+            raise CxlpError(f"batch_size is {batch_size}: 1 or more")
+        total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
+        hidden = is_one(images) or not (in_notebook() or sys.stderr.isatty())
+        with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
+            for batch in batches(one_by_one(images), batch_size):
+                inputs, proportions = zip(*pool.map(prepared, batch, repeat(self.transform)), strict=True)
+                yield batch, inputs, proportions
+                progress.update(len(batch))
 
     def stream(
         self, paths: Iterable[str], top: int = 5, batch_size: int = 32, workers: int = 0
@@ -244,41 +289,12 @@ class Predictor:
         for batch in read_batches(paths, self.transform, batch_size, workers):
             yield from self._judge(batch, top)
 
-    def _judge(self, batch: "Batch", top: int) -> Iterator[Prediction]:
+    def _judge(self, batch: Batch, top: int) -> Iterator[Prediction]:
         errors, pictures = batch
         rows = iter(self.probabilities(pictures).tolist() if len(pictures) else ())
         for path, error in errors:
-            if error:
-                yield Prediction(path, error=error)
-                continue
-            row = next(rows)
-            best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # ties: in the order of the classes
-            yield Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best))
+            yield Prediction(path, error=error) if error else self._named(path, next(rows), top, path)
 
-
-def load(
-    checkpoint: str | os.PathLike[str],
-    device: str | torch.device = "cpu",
-    precision: Precision = "32",
-    backbone: nn.Module | None = None,
-) -> Predictor:
-    """Make a predictor of a checkpoint of either mode; nothing else is needed.
-
-    Args:
-        checkpoint: A file that a run wrote, or the folder of a run, whose tested checkpoint is meant.
-        device: See :meth:`Predictor.to`.
-        precision: ``32`` or ``bf16`` (autocast).
-        backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported: load only
-            checkpoints that you trust.
-
-    Raises:
-        CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
-    """
-    saved = read_checkpoint(os.fspath(checkpoint))
-    # A checkpoint of a plain Trainer does not say how its pictures were made.
-    image = saved["cxlp"].get("image", {"aspect": "warp"})
-    if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
-        raise CxlpError(f"{checkpoint} is broken: it does not say how its run made pictures square")
-    network = network_of(saved, backbone, str(checkpoint))
-    given = image["aspect"], precision, image.get("boxes", False), image.get("transform", ())
-    return Predictor(network, *given).to(device)
+    def _named(self, path: str, row: Sequence[float], top: int, image: Picture) -> Prediction:
+        best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # ties: in the order of the classes
+        return Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best), image=image)

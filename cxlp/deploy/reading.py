@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cxlp.data.decode import read_image
 from cxlp.data.transforms import Transform
+from cxlp.deploy.pictures import prepared
 from cxlp.utils.errors import CxlpError
 
 T = TypeVar("T")
@@ -28,9 +28,7 @@ def read(path: str, transform: Transform) -> tuple[Tensor, float] | str:
     try:
         if file.is_dir():
             next(file.iterdir(), None)  # raises where it cannot be listed
-        pixels = read_image(file, None, transform.needed(None))
-        height, width = transform.prepared(pixels).shape[:2]
-        return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
+        return prepared(file, transform)
     except CxlpError as error:
         return str(error)
     except Exception as error:  # decoders and file systems raise many kinds

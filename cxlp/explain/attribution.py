@@ -22,7 +22,7 @@ from cxlp.utils.threads import one_thread
 _ROUNDING = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PartEvidence:
     """The contribution of one head of the network to an image's score.
 
@@ -42,6 +42,10 @@ class PartEvidence:
     windows: tuple[Window, ...]
     size: int
     image_size: int
+
+    def __repr__(self) -> str:
+        views, channels, height, width = self.shares.shape
+        return f"PartEvidence({channels:,} channels at {height} x {width} places of {views} views)"
 
     @property
     def channels(self) -> Tensor:
@@ -86,7 +90,7 @@ class PartEvidence:
         return (window.top + down) / self.image_size, (window.left + right) / self.image_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """The score of a class for an image, or its difference to that of another class, with the parts that it sums.
 
@@ -123,6 +127,18 @@ class Explanation:
     def cell(self) -> float:
         """Area that :meth:`map` refers to, as a fraction of the image: that of a place of the first part."""
         return self.parts[0].cell
+
+    def strongest(self, count: int) -> list[int]:
+        """The channels, numbered as in :attr:`channels`, of the largest shares, whatever their sign."""
+        shares = self.channels.abs()
+        found: list[int] = shares.topk(min(count, len(shares))).indices.tolist()
+        return found
+
+    def __repr__(self) -> str:
+        against = "" if self.against is None else f", against={self.against}"
+        parts = ", ".join(f"{tuple(part.shares.shape)}" for part in self.parts)
+        evidence = f"score={self.score:.4g}, evidence={self.evidence:.4g}, bias={self.bias:.4g}"
+        return f"Explanation(target={self.target}{against}, {evidence}, shares of {parts})"
 
     def map(self, pixels: int) -> Tensor:
         """Interpolate the evidence of all parts over the image.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cxlp.utils.distributed import from_rank_zero
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FoldClassifiers:
     """For each fold of the training images, SVMs that were fitted to all others.
 
@@ -28,6 +28,12 @@ class FoldClassifiers:
     weight: Tensor
     bias: Tensor
     fold: Tensor
+
+    def __repr__(self) -> str:
+        folds, classes, features = self.weight.shape
+        return (
+            f"FoldClassifiers({folds} folds of {len(self.fold):,} images: {classes:,} classes, {features:,} features)"
+        )
 
     def __call__(self, features: Tensor, positions: Tensor) -> Tensor:
         """Score images: features ``(B, D)`` at places ``(B,)`` among the n ``-> (B, K)``."""

@@ -1,82 +1,24 @@
 """Linear SVMs by Newton's method on blocks of rows: no n x n matrix."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cxlp.frozen.store import RowStore
-from cxlp.utils.distributed import all_sum, from_rank_zero, rank, world_size
+from cxlp.frozen.rows import Rows
+from cxlp.utils.distributed import all_sum, from_rank_zero
 from cxlp.utils.errors import CxlpError
 
 #: Half the width h of the hinge's rounded corner: narrow enough that 99 of 100 images are told to be what libsvm tells.
 CORNER = 0.25
 #: Largest distance from the best weights, as a part of their length, at which a solution is good enough.
 TOLERANCE = 0.02
-#: Largest size of a block of rows, in bytes.
-BLOCK = 128 << 20
 _MOST_STEPS = 50  # of Newton's method; some ten are usual
 _MOST_PRODUCTS = 20  # of conjugate gradients in a step: with more, steps are fewer, but products more
 _PRECISION = 0.3  # to which a step's equations are solved: the next step has new ones
 _ROUNDING = 1e-6  # of a sum of rows in float32
 _CHUNK = 1 << 20  # entries of margins that are looked at a time: they stay in the processor's cache
-
-
-class Rows:
-    """This rank's share of a store's rows, less the mean of all rows, read block by block.
-
-    Args:
-        store: ``(n, D)``.
-        device: Where the rows are wanted.
-        mean: ``(D,)``, see :func:`mean_row`.
-        every: Take each row, or each second one, and so on.
-        block_bytes: Largest size of a block as float32; two are in memory at a time.
-
-    Attributes:
-        places: ``(m,)``, those of the share's rows among the n.
-    """
-
-    def __init__(
-        self, store: RowStore, device: torch.device, mean: Tensor, every: int = 1, block_bytes: int = BLOCK
-    ) -> None:
-        self.store, self.device, self.mean, self.every = store, device, mean, every
-        share = [store.rows * r // world_size() for r in (rank(), rank() + 1)]
-        self.places = torch.arange(share[0], share[1], every)
-        self._step = max(1, block_bytes // (4 * store.dim))
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Give blocks of the share, ``(b, D)`` float32 on the device, each with its place in the share."""
-        parts = [slice(i, min(i + self._step, len(self.places))) for i in range(0, len(self.places), self._step)]
-        with ThreadPoolExecutor(1) as reader:  # the next block comes from the disk meanwhile
-            waiting = reader.submit(self._read, parts[0]) if parts else None
-            for i, part in enumerate(parts):
-                assert waiting is not None
-                block = waiting.result()
-                waiting = reader.submit(self._read, parts[i + 1]) if i + 1 < len(parts) else None
-                yield part, block.to(self.device) - self.mean  # float32, whatever the store's type
-
-    def _read(self, part: slice) -> Tensor:
-        places = self.places[part].tolist()
-        if self.every == 1:
-            return self.store.read(places[0], places[-1] + 1)
-        return torch.cat([self.store.read(place, place + 1) for place in places])
-
-
-def mean_row(store: RowStore, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Average the rows of a store.
-
-    Returns:
-        The mean ``(D,)``, float32, and the rows' squared lengths ``(n,)``, float64; the same on each rank.
-    """
-    rows = Rows(store, device, torch.zeros((), device=device))
-    total = torch.zeros(store.dim, dtype=torch.float64, device=device)
-    squares = torch.zeros(store.rows, dtype=torch.float64)
-    for part, block in rows.blocks():
-        total += block.sum(dim=0, dtype=torch.float64)
-        squares[rows.places[part]] = (block * block).sum(dim=1, dtype=torch.float64).cpu()
-    return (all_sum(total) / store.rows).float(), all_sum(squares)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.frozen.newton import BLOCK, TOLERANCE, Rows, Solution, mean_row, minimise
+from cxlp.frozen.newton import TOLERANCE, Solution, minimise
+from cxlp.frozen.rows import BLOCK, Rows, mean_row
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import track
 
 #: Solutions of every 8th, 64th ... row, while these are as many, are where the search begins.
 _FEWEST, _THINNING = 4096, 8
@@ -96,6 +97,9 @@ class PrimalSolver:
         self.size = max(float(squares.mean()) - float(self.mean.double().square().sum()), 1e-30) ** 0.5  # of a row
         self.passes, self.unsolved = 1, 0
 
+    def __repr__(self) -> str:
+        return f"PrimalSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
+
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
         """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
         weights = torch.empty(len(self.targets), self.store.dim, device=self.device)
@@ -144,7 +148,8 @@ class PrimalSolver:
 
     def _groups(self, svms: Tensor, name: str) -> Iterator[Tensor]:
         """Divide SVMs into groups that fit into the budget, with a bar."""
-        yield from tqdm(torch.split(svms, self._group), desc=name, disable=not self.progress, leave=False)
+        groups = torch.split(svms, self._group)
+        yield from track(groups, name, len(groups), "groups", hidden=not self.progress)
 
     def _path(self, targets: Tensor, costs: Sequence[float]) -> Iterator[tuple[float, Solution]]:
         """Solve for one C after the other, each from the one before.

@@ -1,19 +1,18 @@
 """What a pooling head is, and how to write one."""
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from cxlp.heads.description import constructor_arguments, import_path, plain
+from cxlp.heads.description import build_head, changed_options, constructor_arguments, import_path, plain
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.heads.normalisation import Normalise
+from cxlp.heads.streamed import Maps, fit_pca
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError, did_you_mean
-from cxlp.utils.importing import import_object
 
 #: Channels, height and width of a map.
 Shape = tuple[int, int, int]
@@ -86,6 +85,12 @@ class Head(nn.Module, ABC):
         self._connected: tuple[tuple[Shape, ...], int] | None = None
         if self.layers is not None and len(self.layers) != self.takes:
             raise CxlpError(f"layers is {list(self.layers)}: {self.name} takes {_count(self.takes)}")
+
+    def __repr__(self) -> str:
+        shapes = self._connected[0] if self._connected else ()
+        maps = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+        made = f": {maps} -> {self.out_features:,}{'' if self.is_fitted else ', not fitted'}" if shapes else ""
+        return f"{self.name}({changed_options(type(self), self.options())}){made}"
 
     def __call__(self, *maps: Tensor, views: int = 1) -> Tensor:
         """Call forward, see there.
@@ -187,6 +192,17 @@ class Head(nn.Module, ABC):
         """
         return None
 
+    def fit_pca(
+        self,
+        loader: Iterable[Any],
+        backbone: Callable[[Tensor], Maps] | None = None,
+        images: int | None = None,
+        vectors: int = 100_000,
+    ) -> Self:
+        """Fit the PCA to a loader of images or maps in one pass, see :func:`~cxlp.heads.streamed.fit_pca`."""
+        fit_pca(self, loader, backbone, images, vectors)
+        return self
+
     @property
     def is_fitted(self) -> bool:
         """Whether it can be used: always, but for a head that :attr:`needs_fit` and has not been fitted."""
@@ -272,29 +288,7 @@ class Head(nn.Module, ABC):
             >>> Head.from_spec({"class_path": "AveragePooling", "init_args": {"sqrt": False}}).options()["sqrt"]
             False
         """
-        import cxlp.heads
-
-        path = spec["class_path"]
-        if "<locals>" in path:
-            raise CxlpError(
-                f"head {path!r} is defined within a function, where it cannot be found again: load its checkpoint into "
-                "a network that has it, load_from_checkpoint(path, network=network)"
-            )
-        cls = import_object(path, "head") if "." in path else getattr(cxlp.heads, path, None)
-        if not (isinstance(cls, type) and issubclass(cls, Head)) or inspect.isabstract(cls):
-            known = [name for name in cxlp.heads.__all__ if name != "Head"]
-            raise CxlpError(
-                f"{path!r} is no pooling head: name one of cxlp, or a class derived from cxlp.Head by its import path. "
-                f"{did_you_mean(path, known)}"
-            )
-        options = dict(spec.get("init_args") or {})
-        known = constructor_arguments(cls)
-        for name in options:
-            if name not in known:
-                raise CxlpError(f"{cls.__name__} has no option {name!r}. {did_you_mean(name, known)}")
-        if isinstance(options.get("views"), Mapping):
-            options["views"] = Views(**options["views"])
-        return cls(**options)
+        return build_head(spec)
 
 
 def _count(layers: int) -> str:

@@ -14,17 +14,18 @@ from cxlp.heads.views import Views
 class BilinearPooling(CrossLayerPooling):
     """Bilinear pooling of a layer (B-CNN, Lin et al., ICCV 2015), in full, low-rank or compact form.
 
-        P = sum_i x_i (W x_i + b)^T,
+    The layer's activations ``x_i`` pool its own local features, perhaps projected by a PCA: ::
 
-    the layer's activations ``x_i`` pool its own local features, perhaps projected by a PCA. With ``pca_dim=None`` that
-    is B-CNN's ``sum_i x_i x_i^T``. For ``guide_dim`` and ``sketch`` (compact bilinear pooling, Gao et al., CVPR 2016)
-    see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
+        P = sum_i x_i (W x_i + b)^T
+
+    With ``pca_dim=None`` that is B-CNN's ``sum_i x_i x_i^T``. For ``guide_dim`` and ``sketch`` (compact bilinear
+    pooling, Gao et al., CVPR 2016) see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
 
     Args:
-        pca_dim, size, stride, padding, channels, guide_dim, sketch, centre, whiten: As of cross-layer
-            pooling, whose guide is the map itself here.
-        spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
-            :class:`~cxlp.heads.normalisation.Normalise`.
+        pca_dim, size, stride, padding, channels, guide_dim, sketch, centre, whiten: As of cross-layer pooling, whose
+            guide is the map itself here.
+        spectral, zscore, channel_l2, sign, sqrt, second_root, l2: The normalisation, see
+            :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are pooled together.
 
@@ -53,13 +54,14 @@ class BilinearPooling(CrossLayerPooling):
         channel_l2: bool = False,
         sign: bool = False,
         sqrt: bool = True,
+        second_root: bool = False,
         l2: bool = True,
         layers: Sequence[str] | None = None,
         views: Views = Views(),
     ) -> None:
         super().__init__(
             pca_dim, size, stride, padding, "strict", channels, guide_dim, sketch,
-            centre, whiten, spectral, zscore, channel_l2, sign, sqrt, l2, layers, views,
+            centre, whiten, spectral, zscore, channel_l2, sign, sqrt, second_root, l2, layers, views,
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:

@@ -11,7 +11,7 @@ class CountSketch(nn.Module):
 
     Tensor Sketch (Pham and Pagh, KDD 2013), used for compact bilinear pooling (Gao et al., CVPR 2016). With random
     hashes ``h1: 1..K -> 0..D-1``, ``h2: 1..p -> 0..D-1`` and signs ``s1(k), s2(j)`` in {-1, 1}, entry ``(k, j)`` of
-    ``P`` goes to the bin ``(h1(k) + h2(j)) mod D``:
+    ``P`` goes to the bin ``(h1(k) + h2(j)) mod D``::
 
         Y_d = sum over h1(k) + h2(j) = d (mod D) of s1(k) s2(j) P_kj.
 

@@ -21,9 +21,7 @@ class CovariancePooling(LocalHead):
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
         zscore, sign, l2: What follows, see :class:`~cxlp.heads.normalisation.Normalise`.
-        second_root: Whether the signed square root of the entries follows the matrix root. The name differs from
-            ``sqrt`` of other heads, which is on by default: a configuration that changes the head's class keeps the
-            options of the same name.
+        second_root: Whether the signed square root of the entries follows the matrix root.
         layers: The layer; ``None``: the backbone's last.
         views: The views of an image whose local features are taken together.
 

@@ -40,18 +40,18 @@ class CrossLayerPooling(Head):
 
     Second-order statistics tell more of a picture when they do not depend on the mean (``centre``) and when no few
     directions outweigh all others, neither those of the data set (``whiten``) nor those of the picture (``spectral``).
-    Together with ``sqrt: false`` these options make the iSQRT-COV of a pair of layers, see ``configs/best.yaml``.
+    Together these options make the iSQRT-COV of a pair of layers, see ``configs/best.yaml``.
 
     The cost of an image with N places, in multiply-adds, and in values of memory beside the maps:
 
-        ============  =========  ===============================  ====================
-        form          length     multiply-adds                    memory
-        ============  =========  ===============================  ====================
-        full          ``K p``    ``N (C r r p + K p)``            ``N p + K p``
-        low-rank      ``k p``    ``N (C r r p + K k + k p)``      ``N (p + k) + k p``
-        compact       ``D``      those of the full, and ``2 K p`` ``N p + 2 K p + D``
-        both          ``D``      those of low-rank, and ``2 k p`` ``N (p + k) + 2 k p + D``
-        ============  =========  ===============================  ====================
+        ========  =======  ================================  ===========================
+        form      length   multiply-adds                     memory
+        ========  =======  ================================  ===========================
+        full      ``K p``  ``N (C r r p + K p)``             ``N p + K p``
+        low-rank  ``k p``  ``N (C r r p + K k + k p)``       ``N (p + k) + k p``
+        compact   ``D``    those of the full, and ``2 K p``  ``N p + 2 K p + D``
+        both      ``D``    those of low-rank, and ``2 k p``  ``N (p + k) + 2 k p + D``
+        ========  =======  ================================  ===========================
 
     With ``C = K = 2048``, ``p = 512``, ``N = 196``: 1,048,576 values and 411 million multiply-adds in full; with k = 64
     32,768 values and 238 million.
@@ -71,7 +71,8 @@ class CrossLayerPooling(Head):
         whiten: How far the projections' fit evens out the variances along the axes, see
             :class:`~cxlp.heads.projection.PrincipalAxes`: 0 leaves them, 1 makes them equal, 0.5 takes their root.
         spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
-            :class:`~cxlp.heads.normalisation.Normalise`.
+            :class:`~cxlp.heads.normalisation.Normalise`. The root of the singular values takes the place of ``sqrt``.
+        second_root: Whether, with ``spectral``, the signed square root follows, as in improved bilinear pooling.
         layers: The layer of the local features and the layer of the guide; ``None``: the backbone's last two.
         views: The views of an image whose local features are pooled together.
 
@@ -112,6 +113,7 @@ class CrossLayerPooling(Head):
         channel_l2: bool = False,
         sign: bool = False,
         sqrt: bool = True,
+        second_root: bool = False,
         l2: bool = True,
         layers: Sequence[str] | None = None,
         views: Views = Views(),
@@ -127,6 +129,8 @@ class CrossLayerPooling(Head):
                     f"{option} is true, but a sketch has no pooling channels any more: set {option} to false, or "
                     "sketch to null"
                 )
+        if second_root and not spectral:
+            raise CxlpError("second_root is true, but there is no first one: set spectral to true, or it to false")
         self.pca_dim, self.size, self.stride, self.padding, self.align = pca_dim, size, stride, padding, align
         if not 0 <= whiten <= 1:
             raise CxlpError(f"whiten is {whiten}: it must lie between 0 and 1")
@@ -135,9 +139,10 @@ class CrossLayerPooling(Head):
         self.channels, self.guide_dim, self.sketch = channels, guide_dim, sketch
         self.centre, self.whiten = centre, whiten
         self.spectral, self.zscore, self.channel_l2 = spectral, zscore, channel_l2
-        self.sign, self.sqrt, self.l2 = sign, sqrt, l2
+        self.sign, self.sqrt, self.second_root, self.l2 = sign, sqrt, second_root, l2
         self.normalise = Normalise(
-            spectral=spectral, zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2
+            spectral=spectral, zscore=zscore, channel_l2=channel_l2, sign=sign,
+            sqrt=second_root if spectral else sqrt, l2=l2,
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:
@@ -247,7 +252,3 @@ class CrossLayerPooling(Head):
             return pooled if self.count_sketch is None else self.count_sketch(pooled[None])  # linear, too: (1, D)
 
         return shares_of_guide(pool, activations, self.normalise, weights), activations
-
-    def extra_repr(self) -> str:
-        """Show the options that the submodules do not."""
-        return f"size={self.size}, stride={self.stride}, padding={self.padding}, align={self.align}"

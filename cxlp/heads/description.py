@@ -2,14 +2,37 @@
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxlp.utils.errors import CxlpError
+from cxlp.heads.views import Views
+from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.importing import import_object
+
+if TYPE_CHECKING:
+    from cxlp.heads.base import Head
+
+
+def changed_options(cls: type, options: Mapping[str, Any]) -> str:
+    """Write the options whose values are not the constructor's defaults, as in a call."""
+    defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    changed = {name: value for name, value in options.items() if value != _plain_or_same(defaults.get(name))}
+    for name, value in changed.items():  # of a group of options, those that are changed
+        usual = _plain_or_same(defaults.get(name))
+        if isinstance(value, dict) and isinstance(usual, dict):
+            changed[name] = {key: part for key, part in value.items() if part != usual.get(key)}
+    return ", ".join(f"{name}={value!r}" for name, value in changed.items())
+
+
+def _plain_or_same(value: Any) -> Any:  # noqa: ANN401 (any option)
+    try:
+        return plain(value)
+    except TypeError:
+        return value
 
 
 def constructor_arguments(cls: type) -> list[str]:
@@ -35,6 +58,34 @@ def import_path(cls: type) -> str:
     elif import_object(path, "head") is not cls:
         raise CxlpError(f"head {path} is not what its import path gives: make it of the class that is there")
     return path
+
+
+def build_head(spec: Mapping[str, Any]) -> "Head":
+    """Build a head by its description, see :meth:`~cxlp.heads.base.Head.from_spec`."""
+    import cxlp.heads
+    from cxlp.heads.base import Head
+
+    path = spec["class_path"]
+    if "<locals>" in path:
+        raise CxlpError(
+            f"head {path!r} is defined within a function, where it cannot be found again: load its checkpoint into "
+            "a network that has it, load_from_checkpoint(path, network=network)"
+        )
+    cls = import_object(path, "head") if "." in path else getattr(cxlp.heads, path, None)
+    if not (isinstance(cls, type) and issubclass(cls, Head)) or inspect.isabstract(cls):
+        known = [name for name in cxlp.heads.__all__ if name != "Head"]
+        raise CxlpError(
+            f"{path!r} is no pooling head: name one of cxlp, or a class derived from cxlp.Head by its import path. "
+            f"{did_you_mean(path, known)}"
+        )
+    options = dict(spec.get("init_args") or {})
+    known = constructor_arguments(cls)
+    for name in options:
+        if name not in known:
+            raise CxlpError(f"{cls.__name__} has no option {name!r}. {did_you_mean(name, known)}")
+    if isinstance(options.get("views"), Mapping):
+        options["views"] = Views(**options["views"])
+    return cls(**options)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 (any option)

@@ -3,7 +3,7 @@
 Before normalisation the pooled vector is a sum over places, ``P_k = sum_i a_ik x_i``, and for a given image the
 normalisation only scales its entries: ``n(P)_kj = r_kj P_kj`` with ``r_kj = n(P)_kj / P_kj``. (For the signed square
 root and L2 that is ``1 / (sqrt|P_kj| ||.||)``; for signs ``1 / |P_kj|`` and the length; ``zscore`` subtracts the
-vector's mean before, which is linear in P, too.) With the weights w and the bias b of a class, its score is
+vector's mean before, which is linear in P, too.) With the weights w and the bias b of a class, its score is ::
 
     s = b + sum_kj w_kj n(P)_kj = b + sum_i sum_k e_ik,        e_ik = a_ik sum_j u_kj x_ij,
 

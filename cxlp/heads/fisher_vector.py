@@ -83,7 +83,7 @@ class Codebook(LocalHead):
 class FisherVector(Codebook):
     """Fisher vector of a Gaussian mixture with diagonal covariances (Sanchez et al., IJCV 2013).
 
-    With posteriors ``g_ik`` of component k (weight ``w_k``, mean ``m_k``, deviations ``s_k``) for feature ``x_i``,
+    With posteriors ``g_ik`` of component k (weight ``w_k``, mean ``m_k``, deviations ``s_k``) for feature ``x_i``, ::
 
         G_m,k = 1 / (N sqrt(w_k))   sum_i g_ik (x_i - m_k) / s_k
         G_s,k = 1 / (N sqrt(2 w_k)) sum_i g_ik (((x_i - m_k) / s_k)^2 - 1)
@@ -172,11 +172,11 @@ class FisherVector(Codebook):
 class SparseFisherVector(Codebook):
     """Sparse-coding Fisher vector (Liu et al., NIPS 2014, arXiv 1411.6406), of R-CNN SCFV.
 
-    A feature is ``x ~ N(B u, I)`` with a Laplacian prior on the code u. With
+    A feature is ``x ~ N(B u, I)`` with a Laplacian prior on the code u. With ::
 
         u_i = argmin_u 1/2 |x_i - B u|^2 + sparsity |u|_1,
 
-    the gradient with respect to the dictionary B (atoms of unit length) is
+    the gradient with respect to the dictionary B (atoms of unit length) is ::
 
         G_k = sum_i u_ik (x_i - B u_i).
 

@@ -39,7 +39,7 @@ def signed_sqrt(x: Tensor, eps: float = 1e-8) -> Tensor:
 def matrix_sqrt(a: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Square root of symmetric positive semidefinite matrices by the Newton-Schulz iteration.
 
-    With ``Y_0 = A / tr A`` and ``Z_0 = I``,
+    With ``Y_0 = A / tr A`` and ``Z_0 = I``, ::
 
         Y_k+1 = Y_k (3 I - Z_k Y_k) / 2,    Z_k+1 = (3 I - Z_k Y_k) Z_k / 2,
 
@@ -66,7 +66,7 @@ def spectral_root(x: Tensor, iterations: int = SPECTRAL_ITERATIONS) -> Tensor:
     """Square root of a rectangular matrix's singular values: ``U S V^T -> U sqrt(S) V^T``.
 
     Improved bilinear pooling (Lin and Maji, BMVC 2017) takes the matrix square root of the symmetric ``A = U S U^T``;
-    of a rectangular matrix ``P = U S V^T`` it is the orthogonal factor times the root of the symmetric one,
+    of a rectangular matrix ``P = U S V^T`` it is the orthogonal factor times the root of the symmetric one, ::
 
         U sqrt(S) V^T = Q H^(1/2),    Q = U V^T,    H = Q^T P = V S V^T.
 

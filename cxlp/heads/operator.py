@@ -2,7 +2,7 @@
 
 One layer's activations pool the local features of the layer below it. With local features
 ``x_i`` in R^d at places ``i = 1..N`` of the lower layer, and activations ``a_ik`` of the upper
-layer's channel ``k`` at the same places,
+layer's channel ``k`` at the same places, ::
 
     P_k = sum_i a_ik x_i,        P = [P_1; ...; P_K] in R^(K d).
 

@@ -13,7 +13,7 @@ class Moments:
     """Count, mean and scatter of vectors that come in batches, in float64.
 
     Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), which never
-    subtracts large numbers of equal size:
+    subtracts large numbers of equal size::
 
         S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)^T.
 
@@ -28,6 +28,9 @@ class Moments:
         device = device if device.type == "cuda" else torch.device("cpu")
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def __repr__(self) -> str:
+        return f"Moments({self.count:,} vectors of {len(self.mean):,} dimensions)"
 
     def update(self, x: Tensor) -> None:
         """Take in a batch ``(n, d)``."""

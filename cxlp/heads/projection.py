@@ -80,6 +80,9 @@ class PrincipalAxes:
             )
         self.moments = Moments(projection.weight[0].numel(), data.device)
 
+    def __repr__(self) -> str:
+        return f"PrincipalAxes({len(self.projection.weight):,} axes of {self.moments!r})"
+
     def observe(self, vectors: Tensor, positions: Tensor) -> None:
         """Take in vectors ``(b V, N, d)`` of ``b`` images at ``positions``, of each image those at random places."""
         vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
@@ -113,6 +116,9 @@ class AxesFit(HeadFit):
         self, axes: Sequence[PrincipalAxes], vectors: Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
     ) -> None:
         self.axes, self.vectors = axes, vectors
+
+    def __repr__(self) -> str:
+        return f"AxesFit({', '.join(map(repr, self.axes))})"
 
     def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
         """Show the vectors to the axes."""

@@ -30,7 +30,7 @@ class TrainedGuidePooling(LocalHead):
 
     Local features, such as fully connected activations of an image's regions, are reduced by PCA to ``x_i``. A
     1 x 1 convolution with ReLU, ``a_i = max(W x_i / s + c, 0)`` in R^K, is trained with the class labels of the
-    images and then takes the place of the upper layer:
+    images and then takes the place of the upper layer::
 
         P_k = sum_i a_ik x_i.
 

@@ -1,6 +1,5 @@
 """The one network that both modes fit: backbone, heads, linear classifier."""
 
-import operator
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from cxlp.backbones.library import registered_by
 from cxlp.heads.base import Head
 from cxlp.heads.description import plain
 from cxlp.heads.views import Views
+from cxlp.models.classes import checked, numbered, some
 from cxlp.utils.errors import CxlpError
 
 #: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
@@ -94,7 +94,7 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] = ()
         self.multi_label = multi_label
         if classes is not None:
-            self.set_classes(_numbered(classes), multi_label)
+            self.set_classes(numbered(classes), multi_label)
         name = backbone.spec()["name"]
         self._registered_by = None if name is None else registered_by(name)
         if self._registered_by == "__main__":
@@ -104,6 +104,11 @@ class Network(nn.Module):
                 stacklevel=2,
             )
         self.spec()  # what a checkpoint cannot hold shows now, not after training
+
+    def __repr__(self) -> str:
+        heads = "".join(f"\n  {head!r}" for head in self.each_head())
+        classes = f"{len(self.classes)} classes ({some(self.classes)})" if self.classes else "no classes yet"
+        return f"Network(\n  {self.backbone!r}{heads}\n  {self.out_features:,} features -> {classes}\n)"
 
     def _connect(self, head: Head) -> None:
         backbone = self.backbone
@@ -141,23 +146,16 @@ class Network(nn.Module):
         Raises:
             CxlpError: If there is a classifier for other classes already, or two have one name.
         """
-        if isinstance(classes, str):
-            raise CxlpError(f"classes is {classes!r}: give the names of the classes as a list")
-        classes = [str(name) for name in classes]
-        if not classes:
-            raise CxlpError("classes is empty: a network has one class or more")
-        repeated = sorted({name for name in classes if classes.count(name) > 1})
-        if repeated:
-            raise CxlpError(f"classes names {', '.join(map(repr, repeated))} more than once: each has its own name")
+        names = checked(classes)
         if self.classifier is None:
-            self.classes, self.multi_label = tuple(classes), multi_label
+            self.classes, self.multi_label = names, multi_label
             like = self.backbone.mean
-            self.classifier = nn.Linear(self.out_features, len(classes), device=like.device, dtype=like.dtype)
+            self.classifier = nn.Linear(self.out_features, len(names), device=like.device, dtype=like.dtype)
             self.reset_classifier()
-        elif (self.classes, self.multi_label) != (tuple(classes), multi_label):
+        elif (self.classes, self.multi_label) != (names, multi_label):
             raise CxlpError(
                 f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
-                f"the data has {len(classes)} ({', '.join(list(classes)[:3])}, ...)"
+                f"the data has {len(names)} ({', '.join(names[:3])}, ...)"
             )
 
     def reset_classifier(self) -> None:
@@ -277,14 +275,6 @@ class Network(nn.Module):
             "classes": list(self.classes),
             "multi_label": self.multi_label,
         }
-
-
-def _numbered(classes: int | Sequence[str]) -> Sequence[str]:
-    """Name classes of which only the number is given, perhaps one of NumPy's."""
-    try:
-        return [str(k) for k in range(operator.index(classes))]  # type: ignore[arg-type]
-    except TypeError:
-        return classes  # type: ignore[return-value]
 
 
 def _as_many(found: int, expected: int) -> bool:

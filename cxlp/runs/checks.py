@@ -5,10 +5,11 @@ import os
 import torch
 from jsonargparse import Namespace
 
+from cxlp.backbones.library import check_name
 from cxlp.runs.cli import build_parser
 from cxlp.runs.places import STARTS
 from cxlp.runs.recipe import ModelConfig, check_gradient_options
-from cxlp.utils.errors import CxlpError
+from cxlp.utils.errors import CxlpError, did_you_mean
 
 #: What the environment variable ``WANDB_MODE`` may say; wandb knows more of them, for its own servers.
 WANDB_MODES = ("online", "offline", "disabled", "dryrun", "off")
@@ -47,13 +48,14 @@ def check_trainer(config: Namespace, model: ModelConfig) -> None:
         raise CxlpError(
             f"trainer.max_epochs is {trainer['max_epochs']}: give the number of gradient epochs, 0 for the frozen mode"
         )
+    check_name(model.backbone.name)  # before data are fetched
     check_gradient_options(config, build_parser().get_defaults())
     for key, least in LEAST.items():
         if trainer[key] is not None and trainer[key] < least:
             raise CxlpError(f"trainer.{key} is {trainer[key]}: it must be {least} or more")
     mode = os.environ.get("WANDB_MODE", "online")
     if config["run"]["wandb"] == "auto" and mode not in WANDB_MODES:
-        raise CxlpError(f"the environment variable WANDB_MODE is {mode!r}; valid: {', '.join(WANDB_MODES)}")
+        raise CxlpError(f"the environment variable WANDB_MODE is {mode!r}. {did_you_mean(mode, WANDB_MODES)}")
     if not trainer["max_epochs"] and not model.fits_first:
         raise CxlpError(
             f"model.start is {model.start}, but trainer.max_epochs is 0: nothing would be fitted. Give "

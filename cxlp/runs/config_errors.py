@@ -1,16 +1,16 @@
 """Short words for what is wrong with a config, in place of the parser's long ones."""
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.errors import CxlpError, nearest
 from cxlp.utils.importing import import_object
 from cxlp.utils.sources import keys_of, options_of
 
@@ -52,6 +52,11 @@ def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
     word = re.search(r"Expected a dot import path string: (.*)", text)
     if word or _NO_CLASS.search(inside):
         wrong, why = (word[1], "") if word else (problem["path"], f" ({inside.strip()})")  # type: ignore[index]
+        if "." in wrong and not wrong.startswith("cxlp."):
+            try:
+                import_object(wrong, key)
+            except CxlpError as error:
+                return str(error)
         return no_class(key, wrong, valid, why)
     if problem is None:
         base = re.search(r"subclass of (\w+)", text)
@@ -81,8 +86,8 @@ def no_class(key: str, wrong: str, valid: Sequence[str], why: str = "") -> str:
     names = [_short(path) for path in valid]
     near = wrong.rpartition(".")[2].lower()
     spelled = {part.lower(): name for name in names for part in (name[: len(near)], name)}  # long names: begun
-    close = get_close_matches(near, spelled, n=1)
-    hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
+    close = nearest(near, spelled)
+    hint = f" Did you mean {spelled[close]!r}?" if close else ""
     return f"{key}: there is no class {wrong!r}{why}.{hint} {_one_of(valid)}"
 
 
@@ -119,13 +124,32 @@ def wrong_value(text: str, prefix: str, known: list[str]) -> str | None:
     expected = [e for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.M) if "NoneType" not in e]
     value = re.search(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)", text)
     if keys and expected and value:
-        types = " or ".join(re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", e) for e in dict.fromkeys(expected))
+        words = [word for e in dict.fromkeys(expected) for word in _words_of(e)]
+        named = [str(word) for e in dict.fromkeys(expected) for word in _words_of(e) if _is_literal(e)]
+        types = _one_of_words(words)
         given = next(v for v in value.groups() if v is not None)
         if types == "tuple" and given.startswith("{"):
             return f"{prefix}{keys[-1]} is one thing: expected a list of such; put it in brackets, [{given}]"
         null = " (or null)" if re.search("Subtypes: .*NoneType", text) else ""
-        return f"{prefix}{keys[-1]} is {_shown(given)}: expected {types}{null}"
+        close = nearest(given, named)
+        hint = f". Did you mean {close!r}?" if close else ""
+        return f"{prefix}{keys[-1]} is {_shown(given)}: expected {types}{null}{hint}"
     return None
+
+
+def _one_of_words(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 2 else words)
+
+
+def _is_literal(expected: str) -> bool:
+    return expected.removeprefix("typing.").startswith("Literal[")
+
+
+def _words_of(expected: str) -> list[str]:
+    """The name of a type as the parser has it, or the values of a ``Literal``."""
+    if _is_literal(expected):
+        return [str(value) for value in ast.literal_eval(expected.removeprefix("typing.").removeprefix("Literal"))]
+    return [re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", expected)]
 
 
 def _unknown(text: str) -> str | None:
@@ -199,8 +223,8 @@ def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> No
             _refuse_nulls(value, _hints(hint), f"{where}.{name}")
         elif value is None and hint is not Any and NoneType not in get_args(hint):
             types = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
-            expected = " or ".join(str(t) if get_origin(t) else t.__name__ for t in types)
-            expected = re.sub(r"typing\.|collections\.abc\.", "", expected)
+            names = [re.sub(r"collections\.abc\.", "", str(t)) if get_origin(t) else t.__name__ for t in types]
+            expected = _one_of_words([word for name in names for word in _words_of(name)])
             raise CxlpError(f"{where}.{name} is null: expected {expected}")
 
 
@@ -230,12 +254,22 @@ def unknown_key(prefix: str, name: str, known: list[str]) -> str:
         name: What was given behind it.
         known: The keys that there are, without the prefix.
     """
-    group = name.rpartition(".")[0]
-    inside = f"{group}." if group else ""
-    siblings = dict.fromkeys(k.removeprefix(inside).partition(".")[0] for k in known if k.startswith(inside))
-    where = f"{prefix}{group}".rstrip(".")
-    there = f" Valid{f' in {where}' if where else ''}: {', '.join(siblings)}." if siblings else ""
-    return f"unknown key {prefix}{name}. {did_you_mean(prefix + name, [prefix + k for k in known], shown=3)}{there}"
+    names = name.split(".")
+    # The first of its names that is not there, among those beside it.
+    for depth, wrong in enumerate(names):
+        inside = "".join(f"{part}." for part in names[:depth])
+        there = dict.fromkeys(k.removeprefix(inside).partition(".")[0] for k in known if k.startswith(inside))
+        if wrong not in there:
+            break
+    near = nearest(wrong, there)
+    rest = ".".join(names[depth + 1 :])
+    found = nearest(f"{inside}{near}.{rest}", known) if near and rest else near and f"{inside}{near}"
+    # It may stand in another group.
+    same = [key for key in known if key.rpartition(".")[2] == names[-1]]
+    found = (same[0] if same and not near else found) or nearest(name, known)
+    hint = f" Did you mean {prefix + found!r}?" if found else ""
+    where = f"{prefix}{inside}".rstrip(".")
+    return f"unknown key {prefix}{name}.{hint} Valid{f' in {where}' if where else ''}: {', '.join(there)}."
 
 
 def _keys_of_class(path: str) -> list[str]:

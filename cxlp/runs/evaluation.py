@@ -1,5 +1,7 @@
 """A run's test: what is collected for its tables and pictures, and what wandb is given of them."""
 
+import csv
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.reports.examples import Examples
+from cxlp.reports.formatting import readable
 from cxlp.reports.predictions import Kept, Predictions, Scores, spread
 from cxlp.reports.result import Table, TestResult
 from cxlp.tasks.base import ClassificationTask
@@ -87,6 +90,24 @@ class TestRecorder(Callback):
             self.result = TestResult(pl_module.network, test, found, *examples, predictions)
 
 
+def read_predictions(file: Path, most: int) -> tuple[list[str], list[list[Any]]]:
+    """Read the headings of ``predictions.csv``, and so many rows, evenly spread: lists are sorted by class."""
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        count = sum(1 for _ in csv.reader(opened)) - 1
+        opened.seek(0)
+        reader = csv.reader(opened)
+        heads, chosen = next(reader), set(spread(count, most).tolist())
+        numbers = [head == "right" or head.startswith("probability") for head in heads]
+        return heads, [
+            # wandb's files are UTF-8, which names of files need not be
+            [
+                float(cell) if n else cell.encode("utf-8", "replace").decode("utf-8")
+                for n, cell in zip(numbers, row, strict=True)
+            ]
+            for row in itertools.compress(reader, (i in chosen for i in range(count)))
+        ]
+
+
 def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
     """Make what wandb shows of the tables and pictures that could be written."""
     panels: dict[str, Any] = {
@@ -94,6 +115,9 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
         for name, (columns, rows) in tables.items()
         if name != "precision_recall"  # drawn instead
     }
+    if (folder / "predictions.csv").is_file():
+        heads, answers = read_predictions(folder / "predictions.csv", ROWS)
+        panels["test/predictions"] = wandb.Table([*heads], answers)
     for name in ("confusion_matrix", "average_precision"):
         if (folder / f"{name}.png").is_file():
             panels[f"test/{name}"] = wandb.Image(str(folder / f"{name}.png"))
@@ -111,11 +135,18 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
             "precision and recall",
             "recall",
         )
+    columns, rows = tables.get("examples", ([], []))
+    classes = [row[0] for row in tables.get("per_class", ([], []))[1]]
+    examples = readable((dict(zip(columns, row, strict=True)) for row in rows), classes)
     for kind, key in (("mistake", "test/mistakes"), ("right", "test/right_answers")):
         pictures = [
-            wandb.Image(str(folder / "examples" / name), caption=f"{answered} {probability:.0%}, is: {true}")
-            for name, found, true, answered, probability, *_ in tables.get("examples", ([], []))[1]
-            if found == kind and (folder / "examples" / name).is_file()
+            wandb.Image(
+                str(folder / "examples" / row["picture"]),
+                caption=f"answer: {row['answered']} {row['answered probability']}, "
+                f"truth: {row['true']} {row['true probability']}",
+            )
+            for row in examples
+            if row["kind"] == kind and (folder / "examples" / row["picture"]).is_file()
         ]
         if pictures:
             panels[key] = pictures

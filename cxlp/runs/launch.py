@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,16 @@ _FORGOTTEN: dict[str, str] = {}
 
 #: Options of the Trainer that are refused elsewhere, or objects.
 _NOT_PROBED = ("fast_dev_run", "barebones", "overfit_batches", "default_root_dir", "callbacks", "plugins")
+#: What is said where processes would be forked or spawned, stage by stage.
+_ENDS_WITH_A_STAGE = (
+    ": forked and spawned processes end with each stage of a run, and what they have found is lost. Take ddp, in a "
+    "script or by cxlp train"
+)
+_IN_A_NOTEBOOK = (
+    ": a notebook can only fork processes, which end with each stage of a run, and what they have found is lost. Take "
+    "trainer.devices 1 here; for several, give the command in a cell, !cxlp train ... --trainer.devices 4 --run.name "
+    'NAME, and then cxlp.RunResult("runs/NAME")'
+)
 
 
 def launched_rank() -> int:
@@ -76,6 +87,8 @@ def settle_launch(trainer: Namespace) -> None:
     Raises:
         CxlpError: If a launcher has started another number of processes than the run takes.
     """
+    if re.search("fork|spawn|notebook", str(trainer.get("strategy"))):
+        raise CxlpError(f"trainer.strategy {trainer['strategy']}{_ENDS_WITH_A_STAGE}")
     if LSFEnvironment.detect() or MPIEnvironment.detect():
         return
     forget_ranks_without_number()
@@ -95,11 +108,15 @@ def settle_launch(trainer: Namespace) -> None:
     try:
         probe = pl.Trainer(**options)
     except Exception as error:  # TypeError, ValueError, MisconfigurationException and others, by the option
+        if "interactive environment" in str(error):  # whose advice is a strategy that forks
+            raise CxlpError(f"trainer.strategy {trainer['strategy']}{_IN_A_NOTEBOOK}") from error
         given = ", ".join(f"{key} {options[key]}" for key in ("accelerator", "devices", "strategy") if key in options)
         raise CxlpError(f"trainer ({given}, ...): {' '.join(str(error).split())}") from error
     finally:
         os.environ.update(place)
     devices, nodes = int(probe.num_devices), int(probe.num_nodes)
+    if devices * nodes > 1 and (hasattr(sys, "ps1") or sys.flags.interactive):  # Lightning would fork
+        raise CxlpError(f"trainer.devices {trainer['devices']}{_IN_A_NOTEBOOK}")
     rank_zero_only.rank = _rank(place, devices, nodes)  # type: ignore[attr-defined]
 
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.errors import CxlpError, did_you_mean, nearest
 from cxlp.utils.files import find_checkpoint
 
+#: The folder, within a run's, of the second run of ``run.refit: true``.
+REFIT = "refit"
 #: Checkpoints that a run can be gone on with, the newest first.
 NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
 #: Where gradient descent may start, besides a checkpoint.
@@ -37,7 +39,7 @@ def resumed_checkpoint(given: Path, root: str) -> Path:
         given = newest
     if not given.is_file():
         near = sorted(str(p) for p in Path(root).glob("*/checkpoints/*.ckpt"))
-        raise CxlpError(f"checkpoint not found: {given}. {did_you_mean(str(given), near) if near else ''}")
+        raise CxlpError(f"checkpoint not found: {given}. {did_you_mean(str(given), near)}".rstrip())
     return given
 
 
@@ -52,6 +54,7 @@ def start_checkpoint(start: str) -> Path:
     except CxlpError as error:
         raise CxlpError(
             f"model.start is {start!r}: expected {', '.join(STARTS)}, or the path of a checkpoint or of a run's folder"
+            + (f". Did you mean {near!r}?" if (near := nearest(start, STARTS)) else "")
         ) from error
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cxlp.runs.cli import parse
-from cxlp.runs.folder import finished, run_in, say
+from cxlp.runs.folder import finished, run_in
 from cxlp.studies.identity import Identities, difference, name_of, read_identity, write_identity
+from cxlp.studies.rows import Row, read_row
 from cxlp.studies.systems import Network
-from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,3 @@ def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
 def _plain(name: str) -> str:
     """A system's name as part of a file's, which has at most 255 characters."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name)[:100].strip("-")
-
-
-def check_names(wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse unknown systems.
-
-    Raises:
-        CxlpError: Names the known ones.
-    """
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise CxlpError(f"unknown system {unknown[0]!r}. Valid: {', '.join(map(repr, known))}")

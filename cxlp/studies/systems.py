@@ -17,6 +17,7 @@ from cxlp.heads import (
     TrainedGuidePooling,
 )
 from cxlp.heads.views import Views
+from cxlp.studies.system_names import LOWER_PAIRS, other_size, pair_names
 
 
 class Network(TypedDict):
@@ -26,13 +27,6 @@ class Network(TypedDict):
     heads: list[dict[str, Any]]
 
 
-#: Of known backbones, the pair of layers below their usual one.
-_LOWER_PAIRS: dict[str, tuple[str, str]] = {
-    "caffenet": ("conv3", "conv4"),
-    "squeezenet1_0": ("features.9", "features.10"),
-    "efficientnet_lite0": ("blocks.5.3", "blocks.6.0"),
-    "vgg16": ("features.24", "features.26"),
-}
 #: Axes of either layer in the most accurate form, see configs/best.yaml.
 BEST_DIM = 128
 #: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
@@ -54,9 +48,9 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
         pair of layers lower; of other backbones they are called CL and CL-lower.
     """
-    pair, lower = ("CL-45", "CL-34") if backbone.name == "caffenet" else ("CL", "CL-lower")
+    pair, lower = pair_names(backbone.name)
     layers = base.layers_of(backbone.layers)
-    below = _LOWER_PAIRS.get(backbone.name)
+    below = LOWER_PAIRS.get(backbone.name)
     names = tuple(dict.fromkeys([*layers, *(below or ()), PENULTIMATE]))
     found = Backbone.from_config(replace(backbone, weights=None, layers=names))
     channels = dict(zip(names, found.channels, strict=True))
@@ -67,7 +61,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
     # The full form: where the base has another one, that is a system of its own.
     options = base.options() | {
         "views": base.views, "layers": layers,
-        "sign": False, "guide_dim": None, "sketch": None, "spectral": False,
+        "sign": False, "guide_dim": None, "sketch": None, "spectral": False, "second_root": False,
         "centre": False, "whiten": 0.0,
     }  # fmt: skip
 
@@ -100,9 +94,9 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         made[f"{pair} + {lower}"] = [plain, under]
     best: dict[str, Any] = {
         "guide_dim": min(BEST_DIM, used), "channels": base.channels, "views": base.views,
-        "centre": True, "whiten": 0.5, "spectral": True, "sqrt": False,
+        "centre": True, "whiten": 0.5, "spectral": True,
     }  # fmt: skip
-    other = 3 if base.size == 1 else 1
+    other = other_size(base.size)
     # A sketch has no pooling channels any more.
     made |= {
         pair: [plain],
@@ -110,7 +104,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         f"{pair}, signs": [cross(sign=True)],
         f"{pair}, low rank": [cross(guide_dim=min(GUIDE_DIM, used))],
         f"{pair}, compact": [cross(sketch=min(SKETCH, used * local), channel_l2=False)],
-        f"{pair}, matrix root": [cross(spectral=True, sqrt=False)],
+        f"{pair}, matrix root": [cross(spectral=True)],
         f"{pair}, best": [
             CrossLayerPooling(pca_dim=min(BEST_DIM, channels[layers[0]]), layers=layers, **best),
             BilinearPooling(pca_dim=min(BEST_DIM, channels[layers[1]]), layers=layers[1:], **best),

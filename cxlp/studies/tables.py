@@ -1,155 +1,34 @@
-"""What came out of a comparison: rows of a table, and the table, pictures and wandb run made of them."""
+"""What came out of a comparison: the table, pictures and wandb run that are made of its rows."""
 
-import csv
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import wandb
 
 from cxlp.reports.figures import draw_costs, draw_differences, draw_sweep, draw_validations
-from cxlp.reports.formatting import as_csv, as_markdown, spread
-from cxlp.reports.history import by_epoch
+from cxlp.reports.formatting import as_csv, as_markdown
 from cxlp.reports.outputs import Outputs
-from cxlp.runs.loggers import RunConfig, start_wandb
+from cxlp.runs.loggers import RunConfig
+from cxlp.runs.wandb_runs import start_wandb
+from cxlp.studies.evidence import NO_EVIDENCE, Evidence
+from cxlp.studies.paired import COLUMNS
+from cxlp.studies.rows import Row
 from cxlp.studies.systems import BASELINE
-from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
-
-#: Phases of a run that are no part of fitting.
-_NO_FIT = (
-    "start-up", "test", "validation", "cost", "tables and pictures", "report", "other", "total", "since resumed",
-)  # fmt: skip
 
 #: The column of intervals.
 _INTERVAL = "95% interval"
-#: What to do about a run whose files are broken.
-_ANEW = "delete {}, and the same command does that run anew"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What came out of a system.
-
-    Attributes:
-        name: The system's.
-        quality: Accuracy or mean average precision of the test images, in percent; with several seeds the mean.
-        deviation: Sample standard deviation (n - 1) of ``quality`` among the seeds; ``None``: there is one seed.
-        cost: See :func:`cxlp.runs.cost.measure_cost`. The costs below, too, are those of the first seed.
-        row_bytes: Bytes of an image's stored features.
-        peak_bytes: The most memory that the whole run took.
-        fit_seconds: Seconds from images to the solution.
-        per_class: Accuracy or average precision by class, in percent; with several seeds the mean.
-        validations: For each seed, the same metric of the held-out images, in percent, by epoch; empty: no images are
-            held out.
-        incomplete: Whether a run could not make an output beside its result.
-        interval: Of one run, the ends of the 95 % interval of ``quality``, in percent, where it has one.
-    """
-
-    name: str
-    quality: float
-    deviation: float | None
-    cost: dict[str, float]
-    row_bytes: int
-    peak_bytes: int
-    fit_seconds: float
-    per_class: dict[str, float]
-    validations: tuple[dict[int, float], ...] = ()
-    incomplete: bool = False
-    interval: tuple[float, float] | None = None
-
-    @property
-    def validation(self) -> float | None:
-        """Validation of the best epoch, which is the one that is tested; with several seeds the mean."""
-        return mean(max(curve.values()) for curve in self.validations) if self.validations else None
-
-    def epochs_to(self, percent: float) -> int | None:
-        """The first epoch in which the seeds' mean validation reaches so much; ``None``: none does."""
-        shared = sorted(set.intersection(*map(set, self.validations))) if self.validations else []
-        return next((e for e in shared if mean(curve[e] for curve in self.validations) >= percent), None)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that a new image takes: views, forward passes, encoding, classification; not its decoding."""
-        return self.cost["network"] + self.cost["encoding"] + self.cost["classification"]
-
-
-def read_results(place: Path) -> dict[str, Any]:
-    """Read the ``metrics.json`` of a run that is done.
-
-    Raises:
-        CxlpError: If it is not whole.
-    """
-    file = place / "metrics.json"
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = found["metrics"].items(), is_incomplete(found)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CxlpError(f"{file} is not what a run writes ({type(error).__name__}): {_ANEW.format(place)}") from error
-    return found
-
-
-def is_incomplete(results: Mapping[str, Any]) -> bool:
-    """Whether a run could not make an output beside its result."""
-    return bool(results.get("outputs", {}).get("failed"))
-
-
-def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
-    """Read what the runs of a system left.
-
-    Args:
-        name: The system's.
-        places: The folders of its runs, one for each seed.
-        metric: ``accuracy`` or ``mAP``.
-
-    Raises:
-        CxlpError: If a run has no such metric, or its files are not whole.
-    """
-    results = [read_results(place) for place in places]
-    for place, result in zip(places, results, strict=True):
-        if result["metrics"].get(f"test/{metric}") is None:
-            raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
-        if not {"cost", "memory", "seconds"} <= result.keys() or not (place / "per_class.csv").is_file():
-            raise CxlpError(f"{place} lacks costs or per_class.csv: {_ANEW.format(place)}")
-    quality = [100 * result["metrics"][f"test/{metric}"] for result in results]
-    found = results[0]
-    # Where the features are an earlier run's, what they cost there belongs to this fit.
-    earlier = found.get("features made by an earlier run", {})
-    seconds = {**found["seconds"], **earlier.get("seconds", {})}
-    interval = found.get("intervals", {}).get(f"test/{metric}")
-    # A refit, which holds nothing out, lies in the folder of the run that chose its epoch.
-    curves = [by_epoch(place, f"val/{metric}") or by_epoch(place.parent, f"val/{metric}") for place in places]
-    return Row(
-        name,
-        mean(quality),
-        spread(quality),
-        found["cost"],
-        found["cost"]["bytes"],
-        max(found["memory"].get("peak_bytes", 0), earlier.get("peak_bytes", 0)),
-        sum(spent for phase, spent in seconds.items() if phase not in _NO_FIT),
-        _per_class(places, "AP" if metric == "mAP" else "accuracy"),
-        tuple({epoch: 100 * value for epoch, value in curve.items()} for curve in curves) if all(curves) else (),
-        any(map(is_incomplete, results)),
-        None if interval is None or len(places) > 1 else (100 * interval["low"], 100 * interval["high"]),
-    )
-
-
-def _per_class(places: Sequence[Path], column: str) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for place in places:
-        with (place / "per_class.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            for record in csv.DictReader(file):
-                if record[column]:
-                    found.setdefault(record["class"], []).append(100 * float(record[column]))
-    return {name: mean(values) for name, values in found.items()}
-
-
-def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple[list[str], list[list[Any]]]:
+def table(
+    rows: Sequence[Row],
+    metric: str,
+    reach: float | None = None,
+    evidence: Evidence = NO_EVIDENCE,
+) -> tuple[list[str], list[list[Any]]]:
     """Tabulate rows, plain values; with columns of deviations and validation where there are such.
 
     Args:
@@ -157,18 +36,23 @@ def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple
         metric: ``accuracy`` or ``mAP``.
         reach: A percentage of the images held out, for a column of the first epoch that has it; ``None``: no such
             column.
+        evidence: Paired tests, for columns of their own, and combinations, for rows below the others.
     """
     cost = {"network ms": "network", "encoding ms": "encoding", "SVM ms": "classification"}
     columns: dict[str, Callable[[Row], Any]] = {"system": lambda row: row.name}
-    columns[f"{metric} %"] = lambda row: round(row.quality, 1)
+    columns[f"test {metric} %"] = lambda row: round(row.quality, 2)
     if any(row.deviation is not None for row in rows):
         columns["±"] = lambda row: _or_empty(row.deviation, 2)
     if any(row.interval for row in rows):
-        columns[_INTERVAL] = lambda row: "{:.1f} to {:.1f}".format(*row.interval) if row.interval else ""
+        columns[_INTERVAL] = lambda row: "{:.2f} to {:.2f}".format(*row.interval) if row.interval else ""
+    if any(row.choice is not None for row in rows):
+        columns["cv %"] = lambda row: _or_empty(row.choice, 2)
     if any(row.validations for row in rows):
-        columns["val %"] = lambda row: _or_empty(row.validation, 1)
+        columns["val %"] = lambda row: _or_empty(row.validation, 2)
     if reach is not None:
         columns[f"epochs to {reach:g} %"] = lambda row: _or_empty(row.epochs_to(reach))
+    if evidence.paired is not None:
+        columns |= {head: lambda row, head=head: evidence.cell(row.name, head) for head in COLUMNS}  # type: ignore[misc]
     columns["size"] = lambda row: int(row.cost["dimension"])
     columns["passes"] = lambda row: int(row.cost["passes"])
     columns |= {head: lambda row, part=part: round(1000 * row.cost[part], 2) for head, part in cost.items()}  # type: ignore[misc]
@@ -176,7 +60,12 @@ def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple
     columns["kB"] = lambda row: round(row.row_bytes / 1000, 1)
     columns["peak MB"] = lambda row: round(row.peak_bytes / 1e6)
     columns["fit s"] = lambda row: round(row.fit_seconds, 1)
-    return list(columns), [[value(row) for value in columns.values()] for row in rows]
+    values = [[value(row) for value in columns.values()] for row in rows]
+    for made in evidence.combined:
+        known = made.cells
+        known[f"test {metric} %"] = known.pop("test", "")
+        values.append([known[head] if head in known else evidence.cell(made.name, head) for head in columns])
+    return list(columns), values
 
 
 def _or_empty(value: float | None, digits: int | None = None) -> float | str:
@@ -207,6 +96,7 @@ def write_reports(
     run: RunConfig,
     outputs: Outputs,
     reach: float | None = None,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> list[Path]:
     """Write the table into a folder, then what may fail without it: pictures, and a wandb run.
 
@@ -218,18 +108,21 @@ def write_reports(
         run: The wandb options of the runs.
         outputs: Notes what could not be made.
         reach: See :func:`table`.
+        evidence: See :func:`table`.
 
     Returns:
         The files that were written.
     """
-    heads, values = table(rows, metric, reach)
-    quality, names = [row.quality for row in rows], [row.name for row in rows]
+    heads, values = table(rows, metric, reach, evidence)
+    quality, names, ends = [row.quality for row in rows], [row.name for row in rows], [row.ends for row in rows]
+    bars = "standard deviation among seeds" if any(row.deviation for row in rows) else _INTERVAL
+    y_label = f"{metric}, %" + (f" (bars: {bars})" if any(ends) else "")
     pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
         seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, seconds, metric)
+        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, ends, seconds, y_label)
     else:
-        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, metric)
+        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, ends, y_label)
     if len(rows) > 1:
         baseline = BASELINE if BASELINE in names else names[0]
         per_class = {row.name: row.per_class for row in rows}
@@ -245,7 +138,10 @@ def write_reports(
         ]
         files["validation.csv"] = as_csv(["system", "run", "epoch", f"val/{metric} %"], points)
         pictures["validation.png"] = partial(draw_validations, curves, metric, reach)
-    notes = [note for key, note in _NOTES.items() if any(name.startswith(key) for name in (*heads, *pictures))]
+    notes = [
+        *evidence.notes,
+        *(note for key, note in _NOTES.items() if any(name.startswith(key) for name in (*heads, *pictures))),
+    ]
     files = {"results.md": "\n".join([as_markdown(heads, values), *(f"{note}\n" for note in notes)]), **files}
     for name, text in files.items():
         write_whole(folder / name, text)
@@ -256,10 +152,10 @@ def write_reports(
             write_whole(folder / name, draw())
             drawn.append(name)
     with outputs.attempt("the wandb run"):
-        experiment = start_wandb(run, folder)
+        experiment = start_wandb(run, folder, "compare")
         if experiment is not None:
             # Where a number is missing; a text stays one.
-            gaps = ["" if head == _INTERVAL else math.nan for head in heads]
+            gaps = ["" if head in (_INTERVAL, *COLUMNS) else math.nan for head in heads]
             logged = [[gap if v == "" else v for gap, v in zip(gaps, record, strict=True)] for record in values]
             panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in drawn}
             experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})

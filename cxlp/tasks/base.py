@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from textwrap import indent
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from cxlp.backbones.inputs import check_images
 from cxlp.frozen.checks import check_labels
 from cxlp.frozen.folds import FoldClassifiers
+from cxlp.heads.description import changed_options
 from cxlp.metrics.classification import (
     confusion_matrix,
     multi_label_metrics,
@@ -70,6 +72,10 @@ class ClassificationTask(pl.LightningModule):
         self._holds_backbone = False
         self._taken = 0  # images that this rank has had of the loader so far
         self._scored = torch.zeros(classes + 1, dtype=torch.long)  # images of this rank, and positives of each class
+
+    def __repr__(self) -> str:
+        options = {name: value for name, value in self.arguments().items() if name != "network"}
+        return f"{type(self).__name__}({changed_options(type(self), options)})\n{indent(repr(self.network), '  ')}"
 
     @property
     def image_size(self) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from cxlp.utils.errors import CxlpError
+from cxlp.utils.errors import CxlpError, nearest
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -29,7 +29,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
         return best
     if not file.is_file():
-        raise CxlpError(f"checkpoint not found: {file}")
+        siblings = {found.stem: found for found in sorted(file.parent.glob("[!.]*"))}  # all have one suffix
+        near = nearest(file.stem, siblings)
+        hint = f". Did you mean {str(siblings[near])!r}?" if near else ""
+        raise CxlpError(f"checkpoint not found: {file}{hint}")
     return file
 
 

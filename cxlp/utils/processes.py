@@ -1,5 +1,6 @@
 """How processes end: by signals, after the process that started them, and with those that they have started."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,8 +13,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO, Any
 
+from cxlp.utils.errors import CxlpError
+
 #: What a process says that ends because of another one.
 STOPPED = "another process of this run has stopped: see its message"
+#: What is said where processes that load images import the script that runs, and that begins a run at once.
+IMPORTED_AGAIN = (
+    "processes that load images have ended: they import the script that starts them, which must not begin its run once "
+    'more. Put the call under if __name__ == "__main__":, or set data.num_workers to 0'
+)
 #: Seconds that a process which must end because of another one has for an orderly end.
 GRACE = 10.0
 #: Seconds that a process has for it after a signal: as many as Kubernetes and Slurm wait before they kill.
@@ -90,6 +98,53 @@ def raising_on_signals() -> Iterator[None]:
             watcher.join()
         reading.close()
         writing.close()
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Put the handlers of signals back that were there before a ``with``: they are the caller's, as in a notebook."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [*_SIGNALS, *([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])]
+    earlier = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def starting_without_main() -> Iterator[None]:
+    """Have processes that are spawned inside a ``with`` not import the script that runs, of which they need nothing.
+
+    They would do what it does, unless that stands under ``if __name__ == "__main__"``.
+    """
+    main = vars(sys.modules["__main__"])
+    kept: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None  # what multiprocessing looks at: first by which name, then in which file it is
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(kept)
+
+
+def check_not_imported_again() -> None:
+    """Refuse to begin where a process that loads images imports the script that has started it.
+
+    Raises:
+        CxlpError: Says how the script must be written.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise CxlpError(IMPORTED_AGAIN)
+
+
+def imported_script(error: BaseException) -> bool:
+    """Whether loading processes have ended that, by how they are started here, import the script that runs."""
+    return "DataLoader worker" in str(error) and multiprocessing.get_start_method() != "fork"
 
 
 def _leave_watched() -> None:
@@ -215,7 +270,7 @@ def _end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:
 
 
 def is_waited_for() -> bool:
-    """Whether another process, which speaks for it, has started this one, as far as the environment tells."""
+    """Whether another process, which speaks for it, has started this one."""
     return _PARENT in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.feature_extraction import Activation
-from cxlp.backbones.folding import fold
+from cxlp.backbones.folding import Folded, fold
 from tests.backbones.small import build
 
 #: Networks, layers, and how many of their BatchNorms are left.
@@ -219,3 +219,31 @@ def test_attention_is_shared_and_linear_layers_are_cast(photos: Tensor) -> None:
     kinds = {m.weight.dtype for m in half.modules() if isinstance(m, nn.Linear)}
     assert kinds == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in backbone.parameters())
+
+
+def test_a_gpu_computes_rare_batches_as_large_ones() -> None:
+    def sizes(backbone: Backbone, *given: int) -> list[int]:
+        folded = Folded(backbone.trunk)
+        return [len(folded.filled(torch.zeros(n, 3, 8, 8, device="cuda"))) for n in given]
+
+    plain, mixing = (build("resnet18", ("layer3.0.conv1", "layer4.1")).eval() for _ in range(2))
+    mixing.trunk.train()
+    with FakeTensorMode():
+        assert sizes(plain, 32, 32, 12, 12, 12, 64, 7) == [32, 32, 32, 32, 12, 64, 64]
+        assert sizes(mixing, 32, 12) == [32, 12]
+    folded = Folded(plain.trunk)
+    assert [len(folded.filled(torch.zeros(n, 3, 8, 8))) for n in (32, 12)] == [32, 12]  # the CPU plans nothing
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_maps_of_a_filled_batch_are_those_of_its_images(photos: Tensor) -> None:
+    backbone = build("resnet18", ("layer3.0.conv1", "layer4.1")).eval().cuda()
+    images = photos.cuda()
+    with torch.inference_mode():
+        expected = backbone(images[:1])
+        backbone.hold()
+        backbone(images.repeat(4, 1, 1, 1))
+        found = backbone(images[:1])
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2 * float(b.abs().max()))  # TF32

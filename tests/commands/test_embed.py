@@ -1,16 +1,17 @@
 """``python -m cxlp embed``: vectors by a checkpoint and by a config, reduced or not, and what cannot be read."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import cxlp.commands.embed
 import cxlp.runs.embedding
 from cxlp.__main__ import main
-from cxlp.deploy.predictor import load
+from cxlp.deploy.loading import load
 from tests.generate import write_folder
 from tests.networks import SMALL, build, write_checkpoint
 from tests.small_run import BACKBONE
@@ -68,7 +69,7 @@ def test_reduced_features_keep_their_distances(
     few = embed(checkpoint, photos, "--out", "few.npz", "--dim", 17)["features"]
     assert (
         few.shape == (18, 17)
-        and "PCA to 17 of 1,152 dimensions keeps 100.0% of the variance" in capsys.readouterr().out
+        and "PCA to 17 of 1,152 dimensions keeps 100.00% of the variance" in capsys.readouterr().out
     )
     distances = [np.linalg.norm(x[:, None] - x, axis=2) for x in (whole, few)]
     assert distances[1] == pytest.approx(distances[0], abs=1e-4)
@@ -90,7 +91,6 @@ def test_a_config_needs_no_labels(photos: Path, monkeypatch: pytest.MonkeyPatch)
     embed("demo.yaml", photos, *NETWORK, "--model.head.pca_dim", "4", "--out", "z.npz")
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
 def test_parquet(checkpoint: Path, photos: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -99,6 +99,8 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
     table = pq.read_table("x.parquet").to_pydict()
     assert table["path"] == expected["paths"].tolist()
     assert np.array(table["features"]) == pytest.approx(expected["features"])
+    frame = pd.read_parquet("x.parquet")  # as its users do
+    assert np.stack(frame["features"].tolist()).dtype == np.float32 and len(frame) == len(expected["paths"])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,9 @@ def test_what_is_refused(checkpoint: Path, photos: Path, capsys: Capture, argume
     assert not list(Path().glob("*x.npz*"))
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is not None, reason="needs that pyarrow is missing")
-def test_parquet_says_what_it_needs(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+def test_parquet_says_what_it_needs(
+    checkpoint: Path, photos: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cxlp.commands.embed, "find_spec", lambda name: None)
     assert embed(checkpoint, photos, "--out", "x.parquet", status=2) is None
     assert "pip install pyarrow" in capsys.readouterr().err

@@ -35,9 +35,9 @@ def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["timm/"], "Valid: 'caffenet', "),
+        (["timm/"], "Valid: caffenet, "),
         (["nosuchnet"], "unknown backbone 'nosuchnet'"),
-        (["timm/test_resnet", "--filter", "layer9"], "has no such layer. Did you mean 'layer4', 'layer3'"),
+        (["timm/test_resnet", "--filter", "layer9"], "has no such layer. Did you mean 'layer4'? Valid: "),
         (["timm/test_resnet", "--image-size", "0"], "--image-size is 0: it must be 1 or more"),
         (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
     ],

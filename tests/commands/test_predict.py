@@ -19,7 +19,8 @@ from PIL import Image
 
 from cxlp.__main__ import main
 from cxlp.data.decode import read_image
-from cxlp.deploy.predictor import Prediction, load
+from cxlp.deploy.loading import load
+from cxlp.deploy.prediction import Prediction
 from tests.generate import write_folder
 from tests.networks import SMALL, build, write_checkpoint
 

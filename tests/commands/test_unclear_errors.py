@@ -133,7 +133,7 @@ def test_an_unknown_mode_of_wandb(work: Path, capsys: Capture, monkeypatch: pyte
     monkeypatch.setenv("WANDB_MODE", "bogus")
     before = there(work)
     status = main([*ARGUMENTS, "--run.wandb", "auto"])
-    assert_said(status, "WANDB_MODE is 'bogus'; valid: online", before, work, capsys)
+    assert_said(status, "WANDB_MODE is 'bogus'. Valid: online", before, work, capsys)
 
 
 @pytest.mark.parametrize(

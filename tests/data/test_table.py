@@ -1,10 +1,12 @@
 """Tables of one's own: columns, values, splits, boxes, and what is said about odd ones."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -322,12 +324,55 @@ def test_a_frame(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pandas_frame_and_parquet(photos: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.read_csv(write(photos, single()))
+    frame = pd.read_csv(write(photos, single()))
     assert listed(frame, root=photos) == (("cat", "dog"), SINGLE)
-    pytest.importorskip("pyarrow")
+    assert listed(frame.set_index("path"), root=photos) == (("cat", "dog"), SINGLE)
+    for index in (None, False):  # with and without pandas' own column
+        frame.to_parquet(photos / "mine.parquet", index=index)
+        assert listed(photos / "mine.parquet") == (("cat", "dog"), SINGLE)
+    twice = pd.concat([frame, frame["label"]], axis=1)
+    with warnings.catch_warnings(), pytest.raises(CxlpError, match="the DataFrame: several columns are called 'label'"):
+        warnings.simplefilter("error")
+        Table(twice, root=photos)
+    with pytest.raises(CxlpError, match="the DataFrame, row 2: label is blank"):
+        Table(frame.assign(label=["cat", None, *["dog"] * (len(frame) - 2)]), root=photos).read()
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pd.Series(["b", "a"] * 4, dtype="category"), ("a", "b")),
+        (pd.Series(["b", "a"] * 4, dtype="string[pyarrow]"), ("a", "b")),
+        (pd.Series([10, 9] * 4, dtype="Int64"), ("9", "10")),
+        (pd.Series([10.0, 9.0] * 4), ("9", "10")),
+        (pd.Series([True, False] * 4), ("False", "True")),
+    ],
+)
+def test_labels_of_each_kind_of_pandas_column(photos: Path, column: "pd.Series[Any]", found: tuple[str, ...]) -> None:
+    frame = pd.DataFrame({"path": FILES, "label": column, "when": pd.Timestamp("2026-01-01")})
     frame.to_parquet(photos / "mine.parquet")
-    assert listed(photos / "mine.parquet") == (("cat", "dog"), SINGLE)
+    for table in (frame, photos / "mine.parquet"):
+        classes, samples = Table(table, root=photos, test_fraction=0.5).read()
+        assert classes == found
+        labels = [sample.label for part in samples.values() for sample in part]
+        assert sorted(labels) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("kind", ["float64", "Int64", "boolean"])
+def test_unspecified_marks_of_pandas(photos: Path, kind: str) -> None:
+    hat = pd.Series([1, 0, None, *[1] * (len(FILES) - 3)]).astype(kind)
+    frame = pd.DataFrame({"path": FILES, "hat": hat, "split": ["train"] * 3 + ["test"] * (len(FILES) - 3)})
+    frame.to_parquet(photos / "mine.parquet")
+    for table in (frame, photos / "mine.parquet"):
+        module = Table(table, root=photos)
+        assert [sample.label for sample in module.read()[1]["train"]] == [(1,), (-1,), (0,)]
+
+
+def test_lists_in_cells(photos: Path) -> None:
+    frame = pd.DataFrame({"path": FILES, "tags": [[], ["u"], ["u", "v v"], ["v v"]] * 2})
+    frame.to_parquet(photos / "mine.parquet")
+    for table in (frame, photos / "mine.parquet"):
+        assert Table(table, root=photos, test_fraction=0.5).read()[0] == ("u", "v v")
 
 
 def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

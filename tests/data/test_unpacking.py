@@ -13,7 +13,11 @@ from tests.data.archives import BIRDS, left, offer, tar
 from tests.server import Server
 
 
-@pytest.mark.parametrize("content", [tar(BIRDS)[:-40], tar(BIRDS, "w")[:515], b"<html>moved</html>", b""])
+@pytest.mark.parametrize(
+    "content",
+    [tar(BIRDS)[:-40], tar(BIRDS, "w")[:515], b"<html>moved</html>", b""],
+    ids=["cut tgz", "cut tar", "web page", "empty"],  # an archive holds the time: each process would have other names
+)
 def test_archive_that_cannot_be_unpacked_is_deleted_unless_it_was_placed_by_hand(
     tmp_path: Path, server: Server, content: bytes
 ) -> None:

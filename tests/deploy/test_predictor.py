@@ -1,5 +1,7 @@
 """Prediction in Python: what comes out is what the test saw, of files and pictures, and bad files stop no stream."""
 
+import base64
+import io
 import itertools
 import re
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,10 @@ from torch import nn
 import cxlp
 from cxlp.data.decode import read_image
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
-from cxlp.deploy.predictor import Picture, Prediction, Predictor, load
+from cxlp.deploy.loading import load
+from cxlp.deploy.pictures import Picture
+from cxlp.deploy.prediction import Prediction
+from cxlp.deploy.predictor import Predictor
 from cxlp.heads.views import Kind, Views
 from cxlp.utils.errors import CxlpError
 from tests.generate import write_folder, write_image
@@ -122,12 +128,118 @@ def test_a_picture_of_pillow_is_turned_upright(files: list[str], tmp_path: Path)
         assert torch.equal(model.picture(image), model.picture(stored))
 
 
+def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) -> None:
+    model = predictor()
+    pixels = read_image(Path(files[0]))
+    expected, picture = model.picture(pixels), torch.from_numpy(pixels).permute(2, 0, 1)
+    alpha = np.full((*pixels.shape[:2], 1), 9, np.uint8)
+    for same in (
+        *(pixels / 255, (pixels / 255).astype(np.float32), np.concatenate([pixels, alpha], axis=2)),
+        *(picture, picture / 255, (picture / 255).double().requires_grad_(), (picture / 255) * (1 + 1e-5)),
+    ):
+        assert torch.equal(model.picture(same), expected)
+    grey = pixels[..., 0]
+    expected = model.picture(np.stack([grey] * 3, axis=2))
+    for other in (grey, grey[..., None], torch.from_numpy(grey)[None], Image.fromarray(grey)):
+        assert torch.equal(model.picture(other), expected)
+    model.picture(torch.rand(3, 40, 20, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros((0, 8, 3), "u1")]
+    ("wrong", "said"),
+    [
+        (np.zeros((0, 8, 3), "u1"), r"an array of shape \(0, 8, 3\): give \(H, W, 3\), RGB$"),
+        (np.zeros((3, 8, 8), "u1"), r"\(3, 8, 8\): give \(H, W, 3\), RGB \(transpose it, or give it as a tensor\)"),
+        (np.zeros((8, 8, 3), "i8"), "the picture is of int64: give uint8"),
+        (np.full((8, 8, 3), 2.0), r"values from 2 to 2, but floats are RGB of 0\.\.1"),
+        (np.full((8, 8, 3), np.nan), "values from nan to nan"),
+        (torch.randn(3, 8, 8), "leave out Normalize"),
+        (torch.zeros(8, 8, 3), r"a tensor of shape \(8, 8, 3\): give \(3, H, W\)"),
+        ([None], "the picture is a NoneType: give a path"),
+        ([3], "the picture is a int: give a path"),
+    ],
 )
-def test_an_array_that_is_no_picture_is_refused(wrong: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
-    with pytest.raises(CxlpError, match=r"give \(H, W, 3\) uint8, RGB"):
-        predictor().predict(wrong)
+def test_what_is_no_picture_is_refused(wrong: Any, said: str) -> None:
+    for method in (predictor().predict, predictor().embed, predictor().explain):
+        with pytest.raises(CxlpError, match=said):
+            method(wrong)
+
+
+def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]) -> None:
+    model = predictor()
+    expected = model.predict(files)
+    assert [each.path for each in expected] == files
+    test = folder / "test"
+    ways: list[Any] = [test, f"{test}/**/*.png", iter(files), [test], tuple(map(Path, files))]
+    for several in ways:
+        assert model.predict(several) == expected
+    pictures = [read_image(Path(file)) for file in files]
+    batch = np.stack(pictures)
+    tensors = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    loader: Any = torch.utils.data.DataLoader(tensors, batch_size=4)  # type: ignore[arg-type] # has length and items
+    ways = [pictures, batch, tensors, loader, [tensors[:2], *pictures[2:]], map(Image.fromarray, pictures)]
+    for several in ways:
+        found = model.predict(several)
+        assert [each.classes for each in found] == [each.classes for each in expected]
+        assert [each.path for each in found] == [""] * len(files)
+    assert model.embed(batch) == pytest.approx(model.embed(folder / "test"), abs=1e-5)
+    assert cxlp.list_images(folder / "test") == files
+    found = [model.predict([test], batch_size=2), model.explain([test])]
+    assert [len(each) for each in found] == [len(files)] * 2
+    (folder / "empty").mkdir()
+    with pytest.raises(CxlpError, match="no images in the folder"):
+        model.predict(folder / "empty")
+
+
+# --- how it shows itself
+
+
+def test_predictions_show_themselves(files: list[str]) -> None:
+    model = predictor()
+    found = model.predict(files * 5, top=2)
+    lines = repr(found).splitlines()
+    assert lines[0] == f"{len(files) * 5} predictions" and lines[-1] == f"  ... {len(files) * 5 - 20} more"
+    assert files[0] in lines[1] and f"{found[0].classes[0]} {found[0].probabilities[0]:.2%}" in lines[1]
+    assert isinstance(found[1:3], type(found)) and len(found[1:3]) == 2
+    assert repr(found[0]) == f"Prediction({files[0]!r}: {lines[1].split(files[0])[1].strip()})"
+    html = found._repr_html_()
+    assert html.count("<img ") == 24 and f"... {len(files) * 5 - 24} more" in html
+    picture = base64.b64decode(html.partition("base64,")[2].partition('"')[0])
+    assert Image.open(io.BytesIO(picture)).size == (40, 40)
+    own = Prediction("<b>", ("<i>",), (0.5,), image=files[0])._repr_html_()
+    assert "&lt;b&gt;" in own and "&lt;i&gt;" in own and "<i>" not in own
+    assert "<img" not in Prediction("gone.png", error="image not found", image="gone.png")._repr_html_()
+    assert repr(Prediction("gone.png", error="image not found")) == "Prediction('gone.png': image not found)"
+
+
+def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: Path) -> None:
+    model = predictor()
+    one, several = model.explain(files[0]), model.explain(files, target="wren", against="crow", channels=2)
+    best = model.predict(files[0])
+    assert (one.target, one.path) == (best.classes[0], files[0])
+    assert one.probability == pytest.approx(best.probabilities[0], abs=1e-5)
+    scores = model.network(model.picture(files[0])[None])[0]
+    assert several[0].score == pytest.approx(float(scores[2] - scores[3]), abs=1e-4)
+    assert (several[0].target, several[0].against, len(several[0].strongest)) == ("wren", "crow", 2)
+    assert one.map().shape == (32, 32) and one.map(7).shape == (7, 7)
+    assert one.map(64).mean() == pytest.approx(one.explanation.evidence * one.explanation.cell, rel=1e-3)
+    one.save(tmp_path / "why.png")
+    assert (tmp_path / "why.png").read_bytes() == one._repr_png_() and Image.open(tmp_path / "why.png").width > 500
+    assert f"{one.target} {one.probability:.2%}, score" in repr(one) and "wren" in repr(several).splitlines()[1]
+    assert several[:2]._repr_html_().count("<img ") == 2
+    with pytest.raises(CxlpError, match=r"the network knows no class 'wrenn'\. Did you mean 'wren'"):
+        model.explain(files[0], "wrenn")
+    model.classes = ("001.Sooty_tern", "002.House_wren")  # both spellings are known
+    assert [model.index(name) for name in ("House wren", "002.House_wren", "Sooty tern")] == [1, 1, 0]
+    model.classes = ("gull", "tern", "wren")
+    with pytest.raises(CxlpError, match="target and against are both 'wren'"):
+        model.explain(files[0], "wren", "wren")
+
+
+def test_a_predictor_says_what_it_is() -> None:
+    said = repr(predictor(multi_label=True))
+    assert "4 classes of which an image may show several (gull, tern, wren, ...)" in said
+    assert "CrossLayerPooling(pca_dim=6)" in said and "images of 32 x 32 pixels (warp), on cpu, precision 32" in said
 
 
 def test_a_list_keeps_its_order_whatever_the_batch(files: list[str]) -> None:

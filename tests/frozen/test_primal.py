@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cxlp.frozen import newton, primal
 from cxlp.frozen.classifier import choose_cost_and_scale, quality, split
-from cxlp.frozen.newton import Rows, Solution, mean_row, minimise
+from cxlp.frozen.newton import Solution, minimise
 from cxlp.frozen.primal import PrimalSolver
+from cxlp.frozen.rows import Rows, mean_row
 from cxlp.frozen.store import RowStore, open_rows
 from cxlp.frozen.svm import KernelSolver
 from cxlp.utils.errors import CxlpError
@@ -316,3 +317,23 @@ def test_rows_that_are_not_finite_are_named(data: Problem, tmp_path: Path, value
     x[7, 3] = value
     with pytest.raises(CxlpError, match=r"too large to be squared for training image 7"):
         PrimalSolver(stored(x, tmp_path), data.targets, None, CPU, PLENTY)
+
+
+def test_kept_rows_are_read_once_and_stay_the_same(store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 * store.rows * store.dim
+    reads: list[tuple[int, int]] = []
+    read = type(store).read
+
+    def counted(store: RowStore, start: int, stop: int) -> Tensor:
+        reads.append((start, stop))
+        return read(store, start, stop)
+
+    monkeypatch.setattr(type(store), "read", counted)
+    for keep, passes_that_read in ((size, 1), (size - 1, 3)):
+        rows = rows_of(store, block_bytes=40 * store.dim, keep_bytes=keep)
+        reads.clear()
+        passes = [list(rows.blocks()) for _ in range(3)]
+        assert len(reads) == passes_that_read * len(passes[0]) and len(passes[0]) > 1
+        for later in passes[1:]:
+            for (part, block), (same, again) in zip(passes[0], later, strict=True):
+                assert part == same and torch.equal(block, again)

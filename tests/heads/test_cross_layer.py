@@ -14,6 +14,7 @@ from cxlp.heads.average import AveragePooling
 from cxlp.heads.cross_layer import CrossLayerPooling
 from cxlp.heads.normalisation import signed_sqrt
 from cxlp.heads.operator import Align, centres, cross_layer_pooling, sub_arrays
+from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 from tests.heads.test_normalisation import SWITCHES, normalise
 from tests.heads.test_operator import maps
@@ -276,9 +277,11 @@ def test_a_sketch_stands_between_pooling_and_normalisation() -> None:
 
 
 def test_repr_names_the_options() -> None:
-    assert "size=3, stride=2, padding=same, align=to_guide" in repr(
-        cross(5, 3, size=3, stride=2, padding="same", align="to_guide")
-    )
+    head = cross(5, 3, size=3, stride=2, padding="same", align="to_guide")
+    assert "size=3, stride=2, padding='same', align='to_guide'" in repr(head)
+    assert repr(CrossLayerPooling()) == "CrossLayerPooling()"
+    both = CrossLayerPooling(pca_dim=2, views=Views("flip")).connect((4, 3, 3), (5, 3, 3))
+    assert repr(both) == "CrossLayerPooling(pca_dim=2, views={'kind': 'flip'}): 4 x 3 x 3, 5 x 3 x 3 -> 10"
 
 
 def test_average_pooling_is_the_normalised_mean() -> None:
@@ -321,11 +324,11 @@ def test_centred_pooling_is_the_cross_covariance(options: dict[str, Any]) -> Non
 
 def test_centred_pooling_does_not_depend_on_the_means() -> None:
     local, guide = maps(batch=2)
-    pool = cross(5, 3, 4, centre=True, guide_dim=2, spectral=True, sqrt=False).double()
+    pool = cross(5, 3, 4, centre=True, guide_dim=2, spectral=True).double()
     torch.testing.assert_close(pool(local + 3, guide - 2), pool(local, guide))
 
 
-@pytest.mark.parametrize("options", [{"sqrt": False}, {"spectral": True, "sqrt": False, "guide_dim": 3}])
+@pytest.mark.parametrize("options", [{"sqrt": False}, {"spectral": True, "guide_dim": 3}])
 def test_centred_pooling_has_the_gradient_of_finite_differences(options: dict[str, Any]) -> None:
     local, guide = maps(batch=2)
     pool = cross(5, 3, 4, centre=True, **options).double()
@@ -335,7 +338,7 @@ def test_centred_pooling_has_the_gradient_of_finite_differences(options: dict[st
 
 def test_the_most_accurate_form_has_finite_gradients_at_constant_maps() -> None:
     local, guide = (torch.ones_like(m).requires_grad_() for m in maps(batch=2))
-    vector = cross(5, 3, 4, centre=True, guide_dim=3, spectral=True, sqrt=False).double()(local, guide)
+    vector = cross(5, 3, 4, centre=True, guide_dim=3, spectral=True).double()(local, guide)
     vector.sum().backward()  # type: ignore[no-untyped-call]
     assert vector.isfinite().all() and local.grad is not None and local.grad.isfinite().all()
 

@@ -1,6 +1,7 @@
 """Roots of entries and of matrices, signs and lengths: values against NumPy and SciPy, and gradients."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from cxlp.heads import BilinearPooling, CrossLayerPooling
 from cxlp.heads.normalisation import Normalise, matrix_sqrt, signed_sqrt, spectral_root
+from cxlp.utils.errors import CxlpError
 
 SWITCHES = [
     {},
@@ -187,6 +190,19 @@ def test_gradcheck_of_the_spectral_root(shape: tuple[int, int]) -> None:
     p[1, 0] = 0
     p[1, 1] = p[1, 2]  # of low rank
     assert gradcheck(spectral_root, (p.requires_grad_(),))
+
+
+@pytest.mark.parametrize("kind", [CrossLayerPooling, BilinearPooling])
+def test_a_root_of_singular_values_takes_the_place_of_that_of_entries(kind: Any) -> None:
+    def steps(**options: bool) -> dict[str, bool]:
+        on: dict[str, bool] = kind(pca_dim=4, **options).normalise.steps
+        return {name: on[name] for name in ("spectral", "sqrt")}
+
+    assert steps() == {"spectral": False, "sqrt": True}
+    assert steps(spectral=True) == {"spectral": True, "sqrt": False}
+    assert steps(spectral=True, second_root=True) == {"spectral": True, "sqrt": True}
+    with pytest.raises(CxlpError, match="second_root is true, but there is no first one"):
+        kind(second_root=True)
 
 
 def test_the_spectral_step_comes_before_the_others() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.library import users_own
 from cxlp.deploy.export import check, export
-from cxlp.deploy.predictor import Predictor, load
+from cxlp.deploy.loading import load
+from cxlp.deploy.predictor import Predictor
 from cxlp.explain.attribution import explain, is_explainable
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.heads import AveragePooling, Head

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from cxlp.reports.formatting import readable
+from cxlp.runs.dashboard import COLUMNS, sections
+from cxlp.runs.evaluation import read_predictions
+from cxlp.utils.spelling import as_text
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.birds import FINETUNE, run
 
@@ -56,6 +61,14 @@ class Offline:
         return paths
 
 
+def keys_of(panel: Any) -> list[str]:
+    """The keys that a panel is of."""
+    names = [getattr(panel, name, None) or [] for name in ("y", "metrics", "media_keys")]
+    found = [getattr(key, "name", key) for part in names for key in part]
+    table = getattr(panel, "table_name", None)
+    return [*found, *([table] if table else []), *([panel.x] if hasattr(panel, "x") else [])]
+
+
 def offline(folder: Path, config: str, *more: str) -> Iterator[Offline]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -71,7 +84,17 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
     """Fine-tuning on three classes of birds."""
     folder = tmp_path_factory.mktemp("tuned")
     write_cub200(folder / "data")
-    yield from offline(folder, "cub200.yaml", *FINETUNE, "--trainer.log_every_n_steps", "1", "--data.bbox", "true")
+    yield from offline(
+        folder,
+        "cub200.yaml",
+        *FINETUNE,
+        "--trainer.log_every_n_steps",
+        "1",
+        "--data.bbox",
+        "true",
+        "--model.frozen.c",
+        "auto",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +102,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
     """A frozen run on several labels per image."""
     folder = tmp_path_factory.mktemp("several")
     write_voc2007(folder / "data", (2, 1, 1), size=48)
-    yield from offline(folder, "voc2007.yaml")
+    yield from offline(folder, "voc2007.yaml", "--data.validation", "official")
 
 
 def test_curves_have_axes_and_names(tuned: Offline) -> None:
@@ -90,6 +113,7 @@ def test_curves_have_axes_and_names(tuned: Offline) -> None:
     }
     assert axes == {
         "train/*": "images_seen", "lr-*": "images_seen", "grad_norm/*": "images_seen", "val/*": "epoch",
+        "frozen/cv_*": "frozen/C",
     }  # fmt: skip
     history = json.dumps([record for record in tuned.records if record["type"] == "history"])
     for key in (
@@ -98,14 +122,30 @@ def test_curves_have_axes_and_names(tuned: Offline) -> None:
         "grad_norm/classifier", "grad_norm/projection", "test/accuracy",
     ):  # fmt: skip
         assert f'"{key}"' in history, key
+    assert not re.search(r'"lr-[^"]*no_decay"', history) and "global_step" not in history
+    curve = [record["history"]["item"] for record in tuned.records if record["type"] == "history"]
+    costs = {row["frozen/C"]: row["frozen/cv_accuracy"] for row in curve if "frozen/C" in row}
+    named = {k.rpartition("_C")[2]: v for k, v in tuned.metrics["metrics"].items() if "cv_accuracy_C" in k}
+    assert costs == {float(c): pytest.approx(v) for c, v in named.items()} and len(costs) == 4
+
+
+def test_the_summary_has_the_best_of_each_curve(tuned: Offline, several: Offline) -> None:
+    rows = [record["history"]["item"] for record in tuned.records if record["type"] == "history"]
+    for key in ("val/accuracy", "val/mean_class_accuracy"):
+        assert tuned.summary[key] == {"max": max(row[key] for row in rows if key in row)}
+    assert tuned.summary["val/loss"] == {"min": min(row["val/loss"] for row in rows if "val/loss" in row)}
+    assert sum("val/loss" in row for row in rows) == 3
+    assert list(several.summary["val/mAP"]) == ["max"]
 
 
 def test_the_summary_is_of_the_tested_checkpoint(tuned: Offline) -> None:
     assert tuned.state == "finished"
     assert (tuned.folder / tuned.metrics["tested"]).samefile(tuned.folder / "checkpoints" / "best.ckpt")
-    assert tuned.summary["tested"] == tuned.metrics["tested"]
+    assert tuned.summary["tested/checkpoint"] == tuned.metrics["tested"]
+    assert tuned.summary["tested/epoch"] == tuned.metrics["epoch"]
     for key, value in tuned.metrics["metrics"].items():
-        assert tuned.summary[key] == pytest.approx(value), key
+        if "_C" not in key:
+            assert tuned.summary[f"tested/{key}" if key.startswith("val/") else key] == pytest.approx(value), key
     for key, value in tuned.metrics["seconds"].items():
         assert tuned.summary[f"seconds/{key}"] == pytest.approx(value), key
     assert {"extraction", "fine-tuning", "test"} == tuned.metrics["images_per_second"].keys()
@@ -119,6 +159,8 @@ def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several
     assert sorted(tuned.tags) == sorted(["mine", "CUB-200-2011", "squeezenet1_0", "FineTune", "CrossLayerPooling"])
     assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "CrossLayerPooling"])
     assert [tuned.run["run_group"], several.run["run_group"]] == ["CUB-200-2011", "Pascal VOC 2007"]
+    assert [tuned.run["job_type"], several.run["job_type"]] == ["train", "train"]
+    assert tuned.run["notes"] == "CUB-200-2011: 11 train, 7 val, 9 test images of 3 classes. In runs/a"
     assert tuned.config["model"]["head"]["init_args"]["pca_dim"] == 8
     assert tuned.config["trainer"]["max_epochs"] == 2
     written = json.loads((tuned.folder / "provenance.json").read_text())
@@ -147,7 +189,9 @@ def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline)
     for kind in {row["kind"] for row in rows}:
         assert len(tuned.pictures(shown[kind])) == sum(row["kind"] == kind for row in rows)
         captions = [
-            f"{r['answered']} {float(r['probability']):.0%}, is: {r['true']}" for r in rows if r["kind"] == kind
+            f"answer: {r['answered']} {r['answered probability']}, truth: {r['true']} {r['true probability']}"
+            for r in readable(rows, [row["class"] for row in tuned.rows("per_class")])
+            if r["kind"] == kind
         ]
         assert tuned.summary[shown[kind]]["captions"] == captions
     assert len(tuned.table("test/examples")["data"]) == len(rows) == len(list((tuned.folder / "examples").iterdir()))
@@ -181,7 +225,42 @@ def test_intervals_stand_beside_their_metrics_everywhere(which: str, request: py
     for name, interval in found.metrics["intervals"].items():
         assert interval["low"] < interval["high"]
         assert f"{interval['low']:.2%} to {interval['high']:.2%} ({interval['by']})" in page
-        assert found.summary[f"intervals/{name}"] == interval
+        assert found.summary[f"{name}_low"] == interval["low"] and found.summary[f"{name}_high"] == interval["high"]
+
+
+def test_a_part_of_the_answers_is_a_table(tuned: Offline) -> None:
+    table, rows = tuned.table("test/predictions"), tuned.rows("predictions")
+    assert table["columns"] == list(rows[0])
+    assert [row[:2] for row in table["data"]] == [[row["path"], row["true"]] for row in rows]
+    heads, some = read_predictions(tuned.folder / "predictions.csv", 4)
+    assert [row[0] for row in some] == [rows[i]["path"] for i in (0, 2, 4, 6)]  # of nine
+    assert some[1][heads.index("probability_1")] == float(rows[2]["probability_1"])
+
+
+def test_a_table_of_answers_may_be_empty_or_hold_odd_names(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.csv"
+    file.write_bytes(b"path,true,right\n")
+    assert read_predictions(file, 5) == (["path", "true", "right"], [])
+    file.write_bytes(b'path,true,right\n"a\n\xff.jpg",gull,1\n')
+    assert read_predictions(file, 5)[1] == [["a\n?.jpg", "gull", 1.0]]
+
+
+def test_panels_of_the_dashboard_are_of_what_runs_log(tuned: Offline, several: Offline) -> None:
+    logged: set[str] = set()
+    for found in (tuned, several):
+        rows = [record["history"]["item"] for record in found.records if record["type"] == "history"]
+        logged |= {key for row in rows for key in row} | found.summary.keys()
+        logged |= {f"{k}.{part}" for k, value in found.summary.items() if isinstance(value, dict) for part in value}
+    logged |= {key.removesuffix("._type") for key in logged}  # pictures and tables
+    for section in sections():
+        for panel in section.panels:
+            for key in keys_of(panel):
+                assert key in logged, (section.name, key)
+            if pattern := getattr(panel, "metric_regex", None):
+                drawn = {key for key in logged if re.search(pattern, key)}
+                parts = {key.partition("/")[2] for key in drawn}
+                assert parts == {"backbone", "projection", "classifier"}, (pattern, drawn)
+    assert set(COLUMNS) <= logged
 
 
 def test_each_test_image_has_its_answer(tuned: Offline) -> None:
@@ -200,7 +279,7 @@ def test_the_report_shows_what_the_files_hold(which: str, request: pytest.Fixtur
     assert len(page) < 3_000_000
     for key, value in found.metrics["metrics"].items():
         if value is not None:
-            assert key in page and f"{value:.6g}" in page, key
+            assert key in page and as_text(key, value) in page, key
     assert page.count("data:image/jpeg") == len(found.rows("examples"))
     assert page.count("data:image/png") == 1
     assert ("Learning rates" in page) == (which == "tuned")

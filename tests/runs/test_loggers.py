@@ -12,16 +12,8 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from cxlp.reports.history import how_to_look
 from cxlp.reports.outputs import Outputs
-from cxlp.runs.loggers import (
-    ForgivingCSVLogger,
-    ForgivingWandbLogger,
-    RunConfig,
-    build_loggers,
-    close_wandb,
-    has_wandb_key,
-    labelled,
-    start_wandb,
-)
+from cxlp.runs.loggers import ForgivingCSVLogger, ForgivingWandbLogger, RunConfig, build_loggers, labelled
+from cxlp.runs.wandb_runs import close_wandb, curve_of_costs, has_wandb_key, start_wandb, summary_of
 from cxlp.utils.errors import CxlpError
 
 KEY = "0123456789" * 4
@@ -101,7 +93,7 @@ class Started:
 
     id = "run1"
 
-    def define_metric(self, name: str, step_metric: str, step_sync: bool) -> None:
+    def define_metric(self, name: str, **kwargs: Any) -> None:
         """Take an axis."""
 
 
@@ -119,7 +111,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def kinds(run: RunConfig, folder: Path) -> list[type]:
-    return [type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder), Outputs())]
+    started = start_wandb(run, folder, "train")
+    begin = None if started is None else lambda: started
+    return [type(logger) for logger in build_loggers(run, folder, "frozen", begin, Outputs())]
 
 
 @pytest.mark.parametrize(
@@ -156,16 +150,19 @@ def test_modes(
 
 
 def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
-    run = RunConfig(wandb="offline", project="birds", group="seeds", tags=("a", "b"))
-    experiment = start_wandb(run, tmp_path / "first", "run1")
+    run = RunConfig(wandb="offline", project="birds", group="seeds", tags=("a", "b"), notes="of the nest")
+    experiment = start_wandb(run, tmp_path / "first", "refit", "run1")
     (call,) = starts
     expected = {"dir": tmp_path / "first", "name": "first", "project": "birds", "group": "seeds", "tags": ("a", "b")}
     assert {k: call[k] for k in expected} == expected
+    assert (call["job_type"], call["notes"]) == ("refit", "of the nest")
     assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
     # one wandb run for all stages, and CSV files for each
     for stage in ("frozen", "finetune"):
-        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, experiment, Outputs())
+        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, lambda: experiment, Outputs())
         assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
+        assert wandb_logger.experiment is not experiment  # Trainers look at it before they begin
+        wandb_logger.log_metrics({"train/loss_step": 1.0})
         assert wandb_logger.experiment is experiment
         assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv" / stage)
     assert len(starts) == 1
@@ -177,14 +174,14 @@ def test_the_id_of_the_environment_is_one_runs(
     monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
     wandb.setup()  # which remembers it
     for folder in ("a", "a/refit", "b"):
-        start_wandb(RunConfig(wandb="offline"), tmp_path / folder)
-    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "of-a-resumed-run")
+        start_wandb(RunConfig(wandb="offline"), tmp_path / folder, "train")
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "train", "of-a-resumed-run")
     ids = [call["id"] for call in starts]
     assert ids[0] == "of-the-agent" and ids[3] == "of-a-resumed-run" and len(set(ids)) == 4 and all(ids)
     assert [call["name"] for call in starts] == ["a", "a-refit", "b", "a"]
     monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
-    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "of-the-agent")  # started again
-    start_wandb(RunConfig(wandb="offline"), tmp_path / "a/refit")
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "train", "of-the-agent")  # started again
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a/refit", "refit")
     assert starts[-1]["id"] != starts[-2]["id"] == "of-the-agent"
 
 
@@ -193,6 +190,8 @@ def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
     assert run.group == "CUB-200-2011"
     assert run.tags == ("mine", "vgg16", "CUB-200-2011", "Frozen", "cross", "x" * 64)
     assert labelled(RunConfig(group="seeds"), "CUB-200-2011").group == "seeds"
+    assert labelled(RunConfig(), "CUB-200-2011", notes="ten birds").notes == "ten birds"
+    assert labelled(RunConfig(notes="mine"), "CUB-200-2011", notes="ten birds").notes == "mine"
 
 
 class Online:
@@ -220,13 +219,41 @@ def test_the_tested_checkpoint_is_uploaded_by_online_runs(
     run: Any = Online(offline)
     summary = {"metrics": {"test/accuracy": 0.5}, "seconds": {"test": 3.0}, "tested": str(checkpoint)}
     close_wandb(run, summary, str(checkpoint) if upload else None)
-    assert run.summary == {"test/accuracy": 0.5, "seconds/test": 3.0, "tested": str(checkpoint)}
+    assert run.summary == {"test/accuracy": 0.5, "seconds/test": 3.0, "tested/checkpoint": str(checkpoint)}
     assert run.finished
     assert len(run.artifacts) == uploaded
     for artifact, aliases in run.artifacts:
         assert (artifact.name, artifact.type, aliases) == ("model-run1", "model", ["tested"])
         assert list(artifact.manifest.entries) == ["best.ckpt"]
         assert artifact.metadata["test/accuracy"] == 0.5
+
+
+def test_the_summary_has_one_value_a_key() -> None:
+    metrics = {"test/accuracy": 0.8, "val/accuracy": 0.7, "frozen/cv_accuracy_C10": 0.6, "frozen/C": 10.0}
+    results = {
+        "metrics": metrics, "tested": "best.ckpt", "epoch": 3, "seconds": {"test": 2.0}, "solver": "kernel",
+        "intervals": {"test/accuracy": {"low": 0.75, "high": 0.85, "by": "Wilson"}},
+    }  # fmt: skip
+    assert summary_of(results) == {
+        "test/accuracy": 0.8, "test/accuracy_low": 0.75, "test/accuracy_high": 0.85, "tested/val/accuracy": 0.7,
+        "frozen/C": 10.0, "tested/checkpoint": "best.ckpt", "tested/epoch": 3, "seconds/test": 2.0, "solver": "kernel",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "points"),
+    [
+        (
+            {"frozen/cv_mAP_C100": 0.4, "frozen/cv_mAP_C0.01": 0.2, "frozen/cv_mAP_C1e-05": 0.1, "frozen/C": 100.0,
+             "frozen/cv_mAP": 0.4},
+            [(1e-05, 0.1), (0.01, 0.2), (100.0, 0.4)],
+        ),
+        ({"frozen/C": 10.0, "frozen/cv_mAP": 0.3, "frozen/logit_scale": 2.0}, [(10.0, 0.3)]),
+        ({"frozen/C": 10.0, "frozen/logit_scale": 2.0}, []),  # a closing fit, which does not cross-validate
+    ],
+)  # fmt: skip
+def test_cross_validation_is_a_curve_over_c(found: dict[str, float], points: list[tuple[float, float]]) -> None:
+    assert curve_of_costs(found) == [{"frozen/C": c, "frozen/cv_mAP": value} for c, value in points]
 
 
 # --- out of reach
@@ -246,7 +273,7 @@ def test_a_server_out_of_reach_means_offline(
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked the user"))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    experiment = start_wandb(RunConfig(), tmp_path)
+    experiment = start_wandb(RunConfig(), tmp_path, "train")
     assert experiment is not None and experiment.settings.mode == "offline"
     first = message.partition("\n")[0]
     assert capsys.readouterr().out == f"wandb cannot be started online, logging offline: {first}\n"
@@ -260,7 +287,7 @@ def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(wandb.Error, match="no space left"):
-        start_wandb(RunConfig(wandb="offline"), tmp_path)
+        start_wandb(RunConfig(wandb="offline"), tmp_path, "train")
 
 
 # --- how to look

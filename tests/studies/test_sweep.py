@@ -1,16 +1,19 @@
 """``configs/sweep.yaml``: what wandb's agent would start, by wandb's own expansion of the command, is a valid run."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 from wandb.sdk.launch.sweeps import utils
 
+from cxlp.backbones.backbone import Backbone
 from cxlp.commands.train import main
-from cxlp.heads import Head
+from cxlp.heads import CovariancePooling
+from cxlp.heads.normalisation import Normalise
+from cxlp.models.network import Network
 from cxlp.runs.arguments import CONFIGS
 from cxlp.runs.cli import model_of, parse
-from tests.networks import build
 
 SWEEP: dict[str, Any] = yaml.safe_load((CONFIGS / "sweep.yaml").read_text())
 
@@ -32,10 +35,16 @@ def command(chosen: dict[str, Any]) -> list[str]:
     return found
 
 
+def chosen_first() -> dict[str, Any]:
+    """The first value of each parameter."""
+    return {key: values(parameter)[0] for key, parameter in SWEEP["parameters"].items()}
+
+
 def test_an_agent_starts_train_py_with_the_chosen_values() -> None:
-    chosen = {key: values(parameter)[0] for key, parameter in SWEEP["parameters"].items()}
+    chosen = chosen_first()
     started = command(chosen)
-    assert started[:4] == ["/usr/bin/env", "python", "train.py", "--config=cub200.yaml"]
+    overlay = "--config=efficientnet_lite0.yaml"
+    assert started[:5] == ["/usr/bin/env", "python", "train.py", "--config=cub200.yaml", overlay]
     config = parse(started[3:]).as_dict()
     model = model_of(parse(started[3:]))
     (head,) = model.heads
@@ -46,15 +55,31 @@ def test_an_agent_starts_train_py_with_the_chosen_values() -> None:
     assert config["run"]["project"] == SWEEP["project"]
 
 
-def test_each_of_its_values_is_accepted_and_every_network_can_be_built() -> None:
+def test_each_of_its_values_is_accepted_() -> None:
     choices = {key: values(parameter) for key, parameter in SWEEP["parameters"].items()}
     for head in choices["model.head"]:
         for i in range(max(map(len, choices.values()))):
             chosen = {key: options[i % len(options)] for key, options in choices.items()} | {"model.head": head}
             (made,) = model_of(parse(command(chosen)[3:])).heads
             assert made.spec()["class_path"] == head and made.options()["pca_dim"] == chosen["model.head.pca_dim"]
-        given = made.spec()["init_args"] | {"pca_dim": 4, **({"size": 1} if "size" in made.options() else {})}
-        assert build(Head.from_spec({"class_path": head, "init_args": given})).out_features > 0
+
+
+def test_its_operators_are_compared_fairly() -> None:
+    """On the search's own backbone, at the ends of each range: the same places, one root, unit length."""
+    backbone = Backbone.from_config(replace(model_of(parse(command(chosen_first())[3:])).backbone, weights=None))
+    places = set()
+    for name in SWEEP["parameters"]["model.head"]["values"]:
+        for size in SWEEP["parameters"]["model.head.pca_dim"]["values"]:
+            started = command({**chosen_first(), "model.head": name, "model.head.pca_dim": size})
+            (head,) = model_of(parse(started[3:])).heads
+            assert Network(backbone, head, classes=3).out_features > size
+            assert head.unit_length
+            assert isinstance(head.normalise, Normalise)
+            steps = head.normalise.steps
+            roots = steps["sqrt"] + steps["spectral"] + isinstance(head, CovariancePooling)
+            assert roots == 1 and not (steps["zscore"] or steps["channel_l2"] or steps["sign"]), name
+            places.add(getattr(head, "size", 1))
+    assert places == {1}
 
 
 def test_it_is_no_config_of_train_py(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,10 @@ from functools import cache
 import pytest
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
-from cxlp.heads import CrossLayerPooling, Head
+from cxlp.heads import AveragePooling, CovariancePooling, CrossLayerPooling, Head
+from cxlp.heads.normalisation import Normalise
 from cxlp.models.network import Network
+from cxlp.studies.system_names import system_names
 from cxlp.studies.systems import BASELINE, systems
 from cxlp.studies.systems import Network as Described
 
@@ -29,6 +31,18 @@ def cut(backbone: BackboneConfig) -> Backbone:
 def build(backbone: BackboneConfig, system: Described) -> Network:
     shared = cut(replace(backbone, layers=tuple(system["layers"])))
     return Network(shared, [Head.from_spec(head) for head in system["heads"]])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        (CAFFENET, CrossLayerPooling(size=3)),
+        (BackboneConfig("efficientnet_lite0", ("blocks.6.0", "conv_head"), weights=None), CrossLayerPooling(256)),
+        (BackboneConfig("resnet18", ("layer4.0", "layer4.1"), weights=None, image_size=64), CrossLayerPooling(64)),
+    ],
+)
+def test_their_names_are_known_without_them(backbone: BackboneConfig, head: CrossLayerPooling) -> None:
+    assert list(systems(backbone, head)) == system_names(backbone.name, head.size)
 
 
 def test_with_the_papers_network_they_bear_the_papers_names() -> None:
@@ -98,6 +112,24 @@ def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> N
 def test_the_lower_pairs_can_be_built(name: str, layers: tuple[str, str]) -> None:
     backbone = BackboneConfig(name, layers, weights=None)
     assert build(backbone, systems(backbone, CrossLayerPooling(pca_dim=256))["CL-lower"]).passes == 1
+
+
+@pytest.mark.parametrize("base", [CrossLayerPooling(size=3), CrossLayerPooling(size=3, spectral=True)])
+def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
+    heads = {
+        name: [Head.from_spec(spec) for spec in system["heads"]] for name, system in systems(CAFFENET, base).items()
+    }
+    plain = ("CNN-Global", "CNN-Jitter", "average")  # of the paper's time: the activations themselves
+    for name, found in heads.items():
+        for head in found:
+            assert isinstance(head.normalise, Normalise)
+            steps = head.normalise.steps
+            assert steps["l2"] and not (steps["zscore"] or steps["channel_l2"])
+            roots = steps["sqrt"] + steps["spectral"] + steps["sign"] + isinstance(head, CovariancePooling)
+            if steps["sign"]:
+                roots -= steps["sqrt"]  # a sign is its own root
+            raw = isinstance(head, AveragePooling) and (name in plain or name.startswith("CL + "))
+            assert roots == (0 if raw else 1), name
 
 
 def test_the_full_form_stands_beside_the_shorter_ones() -> None:

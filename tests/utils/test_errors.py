@@ -7,27 +7,33 @@ from cxlp.utils.errors import did_you_mean
 FRUIT = ["apple", "apricot", "banana", "cherry", "grape", "grapefruit"]
 
 
+ALL = "Valid: apple, apricot, banana, cherry, grape, grapefruit."
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("aple", "Did you mean 'apple', 'grape'?"),  # the nearest first
-        ("banana", "Did you mean 'banana'?"),
-        ("FRUIT", "Did you mean 'grapefruit'?"),  # far by spelling, but the word is in there
-        ("grape", "Did you mean 'grape', 'grapefruit', 'apple'?"),  # each once, though both rules find it
-        ("xyz", "Valid: 'apple', 'apricot', 'banana', 'cherry', 'grape', 'grapefruit'."),
+        ("aple", f"Did you mean 'apple'? {ALL}"),
+        ("banana", f"Did you mean 'banana'? {ALL}"),
+        ("GRAPE", f"Did you mean 'grape'? {ALL}"),
+        ("FRUIT", f"Did you mean 'grapefruit'? {ALL}"),  # far by spelling, but the word is in there
+        ("xyz", ALL),
+        ("", ALL),
     ],
 )
-def test_what_is_suggested(wrong: str, said: str) -> None:
+def test_the_nearest_is_suggested_and_all_are_listed_once(wrong: str, said: str) -> None:
     assert did_you_mean(wrong, FRUIT) == said
 
 
-def test_no_more_are_named_than_asked_for() -> None:
-    assert did_you_mean("xyz", FRUIT, shown=2) == "Valid: 'apple', 'apricot', ..."
-    assert did_you_mean("aple", FRUIT, shown=1) == "Did you mean 'apple'?"
-    layers = [f"features.{i}" for i in range(100)]
-    assert did_you_mean("features", layers, shown=3).count("features.") == 3
+def test_of_many_the_nearest_are_listed() -> None:
+    layers = [f"features.{i}" for i in range(100)] + ["head"]
+    said = did_you_mean("heat", layers)
+    assert said == "Did you mean 'head'? Valid: head, ... (101 in all)."
+    assert did_you_mean("features", layers).count("features.") == 1 + 8
 
 
-def test_choices_may_be_read_once_only() -> None:
-    assert did_you_mean("cherri", iter(FRUIT)) == "Did you mean 'cherry'?"
-    assert did_you_mean("xyz", (f for f in FRUIT[:2])) == "Valid: 'apple', 'apricot'."
+def test_choices_may_be_read_once_only_and_names_of_several_words_are_quoted() -> None:
+    assert did_you_mean("cherri", iter(["cherry", "red cherry, ripe", "cherry"])) == (
+        "Did you mean 'cherry'? Valid: cherry, 'red cherry, ripe'."
+    )
+    assert did_you_mean("x", []) == ""

@@ -6,14 +6,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.demo.birds import SPECIES, draw_file
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
+from cxlp.utils.processes import starting_without_main
+from cxlp.utils.progress import track
 
 #: Images per species.
 COUNTS: dict[Split, int] = {"train": 40, "test": 20}
@@ -58,8 +58,10 @@ class Demo(ImageDataModule):
         try:
             shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed has left
             # Not forked: this process may have threads, and a drawing one imports neither them nor torch.
-            with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
-                list(tqdm(pool.map(draw_file, jobs, chunksize=16), total=len(jobs), desc="Drawing the demo birds"))
+            spawning = get_context("spawn")
+            with starting_without_main(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
+                drawn = pool.map(draw_file, jobs, chunksize=16)
+                list(track(drawn, "Drawing the demo birds", len(jobs)))
             (aside / STAMP).write_text(DRAWING)
             if (self.root / STAMP).exists():  # an older drawing
                 shutil.rmtree(self.root)

@@ -37,6 +37,11 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
             yield from _files(argument)
 
 
+def list_images(*paths: str | os.PathLike[str]) -> list[str]:
+    """List the images that files, folders and patterns name, in the order in which a Predictor takes them."""
+    return list(image_paths([os.fspath(path) for path in paths], ()))
+
+
 def lines_of_stdin() -> Iterator[str]:
     """Read the lines of the standard input as they come.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cxlp.commands.image_paths import image_paths
+from cxlp.deploy.image_paths import image_paths
 
 
 @pytest.fixture

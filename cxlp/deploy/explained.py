@@ -1,0 +1,123 @@
+"""Explanations of images, to read on a terminal and to look at in a notebook."""
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxlp.deploy.prediction import LINES, in_a_row
+from cxlp.explain.attribution import Explanation
+from cxlp.utils.files import write_whole
+from cxlp.utils.spelling import percent
+
+#: The most explanations that a notebook shows of a list.
+SHOWN = 6
+
+
+@dataclass(frozen=True, repr=False)
+class Explained:
+    """Why an image has its score; a notebook shows it as a picture.
+
+    Attributes:
+        path: As it was given; empty where the picture itself was.
+        image: The network's input, ``(3, S, S)`` uint8.
+        proportion: Its height by its width, before it was made square.
+        explanation: The score, split over places and pooling channels.
+        classes: The network's.
+        channels: How many of the strongest pooling channels the picture shows.
+    """
+
+    path: str
+    image: Tensor
+    proportion: float
+    explanation: Explanation
+    classes: tuple[str, ...]
+    channels: int = 8
+
+    @property
+    def target(self) -> str:
+        """The class that is explained."""
+        return self.classes[self.explanation.target]
+
+    @property
+    def against(self) -> str | None:
+        """The class whose score is subtracted; ``None``: there is none."""
+        return None if self.explanation.against is None else self.classes[self.explanation.against]
+
+    @property
+    def probability(self) -> float:
+        """That of the class that is explained."""
+        return float(self.explanation.probabilities[self.explanation.target])
+
+    @property
+    def score(self) -> float:
+        """The score, or the difference of scores: bias and evidence."""
+        return self.explanation.score
+
+    @property
+    def strongest(self) -> list[int]:
+        """The pooling channels with the largest shares, whatever their sign."""
+        return self.explanation.strongest(self.channels)
+
+    def map(self, pixels: int | None = None) -> NDArray[np.float64]:
+        """The evidence over the square image, ``(pixels, pixels)``; ``None``: as many as the network's input has."""
+        found: NDArray[np.float64] = self.explanation.map(pixels or self.image.shape[-1]).numpy()
+        return found
+
+    @cached_property
+    def _png(self) -> bytes:
+        from cxlp.reports.overlays import draw_explanation  # matplotlib takes a second to import
+
+        return draw_explanation(self.image, self.proportion, self.explanation, self.strongest, self.classes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture as PNG."""
+        write_whole(Path(path), self._png)
+
+    def __repr__(self) -> str:
+        return f"Explained({self.path!r}: {self._said()})"
+
+    def _said(self) -> str:
+        over = "" if self.against is None else f" rather than {self.against}"
+        evidence = f"{self.explanation.evidence:+.3f}, bias {self.explanation.bias:+.3f}"
+        shares = self.explanation.channels
+        channels = ", ".join(f"{k} {float(shares[k]):+.3f}" for k in self.strongest[:3])
+        score = f"score {self.score:+.3f} = evidence {evidence}"
+        return f"{self.target} {percent(self.probability)}{over}, {score}; strongest channels {channels}"
+
+    def _repr_png_(self) -> bytes:
+        return self._png
+
+
+class Explanations(list[Explained]):
+    """Explanations in the order of the images: a list that shows itself as lines or, in a notebook, as pictures."""
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Explained: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Explanations": ...
+    def __getitem__(self, place: Any) -> Any:
+        """One of them, or some as such a list again."""
+        found = super().__getitem__(place)
+        return Explanations(found) if isinstance(place, slice) else found
+
+    def __repr__(self) -> str:
+        shown: Sequence[Explained] = self[:LINES]
+        more = [f"  ... {len(self) - LINES:,} more"] if len(self) > LINES else []
+        return "\n".join([f"{len(self):,} explanations", *(f"  {each.path}  {each._said()}" for each in shown), *more])
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for each in self[:SHOWN]:
+            data = base64.b64encode(each._png).decode()
+            picture = f'<img style="max-width: 100%" src="data:image/png;base64,{data}">'
+            parts.append(f"<div>{escape(each.path)}</div>{picture}")
+        return in_a_row(parts, len(self))

@@ -1,0 +1,100 @@
+"""What a network says of images, to read on a terminal and to look at in a notebook."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, SupportsIndex, overload
+
+from PIL import Image
+
+from cxlp.deploy.pictures import Picture, pixels_of
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.spelling import percent
+
+#: The most images that a list shows of itself, as lines and as pictures.
+LINES, SHOWN = 20, 24
+#: The longer side of a picture in a notebook, pixels.
+THUMBNAIL = 160
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """What a network says of one image. A notebook shows the picture, too.
+
+    Attributes:
+        path: As it was given; empty where the picture itself was.
+        classes: The most probable ones, best first; none where the file could not be read.
+        probabilities: Theirs. With one label per image they are a softmax's, and those of all classes sum to 1;
+            with several, each class has its own sigmoid.
+        error: Why the file could not be read; empty where it could.
+        image: What was given.
+    """
+
+    path: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+    image: Picture | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.path!r}: {self._said()})"
+
+    def _said(self, most: int | None = None) -> str:
+        pairs = list(zip(self.classes, self.probabilities, strict=True))[:most]
+        return self.error or ", ".join(f"{name} {percent(probability)}" for name, probability in pairs)
+
+    def _repr_html_(self) -> str:
+        said = [
+            f"<div>{'<b>' * (k == 0)}{escape(name)}{'</b>' * (k == 0)} {percent(probability)}</div>"
+            for k, (name, probability) in enumerate(zip(self.classes, self.probabilities, strict=True))
+        ]
+        about = "".join(said) or f"<div>{escape(self.error)}</div>"
+        name = f'<div style="color: gray; font-size: smaller">{escape(self.path)}</div>' if self.path else ""
+        return (
+            '<div style="display: inline-block; vertical-align: top; margin: 4px; text-align: left; '
+            f'max-width: {THUMBNAIL + 20}px; overflow-wrap: anywhere">{self._thumbnail()}{about}{name}</div>'
+        )
+
+    def _thumbnail(self) -> str:
+        if self.image is None:
+            return ""
+        try:
+            picture = Image.fromarray(pixels_of(self.image, THUMBNAIL))
+        except CxlpError:  # the file has gone since, or was broken, which is told
+            return ""
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=85)
+        return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+class Predictions(list[Prediction]):
+    """Predictions in the order of the images: a list that shows itself as lines or, in a notebook, as pictures."""
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Prediction: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Predictions": ...
+    def __getitem__(self, place: Any) -> Any:
+        """One of them, or some as such a list again."""
+        found = super().__getitem__(place)
+        return Predictions(found) if isinstance(place, slice) else found
+
+    def __repr__(self) -> str:
+        shown: Sequence[Prediction] = self[:LINES]
+        width = max((len(each.path) for each in shown), default=0)
+        lines = [f"  {each.path:{width}}  {each._said(3)}" for each in shown]
+        more = [f"  ... {len(self) - LINES:,} more"] if len(self) > LINES else []
+        return "\n".join([f"{len(self):,} predictions", *lines, *more])
+
+    def _repr_html_(self) -> str:
+        return in_a_row([each._repr_html_() for each in self[:SHOWN]], len(self))
+
+
+def in_a_row(parts: Iterable[str], total: int) -> str:
+    """Put parts of a page side by side, and say how many there are besides."""
+    parts = list(parts)
+    more = f"<div>... {total - len(parts):,} more</div>" if total > len(parts) else ""
+    return f"<div>{''.join(parts)}</div>{more}"

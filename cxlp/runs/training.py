@@ -1,0 +1,117 @@
+"""A run from its arguments to its results, as the command line does it; and the same from Python."""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+
+from cxlp.runs.arguments import find_configs
+from cxlp.runs.choosing import choose_epoch
+from cxlp.runs.cli import parse
+from cxlp.runs.early import check_early
+from cxlp.runs.endings import Begun, folder_to_go_on, let_peers_know, mendable
+from cxlp.runs.launch import launched_rank, settle_launch
+from cxlp.runs.overrides import Config, as_arguments
+from cxlp.runs.results import Clock, Results
+from cxlp.runs.run_result import RunResult
+from cxlp.runs.stages import Run
+from cxlp.utils.distributed import barrier
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import let_go_all
+from cxlp.utils.processes import (
+    IMPORTED_AGAIN,
+    check_not_imported_again,
+    how_ended,
+    imported_script,
+    keeping_handlers,
+    leave_with_parent,
+)
+from cxlp.utils.transcript import recording
+
+
+def train_and_test(arguments: Sequence[str], config: Namespace, begun: Begun) -> int:
+    """Do the stages of a run, test the best of them, and write down what came out.
+
+    Args:
+        arguments: Those of ``train.py``, of which a refit makes its own.
+        config: What they say, see :func:`~cxlp.runs.cli.parse`.
+        begun: Is told the run.
+
+    Returns:
+        The exit status: 0; 3 if an output beside the result could not be made, which stderr names.
+    """
+    settle_launch(config["trainer"])
+    begun.speaks = not leave_with_parent() and launched_rank() == 0
+    run = begun.run = Run(config)
+    if run.settings.refit is True:
+        arguments = choose_epoch(run, arguments)
+        begun.start = time.perf_counter()
+        run = begun.run = Run(parse(arguments))
+        gc.collect()  # the first run's loaders, with their processes
+    clock = Clock(begun.start, run.times, run.resumed is not None)
+    stage = run.fit()
+    tested = run.test(stage)
+    return Results(run, stage, tested, clock).write() if run.trainer.is_global_zero else 0
+
+
+def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] | None = None) -> RunResult:
+    """Train and test, as ``cxlp train`` does, by the same configs and keys.
+
+    It prints what the command prints, writes the same folder, and seeds the global random number generators
+    (``seed_everything``). Where several processes do the run, as by ``trainer.strategy: ddp`` in a script, each of them
+    returns, and goes on with the script.
+
+    Args:
+        config: A config, here or among those that are shipped, or several, of which later ones overlay earlier ones.
+        overrides: Values by key, dotted or nested: ``{"data.root": "photos", "model": {"frozen": {"c": 1.0}}}``. Where
+            a class stands, a class, or a head such as ``cxlp.BilinearPooling()``, will do; ``data.table`` may be a
+            DataFrame.
+
+    Returns:
+        What the run has left.
+
+    Raises:
+        CxlpError: If the user can mend what is wrong; the message is that of the command.
+        KeyboardInterrupt: After Ctrl-C, also where Lightning makes an exit of it; says how to go on.
+
+    Example::
+
+        result = cxlp.train("demo.yaml", {"model.head.pca_dim": 128})
+        print(result.metrics["test/accuracy"], result.model.predict("bird.jpg"))
+    """
+    check_not_imported_again()
+    arguments = as_arguments(config, overrides or {})
+    begun = Begun()
+    with recording(), keeping_handlers():
+        try:
+            check_early(arguments)
+            arguments = find_configs(arguments)
+            parsed = parse(arguments)
+            if parsed["seeds"] is not None:
+                raise CxlpError(
+                    "seeds is for the command line, whose runs are processes of their own: call train once for each "
+                    "seed_everything"
+                )
+            train_and_test(arguments, parsed, begun)
+        except BaseException as error:
+            if begun.run is not None:
+                begun.run.discard()
+            if (ended := how_ended(error)) is not None:
+                let_peers_know(ended[0])
+                folder = folder_to_go_on(begun.run)
+                more = f'; go on with cxlp.train("{folder}/config.yaml", {{"ckpt_path": "{folder}"}})' if folder else ""
+                raise KeyboardInterrupt(f"{ended[1]}{more}") from error
+            if not isinstance(error, Exception):
+                raise
+            let_peers_know(1)
+            said = IMPORTED_AGAIN if imported_script(error) else mendable(error)
+            if said is None or (isinstance(error, CxlpError) and str(error) == said):
+                raise
+            raise CxlpError(said) from error
+        finally:
+            let_go_all()
+    assert begun.run is not None
+    barrier()  # rank 0 writes what the others read
+    return RunResult(begun.run.folder)
