@@ -20,7 +20,7 @@ def main() -> None:
 
     layers = {"features.9": "lower", "features.10": "upper"}  # two layers whose maps have the same size
     trunk = create_feature_extractor(squeezenet1_0(weights=weights), layers).eval().requires_grad_(False)
-    pool = cxlp.CrossLayerPooling(pca_dim=None).connect((384, 27, 27), (512, 27, 27))
+    pool = cxlp.CrossLayerPooling(pca_dim=64).fit_pca(train, trunk)  # in one pass over the images
     classifier = Linear(pool.out_features, 10)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
     for epoch in range(3):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cxlp.data import DATA_MODULES
+
 pytest.importorskip("argcomplete")
 ROOT = Path(__file__).parents[2]
 TRAIN = (str(ROOT / "train.py"),)
@@ -31,7 +33,7 @@ def offered(place: Path, line: str, *program: str) -> set[str]:
     ("line", "words"),
     [
         ("cxlp exp", {"explain", "export"}),
-        ("cxlp check ", {"cub200", "demo", "folder", "h3d", "mit67", "table", "torchvision", "voc2007"}),
+        ("cxlp check ", set(DATA_MODULES)),
         ("cxlp train --config cub", {"cub200.yaml"}),
         ("cxlp train --config cub200.yaml --data.bb", {"--data.bbox", "--data.bbox_margin"}),
         ("cxlp train --ckpt_path r", {"runs/NAME", "runs/series/0"}),

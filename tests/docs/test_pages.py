@@ -4,7 +4,6 @@ import importlib
 import re
 import shlex
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cxlp
 from cxlp.__main__ import COMMANDS
+from cxlp.commands.parser import CommandParser
 from cxlp.runs.cli import parse
 from tests.small_run import run, write_pictures
 
@@ -80,8 +80,8 @@ def test_each_training_parses(arguments: str, own_package: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    parser = ArgumentParser(allow_abbrev=False)
+def parser() -> CommandParser:
+    parser = CommandParser(allow_abbrev=False)
     commands = parser.add_subparsers(required=True)
     for command in COMMANDS:
         command.add(commands.add_parser)
@@ -89,7 +89,7 @@ def parser() -> ArgumentParser:
 
 
 @pytest.mark.parametrize("arguments", lines("python -m cxlp", "[a-z]"))
-def test_each_command_parses(parser: ArgumentParser, arguments: str) -> None:
+def test_each_command_parses(parser: CommandParser, arguments: str) -> None:
     _, rest = parser.parse_known_args(shlex.split(arguments))
     keys = [key for key in rest if key.startswith("--")]
     assert all(key.startswith(("--config", "--data", "--model.", "--trainer.", "--run.")) for key in keys)
