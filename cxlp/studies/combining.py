@@ -67,9 +67,9 @@ class CombinedRow:
     @property
     def cells(self) -> dict[str, Any]:
         """For a table: what is tested only where it was."""
-        tested = self.quality is not None and {"test": round(self.quality, 1)}
-        ends = self.interval and {"95% interval": "{:.1f} to {:.1f}".format(*self.interval)}
-        known = {"system": self.name, "cv %": round(self.choice, 1), "size": self.size}
+        tested = self.quality is not None and {"test": round(self.quality, 2)}
+        ends = self.interval and {"95% interval": "{:.2f} to {:.2f}".format(*self.interval)}
+        known = {"system": self.name, "cv %": round(self.choice, 2), "size": self.size}
         return {**known, "kB": round(self.row_bytes / 1000, 1), **(tested or {}), **(ends or {})}
 
 

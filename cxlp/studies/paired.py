@@ -15,6 +15,7 @@ from cxlp.metrics.paired import Paired, holm, paired_accuracy, paired_precision,
 from cxlp.runs.matching import match_classes
 from cxlp.runs.places import REFIT
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.spelling import points
 
 #: What a comparison says of itself.
 NOTE = (
@@ -46,8 +47,8 @@ class Difference(NamedTuple):
         """For a table, in points."""
         found = self.found
         return {
-            "difference": f"{100 * found.difference:+.1f}",
-            "95% of it": f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+            "difference": points(found.difference),
+            "95% of it": f"{points(found.low)} to {points(found.high)}",
             "p": p_as_text(found.p),
             "p (Holm)": p_as_text(self.adjusted),
         }

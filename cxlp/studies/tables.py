@@ -40,15 +40,15 @@ def table(
     """
     cost = {"network ms": "network", "encoding ms": "encoding", "SVM ms": "classification"}
     columns: dict[str, Callable[[Row], Any]] = {"system": lambda row: row.name}
-    columns[f"test {metric} %"] = lambda row: round(row.quality, 1)
+    columns[f"test {metric} %"] = lambda row: round(row.quality, 2)
     if any(row.deviation is not None for row in rows):
         columns["±"] = lambda row: _or_empty(row.deviation, 2)
     if any(row.interval for row in rows):
-        columns[_INTERVAL] = lambda row: "{:.1f} to {:.1f}".format(*row.interval) if row.interval else ""
+        columns[_INTERVAL] = lambda row: "{:.2f} to {:.2f}".format(*row.interval) if row.interval else ""
     if any(row.choice is not None for row in rows):
-        columns["cv %"] = lambda row: _or_empty(row.choice, 1)
+        columns["cv %"] = lambda row: _or_empty(row.choice, 2)
     if any(row.validations for row in rows):
-        columns["val %"] = lambda row: _or_empty(row.validation, 1)
+        columns["val %"] = lambda row: _or_empty(row.validation, 2)
     if reach is not None:
         columns[f"epochs to {reach:g} %"] = lambda row: _or_empty(row.epochs_to(reach))
     if evidence.paired is not None:

@@ -107,6 +107,8 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     write_pictures(tmp_path)
     run("NAME")
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("a.jpg")
+    Path("photos").symlink_to("pictures")
+    monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 2, "test": 1})
     maps = {"lower_map": torch.rand(2, 384, 13, 13), "upper_map": torch.rand(2, 256, 13, 13)}
     return {"images": images, "loader": loader(images), "val_loader": loader(images[:20] / 255), **maps}
 
@@ -129,10 +131,7 @@ def test_the_readme_s_scripts_run(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_scripts_on_python_run(
-    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 2, "test": 1})
+def test_the_scripts_on_python_run(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
     for block in blocks("docs/python.md"):
         exec(block, given)
@@ -143,7 +142,8 @@ def test_the_scripts_on_python_run(
     assert given["again"].network.out_features == 16 * 192
     assert given["pooled"].shape == (2, 32, 24)
     assert len(given["result"].model.classes) == 10  # of the demo
-    assert given["features"].shape == (4 * 192,)
+    assert given["features"].shape == (27, 4 * 192)
+    assert Path("why.png").stat().st_size > 10_000
     assert given["why"].target in given["model"].classes
 
 
