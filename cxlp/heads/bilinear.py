@@ -22,8 +22,8 @@ class BilinearPooling(CrossLayerPooling):
     pooling, Gao et al., CVPR 2016) see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
 
     Args:
-        pca_dim, size, stride, padding, channels, guide_dim, sketch: As of cross-layer pooling, whose guide is the map
-            itself here.
+        pca_dim, size, stride, padding, channels, guide_dim, sketch, centre, whiten: As of cross-layer pooling, whose
+            guide is the map itself here.
         spectral, zscore, channel_l2, sign, sqrt, second_root, l2: The normalisation, see
             :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
         layers: The layer; ``None``: the backbone's last.
@@ -47,6 +47,8 @@ class BilinearPooling(CrossLayerPooling):
         channels: int | None = None,
         guide_dim: int | None = None,
         sketch: int | None = None,
+        centre: bool = False,
+        whiten: float = 0.0,
         spectral: bool = False,
         zscore: bool = False,
         channel_l2: bool = False,
@@ -59,7 +61,7 @@ class BilinearPooling(CrossLayerPooling):
     ) -> None:
         super().__init__(
             pca_dim, size, stride, padding, "strict", channels, guide_dim, sketch,
-            spectral, zscore, channel_l2, sign, sqrt, second_root, l2, layers, views,
+            centre, whiten, spectral, zscore, channel_l2, sign, sqrt, second_root, l2, layers, views,
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:

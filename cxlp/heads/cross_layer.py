@@ -38,6 +38,10 @@ class CrossLayerPooling(Head):
       descent trains it. (Low-rank bilinear forms: Kong and Fowlkes, CVPR 2017.)
     - compact: a count sketch adds them up in D bins, see :class:`~cxlp.heads.count_sketch.CountSketch`.
 
+    Second-order statistics tell more of a picture when they do not depend on the mean (``centre``) and when no few
+    directions outweigh all others, neither those of the data set (``whiten``) nor those of the picture (``spectral``).
+    Together these options make the iSQRT-COV of a pair of layers, see ``configs/best.yaml``.
+
     The cost of an image with N places, in multiply-adds, and in values of memory beside the maps:
 
         ========  =======  ================================  ===========================
@@ -61,6 +65,11 @@ class CrossLayerPooling(Head):
         channels: How many pooling channels of the guide are used, the first ones; ``None``: all.
         guide_dim: Number k of pooling channels that the guide is projected to; ``None``: no projection.
         sketch: Length D of the count sketch of the pooled features; ``None``: none.
+        centre: Subtract the guide's mean over the places of each view, which makes the cross-covariance of both layers,
+            see :func:`~cxlp.heads.operator.cross_layer_pooling`. The axes of ``guide_dim`` are then those of the
+            guide's covariance.
+        whiten: How far the projections' fit evens out the variances along the axes, see
+            :class:`~cxlp.heads.projection.PrincipalAxes`: 0 leaves them, 1 makes them equal, 0.5 takes their root.
         spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
             :class:`~cxlp.heads.normalisation.Normalise`. The root of the singular values takes the place of ``sqrt``.
         second_root: Whether, with ``spectral``, the signed square root follows, as in improved bilinear pooling.
@@ -97,6 +106,8 @@ class CrossLayerPooling(Head):
         channels: int | None = None,
         guide_dim: int | None = None,
         sketch: int | None = None,
+        centre: bool = False,
+        whiten: float = 0.0,
         spectral: bool = False,
         zscore: bool = False,
         channel_l2: bool = False,
@@ -121,7 +132,12 @@ class CrossLayerPooling(Head):
         if second_root and not spectral:
             raise CxlpError("second_root is true, but there is no first one: set spectral to true, or it to false")
         self.pca_dim, self.size, self.stride, self.padding, self.align = pca_dim, size, stride, padding, align
+        if not 0 <= whiten <= 1:
+            raise CxlpError(f"whiten is {whiten}: it must lie between 0 and 1")
+        if whiten and pca_dim is None and guide_dim is None:
+            raise CxlpError(f"whiten is {whiten}, but there are no projections: give pca_dim or guide_dim, or whiten 0")
         self.channels, self.guide_dim, self.sketch = channels, guide_dim, sketch
+        self.centre, self.whiten = centre, whiten
         self.spectral, self.zscore, self.channel_l2 = spectral, zscore, channel_l2
         self.sign, self.sqrt, self.second_root, self.l2 = sign, sqrt, second_root, l2
         self.normalise = Normalise(
@@ -172,6 +188,7 @@ class CrossLayerPooling(Head):
             stride=self.stride,
             padding=self.padding,
             align=self.align,
+            centre=self.centre,
         )
 
     def forward(self, *maps: Tensor, views: int = 1) -> Tensor:
@@ -195,10 +212,10 @@ class CrossLayerPooling(Head):
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
         """Begin with the projections, of local features or guide or both, where there are any."""
         axes = [
-            PrincipalAxes(projection, data, self.local_features, what, option)
-            for projection, what, option in (
-                (self.projection, "PCA", "pca_dim"),
-                (self.guide_projection, "projection of the guide", "guide_dim"),
+            PrincipalAxes(projection, data, self.local_features, what, option, centred=centred, whiten=self.whiten)
+            for projection, what, option, centred in (
+                (self.projection, "PCA", "pca_dim", True),
+                (self.guide_projection, "projection of the guide", "guide_dim", self.centre),
             )
             if projection is not None
         ]

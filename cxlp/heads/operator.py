@@ -85,6 +85,7 @@ def cross_layer_pooling(
     stride: int = 1,
     padding: Padding = "valid",
     align: Align = "strict",
+    centre: bool = False,
 ) -> Tensor:
     """Pool the local features of one layer under the activations of another.
 
@@ -103,6 +104,8 @@ def cross_layer_pooling(
         stride: Step between sub-arrays, in cells.
         padding: ``"valid"`` or ``"same"`` (zeros beyond the border).
         align: What to do with maps of different sizes, see :func:`align_maps`.
+        centre: Subtract from each channel of the guide its mean over the N places, so that ``P`` is N times the
+            cross-covariance of both layers, ``sum_i (a_i - mean a)(W x_i - mean W x)^T``. (To centre one is enough.)
 
     Returns:
         ``(B, K, p)``, or ``(B, K, C r r)`` without projection; float32 for half inputs.
@@ -138,7 +141,10 @@ def cross_layer_pooling(
             bias = None if bias is None else bias.to(local.dtype)
             projected = F.conv2d(local, weight.to(local.dtype), bias, stride=stride, padding=pad)
             features = projected.flatten(2).transpose(1, 2)  # (B, N, p)
-        return torch.bmm(centres(guide, size, stride, padding).flatten(2), features)  # (B, K, p)
+        activations = centres(guide, size, stride, padding).flatten(2)  # (B, K, N)
+        if centre:
+            activations = activations - activations.mean(dim=2, keepdim=True)
+        return torch.bmm(activations, features)  # (B, K, p)
 
 
 def check_sizes(local: Sequence[int], guide: Sequence[int], rule: Align) -> None:

@@ -64,8 +64,8 @@ class Moments:
         all_sum(self.scatter)
         self.mean, self.count = mean, int(count.item())
 
-    def principal_axes(self, dim: int, centred: bool = True) -> Tensor:
-        """The leading eigenvectors of the covariance, one per row, largest variance first.
+    def principal_axes(self, dim: int, centred: bool = True) -> tuple[Tensor, Tensor]:
+        """The leading eigenvectors of the covariance, one per row, largest variance first, and their eigenvalues.
 
         Signs are fixed (the largest entry of each is positive), so that two runs agree.
 
@@ -75,7 +75,7 @@ class Moments:
                 axes ``V`` make ``V^T V x`` the best approximation of rank ``dim`` to the vectors themselves.
 
         Returns:
-            ``(dim, d)``, float64, orthonormal rows, the same on each rank.
+            ``(dim, d)``, orthonormal rows, and ``(dim,)``; float64, the same on each rank.
 
         Raises:
             CxlpError: If there were too few vectors for so many axes, or they are not finite.
@@ -88,8 +88,9 @@ class Moments:
         moment = self.scatter / self.count
         if not centred:
             moment.addr_(self.mean, self.mean)
-        _, vectors = scipy.linalg.eigh(moment.cpu().numpy(), subset_by_index=(d - dim, d - 1))
+        values, vectors = scipy.linalg.eigh(moment.cpu().numpy(), subset_by_index=(d - dim, d - 1))
         axes = vectors.T[::-1]
         largest = np.abs(axes).argmax(axis=1)
         axes = axes * np.sign(axes[np.arange(dim), largest])[:, None]
-        return from_rank_zero(torch.from_numpy(axes.copy()).to(self.mean.device))
+        axes, values = (torch.from_numpy(x.copy()).to(self.mean.device) for x in (axes, values[::-1]))
+        return from_rank_zero(axes), from_rank_zero(values)

@@ -36,8 +36,13 @@ def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
 class PrincipalAxes:
     """Fits a convolution to the principal axes of a stream of the vectors that it projects.
 
-    With a bias it is a PCA: the axes of the covariance, and minus the projected mean. Without one, the axes ``V`` of
-    the second moment ``E[x x^T]``: then ``V^T V x`` is the best approximation of its rank to the vectors themselves.
+    Either to those of the covariance, as PCA does; then the bias, if there is one, is minus the projected mean. Or to
+    the axes ``V`` of the second moment ``E[x x^T]``: then ``V^T V x`` is the best approximation of its rank to the
+    vectors themselves.
+
+    Whitening by ``w`` divides the projection to an axis by ``(l / l_1)^(w / 2)``, where ``l`` is the variance (or
+    second moment) along it, and ``l_1`` that of the first axis: along it projections have a variance of
+    ``l^(1 - w) l_1^w``. What is below ``1e-6 l_1`` counts as that.
 
     With several ranks, each observes its share of the images and all call :meth:`solve` together.
 
@@ -47,13 +52,26 @@ class PrincipalAxes:
         available: How many vectors an image has.
         what: What the axes are of, for the error.
         option: The option that says how many axes there are.
+        centred: Whether of the covariance; else of the second moment.
+        whiten: w, 0 to 1.
 
     Raises:
         CxlpError: If there will be too few vectors for so many axes.
     """
 
-    def __init__(self, projection: nn.Conv2d, data: TrainingSet, available: int, what: str, option: str) -> None:
+    def __init__(
+        self,
+        projection: nn.Conv2d,
+        data: TrainingSet,
+        available: int,
+        what: str,
+        option: str,
+        *,
+        centred: bool = True,
+        whiten: float = 0.0,
+    ) -> None:
         self.projection, self.per_image = projection, data.per_image
+        self.centred, self.whiten = centred, whiten
         axes, given = projection.out_channels, min(available, data.per_image)
         if data.images * given <= axes:
             raise CxlpError(
@@ -78,7 +96,9 @@ class PrincipalAxes:
         """Set the convolution's weights, the same on all ranks."""
         weight, bias = self.projection.weight, self.projection.bias
         self.moments.merge_ranks()
-        axes = self.moments.principal_axes(len(weight), centred=bias is not None)  # (p, d)
+        axes, variances = self.moments.principal_axes(len(weight), self.centred)  # (p, d), (p,)
+        if self.whiten:
+            axes = axes * (variances / variances[0]).clamp_min(1e-6).pow(-self.whiten / 2)[:, None]
         weight.copy_(axes.view_as(weight))
         if bias is not None:
             bias.copy_(-(axes @ self.moments.mean))

@@ -27,6 +27,8 @@ class Network(TypedDict):
     heads: list[dict[str, Any]]
 
 
+#: Axes of either layer in the most accurate form, see configs/best.yaml.
+BEST_DIM = 128
 #: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
 GUIDE_DIM, SKETCH = 64, 8192
 
@@ -60,6 +62,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
     options = base.options() | {
         "views": base.views, "layers": layers,
         "sign": False, "guide_dim": None, "sketch": None, "spectral": False, "second_root": False,
+        "centre": False, "whiten": 0.0,
     }  # fmt: skip
 
     def cross(**changes: Any) -> CrossLayerPooling:
@@ -89,6 +92,10 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         under = cross(layers=below, pca_dim=kept(below[0], base.size))
         made[lower] = [under]
         made[f"{pair} + {lower}"] = [plain, under]
+    best: dict[str, Any] = {
+        "guide_dim": min(BEST_DIM, used), "channels": base.channels, "views": base.views,
+        "centre": True, "whiten": 0.5, "spectral": True,
+    }  # fmt: skip
     other = other_size(base.size)
     # A sketch has no pooling channels any more.
     made |= {
@@ -98,6 +105,10 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         f"{pair}, low rank": [cross(guide_dim=min(GUIDE_DIM, used))],
         f"{pair}, compact": [cross(sketch=min(SKETCH, used * local), channel_l2=False)],
         f"{pair}, matrix root": [cross(spectral=True)],
+        f"{pair}, best": [
+            CrossLayerPooling(pca_dim=min(BEST_DIM, channels[layers[0]]), layers=layers, **best),
+            BilinearPooling(pca_dim=min(BEST_DIM, channels[layers[1]]), layers=layers[1:], **best),
+        ],
         f"{pair}F": [finer],
         f"{pair}C": [plain, finer],
         "CL + CNN-Global": [plain, fc],

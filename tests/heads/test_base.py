@@ -30,7 +30,8 @@ def test_each_option_comes_back(name: str) -> None:
     options = getattr(cxlp.heads, name)().options()
     other: dict[str, Any] = {
         "pca_dim": 7, "size": 3, "stride": 2, "padding": "same", "align": "to_guide", "channels": 4, "guide_dim": 3,
-        "atoms": 5, "sparsity": 0.3, "layers": ["lower", "upper"], "views": {**options["views"], "kind": "crops"},
+        "whiten": 0.3, "atoms": 5, "sparsity": 0.3, "layers": ["lower", "upper"],
+        "views": {**options["views"], "kind": "crops"},
     }  # fmt: skip
     given: dict[str, Any] = {
         key: not value if isinstance(value, bool) else other.get(key, value + 1 if isinstance(value, float) else value)

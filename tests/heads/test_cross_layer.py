@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cxlp.heads.average import AveragePooling
 from cxlp.heads.cross_layer import CrossLayerPooling
 from cxlp.heads.normalisation import signed_sqrt
-from cxlp.heads.operator import Align, cross_layer_pooling
+from cxlp.heads.operator import Align, centres, cross_layer_pooling, sub_arrays
 from cxlp.heads.views import Views
 from cxlp.utils.errors import CxlpError
 from tests.heads.test_normalisation import SWITCHES, normalise
@@ -302,3 +302,53 @@ def test_average_pooling_is_cross_layer_pooling_under_a_constant_guide() -> None
     local, _ = maps()
     guide = torch.full((2, 1, 7, 6), 1 / 42, dtype=torch.float64)
     torch.testing.assert_close(cross(5, 1)(local, guide), average()(local))
+
+
+@pytest.mark.parametrize("options", [{}, {"size": 3}, {"padding": "same", "size": 3, "stride": 2}, {"pca_dim": 4}])
+def test_centred_pooling_is_the_cross_covariance(options: dict[str, Any]) -> None:
+    """By a loop over places, about the means of both layers, where the operator centres one."""
+    local, guide = maps(batch=2)
+    geometry = {key: value for key, value in options.items() if key != "pca_dim"}
+    pool = cross(5, 3, options.get("pca_dim"), centre=True, **geometry).double()
+    x = sub_arrays(local, **geometry)
+    if pool.projection is not None:
+        assert pool.projection.bias is not None
+        x = x @ pool.projection.weight.flatten(1).T + pool.projection.bias
+    a = centres(guide, **geometry).flatten(2).transpose(1, 2)
+    for image in range(2):
+        expected = torch.zeros(3, x.shape[2], dtype=torch.float64)
+        for place in range(x.shape[1]):
+            expected += torch.outer(a[image, place] - a[image].mean(0), x[image, place] - x[image].mean(0))
+        torch.testing.assert_close(pool.pool(local, guide)[image], expected)
+
+
+def test_centred_pooling_does_not_depend_on_the_means() -> None:
+    local, guide = maps(batch=2)
+    pool = cross(5, 3, 4, centre=True, guide_dim=2, spectral=True).double()
+    torch.testing.assert_close(pool(local + 3, guide - 2), pool(local, guide))
+
+
+@pytest.mark.parametrize("options", [{"sqrt": False}, {"spectral": True, "guide_dim": 3}])
+def test_centred_pooling_has_the_gradient_of_finite_differences(options: dict[str, Any]) -> None:
+    local, guide = maps(batch=2)
+    pool = cross(5, 3, 4, centre=True, **options).double()
+    inputs = (local.requires_grad_(), guide.requires_grad_())
+    assert torch.autograd.gradcheck(lambda *given: pool(*given), inputs, atol=1e-5)
+
+
+def test_the_most_accurate_form_has_finite_gradients_at_constant_maps() -> None:
+    local, guide = (torch.ones_like(m).requires_grad_() for m in maps(batch=2))
+    vector = cross(5, 3, 4, centre=True, guide_dim=3, spectral=True).double()(local, guide)
+    vector.sum().backward()  # type: ignore[no-untyped-call]
+    assert vector.isfinite().all() and local.grad is not None and local.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("whiten", [-0.1, 1.1])
+def test_whitening_out_of_its_range_is_refused(whiten: float) -> None:
+    with pytest.raises(CxlpError, match=r"whiten is .*between 0 and 1"):
+        cross(5, 3, 4, whiten=whiten)
+
+
+def test_whitening_without_projections_is_refused() -> None:
+    with pytest.raises(CxlpError, match="no projections: give pca_dim or guide_dim"):
+        cross(5, 3, whiten=0.5)

@@ -82,7 +82,7 @@ def test_other_dtypes_are_summed_up_in_full_precision(dtype: torch.dtype) -> Non
 
 def test_principal_axes_are_those_of_scikit_learn() -> None:
     x = vectors(500, 12, mean=30.0)
-    axes = streamed(x, [100, 130, 400]).principal_axes(5).numpy()
+    axes = streamed(x, [100, 130, 400]).principal_axes(5)[0].numpy()
     expected = PCA(5, svd_solver="full").fit(x.astype(np.float64)).components_
     cosines = (axes * expected).sum(axis=1)
     np.testing.assert_allclose(np.abs(cosines), 1.0, atol=1e-8)  # each axis, up to its sign
@@ -92,11 +92,11 @@ def test_principal_axes_are_those_of_scikit_learn() -> None:
 def test_axes_of_the_second_moment_are_those_of_numpy() -> None:
     x = vectors(500, 12, mean=30.0)
     moments = streamed(x, [100, 130, 400])
-    axes = moments.principal_axes(5, centred=False).numpy()
+    axes = moments.principal_axes(5, centred=False)[0].numpy()
     exact = x.astype(np.float64)
     expected = np.linalg.eigh(exact.T @ exact / len(x))[1][:, ::-1][:, :5].T
     np.testing.assert_allclose(np.abs((axes * expected).sum(axis=1)), 1.0, atol=1e-8)
-    centred = moments.principal_axes(5).numpy()  # which leaves the moments as they were
+    centred = moments.principal_axes(5)[0].numpy()  # which leaves the moments as they were
     assert np.abs((axes * centred).sum(axis=1)).min() < 0.99
     # the best approximation of rank 5 to the vectors: NumPy's SVD
     u, s, v = np.linalg.svd(exact, full_matrices=False)
@@ -105,7 +105,7 @@ def test_axes_of_the_second_moment_are_those_of_numpy() -> None:
 
 
 def test_axes_are_orthonormal_and_their_largest_entry_is_positive() -> None:
-    axes = streamed(vectors(300, 10), [77]).principal_axes(10).numpy()
+    axes = streamed(vectors(300, 10), [77]).principal_axes(10)[0].numpy()
     np.testing.assert_allclose(axes @ axes.T, np.eye(10), atol=1e-10)
     assert (axes[np.arange(10), np.abs(axes).argmax(axis=1)] > 0).all()
 
@@ -113,13 +113,13 @@ def test_axes_are_orthonormal_and_their_largest_entry_is_positive() -> None:
 def test_signs_do_not_depend_on_the_sign_of_the_data() -> None:
     x = vectors(300, 8)
     np.testing.assert_allclose(
-        streamed(x, [50]).principal_axes(4).numpy(), streamed(-x, [200]).principal_axes(4).numpy(), atol=1e-5
+        streamed(x, [50]).principal_axes(4)[0].numpy(), streamed(-x, [200]).principal_axes(4)[0].numpy(), atol=1e-5
     )
 
 
 def test_variances_fall_along_the_axes() -> None:
     x = vectors(400, 8)
-    projected = (x - x.mean(axis=0)) @ streamed(x, []).principal_axes(8).numpy().T
+    projected = (x - x.mean(axis=0)) @ streamed(x, []).principal_axes(8)[0].numpy().T
     variances = projected.var(axis=0)
     assert (np.diff(variances) < 0).all()
     off_diagonal = np.corrcoef(projected.T) - np.eye(8)
@@ -130,7 +130,7 @@ def test_too_few_vectors_are_refused_with_both_numbers() -> None:
     moments = streamed(vectors(5, 8), [])
     with pytest.raises(CxlpError, match="more than 5 local features, there are 5"):
         moments.principal_axes(5)
-    assert moments.principal_axes(4).shape == (4, 8)  # n vectors span n - 1 axes
+    assert moments.principal_axes(4)[0].shape == (4, 8)  # n vectors span n - 1 axes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,7 +9,7 @@ import torch
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
 from cxlp.heads import BilinearPooling, CrossLayerPooling
 from cxlp.heads.operator import align_maps, centres
-from cxlp.heads.projection import random_places
+from cxlp.heads.projection import project, random_places
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
 from tests.frozen.test_fit import cross, run_fit, small_images, small_network
@@ -46,6 +46,22 @@ def test_the_guides_projection_holds_the_axes_of_its_second_moment(
     # the best that four channels can say of all of them
     best = a @ expected.T @ expected
     np.testing.assert_allclose(a @ found.T @ found, best, atol=1e-4 * np.abs(best).max())
+
+
+@torch.no_grad()
+def test_whitening_evens_out_the_variances(tmp_path: Path) -> None:
+    networks = [small_network(cross(guide_dim=4, centre=True, whiten=whiten)) for whiten in (0.0, 0.5, 1.0)]
+    variances = []
+    for network in networks:
+        run_fit(network, tmp_path)
+        (fitted,) = network.heads
+        assert isinstance(fitted, CrossLayerPooling) and fitted.projection and fitted.guide_projection
+        local, guide = network.backbone(small_images()[0])
+        projected = [project(fitted.projection, local), project(fitted.guide_projection, guide)]
+        variances.append([p.transpose(0, 1).flatten(1).var(dim=1, correction=0) for p in projected])
+    for plain, half, full in zip(*variances, strict=True):
+        torch.testing.assert_close(half, (plain * plain[0]).sqrt(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(full, plain[0].expand_as(plain), rtol=1e-3, atol=0)
 
 
 def test_few_local_features_give_other_axes(tmp_path: Path) -> None:

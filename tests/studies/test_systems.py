@@ -69,6 +69,7 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
         ("CL-45, low rank", 500 * 64, 1, 227),
         ("CL-45, compact", 8192, 1, 227),
         ("CL-45, matrix root", 500 * 256, 1, 227),
+        ("CL-45, best", 2 * 128 * 128, 1, 227),
         ("CL-45 + CL-34", 500 * 256 + 500 * 384, 1, 227),
         ("CL + CNN-Global", 500 * 256 + 4096, 1, 227),
         ("average, root", 256, 1, 227),
