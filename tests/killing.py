@@ -86,7 +86,7 @@ def prepare(moment: str) -> None:
     import pytorch_lightning as pl
     import torch
 
-    from cxlp.runs import opening, stages
+    from cxlp.runs import done, stages
     from cxlp.tasks import FineTune, Frozen
     from cxlp.utils.files import write_whole
 
@@ -139,7 +139,7 @@ def prepare(moment: str) -> None:
         save(content, file, **options)
 
     def at_write(path: Path, content: str) -> None:
-        if what == "done" and path.name == opening.STAGES and [present[0]] == where:
+        if what == "done" and path.name == done.STAGES and [present[0]] == where:
             die()
         write_whole(path, content)
 
@@ -149,7 +149,7 @@ def prepare(moment: str) -> None:
         return test(trainer, *args, **options)
 
     mock.patch.object(stages.Run, "_build_trainer", at_stage).start()
-    mock.patch.object(opening, "write_whole", at_write).start()
+    mock.patch.object(done, "write_whole", at_write).start()
     mock.patch.object(FineTune, "on_train_epoch_start", at_start).start()
     mock.patch.object(FineTune, "training_step", at_step).start()
     mock.patch.object(Frozen, "training_step", at_pass).start()

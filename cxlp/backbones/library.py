@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from cxlp.backbones.caffenet import CAFFENET_SHA256, CAFFENET_URL, CaffeNet, onnx_state_dict
-from cxlp.backbones.weights import State, in_order, pretrained, read_state_dict
+from cxlp.backbones.hub import pretrained
+from cxlp.backbones.weights import State, in_order, read_state_dict
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.fetching import Remote, fetch
 from cxlp.utils.importing import import_object
@@ -189,7 +190,7 @@ def _from_timm(name: str) -> Source:
     data = resolve_data_config({}, model=model)
 
     def state() -> State:
-        return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name).state_dict())
+        return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name, hugging_face=True).state_dict())
 
     def translate(given: State) -> State:
         """Turn names as timm does with the files of this network's authors."""

@@ -232,19 +232,3 @@ def in_order(state: State, model: nn.Module) -> dict[str, Tensor]:
     if len(names) != len(state):
         raise CxlpError(f"the file holds {len(state)} tensors, the network {len(names)}")
     return dict(zip(names, state.values(), strict=True))
-
-
-def pretrained(load: Callable[[], nn.Module], name: str) -> nn.Module:
-    """Call a hub's loader, and explain what to do where there is no network.
-
-    Raises:
-        CxlpError: If the loader fails for want of a network.
-    """
-    try:
-        return load()
-    except Exception as error:  # hubs raise their own kinds, from URLError to LocalEntryNotFoundError
-        raise CxlpError(
-            f"cannot get the pretrained weights of {name}: {type(error).__name__}: {str(error)[:200]}. Offline? Give a "
-            "local FILE as the backbone's weights, null for random ones, or use "
-            "--config efficientnet_lite0.yaml, whose weights come with pip"
-        ) from error

@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
@@ -33,6 +30,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
         "  %(prog)s --config demo.yaml --sweep 'model.head.pca_dim=[32, 64, 128]'\n"
         "  %(prog)s --config demo.yaml --recipes none cross_fit.yaml two_stage.yaml --reach 90\n"
+        "  %(prog)s --config demo.yaml --systems CL average bilinear --combine 2 --reference average\n"
         "  %(prog)s --config cub200.yaml --list",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -56,6 +54,17 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="also tell in which epoch the held-out images first reach this accuracy or mAP (the mean over seeds)",
     )
     parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="test each row's difference from this one on the same images: with an interval, and p by Holm",
+    )
+    parser.add_argument(
+        "--combine",
+        type=int,
+        metavar="N",
+        help="also cross-validate all combinations of 2 to N systems, by their stored features, and test the best",
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
         default=1,
@@ -72,9 +81,6 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.set_defaults(run=run, takes_more=True)
 
 
-#: Width of a terminal that shows the whole table, and the columns that narrower ones show besides name and quality.
-WIDE, NARROW = 130, ("±", "95% interval", "val %", "size", "passes", "x bare", "kB")
-
 #: Where features are kept that the runs of all comparisons share.
 STORE = Path("runs") / "features"
 
@@ -90,12 +96,14 @@ def run(args: Namespace) -> int:
     if args.rest or not args.clean:
         _check_early(args)
 
+    from cxlp.commands.compare_table import show
     from cxlp.frozen.cache import size_in_bytes
     from cxlp.metrics.classification import SELECTION
     from cxlp.reports.outputs import Outputs
     from cxlp.runs.cli import parse, parts_of
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, without
+    from cxlp.studies.evidence import gather
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.system_names import check_names
     from cxlp.studies.tables import table, write_reports
@@ -123,6 +131,8 @@ def run(args: Namespace) -> int:
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
+    if args.reference is not None:
+        check_names([args.reference], [system.name for system in chosen])
     if args.reach is not None:
         _check_reach(args.reach, [parts_of(c)["data"] for c in configs])
     folder = args.out or Path("runs") / _folder_name(config, data, "recipes" if args.recipes else option, args.rest)
@@ -137,9 +147,12 @@ def run(args: Namespace) -> int:
     if rows:
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
-        files = write_reports(folder, metric, rows, option, logged, outputs, args.reach)
-        columns, values = table(rows, metric, args.reach)
-        _show(columns, values, f"{data.name}, {model.backbone.name}")
+        places = {row.name: row.places for row in rows}
+        reference = args.reference if args.reference in places else None  # it may have failed
+        evidence = gather(places, metric, reference, args.combine, store, folder, outputs)
+        files = write_reports(folder, metric, rows, option, logged, outputs, args.reach, evidence)
+        columns, values = table(rows, metric, args.reach, evidence)
+        show(columns, values, f"{data.name}, {model.backbone.name}")
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
             gigabytes = size_in_bytes(store) / 1e9
@@ -165,6 +178,14 @@ def _check_early(args: Namespace) -> list[str]:
         raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
     if args.recipes and len({Path(name).stem for name in args.recipes}) < len(args.recipes):
         raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
+    if args.combine is not None:
+        if args.combine < 2:
+            raise CxlpError(f"--combine is {args.combine}: a combination has 2 systems or more")
+        if args.no_store or args.seeds > 1:
+            raise CxlpError(
+                f"--combine and --{'no-store' if args.no_store else 'seeds'}: combinations are made of "
+                "the features that one run of each system keeps"
+            )
     # The list of the systems needs no config: it is that of the paper's network.
     values = {"model.head.size": 3} if args.list and not args.rest and not given else check_early(args.rest)
     for recipe in args.recipes or ():
@@ -260,18 +281,3 @@ def _folder_name(config: Any, data: "ImageDataModule", what: str | None, argumen
     changes = without(arguments, "--config", "-c", "--run.", "--trainer.")
     number = [digest(*changes, size=3)] if changes else []
     return "-".join([what.rpartition(".")[2] if what else "compare", *files, *number])
-
-
-def _show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
-    console, shown = Console(), Table(title=title)
-    columns = range(len(heads))
-    if console.width < WIDE:
-        columns = [i for i, head in enumerate(heads) if i < 2 or head in NARROW or head.startswith("epochs")]  # type: ignore[assignment]
-    for i in columns:
-        first = heads[i] == "system"
-        shown.add_column(heads[i], justify="left" if first else "right", no_wrap=first, overflow="fold")
-    for record in values:
-        shown.add_row(*(str(record[i]) for i in columns))
-    console.print(shown)
-    if len(columns) < len(heads):
-        console.print("(some columns; all of them are in results.md)")

@@ -13,6 +13,7 @@ from cxlp.runs.early import check_early
 from cxlp.runs.places import NOT_USED, describing_data
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint
+from cxlp.utils.spelling import percent
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -91,7 +92,7 @@ def run(args: Namespace) -> int:
         raise CxlpError("there are no paths")
     workers = min(8, usable_cores()) if args.workers is None else args.workers
     with TemporaryDirectory(dir=args.out.resolve().parent, prefix=f".{args.out.name}.") as folder:
-        found = Embedding(model, paths, Path(folder), args.batch_size, workers, sys.stderr.isatty())
+        found = Embedding(model, paths, Path(folder), args.batch_size, workers)
         try:
             if is_config:
                 found.fit()
@@ -106,8 +107,8 @@ def run(args: Namespace) -> int:
     print(f"{args.out}: {found.shape[0]:,} x {found.shape[1]:,}")  # noqa: T201
     if found.components is not None:
         print(  # noqa: T201
-            f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps {found.components.kept:.1%} "
-            "of the variance"
+            f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps "
+            f"{percent(found.components.kept)} of the variance"
         )
     if found.errors:
         said = f"{len(found.errors):,} of {len(paths):,} files could not be read, and are left out"

@@ -190,19 +190,15 @@ def _record(explanation: "Explanation", network: "Network", channels: Sequence[i
 
 def _patches(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
     """Go through all images, then read those again that hold the strongest places."""
-    from rich.console import Console
-    from rich.progress import track
-
     from cxlp.explain.patches import TopPlaces
     from cxlp.reports.overlays import draw_patches
+    from cxlp.utils import spelling
     from cxlp.utils.files import write_whole
+    from cxlp.utils.progress import track
 
     top = TopPlaces()
     explained = source.explained(target, against)
-    quiet = not sys.stderr.isatty()
-    for number, _, _, explanation in track(
-        explained, "images", len(source.files), console=Console(stderr=True), disable=quiet, transient=True
-    ):
+    for number, _, _, explanation in track(explained, "Explaining", len(source.files)):
         if not top.images:
             _chosen(args, explanation)  # refuses channels that are not there before the work is done
         top.update(number, explanation)
@@ -218,8 +214,8 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
         cut.update({(c, i): p.cut(at[math.ceil(PATCH / p.side)]) for c, i, p in wanted})
     rows = [
         (
-            f"channel {channel}\nmean share\n{top.mean_share(channel):+.3f}",
-            [(cut[channel, i], f"{patch.activation:.3g}") for i, patch in enumerate(found)],
+            f"channel {channel}\nmean |share| {top.mean_size(channel):.3f}\nmean share {top.mean_share(channel):+.3f}",
+            [(cut[channel, i], spelling.number(patch.activation)) for i, patch in enumerate(found)],
         )
         for channel, found in patches.items()
     ]
@@ -227,6 +223,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     records = [
         {
             "channel": channel,
+            "mean_absolute_share": top.mean_size(channel),
             "mean_share": top.mean_share(channel),
             "patches": [
                 {

@@ -65,11 +65,10 @@ def run(args: Namespace) -> int:
     find_checkpoint(args.checkpoint)
     check_images(args.paths)
 
-    from tqdm import tqdm
-
     from cxlp.deploy.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.loading import load
     from cxlp.utils.distributed import usable_cores
+    from cxlp.utils.progress import track
 
     model = load(args.checkpoint, args.device, args.precision)
     model.check_classes()
@@ -78,8 +77,8 @@ def run(args: Namespace) -> int:
     # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.
     workers = (0 if "-" in args.paths else min(8, usable_cores())) if args.workers is None else args.workers
     # Rows on a terminal are progress enough.
-    shown = sys.stderr.isatty() and (args.out is not None or not sys.stdout.isatty())
-    total = sum(1 for _ in image_paths(args.paths, ())) if shown and "-" not in args.paths else None
+    hidden = args.out is None and sys.stdout.isatty()
+    total = None if hidden or "-" in args.paths else sum(1 for _ in image_paths(args.paths, ()))
     found = model.stream(image_paths(args.paths, lines_of_stdin()), top, args.batch_size, workers)
     with _output(args.out, args.format) as file:
         row: Callable[[Prediction], str] = _json_row
@@ -87,7 +86,7 @@ def run(args: Namespace) -> int:
             row = partial(_csv_row, top=top)
             heads = [f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability")]
             file.write(_csv(["path", *heads, "error"]))
-        files, failed = _write(tqdm(found, total=total, unit="image", disable=not shown), row, file)
+        files, failed = _write(track(found, "Predicting", total, hidden=hidden), row, file)
     if not files:
         print("there were no paths", file=sys.stderr)  # noqa: T201
     if failed:

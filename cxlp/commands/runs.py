@@ -1,4 +1,4 @@
-"""``cxlp runs``: list the runs in a folder, show one, compare several in a page, delete some."""
+"""``cxlp runs``: list the runs in a folder, show one, test the differences of several, delete some."""
 
 import json
 import sys
@@ -26,9 +26,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "runs",
-        help="list runs, show one, compare several in a page, delete some",
+        help="list runs, show one, test the differences of several, delete some",
         description="List the runs in a folder, and later tests (cxlp test). One name shows that run; --html writes\n"
         "a page that compares the named or filtered runs. A run's name is its path below --root.\n"
+        "After the word compare, differences on the same test images are tested; there, the folder of a series\n"
+        "(train --seeds) and a quoted pattern such as 'cl-split*' stand for several runs of one system.\n"
         "--delete takes only what is surely a run, in --root, behind no link.\n"
         "Exit status: 0; 2 the arguments are wrong, or a run that is to be deleted is going on.",
         epilog="examples:\n"
@@ -36,6 +38,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s --filter cub --filter frozen\n"
         "  %(prog)s NAME\n"
         "  %(prog)s NAME OTHER --html compare.html\n"
+        "  %(prog)s compare NAME OTHER THIRD --reference THIRD\n"
         "  %(prog)s NAME OTHER --delete --yes",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -51,6 +54,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="only where a column holds this; repeatable",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that compares them")
+    parser.add_argument("--reference", metavar="NAME", help="of compare: what others are compared with (the first)")
     parser.add_argument("--json", action="store_true", help="print them as JSON")
     parser.add_argument("--delete", action="store_true", help="delete the named runs, with --yes; else only tell them")
     parser.add_argument("--yes", action="store_true", help="do delete them")
@@ -65,6 +69,12 @@ def run(args: Namespace) -> int:
 
     if args.yes and not args.delete:
         raise CxlpError("--yes goes with --delete")
+    if args.names[:1] == ["compare"]:
+        from cxlp.commands.runs_compare import compare
+
+        return compare(args)
+    if args.reference is not None:
+        raise CxlpError("--reference goes with: cxlp runs compare NAME OTHER")
     found = catalogue.find_runs(args.root)
     entries = catalogue.choose(found, args.names, args.root) if args.names else found
     entries = [entry for entry in entries if all(catalogue.holds(entry, text) for text in args.filter)]
@@ -83,23 +93,22 @@ def run(args: Namespace) -> int:
     else:
         _list(entries, console)
     if args.html is not None:
-        _write_page(args.html, entries)
+        write_page(args.html, entries)
     return 0
 
 
 def _facts(entry: "Entry") -> dict[str, str]:
-    from cxlp.reports.formatting import as_text
+    from cxlp.utils.spelling import as_text, span_as_text
 
     value, interval = entry.value, entry.interval
     text = as_text(entry.metric, value) if value is not None else entry.state
-    spans = [f"{100 * interval[end]:.1f}" for end in ("low", "high")] if interval else []
     return {
         "data": entry.data,
         "backbone": entry.backbone,
         "head": entry.head,
         "mode": entry.mode,
         "accuracy or mAP": text + (" mAP" if entry.metric == "test/mAP" else ""),
-        "95%": " to ".join(spans),
+        "95% interval": span_as_text(entry.metric, interval) if interval else "",
         "begun": f"{entry.date:%Y-%m-%d %H:%M}",
         "MB": f"{entry.size / 1e6:,.0f}",
     }
@@ -129,7 +138,7 @@ def _list(entries: Sequence["Entry"], console: "Console") -> None:
     table = Table("run", title=f"{len(entries)} runs, {sum(entry.size for entry in entries) / 1e9:,.2f} GB")
     facts = [_facts(entry) for entry in entries]
     for name in facts[0]:
-        table.add_column(name, justify="right" if name in ("accuracy or mAP", "95%", "MB") else "left")
+        table.add_column(name, justify="right" if name in ("accuracy or mAP", "95% interval", "MB") else "left")
     for entry, values in zip(entries, facts, strict=True):
         table.add_row(entry.name, *values.values())
     console.print(table)
@@ -138,8 +147,8 @@ def _list(entries: Sequence["Entry"], console: "Console") -> None:
 def _show(entry: "Entry", console: "Console") -> None:
     from rich.table import Table
 
-    from cxlp.reports.formatting import as_text, interval_as_text
     from cxlp.reports.history import how_to_look
+    from cxlp.utils.spelling import as_text, interval_as_text
 
     table = Table("what", "value", title=entry.name)
     for name, value in {"state": entry.state, **_facts(entry)}.items():
@@ -168,7 +177,8 @@ def _show(entry: "Entry", console: "Console") -> None:
         console.print(f"Look at the curves: {look}", soft_wrap=True)
 
 
-def _write_page(file: Path, entries: Sequence["Entry"]) -> None:
+def write_page(file: Path, entries: Sequence["Entry"], paired: Sequence[dict[str, str]] = (), note: str = "") -> None:
+    """Write the page that compares runs, see :func:`~cxlp.reports.overview.write_overview`."""
     from cxlp.commands import check_out_file
     from cxlp.reports.overview import Shown, write_overview
     from cxlp.studies.catalogue import differing
@@ -177,7 +187,7 @@ def _write_page(file: Path, entries: Sequence["Entry"]) -> None:
         raise CxlpError(f"--html compares at most {MOST} runs, and these are {len(entries)}: name some, or --filter")
     check_out_file(file, "--html")
     shown = [Shown(entry.name, entry.folder, _facts(entry), entry.found) for entry in entries]
-    write_overview(file, shown, differing(entries))
+    write_overview(file, shown, differing(entries), paired, note)
     print(f"Look at it in a browser: {file}", file=sys.stderr)  # noqa: T201 (standard output may be JSON)
 
 

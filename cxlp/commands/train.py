@@ -14,6 +14,7 @@ from cxlp.utils.program import (
     forget_ranks_without_number,
     print_any_text,
 )
+from cxlp.utils.transcript import recording
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -44,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
     begun = Begun()
     print_any_text()
     end_without_collecting()
-    with raising_on_signals():
+    with recording(), raising_on_signals():
         try:
             return _run(sys.argv[1:] if args is None else args, begun)
         except BaseException as error:

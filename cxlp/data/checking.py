@@ -7,8 +7,6 @@ from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, list_defects
 from cxlp.data.decode import Box
@@ -16,6 +14,7 @@ from cxlp.data.inspection import Finding, Kind, inspect_image
 from cxlp.data.jpeg_warnings import captured_warnings, decode_all
 from cxlp.data.lists import TotalsError
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import bar
 
 #: Files that are decoded before libjpeg's warnings are read.
 _BATCH = 64
@@ -187,7 +186,7 @@ def _inspections(
     paths = list(boxes)
     with (
         captured_warnings() as captured,
-        tqdm(desc="Decoding", total=len(paths), unit=" images", file=captured.stream) as progress,
+        bar("Decoding", len(paths), to=captured.stream) as progress,
     ):
         try:
             for start in range(0, len(paths), _BATCH):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from cxlp.data.dataset import Sample
 from cxlp.data.decode import is_outside, is_plain, read_image
@@ -20,9 +19,8 @@ from cxlp.data.metadata import stored_size
 from cxlp.utils.distributed import rank, usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
+from cxlp.utils.progress import bar
 
-#: Seconds after which a progress bar is shown.
-_DELAY = 2.0
 #: How many broken files a message names.
 _NAMED = 10
 
@@ -115,19 +113,19 @@ def read_contents(paths: Iterable[Path], progress: bool = True, decoded: bool = 
 
     Args:
         paths: The files.
-        progress: Whether to show a progress bar on standard error, of the first process, after two seconds.
+        progress: Whether to show a progress bar on standard error, of the first process.
         decoded: Whether to decode all of them.
     """
     files = list(dict.fromkeys(paths))
     hidden = not progress or rank() != 0
     with (
         ThreadPoolExecutor(usable_cores()) as pool,
-        tqdm(desc="Reading images", total=len(files), unit=" images", disable=hidden, leave=False, delay=_DELAY) as bar,
+        bar("Reading images", len(files), hidden=hidden) as shown,
     ):
         contents = {}
         for path, content in zip(files, pool.map(partial(read_content, decoded=decoded), files), strict=True):
             contents[path] = content
-            bar.update()
+            shown.update()
         return contents
 
 

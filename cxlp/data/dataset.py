@@ -106,6 +106,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         except CxlpError as error:
             raise CxlpError(f"{error} (of {sample.path})") from error
 
+    def proportion(self, item: int) -> float:
+        """Height, in parts of the width, of what a sample's square picture shows."""
+        sample = self.samples[item]
+        return self.transform.proportion(read_image(sample.path, sample.box, self.transform.needed(None)))
+
 
 def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
     """Name the class that has the fewest images, in brackets; classes without any are left out."""

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fetching import Remote, fetch, verify
 from cxlp.utils.locking import locked
 from cxlp.utils.program import train_program
+from cxlp.utils.progress import bar
 
 if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, Debian 12's among them
     from backports import tarfile  # type: ignore[no-redef]
@@ -157,7 +156,7 @@ def _unpack(archive: Archive, path: Path, whole: Path) -> None:
         # "data" refuses paths and links out of the folder, devices, and odd permissions.
         return tarfile.data_filter(member.replace(name=name, linkname=link, deep=False), folder)
 
-    with tarfile.open(path) as tar, tqdm(desc=f"Unpacking {archive.file}", unit=" files") as progress:
+    with tarfile.open(path) as tar, bar(f"Unpacking {archive.file}", unit="files") as progress:
         tar.extractall(whole, filter=choose)
 
 

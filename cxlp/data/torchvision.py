@@ -4,11 +4,12 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from PIL import Image
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
@@ -18,6 +19,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.locking import locked
 from cxlp.utils.program import program
+from cxlp.utils.progress import track
 
 #: Where data sets have the names of their classes.
 _NAMES = ("classes", "categories", "all_categories", "attr_names", "class_to_idx")
@@ -78,7 +80,7 @@ class Torchvision(ImageDataModule):
         if parts is None:
             self._obtain(f"{self.name} is not in {self.root.absolute()}: {reason}")
             parts = self._open(self.root)
-        if any(_files(part) is None for part in parts.values()):
+        if not all(map(_are_files, parts.values())):
             with locked(self.root / f".{self._copy.name}.lock", self.name):
                 if not self._copy.exists():
                     self._write(parts)
@@ -97,15 +99,12 @@ class Torchvision(ImageDataModule):
                 raise CxlpError(f"{self.name} is not in {self.root.absolute()}: {reason}")
             samples = {}
             for split, part in parts.items():
-                try:
-                    files = _files(part)
-                    labels = [] if files is None else [_label(part[i][1]) for i in range(len(files))]
-                except (OSError, ValueError) as error:  # some data sets open each picture
-                    raise CxlpError(f"{self.name}: torchvision cannot read its {split} images: {error}") from error
-                if files is None:
+                if not _are_files(part):
                     how = f"{program()} download torchvision/{self.name}"
                     raise CxlpError(f"{self.name}: its pictures are no files: prepare_data(), or {how}, writes them")
-                samples[split] = sorted(map(Sample, files, labels))
+                with _opening_no_picture():
+                    found = [part[i] for i in range(len(part))]
+                samples[split] = sorted(Sample(_path_of(picture) or Path(), _label(label)) for picture, label in found)
             classes = self._classes(parts["train"], samples)
         used = sorted({s.label for part in samples.values() for s in part if isinstance(s.label, int)})
         if used and len(used) < len(classes):
@@ -174,7 +173,7 @@ class Torchvision(ImageDataModule):
         try:
             for split, part in parts.items():
                 (aside / split).mkdir(parents=True)
-                for i in tqdm(range(len(part)), desc=f"Writing {self.name}, {split}", unit=" images"):
+                for i in track(range(len(part)), f"Writing {self.name}, {split}", len(part)):
                     picture, label = part[i]
                     labels[split].append(_label(label))
                     picture.save(aside / split / f"{i:07d}.png", compress_level=1)
@@ -228,18 +227,38 @@ def _takes(cls: type, option: str) -> bool:
     return False
 
 
-def _files(part: Any) -> list[Path] | None:  # noqa: ANN401 (a data set of torchvision)
-    """The file of each picture; ``None``: they are not files."""
-    if not len(part):
-        return []
-    first = part[0][0]
-    if isinstance(first, Path):  # by our loader
-        return [part[i][0] for i in range(len(part))]
-    if getattr(first, "filename", ""):  # as it was opened
-        return [Path(part[i][0].filename) for i in range(len(part))]
-    # OxfordIIITPet and GTSRB convert what they open, and have no loader.
-    found = getattr(part, "_images", None) or [sample[0] for sample in getattr(part, "_samples", ())]
-    return [Path(path) for path in found] if found and isinstance(found[0], str | Path) else None
+class _Unopened:
+    """Stands for a picture of which only the path is asked."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.filename = str(path)
+
+    def convert(self, mode: str) -> "_Unopened":
+        """Stay as it is."""
+        return self
+
+
+@contextmanager
+def _opening_no_picture() -> Iterator[None]:
+    """Have Pillow open no file: some data sets open each picture to tell its label, and one may be broken."""
+    opening = Image.open
+    Image.open = _Unopened  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Image.open = opening
+
+
+def _are_files(part: Any) -> bool:  # noqa: ANN401 (a data set of torchvision)
+    """Whether its pictures are files, or arrays."""
+    with _opening_no_picture():
+        return not len(part) or _path_of(part[0][0]) is not None
+
+
+def _path_of(picture: Any) -> Path | None:  # noqa: ANN401 (a picture, or a path by our loader)
+    if isinstance(picture, Path):
+        return picture
+    return Path(picture.filename) if getattr(picture, "filename", "") else None
 
 
 def _label(label: Any) -> int | tuple[int, ...]:  # noqa: ANN401 (whatever a data set gives)

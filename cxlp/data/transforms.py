@@ -106,6 +106,11 @@ class Transform:
             image = change(image, 0)
         return image
 
+    def proportion(self, image: Pixels) -> float:
+        """Height, in parts of the width, of what the square input of a picture shows: of all of it, or of a square."""
+        height, width = self.prepared(image).shape[:2]
+        return height / width if self.aspect == "warp" else 1.0
+
     def needed(self, seed: int | None) -> int | None:
         """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from cxlp.deploy.prediction import LINES, in_a_row
 from cxlp.explain.attribution import Explanation
 from cxlp.utils.files import write_whole
+from cxlp.utils.spelling import percent
 
 #: The most explanations that a notebook shows of a list.
 SHOWN = 6
@@ -90,7 +91,7 @@ class Explained:
         shares = self.explanation.channels
         channels = ", ".join(f"{k} {float(shares[k]):+.3f}" for k in self.strongest[:3])
         score = f"score {self.score:+.3f} = evidence {evidence}"
-        return f"{self.target} {self.probability:.1%}{over}, {score}; strongest channels {channels}"
+        return f"{self.target} {percent(self.probability)}{over}, {score}; strongest channels {channels}"
 
     def _repr_png_(self) -> bytes:
         return self._png

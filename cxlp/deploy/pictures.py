@@ -85,8 +85,7 @@ def pixels_of(image: Picture, needed: int | None = None) -> Pixels:
 def prepared(image: Picture, transform: Transform) -> tuple[Tensor, float]:
     """Make a network's input ``(3, T, T)`` uint8 of a picture, and say how high what it shows is by its width."""
     pixels = pixels_of(image, transform.needed(None))
-    height, width = transform.prepared(pixels).shape[:2]
-    return transform(pixels, None), height / width if transform.aspect == "warp" else 1.0
+    return transform(pixels, None), transform.proportion(pixels)
 
 
 def name_of(image: Picture) -> str:

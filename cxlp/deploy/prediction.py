@@ -11,6 +11,7 @@ from PIL import Image
 
 from cxlp.deploy.pictures import Picture, pixels_of
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.spelling import percent
 
 #: The most images that a list shows of itself, as lines and as pictures.
 LINES, SHOWN = 20, 24
@@ -42,11 +43,11 @@ class Prediction:
 
     def _said(self, most: int | None = None) -> str:
         pairs = list(zip(self.classes, self.probabilities, strict=True))[:most]
-        return self.error or ", ".join(f"{name} {probability:.1%}" for name, probability in pairs)
+        return self.error or ", ".join(f"{name} {percent(probability)}" for name, probability in pairs)
 
     def _repr_html_(self) -> str:
         said = [
-            f"<div>{'<b>' * (k == 0)}{escape(name)}{'</b>' * (k == 0)} {probability:.1%}</div>"
+            f"<div>{'<b>' * (k == 0)}{escape(name)}{'</b>' * (k == 0)} {percent(probability)}</div>"
             for k, (name, probability) in enumerate(zip(self.classes, self.probabilities, strict=True))
         ]
         about = "".join(said) or f"<div>{escape(self.error)}</div>"

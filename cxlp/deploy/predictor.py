@@ -22,6 +22,7 @@ from cxlp.explain.attribution import explain
 from cxlp.models.network import Network
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.spelling import shown_names
 
 #: What the network computes in: float32, or bfloat16 by autocast.
 Precision = Literal["32", "bf16"]
@@ -56,7 +57,7 @@ class Predictor:
         >>> network = Network(small, CrossLayerPooling(pca_dim=4), ["gull", "tern", "wren", "crow"])
         >>> model = Predictor(network)  # or: load("runs/NAME/checkpoints/best.ckpt")
         >>> model.predict(np.zeros((48, 64, 3), np.uint8), top=2)  # not trained yet: no opinion
-        Prediction('': gull 25.0%, tern 25.0%)
+        Prediction('': gull 25.00%, tern 25.00%)
     """
 
     def __init__(
@@ -245,14 +246,15 @@ class Predictor:
         return found[0] if is_one(images) else found
 
     def index(self, name: str) -> int:
-        """The place of a class among :attr:`classes`.
+        """The place of a class among :attr:`classes`, by its name there or as pictures show it, `Laysan Albatross`.
 
         Raises:
             CxlpError: If there is none of that name; names those that are close.
         """
-        if name not in self.classes:
-            raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, self.classes)}")
-        return self.classes.index(name)
+        for names in (self.classes, shown_names(self.classes)):
+            if name in names:
+                return names.index(name)
+        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, self.classes)}")
 
     def _read(
         self, images: Pictures, batch_size: int

@@ -81,12 +81,16 @@ class TopPlaces:
         self._last = explanation
 
     def strongest(self, count: int) -> list[int]:
-        """Return the channels of largest mean absolute share over the images."""
+        """Return the channels of largest :meth:`mean_size`, the largest first."""
         return self._sizes.topk(min(count, len(self._sizes))).indices.tolist()
 
     def mean_share(self, channel: int) -> float:
         """Return the mean share of a channel in the explained scores."""
         return float(self._shares[channel]) / self.images
+
+    def mean_size(self, channel: int) -> float:
+        """Return the mean magnitude of a channel's share: large also where it speaks for one class, against another."""
+        return float(self._sizes[channel]) / self.images
 
     def patches(self, channel: int) -> list[Patch]:
         """Return a channel's places, the strongest first."""

@@ -18,11 +18,15 @@ from cxlp.utils.labels import classification_loss, strata
 Array = NDArray[np.floating[Any]]
 
 
-class Solver(Protocol):
-    """Fits the SVMs of all classes; what it finds is the same on each rank. All ranks call it together."""
+class HeldOut(Protocol):
+    """Cross-validates SVMs; what it finds is the same on each rank. All ranks call it together."""
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
         """Score each row by SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
+
+
+class Solver(HeldOut, Protocol):
+    """Fits the SVMs of all classes, too."""
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
         """Fit to all rows: weights ``(classes, D)``, intercepts ``(classes,)``."""
@@ -55,7 +59,7 @@ def quality(scores: Array, labels: Tensor) -> float:
 
 
 def choose_cost_and_scale(
-    solver: Solver, labels: Tensor, c: float | Literal["auto"], candidates: Sequence[float], folds: int
+    solver: HeldOut, labels: Tensor, c: float | Literal["auto"], candidates: Sequence[float], folds: int
 ) -> dict[str, float]:
     """Choose C where it is ``auto``, see :func:`quality` (ties keep the smallest), and fit the scale of the logits.
 

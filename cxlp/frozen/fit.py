@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cxlp.frozen.checks import check_absent, check_labels, check_maps, check_type
 from cxlp.frozen.classifier import choose_cost_and_scale, split
@@ -23,6 +22,7 @@ from cxlp.utils.distributed import all_sum, barrier, from_rank_zero, on_rank_zer
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
+from cxlp.utils.progress import bar, say
 
 #: Each fold fits all SVMs anew, and more folds tell hardly more.
 MOST_FOLDS = 100
@@ -68,22 +68,22 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
-def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, cross: bool) -> int:
+def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, needing: str = "") -> int:
     """How many folds there can be: as many as asked for, or as images of the rarest class.
 
     Args:
         labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
         classes: Names.
         config: Options.
-        cross: Whether the classifiers of the folds are wanted.
+        needing: What cannot do without folds, beside a ``c`` that is ``auto``.
 
     Raises:
         CxlpError: If there is one at most, and it is needed.
     """
     images = (as_targets(labels, len(classes)) == 1).sum(dim=1)
     folds = min(config.folds, int(images.min()))
-    if folds < 2 and (cross or config.c == "auto"):
-        needing = "model.cross_fit" if cross else "model.frozen.c: auto"
+    needing = needing or ("model.frozen.c: auto" if config.c == "auto" else "")
+    if folds < 2 and needing:
         raise CxlpError(
             f"{needing} needs two training images of each class, but {classes[int(images.argmin())]!r} has "
             f"{int(images.min())}"
@@ -162,7 +162,7 @@ class FrozenFit:
         self.plan = plan(config.solver, images, network.out_features, classes, folds, self.device, costs, cross)
         if rank() == 0:
             name = "primal" if self.plan.primal else "kernel"
-            print(f"solver: {name}. {self.plan.why}", file=sys.stderr)  # noqa: T201
+            say(f"solver: {name}. {self.plan.why}", sys.stderr)
         check_type(config.features, network)
         if not stored:
             check_shared(folder)
@@ -266,19 +266,18 @@ class FrozenFit:
     def _pool(self) -> None:
         """Encode this rank's kept maps into the shared store of features."""
         heads, total = list(self.network.each_head()), len(self.maps.positions)
-        bar = tqdm(desc="Pooling", total=total, disable=not self.progress or rank() != 0, leave=False)
-        for positions, waiting in self.maps.batches(self.device):
-            for i, maps in zip(self.fits, waiting, strict=True):
-                self.features.write(positions, self.network.encode(heads[i], maps), self.columns[i])
-            bar.update(len(positions))
-        bar.close()
+        with bar("Pooling", total, hidden=not self.progress or rank() != 0) as progress:
+            for positions, waiting in self.maps.batches(self.device):
+                for i, maps in zip(self.fits, waiting, strict=True):
+                    self.features.write(positions, self.network.encode(heads[i], maps), self.columns[i])
+                progress.update(len(positions))
 
     def _fit_classifier(self) -> dict[str, float]:
         classifier, labels, times = self.network.classifier, self.labels, self.times
         assert classifier is not None
         folds = 0
         if self.settled is None:
-            folds = count_folds(labels, self.network.classes, self.config, self.cross)
+            folds = count_folds(labels, self.network.classes, self.config, "model.cross_fit" if self.cross else "")
         targets = as_targets(labels, len(self.network.classes)).numpy()
         solver = make_solver(self.plan, self.features, targets, split(labels, folds), self.device, times, self.progress)
         with times.measure("SVM"):

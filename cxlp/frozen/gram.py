@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cxlp.frozen.store import RowStore, SignStore
 from cxlp.utils.distributed import all_sum, rank, world_size
+from cxlp.utils.progress import track
 
 _TILE = 512  # rows multiplied at a time: small enough to skip most of the lower triangle
 _WIDTH = 8192  # columns multiplied at a time, whatever the number of ranks, so that all of them round alike
@@ -33,7 +33,7 @@ def gram_matrix(store: RowStore, device: torch.device, block_bytes: int = 256 <<
     width = max(4, min(block_bytes // (4 * n), _WIDTH) // 4 * 4)  # whole bytes of packed signs
     product = torch.empty(_TILE * n, device=device)  # once: memory that is new costs as much time as the sums
     mine = range(rank() * width, d, world_size() * width)
-    for start in tqdm(mine, desc="Gram matrix", disable=not progress or rank() != 0, leave=False):
+    for start in track(mine, "Gram matrix", len(mine), "blocks", hidden=not progress or rank() != 0):
         columns = store.read_columns(start, min(start + width, d)).to(device, torch.float32)  # (n, width)
         for top in range(0, n, _TILE):
             tile = columns[top : top + _TILE]

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array
@@ -17,6 +16,7 @@ from cxlp.frozen.rows import BLOCK, Rows, mean_row
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import track
 
 #: Solutions of every 8th, 64th ... row, while these are as many, are where the search begins.
 _FEWEST, _THINNING = 4096, 8
@@ -148,7 +148,8 @@ class PrimalSolver:
 
     def _groups(self, svms: Tensor, name: str) -> Iterator[Tensor]:
         """Divide SVMs into groups that fit into the budget, with a bar."""
-        yield from tqdm(torch.split(svms, self._group), desc=name, disable=not self.progress, leave=False)
+        groups = torch.split(svms, self._group)
+        yield from track(groups, name, len(groups), "groups", hidden=not self.progress)
 
     def _path(self, targets: Tensor, costs: Sequence[float]) -> Iterator[tuple[float, Solution]]:
         """Solve for one C after the other, each from the one before.

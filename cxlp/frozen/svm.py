@@ -92,29 +92,18 @@ def kernel_bytes(n: int, dim: int, classes: int, folds: int, candidates: int = 1
     return 8 * n * n + dual + weights + (256 << 20)  # and a block
 
 
-class KernelSolver:
-    """The SVMs of all classes, and those that leave a fold of the rows out, on the Gram matrix of a store.
+class FoldScores:
+    """The SVMs that leave a fold of the rows out, on a Gram matrix.
 
     Args:
-        store: The rows, ``(n, D)``.
-        gram: Their Gram matrix, see :func:`solve`.
+        gram: ``(n, n)``, see :func:`solve`.
         targets: ``(classes, n)`` in {-1, 0, 1}.
         fold: ``(n,)``, which fold each row is in; ``None``: there are none.
-        device: Where weights are wanted.
         threads: Fits at a time.
     """
 
-    def __init__(
-        self,
-        store: RowStore,
-        gram: Array,
-        targets: NDArray[np.int8],
-        fold: NDArray[np.int64] | None,
-        device: torch.device,
-        threads: int,
-    ) -> None:
-        self.store, self.gram, self.targets, self.fold = store, gram, targets, fold
-        self.device, self.threads = device, threads
+    def __init__(self, gram: Array, targets: NDArray[np.int8], fold: NDArray[np.int64] | None, threads: int) -> None:
+        self.gram, self.targets, self.fold, self.threads = gram, targets, fold, threads
         self._kept: tuple[float, DualSolution] | None = None  # the last cross-validation
 
     def __repr__(self) -> str:
@@ -123,21 +112,6 @@ class KernelSolver:
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
         """Score each row by the SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
         return {c: self._scores(self._solve_folds(c)) for c in costs}
-
-    def weights(self, c: float) -> tuple[Tensor, Tensor]:
-        """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
-        return self._combined(solve(self.gram, self.targets, c, self.threads))
-
-    def fold_classifiers(self, c: float) -> FoldClassifiers:
-        """Weights of the SVMs of the cross-validation with a cost C."""
-        weights, intercepts = self._combined(self._solve_folds(c))
-        assert self.fold is not None
-        shape = (-1, len(self.targets))
-        return FoldClassifiers(
-            weights.view(*intercepts.view(shape).shape, -1),
-            intercepts.view(shape).to(self.device, torch.float32),
-            torch.from_numpy(self.fold).to(self.device),
-        )
 
     def _solve_folds(self, c: float) -> DualSolution:
         """Fit the SVMs of all folds together, fold by fold: as many threads as SVMs are busy until the end."""
@@ -161,6 +135,46 @@ class KernelSolver:
                 own = start + np.flatnonzero(self.fold[rows] == fold)
                 scores[own] = self.gram[own] @ coefficients[fold].T + intercepts[fold]
         return scores
+
+
+class KernelSolver(FoldScores):
+    """The SVMs of all classes, and those that leave a fold of the rows out, on the Gram matrix of a store.
+
+    Args:
+        store: The rows, ``(n, D)``.
+        gram: Their Gram matrix, see :func:`solve`.
+        targets: ``(classes, n)`` in {-1, 0, 1}.
+        fold: ``(n,)``, which fold each row is in; ``None``: there are none.
+        device: Where weights are wanted.
+        threads: Fits at a time.
+    """
+
+    def __init__(
+        self,
+        store: RowStore,
+        gram: Array,
+        targets: NDArray[np.int8],
+        fold: NDArray[np.int64] | None,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        super().__init__(gram, targets, fold, threads)
+        self.store, self.device = store, device
+
+    def weights(self, c: float) -> tuple[Tensor, Tensor]:
+        """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
+        return self._combined(solve(self.gram, self.targets, c, self.threads))
+
+    def fold_classifiers(self, c: float) -> FoldClassifiers:
+        """Weights of the SVMs of the cross-validation with a cost C."""
+        weights, intercepts = self._combined(self._solve_folds(c))
+        assert self.fold is not None
+        shape = (-1, len(self.targets))
+        return FoldClassifiers(
+            weights.view(*intercepts.view(shape).shape, -1),
+            intercepts.view(shape).to(self.device, torch.float32),
+            torch.from_numpy(self.fold).to(self.device),
+        )
 
     def _combined(self, found: DualSolution) -> tuple[Tensor, Tensor]:
         weights = combine_rows(self.store, torch.from_numpy(found.coefficients), self.device)

@@ -17,6 +17,7 @@ from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
+from cxlp.utils.spelling import percent
 
 #: About how many local features a PCA sees, as in the frozen fit.
 VECTORS = 100_000
@@ -84,7 +85,7 @@ class Components:
 
     def __repr__(self) -> str:
         dim, features = self.axes.shape
-        return f"Components({dim:,} of {features:,} dimensions, with {self.kept:.1%} of the variance)"
+        return f"Components({dim:,} of {features:,} dimensions, with {percent(self.kept)} of the variance)"
 
     def reduce(self, features: Tensor) -> Tensor:
         """Project features: ``(B, D) -> (B, dim)``, float32, on the CPU."""

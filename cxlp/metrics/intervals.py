@@ -113,24 +113,34 @@ def precision_intervals(
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     resamples = min(RESAMPLES, MOST // max(1, labels.size))
-    ranked = [_ranked(labels[:, k] != 0, *found) for k, found in enumerate(by_class(scores, labels))]
-    ranked = [found for found in ranked if len(found.levels)]
+    ranked = rank_classes(scores, labels)
     if resamples < FEWEST or not ranked:
         return {}
-    rng = np.random.default_rng(0)
-    parts = []
-    for count in _chunks(resamples, len(labels)):
-        drawn = rng.integers(len(labels), size=(count, len(labels)))
-        flat = (drawn + len(labels) * np.arange(count)[:, None]).ravel()
-        times = np.bincount(flat, minlength=count * len(labels)).reshape(count, -1).T  # (n, resamples)
-        weights: NDArray[np.int32] = np.ascontiguousarray(times, dtype=np.int32)
-        parts.append(_means(ranked, kinds, weights))
-    metrics = _means(ranked, kinds, np.ones((len(labels), 1), np.int32))
+    parts = [resampled_means(ranked, kinds, weights) for weights in resample(np.arange(len(labels)), resamples)]
+    metrics = resampled_means(ranked, kinds, np.ones((len(labels), 1), np.int32))
     intervals = {n: _interval(float(metrics[n][0]), np.concatenate([part[n] for part in parts])) for n in kinds}
     return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
-class _Ranked(NamedTuple):
+def resample(groups: NDArray[np.int64], resamples: int) -> Iterator[NDArray[np.int32]]:
+    """Draw as many groups of images as there are, with replacement, by a fixed seed.
+
+    Args:
+        groups: Of each image ``(n,)`` the number of its group, 0 to G - 1: its own, where images are independent.
+        resamples: How often.
+
+    Yields:
+        How many times each image is drawn, in some of the resamples: ``(n, B)``.
+    """
+    rng, count = np.random.default_rng(0), int(groups.max(initial=-1)) + 1
+    for some in _chunks(resamples, len(groups)):
+        drawn = rng.integers(count, size=(some, count))
+        flat = (drawn + count * np.arange(some)[:, None]).ravel()
+        times = np.bincount(flat, minlength=some * count).reshape(some, -1).T  # (G, B)
+        yield np.ascontiguousarray(times[groups], dtype=np.int32)
+
+
+class Ranked(NamedTuple):
     """A class's images in the order of decreasing score.
 
     Attributes:
@@ -152,7 +162,17 @@ class _Ranked(NamedTuple):
         return found, found / np.maximum(every, 1)
 
 
-def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[np.bool_]) -> _Ranked:
+def rank_classes(scores: NDArray[Any], labels: NDArray[Any]) -> list[Ranked]:
+    """Rank the images by each class's scores ``(n, K)``; classes without positives are left out.
+
+    Raises:
+        CxlpError: See :func:`~cxlp.metrics.average_precision.average_precision`.
+    """
+    ranked = [_ranked(labels[:, k] != 0, *found) for k, found in enumerate(by_class(scores, labels))]
+    return [found for found in ranked if len(found.levels)]
+
+
+def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[np.bool_]) -> Ranked:
     """Rank a class's images; those that score less than any positive take no part in its average precision."""
     order = np.argsort(scores)[::-1]
     ranked, hit = scores[order], positive[order]
@@ -161,14 +181,14 @@ def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[n
     ends = ends[np.diff(hits, prepend=0) > 0]  # of each score that positives have
     places = np.flatnonzero(counts)[order]
     if not len(ends):
-        return _Ranked(places[:0], ends, places[:0], ends)
+        return Ranked(places[:0], ends, places[:0], ends)
     starts = np.append(0, ends[:-1] + 1)
     levels = np.append(0, np.cumsum(hit)[ends[:-1]])
-    return _Ranked(places[: ends[-1] + 1], starts, places[hit], levels)
+    return Ranked(places[: ends[-1] + 1], starts, places[hit], levels)
 
 
-def _means(
-    ranked: Sequence[_Ranked], kinds: Mapping[str, Kind], weights: NDArray[np.int32]
+def resampled_means(
+    ranked: Sequence[Ranked], kinds: Mapping[str, Kind], weights: NDArray[np.int32]
 ) -> dict[str, NDArray[np.float64]]:
     """Mean average precision by name, of resamples ``(n, B)`` of the images; ``(B,)`` without those that have none."""
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}

@@ -8,14 +8,19 @@ from html import escape
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from cxlp.utils.spelling import number, percent
 
 #: Number of colours that the page has for lines.
 COLOURS = 6
 #: Most points of a line, more than a chart has pixels; and most points of a line whose points are marked.
 POINTS, MARKED = 400, 60
 
-_WIDTH, _HEIGHT = 460, 240
+#: Of a drawing, in pixels of the page: on a telephone it is shown as large as this, with letters that can be read.
+_WIDTH, _HEIGHT = 350, 210
 _SETTINGS: dict[Any, Any] = {
     "axes.autolimit_mode": "round_numbers", "axes.formatter.useoffset": False, "axes.grid": True, "axes.grid.axis": "y",
     "axes.spines.bottom": False, "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
@@ -39,6 +44,8 @@ def line_chart(
     x_label: str,
     log: bool = False,
     limits: tuple[float, float] | None = None,
+    parts: bool = False,
+    tested: float | None = None,
 ) -> Chart | None:
     """Draw lines, with a legend that gives their last values.
 
@@ -49,6 +56,8 @@ def line_chart(
         x_label: Label of x.
         log: Whether y is logarithmic.
         limits: Limits of y, where they are known beforehand.
+        parts: Whether y is a part of 1, to be shown in percent.
+        tested: An x to mark: that of the weights that were tested.
 
     Returns:
         The chart; ``None`` where there is no point.
@@ -57,25 +66,32 @@ def line_chart(
     lines = {name: points[:: -math.ceil(len(points) / POINTS)][::-1] for name, points in shown.items() if points}
     if not lines:
         return None
+    written = percent if parts else number
     legend: list[tuple[int, str]] = []
     marks: list[str] = []  # texts shown under the pointer
     # The SVG's ids are hashes with this salt: the same for the same chart, different for any two charts of a page.
     with rc_context({**_SETTINGS, "svg.hashsalt": repr((title, lines))}):
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
         axes = figure.add_subplot()
-        for number, (name, points) in enumerate(lines.items()):
-            colour = number % COLOURS + 1
-            legend.append((colour, f"{name}: {points[-1][1]:.4g}"))
+        for line, (name, points) in enumerate(lines.items()):
+            colour = line % COLOURS + 1
+            legend.append((colour, f"{name}: {written(points[-1][1])}"))
             axes.plot(*zip(*points, strict=True), color=f"#00000{colour}", clip_on=False)
             for x, y in points if len(points) <= MARKED else ():
                 axes.plot(x, y, "o", color=f"#00000{colour}", clip_on=False, gid=f"mark {len(marks)}")
-                marks.append(f"{name}: {y:.4g} ({x_label} {x:.4g})")
+                marks.append(f"{name}: {written(y)} ({x_label} {number(x)})")
         axes.locator_params(nbins=5)
+        if x_label == "epoch":
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if parts:
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:.3g}")
         if limits:
             axes.set_ylim(limits)
+        if tested is not None:
+            _mark(axes, tested)
         axes.set_xlabel(x_label, loc="right")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
@@ -86,3 +102,14 @@ def line_chart(
     svg = re.sub('<g id="[^"]*"', "<g", svg)
     # The page defines colour n, for a light and a dark background.
     return Chart(title, re.sub("#00000([1-9])", r"var(--c\1)", svg), legend)
+
+
+def _mark(axes: Axes, x: float) -> None:
+    """Mark an x by a line and the word "tested", beside it where there is space."""
+    axes.axvline(x, color="#000008", linewidth=1, linestyle=(0, (4, 3)), clip_on=False)
+    left, right = axes.get_xlim()
+    is_right = x - left > 0.6 * (right - left)
+    axes.annotate(
+        "tested", (x, 1), (-4 if is_right else 4, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+        ha="right" if is_right else "left", va="bottom", annotation_clip=False,
+    )  # fmt: skip

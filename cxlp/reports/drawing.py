@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 P = ParamSpec("P")
 
 _SETTINGS: dict[Any, Any] = {
-    "figure.constrained_layout.use": True, "font.family": "DejaVu Sans", "legend.fontsize": 8, "savefig.dpi": 120,
-    "text.parse_math": False, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "figure.constrained_layout.use": True, "font.family": "DejaVu Sans", "legend.fontsize": 8, "savefig.bbox": "tight",
+    "savefig.dpi": 120, "text.parse_math": False, "xtick.labelsize": 8, "ytick.labelsize": 8,
 }  # fmt: skip
 
 

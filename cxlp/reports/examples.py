@@ -18,23 +18,24 @@ from torchvision.transforms.v2.functional import to_pil_image
 from cxlp.data.dataset import Draw, ImageDataset
 from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
+from cxlp.reports.overlays import Statement
 from cxlp.utils.distributed import gather_objects
 from cxlp.utils.files import write_whole
 from cxlp.utils.threads import one_thread
 
 #: Number of mistakes and of right answers that are kept.
 MISTAKES, RIGHT = 16, 8
-#: Side of a thumbnail and width of the gap between two, pixels.
-SIDE, GAP = 160, 4
+#: Most height and width of a thumbnail, and width of the gap between two, pixels.
+HEIGHT, WIDTH, GAP = 140, 186, 4
 
 #: Pictures that pass through the network together; and up to how many seconds for the first one, by one thread, the
 #: others have one thread, too. All threads wait for each other after each operation: beside another busy process, a
 #: small network takes ten times as long by them; a large one gains.
 BATCH, ONE_THREAD_SECONDS = 8, 1.0
 
-#: Draws the evidence into pictures: network, pictures ``(B, 3, H, W)`` uint8, the classes for each of them -> for each
-#: picture a drawing per class, ``(3, h, w)`` uint8.
-Overlay = Callable[[Network, Tensor, Sequence[Sequence[int]]], list[list[Tensor]]]
+#: Draws the evidence into pictures: network, pictures ``(B, 3, H, W)`` uint8, the statements for each of them -> for
+#: each picture a drawing per statement, ``(3, h, w)`` uint8.
+Overlay = Callable[[Network, Tensor, Sequence[Sequence[Statement]]], list[list[Tensor]]]
 
 
 class Example(NamedTuple):
@@ -55,6 +56,17 @@ class Example(NamedTuple):
     true: int
     answered: int
     probability: float
+
+    @property
+    def truth(self) -> float:
+        """Probability that the truth was given."""
+        return math.exp(-self.loss)
+
+    @property
+    def statements(self) -> list[Statement]:
+        """What was answered and, where that is wrong, what is true."""
+        both = [(k, 1) if k >= 0 else (self.shown, -1) for k in (self.answered, self.true)]
+        return list(dict.fromkeys(both))
 
     def names(self, classes: Sequence[str]) -> tuple[str, str]:
         """Return the truth and the answer as text."""
@@ -161,14 +173,16 @@ def example_table(
         [
             name,
             kind,
-            *e.names(data.classes),
-            round(e.probability, 4),
-            round(e.loss, 4),
+            true,
+            float(f"{e.truth:.4g}"),
+            answered,
+            float(f"{e.probability:.4g}"),
             str(data.samples[e.position].path),
         ]
         for name, kind, e in _named(mistakes, right)
+        for true, answered in [e.names(data.classes)]
     ]
-    return ["picture", "kind", "true", "answered", "probability", "loss", "image"], rows
+    return ["picture", "kind", "true", "true probability", "answered", "answered probability", "image"], rows
 
 
 def write_thumbnails(
@@ -190,7 +204,7 @@ def write_thumbnails(
         right: See :class:`Examples`.
         outputs: Notes whether one fails; the others are written all the same, and pictures alone if the evidence
             cannot be drawn.
-        overlay: Draws the evidence for classes; shown beside the picture for the answer and, where that is wrong,
+        overlay: Draws the evidence for statements; shown beside the picture for the answer and, where that is wrong,
             for the truth.
     """
     place = folder / "examples"
@@ -216,25 +230,28 @@ def _write_batch(
     outputs: Outputs,
     overlay: Overlay | None,
 ) -> None:
-    found: list[tuple[str, Example, Tensor]] = []
+    found: list[tuple[str, Example, Tensor, float]] = []
     for name, example in named:
         with outputs.attempt("examples"):
-            found.append((name, example, data.picture(Draw(example.position))))
+            proportion = data.proportion(example.position)
+            found.append((name, example, data.picture(Draw(example.position)), proportion))
     drawn: list[list[Tensor]] = [[] for _ in found]
     if overlay is not None and found:
-        asked = [[k for k in dict.fromkeys((e.shown, e.true)) if k >= 0] for _, e, _ in found]
         with outputs.attempt("examples"):
-            drawn = overlay(network, torch.stack([picture for _, _, picture in found]), asked)
-    for (name, _, picture), beside in zip(found, drawn, strict=True):
+            pictures = torch.stack([picture for _, _, picture, _ in found])
+            drawn = overlay(network, pictures, [example.statements for _, example, _, _ in found])
+    for (name, _, picture, proportion), beside in zip(found, drawn, strict=True):
         with outputs.attempt("examples"):
-            write_whole(place / name, _thumbnail([picture, *beside]))
+            write_whole(place / name, _thumbnail([picture, *beside], proportion))
 
 
-def _thumbnail(pictures: Sequence[Tensor]) -> bytes:
-    """Draw pictures beside each other, as a JPEG."""
-    strip = Image.new("RGB", (len(pictures) * (SIDE + GAP) - GAP, SIDE), "white")
+def _thumbnail(pictures: Sequence[Tensor], proportion: float) -> bytes:
+    """Draw square pictures beside each other in their true shape, height by width, as a JPEG."""
+    width = max(1, round(min(WIDTH, HEIGHT / proportion)))
+    height = max(1, round(min(HEIGHT, WIDTH * proportion)))
+    strip = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "grey")
     for number, shown in enumerate(pictures):
-        strip.paste(to_pil_image(shown).resize((SIDE, SIDE)), (number * (SIDE + GAP), 0))
+        strip.paste(to_pil_image(shown).resize((width, height)), (number * (width + GAP), 0))
     file = io.BytesIO()
     strip.save(file, "JPEG", quality=85)
     return file.getvalue()

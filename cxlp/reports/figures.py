@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import textalloc
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from cxlp.reports.drawing import as_png, label
+from cxlp.utils.spelling import number, percent, shown_names
 
 
 def confusion_table(counts: Tensor, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
@@ -49,11 +52,14 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], shown: int = 40) -> F
     figure = Figure((side + 1.5, side))
     axes = figure.add_subplot()
     drawn = axes.imshow(rates.numpy(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="part of the true class")
-    accuracy = float(torch.trace(counts) / counts.sum().clamp_min(1))
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, label="part of the true class")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracy = percent(float(torch.trace(counts) / counts.sum().clamp_min(1)))
     part = f"; the {n} of {len(classes)} classes confused most" if n < len(classes) else ""
-    axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.1%} of {int(counts.sum())} test images{part}")
-    names = [label(classes[k]) for k in chosen]
+    title = f"accuracy {accuracy} of {number(int(counts.sum()))} test images{part}"
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    spelled = shown_names(classes)
+    names = [label(spelled[k]) for k in chosen]
     axes.set_xticks(range(n), names, rotation=90)
     axes.set_yticks(range(n), names)
     for i, j in (block > 0).nonzero().tolist():
@@ -115,51 +121,66 @@ def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]], shown
     If there are more than ``shown`` classes, it shows the first, those of lowest precision.
     """
     defined = [row[-1] for row in rows if row[-1] is not None]
-    mean = sum(defined) / len(defined) if defined else math.nan
+    mean = percent(sum(defined) / len(defined) if defined else math.nan)
     part = f"; the {shown} lowest" if len(rows) > shown else ""
+    names = shown_names([row[0] for row in rows])[:shown]
     rows = rows[:shown]
-    figure = Figure((8.0, 1.5 + 0.3 * len(rows)))
+    figure = Figure((8.0, 1.7 + 0.3 * len(rows)))
     axes = figure.add_subplot()
     values = [row[-1] or 0.0 for row in rows]
     chance = [row[1] / max(1, row[1] + row[2]) for row in rows]
     axes.barh(range(len(rows)), values, color="tab:blue")
     axes.plot(chance, range(len(rows)), "|", color="black", markersize=12, label="share of positives: random order")
     for i, row in enumerate(rows):
-        said = "no positive" if row[-1] is None else f"{row[-1]:.3f}"
+        said = "no positive" if row[-1] is None else percent(row[-1])
         axes.text(values[i] + 0.01, i, said, va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [label(row[0]) for row in rows])
-    axes.set(xlim=(0, 1.1), xlabel=f"average precision ({columns[-1]})")
-    axes.set_title(f"mean {mean:.3f} over {len(defined)} classes{part}")
-    axes.legend(loc="lower right")
+    axes.set_yticks(range(len(rows)), map(label, names))
+    axes.set(xlim=(0, 1.12), xlabel=f"average precision ({columns[-1]})")
+    axes.set_xticks([i / 5 for i in range(6)])
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.invert_yaxis()  # in the order of the table
+    axes.set_title(f"mean {mean} over {len(defined)} classes{part}")
+    figure.legend(loc="outside lower right")
     return figure
+
+
+#: Ends of the error bar of a quality, in percent; ``None``: it has none.
+Ends = tuple[float, float] | None
 
 
 @as_png
-def draw_costs(names: Sequence[str], quality: Sequence[float], seconds: Sequence[float], metric: str) -> Figure:
-    """Draw quality in percent against seconds per image, one point for each system."""
+def draw_costs(
+    names: Sequence[str], quality: Sequence[float], ends: Sequence[Ends], seconds: Sequence[float], quality_label: str
+) -> Figure:
+    """Draw quality in percent against seconds per image: a point for each system, and an error bar between its ends."""
     figure = Figure((9.0, 6.0))
     axes = figure.add_subplot()
     milliseconds = [1000 * value for value in seconds]
-    axes.scatter(milliseconds, quality, color="tab:blue", zorder=2)
     axes.set_xscale("log")
-    axes.set_xlim(min(milliseconds) / 1.5, max(milliseconds) * 6)  # names are to the right
+    _draw_points(axes, milliseconds, quality, ends)
+    low, high = min(milliseconds), max(milliseconds)
+    space = max(high / low, 10) ** 0.15  # for names
+    axes.set_xlim(low / space, high * space)
+    axes.margins(y=0.08)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # a few milliseconds may lie within one power of ten
     axes.xaxis.set_minor_formatter("{x:g}")
-    low, high = min(quality), max(quality)
-    room = max(high - low, 1.0)
-    axes.set_ylim(low - 0.15 * room, high + 0.1 * room)
-    taken: list[tuple[float, float]] = []
-    for name, x, y in sorted(zip(names, milliseconds, quality, strict=True), key=lambda point: -point[2]):
-        height = y
-        # Below the names nearby.
-        while any(abs(math.log(x / other)) < 1.2 and abs(height - beside) < 0.035 * room for other, beside in taken):
-            height -= 0.012 * room
-        taken.append((x, height))
-        axes.text(x * 1.08, height, label(name, 60), fontsize=8, va="center")
-    axes.set(xlabel="ms per image (views, network, encoding, classification)", ylabel=f"{metric}, %")
+    axes.set(xlabel="ms per image (views, network, encoding, classification)", ylabel=quality_label)
     axes.grid(alpha=0.3)
+    figure.draw_without_rendering()  # names are placed by pixels, so the axes must have their places
+    figure.set_layout_engine("none")
+    bars = [list(end or (y, y)) for y, end in zip(quality, ends, strict=True)]
+    textalloc.allocate(
+        axes, milliseconds, list(quality), [label(name, 60) for name in names], x_scatter=milliseconds,
+        y_scatter=list(quality), x_lines=[[x, x] for x in milliseconds], y_lines=list(bars), textsize=8,
+        linecolor="grey", linewidth=0.6, min_distance=0.015, max_distance=0.6, nbr_candidates=1000,
+    )  # fmt: skip
     return figure
+
+
+def _draw_points(axes: Axes, x: Sequence[float], quality: Sequence[float], ends: Sequence[Ends]) -> None:
+    bars = [(0.0, 0.0) if end is None else (y - end[0], end[1] - y) for y, end in zip(quality, ends, strict=True)]
+    axes.errorbar(x, quality, list(zip(*bars, strict=True)), fmt="o", capsize=3, elinewidth=0.8, color="tab:blue")
 
 
 @as_png
@@ -185,23 +206,27 @@ def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, s
             colour = "white" if abs(g) > 0.6 * most else "black"
             axes.text(column, row, f"{g:+.0f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(others)), [label(name, 60) for name in others], rotation=60, ha="right")
-    axes.set_yticks(range(len(chosen)), [label(c) for c in chosen])
+    spelled = dict(zip(base, shown_names(list(base)), strict=True))
+    axes.set_yticks(range(len(chosen)), [label(spelled[c]) for c in chosen])
     part = f" ({shown} of {len(gain)} classes)" if len(gain) > shown else ""
     figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"points above {label(baseline, 60)}{part}")
     return figure
 
 
 @as_png
-def draw_sweep(option: str, values: Sequence[str], quality: Sequence[float], metric: str) -> Figure:
-    """Draw quality in percent against the values of an option, in their order."""
+def draw_sweep(
+    option: str, values: Sequence[str], quality: Sequence[float], ends: Sequence[Ends], quality_label: str
+) -> Figure:
+    """Draw quality in percent against the values of an option, in their order, each with an error bar."""
     figure = Figure((7.0, 4.5))
     axes = figure.add_subplot()
-    axes.plot(range(len(values)), quality, "o-")
+    axes.plot(range(len(values)), quality, color="tab:blue")
+    _draw_points(axes, range(len(values)), quality, ends)
     for i, y in enumerate(quality):
-        axes.annotate(f"{y:.1f}", (i, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+        axes.annotate(percent(y / 100), (i, y), textcoords="offset points", xytext=(6, 4), fontsize=8)
     axes.set_xticks(range(len(values)), map(label, values), rotation=30 if max(map(len, values)) > 8 else 0)
-    axes.set(xlabel=option, ylabel=f"{metric}, %")
-    axes.margins(y=0.2)
+    axes.set(xlabel=option, ylabel=quality_label)
+    axes.margins(0.12, 0.1)
     axes.grid(alpha=0.3)
     return figure
 

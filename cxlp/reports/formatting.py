@@ -1,21 +1,34 @@
-"""Figures and tables as text, Markdown and CSV."""
+"""Tables as text, Markdown and CSV."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 from typing import Any, TextIO
 
+from cxlp.utils.spelling import as_text, is_part, shown_names
 
-def as_text(metric: str, value: float) -> str:
-    """Format a metric's value for people, proportions in percent."""
-    return f"{value:.2%}" if "accuracy" in metric or "mAP" in metric else f"{value:.4g}"
+#: Columns of tables that hold names of classes.
+_CLASSES = ("class", "true", "answered", "taken for", "most often taken for")
 
 
-def interval_as_text(metric: str, interval: Mapping[str, Any]) -> str:
-    """Format an interval of ``metrics.json``, ``low``, ``high`` and ``by``, for people."""
-    return f"{as_text(metric, interval['low'])} to {as_text(metric, interval['high'])} ({interval['by']})"
+def readable(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Spell classes, and parts of 1, for people in the rows of a test's tables.
+
+    Args:
+        rows: Cells by column.
+        classes: The data set's names of all classes.
+    """
+    spelled = dict(zip(classes, shown_names(classes), strict=True))
+    spelled = {f"no {name}": f"no {shown}" for name, shown in spelled.items()} | spelled
+
+    def text(column: str, cell: Any) -> Any:  # noqa: ANN401 (any value of a table)
+        if column in _CLASSES:
+            return spelled.get(cell, cell)
+        return as_text(column, float(cell)) if cell not in ("", None) and is_part(column) else cell
+
+    return [{column: text(column, cell) for column, cell in row.items()} for row in rows]
 
 
 def spread(values: Sequence[float]) -> float | None:

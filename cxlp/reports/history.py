@@ -5,17 +5,19 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 #: The stages of a run, in their order; each logs into its own folder.
 STAGES = ("frozen", "finetune", "closing", "test")
 
 
-def history(folder: Path) -> list[dict[str, float]]:
-    """Read the CSV logs of all stages, one row per step; a step that was done twice has the later values.
+def history(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Read the CSV logs: for each stage a row per step; a step that was done twice has the later values.
 
     Args:
         folder: A run's folder.
     """
-    found: list[dict[str, float]] = []
+    found: dict[str, list[dict[str, float]]] = {}
     for stage in STAGES:
         steps: dict[int, dict[str, float]] = {}
         versions = sorted((folder / "csv" / stage).glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
@@ -28,18 +30,47 @@ def history(folder: Path) -> list[dict[str, float]]:
                         step = int(row.pop("step"))
                         known = {key: float(value) for key, value in row.items() if value != ""}
                         steps.setdefault(step, {}).update(known)
-        found += (steps[step] for step in sorted(steps))
+        found[stage] = [steps[step] for step in sorted(steps)]
+    return found
+
+
+def curves(folder: Path, train_images: int) -> dict[str, list[tuple[float, float]]]:
+    """Read metrics by epoch: 0 is before gradient epochs, k after k of them, and steps lie between.
+
+    Args:
+        folder: A run's folder.
+        train_images: Number of images in an epoch, for one that has not come to its end.
+
+    Returns:
+        Points ``(epoch, value)`` by metric, those of the test left out.
+    """
+    stages = history(folder)
+    tuned, before = stages["finetune"], [row["images_seen"] for row in stages["frozen"] if "images_seen" in row]
+    # Epochs by the images seen so far, which every row of a step has.
+    ends = [(row["images_seen"], row["epoch"]) for row in tuned if {"train/loss_epoch", "images_seen"} <= row.keys()]
+    knots = [(max(before, default=0.0), ends[0][1] - 1 if ends else 0.0), *ends]
+    knots.append((knots[-1][0] + max(1, train_images), knots[-1][1] + 1))
+    images, epochs = zip(*knots, strict=True)
+    found: dict[str, list[tuple[float, float]]] = {}
+    seen = images[0]
+    for stage in ("frozen", "finetune", "closing"):
+        for row in stages[stage]:
+            seen = row.get("images_seen", seen)
+            place = float(np.interp(seen, images, epochs)) if stage == "finetune" else row.get("epoch", 0.0)
+            for metric, value in row.items():
+                found.setdefault(metric, []).append((place, value))
     return found
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:
-    """Read a metric by epoch, from 0: the last value of each epoch; empty if it was not logged.
+    """Read a metric by epoch, where 0 is the frozen fit: the last value of each epoch; empty if it was not logged.
 
     Args:
         folder: A run's folder.
         metric: A name such as ``val/accuracy``.
     """
-    return {int(row["epoch"]): row[metric] for row in history(folder) if metric in row}
+    rows = (row for stage in history(folder).values() for row in stage)
+    return {int(row["epoch"]): row[metric] for row in rows if metric in row}
 
 
 def how_to_look(folder: Path) -> str | None:

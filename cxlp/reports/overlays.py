@@ -17,6 +17,7 @@ from cxlp.explain.attribution import Explanation, explain
 from cxlp.heads.views import resized
 from cxlp.models.network import Network
 from cxlp.reports.drawing import as_png, label
+from cxlp.utils.spelling import percent, shown_names
 from cxlp.utils.threads import one_thread
 
 #: Red is evidence for the class, blue against it, as is usual in such maps.
@@ -25,6 +26,8 @@ EVIDENCE = colormaps["RdBu_r"]
 COLUMNS = 4
 
 Picture = np.ndarray[Any, np.dtype[np.float64]]
+#: A class, and 1: it is there, or -1: it is not.
+Statement = tuple[int, int]
 
 
 @as_png
@@ -69,26 +72,32 @@ def draw_explanation(
     return figure
 
 
-def draw_evidence(network: Network, pictures: Tensor, targets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
-    """Draw the evidence for classes over pictures in grey; strong evidence has strong colours.
+def draw_evidence(network: Network, pictures: Tensor, statements: Sequence[Sequence[Statement]]) -> list[list[Tensor]]:
+    """Draw the evidence for statements over pictures in grey; strong evidence has strong colours.
+
+    What speaks against a class speaks for the statement that it is not there.
 
     Args:
         network: A fitted network, see :func:`~cxlp.explain.attribution.check_explainable`.
         pictures: ``(B, 3, T, T)`` uint8, as the network's test sees them.
-        targets: For each picture the classes.
+        statements: Those about each picture.
 
     Returns:
-        For each picture a drawing per class: ``(3, T, T)`` uint8.
+        For each picture a drawing per statement: ``(3, T, T)`` uint8.
     """
     images = resized(pictures.to(network.backbone.mean.device), network.image_size)
-    explanations = explain(network, images, targets)  # one pass of the network over all of them
-    pairs = zip(pictures, targets, strict=True)
-    return [[_coloured(picture, next(explanations)) for _ in own] for picture, own in pairs]
+    classes = [list(dict.fromkeys(k for k, _ in own)) for own in statements]
+    explanations = explain(network, images, classes)  # one pass of the network over all of them
+    drawn = []
+    for picture, asked, own in zip(pictures, classes, statements, strict=True):
+        found = {k: next(explanations) for k in asked}
+        drawn.append([_coloured(picture, found[k], sign) for k, sign in own])
+    return drawn
 
 
 @one_thread()
-def _coloured(picture: Tensor, explanation: Explanation) -> Tensor:
-    evidence = explanation.map(picture.shape[-1])
+def _coloured(picture: Tensor, explanation: Explanation, sign: int) -> Tensor:
+    evidence = sign * explanation.map(picture.shape[-1])
     evidence = evidence / evidence.abs().max().clamp_min(1e-12)
     colours = torch.from_numpy(EVIDENCE((0.5 + 0.5 * evidence).numpy())[..., :3]).permute(2, 0, 1)
     opacity = 0.8 * evidence.abs().sqrt()
@@ -98,9 +107,10 @@ def _coloured(picture: Tensor, explanation: Explanation) -> Tensor:
 
 def headline(explanation: Explanation, classes: Sequence[str]) -> str:
     """Describe what is explained, how probable it is, and what its score is made of."""
+    names = shown_names(classes)
 
     def named(k: int) -> str:
-        return f"{label(classes[k], 60)} (probability {float(explanation.probabilities[k]):.3f})"
+        return f"{label(names[k], 60)} (probability {percent(float(explanation.probabilities[k]))})"
 
     over = "" if explanation.against is None else f" rather than {named(explanation.against)}"
     what = "score" if explanation.against is None else "difference of scores"
@@ -116,15 +126,15 @@ def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> Fi
         rows: For each channel its name and its patches ``(3, s, s)`` uint8, each with a line about it.
     """
     columns = max(len(patches) for _, patches in rows)
-    pitch = 1.16  # distance of rows in sides of a patch, with space for the lines of text
-    figure = Figure((1.15 + 1.25 * columns, 0.3 + 1.25 * pitch * len(rows)))
+    pitch = 1.2  # distance of rows in sides of a patch, with space for the lines of text
+    figure = Figure((1.5 + 1.25 * columns, 0.1 + 1.25 * pitch * len(rows)))
     axes = figure.add_subplot()  # one for all patches: with one for each, layout takes a minute
     for i, (_, patches) in enumerate(rows):
         for j, (patch, said) in enumerate(patches):
             picture = patch.permute(1, 2, 0).numpy()
             axes.imshow(picture, extent=(j + 0.02, j + 0.98, i * pitch + 0.98, i * pitch + 0.02))
             axes.text(j + 0.5, i * pitch, said, ha="center", va="bottom", fontsize=7)
-    axes.set(xlim=(0, columns), ylim=(len(rows) * pitch, -pitch + 1), xticks=[])
+    axes.set(xlim=(0, columns), ylim=(len(rows) * pitch - 0.18, -0.18), xticks=[])
     axes.set_yticks([i * pitch + 0.5 for i in range(len(rows))], [name for name, _ in rows])
     axes.tick_params(length=0)
     axes.set_frame_on(False)
@@ -145,7 +155,12 @@ def _draw_map(axes: Axes, picture: Picture, proportion: float, explanation: Expl
     norm = Normalize(-most, most)
     grey = picture.mean(axis=2, keepdims=True)
     opacity = 0.8 * (np.abs(evidence) / most)[..., None] ** 0.7
-    _show(axes, (1 - opacity) * grey + opacity * EVIDENCE(norm(evidence))[..., :3], proportion, "evidence")
+    _show(
+        axes,
+        (1 - opacity) * grey + opacity * EVIDENCE(norm(evidence))[..., :3],
+        proportion,
+        "evidence: red for, blue against it",
+    )
     bar = axes.figure.colorbar(ScalarMappable(norm, EVIDENCE), ax=axes, shrink=0.8)
     bar.set_label(f"score per 1/{1 / explanation.cell:.0f} of the image", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -175,7 +190,7 @@ def _called(explanation: Explanation, channel: int) -> str:
 
 def _share(explanation: Explanation, share: float) -> str:
     whole = abs(explanation.evidence)
-    return f"{share:+.3f}" + (f" ({share / whole:+.1%})" if whole > 0 else "")
+    return f"{share:+.3f}" + (f" ({share / whole:+.2%})" if whole > 0 else "")
 
 
 def _spotlight(picture: Picture, activations: Tensor) -> Picture:

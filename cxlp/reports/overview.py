@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cxlp.reports.charts import line_chart
-from cxlp.reports.formatting import as_text, interval_as_text
 from cxlp.reports.history import by_epoch
 from cxlp.reports.page import ROWS, render
 from cxlp.utils.files import write_whole
+from cxlp.utils.spelling import as_text, interval_as_text, is_part, shown_names
 
 #: Most classes that are listed one by one.
 CLASSES = 1000
@@ -43,18 +43,32 @@ class Shown(NamedTuple):
         return self.folder / "refit" if (self.folder / "refit" / "metrics.json").is_file() else self.folder
 
 
-def write_overview(path: Path, runs: Sequence[Shown], differing: Mapping[str, Sequence[str]]) -> None:
+def write_overview(
+    path: Path,
+    runs: Sequence[Shown],
+    differing: Mapping[str, Sequence[str]],
+    paired: Sequence[dict[str, str]] = (),
+    note: str = "",
+) -> None:
     """Write the page.
 
     Args:
         path: The file.
         runs: One or more.
         differing: Keys of the configs that differ, with a value for each run.
+        paired: Rows of a table of paired tests.
+        note: What to say below it.
     """
-    write_whole(path, build_overview(path, runs, differing))
+    write_whole(path, build_overview(path, runs, differing, paired, note))
 
 
-def build_overview(path: Path, runs: Sequence[Shown], differing: Mapping[str, Sequence[str]]) -> str:
+def build_overview(
+    path: Path,
+    runs: Sequence[Shown],
+    differing: Mapping[str, Sequence[str]],
+    paired: Sequence[dict[str, str]],
+    note: str,
+) -> str:
     """Build the page, see :func:`write_overview`; links to reports are relative to the file."""
     metrics = dict.fromkeys(name for run in runs for name in run.found.get("metrics", {}))
     names = [run.name for run in runs]
@@ -65,10 +79,12 @@ def build_overview(path: Path, runs: Sequence[Shown], differing: Mapping[str, Se
         links={run.name: _link(run.tested / "report.html", path) for run in runs},
         runs=[{"run": run.name, **run.facts} for run in runs],
         bars=_bars(runs),
+        paired=paired,
+        note=note,
         metrics=[{"metric": name, **{run.name: _value(run, name) for run in runs}} for name in metrics],
         differing=[{"key": key, **dict(zip(names, values, strict=True))} for key, values in differing.items()],
         charts=[
-            line_chart(name, {run.name: run.curve(name) for run in runs}, "epoch")
+            line_chart(name, {run.name: run.curve(name) for run in runs}, "epoch", parts=is_part(name))
             for name in ("val/accuracy", "val/mAP", "val/loss")
         ],
         times=[
@@ -104,7 +120,7 @@ def _bars(runs: Sequence[Shown]) -> list[dict[str, Any]]:
 
 def _value(run: Shown, name: str) -> str:
     value = run.found.get("metrics", {}).get(name)
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else as_text(name, value)
 
 
 def _seconds(run: Shown, phase: str) -> str:
@@ -118,9 +134,11 @@ def _per_class(runs: Sequence[Shown]) -> list[dict[str, str]]:
     for run in runs:
         file = run.tested / "per_class.csv"
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        for record in csv.DictReader(io.StringIO(text)):
+        records = list(csv.DictReader(io.StringIO(text)))
+        for record, name in zip(records, shown_names([record["class"] for record in records]), strict=True):
             column = "accuracy" if "accuracy" in record else "AP"
-            rows.setdefault(record["class"], {})[run.name] = record.get(column) or ""
+            value = record.get(column)
+            rows.setdefault(name, {})[run.name] = as_text(column, float(value)) if value else ""
     return [{"class": name, **{run.name: found.get(run.name, "") for run in runs}} for name, found in rows.items()]
 
 

@@ -4,18 +4,22 @@ import base64
 import csv
 import io
 import json
-from collections import defaultdict
-from functools import reduce
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial, reduce
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from cxlp.reports.charts import Chart, line_chart
-from cxlp.reports.formatting import interval_as_text
-from cxlp.reports.history import history, how_to_look
+from cxlp.reports.formatting import readable
+from cxlp.reports.history import curves, how_to_look
 from cxlp.utils.files import write_whole
+from cxlp.utils.spelling import as_text, interval_as_text, number, shown_names
 
 #: Keys of the config that are shown for every run, and for one with gradient epochs.
 KEYS = (
@@ -26,10 +30,18 @@ KEYS = (
 GRADIENT_KEYS = ("model.start", "model.closing_fit", "model.optimizer.name", "model.optimizer.backbone_lr")
 #: Most curves of precision over recall, most rows of a table, most bytes of a picture that is put into the page.
 CURVES, ROWS, PICTURE = 40, 1000, 1_000_000
-
 _JINJA = Environment(
     loader=PackageLoader(str(__package__), ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
+
+
+def _is_numeric(rows: Iterable[Mapping[str, str]], column: str) -> bool:
+    """Whether a column of a table holds numbers, perhaps with a unit, and nothing else; empty cells do not count."""
+    cells = [str(row[column]) for row in rows if row[column] not in ("", None)]
+    return bool(cells) and all(re.match(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( to [\d.]+%)?$", cell) for cell in cells)
+
+
+_JINJA.filters["is_numeric"] = _is_numeric
 
 
 def render(template: str, **values: Any) -> str:
@@ -72,85 +84,85 @@ def build_page(folder: Path) -> str:
     ]
     parts = {part: origin.get(part) or {} for part in ("data", "git", "versions", "machine")}
     setup |= {part: ", ".join(f"{k} {v}" for k, v in known.items()) or None for part, known in parts.items()}
-    metrics = {name: value for name, value in found["metrics"].items() if value is not None}
+    metrics = {name: as_text(name, value) for name, value in found["metrics"].items() if value is not None}
     intervals = {name: interval_as_text(name, interval) for name, interval in found.get("intervals", {}).items()}
     refit = found.get("refit", {})
     validated = refit.pop("validated", {})
-    refit |= {f"there, {name}": f"{value:.4g}" for name, value in validated.items() if value is not None}
+    refit |= {f"there, {name}": as_text(name, value) for name, value in validated.items() if value is not None}
     speeds = {phase: f"{speed:.1f}" for phase, speed in found.get("images_per_second", {}).items()}
     times = [
         {"phase": phase, "seconds": f"{spent:.1f}", "images per second": speeds.get(phase, "")}
         for phase, spent in found["seconds"].items()
     ]
     sizes = {k.replace("_", " ").replace("bytes", "memory"): f"{v / 1e6:,.0f} MB" for k, v in found["memory"].items()}
-    sizes |= {f"cost: {name}": f"{value:.4g}" for name, value in found.get("cost", {}).items() if value is not None}
+    sizes |= {f"cost: {name}": number(value) for name, value in found.get("cost", {}).items() if value is not None}
     per_class = _records(folder / "per_class.csv")
-    examples = _records(folder / "examples.csv")
+    classes = [row["class"] for row in per_class]
+    texts = partial(readable, classes=classes)
+    examples = texts(_records(folder / "examples.csv"))
     return render(
         "page.html",
         folder=folder.resolve(),
         subtitle=subtitle,
-        metrics=metrics,
-        figures={name: f"{value:.6g}" for name, value in metrics.items()}
-        | {f"{name}, 95% interval": text for name, text in intervals.items()},
-        intervals=intervals,
+        tiles=[
+            (key.replace("_", " "), metrics[key], intervals.get(key))
+            for split, last in product(("test/", "val/"), (False, True))
+            for key in metrics
+            if key.startswith(split) and key.endswith("loss") == last
+        ],
+        figures=metrics | {f"{name}, 95% interval": text for name, text in intervals.items()},
         refit=refit,
         times=times,
         sizes=sizes,
         setup={key: value for key, value in setup.items() if value is not None},
         config=_text(folder / "config.yaml"),
-        charts=_curves(folder, found["images"].get("train", 0)),
+        charts=_curves(folder, found["images"].get("train", 0), found.get("epoch")),
         examples=[row | {"source": _picture(folder, f"examples/{row['picture']}")} for row in examples],
-        confusion_matrix=_picture(folder, "confusion_matrix.png"),
-        confusions=_records(folder / "confusions.csv"),
-        average_precision=_picture(folder, "average_precision.png"),
-        precisions=_precisions(folder, [row["class"] for row in per_class]),
-        per_class=per_class,
+        confusion_matrix=_drawing(folder, "confusion_matrix.png"),
+        confusions=texts(_records(folder / "confusions.csv")),
+        average_precision=_drawing(folder, "average_precision.png"),
+        precisions=_precisions(folder, dict(zip(classes, shown_names(classes), strict=True))),
+        per_class=texts(per_class),
         look=how_to_look(folder),
         most_rows=ROWS,
     )
 
 
-def _curves(folder: Path, train_images: int) -> list[Chart | None]:
+def _curves(folder: Path, train_images: int, tested: float | None) -> list[Chart | None]:
     """Draw the logs of fine-tuning; a run that only fitted a frozen network has no curves."""
-    series = defaultdict[str, list[tuple[float, float]]](list)
-    images = 0.0
-    for row in history(folder):
-        images = row.get("images_seen", images)
-        for key, value in row.items():
-            series[key].append((images / max(1, train_images), value))
+    series = curves(folder, train_images)
     if not any(key.startswith("train/loss") for key in series):
         return []
 
     def chosen(start: str) -> dict[str, list[tuple[float, float]]]:
-        return {key.removeprefix(start): points for key, points in sorted(series.items()) if key.startswith(start)}
+        found = {key.removeprefix(start): points for key, points in sorted(series.items()) if key.startswith(start)}
+        return {key.replace("_", " "): points for key, points in found.items()}
 
     quality = chosen("val/")
     losses = {
-        "training": series["train/loss_step"],
-        "training, epoch's mean": series["train/loss_epoch"],
+        "training, by step": series.get("train/loss_step", []),
+        "training, mean of the epoch": series.get("train/loss_epoch", []),
         "validation": quality.pop("loss", []),
     }
     # A part's weights and biases share one rate.
-    rates = {k.partition("/")[2]: points for k, points in chosen("lr-").items() if not k.endswith("/no_decay")}
-    speed = {"images_per_second": series["train/images_per_second"]}
-    axis = "passes over the training images"
+    rates = {k.partition("/")[2]: points for k, points in chosen("lr-").items() if not k.endswith("/no decay")}
+    chart = partial(line_chart, x_label="epoch", tested=tested)
     return [
-        line_chart("Loss", losses, axis),
-        line_chart("Validation", quality, axis),
-        line_chart("Learning rates", rates, axis, log=True),
-        line_chart("Gradient norms", chosen("grad_norm/"), axis, log=True),
-        line_chart("Images per second", speed, axis),
+        chart("Loss", losses),
+        chart("Validation", quality, parts=True),
+        chart("Learning rates", rates, log=True),
+        chart("Gradient norms", chosen("grad_norm/"), log=True),
+        line_chart("Images per second", {"training": series.get("train/images_per_second", [])}, "epoch"),
     ]
 
 
-def _precisions(folder: Path, classes: list[str]) -> list[Chart | None]:
+def _precisions(folder: Path, spelled: Mapping[str, str]) -> list[Chart | None]:
     """Draw the curves of the first classes, which have the lowest average precision."""
     rows = {row.pop("class"): row for row in _records(folder / "precision_recall.csv")}
-    curves = {name: [(float(r), float(p)) for r, p in rows[name].items()] for name in classes if name in rows}
+    lines = {name: [(float(r), float(p)) for r, p in rows[name].items()] for name in spelled if name in rows}
     return [
-        line_chart(name, {"precision at full recall": points}, "recall", limits=(0, 1))
-        for name, points in list(curves.items())[:CURVES]
+        line_chart(spelled[name], {"precision at full recall": points}, "recall", limits=(0, 1), parts=True)
+        for name, points in list(lines.items())[:CURVES]
     ]
 
 
@@ -162,6 +174,15 @@ def _picture(folder: Path, name: str) -> str:
     data = path.read_bytes()
     media = "png" if path.suffix == ".png" else "jpeg"
     return name if len(data) > PICTURE else f"data:image/{media};base64,{base64.b64encode(data).decode()}"
+
+
+def _drawing(folder: Path, name: str) -> tuple[str, int]:
+    """A drawing's source, see :func:`_picture`, and its width in pixels."""
+    source = _picture(folder, name)
+    if not source:
+        return "", 0
+    with Image.open(folder / name) as image:
+        return source, image.width
 
 
 def _records(path: Path) -> list[dict[str, str]]:

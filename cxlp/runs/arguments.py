@@ -77,6 +77,17 @@ def find_configs(args: Sequence[str]) -> list[str]:
     return configs + data + others
 
 
+def given_configs(args: Sequence[str]) -> list[Path]:
+    """Find the files of ``--config NAME``, in their order.
+
+    Raises:
+        CxlpError: If there is none; names those there are.
+    """
+    pairs = itertools.pairwise([*args, ""])
+    names = [value for arg, value in pairs if arg in ("--config", "-c")]
+    return [_config_path(name) for name in [*names, *(a[9:] for a in args if a.startswith("--config="))]]
+
+
 def part_heads(args: Sequence[str]) -> list[str]:
     """Have no list of heads inherit from a single head that was given before it.
 
@@ -118,7 +129,7 @@ def _check_overlays(paths: Sequence[str]) -> None:
     """Refuse files that hold no keys, and overlays that come before what they change."""
     described = False
     for path in paths:
-        content = _read_yaml(path)
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
         empty = [key for key in ("model", "data", "trainer", "run") if key in content and content[key] is None]
@@ -135,7 +146,7 @@ def _check_overlays(paths: Sequence[str]) -> None:
             )
 
 
-def _read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
+def read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
     """Read a file as YAML.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.utils import get_total_norm
@@ -152,13 +152,13 @@ class StopWhereItStopped(Callback):
 class Progress(Callback):
     """Logs, beside the loss, where a run is, how fast it goes, and the sizes of gradients.
 
-    A run has several stages, each with a Trainer that counts from 0. Logged are ``epoch``, counted over all stages;
+    Logged are ``epoch``, counted over all stages, see :mod:`cxlp.runs.epochs`;
     ``images_seen``, of all ranks and stages; at the logging interval ``train/images_per_second``, of all ranks, and, of
     each group of parameters that gradient descent moves, ``grad_norm/GROUP``, the Euclidean norm of its gradient before
     any clipping.
 
     Attributes:
-        first_epoch: The first epoch of the present stage, counted over all stages.
+        first_epoch: The first epoch of the present stage, counted likewise.
         images: Seen so far.
         phases: How many of them went through the backbone, by phase; those whose features were there already did not.
     """
@@ -168,6 +168,11 @@ class Progress(Callback):
         self.phases: dict[str, int] = {}
         self._last = (0, 0.0)
         self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have each epoch logged at least once, however few steps it has."""
+        steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave validation and what else was between epochs out of the speed."""
@@ -250,27 +255,6 @@ class Record(Callback):
         """Add them."""
         checkpoint["cxlp_run"] = self.facts()
         checkpoint.setdefault("cxlp", {})["image"] = self.image
-
-
-class TrainingBar(TQDMProgressBar):
-    """A progress bar that moves with each batch, and shows figures of training at the logging interval.
-
-    Lightning's own reads the loss at each step, which waits for the GPU.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown: dict[str, int | str | float | dict[str, float]] = {}
-
-    def get_metrics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Read the figures anew, or give the last ones within the interval."""
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        within = trainer.training and not trainer.is_last_batch and every and self.train_progress_bar.n % every
-        if not within:
-            self._shown = super().get_metrics(trainer, pl_module)
-        return self._shown
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:

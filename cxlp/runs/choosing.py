@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from cxlp.runs.folder import refit_folder, say
+from cxlp.runs.epochs import title
+from cxlp.runs.folder import refit_folder
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.places import REFIT
 from cxlp.runs.refit import Choice, find_refit, read_chosen
 from cxlp.runs.stages import Run
+from cxlp.utils.progress import say
 
 
 def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
@@ -27,7 +29,7 @@ def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
     if launched_rank() == 0:
         if run.experiment is not None:
             run.experiment.finish()
-        say(f"{run.folder} has chosen epoch {choice.epoch}: now all training images, in {folder}")
+        say(f"{run.folder} has chosen: {title(choice.stage, choice.epoch)}. Now all training images, in {folder}")
     last = find_refit(folder, choice, recipe)
     place = ["--run.root", str(folder.parent), "--run.name", REFIT]
     resumed = "null" if last is None else str(folder)

@@ -229,14 +229,6 @@ class _Given:
             check_table(Path(value.get("data.table", "data/table.csv")))
         elif path == "cxlp.data.torchvision.Torchvision":
             find_data_set(value.get("data.name", ""))
-        elif root is not None and str(self.values.get("data.download")).lower() == "false":
-            folder = Path(root)
-            beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-            if path and not folder.exists() and not any(map(Path.is_file, beside)):  # which may be its archives
-                raise CxlpError(
-                    f"{path.rpartition('.')[2]} not found in {root}, and download is off: point to the unpacked data "
-                    "set by --data.root DIR"
-                )
 
 
 def _keys(value: Any) -> tuple[str, ...]:  # noqa: ANN401 (any value of a file)

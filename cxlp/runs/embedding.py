@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cxlp.data.transforms import Transform
 from cxlp.deploy.predictor import Precision, Predictor
@@ -20,6 +19,7 @@ from cxlp.reports.predictions import spread
 from cxlp.runs.cli import model_of, parse
 from cxlp.runs.places import describing_data
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import bar
 
 #: Most images that heads without labels, and components, are fitted to; evenly spread over all.
 FIT, REDUCE = 2000, 4000
@@ -66,7 +66,7 @@ class Embedding:
     folder: Path
     batch_size: int = 32
     workers: int = 0
-    progress: bool = False
+    progress: bool = True
 
     def __post_init__(self) -> None:
         self.errors: dict[str, str] = {}
@@ -153,13 +153,13 @@ class Embedding:
     def _read(self, places: Sequence[int], transform: Transform, what: str) -> Iterator[tuple[list[int], Tensor]]:
         """Read the files at some places: the places of those that can be read, and their pictures."""
         paths, begin = [self.paths[place] for place in places], 0
-        with tqdm(desc=what, total=len(paths), unit="image", disable=not self.progress, leave=False) as bar:
+        with bar(what, len(paths), hidden=not self.progress) as shown:
             for found, pictures in read_batches(paths, transform, self.batch_size, self.workers):
                 own = places[begin : begin + len(found)]
                 begin += len(found)
                 self.errors |= {path: error for path, error in found if error}
                 yield [place for place, (_, error) in zip(own, found, strict=True) if not error], pictures
-                bar.update(len(found))
+                shown.update(len(found))
 
     def _keep(self, places: Sequence[int], vectors: Tensor) -> None:
         assert self._rows is not None

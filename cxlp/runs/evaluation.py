@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.reports.examples import Examples
+from cxlp.reports.formatting import readable
 from cxlp.reports.predictions import Kept, Predictions, Scores, spread
 from cxlp.reports.result import Table, TestResult
 from cxlp.tasks.base import ClassificationTask
@@ -134,11 +135,18 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
             "precision and recall",
             "recall",
         )
+    columns, rows = tables.get("examples", ([], []))
+    classes = [row[0] for row in tables.get("per_class", ([], []))[1]]
+    examples = readable((dict(zip(columns, row, strict=True)) for row in rows), classes)
     for kind, key in (("mistake", "test/mistakes"), ("right", "test/right_answers")):
         pictures = [
-            wandb.Image(str(folder / "examples" / name), caption=f"{answered} {probability:.0%}, is: {true}")
-            for name, found, true, answered, probability, *_ in tables.get("examples", ([], []))[1]
-            if found == kind and (folder / "examples" / name).is_file()
+            wandb.Image(
+                str(folder / "examples" / row["picture"]),
+                caption=f"answer: {row['answered']} {row['answered probability']}, "
+                f"truth: {row['true']} {row['true probability']}",
+            )
+            for row in examples
+            if row["kind"] == kind and (folder / "examples" / row["picture"]).is_file()
         ]
         if pictures:
             panels[key] = pictures

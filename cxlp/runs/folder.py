@@ -21,6 +21,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
 from cxlp.utils.program import was_restarted
+from cxlp.utils.progress import say
 
 #: The file of a run's folder that says which job of a scheduler has made it.
 JOB = ".job"
@@ -215,7 +216,7 @@ def _is_done(metrics: Path) -> bool:
 
 #: All that a run writes before it has a checkpoint to go on from.
 _BEGUN = re.compile(
-    r"\.lock|\.job|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|features/[^/]*"
+    r"\.lock|\.job|log\.txt|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|features/[^/]*"
     r"|(checkpoints/)?\.[^/]*\.part|checkpoints/(start|finetuned)\.ckpt"
     r"|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
 )
@@ -280,8 +281,3 @@ def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
     if status not in (0, 3) or results is None:  # 3: an output beside the result is missing
         raise CxlpError(f"failed, see above and {log}")
     return results
-
-
-def say(line: str) -> None:
-    """Tell how far a series of runs has come, also where nobody reads it at once."""
-    print(line, flush=True)  # noqa: T201

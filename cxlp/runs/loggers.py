@@ -117,12 +117,61 @@ class _CurvesLogger(WandbLogger):
             self.experiment.log(row)
 
 
-class ForgivingWandbLogger(_Forgiving, _CurvesLogger):
+class LateWandbLogger(_CurvesLogger):
+    """Begins the wandb run with the first figures that there are to log.
+
+    So a run that fails before leaves none.
+
+    Attributes:
+        begin: Begins the run, or returns the one that has begun; ``None``: it cannot.
+    """
+
+    begin: Callable[[], wandb.Run | None]
+    _waiting: tuple[Any, ...] = ()
+
+    @property
+    def experiment(self) -> Any:  # noqa: ANN401 (Lightning's type is wider)
+        """The wandb run; what stands for it until it is used, since Trainers look at it before they begin."""
+        return self._experiment or _NotBegun(self)
+
+    def begun(self) -> Any:  # noqa: ANN401 (as above)
+        """Begin the run if it has not begun; ``None``: it cannot."""
+        if self._experiment is None:
+            self._experiment = self.begin()
+            waiting, self._waiting = self._waiting, ()
+            for params in waiting if self._experiment is not None else ():
+                self.log_hyperparams(params)
+        return self._experiment
+
+    def log_hyperparams(self, params: Any) -> None:  # noqa: ANN401 (Lightning's type)
+        """Put values into the run's config when it has begun."""
+        if self._experiment is None:
+            self._waiting += (params,)
+        else:
+            super().log_hyperparams(params)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log figures, if there can be a wandb run."""
+        if self.begun() is not None:
+            super().log_metrics(metrics, step)
+
+
+@dataclass(frozen=True)
+class _NotBegun:
+    """Stands for a wandb run that begins when it is used."""
+
+    logger: LateWandbLogger
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever a run has)
+        return getattr(self.logger.begun(), name)
+
+
+class ForgivingWandbLogger(_Forgiving, LateWandbLogger):
     """A run's wandb logger, whose failure does not stop the run."""
 
 
 def build_loggers(
-    run: RunConfig, folder: Path, stage: str, experiment: wandb.Run | None, outputs: Outputs
+    run: RunConfig, folder: Path, stage: str, begin: Callable[[], wandb.Run | None] | None, outputs: Outputs
 ) -> list[Logger]:
     """Make the loggers of a stage: CSV files of its own, and the one wandb run of all stages.
 
@@ -130,13 +179,15 @@ def build_loggers(
         run: What the user asked for.
         folder: The run's folder.
         stage: Its name.
-        experiment: The wandb run, on rank 0; ``None``: there is none.
+        begin: Begins the wandb run, or returns the one that has begun; ``None``: there is to be none.
         outputs: Notes what cannot be logged.
     """
     loggers: list[_Forgiving] = [ForgivingCSVLogger(folder / "csv", name=stage)]
-    if experiment is not None:
+    if begin is not None:
         # wandb first: Lightning takes the first logger's folder for what it writes itself.
-        loggers.insert(0, ForgivingWandbLogger(save_dir=folder, project=run.project, experiment=experiment))
+        late = ForgivingWandbLogger(save_dir=folder, project=run.project)
+        late.begin = begin
+        loggers.insert(0, late)
     for logger in loggers:
         logger.outputs = outputs
     return list(loggers)

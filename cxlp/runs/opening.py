@@ -1,11 +1,9 @@
 """A run before its stages: its data and network, its folder, and what is done there already."""
 
-import json
-import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,15 @@ from jsonargparse import Namespace
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.frozen.cache import digest_of_weights
 from cxlp.frozen.folds import FoldClassifiers
-from cxlp.models.checkpoint import read_checkpoint
+from cxlp.metrics.classification import SELECTION
 from cxlp.models.network import Network
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.result import TestResult
 from cxlp.runs.callbacks import Progress
 from cxlp.runs.checks import check_held_out, check_trainer
 from cxlp.runs.cli import build_parser, parts_of
+from cxlp.runs.done import Done, find_done, write_done
+from cxlp.runs.epochs import EpochLines, title
 from cxlp.runs.folder import (
     find_earlier,
     find_resumed,
@@ -31,10 +31,9 @@ from cxlp.runs.folder import (
     read_run,
     refit_folder,
     run_name,
-    say,
 )
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import RunConfig
+from cxlp.runs.loggers import RunConfig, labelled
 from cxlp.runs.places import STARTS
 from cxlp.runs.protocol import (
     Images,
@@ -43,46 +42,23 @@ from cxlp.runs.protocol import (
     check_recipe,
     check_refitted_images,
     recipe_of,
-    same_run,
 )
 from cxlp.runs.provenance import Provenance
 from cxlp.runs.recipe import ModelConfig
-from cxlp.runs.refit import Choice, read_chosen, stage_of
+from cxlp.runs.refit import Choice, read_chosen
 from cxlp.runs.start import Start, read_start
-from cxlp.runs.trainers import remark_on_precision, without_gradients
+from cxlp.runs.trainers import without_gradients
+from cxlp.runs.wandb_runs import JobType, start_wandb
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.files import copy_whole, write_whole
+from cxlp.utils.files import write_whole
 from cxlp.utils.locking import hold
 from cxlp.utils.memory import keep_freed_memory
 from cxlp.utils.profiling import PhaseTimes
+from cxlp.utils.transcript import forget, keep
 
-#: What a run writes about its stages.
-STAGES = "stages.json"
-
-#: The checkpoint of a stage that a run goes on from.
-_LAST = {"frozen": "frozen", "finetune": "last", "closing": "closing"}
-
-
-@dataclass(frozen=True)
-class Done:
-    """A stage that is done.
-
-    Attributes:
-        checkpoint: Its best one, relative to the run's folder; empty: none was saved.
-        last: Its last one, which the next stage starts from.
-        epoch: The epoch of ``checkpoint``, counted over all stages: the frozen fit is epoch 0.
-        epochs: How many the run had after the stage.
-        validated: What the held-out images say of ``checkpoint``.
-        precision: The Trainer's in that stage.
-    """
-
-    checkpoint: str
-    last: str
-    epoch: int
-    epochs: int
-    validated: dict[str, float]
-    precision: str
+#: What a run says meanwhile.
+LOG = "log.txt"
 
 
 class OpenedRun:
@@ -99,8 +75,9 @@ class OpenedRun:
         times: Seconds by phase.
         choice: For a refit, the epoch to stop after.
         progress: How many images were seen.
+        lines: Prints a line for each epoch.
         resumed: The checkpoint that this process went on from.
-        experiment: The wandb run, on rank 0; ``None`` where it is off.
+        experiment: The wandb run, on rank 0; ``None`` until there is something to log, and where it is off.
         reuse: Features of earlier runs, where they are kept.
         report: What the first frozen fit chose and found.
         tested: What the test has found, on rank 0.
@@ -118,15 +95,18 @@ class OpenedRun:
         run_name(self.settings)
         pl.seed_everything(config["seed_everything"], workers=True)
         self.times, self.progress = PhaseTimes(), Progress()
+        self.lines = EpochLines(f"val/{SELECTION[self.data.multi_label]}", config["trainer"]["max_epochs"])
         self.done: dict[str, Done] = {}
         self.report: dict[str, float] = {}
         self.tested: TestResult | None = None
         self.outputs = Outputs()
         self.experiment: wandb.Run | None = None
+        self._has_begun_wandb = False
         self.reuse: FeatureReuse | None = None
         self._folds: FoldClassifiers | None = None
         self._trainer: pl.Trainer | None = None
-        self._stage = ""
+        self._stage = self._plan = ""
+        self._images_before = 0
         given = config["ckpt_path"] or find_earlier(self.settings)
         folder: Path | None = None
         self.resumed: Path | None = None
@@ -156,12 +136,23 @@ class OpenedRun:
         elif self.model.start not in STARTS:
             self._start = read_start(self.model, self.network, recipe_of(config), self._images)
         self.folder = folder or new_folder(self.settings, config, self.data)
+        try:
+            self._settle(saved)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _settle(self, saved: Mapping[str, Any] | None) -> None:
+        """Write down how to do the run again, and go on where a checkpoint is."""
+        if launched_rank() == 0:
+            keep(self.folder / LOG, shlex.join(sys.orig_argv))
+        else:
+            forget()
         self._write_config(saved)
         if saved is not None:
             self._take_up(saved)
+        self._images_before = self.progress.images
         self._provenance = Provenance(self.folder, self.data)
-        if launched_rank() == 0:
-            say(remark_on_precision(config["trainer"], self._precision))
 
     # --- what is there already --------------------------------------------------------------------
 
@@ -224,67 +215,44 @@ class OpenedRun:
 
     def _take_up(self, saved: Mapping[str, Any]) -> None:
         """Go on where a checkpoint is."""
-        self.done = self._find_done(saved)
+        assert self.resumed is not None
+        fits_first, is_longer = self.model.start != "scratch", self._is_longer(saved)
+        self.done = find_done(self.folder, self.resumed, saved, self._is_new, fits_first, is_longer)
+        for name, done in self.done.items():
+            self.lines.take(done.validated, title(name, done.epoch))
         run = saved["cxlp_run"]
         self.times.update(saved["cxlp"]["times"])
         self.progress.images, self.progress.phases = run["images_seen"], dict(run["images_by_phase"])
         self.report, self._seen, self._weights = run["report"], run["seen"], run["weights"]
         self._write_done()
 
-    def _find_done(self, saved: Mapping[str, Any]) -> dict[str, Done]:
-        """The stages that are done: those of ``stages.json``, and what the checkpoint itself tells."""
-        assert self.resumed is not None
-        run, stage = saved["cxlp_run"], stage_of(saved)
-        if self._is_new:
-            path, done = f"checkpoints/{_LAST[stage]}.ckpt", self._bring_stages(saved)
-        else:
-            state = self.folder / STAGES
-            found = json.loads(state.read_text()) if state.is_file() else {}
-            path, done = self._place(self.resumed), {k: Done(**v) for k, v in found.items() if v["checkpoint"]}
-        if stage != "frozen" and self.model.start != "scratch":
-            done.setdefault("frozen", Done(path, path, 0, 1, {}, run["precision"]))
-        if stage == "closing":
-            first = run["first_epoch"]
-            done.setdefault("finetune", Done(path, path, first - 1, first, {}, run["precision"]))
-        if stage != "finetune":  # killed before stages.json was written
-            epoch = run["first_epoch"]
-            done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"], run["precision"]))
-        elif self._is_longer(saved):
-            done.pop("finetune", None)
-        return {name: done[name] for name in ("frozen", "finetune", "closing") if name in done}
-
-    def _bring_stages(self, saved: Mapping[str, Any]) -> dict[str, Done]:
-        """Copy a checkpoint from elsewhere, with those of the stages before it, so that this run has all it needs."""
-        assert self.resumed is not None
-        copies = launched_rank() == 0
-        if copies:
-            copy_whole(self.resumed, self.folder / "checkpoints" / f"{_LAST[stage_of(saved)]}.ckpt")
-        done = {}
-        for name, facts in saved["cxlp_run"]["stages"].items():
-            source = Path(saved["cxlp_run"]["folder"], facts["checkpoint"])
-            found = read_checkpoint(source) if source.is_file() else None
-            same = found is not None and same_run(found, saved, start=source.name == "start.ckpt")
-            if found is not None and same and found["cxlp"]["validated"] == facts["validated"]:
-                path = f"checkpoints/{source.name}"
-                done[name] = Done(**{**facts, "checkpoint": path, "last": path})
-                if copies:
-                    copy_whole(source, self.folder / path)
-            elif facts["validated"] and copies:
-                say(f"warning: {source}, the best of the stage {name}, is not there any more: it does not compete")
-        return done
-
-    def _place(self, path: str | Path) -> str:
-        """Where a file is: relative to the run's folder if it is in there, since that may be moved."""
-        real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(self.folder))
-        return str(real.relative_to(folder) if real.is_relative_to(folder) else real)
+    def _begin_wandb(self) -> wandb.Run | None:
+        """Begin the wandb run, when there is something to log; ``None``: it is off, or cannot begin."""
+        if self._wandb_id is None or self._has_begun_wandb:
+            return self.experiment
+        self._has_begun_wandb = True  # also where it fails: to try it takes time
+        mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items() if len(split))
+        notes = f"{self.data.name}: {counts} images of {len(self.data.classes):,} classes. In {self.folder}"
+        logged = labelled(self.settings, self.data.name, *self.model.labels, mode, notes=notes)
+        job: JobType = "train" if self.choice is None else "refit"
+        with self.outputs.attempt("the wandb run"):
+            self.experiment = start_wandb(logged, self.folder, job, self._wandb_id)
+            if self.experiment is not None:
+                config = self.config.as_dict()
+                self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]
+        return self.experiment
 
     def discard(self) -> None:
-        """Delete the folder of a run that has failed before anything in it was done."""
-        nothing = self._is_new and not self.done and self._stage in ("", "frozen")
-        if launched_rank() != 0 or not nothing or not self.folder.is_dir() or any(self.folder.rglob("*.ckpt")):
+        """Delete the folder of a run that has failed before its first batch was done, or in its first frozen fit."""
+        if launched_rank() != 0 or not self._is_new:
+            return
+        has_begun = self.progress.images > self._images_before
+        if has_begun and (self.done or self._stage not in ("", "frozen") or any(self.folder.rglob("*.ckpt"))):
             return
         if self.experiment is not None:
             self.experiment.finish(exit_code=1)
+        forget()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -294,5 +262,4 @@ class OpenedRun:
 
     def _write_done(self) -> None:
         if launched_rank() == 0 and self.saves:
-            found = {stage: asdict(done) for stage, done in self.done.items()}
-            write_whole(self.folder / STAGES, json.dumps(found, indent=2) + "\n")
+            write_done(self.folder, self.done)

@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from cxlp.runs.folder import read_run, say, take_up
+from cxlp.runs.epochs import Stage, title
+from cxlp.runs.folder import read_run, take_up
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.places import chosen_checkpoint, last_checkpoint
 from cxlp.utils.errors import CxlpError
-
-#: The stages of a run, in their order.
-Stage = Literal["frozen", "finetune", "closing"]
+from cxlp.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Choice:
     Attributes:
         checkpoint: The best one, as the user gave it.
         stage: The stage that wrote it.
-        epoch: The last one that it has seen, counted over all stages: 0 is the frozen fit. For a checkpoint from within
+        epoch: The last one that it has seen, as :mod:`cxlp.runs.epochs` counts. For a checkpoint from within
             an epoch, that epoch: it is fitted to its end.
         validated: What the held-out images said of it.
         images_per_step: In the run that has chosen.
@@ -89,7 +88,7 @@ def find_refit(folder: Path, choice: Choice, recipe: Mapping[str, Any]) -> Path 
     if first:
         aside = next(p for n in count(1) if not (p := folder.with_suffix(f".{n}")).exists())
         folder.rename(aside)
-        say(f"what was there is of epoch {before.epoch}, which was chosen before: it is in {aside} now")
+        say(f"what was there is of another choice, {title(before.stage, before.epoch)}: it is in {aside} now")
     return None
 
 
@@ -118,8 +117,8 @@ class StopAfter(Callback):
         """
         if trainer.current_epoch > self.epoch + 1:
             raise CxlpError(
-                f"run.refit: gradient epoch {self.epoch} was chosen, but this run has got to epoch "
-                f"{trainer.current_epoch - 1}: delete it, and refit anew"
+                f"run.refit: gradient epoch {self.epoch + 1} was chosen, but this run has got to epoch "
+                f"{trainer.current_epoch}: delete it, and refit anew"
             )
         if trainer.current_epoch > self.epoch:
             trainer.should_stop = True

@@ -12,16 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.reports.formatting import as_text, interval_as_text
 from cxlp.reports.history import how_to_look
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
+from cxlp.runs.done import Done
+from cxlp.runs.epochs import title
 from cxlp.runs.evaluation import wandb_panels
-from cxlp.runs.opening import Done
 from cxlp.runs.stages import Run
 from cxlp.runs.wandb_runs import close_wandb
 from cxlp.utils.files import write_whole
 from cxlp.utils.profiling import PhaseTimes, peak_memory
+from cxlp.utils.progress import duration
+from cxlp.utils.spelling import as_text, interval_as_text
 
 
 class Clock:
@@ -102,11 +104,6 @@ class Results:
         images = {**self.run.progress.phases, "test": self.images["test"]}
         return {phase: images[phase] / spent for phase, spent in self.run.times.items() if images.get(phase) and spent}
 
-    @property
-    def epochs(self) -> int:
-        """Number of epochs of all stages."""
-        return list(self.run.done.values())[-1].epochs
-
     def write(self) -> int:
         """Write ``metrics.json``, then all that may fail without it: tables, pictures, the report, the wandb run.
 
@@ -174,6 +171,10 @@ class Results:
         if run.reuse is not None and run.reuse.taken_up:
             with run.outputs.attempt("the description of the stored features"):
                 summary["features made by an earlier run"] = run.reuse.entry.facts()
+        if run.reuse is not None:
+            summary["features"] = run.reuse.files
+        if any(head.needs_labels for head in run.network.each_head()):
+            summary["heads learnt from labels"] = True  # so what is cross-validated behind them has seen these
         summary["memory"] = peak_memory()
         summary["images_per_second"] = self.images_per_second
         return summary
@@ -192,7 +193,7 @@ class Results:
         )
         if run.choice is not None:
             table.add_section()
-            table.add_row("refit: chosen epoch", str(run.choice.epoch))
+            table.add_row("refit: chosen", title(run.choice.stage, run.choice.epoch))
             for key, value in run.choice.validated.items():
                 table.add_row(f"chosen by: {key}", as_text(key, value))
         table.add_section()
@@ -200,16 +201,17 @@ class Results:
             table.add_row("solver of the frozen fit", self.solver)
         if len(run.done) > 1:
             name = next(name for name, stage in run.done.items() if stage == self.stage)
-            table.add_row("tested: epoch", f"{self.stage.epoch} of 0 to {self.epochs - 1} ({name})")
-        for phase, spent in seconds.items():
-            table.add_row(f"time: {phase}", f"{spent:.1f} s")
-        console = Console(markup=False)  # in names, [b] is no markup
+            table.add_row("tested", title(name, self.stage.epoch))
+        console = Console(markup=False, highlight=False)  # in names, [b] is no markup
         console.print(table)
+        *phases, (whole, spent) = ((phase, duration(spent)) for phase, spent in seconds.items() if spent >= 0.05)
+        said = f"Time: {spent} {whole}, of which {', '.join(f'{phase} {spent}' for phase, spent in phases)}"
+        console.print(said, soft_wrap=True)
         console.print(f"Everything is in {folder} (tested: {self.checkpoint or 'the final weights'})", soft_wrap=True)
-        console.print(f"Look at it in a browser: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+        console.print(f"Look at it in a browser: {folder / 'report.html'}", soft_wrap=True)
         look = how_to_look(folder)
         if look:
-            console.print(f"Look at the curves: {look}", soft_wrap=True, highlight=False)
+            console.print(f"Look at the curves: {look}", soft_wrap=True)
 
 
 def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -19,6 +19,7 @@ from cxlp.models.checkpoint import network_of, read_checkpoint
 from cxlp.reports.outputs import Outputs
 from cxlp.reports.page import write_report
 from cxlp.reports.result import TestResult
+from cxlp.runs.arguments import given_configs, read_yaml
 from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.launch import launched_rank, settle_launch
@@ -60,6 +61,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
     path = find_checkpoint(given)
     saved = read_checkpoint(path)
     config = parse(test_arguments(path, arguments))
+    _forget_options_of_other_data(config, path, arguments)
     settle_launch(config["trainer"])
     leave_with_parent()
     pl.seed_everything(config["seed_everything"], workers=True)  # by which images may be held out
@@ -153,6 +155,21 @@ def _names(arguments: Sequence[str], key: str) -> bool:
     """Whether some argument is a key, or one below it."""
     names = [arg.partition("=")[0] for arg in arguments]
     return any(name == f"--{key}" or name.startswith((f"--{key}.", f"--{key}+")) for name in names)
+
+
+def _forget_options_of_other_data(config: Namespace, path: Path, arguments: Sequence[str]) -> None:
+    """Set to their defaults the options that say which images there are, where they are those of another data set.
+
+    The parser keeps options of the same name, such as ``root``, where the class of the data is changed.
+    """
+    if run_of(path) is None or config["data"]["class_path"] == parse(test_arguments(path, []))["data"]["class_path"]:
+        return
+    configs = [read_yaml(str(file)).get("data") for file in given_configs(arguments)]
+    named = {name for data in configs if isinstance(data, dict) for name in (data.get("init_args") or data)}
+    own = parse(["--data", config["data"]["class_path"]])["data"]["init_args"]
+    for name in set(vars(own)) - named - {*_NOT_WHICH}:
+        if not _names(arguments, f"data.{name}") and not _names(arguments, f"data.init_args.{name}"):
+            config["data"]["init_args"][name] = own[name]
 
 
 def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cxlp.reports.formatting import as_text
 from cxlp.runs.folder import finished
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.spelling import as_text
 
 if TYPE_CHECKING:
     from cxlp.deploy.predictor import Predictor

@@ -17,23 +17,25 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from cxlp.frozen.fit import count_folds
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.solvers import solver_of
-from cxlp.metrics.classification import SELECTION
 from cxlp.models.checkpoint import load_weights, read_checkpoint
+from cxlp.runs import summary
 from cxlp.runs.callbacks import Record, StopWhereItStopped
+from cxlp.runs.done import Done, place
 from cxlp.runs.evaluation import TestRecorder
-from cxlp.runs.folder import name_best, say
+from cxlp.runs.folder import name_best
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.loggers import build_loggers, labelled
-from cxlp.runs.opening import Done, OpenedRun
+from cxlp.runs.loggers import build_loggers
+from cxlp.runs.opening import OpenedRun
 from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import StopAfter
-from cxlp.runs.trainers import build_trainer
-from cxlp.runs.wandb_runs import JobType, start_wandb
+from cxlp.runs.trainers import build_trainer, remark_on_precision
+from cxlp.runs.wandb_runs import wandb_id_of
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole
+from cxlp.utils.progress import say
 
 
 class Run(OpenedRun):
@@ -50,7 +52,8 @@ class Run(OpenedRun):
 
         It is the best on the held-out images, ties keep the earlier one; without held-out images it is the last.
         """
-        self._start_logging()
+        if launched_rank() == 0 and self.config["trainer"]["logger"] in (None, True):
+            self._wandb_id = wandb_id_of(self.settings, self._wandb_id)
         epochs = self.config["trainer"]["max_epochs"]
         until = None if self.choice is None else self.choice.stage
         plan: dict[str, Callable[[], Done]] = {}
@@ -62,6 +65,8 @@ class Run(OpenedRun):
             plan["finetune"] = self._fit_gradients
         if self.model.closing_fit and until in (None, "closing"):
             plan["closing"] = self._fit_again
+        chosen_by = self._monitor if self.choice is None else f"{self.choice.checkpoint}"
+        self._plan = summary.plan(plan, self.done, epochs, self.model.start, chosen_by)
         for name, work in plan.items():
             if name not in self.done:
                 self.done[name] = work()
@@ -69,8 +74,7 @@ class Run(OpenedRun):
         return self._choose()
 
     def _choose(self) -> Done:
-        key = f"val/{SELECTION[self.data.multi_label]}"
-        last = self._previous()
+        key, last = self.lines.metric, self._previous()
         validated = [s for s in self.done.values() if key in s.validated and (s.checkpoint or s is last)]
         if self.choice is not None or not validated:
             return last
@@ -81,7 +85,7 @@ class Run(OpenedRun):
             torch.tensor([s.label for s in self.data.splits["train"].samples]),
             self.data.classes,
             self.model.frozen,
-            self.model.cross_fit,
+            "model.cross_fit" if self.model.cross_fit else "",
         )
         if self.model.frozen.store is not None:
             self.reuse = FeatureReuse(self.model.frozen, self.data)
@@ -112,7 +116,7 @@ class Run(OpenedRun):
     def _fit_gradients(self) -> Done:
         model = self.model
         folds = self._folds
-        first = self._previous().epochs if self.done else 0
+        first = self._previous().epochs if self.done else 1
         resume = self._resumed_gradients()
         saved: dict[str, Any] = {}
         if resume is not None:
@@ -157,7 +161,7 @@ class Run(OpenedRun):
             last = Path(resume or best)
         epoch = first + int(found["epoch"])
         validated, precision = found["cxlp"]["validated"], found["cxlp_run"]["precision"]
-        return Done(self._place(best), self._place(last), epoch, epochs, validated, precision)
+        return Done(place(self.folder, best), place(self.folder, last), epoch, epochs, validated, precision)
 
     def _resumed_gradients(self) -> str | None:
         """Return what the gradient epochs go on from, if they began before: here, or in a copy from elsewhere."""
@@ -220,49 +224,46 @@ class Run(OpenedRun):
         Where neither the user nor the caller says in which precision, it is the fastest one, and 32-true for gradients.
         """
         self._stage, self.progress.first_epoch = stage, first_epoch
+        self.lines.stage, self.lines.first_epoch = stage, first_epoch
         image = {
             "size": self.network.test_size,
             "aspect": self.data.aspect,
             "transform": list(self.data.transform),
             "boxes": any(sample.box is not None for sample in self.data.splits["test"].samples),
         }
+        begin_wandb = None if self._wandb_id is None else self._begin_wandb
         trainer = self._trainer = build_trainer(
             self.config,
             stage,
             self.folder,
-            [self.progress, Record(self._facts, image), self._provenance, *own],
-            build_loggers(self.settings, self.folder, stage, self.experiment, self.outputs),
-            f"val/{SELECTION[self.data.multi_label]}" if len(self.data.splits["val"]) else None,
+            [self.progress, self.lines, Record(self._facts, image), self._provenance, *own],
+            build_loggers(self.settings, self.folder, stage, begin_wandb, self.outputs),
+            self._monitor,
             refit=self.choice is not None,
             precision=precision or ("32-true" if stage == "finetune" else self._precision.name),
         )
+        if self._plan and launched_rank() == 0:
+            why = remark_on_precision(self.config["trainer"], self._precision)
+            summary.tell(summary.opening(self.data, self.network, trainer, why, self._plan, self.folder))
+            self._plan = ""
         if self.choice is not None and self.choice.stage != "frozen":
             check_images_per_step(self.choice.images_per_step, self._images_per_step(trainer))
         return trainer
 
+    @property
+    def _monitor(self) -> str | None:
+        """The metric that chooses the best epoch; ``None``: nothing is held out."""
+        return self.lines.metric if len(self.data.splits["val"]) else None
+
     def _images_per_step(self, trainer: pl.Trainer) -> int:
         return int(self.data.batch_size * trainer.world_size * (self.config["trainer"]["accumulate_grad_batches"] or 1))
-
-    def _start_logging(self) -> None:
-        if launched_rank() != 0 or self.config["trainer"]["logger"] not in (None, True):
-            return
-        mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
-        counts = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items() if len(split))
-        notes = f"{self.data.name}: {counts} images of {len(self.data.classes):,} classes. In {self.folder}"
-        logged = labelled(self.settings, self.data.name, *self.model.labels, mode, notes=notes)
-        job: JobType = "train" if self.choice is None else "refit"
-        with self.outputs.attempt("the wandb run"):
-            self.experiment = start_wandb(logged, self.folder, job, self._wandb_id)
-            if self.experiment is not None:
-                config = self.config.as_dict()
-                self.experiment.config.update(config, allow_val_change=True)  # type: ignore[no-untyped-call]
 
     # --- checkpoints ------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint of this run tells of it."""
         return {
-            "wandb_id": None if self.experiment is None else self.experiment.id,
+            "wandb_id": self._wandb_id,
             "recipe": recipe_of(self.config),
             "images": vars(self._images),
             "weights": self._weights,

@@ -18,7 +18,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import Precision as PrecisionPlugin
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, TrainingBar, WholeCheckpoints, checkpoints
+from cxlp.runs.bars import StageBar
+from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, WholeCheckpoints, checkpoints
 from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.runs.signals import Signals
@@ -74,7 +75,7 @@ def build_trainer(
         if isinstance(callback, ModelCheckpoint):
             callback.dirpath = callback.dirpath or os.path.realpath(folder / "checkpoints")
     if given["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in users):
-        own.append(TrainingBar())  # as the fit's own bars: a live display would clash with them
+        own.append(StageBar(stage))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpoints())
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
@@ -122,11 +123,11 @@ def remark_on_precision(trainer: Namespace, found: Precision) -> str:
         path = plugin.get("class_path", "") if isinstance(plugin, Mapping | Namespace) else ""
         kind = locate(path)
         if isinstance(kind, type) and issubclass(kind, PrecisionPlugin):
-            return f"Precision: that of the plugin {kind.__name__}, as given"
+            return f"that of the plugin {kind.__name__}, as given"
     if trainer["precision"] is not None:
-        return f"Precision: {trainer['precision']}, as given"
-    epochs = ", gradient epochs 32-true" if trainer["max_epochs"] else ""
-    return f"Precision: {found.name}, since {found.why}{epochs}"
+        return f"{trainer['precision']}, as given"
+    epochs = "; gradient epochs 32-true" if trainer["max_epochs"] else ""
+    return f"{found.name}, since {found.why}{epochs}"
 
 
 def _listed(given: Any) -> list[Any]:  # noqa: ANN401 (a value, several, or none)

@@ -28,6 +28,7 @@ from cxlp.utils.processes import (
     keeping_handlers,
     leave_with_parent,
 )
+from cxlp.utils.transcript import recording
 
 
 def train_and_test(arguments: Sequence[str], config: Namespace, begun: Begun) -> int:
@@ -83,7 +84,7 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
     check_not_imported_again()
     arguments = as_arguments(config, overrides or {})
     begun = Begun()
-    with keeping_handlers():
+    with recording(), keeping_handlers():
         try:
             check_early(arguments)
             arguments = find_configs(arguments)

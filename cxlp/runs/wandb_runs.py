@@ -51,6 +51,22 @@ def has_wandb_key() -> bool:
     return any(entry is not None and entry[2] for entry in found)
 
 
+def wandb_id_of(run: "RunConfig", known: str | None) -> str | None:
+    """The id that a run has in wandb, which it may begin later; ``None`` where wandb is off.
+
+    Args:
+        run: What the user asked for.
+        known: The id that it has already, on resume.
+    """
+    if _mode(run) in ("off", "disabled"):
+        return None
+    return known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+
+
+def _mode(run: "RunConfig") -> str | None:
+    return os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
+
+
 def start_wandb(run: "RunConfig", folder: Path, job: JobType, wandb_id: str | None = None) -> wandb.Run | None:
     """Start a wandb run; ``None`` where it is off.
 
@@ -60,7 +76,7 @@ def start_wandb(run: "RunConfig", folder: Path, job: JobType, wandb_id: str | No
         job: Its type of job, by which wandb filters and groups.
         wandb_id: The wandb run to continue, on resume; ``None``: a new one.
     """
-    mode = os.environ.get("WANDB_MODE") if run.wandb == "auto" else run.wandb
+    mode = _mode(run)
     if mode in ("off", "disabled"):
         return None
     # dryrun is wandb's older word for offline

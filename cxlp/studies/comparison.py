@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cxlp.runs.cli import parse
-from cxlp.runs.folder import finished, run_in, say
+from cxlp.runs.folder import finished, run_in
 from cxlp.studies.identity import Identities, difference, name_of, read_identity, write_identity
 from cxlp.studies.systems import Network
 from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import say
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cxlp.frozen.cache import digest_of_weights
-from cxlp.reports.formatting import as_markdown, as_text, spread
+from cxlp.reports.formatting import as_markdown, spread
 from cxlp.runs.cli import parse, parts_of
-from cxlp.runs.folder import finished, read_run, run_in, say
+from cxlp.runs.folder import finished, read_run, run_in
 from cxlp.runs.launch import started_by_srun
 from cxlp.runs.places import STARTS, last_checkpoint, start_checkpoint
 from cxlp.runs.protocol import Images, check_classes, check_images, check_recipe, recipe_of
@@ -26,6 +26,8 @@ from cxlp.studies.tables import is_incomplete, read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.program import train_program
+from cxlp.utils.progress import say
+from cxlp.utils.spelling import as_text
 
 #: Keys that a run's results depend on, by their beginnings, which its checkpoints do not tell.
 _KEYS = ("run.refit", "trainer.callbacks", "trainer.max_time")

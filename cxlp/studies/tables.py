@@ -18,6 +18,9 @@ from cxlp.reports.history import by_epoch
 from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.wandb_runs import start_wandb
+from cxlp.studies.choice import cross_validated
+from cxlp.studies.evidence import NO_EVIDENCE, Evidence
+from cxlp.studies.paired import COLUMNS
 from cxlp.studies.systems import BASELINE
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -50,6 +53,9 @@ class Row:
             held out.
         incomplete: Whether a run could not make an output beside its result.
         interval: Of one run, the ends of the 95 % interval of ``quality``, in percent, where it has one.
+        choice: ``quality`` of the training images by cross-validation, in percent, see
+            :func:`~cxlp.studies.choice.cross_validated`; with several seeds the mean.
+        places: The folders of the runs' results.
     """
 
     name: str
@@ -63,6 +69,15 @@ class Row:
     validations: tuple[dict[int, float], ...] = ()
     incomplete: bool = False
     interval: tuple[float, float] | None = None
+    choice: float | None = None
+    places: tuple[Path, ...] = ()
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Ends of the error bar of ``quality``: of the interval or, of several seeds, one deviation to each side."""
+        return (
+            self.interval if self.deviation is None else (self.quality - self.deviation, self.quality + self.deviation)
+        )
 
     @property
     def validation(self) -> float | None:
@@ -123,6 +138,7 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
     earlier = found.get("features made by an earlier run", {})
     seconds = {**found["seconds"], **earlier.get("seconds", {})}
     interval = found.get("intervals", {}).get(f"test/{metric}")
+    chosen = [value for result in results if (value := cross_validated(result, metric)) is not None]
     # A refit, which holds nothing out, lies in the folder of the run that chose its epoch.
     curves = [by_epoch(place, f"val/{metric}") or by_epoch(place.parent, f"val/{metric}") for place in places]
     return Row(
@@ -137,6 +153,8 @@ def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
         tuple({epoch: 100 * value for epoch, value in curve.items()} for curve in curves) if all(curves) else (),
         any(map(is_incomplete, results)),
         None if interval is None or len(places) > 1 else (100 * interval["low"], 100 * interval["high"]),
+        100 * mean(chosen) if len(chosen) == len(results) else None,
+        tuple(places),
     )
 
 
@@ -150,7 +168,12 @@ def _per_class(places: Sequence[Path], column: str) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple[list[str], list[list[Any]]]:
+def table(
+    rows: Sequence[Row],
+    metric: str,
+    reach: float | None = None,
+    evidence: Evidence = NO_EVIDENCE,
+) -> tuple[list[str], list[list[Any]]]:
     """Tabulate rows, plain values; with columns of deviations and validation where there are such.
 
     Args:
@@ -158,18 +181,23 @@ def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple
         metric: ``accuracy`` or ``mAP``.
         reach: A percentage of the images held out, for a column of the first epoch that has it; ``None``: no such
             column.
+        evidence: Paired tests, for columns of their own, and combinations, for rows below the others.
     """
     cost = {"network ms": "network", "encoding ms": "encoding", "SVM ms": "classification"}
     columns: dict[str, Callable[[Row], Any]] = {"system": lambda row: row.name}
-    columns[f"{metric} %"] = lambda row: round(row.quality, 1)
+    columns[f"test {metric} %"] = lambda row: round(row.quality, 1)
     if any(row.deviation is not None for row in rows):
         columns["±"] = lambda row: _or_empty(row.deviation, 2)
     if any(row.interval for row in rows):
         columns[_INTERVAL] = lambda row: "{:.1f} to {:.1f}".format(*row.interval) if row.interval else ""
+    if any(row.choice is not None for row in rows):
+        columns["cv %"] = lambda row: _or_empty(row.choice, 1)
     if any(row.validations for row in rows):
         columns["val %"] = lambda row: _or_empty(row.validation, 1)
     if reach is not None:
         columns[f"epochs to {reach:g} %"] = lambda row: _or_empty(row.epochs_to(reach))
+    if evidence.paired is not None:
+        columns |= {head: lambda row, head=head: evidence.cell(row.name, head) for head in COLUMNS}  # type: ignore[misc]
     columns["size"] = lambda row: int(row.cost["dimension"])
     columns["passes"] = lambda row: int(row.cost["passes"])
     columns |= {head: lambda row, part=part: round(1000 * row.cost[part], 2) for head, part in cost.items()}  # type: ignore[misc]
@@ -177,7 +205,12 @@ def table(rows: Sequence[Row], metric: str, reach: float | None = None) -> tuple
     columns["kB"] = lambda row: round(row.row_bytes / 1000, 1)
     columns["peak MB"] = lambda row: round(row.peak_bytes / 1e6)
     columns["fit s"] = lambda row: round(row.fit_seconds, 1)
-    return list(columns), [[value(row) for value in columns.values()] for row in rows]
+    values = [[value(row) for value in columns.values()] for row in rows]
+    for made in evidence.combined:
+        known = made.cells
+        known[f"test {metric} %"] = known.pop("test", "")
+        values.append([known[head] if head in known else evidence.cell(made.name, head) for head in columns])
+    return list(columns), values
 
 
 def _or_empty(value: float | None, digits: int | None = None) -> float | str:
@@ -208,6 +241,7 @@ def write_reports(
     run: RunConfig,
     outputs: Outputs,
     reach: float | None = None,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> list[Path]:
     """Write the table into a folder, then what may fail without it: pictures, and a wandb run.
 
@@ -219,18 +253,21 @@ def write_reports(
         run: The wandb options of the runs.
         outputs: Notes what could not be made.
         reach: See :func:`table`.
+        evidence: See :func:`table`.
 
     Returns:
         The files that were written.
     """
-    heads, values = table(rows, metric, reach)
-    quality, names = [row.quality for row in rows], [row.name for row in rows]
+    heads, values = table(rows, metric, reach, evidence)
+    quality, names, ends = [row.quality for row in rows], [row.name for row in rows], [row.ends for row in rows]
+    bars = "standard deviation among seeds" if any(row.deviation for row in rows) else _INTERVAL
+    y_label = f"{metric}, %" + (f" (bars: {bars})" if any(ends) else "")
     pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
         seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, seconds, metric)
+        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, ends, seconds, y_label)
     else:
-        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, metric)
+        pictures["sweep.png"] = partial(draw_sweep, option, names, quality, ends, y_label)
     if len(rows) > 1:
         baseline = BASELINE if BASELINE in names else names[0]
         per_class = {row.name: row.per_class for row in rows}
@@ -246,7 +283,10 @@ def write_reports(
         ]
         files["validation.csv"] = as_csv(["system", "run", "epoch", f"val/{metric} %"], points)
         pictures["validation.png"] = partial(draw_validations, curves, metric, reach)
-    notes = [note for key, note in _NOTES.items() if any(name.startswith(key) for name in (*heads, *pictures))]
+    notes = [
+        *evidence.notes,
+        *(note for key, note in _NOTES.items() if any(name.startswith(key) for name in (*heads, *pictures))),
+    ]
     files = {"results.md": "\n".join([as_markdown(heads, values), *(f"{note}\n" for note in notes)]), **files}
     for name, text in files.items():
         write_whole(folder / name, text)
@@ -260,7 +300,7 @@ def write_reports(
         experiment = start_wandb(run, folder, "compare")
         if experiment is not None:
             # Where a number is missing; a text stays one.
-            gaps = ["" if head == _INTERVAL else math.nan for head in heads]
+            gaps = ["" if head in (_INTERVAL, *COLUMNS) else math.nan for head in heads]
             logged = [[gap if v == "" else v for gap, v in zip(gaps, record, strict=True)] for record in values]
             panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in drawn}
             experiment.log({"compare/results": wandb.Table(columns=[*heads], data=logged), **panels})

@@ -39,11 +39,14 @@ class FeatureReuse:
     Attributes:
         found: Whether the training features are there.
         taken_up: Whether they are used.
+        files: Where features are once the run is over, in the store: ``train`` and those of the images that were scored
+            (``val``, ``test``), with their ``kinds`` and ``dim``.
     """
 
     def __init__(self, config: FrozenConfig, data: ImageDataModule) -> None:
         self.config, self.data = config, data
         self.found = self.taken_up = False
+        self.files: dict[str, Any] = {}
         self._rows: ScoredRows | None = None
 
     def open(self, network: Network, precision: str) -> None:
@@ -81,6 +84,8 @@ class FeatureReuse:
         # Scored features are stored exactly: the mean of several views' signs is no sign.
         signs = config.features == "sign" and network.test_view_count == 1
         self._kind: FeatureType = "sign" if signs else "float32"
+        train = f"{self.entry.folder.name}/features.bin"
+        self.files = {"train": train, "dim": network.out_features, "kinds": {"train": config.features}}
 
     def take_up(self) -> None:
         """Take over the heads that made the features, and have no training picture decoded in the epoch in order."""
@@ -93,6 +98,8 @@ class FeatureReuse:
         """Give the data the stored features of a split, if they are there, in place of its pictures."""
         size = len(self.data.splits[split])
         path = self.entry.folder / f"{self._name(split)}.bin"
+        self.files[split] = f"{self.entry.folder.name}/{path.name}"
+        self.files["kinds"][split] = self._kind
         if size and self.entry.was_made_by(self.network) and ask_rank_zero(path.is_file):
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 

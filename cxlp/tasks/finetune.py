@@ -213,8 +213,8 @@ class FineTune(ClassificationTask):
         """Stop all ranks together where one is in trouble, so that the last checkpoint stays a good one."""
         if not self.trainer.strategy.reduce_boolean_decision(good, all=True):
             raise CxlpError(
-                f"{trouble} in gradient epoch {self.current_epoch}, step {self.global_step}: stopped. The last good "
-                f"checkpoint is {self._last_checkpoint()}. Try lower learning rates (model.optimizer.*), "
+                f"{trouble} in gradient epoch {self.current_epoch + 1}, step {self.global_step}: stopped. The last "
+                f"good checkpoint is {self._last_checkpoint()}. Try lower learning rates (model.optimizer.*), "
                 "trainer.gradient_clip_val: 1, or trainer.precision: bf16-mixed instead of 16-mixed"
             )
 

@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import re
+import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from tqdm import tqdm
-
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
+from cxlp.utils.progress import bar, say
 
 #: Seconds without a byte after which a connection counts as lost.
 STALL = 30.0
@@ -223,7 +223,7 @@ def _receive(url: str, remote: Remote, part: _Part, stall: float) -> None:
 def _write(response: Any, part: _Part, name: str, stall: float) -> None:  # noqa: ANN401 (urlopen's type)
     total = part.total if part.total >= 0 else None
     with (
-        tqdm(total=total, initial=part.size, unit="B", unit_scale=True, desc=name) as progress,
+        bar(name, total, "B", part.size) as progress,
         part.file.open("ab") as file,
     ):
         while True:
@@ -246,7 +246,7 @@ def _mismatch(path: Path, remote: Remote) -> str | None:
     with path.open("rb") as stream:
         got = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     if not expected:
-        tqdm.write(f"No checksum of {remote.file} is published; this one has {_titled(algorithm, got)}")
+        say(f"No checksum of {remote.file} is published; this one has {_titled(algorithm, got)}", sys.stderr)
     elif got != expected:
         return f"has {_titled(algorithm, got)}, expected {expected}"
     return None

@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from filelock import BaseFileLock, FileLock, Timeout
-from tqdm import tqdm
 
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import say
 
 _HELD: list[BaseFileLock] = []  # a lock that nobody refers to is released
 
@@ -34,7 +34,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         lock = _take(path, blocking=False)
     except Timeout:
-        tqdm.write(f"Another process fetches {what}: waiting for it")
+        say(f"Another process fetches {what}: waiting for it", sys.stderr)
         lock = _take(path, blocking=True)
     try:
         yield

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
-from cxlp.backbones.weights import in_order, load_strictly, pretrained, read_state_dict
+from cxlp.backbones.weights import in_order, load_strictly, read_state_dict
 from cxlp.utils.errors import CxlpError
 
 STATE = {"conv.weight": torch.rand(2, 3), "conv.bias": torch.rand(2)}
@@ -289,16 +289,3 @@ def test_in_order_renames_by_place() -> None:
     assert all(a is b for a, b in zip(renamed.values(), values, strict=True))
     with pytest.raises(CxlpError, match="holds 1 tensors, the network 7"):
         in_order({"a": torch.rand(1)}, model)
-
-
-def test_pretrained_explains_a_failing_hub() -> None:
-    model = nn.Linear(1, 1)
-    assert pretrained(lambda: model, "net") is model
-
-    def fail() -> nn.Module:
-        raise ConnectionError("x" * 1000)
-
-    with pytest.raises(CxlpError, match=r"weights of net: ConnectionError: x+\. Offline\? .*local FILE") as caught:
-        pretrained(fail, "net")
-    assert len(str(caught.value)) < 600
-    assert isinstance(caught.value.__cause__, ConnectionError)

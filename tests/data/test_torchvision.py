@@ -119,13 +119,31 @@ def test_targets_that_are_no_labels_of_classes_are_refused(name: str, options: d
         Torchvision(name, options=options)
 
 
-def test_a_picture_that_torchvision_itself_cannot_open_is_named(
+@pytest.mark.parametrize(("name", "place"), [("OxfordIIITPet", "oxford-iiit-pet/images"), ("GTSRB", "gtsrb")])
+def test_a_broken_picture_stops_or_is_left_out_where_torchvision_opens_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    COPIES[name][0](tmp_path, monkeypatch)
+    whole = Torchvision(name, tmp_path).read()[1]["train"]
+    broken = next(sample.path for sample in whole if sum(s.label == sample.label for s in whole) > 1)
+    assert broken.is_relative_to(tmp_path / place)
+    broken.write_bytes(b"nothing")
+    module = Torchvision(name, tmp_path)
+    module.setup()
+    with pytest.raises(CxlpError, match=rf"(?s)data\.on_broken: skip leaves them out.*{broken.name}"):
+        module.fingerprints("train")
+    module = Torchvision(name, tmp_path, on_broken="skip")
+    module.setup()
+    assert len(module.splits["train"]) == len(whole) - 1 and list(module.broken) == [broken]
+
+
+def test_pillow_opens_pictures_again_after_torchvision_was_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    COPIES["OxfordIIITPet"][0](tmp_path, monkeypatch)
-    next((tmp_path / "oxford-iiit-pet" / "images").iterdir()).write_bytes(b"nothing")
-    with pytest.raises(CxlpError, match=r"OxfordIIITPet: torchvision cannot read its \w+ images: .*\.jpg"):
-        Torchvision("OxfordIIITPet", tmp_path).read()
+    opening = Image.open
+    COPIES["GTSRB"][0](tmp_path, monkeypatch)
+    Torchvision("GTSRB", tmp_path).read()
+    assert Image.open is opening
 
 
 def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
@@ -115,6 +116,18 @@ def eurosat(root: Path, _: pytest.MonkeyPatch) -> None:
             write_image(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg", picture(k, i))
 
 
+def gtsrb(root: Path, _: pytest.MonkeyPatch) -> None:
+    base = root / "gtsrb"
+    for split, found in numbered("train", "test").items():
+        rows = []
+        for k, i in found:
+            place = f"GTSRB/Training/{k:05d}" if split == "train" else "GTSRB/Final_Test/Images"
+            rows.append(f"{i:05d}.ppm;{k}")
+            (base / place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(k, i)).save(base / place / f"{i:05d}.ppm")
+        (base / "GT-final_test.csv").write_text("\n".join(["Filename;ClassId", *rows]) + "\n")
+
+
 def cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = root / "cifar-10-batches-py"
     base.mkdir(parents=True)
@@ -151,6 +164,7 @@ COPIES: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], tuple[str, .
     "Food101": (food, ("apple_pie", "waffles"), {"train": 4, "test": 2}),
     "Caltech101": (caltech101, ("accordion", "ant"), {"train": 4, "test": 2}),
     "EuroSAT": (eurosat, ("Forest", "River"), {"train": 4, "test": 2}),
+    "GTSRB": (gtsrb, ("0", "1"), {"train": 4, "test": 2}),
     "CIFAR10": (cifar10, ("airplane", "automobile"), {"train": 4, "test": 2}),
     "MNIST": (mnist, ("3 - three", "4 - four"), {"train": 4, "test": 2}),
 }

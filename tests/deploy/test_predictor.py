@@ -199,7 +199,7 @@ def test_predictions_show_themselves(files: list[str]) -> None:
     found = model.predict(files * 5, top=2)
     lines = repr(found).splitlines()
     assert lines[0] == f"{len(files) * 5} predictions" and lines[-1] == f"  ... {len(files) * 5 - 20} more"
-    assert files[0] in lines[1] and f"{found[0].classes[0]} {found[0].probabilities[0]:.1%}" in lines[1]
+    assert files[0] in lines[1] and f"{found[0].classes[0]} {found[0].probabilities[0]:.2%}" in lines[1]
     assert isinstance(found[1:3], type(found)) and len(found[1:3]) == 2
     assert repr(found[0]) == f"Prediction({files[0]!r}: {lines[1].split(files[0])[1].strip()})"
     html = found._repr_html_()
@@ -225,7 +225,7 @@ def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: 
     assert one.map(64).mean() == pytest.approx(one.explanation.evidence * one.explanation.cell, rel=1e-3)
     one.save(tmp_path / "why.png")
     assert (tmp_path / "why.png").read_bytes() == one._repr_png_() and Image.open(tmp_path / "why.png").width > 500
-    assert f"{one.target} {one.probability:.1%}, score" in repr(one) and "wren" in repr(several).splitlines()[1]
+    assert f"{one.target} {one.probability:.2%}, score" in repr(one) and "wren" in repr(several).splitlines()[1]
     assert several[:2]._repr_html_().count("<img ") == 2
     with pytest.raises(CxlpError, match=r"the network knows no class 'wrenn'\. Did you mean 'wren'"):
         model.explain(files[0], "wrenn")

@@ -46,7 +46,7 @@ def test_places_follow_values() -> None:
 
 
 def test_a_logarithmic_scale_leaves_out_what_has_no_place_on_it() -> None:
-    points = [(0, 1e-4), (1, 1e-2), (2, 1.0), (3, 0.0), (4, math.nan), (5, -1.0)]
+    points = [(20, 1e-4), (21, 1e-2), (22, 1.0), (23, 0.0), (24, math.nan), (25, -1.0)]
     chart = line_chart("rates", {"lr": points}, "epoch", log=True)
     ((a, b, c),) = drawn(chart)
     assert a[1] - b[1] == pytest.approx(b[1] - c[1], abs=0.01)
@@ -62,6 +62,20 @@ def test_a_single_value_and_a_wide_range_have_places(points: list[tuple[float, f
     ((*places,),) = drawn(chart)
     assert len(places) == len(points) and all(0 <= x <= 460 and 0 <= y <= 240 for x, y in places)
     assert len(grid(chart)) >= 2
+
+
+def test_the_tested_epoch_is_marked_where_it_is_and_epochs_are_whole_numbers() -> None:
+    points = [(k, 0.9 + k / 100) for k in range(4)]
+    chart = line_chart("accuracy", {"val": points}, "epoch", parts=True, tested=3)
+    ((*_, (right, _)),) = drawn(chart)
+    assert chart is not None
+    (mark,) = (p.attrib["d"] for p in ElementTree.fromstring(chart.svg).iter("path") if "--c8" in p.get("style", ""))
+    assert [float(x) for x in re.findall(r"([\d.]+) [\d.]+", mark)] == pytest.approx([right] * 2)
+    shown = texts(chart)
+    assert shown.count("tested") == 1 and [text for text in shown if text in "0123"] == ["0", "1", "2", "3"]
+    assert sum(text.endswith("%") for text in shown) >= 3
+    assert chart.legend == [(1, "val: 93.00%")]
+    assert "tested" not in texts(line_chart("accuracy", {"val": points}, "epoch"))
 
 
 def test_known_limits_hold_whatever_the_values() -> None:

@@ -11,10 +11,22 @@ from torch import Tensor
 
 import cxlp.reports.examples
 from cxlp.data.dataset import ImageDataset, Sample
-from cxlp.data.transforms import AugmentConfig, Transform
+from cxlp.data.decode import Box
+from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.models.network import Network
-from cxlp.reports.examples import MISTAKES, RIGHT, SIDE, Example, Examples, example_table, write_thumbnails
+from cxlp.reports.examples import (
+    GAP,
+    HEIGHT,
+    MISTAKES,
+    RIGHT,
+    WIDTH,
+    Example,
+    Examples,
+    example_table,
+    write_thumbnails,
+)
 from cxlp.reports.outputs import Outputs
+from cxlp.reports.overlays import Statement
 from tests.generate import write_image
 from tests.networks import SMALL, build
 
@@ -46,8 +58,12 @@ def test_mistakes_are_those_of_least_probable_truth() -> None:
         assert (e.true, e.answered) == (int(labels[e.position]), int(scores[e.position].argmax()))
         assert e.probability == pytest.approx(float(probabilities[e.position].max()))
         assert e.loss == pytest.approx(-float(of_truth[e.position].log()), rel=1e-5)
+        assert e.truth == pytest.approx(float(of_truth[e.position]), rel=1e-5)
+        assert e.statements == [(e.answered, 1), (e.true, 1)]
+    shown = [e.truth for e in mistakes]
+    assert shown == sorted(shown)  # in the order of what is shown
     assert len(right) == RIGHT and len({e.answered for e in right}) == RIGHT  # of different classes
-    assert all(e.true == e.answered == e.shown for e in right)
+    assert all(e.true == e.answered == e.shown and e.truth == pytest.approx(e.probability) for e in right)
     surest = max(i for i in range(300) if int(scores[i].argmax()) == labels[i] and of_truth[i] == max(
         of_truth[j] for j in range(300) if int(scores[j].argmax()) == labels[j]
     ))  # fmt: skip
@@ -74,39 +90,65 @@ def test_of_several_labels_each_is_an_answer_and_unspecified_ones_are_none() -> 
         (0, "no car", "car"), (1, "car", "no car"), (0, "dog", "no dog"),
     ]  # fmt: skip
     assert [e.probability for e in mistakes] == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist())
+    assert [e.truth + e.probability for e in mistakes] == pytest.approx([1.0] * 3)
+    # What was said, and what is true, of one class: that it is there, and that it is not.
+    assert [e.statements for e in mistakes] == [[(0, 1), (0, -1)], [(0, -1), (0, 1)], [(1, -1), (1, 1)]]
+    assert [e.statements for e in right] == [[(1, 1)]]
     assert [(e.position, *e.names(classes)) for e in right] == [
         (1, "dog", "dog")
     ]  # that something is absent is not shown
 
 
-def test_thumbnails_show_the_picture_and_the_evidence_for_both_classes(tmp_path: Path) -> None:
+def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_path: Path) -> None:
     grey = write_image(tmp_path / "a.png", np.full((64, 96, 3), 100, dtype=np.uint8))
     data = ImageDataset([Sample(grey, 1)], ["gull", "tern", "wren"], Transform(32, "warp", AugmentConfig()))
     mistake = Example(2.0, 0, shown=2, true=1, answered=2, probability=0.8)
-    right = Example(0.1, 0, shown=1, true=1, answered=1, probability=0.9)
-    asked: list[list[int]] = []
+    right = Example(0.125, 0, shown=1, true=1, answered=1, probability=0.9)
+    asked: list[list[Statement]] = []
 
-    def overlay(network: Network, pictures: Tensor, targets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    def overlay(network: Network, pictures: Tensor, statements: Sequence[Sequence[Statement]]) -> list[list[Tensor]]:
         assert pictures.shape[1:] == (3, 32, 32) and pictures.dtype == torch.uint8
-        asked.extend(map(list, targets))
-        return [[torch.full_like(picture, 50 * k) for k in own] for picture, own in zip(pictures, targets, strict=True)]
+        asked.extend(map(list, statements))
+        return [
+            [torch.full_like(picture, 50 * k) for k, _ in own]
+            for picture, own in zip(pictures, statements, strict=True)
+        ]
 
     outputs = Outputs()
     write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [right], outputs, overlay)
     columns, rows = example_table(data, [mistake], [right])
-    assert asked == [[2, 1], [1]]  # the answer first, then the truth where it is another
+    assert asked == [[(2, 1), (1, 1)], [(1, 1)]]  # the answer first, then the truth where it is another
     assert [row[0] for row in rows] == ["mistake-01.jpg", "right-01.jpg"]
     strip = np.asarray(Image.open(tmp_path / "examples" / "mistake-01.jpg")).astype(int)
-    assert strip.shape == (SIDE, 3 * SIDE + 2 * 4, 3)
-    assert [strip[80, x].mean() for x in (80, 244, 408)] == pytest.approx([100, 100, 50], abs=3)
+    assert strip.shape == (124, 3 * WIDTH + 2 * GAP, 3)  # 2 : 3, as the photo
+    assert [strip[60, WIDTH // 2 + k * (WIDTH + GAP)].mean() for k in range(3)] == pytest.approx([100, 100, 50], abs=3)
     assert dict(zip(columns, rows[0], strict=True)) == {
-        "picture": "mistake-01.jpg", "kind": "mistake", "true": "tern", "answered": "wren", "probability": 0.8,
-        "loss": 2.0, "image": str(grey),
+        "picture": "mistake-01.jpg", "kind": "mistake", "true": "tern", "true probability": 0.1353, "answered": "wren",
+        "answered probability": 0.8, "image": str(grey),
     }  # fmt: skip
     write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [], outputs)
     assert outputs.failed == []
     (plain,) = (tmp_path / "examples").iterdir()  # nothing of the earlier test is left
-    assert Image.open(plain).size == (SIDE, SIDE)
+    assert Image.open(plain).size == (WIDTH, 124)
+
+
+@pytest.mark.parametrize(
+    ("shape", "box", "aspect", "size"),
+    [
+        ((90, 30), None, "warp", (round(HEIGHT / 3), HEIGHT)),
+        ((30, 90), None, "crop", (HEIGHT, HEIGHT)),  # what the network sees is a square
+        ((90, 90), (10, 10, 60, 30), "warp", (WIDTH, WIDTH // 2)),  # of its box
+    ],
+)
+def test_thumbnails_keep_the_shape_of_what_the_network_sees(
+    tmp_path: Path, shape: tuple[int, int], box: Box | None, aspect: Aspect, size: tuple[int, int]
+) -> None:
+    photo = write_image(tmp_path / "a.png", np.zeros((*shape, 3), dtype=np.uint8))
+    data = ImageDataset([Sample(photo, 0, box)], ["gull"], Transform(32, aspect, AugmentConfig()))
+    outputs = Outputs()
+    right = Example(0.1, 0, shown=0, true=0, answered=0, probability=0.9)
+    write_thumbnails(tmp_path, build(backbone=SMALL), data, [], [right], outputs)
+    assert outputs.failed == [] and Image.open(tmp_path / "examples" / "right-01.jpg").size == size
 
 
 def test_scores_that_are_no_numbers_are_the_worst_mistakes() -> None:

@@ -1,10 +1,13 @@
 """Tables and pictures of a test, class by class."""
 
 import io
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cxlp.reports.figures import (
@@ -12,6 +15,7 @@ from cxlp.reports.figures import (
     confusion_pairs,
     confusion_table,
     draw_confusion,
+    draw_costs,
     draw_precisions,
     draw_validations,
     precision_table,
@@ -84,6 +88,37 @@ def test_precisions_are_drawn_as_bars_of_their_length() -> None:
     blue = (abs(shown - np.array([31, 119, 180])).sum(axis=2) < 30).sum(axis=1)  # tab:blue, pixels per row
     lengths = blue[blue > 20]
     assert lengths.max() / lengths.min() == pytest.approx(4, rel=0.05)
+
+
+def test_names_of_systems_overlap_neither_each_other_nor_points_nor_error_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    names = [f"a system with a rather long name {k}" for k in range(12)]
+    quality = [90.0 + 0.2 * (k % 4) for k in range(12)]
+    ends = [(y - 3, y + 3) if k % 2 else None for k, y in enumerate(quality)]
+    seconds = [0.010 + 0.0004 * k for k in range(11)] + [0.4]
+    draw_costs(names, quality, ends, seconds, "accuracy, %")
+    (axes,) = kept[0].axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(names)
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    points = axes.transData.transform([(1000 * s, y) for s, y in zip(seconds, quality, strict=True)])
+    assert not any(box.contains(x, y) for box in boxes for x, y in points)
+    (bars,) = (c for c in axes.collections if isinstance(c, LineCollection))
+    heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
+    assert heights == pytest.approx([6.0 * (k % 2) for k in range(12)])
+
+
+@pytest.mark.parametrize("systems", [1, 2])
+def test_the_axes_fit_few_systems(systems: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    draw_costs(["a", "b"][:systems], [80.0, 90.0][:systems], [(75.0, 84.0), None][:systems], [0.01, 0.02][:systems], "")
+    (axes,) = kept[0].axes
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    assert 5 < left < 10 and 10 * systems < right < 30 * systems
+    assert 70 < low < 75 and (84 if systems == 1 else 90) < high < 95
 
 
 def test_validations_are_drawn_as_the_seeds_mean_and_range() -> None:

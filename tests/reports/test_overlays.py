@@ -43,11 +43,13 @@ def test_evidence_is_red_for_the_class_and_blue_against_it(sign: float) -> None:
     shown = picture(draw_explanation(GREY, 1.0, explanation(sign), [0], ["cost $\\frac{1$ in $", "tern"], "a note"))
     width = shown.shape[1]
     # Above the channels, between the image and the colour bar: of the map only.
-    for_it, against_it = coloured(shown[: shown.shape[0] // 2, int(0.2 * width) : int(0.45 * width)])
+    for_it, against_it = coloured(shown[: shown.shape[0] // 2, int(0.23 * width) : int(0.45 * width)])
     found, other = (for_it, against_it) if sign > 0 else (against_it, for_it)
     assert len(found) > 200 and len(other) == 0
     rows, columns = found.mean(axis=0)
-    grey = np.argwhere((abs(shown - 128).max(axis=2) <= 2)[: shown.shape[0] // 2, int(0.2 * width) : int(0.45 * width)])
+    grey = np.argwhere(
+        (abs(shown - 128).max(axis=2) <= 2)[: shown.shape[0] // 2, int(0.23 * width) : int(0.45 * width)]
+    )
     assert rows > np.quantile(grey[:, 0], 0.75) and columns < np.quantile(grey[:, 1], 0.25)  # lower left
 
 
@@ -72,10 +74,10 @@ def test_pictures_keep_their_proportion() -> None:
 
 def test_the_headline_adds_up() -> None:
     assert headline(explanation(), ["gull", "tern"]) == (
-        "gull (probability 0.750)\nscore +0.500 = evidence +1.000, bias -0.500"
+        "gull (probability 75.00%)\nscore +0.500 = evidence +1.000, bias -0.500"
     )
     assert headline(explanation(against=1), ["gull", "tern"]) == (
-        "gull (probability 0.750) rather than tern (probability 0.250)\n"
+        "gull (probability 75.00%) rather than tern (probability 25.00%)\n"
         "difference of scores +0.500 = evidence +1.000, bias -0.500"
     )
 
@@ -90,6 +92,16 @@ def test_patches_stand_in_rows_by_channel() -> None:
         same = (found[:, 0] < height / 2) == (found[:, 1] < (found[:, 1].min() + found[:, 1].max()) / 2)
         assert len(found) > 1000 and same.all() == on_diagonal and same.any() == on_diagonal
     assert width > height
+
+
+def test_names_of_rows_of_patches_are_drawn_whole() -> None:
+    patch = torch.full((3, 9, 9), 200, dtype=torch.uint8)
+    for patches in (1, 9):
+        shown = picture(
+            draw_patches([("channel 12345\nmean |share| 0.123\nmean share +0.123", [(patch, "1")] * patches)])
+        )
+        dark = np.argwhere(shown.max(axis=2) < 100)
+        assert dark[:, 1].min() >= 8 and dark[:, 0].min() >= 8  # white at the left of the letters, and above
 
 
 def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_none(
@@ -107,13 +119,16 @@ def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_n
 
     def watch(_: Network, images: Tensor, targets: list[list[int]]) -> Iterator[Found]:
         assert images.shape == (1, 3, 32, 32) and targets == [[1, 0]]  # the size that the network is trained on
-        return iter([Found(), Found()])
+        return iter([Found(), Found()])  # each class once
 
     monkeypatch.setattr("cxlp.reports.overlays.explain", watch)
-    ((drawn, _),) = draw_evidence(network, picture[None], [[1, 0]])
+    ((drawn, absent, _),) = draw_evidence(network, picture[None], [[(1, 1), (1, -1), (0, 1)]])
     assert drawn.shape == picture.shape and drawn.dtype == torch.uint8
     assert torch.equal(drawn[:, 10:30], picture[:, 10:30])
     red, _, blue = drawn.float()
     assert (red[:10] > blue[:10] + 30).all() and (blue[-10:] > red[-10:] + 30).all()
+    # What speaks against the class speaks for its absence.
+    red, _, blue = absent.float()
+    assert (blue[:10] > red[:10] + 30).all() and (red[-10:] > blue[-10:] + 30).all()
     changed = (drawn.float() - picture.float()).norm(dim=0)
     assert changed[:10].min() > 1.2 * changed[-10:].max()  # twice the evidence

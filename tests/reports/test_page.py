@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from cxlp.reports.charts import line_chart
-from cxlp.reports.history import history
+from cxlp.reports.history import curves, history
 from cxlp.reports.page import CURVES, build_page, write_report
 
 PLACE = TemporaryDirectory(prefix="runs-of-tests-")
@@ -70,7 +70,8 @@ def template(classes: int, name: str) -> Path:
     metrics = {"test/accuracy": 0.8125, "test/loss": 0.5, "val/accuracy": 0.75, "frozen/C": 10.0, "test/none": None}
     found = {
         "metrics": metrics, "seconds": {"extraction": 2.0, "test": 4.0}, "images_per_second": {"test": 2.25},
-        "tested": "checkpoints/best.ckpt", "images": {"train": 10, "val": 2, "test": 9}, "memory": {"peak_bytes": 3e8},
+        "tested": "checkpoints/best.ckpt", "epoch": 1,
+        "images": {"train": 10, "val": 2, "test": 9}, "memory": {"peak_bytes": 3e8},
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(found))
     head = {"class_path": "cxlp.CrossLayerPooling", "init_args": {"pca_dim": 16, "size": 1}}
@@ -92,8 +93,12 @@ def template(classes: int, name: str) -> Path:
         for i in range(count):
             strip = noise.integers(0, 255, (160, 488, 3), np.uint8)
             Image.fromarray(strip).save(folder / "examples" / f"{kind}-{i}.jpg", quality=85)
-            rows.append([f"{kind}-{i}.jpg", kind, names[0], names[1], 0.75, 1.5, f"data/<{i}>.jpg"])
-    write_csv(folder / "examples.csv", ["picture", "kind", "true", "answered", "probability", "loss", "image"], *rows)
+            rows.append([f"{kind}-{i}.jpg", kind, names[0], 0.0125, names[1], 0.75, f"data/<{i}>.jpg"])
+    write_csv(
+        folder / "examples.csv",
+        ["picture", "kind", "true", "true probability", "answered", "answered probability", "image"],
+        *rows,
+    )
     header = ["epoch", "images_seen", "train/loss_step", "val/loss", "val/accuracy", "lr-SGD/backbone", "step"]
     logs = folder / "csv"
     frozen = ["epoch", "images_seen", "val/accuracy", "val/loss", "step"]
@@ -112,7 +117,8 @@ def test_the_page_shows_figures_curves_and_pictures(tmp_path: Path) -> None:
     text = " ".join(Reader(page).texts)
     for shown in (
         "81.25%", "test/accuracy", "75.00%", "frozen/C", "2.2", "300 MB", "seed_everything", "birds <&>", "gull 2",
-        "training: 0.625", "validation: 0.7", "accuracy: 0.75", "backbone: 0.01", "best.ckpt", "Learning rates",
+        "training, by step: 0.625", "validation: 0.7", "accuracy: 75.00%", "backbone: 0.01", "best.ckpt",
+        "Learning rates", "tested",
     ):  # fmt: skip
         assert shown in text, shown
     assert "7.5" not in text  # what was done again counts as it was done last
@@ -164,6 +170,22 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "and 2000 more" in page
     assert page.count("precision at full recall") == 4
     assert "data:image/png" not in page and "confusion_matrix.png" in page  # too large to be taken in
+
+
+def test_answer_and_truth_have_their_probabilities(tmp_path: Path) -> None:
+    page = build_page(write_run(tmp_path / "run", name="00{0}.Ivory_gull_{0}"))
+    caption = re.findall("<figcaption>(answer.*?)</figcaption>", page)[0]
+    told = re.sub("<.*?>", " ", caption.replace("\n", " "))
+    assert " ".join(told.split()) == "answer: Ivory gull 1 75.00% truth: Ivory gull 0 1.25%"
+    assert "Ivory_gull" not in page
+
+
+def test_columns_of_numbers_are_set_to_the_right_also_where_the_first_cell_is_empty(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_csv(folder / "per_class.csv", ["class", "accuracy", "most often taken for"], ["1", "", "0"], ["0", 0.5, ""])
+    page = build_page(folder).partition("<h2>By class</h2>")[2]
+    assert re.findall('<td class="(.*?)"', page)[:6] == ["number", "number", "number", "number", "number bar", "number"]
+    assert 'style="--part: 50.00%">50.00%' in page
 
 
 def test_a_run_without_loggers_and_provenance_has_a_page(tmp_path: Path) -> None:
@@ -233,9 +255,9 @@ def test_a_row_that_a_kill_or_a_full_disk_has_cut_is_passed_over(tmp_path: Path,
     log.parent.mkdir(parents=True)
     header = b"epoch,images_seen,train/loss_step,val/loss,val/accuracy,lr-SGD/backbone,step\n"
     log.write_bytes(header + b"1,15,0.75,,,,4\n" + rest)
-    assert history(tmp_path) == [{"epoch": 1.0, "images_seen": 15.0, "train/loss_step": 0.75}]
+    assert history(tmp_path)["finetune"] == [{"epoch": 1.0, "images_seen": 15.0, "train/loss_step": 0.75}]
     log.write_bytes(b"")
-    assert history(tmp_path) == []
+    assert not any(history(tmp_path).values())
 
 
 def test_curves_go_over_all_stages_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,11 +273,24 @@ def test_curves_go_over_all_stages_in_their_order(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("cxlp.reports.page.line_chart", keep)
     page = build_page(folder)
-    # Over passes through the ten training images: the frozen fit is one, so is a gradient epoch, so is the closing fit.
-    assert drawn["Validation"] == {"accuracy": [(1.0, 0.5), (2.0, 0.75), (3.0, 0.875)]}
-    assert drawn["Loss"]["validation"] == [(1.0, 0.9), (2.0, 0.7), (3.0, 0.6)]
-    assert drawn["Loss"]["training"] == [(1.5, 0.75), (1.8, 0.625)]
-    assert "accuracy: 0.875" in page
+    # Epoch 0 is the frozen fit; steps lie between epochs of ten training images.
+    assert drawn["Validation"] == {"accuracy": [(0.0, 0.5), (1.0, 0.75), (2.0, 0.875)]}
+    assert drawn["Loss"]["validation"] == [(0.0, 0.9), (1.0, 0.7), (2.0, 0.6)]
+    assert drawn["Loss"]["training, by step"] == [(0.5, 0.75), (0.8, 0.625)]
+    assert "accuracy: 87.50%" in page
+
+
+def test_steps_lie_within_the_epochs_that_were_logged(tmp_path: Path) -> None:
+    """From scratch, with images left out at the end of an epoch, validation within epochs, and an end in one."""
+    log = tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv"
+    header = ["epoch", "images_seen", "train/loss_step", "train/loss_epoch", "val/accuracy", "step"]
+    write_csv(log, header,
+              [1, 4, 0.9, "", "", 0], [1, 4, "", "", 0.25, 0], [1, 8, "", 0.8, 0.5, 1],
+              [2, 12, 0.7, "", "", 2], [2, 16, "", 0.6, 0.75, 3], [3, 21, 0.5, "", "", 4])  # fmt: skip
+    found = curves(tmp_path, 10)
+    assert found["train/loss_step"] == [(0.5, 0.9), (1.5, 0.7), (2.5, 0.5)]
+    assert found["val/accuracy"] == [(0.5, 0.25), (1.0, 0.5), (2.0, 0.75)]
+    assert found["train/loss_epoch"] == [(1.0, 0.8), (2.0, 0.6)]
 
 
 def setup_of(folder: Path) -> dict[str, str]:
@@ -293,4 +328,4 @@ def test_a_refit_says_how_its_epoch_was_chosen(tmp_path: Path) -> None:
     }
     (folder / "metrics.json").write_text(json.dumps(found))
     text = " ".join(Reader(build_page(folder)).texts)
-    assert "runs/a/best.ckpt" in text and "0.4321" in text
+    assert "runs/a/best.ckpt" in text and "43.21%" in text

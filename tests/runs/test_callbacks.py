@@ -1,9 +1,9 @@
 """What a run leaves: files that are whole, the right checkpoints, and whose they are."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -18,7 +18,6 @@ from cxlp.runs.callbacks import (
     MovedCheckpoints,
     Progress,
     Record,
-    TrainingBar,
     WholeCheckpoints,
     checkpoints,
 )
@@ -292,30 +291,18 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
     assert max(norms.found[1].values()) > 1e-3
 
 
-def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
-    data = pictures(write_folder(tmp_path / "data", train=5, size=32), batch_size=3)  # 15 images, five steps
-    bar, logged, shown = TrainingBar(), [], []
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_each_epoch_is_logged_also_where_it_has_fewer_steps_than_the_interval(tmp_path: Path, accumulated: int) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=4, size=32))  # 12 images, batches of 4
     data.setup()
-    task = FineTune(network(classes=data.classes))
-    log = task.log
-
-    class Look(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-            shown.append((bar.train_progress_bar.n, bar.get_metrics(trainer, pl_module).get("train/loss_step")))
-
-    def watched(name: str, value: Any, **options: Any) -> None:
-        if isinstance(value, int | float):  # which Lightning copies to the device
-            logged.append((name, task.global_step))
-        log(name, value, **options)
-
-    with mock.patch.object(task, "log", watched):
-        options: dict[str, Any] = {"logger": Rows(tmp_path), "enable_progress_bar": True, "log_every_n_steps": 2}
-        trainer(tmp_path, max_epochs=1, callbacks=[Progress(), bar, Look()], **options).fit(task, data)
-    told = [(name, step) for step in (2, 4) for name in ("images_seen", "epoch", "train/images_per_second")]
-    assert logged == [*told, ("images_seen", 5), ("epoch", 5)]  # and beside the epoch's means
-    assert [n for n, _ in shown] == [0, 1, 2, 3, 4]  # the bar itself moves with each batch
-    losses = [loss for _, loss in shown]
-    assert losses[:2] == [None, None] and losses[2] == losses[3] != losses[4]
+    rows = Rows(tmp_path)
+    options: dict[str, Any] = {"logger": rows, "log_every_n_steps": 50, "accumulate_grad_batches": accumulated}
+    trainer(tmp_path, max_epochs=3, callbacks=[Progress()], **options).fit(
+        FineTune(network(classes=data.classes)), data
+    )
+    for metric in ("train/loss_step", "grad_norm/backbone"):
+        seen = [row["images_seen"] for row in rows.rows if metric in row]
+        assert {math.ceil(images / 12) for images in seen} == {1, 2, 3}
 
 
 def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.distributed import ProcessGroup
 from torch.utils.data import DataLoader, TensorDataset
 
-from cxlp.runs.callbacks import EpochSeed, Progress, Record, TrainingBar, checkpoints
+from cxlp.runs.bars import StageBar
+from cxlp.runs.callbacks import EpochSeed, Progress, Record, checkpoints
+from cxlp.runs.epochs import EpochLines
 from cxlp.runs.signals import Signals
 from cxlp.tasks import FineTune
 from tests.tasks.small import IMAGES, LABELS, RATES, network, trainer
@@ -53,7 +55,14 @@ class CountCollectives(Callback):
 @pytest.mark.slow
 def test_a_gradient_step_waits_for_other_ranks_at_the_logging_interval_only(tmp_path: Path) -> None:
     counter = CountCollectives(tmp_path)
-    own: list[Callback] = [EpochSeed(), Signals(), TrainingBar(), LearningRateMonitor("step"), Record(dict, {})]
+    own: list[Callback] = [
+        EpochSeed(),
+        Signals(),
+        StageBar("finetune"),
+        EpochLines("val/accuracy", 2),
+        LearningRateMonitor("step"),
+        Record(dict, {}),
+    ]
     run = trainer(
         tmp_path,
         callbacks=[counter, Progress(), *own, *checkpoints(tmp_path / "checkpoints", None)],

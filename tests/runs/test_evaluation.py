@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from cxlp.reports.formatting import readable
 from cxlp.runs.dashboard import COLUMNS, sections
 from cxlp.runs.evaluation import read_predictions
+from cxlp.utils.spelling import as_text
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.birds import FINETUNE, run
 
@@ -187,7 +189,9 @@ def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline)
     for kind in {row["kind"] for row in rows}:
         assert len(tuned.pictures(shown[kind])) == sum(row["kind"] == kind for row in rows)
         captions = [
-            f"{r['answered']} {float(r['probability']):.0%}, is: {r['true']}" for r in rows if r["kind"] == kind
+            f"answer: {r['answered']} {r['answered probability']}, truth: {r['true']} {r['true probability']}"
+            for r in readable(rows, [row["class"] for row in tuned.rows("per_class")])
+            if r["kind"] == kind
         ]
         assert tuned.summary[shown[kind]]["captions"] == captions
     assert len(tuned.table("test/examples")["data"]) == len(rows) == len(list((tuned.folder / "examples").iterdir()))
@@ -275,7 +279,7 @@ def test_the_report_shows_what_the_files_hold(which: str, request: pytest.Fixtur
     assert len(page) < 3_000_000
     for key, value in found.metrics["metrics"].items():
         if value is not None:
-            assert key in page and f"{value:.6g}" in page, key
+            assert key in page and as_text(key, value) in page, key
     assert page.count("data:image/jpeg") == len(found.rows("examples"))
     assert page.count("data:image/png") == 1
     assert ("Learning rates" in page) == (which == "tuned")

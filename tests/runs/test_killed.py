@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cxlp.models.checkpoint import read_checkpoint
+from cxlp.runs.done import STAGES
 from cxlp.runs.folder import take_up
-from cxlp.runs.opening import STAGES
 from cxlp.runs.places import last_checkpoint
 from tests.killing import Runner
 from tests.small_run import ARGUMENTS, FINETUNE, logged, metrics, write_pictures

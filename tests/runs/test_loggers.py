@@ -159,8 +159,10 @@ def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]
     assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
     # one wandb run for all stages, and CSV files for each
     for stage in ("frozen", "finetune"):
-        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, experiment, Outputs())
+        wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, lambda: experiment, Outputs())
         assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
+        assert wandb_logger.experiment is not experiment  # Trainers look at it before they begin
+        wandb_logger.log_metrics({"train/loss_step": 1.0})
         assert wandb_logger.experiment is experiment
         assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv" / stage)
     assert len(starts) == 1

@@ -51,7 +51,7 @@ def test_the_best_epoch_is_fitted_to_all_images_and_only_that_is_tested(
     assert Path(found["refit"]["chosen by"]).samefile(first / "checkpoints" / f"{stage}.ckpt")
     assert found["epoch"] == best and choice(str(second / "checkpoints" / "best.ckpt")).epoch == best
     said = capsys.readouterr().out
-    assert "refit: chosen epoch" in said and f"has chosen epoch {best}" in said
+    assert "refit: chosen" in said and f"has chosen: {f'epoch {best}' if best else 'frozen fit'}." in said
 
 
 @pytest.mark.slow
@@ -117,15 +117,15 @@ def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.C
     fast = [f"--model.optimizer.{part}_lr=0.1" for part in ("backbone", "projection", "classifier")]
     first = run("a", *scratch, *fast, "--trainer.max_epochs", "1")
     before = metrics(first / "refit")
-    assert before["refit"]["epoch"] == 0
+    assert before["refit"]["epoch"] == 1
     longer = ["--ckpt_path", str(first), "--trainer.max_epochs", "6"]
     assert main([*ARGUMENTS, *scratch, *fast, *longer]) == 0
     curve = logged(first, "val/accuracy")
     best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
     found = metrics(first / "refit")
-    assert found["refit"]["epoch"] == found["epoch"] == best > 0
+    assert found["refit"]["epoch"] == found["epoch"] == best > 1
     said = capsys.readouterr().out
-    assert f"is of epoch 0, which was chosen before: it is in {first.absolute()}/refit.1 now" in said
+    assert f"is of another choice, epoch 1: it is in {first.absolute()}/refit.1 now" in said
     assert finished(first) == first / "refit" and finished(first / "refit.1") is None
     # what chooses the same again goes on with its refit, which is done
     assert main(["--config", f"{first}/config.yaml", "--ckpt_path", str(first)]) == 0
@@ -133,7 +133,7 @@ def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.C
 
 
 def test_a_longer_run_whose_best_epoch_stays_keeps_its_refit(work: Path) -> None:
-    still = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]  # ties: epoch 0
+    still = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]  # ties
     first = run("a", *FINETUNE, *still, "--run.refit", "true")
     found = metrics(first / "refit")
     longer = ["--ckpt_path", str(first), "--trainer.max_epochs", "3"]
@@ -205,7 +205,7 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
     assert chosen.epoch == 2 and chosen.validated == {}
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit_loop.epoch_progress.current.completed = 3
-    with pytest.raises(CxlpError, match="epoch 0 was chosen, but this run has got to epoch 2"):
+    with pytest.raises(CxlpError, match="epoch 1 was chosen, but this run has got to epoch 3"):
         StopAfter(0).on_train_start(trainer, pl.LightningModule())
 
 

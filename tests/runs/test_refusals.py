@@ -87,7 +87,7 @@ BAD = {
     "unknown key": (["--data.bboxes", "1"], ["unknown key data.bboxes", "'data.bbox'"]),
     "unknown nested key": ([f"--{POOLING}.pca", "3"], [f"{POOLING}.pca", "pca_dim"]),
     "unknown trainer key": (["--trainer.max_epoch", "3"], ["unknown key trainer.max_epoch", "max_epochs"]),
-    "wrong value": ([f"--{POOLING}.align", "x"], [f"{POOLING}.align is 'x'", "'to_local'"]),
+    "wrong value": ([f"--{POOLING}.align", "x"], [f"{POOLING}.align is 'x'", "strict, to_local or"]),
     "wrong type": (["--trainer.max_epochs", "x"], ["trainer.max_epochs is 'x': expected int (or null)"]),
     "no number of epochs": (["--trainer.max_epochs", "null"], ["trainer.max_epochs is None", "0 for the frozen mode"]),
     "negative epochs": (["--trainer.max_epochs", "-1"], ["trainer.max_epochs is -1"]),
@@ -100,7 +100,7 @@ BAD = {
     "image size too small": ([f"--{BACKBONE}.image_size", "8"], ["8 x 8 pixels", "image_size"]),
     "no data": (
         ["--data.root", "elsewhere", "--data.download", "false"],
-        ["elsewhere", "download is off", "--data.root"],
+        ["elsewhere", "download is off. By hand: put the following into", "CUB_200_2011.tgz", "--data.root"],
     ),
     "checkpoint not found": (["--ckpt_path", "x.ckpt"], ["checkpoint not found: x.ckpt"]),
     "nothing to hold out": (["--data.validation", "0.01"], ["hold out"]),

@@ -87,9 +87,9 @@ def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsy
     ended: list[Any] = []
     monkeypatch.setattr(cxlp.runs.results.Results, "show", Mock(side_effect=SystemExit(1)))
     monkeypatch.setattr(cxlp.runs.results, "close_wandb", lambda *arguments: ended.append(arguments))
-    monkeypatch.setattr("cxlp.runs.stages.start_wandb", lambda *_: Mock(id="run1"))
+    monkeypatch.setattr("cxlp.runs.opening.start_wandb", lambda *_: Mock(id="run1"))
     monkeypatch.setattr(cxlp.runs.results, "wandb_panels", lambda *_: {})
-    assert main([*ARGUMENTS, "--run.name", "a"]) == 3
+    assert main([*ARGUMENTS, "--run.name", "a", "--run.wandb", "offline"]) == 3
     assert len(ended) == 1 and Path("runs", "a", "report.html").is_file()
     assert "error: the table on standard output could not be made: it is closed" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ def test_training_goes_on_without_a_logger_that_fails(
 ) -> None:
     outputs = Outputs()
     experiment: Any = Gone()
-    wandb_logger, csv_logger = build_loggers(RunConfig(), work, "frozen", experiment, outputs)
+    wandb_logger, csv_logger = build_loggers(RunConfig(), work, "frozen", lambda: experiment, outputs)
     assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
     for step in range(3):
         for logger in (wandb_logger, csv_logger):

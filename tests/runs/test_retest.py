@@ -34,6 +34,22 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_other_data_take_no_options_of_the_runs_data(work: Path) -> None:
+    """Paths of a table are relative to its own folder, not to the root of the run's data; nothing is held out."""
+    prepared("birds", "--data.validation", "0.34")
+    Path("elsewhere").mkdir()
+    shutil.copytree("pictures/test", "elsewhere/photos")
+    photos = sorted(Path("elsewhere/photos").rglob("*.png"))
+    lines = [f"{photo.relative_to('elsewhere')},{photo.parent.name}" for photo in photos]
+    Path("elsewhere/list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    given = ["test", "runs/birds", "--data", "table", "--data.table", "elsewhere/list.csv"]
+    assert main([*given, "--out", "found"]) == 0
+    assert metrics(Path("found"))["images"] == {"all": len(photos)}
+    Path("root.yaml").write_text("data: {class_path: Table, init_args: {table: elsewhere/list.csv, root: elsewhere}}")
+    assert main(["test", "runs/birds", "--config", "root.yaml", "--out", "again"]) == 0
+    assert (metrics(Path("again"))["metrics"]) == metrics(Path("found"))["metrics"]
+
+
 def test_the_same_images_again(work: Path, capsys: Capture) -> None:
     run = prepared("birds")
     before = contents(run)

@@ -114,7 +114,7 @@ def test_stages_and_what_they_leave(
     held_out = metrics(folder)["images"]["val"] > 0
     assert list(by_epoch(folder, "val/loss")) == (list(range(epochs)) if held_out else [])
     assert list(by_epoch(folder, "frozen/C")) == [epoch for name, (epoch, _) in expected.items() if name != "finetune"]
-    seen = [row["images_seen"] for row in history(folder) if "images_seen" in row]
+    seen = [row["images_seen"] for rows in history(folder).values() for row in rows if "images_seen" in row]
     assert seen == sorted(seen)
     # the tested one: the best on the held-out images, else the last
     tested = metrics(folder)

@@ -38,10 +38,10 @@ def test_without_gradients_it_is_the_fastest_one_and_the_run_says_so(
     hardware("bf16-mixed")
     folder = run("auto", *FINETUNE, "--trainer.precision", "auto")
     assert precisions(folder, "frozen", "last") == ["bf16-mixed", "32-true"]
-    assert "Precision: bf16-mixed, since the test says so, gradient epochs 32-true\n" in capsys.readouterr().out
+    assert "precision   bf16-mixed, since the test says so; gradient epochs 32-true\n" in capsys.readouterr().out
     folder = run("given", "--trainer.precision", "32-true")
     assert precisions(folder, "frozen") == ["32-true"]
-    assert "Precision: 32-true, as given\n" in capsys.readouterr().out
+    assert "precision   32-true, as given\n" in capsys.readouterr().out
 
 
 def test_a_run_is_tested_in_the_precision_of_its_fit_also_on_another_machine(
@@ -82,7 +82,7 @@ def test_a_plugins_precision_is_said_to_be_that() -> None:
     found = Precision("bf16-mixed", "the test says so")
     plugin = "--trainer.plugins+=pytorch_lightning.plugins.precision.DoublePrecision"
     trainer = parse([*ARGUMENTS, plugin])["trainer"]
-    assert remark_on_precision(trainer, found) == "Precision: that of the plugin DoublePrecision, as given"
+    assert remark_on_precision(trainer, found) == "that of the plugin DoublePrecision, as given"
     other = "--trainer.plugins+=pytorch_lightning.plugins.io.TorchCheckpointIO"
     trainer = parse([*ARGUMENTS, other])["trainer"]
-    assert remark_on_precision(trainer, found) == "Precision: bf16-mixed, since the test says so"
+    assert remark_on_precision(trainer, found) == "bf16-mixed, since the test says so"

@@ -284,7 +284,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     for r in rows:
         (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').replace(',', '').split())}-????????")
         found = json.loads((folder / "metrics.json").read_text())
-        assert float(r["accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 1)
+        assert float(r["test accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 1)
         assert float(r["network ms"]) > 0 and float(r["peak MB"]) > 100
     for file in ("results.md", "accuracy_against_time.png", "per_class.png"):
         assert Path("out", file).stat().st_size > 300
@@ -306,7 +306,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     assert {p: p.stat().st_mtime_ns for p in Path("out").glob("CL-????????/metrics.json")} == times
     assert "since resumed" in json.loads((tested / "metrics.json").read_text())["seconds"]
     again = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
-    assert [r["accuracy %"] for r in again] == [r["accuracy %"] for r in rows]
+    assert [r["test accuracy %"] for r in again] == [r["test accuracy %"] for r in rows]
     # on features that are kept: what they took counts all the same
     found = json.loads((killed / "metrics.json").read_text())
     assert "features made by an earlier run" not in json.loads((tested / "metrics.json").read_text())
@@ -364,7 +364,7 @@ def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixtu
     found = [json.loads(file.read_text()) for file in (first, second)]
     values = [100 * f["metrics"]["test/accuracy"] for f in found]
     (row,) = csv.DictReader(Path("out/results.csv").read_text().splitlines())
-    assert float(row["accuracy %"]) == round(sum(values) / 2, 1)
+    assert float(row["test accuracy %"]) == round(sum(values) / 2, 1)
     assert float(row["±"]) == round(abs(values[0] - values[1]) / 2**0.5, 2)
     assert float(row["network ms"]) == round(1000 * found[0]["cost"]["network"], 2)
     assert yaml.safe_load((second.parent / "config.yaml").read_text())["seed_everything"] == 1

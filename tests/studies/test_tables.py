@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from cxlp.reports.formatting import as_csv, as_markdown, as_text, spread
+from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import RunConfig
 from cxlp.studies.tables import Row, read_row, table, write_reports
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.spelling import as_text
 
 
 def row(name: str, quality: float, deviation: float | None = None) -> Row:
@@ -24,12 +25,12 @@ def test_the_table_holds_numbers() -> None:
     heads, values = table([row("CL-45", 72.44), row("mine", 80.0)], "accuracy")
     assert values[0][:7] == ["CL-45", 72.4, 8, 1, 10.0, 2.0, 1.0]
     assert as_markdown(heads, values).splitlines()[1].count("---") == len(heads)
-    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["accuracy %"] == "72.4"
+    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["test accuracy %"] == "72.4"
 
 
 def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> None:
     heads, values = table([row("CL", 72.44, 0.456), row("mine", 80.0)], "accuracy")
-    assert heads[:4] == ["system", "accuracy %", "±", "size"]
+    assert heads[:4] == ["system", "test accuracy %", "±", "size"]
     assert [record[1:4] for record in values] == [[72.4, 0.46, 8], [80.0, "", 8]]
     assert "±" not in table([row("CL", 72.44)], "accuracy")[0]
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["±"] == "0.46"
@@ -37,7 +38,7 @@ def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> No
 
 def test_of_one_run_there_is_an_interval() -> None:
     heads, values = table([replace(row("CL", 72.44), interval=(68.123, 76.5)), row("mine", 80.0)], "accuracy")
-    assert heads[:4] == ["system", "accuracy %", "95% interval", "size"]
+    assert heads[:4] == ["system", "test accuracy %", "95% interval", "size"]
     assert [record[2] for record in values] == ["68.1 to 76.5", ""]
 
 
@@ -58,7 +59,7 @@ def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() 
     # means by epoch: 85, 84, 93; one seed's fourth is no mean
     assert [fine.epochs_to(percent) for percent in (80, 85.5, 93, 93.5)] == [0, 2, 2, None]
     heads, values = table([fine, row("mine", 80.0)], "accuracy", 85.5)
-    assert heads[:5] == ["system", "accuracy %", "val %", "epochs to 85.5 %", "size"]
+    assert heads[:5] == ["system", "test accuracy %", "val %", "epochs to 85.5 %", "size"]
     assert [record[2:5] for record in values] == [[95.0, 2, 8], ["", "", 8]]
     assert "val %" not in table([row("mine", 80.0)], "accuracy")[0]
 

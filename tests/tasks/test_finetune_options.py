@@ -43,7 +43,7 @@ def test_a_loss_that_was_not_finite_stops(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, number: int, epoch: int, batches: int
 ) -> None:
     calls = broken_at(monkeypatch, number)  # and the later ones are finite
-    said = rf"the training loss is not finite in gradient epoch {epoch}, .* checkpoint is none yet"
+    said = rf"the training loss is not finite in gradient epoch {epoch + 1}, .* checkpoint is none yet"
     with pytest.raises(CxlpError, match=said):
         trainer(tmp_path, max_epochs=3, log_every_n_steps=every).fit(task(), pictures(folder))
     assert len(calls) == batches
@@ -55,7 +55,7 @@ def test_weights_that_a_last_step_broke_stop(folder: Path, tmp_path: Path) -> No
             assert task.network.classifier is not None
             task.network.classifier.bias.data[0] = torch.inf
 
-    with pytest.raises(CxlpError, match="a weight is not finite in gradient epoch 0, step 3"):
+    with pytest.raises(CxlpError, match="a weight is not finite in gradient epoch 1, step 3"):
         trainer(tmp_path, max_epochs=1, callbacks=[AtEachBatch(break_it)]).fit(task(), pictures(folder))
 
 
@@ -67,7 +67,7 @@ def test_weights_that_break_within_an_epoch_are_not_saved(folder: Path, tmp_path
 
     saved = ModelCheckpoint(tmp_path / "a", filename="{step}", save_top_k=-1)
     options = {"val_check_interval": 2, "callbacks": [AtEachBatch(break_it), saved], "enable_checkpointing": True}
-    with pytest.raises(CxlpError, match="not finite in gradient epoch 0, step 4"):
+    with pytest.raises(CxlpError, match="not finite in gradient epoch 1, step 4"):
         trainer(tmp_path, max_epochs=2, **options).fit(task(), pictures(folder, validation=0.25, batch_size=2))
     assert [path.name for path in (tmp_path / "a").glob("*.ckpt")] == ["step=2.ckpt"]
 

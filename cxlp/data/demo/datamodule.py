@@ -6,8 +6,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.demo.birds import SPECIES, draw_file
@@ -15,6 +13,7 @@ from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
 from cxlp.utils.processes import starting_without_main
+from cxlp.utils.progress import track
 
 #: Images per species.
 COUNTS: dict[Split, int] = {"train": 40, "test": 20}
@@ -61,7 +60,8 @@ class Demo(ImageDataModule):
             # Not forked: this process may have threads, and a drawing one imports neither them nor torch.
             spawning = get_context("spawn")
             with starting_without_main(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
-                list(tqdm(pool.map(draw_file, jobs, chunksize=16), total=len(jobs), desc="Drawing the demo birds"))
+                drawn = pool.map(draw_file, jobs, chunksize=16)
+                list(track(drawn, "Drawing the demo birds", len(jobs)))
             (aside / STAMP).write_text(DRAWING)
             if (self.root / STAMP).exists():  # an older drawing
                 shutil.rmtree(self.root)

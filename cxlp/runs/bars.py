@@ -1,0 +1,134 @@
+"""The bar of a stage's epochs, beneath the lines that stay."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+
+from cxlp.utils.progress import Bar, bar
+
+#: What a stage's passes are called; gradient epochs are counted.
+_NAMES = {"frozen": "frozen fit", "closing": "closing fit", "test": "test"}
+
+
+class StageBar(ProgressBar):
+    """Shows one pass at a time on rank 0, by :func:`cxlp.utils.progress.bar`: training, validation, or test.
+
+    The loss is read at the logging interval only: to read it at each step waits for the GPU, as Lightning's bars do.
+
+    Args:
+        stage: ``frozen``, ``finetune``, ``closing`` or ``test``.
+        first_epoch: The first gradient epoch, as :mod:`cxlp.runs.epochs` counts.
+    """
+
+    def __init__(self, stage: str, first_epoch: int = 1) -> None:
+        super().__init__()
+        self._stage, self._first_epoch = stage, first_epoch
+        self._bar: Bar | None = None
+        self._trained = 0
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing any more."""
+        self._enabled = False
+        self._close()
+
+    def enable(self) -> None:
+        """Show progress again."""
+        self._enabled = True
+
+    def _open(self, what: str, total: int | float, done: int = 0) -> None:
+        self._close()
+        if self._enabled and self.trainer.is_global_zero:
+            # Lightning has infinity where the length is not known
+            self._bar = bar(what, int(total) if total < float("inf") else None, "batches", done)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    @property
+    def _name(self) -> str:
+        number = self._first_epoch + self.trainer.current_epoch
+        return _NAMES.get(self._stage) or f"epoch {number} of {self._first_epoch - 1 + (self.trainer.max_epochs or 0)}"
+
+    def _open_training(self) -> None:
+        self._open(self._name, self.total_train_batches, self._trained)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a bar."""
+        self._trained = 0
+        self._open_training()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401 (Lightning's type is wider)
+        batch: Any,  # noqa: ANN401 (Lightning's type)
+        batch_idx: int,
+    ) -> None:
+        """Move it; after the last batch a frozen fit shows bars of its own."""
+        self._trained = batch_idx + 1
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._bar is None:
+            return
+        loss = trainer.callback_metrics.get("train/loss_step") if every and self._trained % every == 0 else None
+        if loss is not None:
+            self._bar.note(f"loss {float(loss):.4f}")
+        self._bar.update()
+        if trainer.is_last_batch:
+            self._close()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a bar in the place of training's."""
+        self._open(f"{self._name}, validation", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401 (as above)
+        batch: Any,  # noqa: ANN401 (as above)
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move it."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with training's, if the epoch is not over."""
+        self._close()
+        if trainer.training and not trainer.is_last_batch:
+            self._open_training()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a bar."""
+        self._open(self._name, sum(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401 (as above)
+        batch: Any,  # noqa: ANN401 (as above)
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move it."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove it."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove it."""
+        self._close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remove it."""
+        self._close()

@@ -1,0 +1,82 @@
+"""What a run says before its first stage: a few aligned lines."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from cxlp.data.datamodule import ImageDataModule
+from cxlp.models.network import Network
+from cxlp.runs.places import STARTS
+from cxlp.utils.progress import say
+
+
+def tell(facts: Mapping[str, str]) -> None:
+    """Print facts, a line each, aligned; those that are empty are left out."""
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        if fact:
+            say(f"{name:<{width}}   {fact}")
+
+
+def opening(
+    data: ImageDataModule, network: Network, trainer: pl.Trainer, precision: str, stages: str, folder: Path
+) -> dict[str, str]:
+    """Say what a run begins with.
+
+    Args:
+        data: Set up.
+        network: Built.
+        trainer: The first stage's.
+        precision: In which precision it computes, and why.
+        stages: What it does, see :func:`plan`.
+        folder: The run's.
+    """
+    heads = [f"{h.name} ({', '.join(name for _, name in network.map_names(h))})" for h in network.each_head()]
+    return {
+        "data": f"{data.name}, {len(data.classes):,} classes{' (several per image)' if data.multi_label else ''}",
+        "images": images_by_split(data),
+        "network": f"{network.backbone.name}, {network.image_size} px; {', '.join(heads)}, "
+        f"{network.out_features:,} features",
+        "stages": stages,
+        "device": device(trainer),
+        "precision": precision,
+        "folder": str(folder),
+    }
+
+
+def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str, chosen_by: str | None) -> str:
+    """Say what a run does, in words.
+
+    Args:
+        stages: Their names.
+        done: Those that are done already.
+        epochs: The number of gradient epochs.
+        start: ``model.start``.
+        chosen_by: The metric of the held-out images that chooses what is tested; ``None``: the last epoch is tested.
+    """
+    frozen = "frozen fit" if start in STARTS else f"frozen fit of {start}"
+    words = {"frozen": frozen, "finetune": f"{epochs} gradient epoch{'s' * (epochs != 1)}", "closing": "closing fit"}
+    said = ", ".join(words[name] + " (done)" * (name in done) for name in stages)
+    if len(stages) == 1 and "finetune" not in stages:
+        return said
+    return f"{said}; tested: {f'the best by {chosen_by}' if chosen_by else 'the last, since no images are held out'}"
+
+
+def images_by_split(data: ImageDataModule) -> str:
+    """Count the images of each split, in words."""
+    train, val, test = (len(data.splits[split]) for split in ("train", "val", "test"))
+    return f"{train:,} to train, {f'{val:,} held out' if val else 'none held out'}, {test:,} to test"
+
+
+def device(trainer: pl.Trainer) -> str:
+    """Name what a Trainer computes on."""
+    root = trainer.strategy.root_device
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    if root.type == "cpu":
+        return f"{count}CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
+    # A GPU that is not opened yet is left alone: where processes are forked, only they may open it.
+    if root.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return f"{count}{torch.cuda.get_device_name(root)}"
+    return f"{count}{root.type.upper()}"

@@ -1,0 +1,28 @@
+"""The table of ``cxlp compare`` as terminals of different widths show it."""
+
+import pytest
+
+from cxlp.commands.compare_table import show
+
+HEADS = ["system", "test accuracy %", "cv %", "difference", "p (Holm)", "size", "network ms", "fit s"]
+VALUES = [
+    ["CL", 85.5, 88.8, "+1.0", "0.84", 327680, 37.8, 35.7],
+    ["combination: CL & [b]bilinear", "", 86.0, *[""] * 5],
+]
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"), [("200", []), ("100", ["network ms"]), ("60", ["size", "network ms", "fit s"])]
+)
+def test_what_there_is_no_room_for_is_left_out_and_the_rest_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str, left_out: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    show(HEADS, VALUES, "birds")
+    said = capsys.readouterr().out
+    assert "[b]bilinear" in said and "88.8" in said
+    if columns != "60":  # in which not even the rest has room: it is folded, and nothing is cut silently
+        assert [head for head in HEADS if head not in said] == left_out
+        assert max(map(len, said.splitlines())) <= int(columns)
+    assert ("some columns; all of them are in results.md" in said) == bool(left_out)
+    assert "not by the test column" in said

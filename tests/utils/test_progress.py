@@ -1,0 +1,113 @@
+"""Bars in terminals, lines in pipes."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from cxlp.utils import progress
+from cxlp.utils.progress import LineBar, TerminalBar, bar, duration, say, track
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time, in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    yield now
+
+
+def test_in_a_pipe_progress_is_whole_lines_the_further_apart_the_longer_it_takes(clock: list[float]) -> None:
+    stream, times = io.StringIO(), []
+    with bar("Pooling", 10_000, to=stream) as shown:
+        assert isinstance(shown, LineBar)
+        for _ in range(10_000):
+            before = stream.tell()
+            clock[0] += 1
+            shown.update()
+            if stream.tell() > before:
+                times.append(clock[0] - 100)
+    text = stream.getvalue()
+    assert text.startswith("Pooling: 15 of 10,000 images in 15.0 s, 2:46:25 to go\n")
+    assert not re.search(r"[\r\x1b]", text) and text.endswith("\n")
+    assert times[:4] == [15, 30, 45, 60] and len(times) < 30
+    assert all(later - earlier >= 15 for earlier, later in itertools.pairwise(times))
+
+
+def test_what_is_done_soon_is_told_by_no_line(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with bar("Reading", 5, to=stream) as shown:
+        for _ in range(5):
+            clock[0] += 2
+            shown.update()
+    assert stream.getvalue() == ""
+
+
+def test_lines_without_a_total_in_bytes_and_with_figures(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with bar("a.tar", None, "B", start=1_000_000, to=stream) as shown:
+        clock[0] += 20
+        shown.update(2_000_000)
+        clock[0] += 20
+        shown.note("loss 0.5")
+        shown.update(1_000_000)
+    assert stream.getvalue().splitlines() == ["a.tar: 3.00MB in 20.0 s", "a.tar: 4.00MB in 40.0 s; loss 0.5"]
+
+
+def test_a_terminal_shows_a_bar_and_keeps_lines_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    stream = Terminal()
+    with bar("Pooling", 4, to=stream) as shown:
+        assert isinstance(shown, TerminalBar)
+        shown.update(2)
+        say("epoch 1", stream)
+    text = stream.getvalue()
+    assert "Pooling:  50%" in text
+    at = text.index("epoch 1\n")
+    cleared = text[:at].rpartition("\r")[0].rpartition("\r")[2]
+    assert cleared.strip() == "" and len(cleared) > 10, "the bar was wiped before the line"
+    assert "Pooling:  50%" in text[at:], "and drawn again behind it"
+    assert text.rpartition("\n")[2].rstrip(" ").endswith("\r"), "in the end it is gone"
+
+
+def test_what_is_done_soon_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    with bar("Pooling", 4, to=stream) as shown:
+        shown.update(2)
+        say("epoch 1", stream)
+    assert stream.getvalue() == "epoch 1\n"
+
+
+def test_a_kind_of_its_own_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(progress.Bar):
+        """A notebook's."""
+
+    stream = Terminal()
+    monkeypatch.setattr(progress, "shown", Own)
+    assert type(bar("Pooling", 4, to=stream)) is Own
+    assert type(bar("Pooling", 4, to=stream, hidden=True)) is progress.Bar
+    assert list(track(range(3), "Pooling", hidden=True)) == [0, 1, 2] and stream.getvalue() == ""
+
+
+def test_a_reader_that_has_gone_ends_nothing() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    say("epoch 1", Closed())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (4.21, "4.2 s"), (59.96, "1:00"), (65, "1:05"), (7200, "2:00:00")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

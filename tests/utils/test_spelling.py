@@ -1,0 +1,35 @@
+"""Names and numbers as people read them: everywhere the same."""
+
+import pytest
+
+from cxlp.utils.spelling import as_text, interval_as_text, number, shown_names, span_as_text
+
+
+def test_parts_are_in_percent_and_other_numbers_have_four_digits() -> None:
+    for name in ("test/accuracy", "frozen/cv_accuracy", "val/mAP_11point", "AP", "true probability"):
+        assert as_text(name, 0.855) == "85.50%"
+    assert as_text("test/loss", 0.37254) == "0.3725" and as_text("frozen/C", 10.0) == "10"
+    assert [number(v) for v in (1e-5, 999.94, 1117.3, -12345.6)] == ["1e-05", "999.9", "1,117", "-12,346"]
+    interval = {"low": 0.7995, "high": 0.8971, "by": "Wilson"}
+    assert span_as_text("test/accuracy", interval) == "79.95% to 89.71%"
+    assert interval_as_text("test/accuracy", interval) == "79.95% to 89.71% (Wilson)"
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [
+        (
+            ["001.Black_footed_Albatross", "010.Red_winged_Blackbird"],
+            ["Black footed Albatross", "Red winged Blackbird"],
+        ),
+        (["airport_inside", "bar"], ["airport inside", "bar"]),
+        (["707-320", "A300B4"], ["707-320", "A300B4"]),  # a number that is the name
+        (["12 inch", "rack"], ["12 inch", "rack"]),  # not all have one
+        (["1.gull", "2.gull"], ["1.gull", "2.gull"]),  # they would be alike
+        (["a_b", "a b"], ["a_b", "a b"]),
+        (["_", "gull"], ["_", "gull"]),  # nothing would be left
+        ([], []),
+    ],
+)
+def test_names_of_classes_are_spelled_for_people(classes: list[str], shown: list[str]) -> None:
+    assert shown_names(classes) == shown
