@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK (by this, argcomplete knows that it may ask)
 """Train and test: ``python train.py --config demo.yaml``; see the README."""
 
 if __name__ == "__main__":

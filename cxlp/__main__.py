@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK (by this, argcomplete knows that it may ask)
 """The commands: ``cxlp COMMAND`` or, without an installation, ``python -m cxlp COMMAND``."""
 
 import os
@@ -22,6 +23,7 @@ from cxlp.commands import (
     test,
     train,
 )
+from cxlp.commands.completion import complete, is_asked
 from cxlp.commands.parser import CommandParser
 from cxlp.runs.arguments import KEYS
 from cxlp.utils.errors import CxlpError
@@ -66,6 +68,9 @@ def main(args: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add(add_parser)
     parser.commands(list(commands.choices))
+    if is_asked():
+        with_keys = [name for name, each in commands.choices.items() if each.get_default("takes_more")]
+        complete(parser, [commands.choices[name] for name in with_keys])
     chosen, rest = parser.parse_known_args(args)
     chosen.rest = rest
     if getattr(chosen, "takes_more", False):

@@ -31,7 +31,7 @@ extensions = [
 highlight_language = "bash"  # of blocks that name no language
 
 html_theme = "furo"
-html_title = f"cxlp {cxlp.__version__}"
+html_title = "cxlp" if "source" in version else f"cxlp {version}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False

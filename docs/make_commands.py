@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from unittest.mock import patch
 
 from cxlp.__main__ import COMMANDS
+from cxlp.commands.parser import CommandParser
 from cxlp.commands.train_help import help_page
 from cxlp.runs.arguments import CONFIGS
 
@@ -15,7 +16,7 @@ WIDTH = 90
 
 def parsers() -> dict[str, ArgumentParser]:
     """The parser of each command by the command's name, in the order of a working day."""
-    commands = ArgumentParser(prog="cxlp").add_subparsers()
+    commands = CommandParser(prog="cxlp").add_subparsers()
     for command in COMMANDS:
         command.add(commands.add_parser)
     return dict(commands.choices)

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import cxlp
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(installed: Path, place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Give the installed command in some folder."""
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
     line = [sys.executable, str(installed / "bin" / "cxlp"), *arguments]
     return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -38,13 +36,15 @@ def test_it_holds_every_file_of_the_package_and_the_configs(installed: Path) -> 
         return {str(path.relative_to(folder)) for path in found}
 
     configs = {f"configs/{name}" for name in files(ROOT / "configs")}
-    assert "configs/demo.yaml" in configs
+    assert "configs/demo.yaml" in configs and "py.typed" in files(ROOT / "cxlp")
     assert files(installed / "cxlp") == files(ROOT / "cxlp") | configs
 
 
 @pytest.mark.slow
 def test_it_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    assert command(installed, tmp_path, "--version").stdout == f"cxlp {cxlp.__version__}\n"
+    (metadata,) = installed.glob("cxlp-*.dist-info")
+    version = metadata.name.removeprefix("cxlp-").removesuffix(".dist-info")
+    assert command(installed, tmp_path, "--version").stdout == f"cxlp {version}\n"
     shown = command(installed, tmp_path, "train", "--config", "demo.yaml", "--print_config")
     assert shown.returncode == 0, shown.stderr
     assert yaml.safe_load(shown.stdout)["data"]["class_path"] == "cxlp.data.demo.Demo"

@@ -22,7 +22,7 @@ MOST = {"workers": 1024}
 def add_data_set(parser: ArgumentParser) -> None:
     """Add the arguments of commands that work on a data set: ``name`` and ``root``."""
     parser.add_argument(
-        "name", metavar="NAME", help=f"one of: {', '.join(DATA_MODULES)} (such as torchvision/Flowers102)"
+        "name", metavar="DATA_SET", help=f"one of: {', '.join(DATA_MODULES)} (such as torchvision/Flowers102)"
     )
     parser.add_argument("--root", type=Path, metavar="DIR", help="its folder, or table (default: one in data/)")
 

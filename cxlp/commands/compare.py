@@ -35,49 +35,61 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all; see --list)")
+    parser.add_argument(
+        "--systems", group="what to compare", nargs="+", metavar="NAME", help="only these (default: all; see --list)"
+    )
     parser.add_argument(
         "--sweep",
+        group="what to compare",
         metavar="KEY=[V, ...]",
         help="instead of systems: the configs' own network, with values of a key",
     )
     parser.add_argument(
         "--recipes",
+        group="what to compare",
         nargs="+",
         metavar="CONFIG",
         help="instead of systems: the configs' own network, with each of these overlays; none: without any",
     )
     parser.add_argument(
         "--reach",
+        group="how often, and until when",
         type=float,
         metavar="PERCENT",
         help="also tell in which epoch the held-out images first reach this accuracy or mAP (the mean over seeds)",
     )
     parser.add_argument(
         "--reference",
+        group="what to compare",
         metavar="NAME",
         help="test each row's difference from this one on the same images: with an interval, and p by Holm",
     )
     parser.add_argument(
         "--combine",
+        group="what to compare",
         type=int,
         metavar="N",
         help="also cross-validate all combinations of 2 to N systems, by their stored features, and test the best",
     )
     parser.add_argument(
         "--seeds",
+        group="how often, and until when",
         type=int,
         default=1,
         metavar="N",
         help="run each system with N seeds, from seed_everything upward: the table has mean and deviation, costs of "
         "the first seed (default: 1)",
     )
-    parser.add_argument("--list", action="store_true", help="name the systems and stop")
+    parser.add_argument("--list", group="what to compare", action="store_true", help="name the systems and stop")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of runs, table, pictures (default: by configs, in runs/)"
+        "--out", group="output", type=Path, metavar="DIR", help="folder of runs, table, pictures (default: in runs/)"
     )
-    parser.add_argument("--no-store", action="store_true", help="keep no features (all systems: 5 MB per image)")
-    parser.add_argument("--clean", action="store_true", help="delete the features that runs of compare share, and stop")
+    parser.add_argument(
+        "--no-store", group="output", action="store_true", help="keep no features (all systems: 5 MB per image)"
+    )
+    parser.add_argument(
+        "--clean", group="output", action="store_true", help="delete the features that all comparisons share, and stop"
+    )
     parser.set_defaults(run=run, takes_more=True)
 
 

@@ -42,14 +42,26 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as features.npz or .parquet")
-    parser.add_argument("--dim", type=int, metavar="N", help="size of a vector (default: that of the features)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode; 0: none (default: one per core, at most 8)"
+        "--out", group="output", type=Path, required=True, metavar="FILE", help="such as features.npz or .parquet"
     )
-    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--dim", group="output", type=int, metavar="N", help="size of a vector (default: that of the features)"
+    )
+    parser.add_argument(
+        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+    )
+    parser.add_argument(
+        "--workers",
+        group="computing",
+        type=int,
+        metavar="N",
+        help="processes that decode; 0: none (default: one per core, at most 8)",
+    )
+    parser.add_argument(
+        "--device", group="computing", default="auto", help="auto (the default), cpu, cuda, cuda:1, ..."
+    )
+    parser.add_argument("--precision", group="computing", choices=("32", "bf16"), default="32", help="default: 32")
     parser.set_defaults(run=run, takes_more=True)
 
 

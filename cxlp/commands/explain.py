@@ -53,20 +53,51 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin")
-    parser.add_argument("--class", dest="target", metavar="NAME", help="explain this class (default: the predicted)")
     parser.add_argument(
-        "--against", metavar="NAME", help="explain what the class scores above this one (default class: the best other)"
-    )
-    parser.add_argument("--patches", action="store_true", help="what channels look at across the images")
-    parser.add_argument("--channels", type=int, default=8, metavar="K", help="show the K strongest (default: 8)")
-    parser.add_argument(
-        "--indices", type=int, nargs="+", metavar="N", help="show these channels, numbered from 0 through all heads"
+        "--class",
+        group="what is explained",
+        dest="target",
+        metavar="NAME",
+        help="explain this class (default: the predicted)",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help=f"only the first N images (default: {LIMIT}; with --patches: all)"
+        "--against",
+        group="what is explained",
+        metavar="NAME",
+        help="explain what the class scores above this one (default class: the best other)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where files go (default: explained/, explained-2/, ... in the run)"
+        "--patches", group="what is explained", action="store_true", help="what channels look at across the images"
+    )
+    parser.add_argument(
+        "--channels",
+        group="what is explained",
+        type=int,
+        default=8,
+        metavar="K",
+        help="show the K strongest (default: 8)",
+    )
+    parser.add_argument(
+        "--indices",
+        group="what is explained",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="show these channels, numbered from 0 through all heads",
+    )
+    parser.add_argument(
+        "--limit",
+        group="what is explained",
+        type=int,
+        metavar="N",
+        help=f"only the first N images (default: {LIMIT}; with --patches: all)",
+    )
+    parser.add_argument(
+        "--out",
+        group="output",
+        type=Path,
+        metavar="DIR",
+        help="where files go (default: explained/, explained-2/, ... in the run)",
     )
     parser.set_defaults(run=run)
 

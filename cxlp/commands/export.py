@@ -38,16 +38,20 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx or model.pt2")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "--out", group="output", type=Path, required=True, metavar="FILE", help="such as model.onnx or model.pt2"
+    )
+    parser.add_argument("--format", group="output", choices=("onnx", "torch"), default="onnx", help="default: onnx")
     parser.add_argument(
         "--input",
+        group="output",
         choices=("uint8", "float32"),
         default="uint8",
         help="of the input: uint8 (default) of 0..255, or float32 of 0..1",
     )
     parser.add_argument(
         "--check",
+        group="check",
         nargs="+",
         metavar="PATH",
         help=f"images, folders or quoted patterns to compare on, the first {IMAGES} (default: drawn birds)",

@@ -39,11 +39,28 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "name", metavar="NAME", help="a network of torchvision or timm, or the import path of one of your own"
     )
-    parser.add_argument("--image-size", type=int, metavar="N", help="side of the images (default: the network's own)")
-    parser.add_argument("--filter", metavar="TEXT", help="only layers whose name holds this, or matches this pattern")
-    parser.add_argument("--depth", type=int, metavar="N", help="only layers whose name has at most N parts")
-    parser.add_argument("--all", action="store_true", help=f"list all layers, not only the last {ROWS}")
-    parser.add_argument("--json", action="store_true", help="print all of them as JSON, from the image up")
+    parser.add_argument(
+        "--image-size",
+        group="which layers",
+        type=int,
+        metavar="N",
+        help="side of the images (default: the network's own)",
+    )
+    parser.add_argument(
+        "--filter",
+        group="which layers",
+        metavar="TEXT",
+        help="only layers whose name holds this, or matches this pattern",
+    )
+    parser.add_argument(
+        "--depth", group="which layers", type=int, metavar="N", help="only layers whose name has at most N parts"
+    )
+    parser.add_argument(
+        "--all", group="which layers", action="store_true", help=f"list all layers, not only the last {ROWS}"
+    )
+    parser.add_argument(
+        "--json", group="output", action="store_true", help="print all of them as JSON, from the image up"
+    )
     parser.set_defaults(run=run)
 
 

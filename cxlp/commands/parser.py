@@ -20,15 +20,20 @@ class CommandParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.options: list[str] = []
         self._valid: dict[str, Sequence[str]] = {}
+        self._groups: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
 
-    def add_argument(self, *names: Any, **kwargs: Any) -> Action:
-        """Add an argument, and note its name and values."""
+    def add_argument(self, *names: Any, group: str | None = None, **kwargs: Any) -> Action:
+        """Add an argument, perhaps to a group of the help's, and note its name and values."""
         self.options += [name for name in names if name.startswith("--")]
         for name in (*names, "/".join(names), kwargs.get("metavar")):
             if kwargs.get("choices"):
                 self._valid[str(name)] = [*kwargs["choices"]]
-        return super().add_argument(*names, **kwargs)
+        if group is None:
+            return super().add_argument(*names, **kwargs)
+        if group not in self._groups:
+            self._groups[group] = self.add_argument_group(group)
+        return self._groups[group].add_argument(*names, **kwargs)
 
     def commands(self, known: Sequence[str]) -> None:
         """Note the commands that there are."""

@@ -43,17 +43,31 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
     )
-    parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: csv")
+    parser.add_argument("--format", group="output", choices=("csv", "jsonl"), default="csv", help="default: csv")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="written aside and put in place when whole (default: stdout)"
+        "--out",
+        group="output",
+        type=Path,
+        metavar="FILE",
+        help="written aside and put in place when whole (default: stdout)",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many classes per image (default: 5)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode; 0: none (default: one per core, at most 8)"
+        "--top", group="output", type=int, default=5, metavar="K", help="how many classes per image (default: 5)"
     )
-    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+    )
+    parser.add_argument(
+        "--workers",
+        group="computing",
+        type=int,
+        metavar="N",
+        help="processes that decode; 0: none (default: one per core, at most 8)",
+    )
+    parser.add_argument(
+        "--device", group="computing", default="auto", help="auto (the default), cpu, cuda, cuda:1, ..."
+    )
+    parser.add_argument("--precision", group="computing", choices=("32", "bf16"), default="32", help="default: 32")
     parser.set_defaults(run=run)
 
 

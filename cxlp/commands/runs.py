@@ -43,21 +43,41 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="runs, by name or path (default: all)")
-    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)")
-    parser.add_argument("--sort", choices=SORTS, default="date", help="default: date, the newest first")
-    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument(
+        "--root",
+        group="which runs, in which order",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of the runs (runs)",
+    )
+    parser.add_argument(
+        "--sort",
+        group="which runs, in which order",
+        choices=SORTS,
+        default="date",
+        help="default: date, the newest first",
+    )
+    parser.add_argument(
+        "--reverse", group="which runs, in which order", action="store_true", help="the other way round"
+    )
     parser.add_argument(
         "--filter",
+        group="which runs, in which order",
         action="append",
         default=[],
         metavar="TEXT",
         help="only where a column holds this; repeatable",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that compares them")
-    parser.add_argument("--reference", metavar="NAME", help="of compare: what others are compared with (the first)")
-    parser.add_argument("--json", action="store_true", help="print them as JSON")
-    parser.add_argument("--delete", action="store_true", help="delete the named runs, with --yes; else only tell them")
-    parser.add_argument("--yes", action="store_true", help="do delete them")
+    parser.add_argument("--html", group="output", type=Path, metavar="FILE", help="write a page that compares them")
+    parser.add_argument(
+        "--reference", group="output", metavar="NAME", help="of compare: what others are compared to (the first)"
+    )
+    parser.add_argument("--json", group="output", action="store_true", help="print them as JSON")
+    parser.add_argument(
+        "--delete", group="deleting", action="store_true", help="delete the named runs, with --yes; else only tell them"
+    )
+    parser.add_argument("--yes", group="deleting", action="store_true", help="do delete them")
     parser.set_defaults(run=run)
 
 

@@ -112,8 +112,8 @@ def _facts(entries: Sequence[Entry], metric: str) -> dict[str, str]:
     deviation, interval = spread(values), entries[0].interval if len(entries) == 1 else None
     return {
         "runs": str(len(entries)) if len(entries) > 1 else "",
-        f"test {metric} %": f"{mean(values):.1f}",
+        f"test {metric} %": f"{mean(values):.2f}",
         "±": "" if deviation is None else f"{deviation:.2f}",
-        "95% interval": f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}" if interval else "",
-        "cv %": f"{100 * mean(c for c in chosen if c is not None):.1f}" if None not in chosen else "",
+        "95% interval": f"{100 * interval['low']:.2f} to {100 * interval['high']:.2f}" if interval else "",
+        "cv %": f"{100 * mean(c for c in chosen if c is not None):.2f}" if None not in chosen else "",
     }

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cxlp.commands.completion import complete, is_asked
 from cxlp.runs.endings import Begun, folder_to_go_on, let_peers_know, mendable
 from cxlp.utils.locking import let_go_all
 from cxlp.utils.processes import how_ended, leave_with_parent, raising_on_signals
@@ -13,6 +14,7 @@ from cxlp.utils.program import (
     end_without_collecting,
     forget_ranks_without_number,
     print_any_text,
+    train_program,
 )
 from cxlp.utils.transcript import recording
 
@@ -43,6 +45,9 @@ def main(args: Sequence[str] | None = None) -> int:
         (Ctrl-C), SIGTERM or SIGHUP.
     """
     begun = Begun()
+    if is_asked():
+        parser = ArgumentParser(prog=train_program(), add_help=False)
+        complete(parser, [parser])
     print_any_text()
     end_without_collecting()
     with recording(), raising_on_signals():
@@ -70,8 +75,12 @@ def _run(args: Sequence[str], begun: Begun) -> int:
     forget_ranks_without_number()
     if not {"-h", "--help", "--help-all"}.isdisjoint(args):
         return _help("--help-all" in args)
+    from cxlp.commands.keys_help import keys_help
     from cxlp.runs.early import check_early
 
+    if (page := keys_help(args)) is not None:
+        print(page, end="")  # noqa: T201
+        return 0
     check_early(args)  # before all that takes seconds to import
     with collecting_no_garbage():
         from cxlp.runs.arguments import find_configs

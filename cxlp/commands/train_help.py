@@ -60,9 +60,10 @@ the run
   --seeds 3                          the run with so many seeds: mean and deviation
 
 more help
-  docs/configuration.md              every key, its default and meaning
-  --help-all                         the same in the terminal, with all options of Lightning's Trainer
-  --model.head.help NAME             the options of a head; --data.help NAME: of a data set
+  --model.help, --data.help          the keys of a group; also of model.frozen, run, trainer, ...
+  --model.head.help NAME             the keys of a head; --data.help NAME: of a data set
+  --help-all                         all keys; docs/configuration.md: the same as a page
+  docs/completion.md                 have the shell complete keys and values
 """
 
 

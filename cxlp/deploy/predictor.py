@@ -1,5 +1,6 @@
 """A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
 
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,12 @@ from cxlp.deploy.pictures import Picture, Pictures, is_one, name_of, one_by_one,
 from cxlp.deploy.prediction import Prediction, Predictions
 from cxlp.deploy.reading import Batch, batches, read_batches
 from cxlp.explain.attribution import explain
+from cxlp.models.classes import some
 from cxlp.models.network import Network
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.program import in_notebook
+from cxlp.utils.progress import bar
 from cxlp.utils.spelling import shown_names
 
 #: What the network computes in: float32, or bfloat16 by autocast.
@@ -106,13 +110,11 @@ class Predictor:
             raise CxlpError("the network has no classes: there is nothing to predict (embed gives its features)")
 
     def __repr__(self) -> str:
-        classes = f"{', '.join(self.classes[:3])}{', ...' * (len(self.classes) > 3)}"
-        size, several = self.transform.size, " of which an image may show several" * self.multi_label
-        network = indent(repr(self.network), "  ")
-        pictures = f"images of {size} x {size} pixels ({self.transform.aspect})"
+        several, to = " of which an image may show several" * self.multi_label, self.transform
         return (
-            f"Predictor of {len(self.classes)} classes{several} ({classes})\n{network}\n"
-            f"  {pictures}, on {self.device}, precision {self.precision}"
+            f"Predictor of {len(self.classes)} classes{several} ({some(self.classes)})\n"
+            f"{indent(repr(self.network), '  ')}\n"
+            f"  images of {to.size} x {to.size} pixels ({to.aspect}), on {self.device}, precision {self.precision}"
         )
 
     def picture(self, image: Picture) -> Tensor:
@@ -262,10 +264,13 @@ class Predictor:
         """Go through images batch by batch: what was given, the network's inputs, heights by widths."""
         if batch_size < 1:
             raise CxlpError(f"batch_size is {batch_size}: 1 or more")
-        with ThreadPoolExecutor(usable_cores()) as pool:
+        total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
+        hidden = is_one(images) or not (in_notebook() or sys.stderr.isatty())
+        with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
             for batch in batches(one_by_one(images), batch_size):
                 inputs, proportions = zip(*pool.map(prepared, batch, repeat(self.transform)), strict=True)
                 yield batch, inputs, proportions
+                progress.update(len(batch))
 
     def stream(
         self, paths: Iterable[str], top: int = 5, batch_size: int = 32, workers: int = 0

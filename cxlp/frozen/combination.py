@@ -17,6 +17,7 @@ from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 from cxlp.utils.memory import free_memory
+from cxlp.utils.progress import track
 
 #: Largest block of test features, in bytes.
 _BLOCK = 256 << 20
@@ -82,12 +83,15 @@ class Kernels:
         check_memory(len(stores), len(labels), len(classes), self.folds)
         start = time.perf_counter()
         self.grams, self.lengths = dict[str, Tensor](), dict[str, float]()
-        for name, store in stores.items():
+        for name, store in track(stores.items(), "Gram matrices", len(stores), "systems"):
             gram = gram_matrix(store, device, progress=False)
             check_lengths(gram.diagonal().numpy())
             self.lengths[name] = float(gram.diagonal().mean()) or 1.0  # mean squared length
             self.grams[name] = gram.div_(self.lengths[name])
         self.seconds = time.perf_counter() - start
+
+    def __repr__(self) -> str:
+        return f"Kernels({', '.join(self.stores)}; {len(self.labels):,} rows, {len(self.targets):,} classes)"
 
     def evaluate(self, names: Sequence[str]) -> Combination:
         """Cross-validate the SVMs on a sum, on the folds and with the costs C of a single run."""

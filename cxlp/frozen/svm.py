@@ -106,9 +106,6 @@ class FoldScores:
         self.gram, self.targets, self.fold, self.threads = gram, targets, fold, threads
         self._kept: tuple[float, DualSolution] | None = None  # the last cross-validation
 
-    def __repr__(self) -> str:
-        return f"KernelSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
-
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
         """Score each row by the SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
         return {c: self._scores(self._solve_folds(c)) for c in costs}
@@ -160,6 +157,9 @@ class KernelSolver(FoldScores):
     ) -> None:
         super().__init__(gram, targets, fold, threads)
         self.store, self.device = store, device
+
+    def __repr__(self) -> str:
+        return f"KernelSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
         """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""

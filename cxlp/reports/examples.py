@@ -249,7 +249,7 @@ def _thumbnail(pictures: Sequence[Tensor], proportion: float) -> bytes:
     """Draw square pictures beside each other in their true shape, height by width, as a JPEG."""
     width = max(1, round(min(WIDTH, HEIGHT / proportion)))
     height = max(1, round(min(HEIGHT, WIDTH * proportion)))
-    strip = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "grey")
+    strip = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "black")
     for number, shown in enumerate(pictures):
         strip.paste(to_pil_image(shown).resize((width, height)), (number * (width + GAP), 0))
     file = io.BytesIO()

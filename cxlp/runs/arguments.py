@@ -26,8 +26,12 @@ CLASSES = {
     "data": tuple(DATA_MODULES.values()),
     "model.head": tuple(f"cxlp.heads.{name}" for name in exported("cxlp.heads") if name != "Head"),
 }
+#: What ``--model NAME`` stands for, by the names of the modes.
+MODES = {"FineTune": ("--config", "finetune.yaml"), "Frozen": ("--trainer.max_epochs", "0")}
 #: The head where none is named.
 HEAD = "CrossLayerPooling"
+#: Defaults of the Trainer that are not Lightning's own. No sanity check: it scores a few images of a few classes.
+TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 #: Keys beside the groups.
 OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
 #: All keys and groups of keys.
@@ -42,7 +46,9 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
 def find_configs(args: Sequence[str]) -> list[str]:
     """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
 
-    After them comes ``--data NAME``, which may be a class or a config's name, such as ``torchvision``.
+    After them comes ``--data NAME``, which may be a class or a config's name, such as ``torchvision``; where no config
+    describes the data, it comes before them, for the overlays among them. ``--model FineTune`` and ``--model Frozen``,
+    by the names of the two modes, stand for :data:`MODES`.
 
     Raises:
         CxlpError: If there is none; names those there are.
@@ -50,7 +56,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     if not args or not args[0].startswith("-"):
         what = f"{args[0]!r} stands alone" if args else "there is nothing to run"
         raise CxlpError(f"{what}: name a config, {train_program()} --config {args[0] if args else 'demo.yaml'}")
-    found = list(args)
+    found = _spelt_out(args)
     for i, arg in enumerate(found):
         if arg in ("--config", "-c") and i + 1 < len(found):
             found[i + 1] = str(_config_path(found[i + 1]))
@@ -72,9 +78,21 @@ def find_configs(args: Sequence[str]) -> list[str]:
             data = [f"--data={DATA_MODULES.get(name, name)}"]
         else:
             (configs if arg.startswith("--config=") else others).append(arg)
-    _check_overlays([c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")])
+    paths = [c.removeprefix("--config=") for c in configs if c not in ("--config", "-c")]
+    described = _check_overlays(paths, bool(data))
     _check_values(others)
-    return configs + data + others
+    return configs + data + others if described else data + configs + others
+
+
+def _spelt_out(args: Sequence[str]) -> list[str]:
+    """Put what the name of a mode stands for in its place."""
+    found: list[str] = []
+    for arg in args:
+        if found and found[-1] == "--model" and arg in MODES:
+            found[-1:] = MODES[arg]
+        else:
+            found += MODES.get(arg.removeprefix("--model="), (arg,)) if arg.startswith("--model=") else (arg,)
+    return found
 
 
 def given_configs(args: Sequence[str]) -> list[Path]:
@@ -125,8 +143,16 @@ def _check_values(arguments: Sequence[str]) -> None:
             raise CxlpError(f"{arg} has no value: give {arg} VALUE")
 
 
-def _check_overlays(paths: Sequence[str]) -> None:
-    """Refuse files that hold no keys, and overlays that come before what they change."""
+def _check_overlays(paths: Sequence[str], given: bool) -> bool:
+    """Refuse files that hold no keys, and overlays that come before what they change.
+
+    Args:
+        paths: The files.
+        given: Whether the command line names the data.
+
+    Returns:
+        Whether one of them describes the data.
+    """
     described = False
     for path in paths:
         content = read_yaml(path)
@@ -139,11 +165,12 @@ def _check_overlays(paths: Sequence[str]) -> None:
             raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
         data = content.get("data")
         described |= isinstance(data, str) or (isinstance(data, dict) and "class_path" in data)
-        if data and not described:
+        if data and not described and not given:
             raise CxlpError(
                 f"{path} is an overlay: it changes data, which no config before it describes. Put a whole one before "
                 "it, such as --config cub200.yaml"
             )
+    return described
 
 
 def read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)

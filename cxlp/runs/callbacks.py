@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -160,17 +161,20 @@ class Progress(Callback):
     Attributes:
         first_epoch: The first epoch of the present stage, counted likewise.
         images: Seen so far.
+        have_met: Is set when all processes have met and training begins.
         phases: How many of them went through the backbone, by phase; those whose features were there already did not.
     """
 
     def __init__(self) -> None:
         self.first_epoch = self.images = 0
         self.phases: dict[str, int] = {}
+        self.have_met = Event()
         self._last = (0, 0.0)
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have each epoch logged at least once, however few steps it has."""
+        """Tell that all processes are there, and have each epoch logged at least once, however few steps it has."""
+        self.have_met.set()
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
         trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -13,15 +14,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.arguments import CLASSES, HEAD, find_configs, part_heads
+from cxlp.runs.arguments import CLASSES, HEAD, TRAINER, find_configs, part_heads
 from cxlp.runs.config_errors import check_group, explain, explain_instance, refuse_infinite, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
+from cxlp.tasks.finetune import UNFITTED
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import train_program
-
-#: Defaults of the Trainer that are not Lightning's own. No sanity check: it scores a few images of a few classes.
-TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 
 
 @cache
@@ -118,19 +117,25 @@ def model_of(config: Namespace) -> ModelConfig:
     return model
 
 
+#: Warnings that nobody can act upon in a run, by the beginnings of their messages, and why each is none.
+_NO_NEWS = {
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated": "Lightning's own code calls torch so",
+    r".*does not have many workers": "the number of workers is chosen by the cores, or by the user",
+    r"The number of training batches .* is smaller than the logging interval": "each epoch's end is logged, too",
+    r"Checkpoint directory .* exists and is not empty": "it is the run's own, where stages share it",
+    r"Total length of `list` across ranks is zero": "without held-out images, the loader is an empty list",
+    r".*configure_optimizers` returned `None`": "the frozen fit has no optimizer of use",
+    r"It is recommended to use `self\.log.*sync_dist=True": "such figures are rank 0's, on purpose",
+    r"Found .* module\(s\) in eval mode at the start of training": "frozen BatchNorm, and the frozen fit, evaluate",
+    r"`ModelCheckpoint\(monitor='val/(accuracy|mAP)'\)` could not find the monitored": "not each epoch is validated",
+    re.escape(UNFITTED): "model.start asks for it",
+}
+
+
 def quiet() -> None:
     """Silence what a user cannot act upon, and keep wandb from talking at length."""
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*isinstance\(treespec, LeafSpec\).*",
-        r".*does not have many workers.*",
-        r".*The number of training batches .* is smaller than the logging interval.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*Total length of `list` across ranks is zero.*",
-        r".*configure_optimizers` returned `None`.*",
-        r".*It is recommended to use `self.log.*sync_dist=True.*",
-        r".*module\(s\) in eval mode at the start of training.*",
-    ):
+        logging.getLogger(name).setLevel(logging.WARNING)  # tips, devices, seeds: the run says itself what matters
+    for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message)

@@ -52,6 +52,11 @@ def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
     word = re.search(r"Expected a dot import path string: (.*)", text)
     if word or _NO_CLASS.search(inside):
         wrong, why = (word[1], "") if word else (problem["path"], f" ({inside.strip()})")  # type: ignore[index]
+        if "." in wrong and not wrong.startswith("cxlp."):
+            try:
+                import_object(wrong, key)
+            except CxlpError as error:
+                return str(error)
         return no_class(key, wrong, valid, why)
     if problem is None:
         base = re.search(r"subclass of (\w+)", text)

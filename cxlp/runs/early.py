@@ -8,16 +8,18 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
 from cxlp.backbones.weights_file import find_weights
+from cxlp.data import DATA_MODULES
 from cxlp.data.listing import check_folder
 from cxlp.data.table_files import check_table
 from cxlp.data.torchvision_sets import find_data_set
-from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs, load_yaml
+from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs, given_configs, load_yaml, read_yaml
 from cxlp.runs.config_errors import no_class, unknown_key, unknown_option, wrong_value
 from cxlp.runs.places import STARTS, chosen_checkpoint, resumed_checkpoint, start_checkpoint
 from cxlp.utils.errors import CxlpError
@@ -57,6 +59,39 @@ def check_early(arguments: Sequence[str]) -> dict[str, Any]:
     if not any(re.fullmatch(r"--([\w.]+\.)?print_config(=.*)?", arg) for arg in arguments):  # which needs no files
         given.check_files()
     return given.values
+
+
+def known_options(arguments: Sequence[str]) -> Options:
+    """List the keys that may follow the arguments of a line that is not finished, with their types.
+
+    Args:
+        arguments: Of ``train.py``; what is wrong with them is passed over.
+    """
+    given = _Given()
+    with suppress(CxlpError):
+        for path in given_configs(arguments):
+            for key, part in read_yaml(str(path)).items():
+                with suppress(CxlpError):
+                    given.take([key], part)
+    for name, value in _options(arguments):
+        if name not in ("config", "c"):
+            with suppress(CxlpError):
+                given.take(name.split("."), DATA_MODULES.get(value or "", value) if name == "data" else value)
+    known = dict(_kinds({key: kind for key, kind in given.options.items() if key not in CLASSES}))
+    for place in CLASSES:
+        module, name = _BASES[place]
+        known[place] = None
+        known |= _kinds(options_of(given.classes[place] or f"{module}.{name}") or {}, f"{place}.")
+    return known
+
+
+def _kinds(options: Options, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through the keys of options with their types."""
+    for key in keys_of(options):
+        kind: Any = options
+        for name in key.split("."):
+            kind = kind[name]
+        yield f"{prefix}{key}", kind
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from cxlp.reports.formatting import as_text
 from cxlp.utils.progress import duration, say
+from cxlp.utils.spelling import as_text
 
 #: The stages of a run, in their order.
 Stage = Literal["frozen", "finetune", "closing"]

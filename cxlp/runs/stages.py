@@ -36,6 +36,7 @@ from cxlp.tasks.feature_reuse import FeatureReuse
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole
 from cxlp.utils.progress import say
+from cxlp.utils.starting import watching_start
 
 
 class Run(OpenedRun):
@@ -212,7 +213,9 @@ class Run(OpenedRun):
 
     def _run(self, trainer: pl.Trainer, task: ClassificationTask, resume: str | None = None) -> None:
         task.times = self.times
-        trainer.fit(task, self.data, ckpt_path=resume, weights_only=True if resume else None)
+        launcher = trainer.strategy.launcher
+        with watching_start(lambda: getattr(launcher, "procs", []), self.discard) as self.progress.have_met:
+            trainer.fit(task, self.data, ckpt_path=resume, weights_only=True if resume else None)
         # Lightning's launcher starts other processes with the first fit: only now do they know the folder.
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 

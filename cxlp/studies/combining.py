@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Sample
@@ -28,6 +27,7 @@ from cxlp.studies.choice import cross_validated
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import digest
+from cxlp.utils.progress import track
 
 #: Most combinations in the table; the file has all of them.
 SHOWN = 10
@@ -67,9 +67,9 @@ class CombinedRow:
     @property
     def cells(self) -> dict[str, Any]:
         """For a table: what is tested only where it was."""
-        tested = self.quality is not None and {"test": round(self.quality, 1)}
-        ends = self.interval and {"95% interval": "{:.1f} to {:.1f}".format(*self.interval)}
-        known = {"system": self.name, "cv %": round(self.choice, 1), "size": self.size}
+        tested = self.quality is not None and {"test": round(self.quality, 2)}
+        ends = self.interval and {"95% interval": "{:.2f} to {:.2f}".format(*self.interval)}
+        known = {"system": self.name, "cv %": round(self.choice, 2), "size": self.size}
         return {**known, "kB": round(self.row_bytes / 1000, 1), **(tested or {}), **(ends or {})}
 
 
@@ -126,7 +126,7 @@ def combine(
     kernels = Kernels({s.name: s.rows("train") for s in found}, labels, first.data.classes, first.config, device)
     start = time.perf_counter()
     sets = [names for size in range(2, most + 1) for names in combinations(kernels.stores, size)]
-    evaluated = [kernels.evaluate(names) for names in tqdm(sets, desc="Combinations", leave=False)]
+    evaluated = [kernels.evaluate(names) for names in track(sets, "Cross-validating", len(sets), "combinations")]
     spent = time.perf_counter() - start
     of = {s.name: s for s in found}
 

@@ -11,8 +11,8 @@ from typing import Any
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, run_in
 from cxlp.studies.identity import Identities, difference, name_of, read_identity, write_identity
+from cxlp.studies.rows import Row, read_row
 from cxlp.studies.systems import Network
-from cxlp.studies.tables import Row, read_row
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.progress import say
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxlp.reports.outputs import Outputs
-from cxlp.runs.folder import say
 from cxlp.studies.combining import CombinedRow, combine
 from cxlp.studies.paired import NOTE, Difference, compare
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.progress import say
 
 #: What is shown of all tables.
 CHOICE = (

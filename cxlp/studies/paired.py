@@ -15,6 +15,7 @@ from cxlp.metrics.paired import Paired, holm, paired_accuracy, paired_precision,
 from cxlp.runs.matching import match_classes
 from cxlp.runs.places import REFIT
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.spelling import points
 
 #: What a comparison says of itself.
 NOTE = (
@@ -46,8 +47,8 @@ class Difference(NamedTuple):
         """For a table, in points."""
         found = self.found
         return {
-            "difference": f"{100 * found.difference:+.1f}",
-            "95% of it": f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+            "difference": points(found.difference),
+            "95% of it": f"{points(found.low)} to {points(found.high)}",
             "p": p_as_text(found.p),
             "p (Holm)": p_as_text(self.adjusted),
         }
@@ -62,7 +63,7 @@ def p_as_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answers:
     """What a run's test has answered.
 
@@ -79,6 +80,9 @@ class Answers:
     classes: tuple[str, ...]
     truth: NDArray[Any]
     answers: NDArray[Any]
+
+    def __repr__(self) -> str:
+        return f"Answers({len(self.keys):,} images of {len(self.classes):,} classes, in {self.folder})"
 
     @property
     def multi_label(self) -> bool:

@@ -22,7 +22,7 @@ from cxlp.runs.places import STARTS, last_checkpoint, start_checkpoint
 from cxlp.runs.protocol import Images, check_classes, check_images, check_recipe, recipe_of
 from cxlp.runs.provenance import git_state, versions
 from cxlp.studies.identity import read_identity, settings_of
-from cxlp.studies.tables import is_incomplete, read_results
+from cxlp.studies.rows import is_incomplete, read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.program import train_program

@@ -22,6 +22,12 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
 from cxlp.utils.seeding import run_seed
 
+#: What is said where gradient descent begins with a classifier of zeros.
+UNFITTED = (
+    "the network was not fitted before: its classifier is zero, its projection random. To begin at the frozen "
+    "solution, which saves most of the epochs, fit that first"
+)
+
 
 def check_options(label_smoothing: float, mix_alpha: float, ema: float, recompute: bool, compile: bool) -> None:
     """Refuse options of :class:`FineTune` that are out of their range, before anything is fitted.
@@ -143,6 +149,9 @@ class FineTune(ClassificationTask):
             CxlpError: If a head that gradients cannot fit has not been fitted; if the checkpoint was saved within an
                 epoch, so that the images drawn before are not known any more; if batches are too small to mix.
         """
+        assert self.network.classifier is not None
+        if self.current_epoch == 0 and self.fold_classifiers is None and not self.network.classifier.weight.any():
+            rank_zero_warn(f"{UNFITTED}: pl.Trainer(max_epochs=1).fit(cxlp.Frozen(network), loader)")
         for head in self.network.each_head():  # here, not in setup: a checkpoint may have brought it
             if not head.is_fitted:
                 raise CxlpError(f"{head.name} is not fitted: fit Frozen(network) first, or load a fitted checkpoint")

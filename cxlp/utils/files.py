@@ -29,9 +29,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
         return best
     if not file.is_file():
-        others = {found.stem: found for found in sorted(file.parent.glob("[!.]*"))}  # all have one suffix
-        near = nearest(file.stem, others)
-        hint = f". Did you mean {str(others[near])!r}?" if near else ""
+        siblings = {found.stem: found for found in sorted(file.parent.glob("[!.]*"))}  # all have one suffix
+        near = nearest(file.stem, siblings)
+        hint = f". Did you mean {str(siblings[near])!r}?" if near else ""
         raise CxlpError(f"checkpoint not found: {file}{hint}")
     return file
 

@@ -1,6 +1,8 @@
 """Objects by import path, such as a user's own head or network."""
 
 import importlib
+import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -31,11 +33,32 @@ def import_object(path: str, what: str) -> Any:  # noqa: ANN401 (anything can be
             raise CxlpError(f"{what} {path!r}: importing {name} fails: {type(error).__name__}: {error}") from error
         depth += 1
     if module is None:
-        raise CxlpError(f"{what} {path!r} cannot be imported: there is no module {names[0]!r} on Python's path")
+        raise CxlpError(
+            f"{what} {path!r} cannot be imported: there is no module {names[0]!r} in {_places()}, or among the "
+            f"installed packages. Start where {names[0]}.py or the folder {names[0]} is, name that place in "
+            "PYTHONPATH, or install the package"
+        )
     found: Any = module
     for name in names[depth:]:
+        if not hasattr(found, name) and names[0] == "__main__":
+            raise CxlpError(
+                f"{what} {path!r} was defined in the script or notebook that trained it, and this process has none of "
+                "that name: define it before, or move it into a module, import it from there, and train again"
+            )
         if not hasattr(found, name):
             known = [key for key in vars(found) if not key.startswith("_")]
-            raise CxlpError(f"{what} {path!r}: {found.__name__} has no {name!r}. {did_you_mean(name, known)}")
+            raise CxlpError(f"{what} {path!r}: {_called(found)} has no {name!r}. {did_you_mean(name, known)}")
         found = getattr(found, name)
     return found
+
+
+def _called(found: Any) -> str:  # noqa: ANN401 (a module, or something in it)
+    file = getattr(found, "__file__", None)
+    return f"{found.__name__} ({file})" if file else str(getattr(found, "__name__", found))
+
+
+def _places() -> str:
+    """The folders where Python looks for modules, without its own."""
+    own = (sys.prefix, sys.base_prefix)
+    places = (os.path.realpath(place or os.curdir) for place in sys.path)
+    return ", ".join(dict.fromkeys(place for place in places if not place.startswith(own))) or "no folder of yours"

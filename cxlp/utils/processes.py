@@ -270,7 +270,7 @@ def _end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:
 
 
 def is_waited_for() -> bool:
-    """Whether another process, which speaks for it, has started this one, as far as the environment tells."""
+    """Whether another process, which speaks for it, has started this one."""
     return _PARENT in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
 
 

@@ -20,6 +20,12 @@ def train_program() -> str:
     return "python train.py" if Path(sys.argv[0]).name == "train.py" else f"{program()} train"
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 def was_restarted() -> bool:
     """Whether SLURM or torchrun has started this job before, and starts it again."""
     counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))

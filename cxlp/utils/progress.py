@@ -1,14 +1,17 @@
-"""How far a piece of work has come: a bar in a terminal, a whole line now and then elsewhere."""
+"""How far a piece of work has come: a bar in a terminal or a notebook, a whole line now and then elsewhere."""
 
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
 from tqdm import tqdm
+
+from cxlp.utils.program import in_notebook
 
 T = TypeVar("T")
 
@@ -53,12 +56,12 @@ class Bar:
 
 
 class TerminalBar(Bar):
-    """A line at the bottom of the terminal, which vanishes in the end."""
+    """A line at the bottom of the terminal, or a bar in a notebook's cell, which vanishes in the end."""
 
     def __init__(self, what: str, total: int | None, unit: str, start: int, to: TextIO) -> None:
         super().__init__(what, total, unit, start, to)
         in_bytes = unit == "B"
-        self._bar: Any = tqdm(
+        self._bar: Any = _drawing()(
             total=total,
             initial=start,
             desc=what,
@@ -130,8 +133,13 @@ class LineBar(Bar):
         self._note = text
 
 
-#: The kind that is shown instead of what stderr suggests, such as a notebook's.
-shown: type[Bar] | None = None
+def _drawing() -> Any:  # noqa: ANN401 (tqdm has no types)
+    """What draws bars: in a notebook a widget, if its package is there."""
+    if in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    return tqdm
 
 
 def bar(
@@ -155,8 +163,8 @@ def bar(
     to = to or sys.stderr
     if hidden or to is None:
         return Bar(what, total, unit, start, to)
-    if shown is not None or not to.isatty():
-        return (shown or LineBar)(what, total, unit, start, to)
+    if not (to.isatty() or in_notebook()):
+        return LineBar(what, total, unit, start, to)
     return TerminalBar(what, total, unit, start, getattr(to, "recorded", to))  # a bar is not recorded
 
 

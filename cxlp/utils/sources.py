@@ -1,15 +1,21 @@
-"""Options of classes, read from the classes' sources: to import them takes seconds, and a typo need not wait for that.
+"""Options of classes, read from the classes' sources, because to import the classes takes seconds.
 
-What cannot be read so is unknown, never an error: whoever asks goes on without.
+Misspelt keys, ``--model.help`` and shell completion are answered without that wait. What cannot be read is unknown,
+never an error: the caller goes on without it.
 """
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
+
+from docstring_parser import DocstringStyle
+from docstring_parser import parse as parse_docstring
 
 #: Options by name: a plain type such as ``int | None``, the options of a dataclass, or ``None`` for any other type.
 Options = dict[str, Any]
@@ -62,6 +68,70 @@ def exported(module: str) -> tuple[str, ...]:
     return ()
 
 
+@dataclass(frozen=True)
+class Described:
+    """An option as the source of its class describes it.
+
+    Attributes:
+        name: Its name; of a nested dataclass's option with a dot, such as ``augment.flip``.
+        kind: Its type, for people: ``int | null``.
+        default: Its default as it is written in the source; ``None``: the option must be given.
+        meaning: What the docstring says.
+    """
+
+    name: str
+    kind: str
+    default: str | None
+    meaning: str
+
+
+@cache
+def describe(path: str) -> tuple[str, tuple[Described, ...]] | None:
+    """Describe a class and its options, in the order of :func:`options_of`.
+
+    Args:
+        path: Of the class.
+
+    Returns:
+        The first sentence of its docstring, and its options; ``None``: there is no such class in the sources.
+    """
+    module, _, name = path.rpartition(".")
+    module, cls = _find(module, name) or (module, None)
+    if not isinstance(cls, ast.ClassDef):
+        return None
+    made = next((node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    given: list[tuple[str, ast.expr | None, ast.expr | None]] = []
+    if _is_dataclass(cls):
+        fields = [node for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        given = [(ast.unparse(node.target), node.annotation, node.value) for node in fields]
+    elif made is not None:
+        given = [(a.arg, a.annotation, default) for a, default in _with_defaults(made)]
+    documented = [ast.get_docstring(cls), made and ast.get_docstring(made)]
+    parsed = [parse_docstring(text, style=DocstringStyle.GOOGLE) for text in documented if text]
+    bases = [f"{module}.{base.id}" for base in cls.bases if isinstance(base, ast.Name)]
+    meanings: dict[str, str] = {}
+    for parameter in (parameter for docstring in parsed for parameter in docstring.params):
+        names, text = parameter.arg_name.split(", "), " ".join((parameter.description or "").split())
+        for name in names:
+            # One sentence about several options refers to the class that describes each of them.
+            elsewhere = [*re.findall(r":class:`~?([\w.]+)`", text), *bases] if len(names) > 1 else []
+            meanings[name] = next(filter(None, (_meaning(other, name) for other in elsewhere)), text)
+    found = [
+        Described(name, _as_text(module, annotation), _written(default), meanings.get(name, ""))
+        for name, annotation, default in given
+    ]
+    if not _is_dataclass(cls) and (made is None or made.args.kwarg is not None):
+        for base in bases:
+            known = {option.name for option in found}
+            found += [option for option in (describe(base) or ("", ()))[1] if option.name not in known]
+    return (parsed[0].short_description or "" if parsed else ""), tuple(found)
+
+
+def _meaning(path: str, name: str) -> str:
+    """What a class's docstring says of an option; empty where it says nothing."""
+    return next((option.meaning for option in (describe(path) or ("", ()))[1] if option.name == name), "")
+
+
 @cache
 def _tree(module: str) -> ast.Module:
     """Parse a module, whose package is not imported for that; empty where there is no source."""
@@ -106,6 +176,43 @@ def _is_dataclass(cls: ast.ClassDef) -> bool:
 
 def _arguments(function: ast.FunctionDef) -> list[ast.arg]:
     return [*function.args.args[1:], *function.args.kwonlyargs]
+
+
+def _with_defaults(function: ast.FunctionDef) -> Iterator[tuple[ast.arg, ast.expr | None]]:
+    """Pair arguments with their defaults; ``None``: there is none."""
+    plain = function.args.args
+    missing = len(plain) - len(function.args.defaults)
+    yield from zip(plain[1:], [*[None] * missing, *function.args.defaults][1:], strict=True)
+    yield from zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+
+
+def _as_text(module: str, annotation: ast.expr | None) -> str:
+    """A type as people write it in YAML."""
+    kind = _kind(module, annotation)
+    if kind is None or isinstance(kind, dict):
+        return "" if annotation is None else ast.unparse(annotation).replace("None", "null")
+    parts = [kind] if isinstance(kind, type) else get_args(kind)
+    return " | ".join(_name(part) for part in parts)
+
+
+def _name(kind: Any) -> str:  # noqa: ANN401 (a type, or a value of a Literal)
+    if kind is NoneType:
+        return "null"
+    if isinstance(kind, type):
+        return kind.__name__
+    return " | ".join(map(_name, get_args(kind))) if get_args(kind) else str(kind)
+
+
+def _written(default: ast.expr | None) -> str | None:
+    """A default as one would write it in YAML."""
+    if default is None:
+        return None
+    if isinstance(default, ast.Constant):
+        value = default.value
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(default, ast.Tuple | ast.List):
+        return f"[{', '.join(_written(part) or '' for part in default.elts)}]"
+    return ast.unparse(default)
 
 
 def _kind(module: str, annotation: ast.AST | None) -> Any:  # noqa: ANN401 (see Options)

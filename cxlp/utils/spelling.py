@@ -15,6 +15,11 @@ def percent(part: float) -> str:
     return f"{part:.2%}"
 
 
+def points(difference: float) -> str:
+    """Format a difference of two parts of 1 for people, in points of a hundred."""
+    return f"{100 * difference:+.2f}"
+
+
 def number(value: float) -> str:
     """Format any other number for people: four significant digits, or thousands in groups.
 

@@ -9,7 +9,6 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from torch import nn
 
-from cxlp.backbones import hub
 from cxlp.backbones.hub import answers, pretrained
 from cxlp.utils.errors import CxlpError
 
@@ -74,7 +73,7 @@ def test_a_server_that_answers_and_names_that_take_long(monkeypatch: pytest.Monk
         time.sleep(5)
         raise OSError
 
-    monkeypatch.setattr(hub.socket, "create_connection", slow)
+    monkeypatch.setattr(socket, "create_connection", slow)
     start = time.monotonic()
     assert not answers("https://huggingface.co", patience=0.2)
     assert time.monotonic() - start < 3

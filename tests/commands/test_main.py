@@ -3,12 +3,13 @@
 import importlib
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import cxlp
-from cxlp.__main__ import main
+from cxlp.__main__ import COMMANDS, main
 from cxlp.data import DATA_MODULES
 from cxlp.data.cub200 import CUB200
 from cxlp.data.datamodule import ImageDataModule
@@ -82,6 +83,21 @@ def test_help_names_the_data_sets_and_an_example(capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "python -m cxlp download cub200" in text
     assert ", ".join(DATA_MODULES) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", [command.__name__.rpartition(".")[2] for command in COMMANDS])
+def test_help_is_a_page_with_a_summary_and_examples(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with suppress(SystemExit):
+        main([name, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: python -m cxlp {name}") and len(lines) <= 80
+    summary = lines[lines.index("") + 1]
+    assert summary[0].isupper() and len(summary) > 30
+    examples = lines[lines.index("examples:") + 1 :]
+    assert any(line.startswith(f"  python -m cxlp {name}") for line in examples)
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@ def said(*arguments: str, capsys: Capture, status: int = 0) -> str:
 
 def test_finished_runs_are_compared_on_the_terminal_and_in_a_page(root: Path, capsys: Capture) -> None:
     text = said("plain", "better", "runs/split0", "--html", "page.html", capsys=capsys)
-    assert "compared with plain" in text and "McNemar, exact" in text and "62.5" in text and "+45.0" in text
+    assert "compared with plain" in text and "McNemar, exact" in text and "62.5" in text and "+45.00" in text
     assert "not for choosing" in text and "p (Holm)" in text
     page = Reader(Path("page.html").read_text())
     texts = {text.strip() for text in page.texts}
-    assert {"Differences on the same test images", "+45.0", "0.004", "reference"} <= texts
+    assert {"Differences on the same test images", "+45.00", "0.004", "reference"} <= texts
     plain = json.loads(said("plain", "better", "split0", "--reference", "better", "--json", capsys=capsys))
     assert plain["reference"] == "better" and plain["metric"] == "accuracy"
     one = plain["differences"]["plain"]

@@ -229,6 +229,9 @@ def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: 
     assert several[:2]._repr_html_().count("<img ") == 2
     with pytest.raises(CxlpError, match=r"the network knows no class 'wrenn'\. Did you mean 'wren'"):
         model.explain(files[0], "wrenn")
+    model.classes = ("001.Sooty_tern", "002.House_wren")  # both spellings are known
+    assert [model.index(name) for name in ("House wren", "002.House_wren", "Sooty tern")] == [1, 1, 0]
+    model.classes = ("gull", "tern", "wren")
     with pytest.raises(CxlpError, match="target and against are both 'wren'"):
         model.explain(files[0], "wren", "wren")
 

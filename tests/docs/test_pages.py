@@ -4,7 +4,6 @@ import importlib
 import re
 import shlex
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cxlp
 from cxlp.__main__ import COMMANDS
+from cxlp.commands.parser import CommandParser
 from cxlp.runs.cli import parse
 from tests.small_run import run, write_pictures
 
@@ -80,8 +80,8 @@ def test_each_training_parses(arguments: str, own_package: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    parser = ArgumentParser(allow_abbrev=False)
+def parser() -> CommandParser:
+    parser = CommandParser(allow_abbrev=False)
     commands = parser.add_subparsers(required=True)
     for command in COMMANDS:
         command.add(commands.add_parser)
@@ -89,7 +89,7 @@ def parser() -> ArgumentParser:
 
 
 @pytest.mark.parametrize("arguments", lines("python -m cxlp", "[a-z]"))
-def test_each_command_parses(parser: ArgumentParser, arguments: str) -> None:
+def test_each_command_parses(parser: CommandParser, arguments: str) -> None:
     _, rest = parser.parse_known_args(shlex.split(arguments))
     keys = [key for key in rest if key.startswith("--")]
     assert all(key.startswith(("--config", "--data", "--model.", "--trainer.", "--run.")) for key in keys)
@@ -107,6 +107,8 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     write_pictures(tmp_path)
     run("NAME")
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("a.jpg")
+    Path("photos").symlink_to("pictures")
+    monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 2, "test": 1})
     maps = {"lower_map": torch.rand(2, 384, 13, 13), "upper_map": torch.rand(2, 256, 13, 13)}
     return {"images": images, "loader": loader(images), "val_loader": loader(images[:20] / 255), **maps}
 
@@ -129,10 +131,7 @@ def test_the_readme_s_scripts_run(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_scripts_on_python_run(
-    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 2, "test": 1})
+def test_the_scripts_on_python_run(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
     for block in blocks("docs/python.md"):
         exec(block, given)
@@ -143,7 +142,8 @@ def test_the_scripts_on_python_run(
     assert given["again"].network.out_features == 16 * 192
     assert given["pooled"].shape == (2, 32, 24)
     assert len(given["result"].model.classes) == 10  # of the demo
-    assert given["features"].shape == (4 * 192,)
+    assert given["features"].shape == (27, 4 * 192)
+    assert Path("why.png").stat().st_size > 10_000
     assert given["why"].target in given["model"].classes
 
 

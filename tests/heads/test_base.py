@@ -33,7 +33,8 @@ def test_each_option_comes_back(name: str) -> None:
         "atoms": 5, "sparsity": 0.3, "layers": ["lower", "upper"], "views": {**options["views"], "kind": "crops"},
     }  # fmt: skip
     given: dict[str, Any] = {
-        key: not value if isinstance(value, bool) else other.get(key, value) for key, value in options.items()
+        key: not value if isinstance(value, bool) else other.get(key, value + 1 if isinstance(value, float) else value)
+        for key, value in options.items()
     }
     given["layers"] = given["layers"][: getattr(cxlp.heads, name).takes]
     head = Head.from_spec({"class_path": name, "init_args": given})

@@ -50,3 +50,18 @@ def test_one_rank_fails_and_both_end(tmp_path: Path, broken: str, more: list[str
     assert "Traceback" not in said
     assert status == 2
     assert STOPPED in said
+
+
+@pytest.mark.slow
+def test_a_start_that_fails_on_one_rank_leaves_nothing(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
+    environment = {**os.environ, "BROKEN": "1 setup work", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment |= {"WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.broken_run", *ARGUMENTS, "--run.wandb", "offline", *ddp],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20 * SOON,
+    )  # fmt: skip
+    assert done.returncode != 0 and done.stderr.count("error: broken on purpose") == 1
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("*")) and not (tmp_path / "wandb").exists()

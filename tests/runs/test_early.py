@@ -229,3 +229,15 @@ def test_it_is_told_without_torch(tmp_path: Path, arguments: list[str], status: 
     )
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") if status else done.stdout.startswith("usage: ")
+
+
+@pytest.mark.parametrize("data", [["--config", "demo.yaml"], ["--data", "Demo"]])
+@pytest.mark.parametrize("mode", [["--model", "FineTune"], ["--model=FineTune"]])
+def test_the_name_of_the_mode_brings_its_epochs_and_its_validation(data: list[str], mode: list[str]) -> None:
+    arguments = [*data, *mode]
+    check_early(arguments)
+    config, overlay = parse(arguments), parse(["--config", "demo.yaml", "--config", "finetune.yaml"])
+    for key in ("trainer.max_epochs", "data.init_args.validation", "model.optimizer"):
+        assert config[key] == overlay[key], key
+    assert parse([*arguments, "--trainer.max_epochs", "3"])["trainer.max_epochs"] == 3
+    assert parse([*data, "--model", "Frozen"])["trainer.max_epochs"] == 0

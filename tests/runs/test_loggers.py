@@ -111,9 +111,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def kinds(run: RunConfig, folder: Path) -> list[type]:
-    return [
-        type(logger) for logger in build_loggers(run, folder, "frozen", start_wandb(run, folder, "train"), Outputs())
-    ]
+    started = start_wandb(run, folder, "train")
+    begin = None if started is None else lambda: started
+    return [type(logger) for logger in build_loggers(run, folder, "frozen", begin, Outputs())]
 
 
 @pytest.mark.parametrize(

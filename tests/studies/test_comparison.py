@@ -18,8 +18,8 @@ from cxlp.__main__ import main
 from cxlp.heads import CrossLayerPooling
 from cxlp.runs.cli import model_of, parse
 from cxlp.studies.comparison import Comparison, System, without
+from cxlp.studies.rows import Row
 from cxlp.studies.systems import systems
-from cxlp.studies.tables import Row
 from cxlp.utils import fingerprint
 from tests.generate import write_cub200
 
@@ -284,7 +284,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     for r in rows:
         (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').replace(',', '').split())}-????????")
         found = json.loads((folder / "metrics.json").read_text())
-        assert float(r["test accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 1)
+        assert float(r["test accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 2)
         assert float(r["network ms"]) > 0 and float(r["peak MB"]) > 100
     for file in ("results.md", "accuracy_against_time.png", "per_class.png"):
         assert Path("out", file).stat().st_size > 300
@@ -343,9 +343,9 @@ def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path)
     points = list(csv.DictReader(Path("out/validation.csv").read_text().splitlines()))
     assert [(p["system"], p["epoch"]) for p in points] == [("mine", str(epoch)) for epoch in range(3)]
     values = [float(p["val/accuracy %"]) for p in points]
-    assert float(rows[1]["val %"]) == round(max(values), 1)
+    assert float(rows[1]["val %"]) == round(max(values), 2)
     assert rows[1]["epochs to 2 %"] == str(next(epoch for epoch, value in enumerate(values) if value >= 2))
-    assert float(rows[0]["val %"]) == round(values[0], 1)  # epoch 0 is the frozen fit
+    assert float(rows[0]["val %"]) == round(values[0], 2)  # epoch 0 is the frozen fit
     assert Path("out/validation.png").stat().st_size > 5000
 
 
@@ -364,7 +364,7 @@ def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixtu
     found = [json.loads(file.read_text()) for file in (first, second)]
     values = [100 * f["metrics"]["test/accuracy"] for f in found]
     (row,) = csv.DictReader(Path("out/results.csv").read_text().splitlines())
-    assert float(row["test accuracy %"]) == round(sum(values) / 2, 1)
+    assert float(row["test accuracy %"]) == round(sum(values) / 2, 2)
     assert float(row["±"]) == round(abs(values[0] - values[1]) / 2**0.5, 2)
     assert float(row["network ms"]) == round(1000 * found[0]["cost"]["network"], 2)
     assert yaml.safe_load((second.parent / "config.yaml").read_text())["seed_everything"] == 1
@@ -381,7 +381,7 @@ def test_a_system_that_fails_does_not_stop_the_others(work: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--systems", "CL-99"], "unknown system 'CL-99'. Did you mean "),
+        (["--systems", "CL-99"], "unknown system 'CL-99'. Valid: CNN-Global"),
         (["--sweep", "model.frozen.c=3"], "give a key and a list of values for it, such as 'model.frozen.c="),
         (["--sweep", "=[2]"], "--sweep =[2]: give a key and a list of values for it"),
         (["--sweep", "model.frozen.c=[2, 2]"], "a value is there twice"),

@@ -45,14 +45,14 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
     # The sum of two kernels is the network with both heads: same folds, same C.
     own = json.loads(results("CL-CNN-Global").read_text())["metrics"]["frozen/cv_accuracy"]
     assert float(rows["combination: CNN-Global & CL"]["cv %"]) == float(rows["CL + CNN-Global"]["cv %"])
-    assert float(rows["CL + CNN-Global"]["cv %"]) == round(100 * own, 1)
+    assert float(rows["CL + CNN-Global"]["cv %"]) == round(100 * own, 2)
     assert rows["combination: CNN-Global & CL"]["size"] == rows["CL + CNN-Global"]["size"]
     # Only the chosen one was tested, and it has its answers.
     assert [bool(rows[name]["test accuracy %"]) for name in combined] == [True, False, False, False]
     (place,) = Path("out").glob("combination-????????")
     answers = list(csv.DictReader((place / "predictions.csv").read_text().splitlines()))
     hits = sum(int(row["right"]) for row in answers)
-    assert float(rows[combined[0]]["test accuracy %"]) == round(100 * hits / len(answers), 1) and len(answers) == 9
+    assert float(rows[combined[0]]["test accuracy %"]) == round(100 * hits / len(answers), 2) and len(answers) == 9
     everything = list(csv.DictReader(Path("out/combinations.csv").read_text().splitlines()))
     assert len(everything) == 4 and all(float(row["seconds"]) >= 0 for row in everything)
     # Differences: of all that were tested but the reference.

@@ -40,7 +40,7 @@ def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_c
     assert list(found) == ["a"] and found["a"].images == 12 and not found["a"].left_out
     assert found["a"].found.difference == pytest.approx(5 / 12)
     assert found["a"].found.p == pytest.approx(binomtest(1, 7).pvalue)
-    assert found["a"].cells["difference"] == "+41.7"
+    assert found["a"].cells["difference"] == "+41.67"
     turned = compare({"a": [one], "b": [tmp_path / "b"]}, "a")["b"].found
     assert turned.difference == -found["a"].found.difference and turned.p == found["a"].found.p
 

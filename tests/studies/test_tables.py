@@ -11,7 +11,8 @@ import pytest
 from cxlp.reports.formatting import as_csv, as_markdown, spread
 from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import RunConfig
-from cxlp.studies.tables import Row, read_row, table, write_reports
+from cxlp.studies.rows import Row, read_row
+from cxlp.studies.tables import table, write_reports
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.spelling import as_text
 
@@ -23,15 +24,15 @@ def row(name: str, quality: float, deviation: float | None = None) -> Row:
 
 def test_the_table_holds_numbers() -> None:
     heads, values = table([row("CL-45", 72.44), row("mine", 80.0)], "accuracy")
-    assert values[0][:7] == ["CL-45", 72.4, 8, 1, 10.0, 2.0, 1.0]
+    assert values[0][:7] == ["CL-45", 72.44, 8, 1, 10.0, 2.0, 1.0]
     assert as_markdown(heads, values).splitlines()[1].count("---") == len(heads)
-    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["test accuracy %"] == "72.4"
+    assert next(csv.DictReader(as_csv(heads, values).splitlines()))["test accuracy %"] == "72.44"
 
 
 def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> None:
     heads, values = table([row("CL", 72.44, 0.456), row("mine", 80.0)], "accuracy")
     assert heads[:4] == ["system", "test accuracy %", "±", "size"]
-    assert [record[1:4] for record in values] == [[72.4, 0.46, 8], [80.0, "", 8]]
+    assert [record[1:4] for record in values] == [[72.44, 0.46, 8], [80.0, "", 8]]
     assert "±" not in table([row("CL", 72.44)], "accuracy")[0]
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["±"] == "0.46"
 
@@ -39,7 +40,13 @@ def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> No
 def test_of_one_run_there_is_an_interval() -> None:
     heads, values = table([replace(row("CL", 72.44), interval=(68.123, 76.5)), row("mine", 80.0)], "accuracy")
     assert heads[:4] == ["system", "test accuracy %", "95% interval", "size"]
-    assert [record[2] for record in values] == ["68.1 to 76.5", ""]
+    assert [record[2] for record in values] == ["68.12 to 76.50", ""]
+
+
+def test_error_bars_are_intervals_or_deviations_among_seeds() -> None:
+    assert replace(row("CL", 72.5), interval=(68.0, 76.5)).ends == (68.0, 76.5)
+    assert row("CL", 72.5, 0.5).ends == (72.0, 73.0)
+    assert row("CL", 72.5).ends is None
 
 
 def test_a_deviation_is_of_the_sample() -> None:

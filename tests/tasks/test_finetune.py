@@ -1,5 +1,6 @@
 """Fine-tuning under a Trainer: what moves, what does not, what is refused, and the Trainer's own options."""
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -250,3 +251,13 @@ def test_label_smoothing_reaches_the_loss(
     monkeypatch.setattr(FineTune, "training_step", watch)
     trainer(tmp_path, max_epochs=1).fit(task(label_smoothing=smoothing), pictures(folder))
     assert len(expected) == 3
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_who_has_fitted_nothing_is_told_how_to_begin(folder: Path, tmp_path: Path, fitted: bool) -> None:
+    tuned = solved(folder) if fitted else task()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_epochs=1).fit(tuned, pictures(folder))
+    said = [str(warning.message) for warning in caught if "was not fitted before" in str(warning.message)]
+    assert len(said) == (not fitted) and all("fit(cxlp.Frozen(network), loader)" in line for line in said)

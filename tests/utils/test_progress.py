@@ -3,11 +3,17 @@
 import io
 import itertools
 import re
+import sys
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+from tqdm import tqdm
 
 from cxlp.utils import progress
+from cxlp.utils.program import in_notebook
 from cxlp.utils.progress import LineBar, TerminalBar, bar, duration, say, track
 
 
@@ -22,7 +28,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The time, in seconds."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     yield now
 
 
@@ -87,13 +93,34 @@ def test_what_is_done_soon_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None
     assert stream.getvalue() == "epoch 1\n"
 
 
-def test_a_kind_of_its_own_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Own(progress.Bar):
-        """A notebook's."""
+def test_a_notebook_has_bars_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Widget(tqdm):  # type: ignore[misc] # (it has no types)
+        made: ClassVar[list[Any]] = []
 
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.made.append(options)
+
+    assert not in_notebook()
+    monkeypatch.setattr(progress, "DELAY", 0)
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert in_notebook()
+    with progress.bar("Pooling", 10) as shown:  # without ipywidgets: text, though stderr is no terminal
+        shown.update(4)
+        shown._bar.refresh()  # type: ignore[attr-defined]
+    assert "Pooling:  40%" in capsys.readouterr().err and not Widget.made
+    monkeypatch.setattr(progress, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", SimpleNamespace(tqdm=Widget))
+    with progress.bar("Pooling", 10) as shown:
+        shown.update(4)
+    assert [options["total"] for options in Widget.made] == [10]
+    shell.kernel = None  # IPython in a terminal
+    assert not in_notebook()
+
+
+def test_hidden_bars_write_nothing() -> None:
     stream = Terminal()
-    monkeypatch.setattr(progress, "shown", Own)
-    assert type(bar("Pooling", 4, to=stream)) is Own
     assert type(bar("Pooling", 4, to=stream, hidden=True)) is progress.Bar
     assert list(track(range(3), "Pooling", hidden=True)) == [0, 1, 2] and stream.getvalue() == ""
 

@@ -1,0 +1,34 @@
+"""Pooled features without any label: the images of a folder that look most like a given one.
+
+python examples/nearest_neighbours.py [FOLDER]
+"""
+
+import sys
+from pathlib import Path
+
+import cxlp
+from cxlp.data.demo import Demo
+
+
+def main(folder: str | None = None) -> None:
+    """Embed a folder of images, and find the nearest neighbours of a few of them."""
+    if folder is None:
+        Demo().prepare_data()
+        folder = "data/demo/test"
+    paths = sorted(str(path) for path in Path(folder).rglob("*.jpg"))
+
+    # Without a PCA there is nothing to fit; a count sketch keeps the vectors short.
+    backbone = cxlp.Backbone("efficientnet_lite0", layers=("blocks.6.0", "conv_head"))
+    model = cxlp.Predictor(cxlp.Network(backbone, cxlp.CrossLayerPooling(pca_dim=None, sketch=4096)))
+    features = model.embed(paths)  # (n, 4096), each of unit length, so that a product is a cosine
+    similarity = features @ features.T
+
+    for query in range(0, len(paths), max(1, len(paths) // 3)):
+        nearest = [k for k in (-similarity[query]).argsort() if k != query][:3]
+        print(paths[query])
+        for k in nearest:
+            print(f"  {similarity[query, k]:.3f}  {paths[k]}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
