@@ -3,8 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from cxlp.version import __version__
-
 if TYPE_CHECKING:
     from cxlp.backbones.backbone import Backbone
     from cxlp.deploy.image_paths import list_images
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from cxlp.tasks import FineTune, Frozen
     from cxlp.utils.errors import CxlpError
     from cxlp.utils.precision import fastest_precision
+    from cxlp.version import __version__
 
 __all__ = [
     "AveragePooling",
@@ -69,6 +68,7 @@ _HOMES = {
     "Predictor": "cxlp.deploy.predictor",
     "RunResult": "cxlp.runs.run_result",
     "Views": "cxlp.heads.views",
+    "__version__": "cxlp.version",
     "cross_layer_pooling": "cxlp.heads.operator",
     "fastest_precision": "cxlp.utils.precision",
     "list_images": "cxlp.deploy.image_paths",

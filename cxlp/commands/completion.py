@@ -55,7 +55,7 @@ def complete(parser: ArgumentParser, takes_keys: Sequence[ArgumentParser]) -> No
         suggested = _values(action, parser, kinds)
         if suggested is not None:
             return list(suggested)
-        return list(argcomplete.FilesCompleter()(prefix=prefix))
+        return list(argcomplete.completers.FilesCompleter()(prefix=prefix))
 
     argcomplete.autocomplete(parser, always_complete_options=False, default_completer=cast(Any, values))
 

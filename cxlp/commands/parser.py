@@ -33,7 +33,8 @@ class CommandParser(ArgumentParser):
             return super().add_argument(*names, **kwargs)
         if group not in self._groups:
             self._groups[group] = self.add_argument_group(group)
-        return self._groups[group].add_argument(*names, **kwargs)
+        action: Action = self._groups[group].add_argument(*names, **kwargs)
+        return action
 
     def commands(self, known: Sequence[str]) -> None:
         """Note the commands that there are."""

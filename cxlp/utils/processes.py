@@ -173,8 +173,7 @@ def _watch(received: socket.socket) -> None:
                 number, since = new, now
                 received.settimeout(None if number == signal.SIGINT else GRACE_AFTER_SIGNAL)
     except TimeoutError:
-        said = f"error: the end after {signal.Signals(number).name} took too long"
-        print(said, file=sys.stderr, flush=True)  # noqa: T201
+        print(f"error: the end after {signal.Signals(number).name} took too long", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(128 + number)
 
 

@@ -19,6 +19,9 @@ T = TypeVar("T")
 DELAY = 0.5
 #: Seconds until the first line in a pipe, and the least between two of them.
 PAUSE = 15.0
+#: tqdm's own, whose rate never turns into seconds per item.
+_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_OPEN_FORMAT = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"
 #: The bars that are drawn in this process.
 _DRAWN: list["TerminalBar"] = []
 
@@ -67,6 +70,7 @@ class TerminalBar(Bar):
             desc=what,
             unit=unit if in_bytes else f" {unit}",
             unit_scale=in_bytes,
+            bar_format=_FORMAT if total is not None else _OPEN_FORMAT,
             file=to,
             leave=False,
             delay=DELAY,

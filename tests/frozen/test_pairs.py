@@ -53,7 +53,8 @@ class Told(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         lower = self.lower(x)
         upper: Tensor = self.upper(lower)
-        return self.silent(upper) + upper
+        found: Tensor = self.silent(upper) + upper
+        return found
 
 
 def told() -> tuple[Backbone, list[tuple[Tensor, Tensor]]]:

@@ -75,7 +75,7 @@ def test_without_a_published_checksum_the_one_that_came_is_told(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(remote(server.offer("/file", CONTENT), checksum=None), tmp_path)
-    assert f"No checksum of file.bin is published; this one has SHA-256 {SHA256[7:]}" in capsys.readouterr().out
+    assert f"No checksum of file.bin is published; this one has SHA-256 {SHA256[7:]}" in capsys.readouterr().err
 
 
 def test_redirects_are_followed(server: Server, tmp_path: Path) -> None:

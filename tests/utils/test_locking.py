@@ -59,7 +59,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, capsys: pytest.Cap
     holder.communicate(timeout=20)
     waiting.join(timeout=20)
     assert entered == [True]
-    assert capsys.readouterr().out == "Another process fetches the birds: waiting for it\n"
+    assert capsys.readouterr().err == "Another process fetches the birds: waiting for it\n"
 
 
 def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
