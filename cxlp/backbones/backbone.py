@@ -43,7 +43,7 @@ class BackboneConfig:
             not known).
         mean: Subtracted from the channels of RGB images of 0..1; null: the network's own (ImageNet's where that is not
             known).
-        std: What they are divided by then; null: likewise.
+        std: Standard deviation that they are divided by after that; null: the network's own.
     """
 
     name: str = "caffenet"

@@ -24,7 +24,7 @@ class ModelConfig:
 
     Attributes:
         backbone: The network, and the layers that heads may take.
-        head: What is made of their maps: a head, or a list of them, whose vectors are concatenated.
+        head: The head that turns the maps into one vector, or a list of heads, whose vectors are concatenated.
         test_views: Views of an image that is scored (validation, test, prediction): the mean of their scores counts.
             Training sees whole images.
         frozen: The fit without gradients.
@@ -41,7 +41,7 @@ class ModelConfig:
             of the classifier.
         label_smoothing: Label smoothing factor of the cross-entropy, in [0, 1).
         mix: ``mixup``, ``cutmix`` or ``none``, see :class:`~cxlp.tasks.mixing.Mixing`; one label per image only.
-        mix_alpha: Its alpha.
+        mix_alpha: Parameter alpha of the Beta distribution of the proportions.
         ema: Decay of a moving average of the weights, which is what is validated, tested and saved; 0: none.
         freeze_batch_norm: Keep the backbone's BatchNorm statistics: small batches estimate them badly, and step 0 would
             not be the frozen solution.
