@@ -120,7 +120,8 @@ def run(args: Namespace) -> int:
     if found.components is not None:
         print(  # noqa: T201
             f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps "
-            f"{percent(found.components.kept)} of the variance"
+            f"{percent(found.components.kept)} of the variance; it is fitted to these images, so that "
+            "vectors of another call cannot be compared with these"
         )
     if found.errors:
         said = f"{len(found.errors):,} of {len(paths):,} files could not be read, and are left out"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.program import program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,8 @@ SORTS = ("name", "data", "backbone", "head", "mode", "accuracy", "date", "size")
 MOST = 30
 #: Width of tables where standard output is no terminal, characters.
 WIDTH = 200
+#: Words that other programs have for what names and options do here, and the options that do it.
+_WORDS = {"list": "", "show": "", "delete": " --delete --yes", "rm": " --delete --yes", "remove": " --delete --yes"}
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -93,6 +96,10 @@ def run(args: Namespace) -> int:
         from cxlp.commands.runs_compare import compare
 
         return compare(args)
+    word, *others = args.names or [""]
+    if word in _WORDS and others and not (args.root / word).exists():
+        meant = " ".join([program(), "runs", *others])
+        raise CxlpError(f"{word!r} is no word of this command. Give: {meant}{_WORDS[word]}")
     if args.reference is not None:
         raise CxlpError("--reference goes with: cxlp runs compare NAME OTHER")
     found = catalogue.find_runs(args.root)
@@ -152,10 +159,15 @@ def _plain(entry: "Entry") -> dict[str, Any]:
     }
 
 
+def _size(entries: Sequence["Entry"]) -> str:
+    size = sum(entry.size for entry in entries)
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
 def _list(entries: Sequence["Entry"], console: "Console") -> None:
     from rich.table import Table
 
-    table = Table("run", title=f"{len(entries)} runs, {sum(entry.size for entry in entries) / 1e9:,.2f} GB")
+    table = Table("run", title=f"{len(entries)} runs, {_size(entries)}")
     facts = [_facts(entry) for entry in entries]
     for name in facts[0]:
         table.add_column(name, justify="right" if name in ("accuracy or mAP", "95% interval", "MB") else "left")
@@ -220,7 +232,8 @@ def _delete(args: Namespace, entries: Sequence["Entry"]) -> int:
     for entry in entries:
         print(f"{entry.folder}: {entry.size / 1e6:,.0f} MB, {entry.state}")  # noqa: T201
     if not args.yes:
-        raise CxlpError(f"{len(entries)} runs would be deleted: give --yes, too, to do so")
+        what = "1 run" if len(entries) == 1 else f"{len(entries)} runs"
+        raise CxlpError(f"{what} would be deleted: give --yes, too, to do so")
     delete(entries, args.root)
-    print(f"deleted {sum(entry.size for entry in entries) / 1e9:.2f} GB")  # noqa: T201
+    print(f"deleted {_size(entries)}")  # noqa: T201
     return 0

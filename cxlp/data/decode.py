@@ -59,7 +59,7 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
     except PermissionError as error:
         raise CxlpError(f"cannot read image {path}: {error.strerror}") from error
     except Exception as error:  # whatever decoders raise means that the file is broken
-        reason = str(error) or type(error).__name__
+        reason = str(error).removesuffix(f" {str(path)!r}") or type(error).__name__  # Pillow's repeats the path
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {reason}") from error
     if box is None:
         return pixels

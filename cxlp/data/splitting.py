@@ -33,8 +33,9 @@ def split_off(
     groups = strata(torch.tensor([files[path].label for path in paths])).tolist()
     try:
         _, drawn = train_test_split(range(len(paths)), test_size=fraction, stratify=groups, random_state=seed)
-    except ValueError as error:
-        raise CxlpError(f"{failure}{rarest(groups, classes)}: {error}") from error
+    except ValueError as error:  # of a class with one image, or a part with fewer images than classes
+        least = f"each class needs two images, and the part, {fraction:g} of {len(paths)} images, one of each"
+        raise CxlpError(f"{failure}{rarest(groups, classes)}: {least}") from error
     part = {paths[i] for i in drawn}
     return [s for s in samples if s.path not in part], [s for s in samples if s.path in part]
 

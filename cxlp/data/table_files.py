@@ -64,7 +64,9 @@ def check_table(path: Path) -> None:
     if path.suffix.lower() in (".xls", ".xlsx", ".ods"):
         raise CxlpError(f"{path} is a spreadsheet: save it as CSV")
     if not path.exists():
-        raise CxlpError(f"table not found: {path.absolute()}")
+        raise CxlpError(f"table not found: {path.absolute()}. Give yours by --data.table FILE")
+    if path.is_dir():
+        raise CxlpError(f"{path} is a folder, no table: of images by class, --config folder.yaml --data.root {path}")
 
 
 def rows_of(frame: Any, name: str = "the DataFrame") -> Rows:  # noqa: ANN401 (pandas and polars are optional)

@@ -28,9 +28,11 @@ def load(
             checkpoints that you trust.
 
     Raises:
-        CxlpError: If the file is missing or not a checkpoint of cxlp, or the device cannot be used.
+        CxlpError: If it is no path, the file is missing or not a checkpoint of cxlp, or the device cannot be used.
     """
-    saved = read_checkpoint(os.fspath(checkpoint))
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise CxlpError(f"the checkpoint is a {type(checkpoint).__name__}: give its path, or that of a run's folder")
+    saved = read_checkpoint(checkpoint)
     # A checkpoint of a plain Trainer does not say how its pictures were made.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from numbers import Integral
 from textwrap import indent
 from typing import Any, Literal, Self, cast, overload
 
@@ -200,8 +201,8 @@ class Predictor:
         Raises:
             CxlpError: If an image cannot be read (:meth:`stream` goes on).
         """
-        if top < 1:
-            raise CxlpError(f"top is {top}: 1 or more")
+        if not isinstance(top, Integral) or top < 1:
+            raise CxlpError(f"top is {top!r}: a whole number, 1 or more")
         self.check_classes()
         found = Predictions()
         for batch, inputs, _ in self._read(images, batch_size):

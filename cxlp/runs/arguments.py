@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +163,19 @@ def _check_overlays(paths: Sequence[str], given: bool) -> bool:
             raise CxlpError(f"{path}: {empty[0]} is null: it is a group of keys; leave it out for their defaults")
         if "program" in content:
             raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
-        data = content.get("data")
-        described |= isinstance(data, str) or (isinstance(data, dict) and "class_path" in data)
-        if data and not described and not given:
+        described |= describes_data(content)
+        if content.get("data") and not described and not given:
             raise CxlpError(
                 f"{path} is an overlay: it changes data, which no config before it describes. Put a whole one before "
                 "it, such as --config cub200.yaml"
             )
     return described
+
+
+def describes_data(content: Mapping[str, Any]) -> bool:
+    """Whether a config says which data set is meant; an overlay does not, though it may change options of the data."""
+    data = content.get("data")
+    return isinstance(data, str) or (isinstance(data, Mapping) and "class_path" in data)
 
 
 def read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)

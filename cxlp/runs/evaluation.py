@@ -2,13 +2,14 @@
 
 import csv
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import wandb
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
@@ -139,15 +140,26 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
     classes = [row[0] for row in tables.get("per_class", ([], []))[1]]
     examples = readable((dict(zip(columns, row, strict=True)) for row in rows), classes)
     for kind, key in (("mistake", "test/mistakes"), ("right", "test/right_answers")):
-        pictures = [
-            wandb.Image(
-                str(folder / "examples" / row["picture"]),
-                caption=f"answer: {row['answered']} {row['answered probability']}, "
-                f"truth: {row['true']} {row['true probability']}",
-            )
+        captions = {
+            folder / "examples" / row["picture"]: f"answer: {row['answered']} {row['answered probability']}, "
+            f"truth: {row['true']} {row['true probability']}"
             for row in examples
             if row["kind"] == kind and (folder / "examples" / row["picture"]).is_file()
-        ]
-        if pictures:
-            panels[key] = pictures
+        }
+        if captions:
+            shown = zip(of_one_size(captions), captions.values(), strict=True)
+            panels[key] = [wandb.Image(picture, caption=caption, file_type="jpg") for picture, caption in shown]
     return panels
+
+
+def of_one_size(files: Iterable[Path]) -> list[Image.Image]:
+    """Read pictures, with white margins to the largest width and height: a panel of wandb shows all in one size."""
+    pictures = []
+    for file in files:
+        with Image.open(file) as opened:
+            pictures.append(opened.convert("RGB"))
+    size = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    padded = [Image.new("RGB", size, "white") for _ in pictures]
+    for whole, picture in zip(padded, pictures, strict=True):
+        whole.paste(picture, ((size[0] - picture.width) // 2, (size[1] - picture.height) // 2))
+    return padded

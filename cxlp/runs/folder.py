@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.models.checkpoint import read_checkpoint
+from cxlp.runs.arguments import describes_data, read_yaml
 from cxlp.runs.launch import job_id, launched_rank
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.places import NEWEST, REFIT, last_checkpoint, resumed_checkpoint
@@ -40,13 +41,16 @@ def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataMod
 
 
 def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
-    """The names of the configs' files; for that of a kind of data, such as ``folder``, the name of the data."""
-    files = [Path(str(c)).stem for c in config.get("config") or [] if c is not None]
-    kind = type(data).name
-    if data.name == kind:
-        return files
-    own = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.")[:64] or kind
-    return [own if file == kind else file for file in files] or [own]
+    """The names of the configs' files, among which the data are named.
+
+    The name of the data stands for ``config.yaml``, which any run leaves, and for a kind of data, such as ``folder``;
+    and before those of overlays alone.
+    """
+    paths = [Path(str(c)) for c in config.get("config") or [] if c is not None]
+    own = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.")[:64] or type(data).name
+    names = [own if path.stem in (type(data).name, "config") else path.stem for path in paths]
+    named = own in names or any(describes_data(read_yaml(str(path))) for path in paths)
+    return names if named else [own, *names]
 
 
 def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path:

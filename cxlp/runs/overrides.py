@@ -31,6 +31,10 @@ def as_arguments(config: Config | Sequence[Config], overrides: Mapping[str, Any]
     if isinstance(config, Mapping):
         raise CxlpError("the config's name comes first, then the keys that change it: train('cub200.yaml', {...})")
     configs = [config] if isinstance(config, str | os.PathLike) else config
+    if not isinstance(configs, Sequence) or not all(isinstance(name, str | os.PathLike) for name in configs):
+        raise CxlpError(f"the config is {config!r}: give its name, or several in a list, such as 'cub200.yaml'")
+    if not isinstance(overrides, Mapping):
+        raise CxlpError(f"the keys are {overrides!r}: give a dictionary, such as {{'data.root': 'photos'}}")
     values = {name: part for key, value in overrides.items() for name, part in _leaves(key, value)}
     if hasattr(values.get("data.table"), "columns"):
         values |= _written(values["data.table"], values)

@@ -26,14 +26,22 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
                 [*file.glob("checkpoints/*.ckpt"), *file.glob("*.ckpt"), *file.glob("*/checkpoints/best.ckpt")]
             )
             what = "holds no checkpoints/best.ckpt, which a run has once it was tested"
-            raise CxlpError(f"{file} {what}" + (f". It has {', '.join(map(str, others[:5]))}" if others else ""))
+            has = f". It has {', '.join(map(str, others[:5]))}" if others else _meant(file, {})
+            raise CxlpError(f"{file} {what}{has}")
         return best
     if not file.is_file():
         siblings = {found.stem: found for found in sorted(file.parent.glob("[!.]*"))}  # all have one suffix
-        near = nearest(file.stem, siblings)
-        hint = f". Did you mean {str(siblings[near])!r}?" if near else ""
-        raise CxlpError(f"checkpoint not found: {file}{hint}")
+        raise CxlpError(f"checkpoint not found: {file}{_meant(file, siblings)}")
     return file
+
+
+def _meant(file: Path, siblings: dict[str, Path]) -> str:
+    """Ask about what is named nearly the same: a run of that name, as ``cxlp runs`` lists it, or a file."""
+    near = nearest(file.stem, siblings)
+    run = Path("runs", file.name)
+    is_run = not file.suffix and file.parent == Path() and run.is_dir()
+    meant = run if is_run else siblings[near] if near else None
+    return f". Did you mean {str(meant)!r}?" if meant else ""
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,11 +130,22 @@ def test_a_page_compares_them(root: Path, capsys: Capture) -> None:
 
 
 def test_runs_are_deleted_when_that_is_confirmed(root: Path, capsys: Capture) -> None:
-    assert "1 runs would be deleted: give --yes" in runs("compare/CL/0", "--delete", capsys=capsys, status=2)
+    assert "1 run would be deleted: give --yes" in runs("compare/CL/0", "--delete", capsys=capsys, status=2)
     assert "--delete: name the runs" in runs("--delete", "--yes", capsys=capsys, status=2)
     assert len(found(capsys=capsys)) == 4
-    runs("compare/CL/0", "begun", "--delete", "--yes", capsys=capsys)
+    assert re.search(r"deleted \d+ MB\n", runs("compare/CL/0", "begun", "--delete", "--yes", capsys=capsys))
     assert sorted(path.name for path in root.iterdir()) == ["birds", "features", "tuned"]  # nor empty folders around
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("show", "runs birds\n"), ("delete", "runs birds --delete --yes\n"), ("birds", None)]
+)
+def test_words_of_other_programs_are_answered_by_what_does_it_here(
+    root: Path, word: str, said: str | None, capsys: Capture
+) -> None:
+    answer = runs(word, "birds", capsys=capsys, status=2 if said else 0)
+    assert "75.00%" in answer if said is None else answer.endswith(said)
+    assert (root / "birds").is_dir()
 
 
 def test_what_is_not_surely_a_run_is_not_deleted(
@@ -180,7 +192,7 @@ def test_each_run_is_listed_and_deleted_once(root: Path, tmp_path: Path, capsys:
     (root / "far").symlink_to(write_run(tmp_path / "elsewhere" / "run", 0.6))
     names = [entry["name"] for entry in found(capsys=capsys)]
     assert sorted(names) == ["begun", "birds", "compare/CL/0", "far", "tuned"]
-    assert "1 runs would be deleted" in runs("begun", "runs/begun", "--delete", capsys=capsys, status=2)
+    assert "1 run would be deleted" in runs("begun", "runs/begun", "--delete", capsys=capsys, status=2)
     runs("begun", "runs/begun", str(root / "begun"), "--delete", "--yes", capsys=capsys)
     assert not (root / "begun").exists()
     assert len(found("birds", "--html", "page.html", capsys=capsys)) == 1  # nothing but JSON on standard output

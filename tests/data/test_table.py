@@ -168,7 +168,9 @@ def test_a_split_is_made_class_by_class_and_files_stay_together(photos: Path) ->
     assert len({s.path for s in samples["test"]}) == 2 and len(samples["train"]) == 12
     assert samples["train"][0].box == (0.0, 0.0, 2.0, 2.0)
     assert Table(path, test_fraction=0.25, split_seed=7).read()[1] == samples
-    with pytest.raises(CxlpError, match=r"the DataFrame: cannot split it into train and test.* has 1"):
+    with pytest.raises(
+        CxlpError, match=r"the DataFrame: cannot split it into train and test.* has 1\): each class needs two"
+    ):
         Table(Frame([{"path": "a.png", "label": 1}, {"path": "b.png", "label": 2}]), root=photos).read()
 
 
@@ -386,7 +388,11 @@ def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("none.csv", "table not found: "), ("mine.xlsx", "is a spreadsheet: save it as CSV"), (".", "cannot read")],
+    [
+        ("none.csv", "table not found: "),
+        ("mine.xlsx", "is a spreadsheet: save it as CSV"),
+        (".", "is a folder, no table"),
+    ],
 )
 def test_what_is_no_table_is_named(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(CxlpError, match=said):

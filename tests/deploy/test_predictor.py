@@ -393,3 +393,11 @@ def test_numbers_below_one_are_refused(option: dict[str, int]) -> None:
     model = Predictor(build(backbone=SMALL, classes=["gull", "tern"]))
     with pytest.raises(CxlpError, match="1 or more"):
         model.predict([np.zeros((8, 8, 3), np.uint8)], **option)
+
+
+def test_arguments_of_wrong_kinds_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CxlpError, match="the checkpoint is a int: give its path"):
+        load(7)  # type: ignore[arg-type]
+    for top in (0, "3", 1.5):
+        with pytest.raises(CxlpError, match=f"top is {top!r}: a whole number"):
+            predictor().predict(np.zeros((8, 8, 3), np.uint8), top=top)  # type: ignore[arg-type]

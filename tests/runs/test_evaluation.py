@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cxlp.reports.formatting import readable
 from cxlp.runs.dashboard import COLUMNS, sections
-from cxlp.runs.evaluation import read_predictions
+from cxlp.runs.evaluation import of_one_size, read_predictions
 from cxlp.utils.spelling import as_text
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.birds import FINETUNE, run
@@ -195,6 +196,19 @@ def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline)
         ]
         assert tuned.summary[shown[kind]]["captions"] == captions
     assert len(tuned.table("test/examples")["data"]) == len(rows) == len(list((tuned.folder / "examples").iterdir()))
+
+
+def test_pictures_of_a_panel_have_one_size_and_are_not_stretched(tmp_path: Path) -> None:
+    for name, size in (("wide.png", (6, 2)), ("high.png", (2, 4))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    wide, high = of_one_size([tmp_path / "wide.png", tmp_path / "high.png"])
+    assert wide.size == high.size == (6, 4)
+    red = [
+        [(x, y) for x in range(6) for y in range(4) if picture.getpixel((x, y)) == (255, 0, 0)]
+        for picture in (wide, high)
+    ]
+    assert red == [[(x, y) for x in range(6) for y in (1, 2)], [(x, y) for x in (2, 3) for y in range(4)]]
+    assert wide.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_of_several_labels_there_are_bars_and_curves(several: Offline) -> None:

@@ -167,12 +167,20 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
     [
         (["folder.yaml"], "photos/birds of prey", "birds-of-prey"),
         (["folder.yaml", "finetune.yaml"], "birds", "birds-finetune"),
-        (["mine.yaml"], "birds", "mine"),
+        (["MINE"], "birds", "mine"),
+        (["MINE", "finetune.yaml"], "birds", "mine-finetune"),
+        (["RUN"], "birds", "birds"),
+        (["squeezenet.yaml", "finetune.yaml"], "birds", "birds-squeezenet-finetune"),  # they change data, at most
         ([], "birds", "birds"),
     ],
 )
-def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(configs: list[str], root: str, name: str) -> None:
-    config = Namespace(config=[Path("configs", file) for file in configs])  # type: ignore[no-untyped-call]
+def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(
+    tmp_path: Path, configs: list[str], root: str, name: str
+) -> None:
+    own = {"MINE": tmp_path / "mine.yaml", "RUN": tmp_path / "config.yaml"}
+    for file in own.values():
+        file.write_text("data:\n  class_path: Folder\n")
+    config = Namespace(config=[own.get(file, Path("configs", file)) for file in configs])  # type: ignore[no-untyped-call]
     assert "-".join(names_of_configs(config, Folder(root))) == name
     assert run_name(RunConfig(), config, Folder(root)).rpartition("-")[0].rpartition("-")[0] == name
     assert run_name(RunConfig(name="own"), config, Folder(root)) == "own"
@@ -181,3 +189,5 @@ def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(configs: li
 def test_a_run_on_a_benchmark_is_called_by_its_config() -> None:
     config = Namespace(config=["configs/cub200.yaml"])  # type: ignore[no-untyped-call]
     assert names_of_configs(config, CUB200()) == ["cub200"]
+    config = Namespace(config=["configs/squeezenet.yaml"])  # type: ignore[no-untyped-call]
+    assert names_of_configs(config, CUB200()) == ["CUB-200-2011", "squeezenet"]

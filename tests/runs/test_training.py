@@ -131,6 +131,9 @@ def test_errors_are_those_of_the_command(
     [
         ((), {}, "there is nothing to run"),
         ({"data.root": "x"}, None, "the config's name comes first"),
+        (5, {}, "the config is 5: give its name, or several in a list"),
+        (["folder.yaml", 5], {}, "the config is .*: give its name"),
+        ("folder.yaml", ["data.root"], r"the keys are \['data\.root'\]: give a dictionary"),
         ("folder.yaml", {"trainer.callbacks": [Path, object()]}, r"trainer\.callbacks is an object of class object"),
         ("folder.yaml", {"data.root": "tests", "seeds": 3}, "call train once for each seed_everything"),
     ],

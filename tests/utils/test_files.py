@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cxlp.utils.files import copy_whole, write_whole
+from cxlp.utils.errors import CxlpError
+from cxlp.utils.files import copy_whole, find_checkpoint, write_whole
 from tests.full_disk import room_for
 
 
@@ -22,3 +23,20 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_half(tmp_path: Path, write: 
     assert [(found.name, found.read_text()) for found in path.parent.iterdir()] == [("a", "first")]
     write(path)
     assert path.read_text() == "second"
+
+
+def test_a_run_is_meant_where_only_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/birds", "runs/cars", "birds"):
+        Path(folder).mkdir(parents=True)
+    Path("cars.csv").touch()
+    said = {"birds": "Did you mean 'runs/birds'", "cars": "Did you mean 'runs/cars'", "car": "Did you mean 'cars.csv'"}
+    for given, meant in said.items():
+        with pytest.raises(CxlpError, match=meant):
+            find_checkpoint(given)
+    with pytest.raises(CxlpError, match=r"not found: runs/crs\. Did you mean 'runs/cars'"):
+        find_checkpoint("runs/crs")
+    with pytest.raises(
+        CxlpError, match=r"runs/cars holds no checkpoints/best\.ckpt, which a run has once it was tested$"
+    ):
+        find_checkpoint("runs/cars")
