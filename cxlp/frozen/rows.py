@@ -52,7 +52,7 @@ class Rows:
         parts = [slice(i, min(i + self._step, len(self.places))) for i in range(0, len(self.places), self._step)]
         if self._kept:
             for part, block in zip(parts, self._kept, strict=True):
-                yield part, block - self.mean
+                yield part, block.float() - self.mean
             return
         kept: list[Tensor] = []
         with ThreadPoolExecutor(1) as reader:  # the next block comes from the disk meanwhile
@@ -64,7 +64,7 @@ class Rows:
                 block = block.to(self.device)
                 if block[0].nbytes * len(self.places) <= self._keep_bytes:
                     kept.append(block)
-                yield part, block - self.mean  # float32, whatever the store's type
+                yield part, block.float() - self.mean
         self._kept = kept
 
     def _read(self, part: slice) -> Tensor:
