@@ -20,7 +20,7 @@ from synthetic import Problem, features, generate, labels, say, targets, write
 
 from cxlp.frozen.classifier import quality, split
 from cxlp.frozen.primal import PrimalSolver
-from cxlp.frozen.solvers import BUDGET
+from cxlp.frozen.solvers import plan
 
 
 def grow(problem: Problem, folds: int, device: torch.device) -> dict[str, float]:
@@ -28,7 +28,9 @@ def grow(problem: Problem, folds: int, device: torch.device) -> dict[str, float]
     torch.set_num_threads(problem.threads)
     truth = labels(problem, problem.n)
     times = [time.perf_counter()]
-    solver = PrimalSolver(features(problem), targets(problem), split(truth, folds), device, BUDGET)
+    store, known = features(problem), targets(problem)
+    planned = plan("primal", store.rows, store.dim, len(known), folds, device)
+    solver = PrimalSolver(store, known, split(truth, folds), device, planned.budget, planned.keep)
     solver.weights(problem.c)
     passes = [solver.passes]
     times.append(time.perf_counter())

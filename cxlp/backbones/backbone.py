@@ -194,10 +194,10 @@ class Backbone(nn.Module):
         if not holds or traced or self.training or torch.is_grad_enabled():
             return self._maps(self._outputs(images, self.trunk))
         # A few at a time, from the bytes on, see Folded.
-        n, images = len(images), holds[0].filled(images)
-        trunk, parts = holds[0].copy_for(images.device), torch.split(images, holds[0].together(images.device))
-        outputs = zip(*(self._outputs(part, trunk) for part in parts), strict=True)
-        return self._maps([(torch.cat(same) if len(same) > 1 else same[0])[:n] for same in outputs])
+        folded, trunk = holds[0], holds[0].copy_for(images.device)
+        outputs = list(zip(*(self._outputs(part, trunk) for part in folded.parts(images)), strict=True))
+        folded.count(images)
+        return self._maps([(torch.cat(same) if len(same) > 1 else same[0])[: len(images)] for same in outputs])
 
     def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         maps = (layout.as_map(output) for layout, output in zip(self._layouts, outputs, strict=True))

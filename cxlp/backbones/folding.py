@@ -82,7 +82,8 @@ class Folded:
     def __init__(self, trunk: fx.GraphModule) -> None:
         self.trunk = trunk
         self.made: tuple[Hashable, fx.GraphModule] | None = None
-        self._sizes: Counter[int] = Counter()  # how often batches of a size were computed
+        self._sizes: Counter[int] = Counter()  # how often batches of a size were computed on a GPU
+        self._largest = 0  # of these sizes
 
     def copy_for(self, device: torch.device) -> fx.GraphModule:
         """Give the copy for images on a device, in the precision of autocast at the moment.
@@ -110,17 +111,27 @@ class Folded:
         return max(8, 2 * torch.get_num_threads())
 
     def filled(self, images: Tensor) -> Tensor:
-        """Fill a batch of a rare size on a GPU up to the largest size so far, with black images behind the others.
+        """Fill a batch of a rare size on a GPU up to the largest one computed, with black images behind the others.
 
         cuDNN plans each convolution anew for each size of a batch, which takes longer than a rare batch itself: the
         last one of a set, most often. EfficientNet-Lite0 takes 1.7 s for its plans, and 10 ms for 32 images (H200).
         """
-        n = len(images)
-        self._sizes[n] += 1
-        missing = max(self._sizes) - n
-        if images.device.type != "cuda" or missing == 0 or self._sizes[n] > _RARE or _mixes_images(self.trunk):
+        missing = self._largest - len(images)
+        if images.device.type != "cuda" or missing <= 0 or _mixes_images(self.trunk):
+            return images
+        if self._sizes[len(images)] >= _RARE:
             return images
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+
+    def parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Give the images, perhaps :meth:`filled`, as many at a time as are computed :meth:`together`."""
+        return torch.split(self.filled(images), self.together(images.device))
+
+    def count(self, images: Tensor) -> None:
+        """Count a batch, as it was before :meth:`filled`, once it is computed: one too large for the memory is not."""
+        if images.device.type == "cuda":
+            self._sizes[len(images)] += 1
+            self._largest = max(self._largest, len(images))
 
 
 def _state(trunk: nn.Module) -> tuple[Hashable, ...]:

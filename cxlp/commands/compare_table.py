@@ -7,6 +7,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from cxlp.reports.formatting import as_cells
+
 #: What a terminal that is too narrow for the whole table does not show, in this order, until the rest fits.
 LESS = (
     "network ms", "encoding ms", "SVM ms", "peak MB", "p", "fit s", "passes", "kB", "x bare", "95% of it", "size",
@@ -18,7 +20,8 @@ NAME = 20
 
 def show(heads: Sequence[str], values: Sequence[Sequence[Any]], title: str) -> None:
     """Print the table on standard output, as much of it as the terminal has room for."""
-    cells = {head: [head, *(str(record[i]) for record in values)] for i, head in enumerate(heads)}
+    written = as_cells(values)
+    cells = {head: [head, *(record[i] for record in written)] for i, head in enumerate(heads)}
     # Names are folded, numbers are not.
     widths = {head: min(NAME, width) if head == "system" else width for head, width in _widths(cells).items()}
     console, less, shown = Console(markup=False), [head for head in LESS if head in heads], list(heads)

@@ -52,7 +52,7 @@ def compare(args: Namespace) -> int:
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     notes = [NOTE.format(metric=metric, reference=reference), CHOICE]
     notes += [
-        f"{name}: {f.left_out:,} images are left out, which just one of the two has."
+        f"{name}: {f.left_out:,} images are left out, which not all of the runs have."
         for name, f in found.items()
         if f.left_out
     ]

@@ -64,6 +64,7 @@ class PrimalSolver:
         fold: ``(n,)``, which fold each row is in; ``None``: there are none.
         device: Where to compute.
         budget: Bytes of the vectors of a group.
+        keep: Bytes of rows that may be kept on the device, and a quarter of it of those of a thinned search.
         progress: Whether rank 0 shows bars of groups.
         tolerance: See :func:`~cxlp.frozen.newton.minimise`.
 
@@ -82,15 +83,16 @@ class PrimalSolver:
         fold: NDArray[np.int64] | None,
         device: torch.device,
         budget: int,
+        keep: int = 0,
         progress: bool = False,
         tolerance: float = TOLERANCE,
     ) -> None:
-        self.tolerance = tolerance
+        self.tolerance, self._keep = tolerance, keep
         self.progress = progress and rank() == 0
         self.store, self.device = store, device
         self.mean, squares = mean_row(store, device)
         check_lengths(squares.numpy())
-        self.rows = Rows(store, device, self.mean)
+        self.rows = Rows(store, device, self.mean, keep_bytes=keep)
         self.targets = torch.from_numpy(targets)[:, self.rows.places]
         self.fold = None if fold is None else torch.from_numpy(fold)
         self._group = max(1, budget // _per_svm(store.rows, store.dim))
@@ -186,7 +188,7 @@ class PrimalSolver:
         while self.store.rows // (every * _THINNING) >= _FEWEST:
             every *= _THINNING
         while every > 1:
-            some = Rows(self.store, self.device, self.mean, every)
+            some = Rows(self.store, self.device, self.mean, every, keep_bytes=self._keep // 4)
             thinned = targets[:, torch.isin(self.rows.places, some.places)]
             for rung in [*self._rungs(None if start is None else c * every, c * every), c * every]:
                 start = minimise(some, thinned, rung, start, _ROUGHLY)

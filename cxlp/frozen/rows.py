@@ -22,8 +22,8 @@ class Rows:
         mean: ``(D,)``, see :func:`mean_row`.
         every: Take each row, or each second one, and so on.
         block_bytes: Largest size of a block as float32; two are in memory at a time.
-        keep_bytes: Rows that take no more than this are kept on the device when they have been read once. By default
-            a quarter of the free memory of a GPU, which waits for the disk and for the bus otherwise; elsewhere 0.
+        keep_bytes: Rows that take no more than this are kept on the device when they have been read once: a GPU waits
+            for the disk and for the bus otherwise.
 
     Attributes:
         places: ``(m,)``, those of the share's rows among the n.
@@ -36,11 +36,9 @@ class Rows:
         mean: Tensor,
         every: int = 1,
         block_bytes: int = BLOCK,
-        keep_bytes: int | None = None,
+        keep_bytes: int = 0,
     ) -> None:
         self.store, self.device, self.mean, self.every = store, device, mean, every
-        if keep_bytes is None:
-            keep_bytes = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
         self._keep_bytes = keep_bytes
         self._kept: list[Tensor] = []  # all blocks, or none
         share = [store.rows * r // world_size() for r in (rank(), rank() + 1)]
@@ -52,7 +50,7 @@ class Rows:
         parts = [slice(i, min(i + self._step, len(self.places))) for i in range(0, len(self.places), self._step)]
         if self._kept:
             for part, block in zip(parts, self._kept, strict=True):
-                yield part, block - self.mean
+                yield part, block.float() - self.mean
             return
         kept: list[Tensor] = []
         with ThreadPoolExecutor(1) as reader:  # the next block comes from the disk meanwhile
@@ -64,7 +62,7 @@ class Rows:
                 block = block.to(self.device)
                 if block[0].nbytes * len(self.places) <= self._keep_bytes:
                     kept.append(block)
-                yield part, block - self.mean  # float32, whatever the store's type
+                yield part, block.float() - self.mean
         self._kept = kept
 
     def _read(self, part: slice) -> Tensor:
@@ -80,7 +78,7 @@ def mean_row(store: RowStore, device: torch.device) -> tuple[Tensor, Tensor]:
     Returns:
         The mean ``(D,)``, float32, and the rows' squared lengths ``(n,)``, float64; the same on each rank.
     """
-    rows = Rows(store, device, torch.zeros((), device=device), keep_bytes=0)
+    rows = Rows(store, device, torch.zeros((), device=device))
     total = torch.zeros(store.dim, dtype=torch.float64, device=device)
     squares = torch.zeros(store.rows, dtype=torch.float64)
     for part, block in rows.blocks():

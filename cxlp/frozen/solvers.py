@@ -32,11 +32,13 @@ class Plan:
     Attributes:
         primal: Whether it is the primal one.
         budget: Bytes of the primal one's vectors.
+        keep: Bytes of rows that it may keep on a GPU: half of what it leaves free.
         why: Both solvers' memory and that which is free, in words.
     """
 
     primal: bool
     budget: int
+    keep: int
     why: str
 
 
@@ -85,7 +87,8 @@ def plan(
             f"{why}, for each process: {other}make the features smaller by the heads' pca_dim or sketch, or free "
             "some memory"
         )
-    return Plan(name == "primal", budget, why)
+    keep = (free - needs["primal"]) // 2 if device.type == "cuda" else 0
+    return Plan(name == "primal", budget, max(0, keep), why)
 
 
 def make_solver(
@@ -112,7 +115,7 @@ def make_solver(
         CxlpError: If features are not finite.
     """
     if plan.primal:
-        return PrimalSolver(store, targets, fold, device, plan.budget, progress)
+        return PrimalSolver(store, targets, fold, device, plan.budget, plan.keep, progress)
     with times.measure("Gram matrix"):
         gram = gram_matrix(store, device, progress=progress).numpy()
     check_lengths(gram.diagonal())

@@ -156,7 +156,10 @@ class CrossLayerPooling(Head):
         check_count("pca_dim", self.pca_dim, self.local_dim, local_feature)
         check_count("guide_dim", self.guide_dim, guides, f"the guide has {guides} channels")
         sides = (guide if self.align == "to_guide" else local)[1:]
-        self.local_features = self.view_count * count_places(sides, self.size, self.stride, self.padding)
+        places = count_places(sides, self.size, self.stride, self.padding)
+        if self.centre and places == 1:
+            raise CxlpError("centre is true, but a view has one local feature, which is its own mean: set it to false")
+        self.local_features = self.view_count * places
         self.projection: nn.Conv2d | None = None
         if self.pca_dim is not None:
             pad = self.size // 2 if self.padding == "same" else 0

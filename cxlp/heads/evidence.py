@@ -7,11 +7,11 @@ vector's mean before, which is linear in P, too.) With the weights w and the bia
 
     s = b + sum_kj w_kj n(P)_kj = b + sum_i sum_k e_ik,        e_ik = a_ik sum_j u_kj x_ij,
 
-where ``u_kj = w_kj r_kj`` (less its mean under ``zscore``). That is algebra, no approximation: the ``e_ik`` add up to
-the score, over places, over channels, or over both. What it holds fixed is the image's own scaling r: another image has
-another. (For the signed square root, gradients that are integrated along the straight path from P = 0 give the same,
-Sundararajan et al., ICML 2017.) Entries of P that almost cancel have a large r, those of signs above all: places may
-then hold large shares of opposite sign.
+where ``u_kj = w_kj r_kj`` (less its mean under ``zscore``), and ``x_i`` is less its mean under ``centre``. That is
+algebra, no approximation: the ``e_ik`` add up to the score, over places, over channels, or over both. What it holds
+fixed is the image's own scaling r: another image has another. (For the signed square root, gradients that are
+integrated along the straight path from P = 0 give the same, Sundararajan et al., ICML 2017.) Entries of P that almost
+cancel have a large r, those of signs above all: places may then hold large shares of opposite sign.
 """
 
 from collections.abc import Callable

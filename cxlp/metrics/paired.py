@@ -157,7 +157,8 @@ def over_runs(differences: Floats, covariance: Floats, groups: int) -> Paired:
     between = float(np.var(differences, ddof=1)) / runs
     shared = float((covariance.sum() - covariance.trace()) / (runs * (runs - 1)))
     variance = max(between + max(shared, 0.0), float(covariance.mean()))
-    freedom = min(groups - 1.0, variance**2 * (runs - 1) / between**2) if between else groups - 1.0
+    most = max(1.0, groups - 1.0)
+    freedom = min(most, variance**2 * (runs - 1) / between**2) if between else most
     return _by_t(float(differences.mean()), variance, freedom, f"{runs} runs x images, t")
 
 

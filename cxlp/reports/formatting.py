@@ -36,10 +36,23 @@ def spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
+def as_cells(values: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """Write the cells of a table as text; all rounded numbers of a column have as many decimals as one of them needs.
+
+    >>> as_cells([["CL", 85.5], ["bilinear", 86.25], ["average", ""]])
+    [['CL', '85.50'], ['bilinear', '86.25'], ['average', '']]
+    """
+    columns = []
+    for column in zip(*values, strict=True):
+        decimals = max((len(str(v).partition(".")[2]) for v in column if isinstance(v, float)), default=0)
+        columns.append([f"{v:.{decimals}f}" if isinstance(v, float) else str(v) for v in column])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
 def as_markdown(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
     """Write a table in Markdown."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *values]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *as_cells(values)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def as_csv(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:

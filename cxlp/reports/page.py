@@ -38,7 +38,7 @@ _JINJA = Environment(
 def _is_numeric(rows: Iterable[Mapping[str, str]], column: str) -> bool:
     """Whether a column of a table holds numbers, perhaps with a unit, and nothing else; empty cells do not count."""
     cells = [str(row[column]) for row in rows if row[column] not in ("", None)]
-    return bool(cells) and all(re.match(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( to [\d.]+%)?$", cell) for cell in cells)
+    return bool(cells) and all(re.match(r"<?[-+]?[\d.,]+(e[-+]?\d+)?%?( to [-+]?[\d.]+%?)?$", cell) for cell in cells)
 
 
 _JINJA.filters["is_numeric"] = _is_numeric

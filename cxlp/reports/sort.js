@@ -5,7 +5,7 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
   const value = row => row.cells[head.cellIndex].textContent.trim();
-  const number = text => Number(text.replace(/,|%.*/g, ""));  // an interval counts by its lower end
+  const number = text => Number(text.replace(/[,<]|%.*| to .*/g, ""));  // an interval counts by its lower end
   const order = (a, b) => !a - !b || sign * (number(a) - number(b) || a.localeCompare(b, undefined, {numeric: true}));
   body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))));
 });

@@ -81,7 +81,7 @@ def gather(
             paired = compare({**places, **tested}, reference)
             notes.append(NOTE.format(metric=metric, reference=reference))
             notes += [
-                f"{name}: {found.left_out:,} images are left out of its difference, which just one of the two has."
+                f"{name}: {found.left_out:,} images are left out of its difference, which not all of the runs have."
                 for name, found in paired.items()
                 if found.left_out
             ]

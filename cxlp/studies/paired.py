@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,9 @@ NOTE = (
     "one of twenty systems that are as good as the reference has a p below 0.05."
 )
 
+#: Runs that share this part of their test images, or more, have one split, from which some of them have lost images.
+_SAME = 0.9
+
 
 class Difference(NamedTuple):
     """A row's comparison with the reference.
@@ -34,7 +37,7 @@ class Difference(NamedTuple):
         found: The test.
         adjusted: Its p-value by Holm, among all that were made with it.
         images: How many images, of a run.
-        left_out: How many other images just one of the two has, or both with other labels; of all runs.
+        left_out: How many other images some of the runs have, not all, or with other labels; of all runs.
     """
 
     found: Paired
@@ -178,8 +181,12 @@ def _compare(name: str, reference: str, ours: Sequence[Answers], theirs: Sequenc
             "the r-th of the other, so give as many"
         )
     pairs = [_match(one, other) for one, other in zip(ours, theirs, strict=True)]
+    common = set(pairs[0].keys).intersection(*(pair.keys for pair in pairs))
+    is_one_split = all(len(common) >= _SAME * len(pair.keys) for pair in pairs)
+    if is_one_split:
+        pairs = [pair.only(common) for pair in pairs]
     first, left_out = pairs[0], sum(pair.left_out for pair in pairs)
-    if len(pairs) > 1 and any(pair.keys != first.keys for pair in pairs):
+    if not is_one_split:
         found = np.array([_test([pair]).difference for pair in pairs])
         test, train = np.mean([answers.split for answers in theirs], axis=0).tolist()
         return resampled(found, test, train), len(first.keys), left_out
@@ -189,13 +196,19 @@ def _compare(name: str, reference: str, ours: Sequence[Answers], theirs: Sequenc
 
 
 class _Pair(NamedTuple):
-    """Two runs' answers to the images that both have, in one order."""
+    """Two runs' answers to the images that both have, in one order; the truth is names, or of several labels signs."""
 
     keys: tuple[tuple[str, int], ...]
     truth: NDArray[Any]
     ours: NDArray[Any]
     theirs: NDArray[Any]
     left_out: int
+
+    def only(self, keys: Set[tuple[str, int]]) -> "_Pair":
+        """Leave out all other images."""
+        kept = [i for i, key in enumerate(self.keys) if key in keys]
+        left_out = self.left_out + 2 * (len(self.keys) - len(kept))
+        return _Pair(tuple(self.keys[i] for i in kept), self.truth[kept], self.ours[kept], self.theirs[kept], left_out)
 
 
 def _match(one: Answers, other: Answers) -> _Pair:
@@ -221,10 +234,12 @@ def _match(one: Answers, other: Answers) -> _Pair:
         )
     a, b = (list(rows) for rows in zip(*same, strict=True))
     answers = one.answers[a], other.answers[b]
+    # By name: the numbers of a run's classes depend on which of its images comes first.
+    truth = mine[a] if one.multi_label else np.array(one.classes)[one.truth[a]]
     if one.multi_label:
         answers = answers[0][:, columns], answers[1][:, [places[k] for k in columns]]
     left_out = len(one.keys) + len(other.keys) - 2 * len(same)
-    return _Pair(tuple(one.keys[i] for i in a), mine[a], *answers, left_out)
+    return _Pair(tuple(one.keys[i] for i in a), truth, *answers, left_out)
 
 
 def _test(pairs: Sequence[_Pair]) -> Paired:

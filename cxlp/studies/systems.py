@@ -106,7 +106,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         f"{pair}, compact": [cross(sketch=min(SKETCH, used * local), channel_l2=False)],
         f"{pair}, matrix root": [cross(spectral=True)],
         f"{pair}, best": [
-            CrossLayerPooling(pca_dim=min(BEST_DIM, channels[layers[0]]), layers=layers, **best),
+            CrossLayerPooling(pca_dim=min(BEST_DIM, channels[layers[0]]), layers=layers, align=base.align, **best),
             BilinearPooling(pca_dim=min(BEST_DIM, channels[layers[1]]), layers=layers[1:], **best),
         ],
         f"{pair}F": [finer],

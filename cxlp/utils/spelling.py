@@ -7,7 +7,7 @@ from typing import Any
 #: What the names of metrics, and of columns, contain that are parts of 1.
 _PARTS = re.compile("accuracy|AP|probability|part of")
 #: A class's number before its name.
-_NUMBER = re.compile(r"\d+[._ -]+(?=[^\W\d_])")
+_NUMBER = re.compile(r"(\d+)([._ -]+)(?=[^\W\d_])")
 
 
 def percent(part: float) -> str:
@@ -17,7 +17,7 @@ def percent(part: float) -> str:
 
 def points(difference: float) -> str:
     """Format a difference of two parts of 1 for people, in points of a hundred."""
-    return f"{100 * difference:+.2f}"
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # of -0, too: +0.00
 
 
 def number(value: float) -> str:
@@ -26,7 +26,7 @@ def number(value: float) -> str:
     >>> number(0.372512), number(10.0), number(1117.3)
     ('0.3725', '10', '1,117')
     """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:.4g}"
 
 
 def as_text(metric: str, value: float) -> str:
@@ -52,12 +52,16 @@ def interval_as_text(metric: str, interval: Mapping[str, Any]) -> str:
 def shown_names(classes: Sequence[str]) -> list[str]:
     """Spell the names of all classes for people; files for programs keep the data set's own names.
 
-    Underscores become spaces, and numbers go if each name begins with one. Names stay as they are where two of them
-    would be spelled alike.
+    Underscores become spaces. Numbers go if each name begins with one and they only number the classes: a dot follows
+    each, or they are 0, 1, 2 and so on, or 1, 2 and so on. Names stay as they are where two of them would be spelled
+    alike.
 
     >>> shown_names(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
     ['Black footed Albatross', 'Laysan Albatross']
     """
-    numbered = all(map(_NUMBER.match, classes))
+    found = [match for name in classes if (match := _NUMBER.match(name))]
+    numbers = sorted(int(match[1]) for match in found)
+    counted = numbers in ([*range(len(classes))], [*range(1, len(classes) + 1)])
+    numbered = len(found) == len(classes) and (counted or all(match[2].startswith(".") for match in found))
     spelled = [" ".join((_NUMBER.sub("", name, 1) if numbered else name).replace("_", " ").split()) for name in classes]
     return spelled if all(spelled) and len(set(spelled)) == len(set(classes)) else list(classes)

@@ -223,8 +223,12 @@ def test_attention_is_shared_and_linear_layers_are_cast(photos: Tensor) -> None:
 
 def test_a_gpu_computes_rare_batches_as_large_ones() -> None:
     def sizes(backbone: Backbone, *given: int) -> list[int]:
-        folded = Folded(backbone.trunk)
-        return [len(folded.filled(torch.zeros(n, 3, 8, 8, device="cuda"))) for n in given]
+        folded, found = Folded(backbone.trunk), []
+        for n in given:
+            images = torch.zeros(n, 3, 8, 8, device="cuda")
+            found.append(len(folded.filled(images)))
+            folded.count(images)
+        return found
 
     plain, mixing = (build("resnet18", ("layer3.0.conv1", "layer4.1")).eval() for _ in range(2))
     mixing.trunk.train()
@@ -232,7 +236,24 @@ def test_a_gpu_computes_rare_batches_as_large_ones() -> None:
         assert sizes(plain, 32, 32, 12, 12, 12, 64, 7) == [32, 32, 32, 32, 12, 64, 64]
         assert sizes(mixing, 32, 12) == [32, 12]
     folded = Folded(plain.trunk)
-    assert [len(folded.filled(torch.zeros(n, 3, 8, 8))) for n in (32, 12)] == [32, 12]  # the CPU plans nothing
+    folded.count(torch.zeros(64, 3, 8, 8))  # on the CPU, which plans nothing
+    with FakeTensorMode():
+        assert len(folded.filled(torch.zeros(512, 3, 8, 8, device="cuda"))) == 512  # and then lacks memory
+        assert len(folded.filled(torch.zeros(32, 3, 8, 8, device="cuda"))) == 32
+        folded.count(torch.zeros(32, 3, 8, 8, device="cuda"))
+        assert len(folded.filled(torch.zeros(12, 3, 8, 8, device="cuda"))) == 32
+        assert len(folded.filled(torch.zeros(12, 3, 8, 8))) == 12
+
+
+def test_batches_are_counted_when_they_have_been_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(Folded, "count", lambda self, images: counted.append(len(images)))
+    backbone = build("resnet18", ("layer3.0.conv1", "layer4.1")).eval()
+    with torch.inference_mode(), backbone.held():
+        backbone(torch.zeros(3, 3, 64, 64))
+        with pytest.raises(RuntimeError):
+            backbone(torch.zeros(5, 4, 64, 64))  # stands for a lack of memory
+    assert counted == [3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

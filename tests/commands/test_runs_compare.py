@@ -1,6 +1,7 @@
 """``cxlp runs compare``: which runs are paired, what is printed, and the page."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_finished_runs_are_compared_on_the_terminal_and_in_a_page(root: Path, ca
     assert one["difference"] == pytest.approx(-0.45) and one["images"] == 20
     assert one["p"] == pytest.approx(2 / 2**9)  # of nine images
     assert one["p_holm"] == pytest.approx(one["p"])  # split0 is farther, so this is the second of two
+
+
+def test_the_page_takes_intervals_and_small_p_values_for_numbers(root: Path, capsys: Capture) -> None:
+    write_tested(root / "worst", [0] * 20)
+    said("better", "plain", "worst", "--html", "page.html", capsys=capsys)
+    page = Path("page.html").read_text()
+    assert '<td class="number">&lt;0.001</td>' in page and '<td class="number">0.004</td>' in page
+    assert len(re.findall(r'<td class="number">-[\d.]+ to -[\d.]+</td>', page)) == 2
 
 
 def test_a_series_and_a_pattern_are_several_runs_of_one_system(root: Path, capsys: Capture) -> None:

@@ -337,3 +337,12 @@ def test_kept_rows_are_read_once_and_stay_the_same(store: RowStore, monkeypatch:
         for later in passes[1:]:
             for (part, block), (same, again) in zip(passes[0], later, strict=True):
                 assert part == same and torch.equal(block, again)
+
+
+def test_squares_of_half_precision_are_those_of_float32(tmp_path: Path) -> None:
+    x = torch.full((3, 100), 300.0)
+    x[1] = 1e-4
+    half = open_rows(tmp_path / "half", 3, 100, "float16")
+    half.write(torch.arange(3), x)
+    _, squares = mean_row(half, CPU)
+    torch.testing.assert_close(squares, x.half().double().square().sum(dim=1), rtol=1e-5, atol=0.0)

@@ -11,6 +11,7 @@ import torch
 
 from cxlp.frozen import newton, solvers
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.primal import primal_bytes
 from cxlp.frozen.solvers import SolverName, plan
 from cxlp.frozen.svm import kernel_bytes
 from cxlp.utils.errors import CxlpError
@@ -45,6 +46,20 @@ def test_auto_takes_the_kernel_while_it_needs_a_quarter_of_the_free_memory(
     assert found.primal == primal
     assert found.budget <= parts * needed / 4
     assert "40000 images" in found.why and "13.5 GB with solver kernel" in found.why
+
+
+@pytest.mark.parametrize("spare", [0, 1 << 30])
+def test_rows_are_kept_on_a_gpu_in_half_of_what_the_solver_leaves_free(
+    monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    needed = primal_bytes(40_000, 16_384, 100, 5, solvers.BUDGET)
+    free(monkeypatch, 100e9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed + spare, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(solvers, "primal_bytes", lambda *sizes: needed)
+    assert plan("primal", 40_000, 16_384, 100, 5, torch.device("cuda")).keep == spare // 2
+    assert plan("primal", 40_000, 16_384, 100, 5, CPU).keep == 0
 
 
 def test_where_the_memory_is_unknown_small_sets_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

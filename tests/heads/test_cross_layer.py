@@ -352,3 +352,9 @@ def test_whitening_out_of_its_range_is_refused(whiten: float) -> None:
 def test_whitening_without_projections_is_refused() -> None:
     with pytest.raises(CxlpError, match="no projections: give pca_dim or guide_dim"):
         cross(5, 3, whiten=0.5)
+
+
+@pytest.mark.parametrize(("side", "size"), [(1, 1), (3, 3)])
+def test_one_local_feature_cannot_be_centred(side: int, size: int) -> None:
+    with pytest.raises(CxlpError, match="centre is true, but a view has one local feature"):
+        CrossLayerPooling(pca_dim=None, size=size, centre=True).connect((4, side, side), (3, side, side))

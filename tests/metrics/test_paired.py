@@ -117,6 +117,12 @@ def test_runs_are_draws_as_images_are() -> None:
     assert found.by == "3 runs x images, t"
 
 
+def test_runs_on_a_single_group_of_images_have_a_p_value() -> None:
+    right = np.random.default_rng(0).random((2, 3, 50)) < 0.7
+    found = paired_accuracy(right[0], right[1], np.zeros(50, np.int64))
+    assert 0 < found.p <= 1 and -1 <= found.low <= found.difference <= found.high <= 1
+
+
 def test_the_covariance_of_runs_is_that_of_images() -> None:
     """Against the analysis of variance of runs x images, which for a mean is the same (Clark 1973, quasi F)."""
     rng = np.random.default_rng(3)

@@ -1,6 +1,6 @@
 """Tables as people read them."""
 
-from cxlp.reports.formatting import readable
+from cxlp.reports.formatting import as_cells, readable
 
 
 def test_rows_are_spelled_for_people() -> None:
@@ -8,3 +8,11 @@ def test_rows_are_spelled_for_people() -> None:
     assert readable(rows, ["white_belly", "crest"]) == [
         {"true": "no white belly", "true probability": "1.25%", "image": "white_belly.jpg", "accuracy": ""}
     ]
+
+
+def test_the_rounded_numbers_of_a_column_have_as_many_decimals() -> None:
+    assert as_cells([["a", 85.5, 8, ""], ["b", 86.25, 10, 0.5]]) == [
+        ["a", "85.50", "8", ""],
+        ["b", "86.25", "10", "0.5"],
+    ]
+    assert as_cells([]) == []

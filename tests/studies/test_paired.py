@@ -82,6 +82,20 @@ def test_several_runs_with_the_same_images_are_draws_as_images_are(tmp_path: Pat
         compare({**systems, "b": systems["b"][:2]}, "b")
 
 
+def test_runs_of_one_split_are_that_though_some_have_lost_images_or_list_them_otherwise(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def runs(name: str) -> list[Path]:
+        rows = [images([int(hit) for hit in rng.random(40) < 0.7]) for _ in range(3)]
+        return [left(tmp_path / f"{name}{k}", each[:: 1 if k else -1]) for k, each in enumerate(rows)]
+
+    whole, fewer = runs("a"), runs("b")
+    rows = images([1] * 40)[1:]
+    found = compare({"a": whole, "b": [*fewer[:2], left(tmp_path / "c", rows)]}, "b")["a"]
+    assert found.found.by == "3 runs x images, t"
+    assert found.images == 39 and found.left_out == 2 + 2 + 1
+
+
 def test_several_splits_are_corrected_for_what_they_share(tmp_path: Path) -> None:
     def runs(name: str, shares: Sequence[float], train: int = 150) -> list[Path]:
         counts = {"test": 50, "train": train}

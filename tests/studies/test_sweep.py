@@ -55,7 +55,7 @@ def test_an_agent_starts_train_py_with_the_chosen_values() -> None:
     assert config["run"]["project"] == SWEEP["project"]
 
 
-def test_each_of_its_values_is_accepted_() -> None:
+def test_each_of_its_values_is_accepted() -> None:
     choices = {key: values(parameter) for key, parameter in SWEEP["parameters"].items()}
     for head in choices["model.head"]:
         for i in range(max(map(len, choices.values()))):

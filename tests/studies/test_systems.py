@@ -134,3 +134,10 @@ def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
 
 def test_the_full_form_stands_beside_the_shorter_ones() -> None:
     assert systems(CAFFENET, CrossLayerPooling(size=3, guide_dim=16, sketch=500)) == papers()
+
+
+def test_maps_of_two_sizes_are_aligned_in_every_system() -> None:
+    backbone = BackboneConfig("resnet18", ("layer3.1", "layer4.1"), weights=None, image_size=64)
+    made = systems(backbone, CrossLayerPooling(64, align="to_local"))
+    for name in (name for name in made if name.startswith("CL")):
+        assert build(backbone, made[name]).out_features > 0, name
