@@ -203,6 +203,8 @@ def say(line: str, to: TextIO | None = None) -> None:
         to: Where; ``None``: standard output.
     """
     stream = sys.stdout if to is None else to
+    if stream is None:  # closed, as by `>&-`
+        return
     with suppress(BrokenPipeError):
         stream.write(f"{line}\n") if hasattr(stream, "recorded") else write_above(stream, f"{line}\n")
 

@@ -1,5 +1,6 @@
 """What a process prints, kept in a file: as a terminal would show it, without bars and control characters."""
 
+import os
 import re
 import sys
 import traceback
@@ -126,24 +127,28 @@ class _Recorded:
 def recording() -> Iterator[Transcript]:
     """Record what is printed inside a ``with``, an exception that leaves it included.
 
-    Standard output and standard error are replaced. What libraries in C write, past Python, is not recorded.
+    Standard output and standard error are replaced, and recorded also where there is none, as after ``>&-``. What
+    libraries in C write, past Python, is not recorded.
     """
     transcript = Transcript()
     streams = sys.stdout, sys.stderr
-    recorded: Any = [_Recorded(stream, transcript) for stream in streams]
-    sys.stdout, sys.stderr = recorded
-    _PRESENT.append(transcript)
-    try:
-        yield transcript
-    except BaseException as error:
-        transcript.add("".join(traceback.format_exception(error)))
-        raise
-    finally:
-        for stream in recorded:
-            stream.end()
-        _PRESENT.remove(transcript)
-        sys.stdout, sys.stderr = streams
-        transcript.close()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        recorded: Any = [_Recorded(nowhere if stream is None else stream, transcript) for stream in streams]
+        sys.stdout, sys.stderr = recorded
+        _PRESENT.append(transcript)
+        try:
+            yield transcript
+        except BaseException as error:
+            transcript.add("".join(traceback.format_exception(error)))
+            raise
+        finally:
+            _PRESENT.remove(transcript)
+            sys.stdout, sys.stderr = streams
+            try:
+                for stream in recorded:
+                    stream.end()
+            finally:
+                transcript.close()
 
 
 def keep(path: Path, title: str) -> None:

@@ -114,3 +114,17 @@ def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path: Path, capsys: pytes
     first, second = said.err.splitlines()
     assert first == f"warning: {tmp_path}/log.txt cannot be written: No space left on device"
     assert second == "warning: log.txt cannot be written: No such file or directory"
+
+
+def test_without_standard_streams_the_log_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    monkeypatch.setattr(sys, "stderr", None)
+    say("nobody listens")
+    with recording():
+        keep(tmp_path / "log.txt", "a run")
+        sys.stdout.write("printed\n")
+        say("said")
+        with bar("Pooling", 3) as progress:
+            progress.update()
+    assert sys.stdout is None and sys.stderr is None
+    assert lines(tmp_path / "log.txt") == ["printed", "said"]
