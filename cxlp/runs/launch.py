@@ -21,6 +21,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from cxlp.utils import distributed
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.importing import import_object
@@ -123,6 +124,9 @@ def settle_launch(trainer: Namespace) -> None:
 def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
     """This process's rank in a run with so many devices on so many machines."""
     count = devices * nodes
+    if distributed.is_distributed():  # by an earlier run, whose end has taken WORLD_SIZE away
+        _check_started("an earlier run of this script", distributed.world_size(), count)
+        return distributed.rank()
     if TorchElasticEnvironment.detect() and {"RANK", "WORLD_SIZE"} <= place.keys():
         _check_started("torchrun", int(place["WORLD_SIZE"]), count)
         rank = int(place["RANK"])
