@@ -101,6 +101,8 @@ class _Recorded:
             self._begun, self._told = rest, 0  # before a pipe is found to be closed
             self._transcript.add(f"{whole}\n")
             write_above(self.recorded, f"{whole}\n"[told:])
+        elif "\r" in text:  # a bar of somebody else's, which Python's own streams write at once, too
+            self.flush()
         return len(text)
 
     def writelines(self, lines: Any) -> None:  # noqa: ANN401 (as of any stream)
@@ -119,6 +121,8 @@ class _Recorded:
         """Write what there is of a line, such as a prompt."""
         if self._told < len(self._begun):
             self.recorded.write(self._begun[self._told :])
+            # What the line's beginning was written over is told, and is never recorded.
+            self._begun = self._begun[self._begun.rstrip("\r").rfind("\r") + 1 :]
             self._told = len(self._begun)
         self.recorded.flush()
 
