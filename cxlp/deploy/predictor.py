@@ -265,8 +265,8 @@ class Predictor:
         if batch_size < 1:
             raise CxlpError(f"batch_size is {batch_size}: 1 or more")
         total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
-        hidden = is_one(images) or not (in_notebook() or sys.stderr.isatty())
-        with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
+        watched = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+        with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=is_one(images) or not watched) as progress:
             for batch in batches(one_by_one(images), batch_size):
                 inputs, proportions = zip(*pool.map(prepared, batch, repeat(self.transform)), strict=True)
                 yield batch, inputs, proportions
