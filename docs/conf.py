@@ -1,5 +1,6 @@
 """Settings of the documentation site: ``sphinx-build -W docs build/docs`` writes it, without a network."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sphinx.environment import BuildEnvironment
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+os.environ["PYTHONPATH"] = str(ROOT)  # of the notebooks, each of which runs in a folder of its own
+
 import make_commands  # noqa: E402 (in the path that was just added)
 
 import cxlp  # noqa: E402
@@ -18,7 +21,7 @@ import cxlp  # noqa: E402
 project = "cxlp"
 release = version = cxlp.__version__
 extensions = [
-    "myst_parser",
+    "myst_nb",  # Markdown, and notebooks, which are executed
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
@@ -36,6 +39,13 @@ html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+nb_execution_mode = "cache"  # once, until the notebook changes
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+nb_output_stderr = "remove"  # bars of progress
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

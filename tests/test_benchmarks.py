@@ -121,3 +121,11 @@ def test_plain_script_with_the_gram_matrix(tmp_path: Path) -> None:
     write_folder(tmp_path / "pictures", size=48)
     shown = run("plain_script.py", "--root", "pictures", "--network", "efficientnet_lite0", "--kernel", place=tmp_path)
     assert "accuracy 100.00 %" in shown
+
+
+@pytest.mark.slow
+def test_activations_benchmark_counts_what_autograd_keeps() -> None:
+    shown = run("activations.py", "squeezenet.yaml", "--classes", "10")
+    parameters, _, single, half = map(float, re.findall(r"[\d.]+", shown.partition("227")[2])[:4])
+    assert parameters == pytest.approx(2.2, abs=0.3)
+    assert 0.5 * single < half < single

@@ -47,7 +47,7 @@ def import_object(path: str, what: str) -> Any:  # noqa: ANN401 (anything can be
             )
         if not hasattr(found, name):
             known = [key for key in vars(found) if not key.startswith("_")]
-            raise CxlpError(f"{what} {path!r}: {_called(found)} has no {name!r}. {did_you_mean(name, known)}")
+            raise CxlpError(f"{what} {path!r}: {_called(found)} has no {name!r}. {did_you_mean(name, known)}".rstrip())
         found = getattr(found, name)
     return found
 

@@ -1,6 +1,7 @@
 """``python -m cxlp layers``: what it prints."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,19 @@ def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest
     assert found["image_size"] == 160 and found["layers"][0]["activation"] == "ReLU"
 
 
+def test_pairs_are_ranked_on_training_images(cub200: Path, capsys: Capture) -> None:
+    arguments = ["layers", "timm/test_resnet", "--data", "cub200", "--root", str(cub200), "--weights", "none"]
+    assert main([*arguments, "--image-size", "64", "--bbox", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 18
+    ranked = [pair["accuracy"] for pair in found["pairs"]]
+    assert ranked == sorted(ranked, reverse=True) and len(ranked) >= 2
+    assert main([*arguments, "--image-size", "64", "--images", "9"]) == 0
+    said = capsys.readouterr().out
+    assert "timm/test_resnet, 9 training images of CUB-200-2011" in said
+    assert "the best: --model.backbone.name timm/test_resnet --model.backbone.layers '[" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -39,6 +53,9 @@ def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest
         (["nosuchnet"], "unknown backbone 'nosuchnet'"),
         (["timm/test_resnet", "--filter", "layer9"], "has no such layer. Did you mean 'layer4'? Valid: "),
         (["timm/test_resnet", "--image-size", "0"], "--image-size is 0: it must be 1 or more"),
+        (["timm/test_resnet", "--bbox"], "give --data, too"),
+        (["timm/test_resnet", "--data", "voc2007"], "images of one label each"),
+        (["timm/test_resnet", "--data", "mit67", "--bbox"], "mit67 has no boxes"),
         (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
     ],
 )

@@ -81,7 +81,7 @@ def test_workers_and_epochs_draw_as_one_process_does(tmp_path: Path) -> None:
     [
         (
             {"class_path": "albumentations.RandomGama"},
-            r"albumentations has no 'RandomGama'\. Did you mean 'RandomGamma'",
+            r"albumentations .* has no 'RandomGama'\. Did you mean 'RandomGamma'",
         ),
         ({"class_path": "nowhere.Noise"}, "there is no module 'nowhere'"),
         ({"class_path": "torchvision.transforms.v2.RandomRotation"}, "does not take these init_args: .*degrees"),
@@ -92,7 +92,7 @@ def test_workers_and_epochs_draw_as_one_process_does(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_built_is_refused_at_once(described: dict[str, Any], said: str) -> None:
-    with pytest.raises(CxlpError, match=rf"data\.augment\.custom:? .*{said}|data\.augment\.custom: {said}"):
+    with pytest.raises(CxlpError, match=rf"data\.augment\.custom:? .*{said}"):
         AugmentConfig(custom=(described,))
 
 

@@ -163,7 +163,7 @@ def test_of_two_runs_one_makes_it_and_the_other_waits(
     said, deadline = "", time.monotonic() + 20
     while "Another process fetches Birds: waiting for it" not in said and time.monotonic() < deadline:
         time.sleep(0.01)
-        said += capsys.readouterr().out
+        said += capsys.readouterr().err
     server.over.set()
     for run in runs:
         run.join(timeout=20)

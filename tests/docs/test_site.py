@@ -1,6 +1,7 @@
 """The documentation site: its pages know each public name, and docstrings refer to what there is."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -50,5 +51,15 @@ def test_docstrings_refer_to_what_there_is(target: str) -> None:
 
 def test_each_page_is_in_the_contents() -> None:
     contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.stem == "index" or re.search(rf"^{page.stem}$", contents, re.M), page.name
+    docs = ROOT / "docs"
+    for page in (*docs.glob("*.md"), *docs.glob("tutorials/*.ipynb")):
+        place = page.relative_to(docs).with_suffix("").as_posix()
+        assert place == "index" or re.search(rf"^{place}$", contents, re.M), page.name
+
+
+def test_notebooks_hold_no_outputs() -> None:
+    """They are executed where the site is built; a test could not do that in a few seconds."""
+    for notebook in (ROOT / "docs" / "tutorials").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        assert len(cells) > 5
+        assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]

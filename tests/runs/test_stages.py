@@ -76,7 +76,7 @@ class Counts:
         (HELD_OUT, {"frozen": (0, 1)}, ["frozen"]),
         (FINETUNE, {"frozen": (0, 1), "finetune": (1, 3)}, ["finetuned", "frozen", "last"]),
         ([*FINETUNE, *ALL_IMAGES], {"frozen": (0, 1), "finetune": (2, 3)}, ["frozen", "last"]),
-        ([*FINETUNE, "--model.start", "scratch"], {"finetune": (0, 2)}, ["finetuned", "last"]),
+        ([*FINETUNE, "--model.start", "scratch"], {"finetune": (1, 3)}, ["finetuned", "last"]),
         (
             [*FINETUNE, "--model.start", "projection"],
             {"frozen": (0, 1), "finetune": (1, 3)},
@@ -109,10 +109,10 @@ def test_stages_and_what_they_leave(
     # each stage logs into a place of its own; epochs are counted over all of them
     assert sorted(p.name for p in (folder / "csv").iterdir()) == sorted([*expected, "test"])
     epochs = list(found.values())[-1]["epochs"]
-    gradients = range(int("frozen" in found), epochs - ("closing" in found)) if "finetune" in found else range(0)
+    gradients = range(1, epochs - ("closing" in found)) if "finetune" in found else range(0)
     assert list(by_epoch(folder, "train/loss_epoch")) == list(gradients)
     held_out = metrics(folder)["images"]["val"] > 0
-    assert list(by_epoch(folder, "val/loss")) == (list(range(epochs)) if held_out else [])
+    assert list(by_epoch(folder, "val/loss")) == (list(range(int("frozen" not in found), epochs)) if held_out else [])
     assert list(by_epoch(folder, "frozen/C")) == [epoch for name, (epoch, _) in expected.items() if name != "finetune"]
     seen = [row["images_seen"] for rows in history(folder).values() for row in rows if "images_seen" in row]
     assert seen == sorted(seen)
@@ -375,7 +375,7 @@ def test_a_moved_run_that_is_made_longer_keeps_its_best_epoch(work: Path) -> Non
             folder = Path(shutil.move(folder, "elsewhere"))
         assert main(["--config", f"{folder}/config.yaml", "--ckpt_path", str(folder), "--trainer.max_epochs", "4"]) == 0
         curve = by_epoch(folder, "val/accuracy")
-        assert list(curve) == [0, 1, 2, 3]
+        assert list(curve) == [1, 2, 3, 4]
         best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
         assert metrics(folder)["epoch"] == best
         assert metrics(folder)["metrics"]["val/accuracy"] == pytest.approx(max(curve.values()))
