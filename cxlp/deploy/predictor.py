@@ -266,7 +266,8 @@ class Predictor:
             raise CxlpError(f"batch_size is {batch_size}: 1 or more")
         total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
         watched = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
-        with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=is_one(images) or not watched) as progress:
+        hidden = is_one(images) or not watched
+        with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
             for batch in batches(one_by_one(images), batch_size):
                 inputs, proportions = zip(*pool.map(prepared, batch, repeat(self.transform)), strict=True)
                 yield batch, inputs, proportions
