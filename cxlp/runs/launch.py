@@ -80,7 +80,7 @@ def settle_launch(trainer: Namespace) -> None:
 
     A run has as many processes as ``trainer.devices`` and ``trainer.num_nodes`` say. Where that is one, it is
     independent of the other tasks of a SLURM job. Variables that another launcher has left over would make Lightning
-    wait for processes that do not exist, or write nothing. To be called once in a process, before the first run.
+    wait for processes that do not exist, or write nothing. To be called before each run.
 
     Args:
         trainer: Options of the Trainer.
