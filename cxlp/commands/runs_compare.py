@@ -94,9 +94,9 @@ def _runs_of(name: str, known: Sequence[Entry], root: Path) -> list[Entry]:
         found = catalogue.choose(known, [name], root)
     if not found:
         raise CxlpError(f"{name!r} fits no run in {root}. {did_you_mean(name, [entry.name for entry in known])}")
-    untested = [entry.name for entry in found if not entry.metric]
-    if untested:
-        raise CxlpError(f"{untested[0]} has no test results ({found[0].state}): leave it out, or let it end first")
+    untested = next((entry for entry in found if not entry.metric), None)
+    if untested is not None:
+        raise CxlpError(f"{untested.name} has no test results ({untested.state}): leave it out, or let it end first")
     return sorted(found, key=lambda entry: [int(part) if part.isdigit() else part for part in _parts(entry.name)])
 
 

@@ -29,6 +29,8 @@ def is_one(images: Pictures) -> bool:
     if isinstance(images, str | os.PathLike):
         path = os.fspath(images)
         return not (os.path.isdir(path) or _is_pattern(path))  # noqa: PTH112 (pathlib's raises for what is no path)
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # of paths
+        return False
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim != 4
     return isinstance(images, Image.Image)

@@ -25,8 +25,7 @@ from cxlp.models.classes import some
 from cxlp.models.network import Network
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError, did_you_mean
-from cxlp.utils.program import in_notebook
-from cxlp.utils.progress import bar
+from cxlp.utils.progress import bar, is_watched
 from cxlp.utils.spelling import shown_names
 
 #: What the network computes in: float32, or bfloat16 by autocast.
@@ -266,7 +265,7 @@ class Predictor:
         if batch_size < 1:
             raise CxlpError(f"batch_size is {batch_size}: 1 or more")
         total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
-        hidden = is_one(images) or not (in_notebook() or sys.stderr.isatty())
+        hidden = is_one(images) or not is_watched(sys.stderr)
         with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
             for batch in batches(one_by_one(images), batch_size):
                 inputs, proportions = zip(*pool.map(prepared, batch, repeat(self.transform)), strict=True)

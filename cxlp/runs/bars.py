@@ -18,12 +18,11 @@ class StageBar(ProgressBar):
 
     Args:
         stage: ``frozen``, ``finetune``, ``closing`` or ``test``.
-        first_epoch: The first gradient epoch, as :mod:`cxlp.runs.epochs` counts.
     """
 
-    def __init__(self, stage: str, first_epoch: int = 1) -> None:
+    def __init__(self, stage: str) -> None:
         super().__init__()
-        self._stage, self._first_epoch = stage, first_epoch
+        self._stage = stage
         self._bar: Bar | None = None
         self._trained = 0
         self._enabled = True
@@ -50,8 +49,7 @@ class StageBar(ProgressBar):
 
     @property
     def _name(self) -> str:
-        number = self._first_epoch + self.trainer.current_epoch
-        return _NAMES.get(self._stage) or f"epoch {number} of {self._first_epoch - 1 + (self.trainer.max_epochs or 0)}"
+        return _NAMES.get(self._stage) or f"epoch {self.trainer.current_epoch + 1} of {self.trainer.max_epochs}"
 
     def _open_training(self) -> None:
         self._open(self._name, self.total_train_batches, self._trained)

@@ -168,13 +168,14 @@ class Progress(Callback):
     def __init__(self) -> None:
         self.first_epoch = self.images = 0
         self.phases: dict[str, int] = {}
-        self.have_met = Event()
+        self.have_met: Event | None = None  # made with the stage: spawned processes cannot be given one
         self._last = (0, 0.0)
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell that all processes are there, and have each epoch logged at least once, however few steps it has."""
-        self.have_met.set()
+        if self.have_met is not None:
+            self.have_met.set()
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
         trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
 

@@ -46,6 +46,7 @@ class EpochLines(Callback):
         self.stage, self.first_epoch = "frozen", 0
         self.best: tuple[float, str] | None = None
         self._begin = 0.0
+        self._validated: dict[str, float] = {}  # within the present epoch: not each one is validated
 
     def take(self, validated: Mapping[str, float], when: str) -> None:
         """Take in what held-out images say; ties keep the earlier epoch."""
@@ -55,13 +56,14 @@ class EpochLines(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the clock."""
-        self._begin = time.perf_counter()
+        self._begin, self._validated = time.perf_counter(), {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take in the metrics."""
         if not trainer.sanity_checking:
-            found = {name: float(value) for name, value in trainer.callback_metrics.items() if name == self.metric}
-            self.take(found, title(self.stage, self.first_epoch + trainer.current_epoch))
+            found = trainer.callback_metrics.items()
+            self._validated = {name: float(value) for name, value in found if name == self.metric}
+            self.take(self._validated, title(self.stage, self.first_epoch + trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
@@ -79,8 +81,7 @@ class EpochLines(Callback):
             for key, value in found.items()
             if key in ("frozen/cv_accuracy", "frozen/cv_mAP")
         ]
-        if self.metric in found:
-            parts.append(f"{self.metric} {as_text(self.metric, float(found[self.metric]))}")
+        parts += [f"{name} {as_text(name, value)}" for name, value in self._validated.items()]
         if self.best is not None:
             parts.append(f"best {as_text(self.metric, self.best[0])} ({self.best[1]})")
         spent = duration(time.perf_counter() - self._begin)

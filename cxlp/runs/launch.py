@@ -21,6 +21,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from cxlp.utils import distributed
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.importing import import_object
@@ -79,7 +80,7 @@ def settle_launch(trainer: Namespace) -> None:
 
     A run has as many processes as ``trainer.devices`` and ``trainer.num_nodes`` say. Where that is one, it is
     independent of the other tasks of a SLURM job. Variables that another launcher has left over would make Lightning
-    wait for processes that do not exist, or write nothing. To be called once in a process, before the first run.
+    wait for processes that do not exist, or write nothing. To be called before each run.
 
     Args:
         trainer: Options of the Trainer.
@@ -123,6 +124,9 @@ def settle_launch(trainer: Namespace) -> None:
 def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
     """This process's rank in a run with so many devices on so many machines."""
     count = devices * nodes
+    if distributed.is_distributed():  # by an earlier run, whose end has taken WORLD_SIZE away
+        _check_started("an earlier run of this script", distributed.world_size(), count)
+        return distributed.rank()
     if TorchElasticEnvironment.detect() and {"RANK", "WORLD_SIZE"} <= place.keys():
         _check_started("torchrun", int(place["WORLD_SIZE"]), count)
         rank = int(place["RANK"])

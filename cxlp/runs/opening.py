@@ -247,13 +247,18 @@ class OpenedRun:
         """Delete the folder of a run that has failed before its first batch was done, or in its first frozen fit."""
         if launched_rank() != 0 or not self._is_new:
             return
-        has_begun = self.progress.images > self._images_before
+        has_begun = self.progress.images > self._images_before or self.tested is not None
         if has_begun and (self.done or self._stage not in ("", "frozen") or any(self.folder.rglob("*.ckpt"))):
             return
-        if self.experiment is not None:
-            self.experiment.finish(exit_code=1)
+        self.end_wandb()
         forget()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end_wandb(self) -> None:
+        """End the wandb run of a run that has failed: wandb would give it to the next run of this process."""
+        if self.experiment is not None:
+            with self.outputs.attempt("the end of the wandb run"):
+                self.experiment.finish(exit_code=1)
 
     @property
     def saves(self) -> bool:

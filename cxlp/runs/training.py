@@ -1,6 +1,7 @@
 """A run from its arguments to its results, as the command line does it; and the same from Python."""
 
 import gc
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,14 +21,8 @@ from cxlp.runs.stages import Run
 from cxlp.utils.distributed import barrier
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import let_go_all
-from cxlp.utils.processes import (
-    IMPORTED_AGAIN,
-    check_not_imported_again,
-    how_ended,
-    imported_script,
-    keeping_handlers,
-    leave_with_parent,
-)
+from cxlp.utils.main_script import IMPORTED_AGAIN, check_not_imported_again, imported_script
+from cxlp.utils.processes import how_ended, keeping_handlers, leave_with_parent
 from cxlp.utils.transcript import recording
 
 
@@ -83,7 +78,7 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
     """
     check_not_imported_again()
     arguments = as_arguments(config, overrides or {})
-    begun = Begun()
+    begun, parsed, outer = Begun(), None, sys.exception()
     with recording(), keeping_handlers():
         try:
             check_early(arguments)
@@ -98,14 +93,16 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
         except BaseException as error:
             if begun.run is not None:
                 begun.run.discard()
-            if (ended := how_ended(error)) is not None:
+                begun.run.end_wandb()
+            if (ended := how_ended(error, outer)) is not None:
                 let_peers_know(ended[0])
                 folder = folder_to_go_on(begun.run)
                 more = f'; go on with cxlp.train("{folder}/config.yaml", {{"ckpt_path": "{folder}"}})' if folder else ""
                 raise KeyboardInterrupt(f"{ended[1]}{more}") from error
             if not isinstance(error, Exception):
                 raise
-            let_peers_know(1)
+            if parsed is not None:  # else this call has no peers yet, whatever an earlier one had
+                let_peers_know(1)
             said = IMPORTED_AGAIN if imported_script(error) else mendable(error)
             if said is None or (isinstance(error, CxlpError) and str(error) == said):
                 raise

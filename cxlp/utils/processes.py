@@ -1,6 +1,5 @@
 """How processes end: by signals, after the process that started them, and with those that they have started."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -13,15 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO, Any
 
-from cxlp.utils.errors import CxlpError
-
 #: What a process says that ends because of another one.
 STOPPED = "another process of this run has stopped: see its message"
-#: What is said where processes that load images import the script that runs, and that begins a run at once.
-IMPORTED_AGAIN = (
-    "processes that load images have ended: they import the script that starts them, which must not begin its run once "
-    'more. Put the call under if __name__ == "__main__":, or set data.num_workers to 0'
-)
 #: Seconds that a process which must end because of another one has for an orderly end.
 GRACE = 10.0
 #: Seconds that a process has for it after a signal: as many as Kubernetes and Slurm wait before they kill.
@@ -116,37 +108,6 @@ def keeping_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-@contextmanager
-def starting_without_main() -> Iterator[None]:
-    """Have processes that are spawned inside a ``with`` not import the script that runs, of which they need nothing.
-
-    They would do what it does, unless that stands under ``if __name__ == "__main__"``.
-    """
-    main = vars(sys.modules["__main__"])
-    kept: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = None  # what multiprocessing looks at: first by which name, then in which file it is
-    main.pop("__file__", None)
-    try:
-        yield
-    finally:
-        main.update(kept)
-
-
-def check_not_imported_again() -> None:
-    """Refuse to begin where a process that loads images imports the script that has started it.
-
-    Raises:
-        CxlpError: Says how the script must be written.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise CxlpError(IMPORTED_AGAIN)
-
-
-def imported_script(error: BaseException) -> bool:
-    """Whether loading processes have ended that, by how they are started here, import the script that runs."""
-    return "DataLoader worker" in str(error) and multiprocessing.get_start_method() != "fork"
-
-
 def _leave_watched() -> None:
     """Have a forked process's own signals end that process only."""
     if _WATCHED:
@@ -183,19 +144,20 @@ def _forget_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def how_ended(error: BaseException) -> tuple[int, str] | None:
+def how_ended(error: BaseException, outer: BaseException | None = None) -> tuple[int, str] | None:
     """Tell how an exception ends this process if a signal, or Ctrl-C, is behind it.
 
     Args:
         error: What was raised, perhaps while the process tidied up: Lightning makes a ``SystemExit`` of Ctrl-C.
+        outer: What was being handled when the work began, and has nothing to do with its end.
 
     Returns:
         The exit status, 128 and the signal's number as shells have it, and what to tell; ``None``: no signal was.
     """
     behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+    while behind is not None and behind is not outer and not isinstance(behind, KeyboardInterrupt):
         behind = behind.__context__
-    if behind is None:
+    if behind is None or behind is outer:
         return None
     _forget_workers()  # a Trainer that ends puts the handlers back that it has found
     _end(_STARTED, GRACE_AFTER_SIGNAL / 10)  # they may wait for this process

@@ -146,6 +146,11 @@ def _drawing() -> Any:  # noqa: ANN401 (tqdm has no types)
     return tqdm
 
 
+def is_watched(stream: TextIO | None) -> bool:
+    """Whether what is written to a stream is seen at once: on a terminal, or in a notebook; ``None``: it is closed."""
+    return in_notebook() or (stream is not None and stream.isatty())
+
+
 def bar(
     what: str,
     total: int | None = None,
@@ -167,7 +172,7 @@ def bar(
     to = to or sys.stderr
     if hidden or to is None:
         return Bar(what, total, unit, start, to)
-    if not (to.isatty() or in_notebook()):
+    if not is_watched(to):
         return LineBar(what, total, unit, start, to)
     return TerminalBar(what, total, unit, start, getattr(to, "recorded", to))  # a bar is not recorded
 
@@ -203,6 +208,8 @@ def say(line: str, to: TextIO | None = None) -> None:
         to: Where; ``None``: standard output.
     """
     stream = sys.stdout if to is None else to
+    if stream is None:  # closed, as by `>&-`
+        return
     with suppress(BrokenPipeError):
         stream.write(f"{line}\n") if hasattr(stream, "recorded") else write_above(stream, f"{line}\n")
 

@@ -1,5 +1,6 @@
 """What a process prints, kept in a file: as a terminal would show it, without bars and control characters."""
 
+import os
 import re
 import sys
 import traceback
@@ -100,6 +101,8 @@ class _Recorded:
             self._begun, self._told = rest, 0  # before a pipe is found to be closed
             self._transcript.add(f"{whole}\n")
             write_above(self.recorded, f"{whole}\n"[told:])
+        elif "\r" in text:  # a bar of somebody else's, which Python's own streams write at once, too
+            self.flush()
         return len(text)
 
     def writelines(self, lines: Any) -> None:  # noqa: ANN401 (as of any stream)
@@ -118,6 +121,8 @@ class _Recorded:
         """Write what there is of a line, such as a prompt."""
         if self._told < len(self._begun):
             self.recorded.write(self._begun[self._told :])
+            # What the line's beginning was written over is told, and is never recorded.
+            self._begun = self._begun[self._begun.rstrip("\r").rfind("\r") + 1 :]
             self._told = len(self._begun)
         self.recorded.flush()
 
@@ -126,24 +131,28 @@ class _Recorded:
 def recording() -> Iterator[Transcript]:
     """Record what is printed inside a ``with``, an exception that leaves it included.
 
-    Standard output and standard error are replaced. What libraries in C write, past Python, is not recorded.
+    Standard output and standard error are replaced, and recorded also where there is none, as after ``>&-``. What
+    libraries in C write, past Python, is not recorded.
     """
     transcript = Transcript()
     streams = sys.stdout, sys.stderr
-    recorded: Any = [_Recorded(stream, transcript) for stream in streams]
-    sys.stdout, sys.stderr = recorded
-    _PRESENT.append(transcript)
-    try:
-        yield transcript
-    except BaseException as error:
-        transcript.add("".join(traceback.format_exception(error)))
-        raise
-    finally:
-        for stream in recorded:
-            stream.end()
-        _PRESENT.remove(transcript)
-        sys.stdout, sys.stderr = streams
-        transcript.close()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        recorded: Any = [_Recorded(nowhere if stream is None else stream, transcript) for stream in streams]
+        sys.stdout, sys.stderr = recorded
+        _PRESENT.append(transcript)
+        try:
+            yield transcript
+        except BaseException as error:
+            transcript.add("".join(traceback.format_exception(error)))
+            raise
+        finally:
+            _PRESENT.remove(transcript)
+            sys.stdout, sys.stderr = streams
+            try:
+                for stream in recorded:
+                    stream.end()
+            finally:
+                transcript.close()
 
 
 def keep(path: Path, title: str) -> None:

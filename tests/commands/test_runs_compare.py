@@ -81,6 +81,7 @@ def test_a_series_and_a_pattern_are_several_runs_of_one_system(root: Path, capsy
         (["plain", "bettr"], "there is no run 'bettr' in runs. Did you mean 'better'?"),
         (["plain", "spilt*"], "'spilt*' fits no run in runs"),
         (["plain", "begun"], "begun has no test results (stopped)"),
+        (["plain", "be*"], "begun has no test results (stopped)"),
         (["plain", "better", "--delete"], "runs compare takes names only, and deletes nothing"),
     ],
 )

@@ -170,7 +170,7 @@ def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]
     expected = model.predict(files)
     assert [each.path for each in expected] == files
     test = folder / "test"
-    ways: list[Any] = [test, f"{test}/**/*.png", iter(files), [test], tuple(map(Path, files))]
+    ways: list[Any] = [test, f"{test}/**/*.png", iter(files), [test], tuple(map(Path, files)), np.array(files)]
     for several in ways:
         assert model.predict(several) == expected
     pictures = [read_image(Path(file)) for file in files]

@@ -20,6 +20,7 @@ from cxlp.runs.folder import find_earlier, new_folder
 from cxlp.runs.launch import launched_rank, requeue_on_signal, settle_launch
 from cxlp.runs.loggers import RunConfig
 from cxlp.tasks import FineTune
+from cxlp.utils import distributed
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import was_restarted
 from tests.small_run import ARGUMENTS, FINETUNE, metrics, prepared
@@ -258,6 +259,19 @@ def test_without_a_restart_the_same_command_begins_another_run(work: Path) -> No
     prepared("job")
     assert main([*ARGUMENTS, "--run.name", "job"]) == 0
     assert Path("runs/job-2/metrics.json").is_file()
+
+
+def test_processes_of_an_earlier_run_are_known_by_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning takes WORLD_SIZE away when a run ends.
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    trainer = parse(ARGUMENTS)["trainer"]
+    with pytest.raises(CxlpError, match="an earlier run of this script has started 2 processes, but the run takes 1"):
+        settle_launch(trainer)
+    trainer["devices"], trainer["strategy"] = 2, "ddp"
+    settle_launch(trainer)
+    assert launched_rank() == 1
 
 
 def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:

@@ -86,6 +86,22 @@ def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: py
     assert set(before) <= set(after)
 
 
+def test_what_was_tested_is_never_deleted_and_what_is_deleted_is_not_gone_on_with(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(prepared("a") / "checkpoints" / "frozen.ckpt", "mine.ckpt")
+    arguments = [*ARGUMENTS, "--ckpt_path", "mine.ckpt"]  # all of its stages are done
+    with monkeypatch.context() as patched:
+        patched.setattr("cxlp.runs.results.write_report", stop(KeyboardInterrupt()))
+        assert main([*arguments, "--run.name", "b"]) == 130
+    assert Path("runs/b/metrics.json").is_file()
+    assert "interrupted. Go on with: --config runs/b/config.yaml" in capsys.readouterr().err
+    monkeypatch.setattr(pl.Trainer, "test", stop(KeyboardInterrupt()))
+    assert main([*arguments, "--run.name", "c"]) == 130
+    assert not Path("runs/c").exists()
+    assert "interrupted. Nothing was saved yet: begin again" in capsys.readouterr().err
+
+
 # --- pictures that were seen before
 
 

@@ -103,6 +103,13 @@ def test_without_held_out_images_it_is_said_that_the_last_epoch_is_tested(
     assert "best" not in said
 
 
+def test_an_epoch_that_is_not_validated_tells_no_earlier_value(work: Path) -> None:
+    log = logged(run("a", *FINETUNE, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2"))
+    epochs = [line for line in log if line.startswith("epoch ")]
+    assert ["val/accuracy" in line for line in epochs] == [False, True, False]
+    assert all("best" in line for line in epochs)
+
+
 # --- the log of runs that end otherwise
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import wandb
 import yaml
 
 import cxlp
@@ -184,6 +185,25 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
         _ = result.model
 
 
+def test_a_run_that_fails_leaves_its_wandb_run_to_no_other(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: Run, stage: Any) -> None:
+        raise CxlpError("no test today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "test", stop)
+        with pytest.raises(CxlpError, match="no test today"):
+            train("first", **{"run.wandb": "offline"})
+    assert list(Path("runs/first/wandb").glob("offline-run-*")) and wandb.run is None
+
+
+def test_what_was_interrupted_before_is_not_taken_for_the_end_of_this_run(work: Path) -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(CxlpError, match="unknown key"):
+            train("again", **{"data.rot": "pictures"})
+
+
 SCRIPT = """
 import multiprocessing
 multiprocessing.set_start_method({start!r})
@@ -191,11 +211,24 @@ import cxlp
 result = cxlp.train("folder.yaml", {{**{keys!r}, "run.name": "script", **{more!r}}})
 print("accuracy", result.metrics["test/accuracy"], flush=True)
 """
+#: Behind it: what another run, and a mistake, come to in the same processes.
+MORE = """
+import time
+from cxlp.utils import processes
+processes.GRACE = 0.2
+again = cxlp.train("runs/script/config.yaml", {"run.name": "again"})
+print(again.folder, again.metrics == result.metrics)
+try:
+    cxlp.train("runs/script/config.yaml", {"run.nam": "wrong"})
+except cxlp.CxlpError:
+    time.sleep(1)
+print("goes on", flush=True)
+"""
 
 
-def script(start: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+def script(start: str, behind: str = "", **more: Any) -> "subprocess.CompletedProcess[str]":
     """Run a script without ``if __name__ == "__main__"``."""
-    Path("script.py").write_text(SCRIPT.format(start=start, keys=KEYS, more=more))
+    Path("script.py").write_text(SCRIPT.format(start=start, keys=KEYS, more=more) + behind)
     environment = {**os.environ, "PYTHONPATH": str(Path(cxlp.__file__).parents[1])}
     return subprocess.run(
         [sys.executable, "script.py"], capture_output=True, text=True, env=environment, timeout=300, check=False
@@ -204,7 +237,7 @@ def script(start: str, **more: Any) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.slow
 def test_a_script_without_a_guard_that_spawns_is_told(work: Path) -> None:
-    ended = script("spawn", **{"data.num_workers": 1})
+    ended = script("spawn", "", **{"data.num_workers": 1})
     assert ended.returncode == 1
     assert ended.stderr.strip().splitlines()[-1].startswith("cxlp.utils.errors.CxlpError: processes that load images")
     assert 'if __name__ == "__main__":' in ended.stderr
@@ -213,8 +246,11 @@ def test_a_script_without_a_guard_that_spawns_is_told(work: Path) -> None:
 
 @pytest.mark.slow
 def test_each_of_two_processes_has_the_result(work: Path) -> None:
-    ended = script("fork", **{"data.num_workers": 1, "trainer.devices": 2, "trainer.strategy": "ddp"})
+    ended = script("fork", MORE, **{"data.num_workers": 1, "trainer.devices": 2, "trainer.strategy": "ddp"})
     assert ended.returncode == 0, ended.stderr
     expected = metrics(prepared("one"))["metrics"]["test/accuracy"]
     said = [line for line in ended.stdout.splitlines() if line.startswith("accuracy")]
     assert said == [f"accuracy {expected}"] * 2
+    lines = ended.stdout.splitlines()
+    assert lines.count("runs/again True") == lines.count("goes on") == 2
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["again", "one", "script"]

@@ -60,6 +60,23 @@ def test_bars_and_colours_leave_no_trace(tmp_path: Path, monkeypatch: pytest.Mon
     assert text.count("a user's own") == 1, "its last state only"
 
 
+def test_a_bar_of_somebody_elses_is_shown_at_once_and_its_past_is_not_held(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with recording():
+        keep(tmp_path / "log.txt", "")
+        sys.stdout.write("epoch")
+        for step in range(1000):
+            sys.stdout.write(f"\rstep {step}")
+        assert capsys.readouterr().out.endswith("\rstep 998\rstep 999")
+        assert len(vars(sys.stdout)["_begun"]) < 20  # else each update takes longer than the one before
+        for step in range(1000, 1003):
+            sys.stdout.write(f"step {step}\r")
+        sys.stdout.write("\n")
+    assert capsys.readouterr().out == "step 1000\rstep 1001\rstep 1002\r\n"
+    assert lines(tmp_path / "log.txt") == ["step 1002"]
+
+
 def test_a_failure_is_kept_and_a_second_session_is_appended(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     with pytest.raises(ZeroDivisionError), recording():
@@ -114,3 +131,17 @@ def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path: Path, capsys: pytes
     first, second = said.err.splitlines()
     assert first == f"warning: {tmp_path}/log.txt cannot be written: No space left on device"
     assert second == "warning: log.txt cannot be written: No such file or directory"
+
+
+def test_without_standard_streams_the_log_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    monkeypatch.setattr(sys, "stderr", None)
+    say("nobody listens")
+    with recording():
+        keep(tmp_path / "log.txt", "a run")
+        sys.stdout.write("printed\n")
+        say("said")
+        with bar("Pooling", 3) as progress:
+            progress.update()
+    assert sys.stdout is None and sys.stderr is None
+    assert lines(tmp_path / "log.txt") == ["printed", "said"]

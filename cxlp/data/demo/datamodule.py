@@ -12,7 +12,7 @@ from cxlp.data.demo.birds import SPECIES, draw_file
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
-from cxlp.utils.processes import starting_without_main
+from cxlp.utils.main_script import starting_without_main
 from cxlp.utils.progress import track
 
 #: Images per species.
