@@ -156,16 +156,17 @@ def assert_same_run(case: str, folder: Path, reference: Path, killed_after: Coll
         for key in ("images_seen", "images_by_phase", "report", "seen"):
             assert_same(one["cxlp_run"][key], other["cxlp_run"][key], f"{name} {key}")
     before, after = AROUND[case]
-    first = 1 if case == "start" else 0  # whose first stage was another run
+    # gradient epochs count from 1; the frozen fit is 0, unless it is missing or was another run's
+    validated = range(0 if before and case != "start" else 1, 1 + EPOCHS + after)
     for key, epochs in {
-        "val/accuracy": range(first, before + EPOCHS + after),
-        "val/loss": range(first, before + EPOCHS + after),
-        "train/loss_epoch": range(before, before + EPOCHS),
+        "val/accuracy": validated,
+        "val/loss": validated,
+        "train/loss_epoch": range(1, 1 + EPOCHS),
     }.items():
         found, expected = logged(folder, key), logged(reference, key)
         assert list(expected) == list(epochs), key
         if key == "train/loss_epoch":
-            lost = {before + epoch for epoch in killed_after}
+            lost = {1 + epoch for epoch in killed_after}
             expected = {epoch: v for epoch, v in expected.items() if epoch in found or epoch not in lost}
         assert found == expected, key
     assert not [p.name for p in folder.rglob("*") if p.name.endswith((".part", ".bin"))]
