@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from cxlp.runs.bars import StageBar
 from cxlp.runs.callbacks import (
     EpochSeed,
     MovedCheckpoints,
@@ -303,6 +305,27 @@ def test_each_epoch_is_logged_also_where_it_has_fewer_steps_than_the_interval(tm
     for metric in ("train/loss_step", "grad_norm/backbone"):
         seen = [row["images_seen"] for row in rows.rows if metric in row]
         assert {math.ceil(images / 12) for images in seen} == {1, 2, 3}
+
+
+def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
+    data = pictures(write_folder(tmp_path / "data", train=5, size=32), batch_size=3)  # 15 images, five steps
+    data.setup()
+    task = FineTune(network(classes=data.classes))
+    log, logged, shown = task.log, [], mock.MagicMock()
+
+    def watched(name: str, value: Any, **options: Any) -> None:
+        if isinstance(value, int | float):  # which Lightning copies to the device
+            logged.append((name, task.global_step))
+        log(name, value, **options)
+
+    options: dict[str, Any] = {"logger": Rows(tmp_path), "enable_progress_bar": True, "log_every_n_steps": 2}
+    with mock.patch.object(task, "log", watched), mock.patch("cxlp.runs.bars.bar", return_value=shown):
+        trainer(tmp_path, max_epochs=1, callbacks=[Progress(), StageBar("finetune")], **options).fit(task, data)
+    told = [(name, step) for step in (2, 4) for name in ("images_seen", "epoch", "train/images_per_second")]
+    assert logged == [*told, ("images_seen", 5), ("epoch", 5)]  # and beside the epoch's means
+    # the bar itself moves with each batch; to note a loss waits for a GPU
+    calls = [call[0] for call in shown.method_calls]
+    assert calls == ["update", "note", "update", "update", "note", "update", "update", "close"]
 
 
 def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) -> None:
