@@ -205,11 +205,13 @@ def test_what_was_interrupted_before_is_not_taken_for_the_end_of_this_run(work: 
 
 
 SCRIPT = """
-import multiprocessing
+import multiprocessing, os
 multiprocessing.set_start_method({start!r})
 import cxlp
+def say(*words):  # a line is one write: those of two processes never mix
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 result = cxlp.train("folder.yaml", {{**{keys!r}, "run.name": "script", **{more!r}}})
-print("accuracy", result.metrics["test/accuracy"], flush=True)
+say("accuracy", result.metrics["test/accuracy"])
 """
 #: Behind it: what another run, and a mistake, come to in the same processes.
 MORE = """
@@ -217,12 +219,12 @@ import time
 from cxlp.utils import processes
 processes.GRACE = 0.2
 again = cxlp.train("runs/script/config.yaml", {"run.name": "again"})
-print(again.folder, again.metrics == result.metrics)
+say(again.folder, again.metrics == result.metrics)
 try:
     cxlp.train("runs/script/config.yaml", {"run.nam": "wrong"})
 except cxlp.CxlpError:
     time.sleep(1)
-print("goes on", flush=True)
+say("goes on")
 """
 
 
