@@ -133,7 +133,7 @@ def test_an_inherited_explanation_that_does_not_add_up_is_refused(sign: bool) ->
     torch.manual_seed(0)
     images = torch.rand(1, 3, 32, 32)
     own = randomise(build([AveragePooling(), Cubed(4, sign=sign)], SMALL, CLASSES))
-    with pytest.raises(CxlpError, match=r"Cubed cannot be explained: .* changes forward\(\) must have an explain\(\)"):
+    with pytest.raises(CxlpError, match=r"Cubed cannot be explained: .* forward\(\) .* explain\(\)$"):
         next(explain(own, images))
     plain = randomise(build([AveragePooling(), CrossLayerPooling(4, sign=sign)], SMALL, CLASSES))
     explanation = next(explain(plain, images))

@@ -110,7 +110,7 @@ def test_switches_reach_the_normalisation(photos: Tensor) -> None:
 def test_one_map_twice_is_refused() -> None:
     two_names = replace(BACKBONE, layers=("layer3.0.conv2", "layer3", "layer3.0"))
     for layers in (["layer3", "layer3.0"], ["layer3", "layer3"]):
-        with pytest.raises(CxlpError, match=f"layers '{layers[0]}' and '{layers[1]}' are one and the same map"):
+        with pytest.raises(CxlpError, match=f"layers '{layers[0]}' and '{layers[1]}' are the same map"):
             build(cross(layers=layers), two_names)
 
 
