@@ -242,7 +242,7 @@ def test_a_stream_is_refused_where_its_length_is_needed(
 
 def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -> None:
     loader = DataLoader(pairs(odd), batch_size=4, drop_last=True)  # of eleven
-    with pytest.raises(CxlpError, match=r"needs each of the 11 training images once, it saw 8: .*without drop_last"):
+    with pytest.raises(CxlpError, match=r"11 training images once, .* 8: .*without drop_last"):
         trainer(tmp_path, max_epochs=1).fit(Frozen(network()), loader)
     # what the user chooses is all that there is
     chosen = Subset(pairs(odd), range(0, 11, 2))
