@@ -90,7 +90,7 @@ def test_wrong_arguments_are_explained(
 def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "--seeds" in said and "what is held out stays, unless data.split_seed is null" in said
+    assert "--seeds" in said and "data.split_seed is null" in said
 
 
 def test_what_another_command_began_is_not_taken_for_this_ones(
