@@ -107,9 +107,7 @@ def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: b
     known = held.get("best_model_score")
     if known is None or not torch.equal(torch.as_tensor(known), torch.as_tensor(score)):
         if copies:
-            print(
-                f"warning: {best}, the best checkpoint so far, no longer exists: the best of the later epochs is used"
-            )  # noqa: T201
+            print(f"warning: {best}, the best checkpoint so far, is missing: choosing among later epochs")  # noqa: T201
         return
     if copies:
         copy_whole(best, there)

@@ -251,7 +251,7 @@ def test_a_job_without_a_number_does_not_guess_among_runs(tmp_path: Path, monkey
     os.environ["SLURM_RESTART_COUNT"] = "1"
     for name in ("job", "job-2"):
         Path("runs", name).mkdir(parents=True)
-    with pytest.raises(CxlpError, match="job or .*job-2.*--run.name.*--ckpt_path"):
+    with pytest.raises(CxlpError, match=r"job or .*job-2.*--run.name.*--ckpt_path"):
         find_earlier(RunConfig(name="job"))
 
 
@@ -267,7 +267,7 @@ def test_processes_of_an_earlier_run_are_known_by_their_group(monkeypatch: pytes
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     trainer = parse(ARGUMENTS)["trainer"]
-    with pytest.raises(CxlpError, match="an earlier run of this script.* 2 processes.* 1:"):
+    with pytest.raises(CxlpError, match=r"an earlier run of this script.* 2 processes.* 1:"):
         settle_launch(trainer)
     trainer["devices"], trainer["strategy"] = 2, "ddp"
     settle_launch(trainer)

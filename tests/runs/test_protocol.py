@@ -90,7 +90,7 @@ def test_a_refit_is_of_the_images_held_out_and_trained_on_together(tmp_path: Pat
     check_refitted_images(choice, all_images)
     with pytest.raises(CxlpError, match="the training images differ"):
         check_images(choice, all_images)
-    with pytest.raises(CxlpError, match="the training images differ.* chose the epoch"):
+    with pytest.raises(CxlpError, match=r"the training images differ.* chose the epoch"):
         check_refitted_images(images([1, 2], [3], [9]), images([1, 2, 4], [], [9]))
 
 

@@ -205,7 +205,7 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
     assert chosen.epoch == 2 and chosen.validated == {}
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit_loop.epoch_progress.current.completed = 3
-    with pytest.raises(CxlpError, match="epoch 1 was chosen.* epoch 3"):
+    with pytest.raises(CxlpError, match=r"epoch 1 was chosen.* epoch 3"):
         StopAfter(0).on_train_start(trainer, pl.LightningModule())
 
 
