@@ -21,7 +21,7 @@ from cxlp.data.table_files import check_table
 from cxlp.data.torchvision_sets import find_data_set
 from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs, given_configs, load_yaml, read_yaml
 from cxlp.runs.config_errors import no_class, unknown_key, unknown_option, wrong_value
-from cxlp.runs.places import STARTS, chosen_checkpoint, resumed_checkpoint, start_checkpoint
+from cxlp.runs.places import STARTS, check_run_name, chosen_checkpoint, resumed_checkpoint, start_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import was_restarted
 from cxlp.utils.sources import Options, keys_of, options_of
@@ -239,6 +239,8 @@ class _Given:
         value = {key: given for key, given in self.values.items() if isinstance(given, str) and given != "null"}
         start, refit = value.get("model.start"), value.get("run.refit")
         weights, resumed = value.get("model.backbone.weights"), value.get("ckpt_path")
+        if name := value.get("run.name"):
+            check_run_name(name)
         self._check_data(value)
         if "seeds" in value:
             return  # what is done already may have no need of them

@@ -17,7 +17,7 @@ from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.arguments import describes_data, read_yaml
 from cxlp.runs.launch import job_id, launched_rank
 from cxlp.runs.loggers import RunConfig
-from cxlp.runs.places import NEWEST, REFIT, last_checkpoint, resumed_checkpoint
+from cxlp.runs.places import NEWEST, REFIT, check_run_name, last_checkpoint, resumed_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
@@ -34,8 +34,8 @@ def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataMod
     Raises:
         CxlpError: If the user's name is a path.
     """
-    if run.name and (Path(run.name).name != run.name or run.name == ".." or "\0" in run.name):
-        raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
+    if run.name:
+        check_run_name(run.name)
     names = names_of_configs(config, data) if config is not None and data is not None else []
     return run.name or "-".join([*names, datetime.now().strftime("%Y%m%d-%H%M%S")])
 

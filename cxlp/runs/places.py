@@ -16,6 +16,16 @@ NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
 STARTS = ("frozen", "projection", "scratch")
 
 
+def check_run_name(name: str) -> None:
+    """Refuse a run's name that is not the name of a folder.
+
+    Raises:
+        CxlpError: Says where the place of runs is given.
+    """
+    if Path(name).name != name or name == ".." or "\0" in name:
+        raise CxlpError(f"run.name is {name!r}: expected a name without slashes; --run.root is the folder of all runs")
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Return what a run can be resumed from; ``None``: nothing was saved yet."""
     paths = [folder / "checkpoints" / name for name in NEWEST]

@@ -142,6 +142,7 @@ def test_shipped_configs_pass(config: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--run.name", "birds/first"], "run.name is 'birds/first'"),
         (["--ckpt_path", "runs/x"], "checkpoint not found: runs/x."),
         (["--ckpt_path", "."], ". holds no checkpoint to go on from"),
         (["--model.start", "runs/x"], "model.start is 'runs/x': expected frozen, projection, scratch, or the path"),

@@ -287,7 +287,7 @@ def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
         ("photo.jpg", RunConfig(name="job", resume="auto"), "runs/job holds no run: choose another --run.name"),
         ("metrics.json", RunConfig(name="job", resume="auto"), "has no checkpoint to go on from, but metrics.json"),
         ("config.yaml", RunConfig(resume="auto"), "run.resume is auto, which finds a run by its name: give run.name"),
-        ("config.yaml", RunConfig(name="../job", resume="auto"), "a name without slashes"),
+        ("config.yaml", RunConfig(name="../job", resume="auto"), "without slashes"),
     ],
 )
 def test_nothing_else_is_taken_for_a_run(
