@@ -153,8 +153,11 @@ def _system(heads: Sequence[Head], options: list[str]) -> Network:
 def _derived(image_size: int, transform: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the options of ``CL-45, derived`` beside its head, as a third party's file has them.
 
-    Images are resized bilinearly, and each image's own mean colour is subtracted. (``clpRef.m`` of
-    https://github.com/shoaibahmed/CrossLayerPooling, commit d4a976b.)
+    Images are resized bilinearly, each image's own mean colour is subtracted, and the PCA sees all local features.
+    (``clpRef.m`` of https://github.com/shoaibahmed/CrossLayerPooling, commit d4a976b.)
     """
     resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [image_size, image_size]}}
-    return ["--model.backbone.mean", "image", "--data.transform", json.dumps([*map(dict, transform), resize])]
+    return [
+        *("--model.backbone.mean", "image", "--model.frozen.pca_vectors", str(10**9)),
+        *("--data.transform", json.dumps([*map(dict, transform), resize])),
+    ]

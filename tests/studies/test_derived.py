@@ -100,7 +100,7 @@ def test_it_is_the_chain_of_the_independent_file(tmp_path: Path) -> None:
     other = {"class_path": "torchvision.transforms.v2.Identity"}
     system = systems(config, CrossLayerPooling(pca_dim=6), [other])["CL, derived"]
     given = dict(zip(system["options"][::2], system["options"][1::2], strict=True))
-    assert given.keys() == {"--model.backbone.mean", "--data.transform"}
+    assert given.keys() == {"--model.backbone.mean", "--model.frozen.pca_vectors", "--data.transform"}
     first, resize = json.loads(given["--data.transform"])
     assert first == other  # the user's own come first
     (spec,) = system["heads"]
@@ -115,7 +115,13 @@ def test_it_is_the_chain_of_the_independent_file(tmp_path: Path) -> None:
     assert given["--model.backbone.mean"] == "image"
     backbone = Backbone.from_config(replace(config, mean="image"))
     network = Network(backbone, Head.from_spec(spec), ["gull", "tern", "wren"]).eval()
-    fit = FrozenFit(network, FrozenConfig(pca_vectors=10**9), len(images), tmp_path / "fit", PhaseTimes())
+    fit = FrozenFit(
+        network,
+        FrozenConfig(pca_vectors=int(given["--model.frozen.pca_vectors"])),
+        len(images),
+        tmp_path / "fit",
+        PhaseTimes(),
+    )
     fit.observe(images, torch.from_numpy(labels), torch.arange(len(images)))
     report = fit.finish()
     assert report["C"] == 10
