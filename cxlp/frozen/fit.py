@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cxlp.frozen.checks import check_absent, check_labels, check_maps, check_type
-from cxlp.frozen.classifier import choose_cost_and_scale, split
+from cxlp.frozen.classifier import choose_cost_and_scale, quality, split
 from cxlp.frozen.folds import FoldClassifiers
+from cxlp.frozen.gram import score_rows
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
 from cxlp.frozen.solvers import SolverName, make_solver, plan, tell_unsolved
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
@@ -213,9 +214,9 @@ class FrozenFit:
         """Solve; the network's weights are the solution afterwards.
 
         Returns:
-            What was chosen and found: ``C``, ``logit_scale``, ``cv_accuracy`` (cross-validated on
-            the training images) and the like; ``primal``: 1 where the primal solver was taken, with ``unsolved``,
-            how many SVMs it has left unsolved.
+            What was chosen and found: ``C``, ``logit_scale``, ``cv_accuracy`` (cross-validated on the training images),
+            ``train_accuracy`` (of all SVMs on the images that they were fitted to) and the like; ``primal``: 1 where
+            the primal solver was taken, with ``unsolved``, how many SVMs it has left unsolved.
 
         Raises:
             CxlpError: If images were left out, features are not finite, or a class has a single image where the
@@ -291,6 +292,9 @@ class FrozenFit:
             if self.cross and folds > 1:
                 self.fold_classifiers = solver.fold_classifiers(c).scaled(scale)
             weights, intercepts = solver.weights(c)
+            if folds > 1:
+                scores = score_rows(self.features, weights, intercepts, self.device).numpy()
+                report["train_accuracy" if labels.ndim == 1 else "train_mAP"] = quality(scores, labels)
             classifier.weight.copy_(from_rank_zero(scale * weights))
             classifier.bias.copy_(from_rank_zero(scale * intercepts))
         return {**report, "primal": float(self.plan.primal), **tell_unsolved(solver)}
