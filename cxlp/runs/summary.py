@@ -12,7 +12,7 @@ from cxlp.models.network import Network
 from cxlp.runs.places import STARTS
 from cxlp.utils.progress import say
 
-#: Share of the images that fine-tuning must be able to gain for it to be worth while.
+#: Accuracy that fine-tuning must be able to gain, or it is not worth its time.
 LEAST_GAIN = 0.02
 
 
@@ -94,9 +94,10 @@ def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
         f"{100 * cross_validated:.1f} %{around}: fine-tuning can gain {100 * left:.1f} points at most"
     ]
     if left < least:
+        why = f"{100 * least:.0f} points" if least == LEAST_GAIN else f"half the interval, {100 * least:.1f} points"
         said.append(
-            f"warning: that is less than the {100 * least:.1f} points that would matter on {images:,} training images: "
-            "fine-tuning cannot pay; for the frozen fit alone set trainer.max_epochs to 0"
+            f"warning: fine-tuning cannot pay: what is left is less than {why}. For the frozen fit alone, set "
+            "trainer.max_epochs to 0"
         )
     return said
 
