@@ -127,7 +127,7 @@ def run(args: Namespace) -> int:
     config = parse(args.rest)
     parts = parts_of(config)
     model, data = parts["model"], parts["data"]
-    chosen, option = _choose(args, model)
+    chosen, option = _choose(args, model, data)
     configs = [config]
     if option is not None or args.recipes:
         # What is misspelt is told once, and before anything runs.
@@ -237,7 +237,7 @@ def _clean(store: Path) -> str:
     return f"deleted {gigabytes:.2f} GB of features in {store}"
 
 
-def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str | None]:
+def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> tuple[list["System"], str | None]:
     """The systems to choose from, and a sweep's option."""
     from cxlp.heads import CrossLayerPooling
     from cxlp.studies.comparison import System
@@ -249,12 +249,8 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
             raise CxlpError("the systems are made of a network with one head, CrossLayerPooling: set model.head")
-        packed = ("--model.frozen.features", "sign")  # signs take two bits a value
-        made = systems(model.backbone, base)
-        return [
-            System(name, network, packed if network["heads"][0]["init_args"].get("sign") else ())
-            for name, network in made.items()
-        ], None
+        made = systems(model.backbone, base, data.transform)
+        return [System(name, network, tuple(network["options"])) for name, network in made.items()], None
     option, written = _swept(args.sweep)
     return [System(text, None, (f"--{option}", text)) for text in written], option
 

@@ -3,7 +3,8 @@
 Before normalisation the pooled vector is a sum over places, ``P_k = sum_i a_ik x_i``, and for a given image the
 normalisation only scales its entries: ``n(P)_kj = r_kj P_kj`` with ``r_kj = n(P)_kj / P_kj``. (For the signed square
 root and L2 that is ``1 / (sqrt|P_kj| ||.||)``; for signs ``1 / |P_kj|`` and the length; ``zscore`` subtracts the
-vector's mean before, which is linear in P, too.) With the weights w and the bias b of a class, its score is ::
+vector's mean before, which is linear in P, too, or in the ``P_k / (1e-7 + |P_k|)`` of ``channel_l2``.) With the
+weights w and the bias b of a class, its score is ::
 
     s = b + sum_kj w_kj n(P)_kj = b + sum_i sum_k e_ik,        e_ik = a_ik sum_j u_kj x_ij,
 
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cxlp.heads.normalisation import Normalise
+from cxlp.heads.normalisation import CHANNEL_EPS, Normalise
 
 
 def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> Tensor:
@@ -33,10 +34,12 @@ def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> 
     Returns:
         ``(K, p)`` with ``sum u P = sum w n(P)``. (Where an entry is zero and scaled only, any weight would do.)
     """
-    zscore = normalise.steps["zscore"]
-    centred = pooled - pooled.mean() if zscore else pooled
+    steps = normalise.steps
+    lengths = CHANNEL_EPS + pooled.norm(dim=1, keepdim=True) if steps["channel_l2"] else 1.0
+    shift = (pooled / lengths).mean() if steps["zscore"] else 0.0
+    centred = pooled / lengths - shift
     scaled = weights * torch.where(centred == 0, 0.0, normalise(pooled[None]).view_as(pooled) / centred)
-    return scaled - scaled.mean() if zscore else scaled
+    return (scaled - scaled.mean() if steps["zscore"] else scaled) / lengths
 
 
 def shares_of_guide(
