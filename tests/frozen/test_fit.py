@@ -305,7 +305,7 @@ def test_each_image_is_needed_once(tmp_path: Path, batches: list[Tensor], seen: 
 
 def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_path: Path) -> None:
     config = FrozenConfig(pca_vectors=21)  # one per image
-    with pytest.raises(CxlpError, match=r"PCA to 100 dimensions .* 21 training images give 1 each.*pca_dim"):
+    with pytest.raises(CxlpError, match=r"PCA to 100 dimensions .* uses 1 .* 21 training images.*pca_dim"):
         FrozenFit(small_network(cross(pca_dim=100)), config, 21, tmp_path / "fit", PhaseTimes())
     assert not (tmp_path / "fit").exists()
 

@@ -422,10 +422,8 @@ def test_a_value_that_no_network_can_have_is_a_system_that_fails(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", *BASE, "--sweep", "model.head.size=[2]", "--out", "out"]) == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "[1/1] 2: size is 2: a sub-array needs an odd side (1, 3, ...), so that it has a centre",
-        "no result: 2",
-    ]
+    failed, last = capsys.readouterr().out.splitlines()
+    assert failed.startswith("[1/1] 2: size is 2: ") and last == "no result: 2"
 
 
 @pytest.mark.parametrize("content", ['"metrics": 1', '"metrics": {"test/accuracy": 0.5}', '"seconds": {}'])
