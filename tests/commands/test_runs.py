@@ -100,7 +100,7 @@ def test_they_are_sorted_and_filtered(root: Path, capsys: Capture) -> None:
     assert names("--sort", "accuracy") == ["tuned", "birds", "compare/CL/0", "begun"]
     assert names("--sort", "name", "--reverse") == ["tuned", "compare/CL/0", "birds", "begun"]
     assert names("--filter", "GRADIENT", "--filter", "done") == ["tuned"]
-    assert "no run in runs holds nothing like it" in runs("--filter", "nothing like it", capsys=capsys, status=2)
+    assert "no run in runs contains nothing like it" in runs("--filter", "nothing like it", capsys=capsys, status=2)
 
 
 def test_one_is_shown_with_all_its_metrics(root: Path, capsys: Capture) -> None:
@@ -130,7 +130,7 @@ def test_a_page_compares_them(root: Path, capsys: Capture) -> None:
 
 
 def test_runs_are_deleted_when_that_is_confirmed(root: Path, capsys: Capture) -> None:
-    assert "1 run would be deleted: give --yes" in runs("compare/CL/0", "--delete", capsys=capsys, status=2)
+    assert "1 run would be deleted: add --yes" in runs("compare/CL/0", "--delete", capsys=capsys, status=2)
     assert "--delete: name the runs" in runs("--delete", "--yes", capsys=capsys, status=2)
     assert len(found(capsys=capsys)) == 4
     assert re.search(r"deleted \d+ MB\n", runs("compare/CL/0", "begun", "--delete", "--yes", capsys=capsys))
