@@ -110,7 +110,7 @@ def run(args: Namespace) -> int:
         )
     found = catalogue.find_runs(args.root)
     entries = catalogue.choose(found, args.names, args.root) if args.names else found
-    entries = [entry for entry in entries if all(catalogue.holds(entry, text) for text in args.filter)]
+    entries = [entry for entry in entries if all(catalogue.matches(entry, text) for text in args.filter)]
     key, descending = catalogue.SORTS[args.sort]
     entries.sort(key=key, reverse=descending != args.reverse)
     if not entries:

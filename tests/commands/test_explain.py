@@ -106,7 +106,7 @@ def test_a_picture_that_cannot_be_drawn_costs_itself_only(
     run(checkpoint, tmp_path / "photos", "--out", tmp_path / "out", "--channels", 1, status=1)
     records = json.loads((tmp_path / "out" / "evidence.json").read_text())
     assert [record["picture"] for record in records] == ["001-a.png", f"002-{20 * '🐦'}.png"]
-    assert "error: 001-a.png could not be made: No space left on device" in capsys.readouterr().err
+    assert "error: 001-a.png could not be written: No space left on device" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"002-{20 * '🐦'}.png", "evidence.json"]
 
 
