@@ -154,7 +154,9 @@ def _keys(paths: Sequence[str]) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def compare(systems: Mapping[str, Sequence[Path]], reference: str) -> dict[str, Difference]:
+def compare(
+    systems: Mapping[str, Sequence[Path]], reference: str, refused: dict[str, CxlpError] | None = None
+) -> dict[str, Difference]:
     """Compare systems with a reference among them.
 
     Images are matched by path and true class, and classes by name, see :func:`~cxlp.runs.matching.match_classes`.
@@ -163,19 +165,25 @@ def compare(systems: Mapping[str, Sequence[Path]], reference: str) -> dict[str, 
         systems: The folders of the test results of each system's runs, by the system's name. The r-th run of a system
             is paired with the r-th run of the reference.
         reference: The name of the reference.
+        refused: Collects the errors of systems that cannot be compared, by name; ``None`` raises the first error.
 
     Returns:
-        The differences by name, without the reference.
+        The differences by name, without the reference. Holm's correction is for the tests that were done.
 
     Raises:
-        CxlpError: If the runs cannot be paired.
+        CxlpError: If the reference has no per-image results, or ``refused`` is ``None`` and the runs of a system cannot
+            be paired.
     """
     theirs = [read_image_results(place) for place in systems[reference]]
-    found = {
-        name: _compare(name, reference, [read_image_results(place) for place in places], theirs)
-        for name, places in systems.items()
-        if name != reference
-    }
+    found = {}
+    for name, places in systems.items():
+        if name != reference:
+            try:
+                found[name] = _compare(name, reference, [read_image_results(place) for place in places], theirs)
+            except CxlpError as error:
+                if refused is None:
+                    raise
+                refused[name] = error
     adjusted = holm([test.p for test, *_ in found.values()])
     return {
         name: Difference(test, p, *counts) for (name, (test, *counts)), p in zip(found.items(), adjusted, strict=True)
