@@ -3,8 +3,8 @@
 Before normalisation, the pooled vector is a sum over places, ``P_k = sum_i a_ik x_i``. For a given image, the
 normalisation only scales the entries: ``n(P)_kj = r_kj P_kj`` with ``r_kj = n(P)_kj / P_kj``. (For the signed square
 root with L2, ``r_kj = 1 / (sqrt|P_kj| ||.||)``. For signs, ``r_kj`` is ``1 / |P_kj|`` divided by the length.
-``zscore`` first subtracts the vector's mean, which is linear in P as well.) The score of a class with weights w and
-bias b is ::
+``zscore`` first subtracts the vector's mean, which is linear in P as well, or in ``P_k / (1e-7 + |P_k|)`` with
+``channel_l2``.) The score of a class with weights w and bias b is ::
 
     s = b + sum_kj w_kj n(P)_kj = b + sum_i sum_k e_ik,        e_ik = a_ik sum_j u_kj x_ij,
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cxlp.heads.normalisation import Normalise
+from cxlp.heads.normalisation import CHANNEL_EPS, Normalise
 
 
 def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> Tensor:
@@ -35,10 +35,12 @@ def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> 
     Returns:
         ``(K, p)`` with ``sum u P = sum w n(P)``. (For an entry of zero that is only scaled, any weight is valid.)
     """
-    zscore = normalise.steps["zscore"]
-    centred = pooled - pooled.mean() if zscore else pooled
+    steps = normalise.steps
+    lengths = CHANNEL_EPS + pooled.norm(dim=1, keepdim=True) if steps["channel_l2"] else 1.0
+    shift = (pooled / lengths).mean() if steps["zscore"] else 0.0
+    centred = pooled / lengths - shift
     scaled = weights * torch.where(centred == 0, 0.0, normalise(pooled[None]).view_as(pooled) / centred)
-    return scaled - scaled.mean() if zscore else scaled
+    return (scaled - scaled.mean() if steps["zscore"] else scaled) / lengths
 
 
 def shares_of_guide(

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,9 @@ def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None
 EXPORTED: dict[str, Network] = {
     "sub-arrays, test crops": build(cross(size=3, padding="same"), SMALL, CLASSES, test_views=Views("crops")),
     "blocks beside the whole image": build([cross(), AveragePooling(views=Views("blocks"))], SMALL, CLASSES),
+    "own mean colour": build(
+        cross(size=3, channel_l2=True, zscore=True), replace(SMALL, mean="image", image_size=64), CLASSES
+    ),
     "covariance": build(CovariancePooling(pca_dim=4), SMALL, CLASSES),
     "Fisher vector": build(FisherVector(pca_dim=4, atoms=3), SMALL, CLASSES),
 }

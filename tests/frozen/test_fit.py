@@ -20,7 +20,7 @@ from cxlp.frozen import fit as fit_module
 from cxlp.frozen import solvers
 from cxlp.frozen import svm as libsvm
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.frozen.gram import combine_rows, gram_matrix
+from cxlp.frozen.gram import combine_rows, gram_matrix, score_rows
 from cxlp.frozen.store import FeatureType, RowStore
 from cxlp.frozen.svm import solve
 from cxlp.heads import (
@@ -182,6 +182,7 @@ def test_the_classifier_is_the_svm_of_the_features(
     for k in range(len(CLASSES)):
         svm = SVC(kernel="linear", C=report["C"], tol=1e-6).fit(features.double().numpy(), labels == k)
         np.testing.assert_allclose(margins[:, k], svm.decision_function(features.double().numpy()), atol=5e-3)
+    assert report["train_accuracy"] == pytest.approx(float((margins.argmax(dim=1) == labels).double().mean()))
     assert report["logit_scale"] != 1.0
     if network.image_size == 64:  # small pictures, enlarged, lose what tells them apart
         assert 1 / 3 < report["cv_accuracy"] <= 1  # better than chance
@@ -453,6 +454,7 @@ def test_finishing_reads_the_disk_block_by_block(
     limit = 16 << 10
     monkeypatch.setattr(solvers, "gram_matrix", partial(gram_matrix, block_bytes=limit))
     monkeypatch.setattr(libsvm, "combine_rows", partial(combine_rows, block_bytes=limit))
+    monkeypatch.setattr(fit_module, "score_rows", partial(score_rows, block_bytes=limit))
     data = small_images(per_class)
     run_fit(small_network(), tmp_path, data=data)
     assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # else one block would have held all

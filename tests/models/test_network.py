@@ -168,7 +168,7 @@ def save(network: Network, path: Path) -> Path:
     [
         (EVEN, CrossLayerPooling(pca_dim=6, size=3, padding="same", sign=True)),
         (BACKBONE, CrossLayerPooling(pca_dim=None, align="to_guide", zscore=True)),
-        (BACKBONE, AveragePooling(sqrt=False)),
+        (replace(BACKBONE, mean="image"), AveragePooling(sqrt=False)),
         (EVEN, CrossLayerPooling(pca_dim=6, guide_dim=5, sketch=20)),
         (EVEN, BilinearPooling(pca_dim=6, spectral=True)),
         (EVEN, CovariancePooling(pca_dim=6)),
