@@ -40,8 +40,7 @@ class Predictor:
         aspect: How pictures are made square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
         boxes: Whether the network was fitted to images that were cropped to bounding boxes.
-        transform: Transforms that are applied to pictures first, see
-            :class:`~cxlp.data.datamodule.ImageDataModule`.
+        transform: Transforms that are applied to pictures before that, see the same class.
 
     Attributes:
         boxes: Whether the network expects images that are cropped to the object. The predictor does not crop.
@@ -125,8 +124,7 @@ class Predictor:
         differs by a mean of 2 of 255 if a photo is opened by other means and passed as a picture object.
 
         Raises:
-            CxlpError: If the picture cannot be decoded, or has an invalid type, see
-                :data:`~cxlp.deploy.pictures.Picture`.
+            CxlpError: If the picture cannot be decoded, or is not a :data:`~cxlp.deploy.pictures.Picture`.
         """
         return prepared(image, self.transform)[0]
 
@@ -167,8 +165,7 @@ class Predictor:
         """Compute the feature vectors of images, for retrieval, clustering or your own classifier.
 
         Args:
-            images: See :meth:`predict`. The images of a folder are in the order of
-                :func:`~cxlp.deploy.image_paths.list_images`.
+            images: See :meth:`predict`. Folders are read in the order of :func:`~cxlp.deploy.image_paths.list_images`.
             batch_size: Batch size of the network.
 
         Returns:
@@ -192,8 +189,8 @@ class Predictor:
 
         Args:
             images: A path, a Pillow image, an array ``(H, W, 3)`` or a tensor ``(3, H, W)`` of any size, RGB, uint8 in
-                0..255 or floating point in 0..1; or several images: a folder, a pattern, an array or tensor with a
-                batch dimension, or any iterable of these.
+                0..255 or floating point in 0..1. Or several images: a folder, a quoted pattern, an array or tensor with
+                a batch dimension, or any iterable of these.
             top: Number of classes per image, limited to the number of all classes.
             batch_size: Batch size of the network.
 
