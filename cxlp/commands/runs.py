@@ -1,4 +1,4 @@
-"""``cxlp runs``: list the runs in a folder, show one, test the differences of several, delete some."""
+"""``cxlp runs``: list the runs in a folder, show one, test the differences of several, rank systems, delete some."""
 
 import json
 import sys
@@ -34,6 +34,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "a page that compares the named or filtered runs. A run's name is its path below --root.\n"
         "After the word compare, differences on the same test images are tested; there, the folder of a series\n"
         "(train --seeds) and a quoted pattern such as 'cl-split*' stand for several runs of one system.\n"
+        "After the word cells, names are folders of comparisons (cxlp compare), each of them a cell: their shared\n"
+        "systems are ranked, and tested over the cells (Friedman, Wilcoxon with Holm's correction, Nemenyi).\n"
         "--delete takes only what is surely a run, in --root, behind no link.\n"
         "Exit status: 0; 2 the arguments are wrong, or a run that is to be deleted is going on.",
         epilog="examples:\n"
@@ -42,6 +44,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s NAME\n"
         "  %(prog)s NAME OTHER --html compare.html\n"
         "  %(prog)s compare NAME OTHER THIRD --reference THIRD\n"
+        "  %(prog)s cells COMPARISON OTHER THIRD --picture ranks.png\n"
         "  %(prog)s NAME OTHER --delete --yes",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -76,6 +79,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "--reference", group="output", metavar="NAME", help="of compare: what others are compared to (the first)"
     )
+    parser.add_argument(
+        "--picture", group="output", type=Path, metavar="FILE", help="of cells: draw the critical-difference diagram"
+    )
     parser.add_argument("--json", group="output", action="store_true", help="print them as JSON")
     parser.add_argument(
         "--delete", group="deleting", action="store_true", help="delete the named runs, with --yes; else only tell them"
@@ -96,6 +102,12 @@ def run(args: Namespace) -> int:
         from cxlp.commands.runs_compare import compare
 
         return compare(args)
+    if args.names[:1] == ["cells"]:
+        from cxlp.commands.runs_cells import cells
+
+        return cells(args)
+    if args.picture is not None:
+        raise CxlpError("--picture goes with: cxlp runs cells COMPARISON OTHER")
     word, *others = args.names or [""]
     if word in _WORDS and others and not (args.root / word).exists():
         meant = " ".join([program(), "runs", *others])

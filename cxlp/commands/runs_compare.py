@@ -26,8 +26,8 @@ def compare(args: Namespace) -> int:
     from cxlp.studies.paired import NOTE, compare, results_folder
 
     names = list(dict.fromkeys(args.names[1:]))
-    if args.delete or args.filter:
-        raise CxlpError("runs compare takes names only, and deletes nothing")
+    if args.delete or args.filter or args.picture is not None:
+        raise CxlpError("runs compare takes names only, and deletes and draws nothing")
     if len(names) < 2:
         raise CxlpError("runs compare: name two runs or more")
     reference = names[0] if args.reference is None else args.reference

@@ -82,7 +82,7 @@ def test_a_series_and_a_pattern_are_several_runs_of_one_system(root: Path, capsy
         (["plain", "spilt*"], "'spilt*' fits no run in runs"),
         (["plain", "begun"], "begun has no test results (stopped)"),
         (["plain", "be*"], "begun has no test results (stopped)"),
-        (["plain", "better", "--delete"], "runs compare takes names only, and deletes nothing"),
+        (["plain", "better", "--delete"], "runs compare takes names only, and deletes and draws nothing"),
     ],
 )
 def test_what_cannot_be_compared_is_told(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
