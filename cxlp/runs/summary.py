@@ -1,4 +1,4 @@
-"""What a run says before its first stage: a few aligned lines."""
+"""The summary that a run prints before its first stage."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ LEAST_GAIN = 0.02
 
 
 def tell(facts: Mapping[str, str]) -> None:
-    """Print facts, a line each, aligned; those that are empty are left out."""
+    """Print the facts that are not empty, one aligned line each."""
     width = max(map(len, facts))
     for name, fact in facts.items():
         if fact:
@@ -27,15 +27,15 @@ def tell(facts: Mapping[str, str]) -> None:
 def opening(
     data: ImageDataModule, network: Network, trainer: pl.Trainer, precision: str, stages: str, folder: Path
 ) -> dict[str, str]:
-    """Say what a run begins with.
+    """Return the facts of a run's summary, by name.
 
     Args:
-        data: Set up.
-        network: Built.
-        trainer: The first stage's.
-        precision: In which precision it computes, and why.
-        stages: What it does, see :func:`plan`.
-        folder: The run's.
+        data: The DataModule, set up.
+        network: The network.
+        trainer: The Trainer of the first stage.
+        precision: The precision of the run, and the reason for it.
+        stages: The stages of the run, see :func:`plan`.
+        folder: The run's folder.
     """
     heads = [f"{h.name} ({', '.join(name for _, name in network.map_names(h))})" for h in network.each_head()]
     return {
@@ -51,14 +51,14 @@ def opening(
 
 
 def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str, chosen_by: str | None) -> str:
-    """Say what a run does, in words.
+    """Describe the stages of a run.
 
     Args:
-        stages: Their names.
-        done: Those that are done already.
-        epochs: The number of gradient epochs.
-        start: ``model.start``.
-        chosen_by: The metric of the held-out images that chooses what is tested; ``None``: the last epoch is tested.
+        stages: Names of the stages.
+        done: Names of the finished stages.
+        epochs: Number of gradient epochs.
+        start: Value of ``model.start``.
+        chosen_by: The validation metric that chooses the tested checkpoint; ``None``: the last one is tested.
     """
     frozen = "frozen fit" if start in STARTS else f"frozen fit of {start}"
     words = {"frozen": frozen, "finetune": f"{epochs} gradient epoch{'s' * (epochs != 1)}", "closing": "closing fit"}
@@ -103,18 +103,18 @@ def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
 
 
 def images_by_split(data: ImageDataModule) -> str:
-    """Count the images of each split, in words."""
+    """Describe the number of images in each split."""
     train, val, test = (len(data.splits[split]) for split in ("train", "val", "test"))
     return f"{train:,} to train, {f'{val:,} held out' if val else 'none held out'}, {test:,} to test"
 
 
 def device(trainer: pl.Trainer) -> str:
-    """Name what a Trainer computes on."""
+    """Name the device of a Trainer."""
     root = trainer.strategy.root_device
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     if root.type == "cpu":
         return f"{count}CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
-    # A GPU that is not opened yet is left alone: where processes are forked, only they may open it.
+    # Do not initialise a GPU here: if processes are forked, only they may initialise it.
     if root.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return f"{count}{torch.cuda.get_device_name(root)}"
     return f"{count}{root.type.upper()}"

@@ -201,7 +201,7 @@ def test_a_root_of_singular_values_takes_the_place_of_that_of_entries(kind: Any)
     assert steps() == {"spectral": False, "sqrt": True}
     assert steps(spectral=True) == {"spectral": True, "sqrt": False}
     assert steps(spectral=True, second_root=True) == {"spectral": True, "sqrt": True}
-    with pytest.raises(CxlpError, match="second_root is true, but there is no first one"):
+    with pytest.raises(CxlpError, match=r"second_root is true.*spectral to true"):
         kind(second_root=True)
 
 
