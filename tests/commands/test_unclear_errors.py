@@ -152,7 +152,7 @@ def test_an_unknown_mode_of_wandb(work: Path, capsys: Capture, monkeypatch: pyte
         (["explain", "CKPT", "pictures", "--out", "/proc/x"], "--out /proc/x cannot be written into"),
         (["explain", "CKPT", "pictures", "--indices", "-1"], "--indices -1: the network has pooling channels 0 to"),
         (["export", "CKPT", "--format", "torch", "--out", "/proc/x.pt2"], "--out /proc/x.pt2 cannot be written"),
-        (["check", "folder", "--root", "taken"], "taken is a file, no folder"),
+        (["check", "folder", "--root", "taken"], "taken is a file, not a folder"),
         (["download", "demo", "--root", "/proc/demo"], "cannot write into /proc"),
         (["compare", *ARGUMENTS, "--sweep", ""], "give a key and a list of values"),
         (
@@ -225,4 +225,4 @@ def test_class_names_in_two_unicode_forms(work: Path, capsys: Capture) -> None:
         for name in (cafe, "kind1"):
             shutil.copytree(f"pictures/{split}/kind0", work / "cafes" / split / name)
     assert main([*ARGUMENTS, "--data.root", "cafes"]) == 2
-    assert "in different Unicode forms: rename the folders" in capsys.readouterr().err
+    assert "in Unicode normalisation: rename the folders" in capsys.readouterr().err
