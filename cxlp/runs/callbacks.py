@@ -93,11 +93,11 @@ class MovedCheckpoints(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and state and state.get("dirpath"):
                 old, new = Path(state["dirpath"]), Path(callback.dirpath)
                 if old != new:
-                    _bring_best(callback.state_key, state, old, new, copies=trainer.is_global_zero)
-                    state |= _moved(state, old, new)
+                    _copy_best(callback.state_key, state, old, new, copies=trainer.is_global_zero)
+                    state |= _with_moved_paths(state, old, new)
 
 
-def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: bool) -> None:
+def _copy_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: bool) -> None:
     """Copy the best checkpoint if it exists only at its old path, unless another run has overwritten it there."""
     best, score = Path(state["best_model_path"]), state["best_model_score"]
     there = new / os.path.relpath(best, old)
@@ -113,7 +113,7 @@ def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: b
         copy_whole(best, there)
 
 
-def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
+def _with_moved_paths(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
     """The state of a ``ModelCheckpoint`` with its paths moved from ``old`` to ``new``; missing files are left out."""
 
     def place(path: str) -> str:
@@ -143,7 +143,7 @@ class EpochSeed(Callback):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
-class StopWhereItStopped(Callback):
+class RestoreEarlyStop(Callback):
     """Ends a resumed stage immediately if early stopping had already ended it."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -223,7 +223,7 @@ class Progress(Callback):
         before, self._step = self._step, batch_idx + 1 if isinstance(pl_module, Frozen) else trainer.global_step
         due = every and self._step > before and self._step % every == 0
         if due or (every and trainer.should_stop):  # logging a number copies it to the GPU and waits for the copy
-            self._tell(trainer, pl_module)
+            self._log_position(trainer, pl_module)
             now = time.perf_counter()
             images, then = self._last
             pl_module.log("train/images_per_second", (self.images - images) / (now - then), rank_zero_only=True)
@@ -231,17 +231,17 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log epoch and image count with the epoch's means."""
-        self._tell(trainer, pl_module)
+        self._log_position(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log epoch and image count with the validation metrics."""
-        self._tell(trainer, pl_module)
+        self._log_position(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch of the tested weights with the test metrics."""
-        self._tell(trainer, pl_module)
+        self._log_position(trainer, pl_module)
 
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log_position(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pl_module.log("images_seen", float(self.images), rank_zero_only=True)
         pl_module.log("epoch", float(self.first_epoch + trainer.current_epoch), rank_zero_only=True)
 

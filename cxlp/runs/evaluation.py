@@ -147,12 +147,12 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
             if row["kind"] == kind and (folder / "examples" / row["picture"]).is_file()
         }
         if captions:
-            shown = zip(of_one_size(captions), captions.values(), strict=True)
+            shown = zip(pad_to_common_size(captions), captions.values(), strict=True)
             panels[key] = [wandb.Image(picture, caption=caption, file_type="jpg") for picture, caption in shown]
     return panels
 
 
-def of_one_size(files: Iterable[Path]) -> list[Image.Image]:
+def pad_to_common_size(files: Iterable[Path]) -> list[Image.Image]:
     """Read images and pad them with white to a common size, since a wandb panel shows all images in one size."""
     pictures = []
     for file in files:

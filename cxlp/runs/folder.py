@@ -208,10 +208,10 @@ def refit_folder(folder: Path) -> Path:
 
 def finished(folder: Path) -> Path | None:
     """The folder with a run's results: its own folder or that of its refit; ``None`` if the run is not finished."""
-    return next((place for place in (folder, refit_folder(folder)) if _is_done(place / "metrics.json")), None)
+    return next((place for place in (folder, refit_folder(folder)) if _is_complete(place / "metrics.json")), None)
 
 
-def _is_done(metrics: Path) -> bool:
+def _is_complete(metrics: Path) -> bool:
     """Whether a ``metrics.json`` has the key that a run writes last, after its tables and pictures."""
     try:
         found = json.loads(metrics.read_text())
@@ -242,7 +242,7 @@ def take_up(folder: Path) -> Path | None:
         if last is None:
             files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
             others = [file for file in files if not _BEGUN.fullmatch(file)]
-            others += [path for path in ("config.yaml", "stages.json") if not _begins(folder / path)]
+            others += [path for path in ("config.yaml", "stages.json") if not _is_initial(folder / path)]
             trained = folder / "checkpoints" / "finetuned.ckpt"
             if (
                 not others and trained.is_file() and read_run(trained)["epoch"]
@@ -256,7 +256,7 @@ def take_up(folder: Path) -> Path | None:
     return last
 
 
-def _begins(file: Path) -> bool:
+def _is_initial(file: Path) -> bool:
     """Whether a run's ``config.yaml`` or ``stages.json`` is missing, or as written before the first checkpoint."""
     text = file.read_text(errors="replace") if file.is_file() else None
     return text is None or ("\nckpt_path:" in text if file.suffix == ".yaml" else "frozen.ckpt" not in text)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cxlp.reports.formatting import readable
 from cxlp.runs.dashboard import COLUMNS, sections
-from cxlp.runs.evaluation import of_one_size, read_predictions
+from cxlp.runs.evaluation import pad_to_common_size, read_predictions
 from cxlp.utils.spelling import as_text
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.birds import FINETUNE, run
@@ -201,7 +201,7 @@ def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline)
 def test_pictures_of_a_panel_have_one_size_and_are_not_stretched(tmp_path: Path) -> None:
     for name, size in (("wide.png", (6, 2)), ("high.png", (2, 4))):
         Image.new("RGB", size, "red").save(tmp_path / name)
-    wide, high = of_one_size([tmp_path / "wide.png", tmp_path / "high.png"])
+    wide, high = pad_to_common_size([tmp_path / "wide.png", tmp_path / "high.png"])
     assert wide.size == high.size == (6, 4)
     red = [
         [(x, y) for x in range(6) for y in range(4) if picture.getpixel((x, y)) == (255, 0, 0)]
