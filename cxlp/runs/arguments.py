@@ -44,7 +44,9 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put the configs first.
+    """Replace each ``--config NAME`` by the path of its file, and put the configs first.
+
+    Files are looked up in the working directory, then in ``configs/``.
 
     ``--data NAME``, the name of a class or of a data set such as ``torchvision``, is put after the configs. If no
     config describes the data, it is put before them, so that overlays apply to it. ``--model FineTune`` and

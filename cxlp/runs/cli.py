@@ -25,7 +25,7 @@ from cxlp.utils.program import train_program
 
 @cache
 def build_parser() -> ArgumentParser:
-    """Build the parser of all keys: the groups ``model``, ``data``, ``trainer``, ``run``, and a few single keys."""
+    """Build the parser of all keys: ``model``, ``data``, ``trainer``, ``run``, and a few single keys."""
     import_data_modules()  # makes their short names known
     parser = ArgumentParser(
         prog=train_program(),

@@ -96,7 +96,7 @@ def _copy_stages(folder: Path, resumed: Path, saved: Mapping[str, Any]) -> dict[
 
 
 def path_in_run(folder: Path, path: str | Path) -> str:
-    """The path of a file, relative to the run's folder if the file is inside it, since that folder may be moved."""
+    """The path of a file, relative to the run's folder if inside it, since the folder may be moved."""
     real, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     return str(real.relative_to(own) if real.is_relative_to(own) else real)
 

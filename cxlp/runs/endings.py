@@ -1,4 +1,4 @@
-"""Handling of failed and interrupted runs: the message to the user, and the end of the other processes."""
+"""Handling of failed and interrupted runs: message to the user, and end of the other processes."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ _PEER_GONE = (
 
 @dataclass
 class Begun:
-    """The run or series of runs in progress, its start time, and whether this process prints how to resume it."""
+    """The run or series in progress, its start time, and whether this process prints how to resume it."""
 
     start: float = field(default_factory=time.perf_counter)
 

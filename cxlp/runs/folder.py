@@ -29,7 +29,9 @@ JOB = ".job"
 
 
 def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataModule | None = None) -> str:
-    """The name of a run: ``run.name``, or the names of its configs, see :func:`names_of_configs`, and the time.
+    """The name of a run: ``run.name``, or the names of its configs and the time.
+
+    See :func:`names_of_configs`.
 
     Raises:
         CxlpError: If the user's name is a path.
@@ -54,7 +56,7 @@ def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
 
 
 def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path:
-    """Create a new folder for a run; a folder that another run creates at the same moment is left to that run.
+    """Create a new folder for a run, also if other runs create theirs at the same moment.
 
     Raises:
         CxlpError: If no folder can be created in ``run.root``.
@@ -189,7 +191,7 @@ _OWN = (*NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
 
 
 def name_best(folder: Path, checkpoint: str) -> None:
-    """Make ``best.ckpt`` a hard link to a checkpoint of a run, or a copy if the file system has no hard links."""
+    """Make ``best.ckpt`` a hard link to a checkpoint, or a copy if hard links are not supported."""
     best, part = (folder / "checkpoints" / name for name in ("best.ckpt", ".best.ckpt.part"))
     best.parent.mkdir(exist_ok=True)
     part.unlink(missing_ok=True)
@@ -207,7 +209,7 @@ def refit_folder(folder: Path) -> Path:
 
 
 def finished(folder: Path) -> Path | None:
-    """The folder with a run's results: its own folder or that of its refit; ``None`` if the run is not finished."""
+    """The folder with a run's results, its own or its refit's; ``None`` if the run is not finished."""
     return next((place for place in (folder, refit_folder(folder)) if _is_complete(place / "metrics.json")), None)
 
 
@@ -229,7 +231,7 @@ _BEGUN = re.compile(
 
 
 def take_up(folder: Path) -> Path | None:
-    """Find the checkpoint to resume a stopped run from; without one, delete the files that the run began with.
+    """Find the checkpoint to resume a stopped run from; without one, delete the folder.
 
     Raises:
         CxlpError: If another process uses the folder, or there is no checkpoint but other files.
@@ -257,7 +259,7 @@ def take_up(folder: Path) -> Path | None:
 
 
 def _is_initial(file: Path) -> bool:
-    """Whether a run's ``config.yaml`` or ``stages.json`` is missing, or as written before the first checkpoint."""
+    """Whether ``config.yaml`` or ``stages.json`` is missing or as written before the first checkpoint."""
     text = file.read_text(errors="replace") if file.is_file() else None
     return text is None or ("\nckpt_path:" in text if file.suffix == ".yaml" else "frozen.ckpt" not in text)
 

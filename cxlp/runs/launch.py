@@ -1,4 +1,4 @@
-"""How this process was started: alone or as one of several processes, and by which launcher or scheduler."""
+"""Detection of launchers and schedulers: rank of this process, job ID, and requeueing."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Lookup of a run's input files by name, without reading them, so that wrong paths are reported immediately."""
+"""Lookup of a run's input files by name only, so that wrong paths are reported immediately."""
 
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Test of a saved checkpoint: on its own test images, on another split, or on another data set with its classes."""
+"""Test of a saved checkpoint on its own test images, another split, or another data set."""
 
 import json
 import re
@@ -158,7 +158,7 @@ def _is_given(arguments: Sequence[str], key: str) -> bool:
 
 
 def _forget_options_of_other_data(config: Namespace, path: Path, arguments: Sequence[str]) -> None:
-    """Reset options that select images to their defaults if they were given for the run's data set, not this one.
+    """Reset options that select images to their defaults if the data set is not the run's.
 
     When the class of the data changes, the parser keeps options of the same name, such as ``root``.
     """
@@ -196,7 +196,7 @@ def _use_preprocessing(data: ImageDataModule, saved: Mapping[str, Any], argument
 
 
 def _folder(path: Path, out: Path | None, data: ImageDataModule, chosen: Chosen) -> Path:
-    """The output folder: ``out``, if it is empty or contains an earlier test of this checkpoint, or a new folder.
+    """The output folder: ``out``, if empty or from an earlier test of this checkpoint, or a new one.
 
     Raises:
         CxlpError: If ``out`` contains anything else.

@@ -1,7 +1,7 @@
-"""A run: frozen fit, gradient epochs and closing frozen fit, each a plain ``Trainer.fit``, then a test of the best.
+"""The stages of a run: frozen fit, gradient epochs, closing frozen fit, and a test of the best.
 
-Each stage saves a checkpoint that the next stage starts from, and ``stages.json`` lists the finished stages. A run
-skips finished stages, which is also how it resumes.
+Each fit is a plain ``Trainer.fit`` and saves a checkpoint that the next stage starts from. ``stages.json`` lists the
+finished stages. A run skips these, which is also how it resumes.
 """
 
 import os

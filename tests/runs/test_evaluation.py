@@ -161,7 +161,7 @@ def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several
     assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "CrossLayerPooling"])
     assert [tuned.run["run_group"], several.run["run_group"]] == ["CUB-200-2011", "Pascal VOC 2007"]
     assert [tuned.run["job_type"], several.run["job_type"]] == ["train", "train"]
-    assert tuned.run["notes"] == "CUB-200-2011: 11 train, 7 val, 9 test images of 3 classes. In runs/a"
+    assert tuned.run["notes"] == "CUB-200-2011: 11 train, 7 val, 9 test images of 3 classes. Folder: runs/a"
     assert tuned.config["model"]["head"]["init_args"]["pca_dim"] == 8
     assert tuned.config["trainer"]["max_epochs"] == 2
     written = json.loads((tuned.folder / "provenance.json").read_text())
