@@ -36,7 +36,7 @@ def check_trainer(config: Namespace, model: ModelConfig) -> None:
     """
     trainer, refit = config["trainer"], config["run"]["refit"]
     if trainer["default_root_dir"] is not None:
-        raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
+        raise CxlpError("trainer.default_root_dir has no effect, since runs are stored in run.root: give --run.root")
     for key, whole in ALL_IMAGES.items():
         # 1.0 means all batches, 1 means one batch
         if trainer[key] not in whole or (trainer[key] == 1 and isinstance(trainer[key], int)):

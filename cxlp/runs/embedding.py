@@ -95,7 +95,7 @@ class Embedding:
                     raise self._none_read() from error
                 if not self.errors:
                     raise
-                broken = f"{len(self.errors)} of {len(places)} files cannot be read, such as"
+                broken = f"{len(self.errors)} of {len(places)} files cannot be read; the first error:"
                 raise CxlpError(f"{error}; {broken} {next(iter(self.errors.values()))}") from error
 
     def embed(self, dim: int | None = None) -> None:
@@ -125,7 +125,7 @@ class Embedding:
 
     def _none_read(self) -> CxlpError:
         return CxlpError(
-            f"none of {len(self.paths)} files can be read, such as {next(iter(self.errors.values()), 'none')}"
+            f"none of {len(self.paths)} files can be read; the first error: {next(iter(self.errors.values()), 'none')}"
         )
 
     def _reduce(self, places: Sequence[int], dim: int) -> None:

@@ -33,7 +33,7 @@ class Begun:
 
 def mendable(error: BaseException | None) -> str | None:
     """The message to the user for an error that they can correct; ``None`` for any other error."""
-    while error is not None:  # the parser wraps what constructors raise
+    while error is not None:  # the parser wraps exceptions of constructors
         if isinstance(error, CxlpError):
             # An error of a DataLoader's worker contains the worker's traceback: keep the message only.
             return str(error).rpartition("CxlpError: ")[2].strip()

@@ -63,7 +63,7 @@ def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path
     """
     root = Path(run.root)
     if launched_rank() != 0:
-        return root  # rank 0 tells the others its folder when the run begins
+        return root  # rank 0 broadcasts its folder when the run begins
     name = run_name(run, config, data)
     for number in range(1, 10_000):
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -72,17 +72,17 @@ def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path
         except FileExistsError:
             if folder.is_dir():
                 continue
-            raise CxlpError(f"cannot make a run's folder: {folder} is a file. Give another --run.root") from None
+            raise CxlpError(f"cannot create the run's folder: {folder} is a file. Give another --run.root") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", error)
-            raise CxlpError(f"cannot make {folder}: {reason}. Give another --run.root") from error
+            raise CxlpError(f"cannot create {folder}: {reason}. Give another --run.root") from error
         job = job_id()
         if job is not None:
             (folder / JOB).write_text(job)
         if number > 1:
-            print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
+            print(f"{root / name} already contains a run: this run is stored in {folder}")  # noqa: T201
         return folder
-    raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
+    raise CxlpError(f"{root} contains 9,999 runs called {name}: choose another --run.name")
 
 
 def looks_for_earlier(run: RunConfig) -> bool:
@@ -179,8 +179,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if "cxlp_run" not in saved:
         raise CxlpError(
-            f"{path} was written by a Trainer of your own, not by a run of cxlp train: which images and options it is "
-            "of is not known. Predict and explain take it; to train on, load it there, by load_from_checkpoint"
+            f"{path} was written by your own Trainer, not by cxlp train, so its images and options are unknown. Use it "
+            "with predict and explain, or continue training in your own script with load_from_checkpoint"
         )
     return saved
 

@@ -98,7 +98,7 @@ class ForgivingCSVLogger(_Forgiving, CSVLogger):
 
 
 class _CurvesLogger(WandbLogger):
-    """Lightning's wandb logger with a curve of the frozen fit's cross-validation, without duplicate curves.
+    """Lightning's wandb logger, plus a curve of cross-validation over C, minus duplicate curves.
 
     Cross-validated accuracy (or mAP) is logged as one row per cost C, to be plotted against C. The frozen fit's other
     values are not curves and go to the summary. Omitted are the learning rates of parameters without weight decay,

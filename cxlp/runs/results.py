@@ -158,7 +158,7 @@ class Results:
         if self.solver:
             summary["solver"] = self.solver
         if run.tested is not None:
-            with run.outputs.attempt("the intervals of confidence"):
+            with run.outputs.attempt("the confidence intervals"):
                 summary["intervals"] = {name: found._asdict() for name, found in run.tested.intervals().items()}
         if run.data.left_out:
             summary["left_out"] = dict(run.data.left_out)
@@ -218,7 +218,7 @@ class Results:
 
 def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> Table:
     """Build a table of metrics, with the confidence intervals of those that have one."""
-    table = Table("what", title=title)
+    table = Table("result", title=title)
     table.add_column("value", justify="right")
     if intervals:
         table.add_column("95% interval")

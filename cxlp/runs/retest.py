@@ -124,7 +124,7 @@ def _write(folder: Path, summary: dict[str, Any], data: ImageDataModule, result:
     folder.mkdir(parents=True, exist_ok=True)
     if data.broken:
         write_whole(folder / "broken.txt", "\n".join(sorted(data.broken.values())) + "\n")
-    with outputs.attempt("the intervals of confidence"):
+    with outputs.attempt("the confidence intervals"):
         summary["intervals"] = {name: found._asdict() for name, found in result.intervals().items()}
     _save(folder / "metrics.json", summary)
     with outputs.attempt("provenance.json"):
