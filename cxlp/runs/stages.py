@@ -147,6 +147,9 @@ class Run(OpenedRun):
         trainer = self._build_trainer("finetune", own, first)
         if resume is not None:
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
+        elif launched_rank() == 0:
+            for line in summary.room_to_gain(self.report, len(self.data.splits["train"])):
+                say(line)
         self._run(trainer, task, resume)
         if not trainer.global_step:
             raise CxlpError("gradient descent ended before its first step: raise trainer.max_time, if set")

@@ -7,9 +7,13 @@ import pytorch_lightning as pl
 import torch
 
 from cxlp.data.datamodule import ImageDataModule
+from cxlp.metrics.intervals import wilson
 from cxlp.models.network import Network
 from cxlp.runs.places import STARTS
 from cxlp.utils.progress import say
+
+#: Accuracy that fine-tuning must be able to gain, or it is not worth its time.
+LEAST_GAIN = 0.02
 
 
 def tell(facts: Mapping[str, str]) -> None:
@@ -62,6 +66,40 @@ def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str
     if len(stages) == 1 and "finetune" not in stages:
         return said
     return f"{said}; tested: {f'the best by {chosen_by}' if chosen_by else 'the last, since no images are held out'}"
+
+
+def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
+    """Say how far fine-tuning can get: what the cross-validation of the frozen fit leaves to be gained.
+
+    Args:
+        report: That of the frozen fit, see :meth:`cxlp.frozen.fit.FrozenFit.finish`.
+        images: The number of training images.
+
+    Returns:
+        A line with the training accuracy and the cross-validated accuracy (or mAP), and a warning where fine-tuning
+        cannot pay: less than 2 points are left, or less than half the 95 % interval of the cross-validated accuracy,
+        so that even all of it could not be told from chance on so many images. Nothing if nothing was
+        cross-validated.
+    """
+    metric = next((name for name in ("accuracy", "mAP") if f"cv_{name}" in report), None)
+    if metric is None:
+        return []
+    cross_validated = report[f"cv_{metric}"]
+    left, least, around = 1 - cross_validated, LEAST_GAIN, ""
+    if metric == "accuracy":
+        low, high, _ = wilson(round(cross_validated * images), images)
+        least, around = max(least, (high - low) / 2), f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    said = [
+        f"frozen fit: training {metric} {100 * report[f'train_{metric}']:.1f} %, cross-validated "
+        f"{100 * cross_validated:.1f} %{around}: fine-tuning can gain {100 * left:.1f} points at most"
+    ]
+    if left < least:
+        why = f"{100 * least:.0f} points" if least == LEAST_GAIN else f"half the interval, {100 * least:.1f} points"
+        said.append(
+            f"warning: fine-tuning cannot pay: what is left is less than {why}. For the frozen fit alone, set "
+            "trainer.max_epochs to 0"
+        )
+    return said
 
 
 def images_by_split(data: ImageDataModule) -> str:

@@ -95,11 +95,11 @@ def test_what_was_tested_is_never_deleted_and_what_is_deleted_is_not_gone_on_wit
         patched.setattr("cxlp.runs.results.write_report", stop(KeyboardInterrupt()))
         assert main([*arguments, "--run.name", "b"]) == 130
     assert Path("runs/b/metrics.json").is_file()
-    assert "interrupted. Go on with: --config runs/b/config.yaml" in capsys.readouterr().err
+    assert "interrupted. To continue: --config runs/b/config.yaml" in capsys.readouterr().err
     monkeypatch.setattr(pl.Trainer, "test", stop(KeyboardInterrupt()))
     assert main([*arguments, "--run.name", "c"]) == 130
     assert not Path("runs/c").exists()
-    assert "interrupted. Nothing was saved yet: begin again" in capsys.readouterr().err
+    assert "interrupted. Nothing was saved yet: start again" in capsys.readouterr().err
 
 
 # --- pictures that were seen before

@@ -348,7 +348,7 @@ def test_a_run_that_was_stopped_in_its_first_pass_begins_again(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = cut(monkeypatch, Frozen, "on_validation_epoch_start", lambda task: True)
-    assert "Nothing was saved yet: begin again" in capsys.readouterr().err
+    assert "Nothing was saved yet: start again" in capsys.readouterr().err
     assert not folder.exists()  # nothing is left where nothing was done
     folder.mkdir()
     assert main([*ARGUMENTS, "--ckpt_path", str(folder)]) == 2
