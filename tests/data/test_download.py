@@ -83,8 +83,8 @@ def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path, server: Server) 
     content = tar(BIRDS)
     archive = offer(server, content)
     aside = tmp_path / ".birds.partial"
-    (aside / "whole" / "images").mkdir(parents=True)  # it was killed while unpacking
-    (aside / "whole" / "images" / "stray.jpg").touch()
+    (aside / "unpacked" / "images").mkdir(parents=True)  # it was killed while unpacking
+    (aside / "unpacked" / "images" / "stray.jpg").touch()
     (aside / "birds.tgz").write_bytes(content)
     (tmp_path / ".birds.lock").touch()
     obtain([archive], tmp_path / "birds", "Birds")
