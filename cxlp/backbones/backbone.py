@@ -195,7 +195,7 @@ class Backbone(nn.Module):
         # In parts, including the normalisation of bytes, see Folded.
         folded, trunk = holds[0], holds[0].copy_for(images.device)
         outputs = list(zip(*(self._outputs(part, trunk) for part in folded.parts(images)), strict=True))
-        folded.count(images)
+        folded.record(images)
         return self._maps([(torch.cat(same) if len(same) > 1 else same[0])[: len(images)] for same in outputs])
 
     def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

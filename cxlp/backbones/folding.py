@@ -104,7 +104,7 @@ class Folded:
             self.made = made = state, fold(self.trunk, dtype)
         return made[1]
 
-    def together(self, device: torch.device) -> int:
+    def images_per_pass(self, device: torch.device) -> int:
         """Return the number of images per forward pass.
 
         On the CPU, a small number is fast: the maps of more images are newly allocated pages at each operation, and
@@ -115,7 +115,7 @@ class Folded:
             return 2**31
         return max(8, 2 * torch.get_num_threads())
 
-    def filled(self, images: Tensor) -> Tensor:
+    def padded(self, images: Tensor) -> Tensor:
         """Pad a batch of rare size on a GPU with black images to the largest batch size so far.
 
         cuDNN plans each convolution for each new batch size. For a rare batch size, mostly that of the last batch, the
@@ -130,10 +130,10 @@ class Folded:
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Split the images into parts of :meth:`together` images, after padding with :meth:`filled`."""
-        return torch.split(self.filled(images), self.together(images.device))
+        """Split the images into parts of :meth:`images_per_pass` images, after padding with :meth:`padded`."""
+        return torch.split(self.padded(images), self.images_per_pass(images.device))
 
-    def count(self, images: Tensor) -> None:
+    def record(self, images: Tensor) -> None:
         """Record the size of a batch before padding. Called after the batch, so that it is known to fit in memory."""
         if images.device.type == "cuda":
             self._sizes[len(images)] += 1

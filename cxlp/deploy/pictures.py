@@ -24,7 +24,7 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 Pictures = Picture | Iterable[Picture]
 
 
-def is_one(images: Pictures) -> bool:
+def is_single(images: Pictures) -> bool:
     """Return whether the argument is a single picture, not a folder, a pattern, a batch or another iterable."""
     if isinstance(images, str | os.PathLike):
         path = os.fspath(images)
@@ -36,15 +36,15 @@ def is_one(images: Pictures) -> bool:
     return isinstance(images, Image.Image)
 
 
-def one_by_one(images: Pictures) -> Iterator[Picture]:
+def iterate_pictures(images: Pictures) -> Iterator[Picture]:
     """Iterate over pictures, including those in folders and those that match patterns."""
-    if is_one(images):
+    if is_single(images):
         yield cast(Picture, images)
     elif isinstance(images, str | os.PathLike):
         yield from image_paths([os.fspath(images)], ())
     elif isinstance(images, Iterable):
         for image in images:
-            yield from one_by_one(image)
+            yield from iterate_pictures(image)
     else:
         yield images  # of an invalid type, for which pixels_of raises an error
 

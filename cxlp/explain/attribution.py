@@ -224,7 +224,9 @@ def explain(
         vectors = [network.encode(head, maps) for head, maps in zip(heads, found, strict=True)]
     size = network.backbone.image_size
     for i, scores in enumerate(network.classify(torch.cat(vectors, dim=1)).float()):
-        own_maps = [[_own(m, i, head.view_count) for m in maps] for head, maps in zip(heads, found, strict=True)]
+        own_maps = [
+            [_maps_of_image(m, i, head.view_count) for m in maps] for head, maps in zip(heads, found, strict=True)
+        ]
         probabilities = (scores.sigmoid() if network.multi_label else scores.softmax(dim=0)).cpu()
         chosen = _best(scores, against) if target is None else target
         for k in (chosen,) if isinstance(chosen, int) else chosen[i]:
@@ -268,7 +270,7 @@ def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
         )
 
 
-def _own(maps: Tensor, image: int, views: int) -> Tensor:
+def _maps_of_image(maps: Tensor, image: int, views: int) -> Tensor:
     """Return a copy of an image's maps, since autograd does not accept tensors that were created in inference mode."""
     return maps[image * views : (image + 1) * views].to(torch.float64, copy=True)
 
