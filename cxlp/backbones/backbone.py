@@ -24,7 +24,7 @@ from cxlp.utils.errors import CxlpError
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Arguments of :class:`Backbone` as plain values.
+    """Configuration of the backbone: the arguments of :class:`Backbone` as plain values.
 
     Attributes:
         name: ``caffenet``, ``efficientnet_lite0``, or any classification network of torchvision (first choice) or timm,
