@@ -195,7 +195,7 @@ class ClassificationTask(pl.LightningModule):
         self._scored = torch.zeros_like(self._scored, device=self.device)
 
     def _checked(self, batch: Any, batch_idx: int, side: int) -> Batch:  # noqa: ANN401 (whatever a loader yields)
-        """Read a batch and check it; on a GPU, check the first batch of an epoch only, because checks synchronize."""
+        """Read a batch and check it; on a GPU, check the first batch of an epoch only, because checks synchronise."""
         read = read_batch(batch)
         if batch_idx == 0 and not read.stored:
             check_images(read.images, side)
