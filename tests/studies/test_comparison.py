@@ -286,7 +286,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
         found = json.loads((folder / "metrics.json").read_text())
         assert float(r["test accuracy %"]) == round(100 * found["metrics"]["test/accuracy"], 2)
         assert float(r["network ms"]) > 0 and float(r["peak MB"]) > 100
-    for file in ("results.md", "accuracy_against_time.png", "per_class.png"):
+    for file in ("results.md", "accuracy_against_time.png", "accuracy_against_size.png", "per_class.png"):
         assert Path("out", file).stat().st_size > 300
     assert list(Path("runs/features").glob("*/entry.json"))
     capsys.readouterr()
