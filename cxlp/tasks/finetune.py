@@ -41,9 +41,7 @@ def check_options(label_smoothing: float, mix_alpha: float, ema: float, recomput
     if not 0 < mix_alpha < math.inf:
         raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
     if recompute and compile:
-        raise CxlpError(
-            "model.recompute and model.compile are both true, but exclude each other: set one of them to false"
-        )
+        raise CxlpError("model.recompute and model.compile are both true, but exclude each other: choose one")
 
 
 class FineTune(ClassificationTask):
