@@ -217,8 +217,8 @@ class FrozenFit:
         Returns:
             ``C``, ``logit_scale``, and ``cv_accuracy`` or ``cv_mAP`` from the cross-validation on the training images;
             with a cross-validation also ``train_accuracy`` or ``train_mAP``, on the images the SVMs were fitted to;
-            ``primal``, 1 with the primal solver, otherwise 0; with it also ``unsolved``, the number of SVMs that did not
-            reach the tolerance.
+            ``primal``, 1 with the primal solver, otherwise 0; with it also ``unsolved``, the number of SVMs that
+            have not reached the tolerance.
 
         Raises:
             CxlpError: If images were left out, features are not finite, or a class has a single image and a

@@ -176,7 +176,7 @@ class ClassificationTask(pl.LightningModule):
         warn_if_incomplete("test", self.trainer.test_dataloaders, self._scored)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
-        """Return probabilities ``(B, K)``: the softmax of the scores, or their sigmoid with several labels per image.
+        """Return probabilities ``(B, K)``: the softmax of the scores, or with several labels their sigmoid.
 
         Scores are computed from the test views. A batch may be images alone, ``(B, 3, T, T)``; labels are ignored.
         """
@@ -284,7 +284,7 @@ class ClassificationTask(pl.LightningModule):
         """
         saved = checkpoint["cxlp"]
         if saved["task"] != type(self).__name__:
-            raise CxlpError(f"the checkpoint is of {saved['task']}, not of {type(self).__name__}: load it as the former")
+            raise CxlpError(f"the checkpoint is of {saved['task']}, not {type(self).__name__}: load it as the former")
         self.report, self.validated = dict(saved["report"]), dict(saved["validated"])
         self.times.update(saved["times"])
         folds = saved["fold_classifiers"]
