@@ -96,7 +96,7 @@ def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
     if left < least:
         why = f"{100 * least:.0f} points" if least == LEAST_GAIN else f"half the interval, {100 * least:.1f} points"
         said.append(
-            f"warning: fine-tuning is not worthwhile, since it can gain less than {why}. To run the frozen fit alone, set "
+            f"warning: fine-tuning is not worthwhile, since it can gain less than {why}. For the frozen fit alone, set "
             "trainer.max_epochs to 0"
         )
     return said
