@@ -161,7 +161,7 @@ def test_of_two_runs_one_makes_it_and_the_other_waits(
     for run in runs:
         run.start()
     said, deadline = "", time.monotonic() + 20
-    while "Another process fetches Birds: waiting for it" not in said and time.monotonic() < deadline:
+    while "Another process is downloading Birds: waiting for it" not in said and time.monotonic() < deadline:
         time.sleep(0.01)
         said += capsys.readouterr().err
     server.over.set()
