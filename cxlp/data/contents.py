@@ -71,7 +71,7 @@ def read_content(path: Path, decoded: bool = False) -> Content:
     except OSError as error:
         return Content(b"", f"cannot read image {path}: {error.strerror}")
     found = hashlib.sha256(data).digest()
-    size, is_whole = _look_at(data)
+    size, is_whole = _parse(data)
     if decoded or not is_whole:
         try:
             read_image(path)
@@ -80,7 +80,7 @@ def read_content(path: Path, decoded: bool = False) -> Content:
     return Content(found, size=size)
 
 
-def _look_at(data: bytes) -> tuple[tuple[int, int] | None, bool]:
+def _parse(data: bytes) -> tuple[tuple[int, int] | None, bool]:
     """Return the size in the image's header, and whether the bytes show that the file is intact."""
     try:
         with Image.open(BytesIO(data)) as image:

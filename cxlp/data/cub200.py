@@ -49,7 +49,7 @@ def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> Content:
         if missing := images.keys() - table.keys():
             raise CxlpError(f"{folder / name} has no line for image {min(missing, key=_numeric)} of images.txt")
         if extra := table.keys() - images.keys():
-            raise CxlpError(f"{folder / name} names image {min(extra, key=_numeric)}, which images.txt does not")
+            raise CxlpError(f"{folder / name} names image {min(extra, key=_numeric)}, which is not in images.txt")
     indices = {key: k for k, key in enumerate(classes)}
     samples: dict[Split, list[Sample]] = {"train": [], "test": []}
     for key, file in images.items():

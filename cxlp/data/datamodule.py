@@ -41,7 +41,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ``crop``: resize the short side to ``image_size`` and crop the centre.
         transform: Transforms of all images, including those of test and prediction, before they are made square:
             transforms of albumentations or ``torchvision.transforms.v2``, or modules of your own, each as
-            ``class_path`` and ``init_args``. Their random draws are the same for each image.
+            ``class_path`` and ``init_args``. Random draws have a fixed seed.
         validation: Images to hold out from training. A fraction of each class, such as 0.1; ``official``: the data
             set's own validation images; 0: none; ``auto``: the validation images of your own data, but none for a
             benchmark, whose published results use all training images. Your own data's validation images are held out
@@ -131,7 +131,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         try:
             check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
         except CxlpError as error:  # the reason may be the files that were left out
-            raise CxlpError(f"{error}{self._told_broken()}") from error
+            raise CxlpError(f"{error}{self._list_of_broken()}") from error
         parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
         self.splits = {name: self.dataset(part, self.classes) for name, part in parts.items()}
 
@@ -171,7 +171,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if not left.get("val") and (self.validation == 0 or not (self.holds_out_own or self.validation == "official")):
             samples.pop("val", None)  # official validation images are not requested
         if emptied := [split for split, part in samples.items() if part and not left[split]]:
-            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used{self._told_broken()}")
+            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used{self._list_of_broken()}")
         self.left_out.update("broken" if is_there(path) else "missing" for path in self.broken)
         return classes, left
 
@@ -216,7 +216,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.contents |= read_contents(new, self.progress, decoded=self.on_broken == "skip")
         return {sample: defect for sample in samples if (defect := self.contents[sample.path].defect_of(sample))}
 
-    def _told_broken(self) -> str:
+    def _list_of_broken(self) -> str:
         return f". Files that are left out:{name_broken(self.broken)}" if self.broken else ""
 
     def digest(self, split: Split) -> str:

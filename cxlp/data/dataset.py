@@ -176,7 +176,7 @@ def check_samples(name: str, classes: Sequence[str], samples: Mapping[Split, Seq
     if lacking := [path for path in everything if not is_there(path)]:
         first = min(lacking)
         is_link = os.path.islink(first)  # noqa: PTH114 (raises nothing in a folder that may not be entered)
-        link = f" (a link to {first.readlink()}, which is not there or cannot be reached)" if is_link else ""
+        link = f" (a link to {first.readlink()}, which is missing or not accessible)" if is_link else ""
         raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")
 
 

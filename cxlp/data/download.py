@@ -86,61 +86,61 @@ def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True)
         lacking = missing(files, root)  # another process may have created it meanwhile
         if not lacking:
             return
-        aside = root.parent / f".{root.name}.partial"
-        whole = aside / "whole"
+        temporary = root.parent / f".{root.name}.partial"
+        unpacked = temporary / "unpacked"
         try:
-            shutil.rmtree(whole, ignore_errors=True)  # left by a killed run
-            whole.mkdir(parents=True)
+            shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
+            unpacked.mkdir(parents=True)
             hint = f"{name} was not found in {root}. {hint}"
-            _assemble({file: _find(file, root.parent, aside, hint) for file in lacking}, whole, aside, name)
+            _assemble({file: _find(file, root.parent, temporary, hint) for file in lacking}, unpacked, temporary, name)
             if is_taken:
-                for file in whole.iterdir():
+                for file in unpacked.iterdir():
                     file.replace(root / file.name)
             else:
                 if root.exists():
                     root.rmdir()
-                whole.rename(root)
-            shutil.rmtree(aside)
+                unpacked.rename(root)
+            shutil.rmtree(temporary)
         except OSError as error:
             room = "make room there, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise CxlpError(
                 f"{name}: cannot create {root}: {error}. Downloaded files are kept: {room}run again"
             ) from error
         finally:
-            shutil.rmtree(whole, ignore_errors=True)
-            if aside.exists() and not any(aside.iterdir()):
-                aside.rmdir()
+            shutil.rmtree(unpacked, ignore_errors=True)
+            if temporary.exists() and not any(temporary.iterdir()):
+                temporary.rmdir()
 
 
-def _find(file: Remote, beside: Path, aside: Path, hint: str) -> Path:
+def _find(file: Remote, folder: Path, temporary: Path, hint: str) -> Path:
     """Return the path of a file placed by hand, after verifying it; otherwise download it."""
-    placed = beside / file.file
+    placed = folder / file.file
     if placed.exists():
         verify(placed, file)
         return placed
-    return fetch(file, aside, hint)
+    return fetch(file, temporary, hint)
 
 
-def _assemble(found: dict[Remote, Path], whole: Path, aside: Path, name: str) -> None:
+def _assemble(found: dict[Remote, Path], unpacked: Path, temporary: Path, name: str) -> None:
     for file, path in found.items():
         if not isinstance(file, Archive):
-            shutil.copyfile(path, whole / file.file)
+            shutil.copyfile(path, unpacked / file.file)
             continue
         try:
-            _unpack(file, path, whole)
-            if not (whole / file.marker).exists():
+            _unpack(file, path, unpacked)
+            if not (unpacked / file.marker).exists():
                 raise tarfile.TarError(f"it contains no {' or '.join(file.folders)} with {file.marker}")
         except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the archive
                 raise
             reason = str(error).partition(":\n")[0]  # tarfile appends a line for each compression format
-            if path.parent == aside:
+            if path.parent == temporary:
                 path.unlink()
                 raise CxlpError(f"{name}: cannot unpack {file}: {reason}. It was deleted: run again") from error
             raise CxlpError(f"{name}: cannot unpack {path}: {reason}. Delete it and run again") from error
 
 
-def _unpack(archive: Archive, path: Path, whole: Path) -> None:
+def _unpack(archive: Archive, path: Path, unpacked: Path) -> None:
     """Unpack the archive's folder; ignore the rest of the archive."""
 
     def moved(name: str) -> str | None:
@@ -159,7 +159,7 @@ def _unpack(archive: Archive, path: Path, whole: Path) -> None:
         return tarfile.data_filter(member.replace(name=name, linkname=link, deep=False), folder)
 
     with tarfile.open(path) as tar, bar(f"Unpacking {archive.file}", unit="files") as progress:
-        tar.extractall(whole, filter=choose)
+        tar.extractall(unpacked, filter=choose)
 
 
 def _marker(file: Remote) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.listing import check_folder, count_files, folders_in, pictures, subfolders
-from cxlp.data.names import folded, notes_of_alike
-from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
+from cxlp.data.names import folded, notes_on_similar
+from cxlp.data.split_folders import check_no_splits_in_class, find_splits, inner, split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError
 
@@ -101,7 +101,7 @@ class Folder(ImageDataModule):
 
     def _note_odd_classes(self, classes: Mapping[str, Path]) -> None:
         """Add notes on classes of almost equal names, and on classes that may be splits: all hold the same folders."""
-        self.notes += notes_of_alike(classes, "classes")
+        self.notes += notes_on_similar(classes, "classes")
         below = [{path.name for path in folders_in(folder)} for folder in classes.values()]
         if len(classes) > 1 and len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))
@@ -115,7 +115,7 @@ class Folder(ImageDataModule):
         for k, name in enumerate(classes):
             found = pictures(folders[name], self.left_out) if name in folders else []
             if found:
-                refuse_splits_in_class(folders[name], found)
+                check_no_splits_in_class(folders[name], found)
             samples += [Sample(path, k) for path in found]
         return samples
 

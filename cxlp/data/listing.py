@@ -68,9 +68,9 @@ def subfolders(folder: Path, left_out: Counter[str], reason: str) -> list[Path]:
         path = Path(entry)
         if is_hidden(path.name):
             left_out["hidden"] += _count(path)
-        elif _holds(entry.is_dir):
+        elif _is_true(entry.is_dir):
             found.append(path)
-        elif not _holds(path.exists) and not has_picture_suffix(path):
+        elif not _is_true(path.exists) and not has_picture_suffix(path):
             raise CxlpError(
                 f"{path} is a link to {path.readlink()}, which is missing or not accessible: fetch it, or remove the "
                 "link"
@@ -86,7 +86,7 @@ def folders_in(folder: Path) -> list[Path]:
     Raises:
         CxlpError: If the folder cannot be listed.
     """
-    return [Path(entry) for entry in _entries(folder) if _holds(entry.is_dir) and not is_hidden(entry.name)]
+    return [Path(entry) for entry in _entries(folder) if _is_true(entry.is_dir) and not is_hidden(entry.name)]
 
 
 def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
@@ -105,7 +105,7 @@ def pictures(folder: Path, left_out: Counter[str]) -> list[Path]:
     """
     found = []
     for path, is_file in _files(folder, left_out):
-        reason = _reason_against(path, is_file)
+        reason = _reason_to_skip(path, is_file)
         if reason is None:
             found.append(path)
         else:
@@ -121,7 +121,7 @@ def has_picture_suffix(path: Path) -> bool:
 def is_picture(path: Path) -> bool:
     """Return whether a file is an image by its suffix, or else by its content; True if it cannot be read."""
     try:
-        return _reason_against(path, _holds(path.is_file)) is None
+        return _reason_to_skip(path, _is_true(path.is_file)) is None
     except CxlpError:  # opening the file will raise the error
         return True
 
@@ -149,8 +149,8 @@ def _files(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool]]:
             path = Path(entry)
             if is_hidden(path.name):
                 left_out["hidden"] += _count(path)
-            elif not _holds(entry.is_dir):
-                yield path, _holds(entry.is_file)
+            elif not _is_true(entry.is_dir):
+                yield path, _is_true(entry.is_file)
             elif not entry.is_symlink():
                 folders.append((path, here / path.name))
             elif (target := path.resolve()) in here.parents:
@@ -168,10 +168,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise CxlpError(f"cannot list {folder}: {error.strerror}. Make it readable, or move it away") from error
 
 
-def _holds(question: Callable[[], bool]) -> bool:
+def _is_true(test: Callable[[], bool]) -> bool:
     """Return the answer of a test of a path; False if a circular link or missing permissions raise an error."""
     try:
-        return question()
+        return test()
     except OSError:
         return False
 
@@ -181,9 +181,9 @@ def _count(path: Path) -> int:
     return 1 if path.is_symlink() else max(1, sum(len(files) for _, _, files in os.walk(path)))
 
 
-def _reason_against(path: Path, is_file: bool) -> str | None:
+def _reason_to_skip(path: Path, is_file: bool) -> str | None:
     """Return the reason why a path is not an image, or ``None`` if it is one."""
-    if not is_file and path.is_symlink() and not _holds(path.exists):
+    if not is_file and path.is_symlink() and not _is_true(path.exists):
         return None if has_picture_suffix(path) or not path.suffix else "broken links"
     if not is_file:
         return "neither files nor folders"

@@ -9,7 +9,7 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def notes_of_alike(names: Iterable[str], what: str) -> Iterator[str]:
+def notes_on_similar(names: Iterable[str], what: str) -> Iterator[str]:
     """Yield a note for each name that is almost equal to an earlier one.
 
     Args:

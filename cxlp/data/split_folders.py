@@ -47,7 +47,7 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str, alone: bool = 
         CxlpError: If training or test images are missing, a split occurs twice, or a name may mean a split or a class.
     """
     named = {path: split for path in folders if (split := split_of(path.name))}
-    sure = {path: split for path, split in named.items() if _says_no_more(path.name)}
+    sure = {path: split for path, split in named.items() if _is_unambiguous(path.name)}
     unsure = {path: split for path, split in named.items() if split not in sure.values()}
     kinds = set(named.values())
     if (kinds == {"val"} or (kinds == {"train"} and len(folders) > len(named))) and not any(map(folders_in, sure)):
@@ -55,9 +55,9 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str, alone: bool = 
     candidates = sure | unsure
     is_split = "train" in candidates.values() and len(set(candidates.values())) > 1
     if not sure and not is_split:
-        _refuse_alike(folders)
+        _check_lookalikes(folders)
         return {}
-    found = sure | {p: s for p, s in unsure.items() if any(_alike(p, o) for o, t in candidates.items() if t != s)}
+    found = sure | {p: s for p, s in unsure.items() if any(_overlap(p, o) for o, t in candidates.items() if t != s)}
     if not _is_enough(found) and is_split:
         names = " and ".join(path.name for path in candidates)
         raise CxlpError(f"folder: {names} in {root} look like splits, but have no class folders in common. {_RENAME}")
@@ -91,7 +91,7 @@ def inner(split: Path) -> Path:
     return split
 
 
-def refuse_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
+def check_no_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
     """Check that a class has no folders ``<class>/.../{train,test}/*``, whose splits would be merged.
 
     Args:
@@ -116,7 +116,7 @@ def _tokens(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
-def _says_no_more(name: str) -> bool:
+def _is_unambiguous(name: str) -> bool:
     return all(token in _WORDS or token in _FILLERS for token in _tokens(name))
 
 
@@ -124,18 +124,18 @@ def _is_enough(found: dict[Path, Split]) -> bool:
     return "train" in found.values() and len(set(found.values())) > 1
 
 
-def _alike(one: Path, other: Path) -> bool:
+def _overlap(one: Path, other: Path) -> bool:
     """Return whether two folders have subfolders of the same name."""
     names, others = ({path.name for path in folders_in(inner(folder))} for folder in (one, other))
     return bool(names & others)
 
 
-def _refuse_alike(folders: Sequence[Path]) -> None:
+def _check_lookalikes(folders: Sequence[Path]) -> None:
     """Check that there are no folders such as ``xtrain`` and ``xtest`` with class folders in common."""
     trains, tests = (
         [path for path in folders if re.search(what, path.name.lower())] for what in ("train", "test|val|dev")
     )
     for one in trains:
         for other in tests:
-            if one != other and _alike(one, other):
+            if one != other and _overlap(one, other):
                 raise CxlpError(f"folder: {one} and {other.name} look like splits. {_RENAME}")

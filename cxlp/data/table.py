@@ -9,7 +9,7 @@ from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split, is_there
 from cxlp.data.decode import Box
 from cxlp.data.lists import as_box
-from cxlp.data.names import notes_of_alike
+from cxlp.data.names import notes_on_similar
 from cxlp.data.split_folders import split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.data.table_files import Cell, Row, Rows, read_rows, rows_of
@@ -84,7 +84,7 @@ class Table(ImageDataModule):
         super().__init__(root or (path if is_frame else path.parent), **common)
         check_fraction(test_fraction)
         if sum(map(bool, (label_column, labels_column, class_columns))) > 1:
-            raise CxlpError("give one of data.label_column, data.labels_column and data.class_columns")
+            raise CxlpError("data.label_column, data.labels_column and data.class_columns exclude each other: set one")
         self.bbox, self.test_fraction, self.separator = bbox, test_fraction, separator
         self.table = "the DataFrame" if is_frame else str(path)
         self.name = self.name if is_frame else path.stem
@@ -130,7 +130,7 @@ class Table(ImageDataModule):
                     "an image, see data.labels_column"
                 )
             elif its_split != split:
-                raise CxlpError(f"{row.where}: {file} is in {split}, but in {its_split} in {first.where}: keep one")
+                raise CxlpError(f"{row.where}: {file} is in {split}, but in {its_split} in {first.where}: keep one row")
             else:
                 self.left_out["repeated rows"] += 1
         self._check_files([(sample.path, row) for sample, _, row in known.values()])
@@ -170,11 +170,11 @@ class Table(ImageDataModule):
             single = [str(row.cells[self._label]) for row in rows]
             classes = _ordered(single)
             indices = {name: k for k, name in enumerate(classes)}
-            self.notes += notes_of_alike(classes, "labels")
+            self.notes += notes_on_similar(classes, "labels")
             return classes, [indices[label] for label in single]
         several = self._split_labels([row.cells[str(self._labels)] for row in rows])
         classes = _ordered(label for found in several for label in found)
-        self.notes += notes_of_alike(classes, "labels")
+        self.notes += notes_on_similar(classes, "labels")
         return classes, [tuple(1 if name in found else -1 for name in classes) for found in map(set, several)]
 
     def _split_labels(self, cells: Sequence[Cell]) -> list[list[str]]:

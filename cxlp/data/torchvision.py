@@ -152,12 +152,12 @@ class Torchvision(ImageDataModule):
             if self._look()[0] is not None:  # another process has downloaded it meanwhile
                 return
             print(f"{lacking}. torchvision downloads it", file=sys.stderr)  # noqa: T201
-            aside = self.root / f".{self.name}.partial"
-            shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
-            aside.mkdir(parents=True)
+            temporary = self.root / f".{self.name}.partial"
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+            temporary.mkdir(parents=True)
             try:
-                self._open(aside, download=True)
-                for path in sorted(aside.iterdir()):
+                self._open(temporary, download=True)
+                for path in sorted(temporary.iterdir()):
                     if (self.root / path.name).exists():
                         raise FileExistsError(f"{self.root / path.name} exists, but is not the data set: move it away")
                     path.rename(self.root / path.name)
@@ -166,30 +166,30 @@ class Torchvision(ImageDataModule):
                     f"torchvision cannot download {self.name}: {str(error).rstrip('.')}. {by_hand}"
                 ) from error
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
 
     # --- images that are not files ------------------------------------------------------------------
 
     def _write(self, parts: Mapping[Split, Any]) -> None:
         """Write all images as PNG files; their folder appears once it is complete."""
-        aside = self._copy.with_name(f".{self._copy.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
+        temporary = self._copy.with_name(f".{self._copy.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
         labels: dict[Split, list[Any]] = {split: [] for split in parts}
         try:
             for split, part in parts.items():
-                (aside / split).mkdir(parents=True)
+                (temporary / split).mkdir(parents=True)
                 for i in track(range(len(part)), f"Writing {self.name}, {split}", len(part)):
                     picture, label = part[i]
                     labels[split].append(_label(label))
-                    picture.save(aside / split / f"{i:07d}.png", compress_level=1)
-            samples = {split: [Sample(aside, label) for label in found] for split, found in labels.items()}
+                    picture.save(temporary / split / f"{i:07d}.png", compress_level=1)
+            samples = {split: [Sample(temporary, label) for label in found] for split, found in labels.items()}
             text = json.dumps({"classes": self._classes(parts["train"], samples), "labels": labels})
-            (aside / "labels.json").write_text(text, encoding="utf-8")
-            aside.rename(self._copy)
+            (temporary / "labels.json").write_text(text, encoding="utf-8")
+            temporary.rename(self._copy)
         except OSError as error:
             raise CxlpError(f"{self.name}: cannot write its images into {self._copy}: {error}") from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _read_copy(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         found = json.loads((self._copy / "labels.json").read_text(encoding="utf-8"))

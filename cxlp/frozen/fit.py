@@ -216,7 +216,7 @@ class FrozenFit:
 
         Returns:
             ``C``, ``logit_scale``, and ``cv_accuracy`` or ``cv_mAP`` from the cross-validation on the training images;
-            beside these ``train_accuracy`` or ``train_mAP`` of all SVMs on the images that they were fitted to;
+            with a cross-validation also ``train_accuracy`` or ``train_mAP``, on the images the SVMs were fitted to;
             ``primal``, 1 if the primal solver was used and otherwise 0; with the primal solver ``unsolved``, the number
             of SVMs that did not reach the tolerance.
 

@@ -85,8 +85,8 @@ def score_rows(
         store: The rows X.
         weights: W, ``(classes, d)``.
         intercepts: b, ``(classes,)``.
-        device: Where to multiply.
-        block_bytes: Size of one row block as float32.
+        device: Device for the products.
+        block_bytes: Size of one block of rows as float32.
 
     Returns:
         ``(n, classes)``, float32, on the CPU, the same on each rank.

@@ -1,4 +1,4 @@
-"""Outputs of a tested run: ``metrics.json``, tables and pictures, the report, the wandb summary, and a table."""
+"""Outputs of a tested run: ``metrics.json``, tables, pictures, report, and wandb summary."""
 
 import json
 import math
@@ -100,12 +100,12 @@ class Results:
 
     @property
     def images_per_second(self) -> dict[str, float]:
-        """Images per second, by phase; images with stored features are not counted, since they skip the backbone."""
+        """Images per second, by phase, without images whose stored features skip the backbone."""
         images = {**self.run.progress.phases, "test": self.images["test"]}
         return {phase: images[phase] / spent for phase, spent in self.run.times.items() if images.get(phase) and spent}
 
     def write(self) -> int:
-        """Write ``metrics.json``, then the outputs that may fail: tables, pictures, the report and the wandb run.
+        """Write ``metrics.json``, then the outputs that may fail: tables, pictures, report, wandb run.
 
         The key ``outputs`` of ``metrics.json`` is written last and marks the run as finished.
 
@@ -158,7 +158,7 @@ class Results:
         if self.solver:
             summary["solver"] = self.solver
         if run.tested is not None:
-            with run.outputs.attempt("the intervals of confidence"):
+            with run.outputs.attempt("the confidence intervals"):
                 summary["intervals"] = {name: found._asdict() for name, found in run.tested.intervals().items()}
         if run.data.left_out:
             summary["left_out"] = dict(run.data.left_out)
@@ -218,7 +218,7 @@ class Results:
 
 def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> Table:
     """Build a table of metrics, with the confidence intervals of those that have one."""
-    table = Table("what", title=title)
+    table = Table("result", title=title)
     table.add_column("value", justify="right")
     if intervals:
         table.add_column("95% interval")

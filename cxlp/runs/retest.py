@@ -1,4 +1,4 @@
-"""Test of a saved checkpoint: on its own test images, on another split, or on another data set with its classes."""
+"""Test of a saved checkpoint on its own test images, another split, or another data set."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
     pl.seed_everything(config["seed_everything"], workers=True)  # images may be held out by this seed
     network = network_of(saved, None, str(path))
     data: ImageDataModule = parts_of(config)["data"]
-    notes = _settle_pictures(data, saved, arguments)
+    notes = _use_preprocessing(data, saved, arguments)
     data.prepare_data()
     is_own = _is_own(path, config)
     held = saved["cxlp_run"]["images"]["marks"] if is_own and "cxlp_run" in saved else {}
@@ -89,7 +89,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
     data.progress = config["trainer"]["enable_progress_bar"] is not False
     recorder = TestRecorder(data, RunConfig(**config["run"].as_dict()).predictions)
     # The precision of its validation, to reproduce its own test; checkpoints of plain Trainers do not store it.
-    precision = None if _names(arguments, "trainer.precision") else saved.get("cxlp_run", {}).get("precision")
+    precision = None if _is_given(arguments, "trainer.precision") else saved.get("cxlp_run", {}).get("precision")
     precision = precision or without_gradients(config["trainer"]).name
     task = ClassificationTask(network)
     task.times = PhaseTimes()
@@ -124,7 +124,7 @@ def _write(folder: Path, summary: dict[str, Any], data: ImageDataModule, result:
     folder.mkdir(parents=True, exist_ok=True)
     if data.broken:
         write_whole(folder / "broken.txt", "\n".join(sorted(data.broken.values())) + "\n")
-    with outputs.attempt("the intervals of confidence"):
+    with outputs.attempt("the confidence intervals"):
         summary["intervals"] = {name: found._asdict() for name, found in result.intervals().items()}
     _save(folder / "metrics.json", summary)
     with outputs.attempt("provenance.json"):
@@ -151,14 +151,14 @@ def _is_own(path: Path, config: Namespace) -> bool:
     return both[0] == both[1]
 
 
-def _names(arguments: Sequence[str], key: str) -> bool:
+def _is_given(arguments: Sequence[str], key: str) -> bool:
     """Whether an argument sets a key or one of its subkeys."""
     names = [arg.partition("=")[0] for arg in arguments]
     return any(name == f"--{key}" or name.startswith((f"--{key}.", f"--{key}+")) for name in names)
 
 
 def _forget_options_of_other_data(config: Namespace, path: Path, arguments: Sequence[str]) -> None:
-    """Reset options that select images to their defaults if they were given for the run's data set, not this one.
+    """Reset options that select images to their defaults if the data set is not the run's.
 
     When the class of the data changes, the parser keeps options of the same name, such as ``root``.
     """
@@ -168,11 +168,11 @@ def _forget_options_of_other_data(config: Namespace, path: Path, arguments: Sequ
     named = {name for data in configs if isinstance(data, dict) for name in (data.get("init_args") or data)}
     own = parse(["--data", config["data"]["class_path"]])["data"]["init_args"]
     for name in set(vars(own)) - named - {*_NOT_WHICH}:
-        if not _names(arguments, f"data.{name}") and not _names(arguments, f"data.init_args.{name}"):
+        if not _is_given(arguments, f"data.{name}") and not _is_given(arguments, f"data.init_args.{name}"):
             config["data"]["init_args"][name] = own[name]
 
 
-def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+def _use_preprocessing(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
     """Use the transform and the aspect of the checkpoint's run.
 
     Returns:
@@ -188,7 +188,7 @@ def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments:
         known = known if key == "aspect" else tuple(known)
         if given != known:
             said = f"data.{key} is {given}, but the checkpoint's run had {known}"
-            if _names(arguments, f"data.{key}"):
+            if _is_given(arguments, f"data.{key}"):
                 raise CxlpError(f"{said}: remove it")
             notes.append(f"note: {said}, which is used here as well")
         setattr(data, key, known)
@@ -196,7 +196,7 @@ def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments:
 
 
 def _folder(path: Path, out: Path | None, data: ImageDataModule, chosen: Chosen) -> Path:
-    """The output folder: ``out``, if it is empty or contains an earlier test of this checkpoint, or a new folder.
+    """The output folder: ``out``, if empty or from an earlier test of this checkpoint, or a new one.
 
     Raises:
         CxlpError: If ``out`` contains anything else.

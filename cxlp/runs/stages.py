@@ -1,7 +1,7 @@
-"""A run: frozen fit, gradient epochs and closing frozen fit, each a plain ``Trainer.fit``, then a test of the best.
+"""The stages of a run: frozen fit, gradient epochs, closing frozen fit, and a test of the best.
 
-Each stage saves a checkpoint that the next stage starts from, and ``stages.json`` lists the finished stages. A run
-skips finished stages, which is also how it resumes.
+Each fit is a plain ``Trainer.fit`` and saves a checkpoint that the next stage starts from. ``stages.json`` lists the
+finished stages. A run skips these, which is also how it resumes.
 """
 
 import os
@@ -19,8 +19,8 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.solvers import solver_of
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs import summary
-from cxlp.runs.callbacks import Record, StopWhereItStopped
-from cxlp.runs.done import Done, place
+from cxlp.runs.callbacks import Record, RestoreEarlyStop
+from cxlp.runs.done import Done, path_in_run
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import name_best
 from cxlp.runs.launch import launched_rank
@@ -28,7 +28,7 @@ from cxlp.runs.loggers import build_loggers
 from cxlp.runs.opening import OpenedRun
 from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import StopAfter
-from cxlp.runs.trainers import build_trainer, remark_on_precision
+from cxlp.runs.trainers import build_trainer, describe_precision
 from cxlp.runs.wandb_runs import wandb_id_of
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -141,7 +141,7 @@ class Run(OpenedRun):
             recompute=model.recompute,
             compile=model.compile,
         )
-        own: list[Callback] = [StopWhereItStopped()]
+        own: list[Callback] = [RestoreEarlyStop()]
         if self.choice is not None:
             own.append(StopAfter(self.choice.last_gradient_epoch - first))
         trainer = self._build_trainer("finetune", own, first)
@@ -166,7 +166,7 @@ class Run(OpenedRun):
             last = Path(resume or best)
         epoch = first + int(found["epoch"])
         validated, precision = found["cxlp"]["validated"], found["cxlp_run"]["precision"]
-        return Done(place(self.folder, best), place(self.folder, last), epoch, epochs, validated, precision)
+        return Done(path_in_run(self.folder, best), path_in_run(self.folder, last), epoch, epochs, validated, precision)
 
     def _resumed_gradients(self) -> str | None:
         """Return the checkpoint to resume gradient epochs from; ``None`` if they have not started yet."""
@@ -250,7 +250,7 @@ class Run(OpenedRun):
             precision=precision or ("32-true" if stage == "finetune" else self._precision.name),
         )
         if self._plan and launched_rank() == 0:
-            why = remark_on_precision(self.config["trainer"], self._precision)
+            why = describe_precision(self.config["trainer"], self._precision)
             summary.tell(summary.opening(self.data, self.network, trainer, why, self._plan, self.folder))
             self._plan = ""
         if self.choice is not None and self.choice.stage != "frozen":

@@ -114,7 +114,7 @@ def without_gradients(trainer: Namespace) -> Precision:
     return fastest_precision("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def remark_on_precision(trainer: Namespace, found: Precision) -> str:
+def describe_precision(trainer: Namespace, found: Precision) -> str:
     """Describe the precision of a run, and the reason for it.
 
     Args:

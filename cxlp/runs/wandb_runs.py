@@ -129,7 +129,7 @@ def _define_metrics(run: wandb.Run) -> None:
 
 
 def curve_of_costs(found: Mapping[str, float]) -> list[dict[str, float]]:
-    """Extract rows of C and cross-validated score, sorted by C, from a frozen fit's values for one or more C."""
+    """Extract rows of C and cross-validated score from a frozen fit's values, sorted by C."""
     tried = [match for key in found if (match := AT_COST.fullmatch(key))]
     points = [{"frozen/C": float(match[2]), match[1]: found[match[0]]} for match in tried]
     if not points:

@@ -83,8 +83,8 @@ def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path, server: Server) 
     content = tar(BIRDS)
     archive = offer(server, content)
     aside = tmp_path / ".birds.partial"
-    (aside / "whole" / "images").mkdir(parents=True)  # it was killed while unpacking
-    (aside / "whole" / "images" / "stray.jpg").touch()
+    (aside / "unpacked" / "images").mkdir(parents=True)  # it was killed while unpacking
+    (aside / "unpacked" / "images" / "stray.jpg").touch()
     (aside / "birds.tgz").write_bytes(content)
     (tmp_path / ".birds.lock").touch()
     obtain([archive], tmp_path / "birds", "Birds")
@@ -161,7 +161,7 @@ def test_of_two_runs_one_makes_it_and_the_other_waits(
     for run in runs:
         run.start()
     said, deadline = "", time.monotonic() + 20
-    while "Another process fetches Birds: waiting for it" not in said and time.monotonic() < deadline:
+    while "Another process is downloading Birds: waiting for it" not in said and time.monotonic() < deadline:
         time.sleep(0.01)
         said += capsys.readouterr().err
     server.over.set()

@@ -400,7 +400,7 @@ def test_what_is_no_table_is_named(tmp_path: Path, name: str, said: str) -> None
 
 
 def test_two_kinds_of_labels_are_refused(photos: Path) -> None:
-    with pytest.raises(CxlpError, match=r"give one of data\.label_column, data\.labels_column"):
+    with pytest.raises(CxlpError, match=r"data\.label_column, data\.labels_column and data\.class_columns"):
         Table(write(photos, single()), label_column="label", labels_column="label")
 
 

@@ -276,7 +276,7 @@ def test_a_checkpoint_of_no_run_is_explained(work: Path, capsys: pytest.CaptureF
     torch.save(saved, "own.ckpt")
     for option in ("--model.start", "--ckpt_path"):
         assert main([*ARGUMENTS, *FINETUNE, option, "own.ckpt"]) == 2
-        assert "own.ckpt was written by a Trainer of your own" in capsys.readouterr().err
+        assert "own.ckpt was written by your own Trainer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -51,28 +51,28 @@ class Demo(ImageDataModule):
             if not self._is_drawn():  # another process may have drawn them meanwhile
                 self._draw(self.root.parent / f".{self.root.name}.partial")
 
-    def _draw(self, aside: Path) -> None:
+    def _draw(self, temporary: Path) -> None:
         jobs = [
-            (_path(aside, split, k, i), k, (s, k, i))
+            (_path(temporary, split, k, i), k, (s, k, i))
             for s, (split, count) in enumerate(COUNTS.items())
             for k in range(len(SPECIES))
             for i in range(count)
         ]
         try:
-            shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
             # Spawn rather than fork, because this process may have threads. The new processes do not import torch.
             spawning = get_context("spawn")
             with starting_without_main(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
                 drawn = pool.map(draw_file, jobs, chunksize=16)
                 list(track(drawn, "Drawing the demo birds", len(jobs)))
-            (aside / STAMP).write_text(DRAWING)
+            (temporary / STAMP).write_text(DRAWING)
             if (self.root / STAMP).exists():  # pictures of an older version
                 shutil.rmtree(self.root)
             elif self.root.exists():
                 self.root.rmdir()
-            aside.rename(self.root)
+            temporary.rename(self.root)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _is_drawn(self) -> bool:
         stamp = self.root / STAMP

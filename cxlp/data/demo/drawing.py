@@ -87,7 +87,7 @@ def stencil(shapes: list[Array], extent: Array, level: int) -> Image.Image:
 
 
 class Canvas:
-    """The layer the bird is painted on (RGBA, transparent) and its relief (L, 128 is flat)."""
+    """The layer on which the bird is painted (RGBA, transparent) and its relief (L, 128 is flat)."""
 
     def __init__(self, side: int, palette: dict[str, Colour], unit: float) -> None:
         self.palette = palette
