@@ -1,4 +1,4 @@
-"""``import cxlp``: what it gives, and what it does without."""
+"""``import cxlp``: its names, and the modules that it does not import."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A held backbone: when its folded copy is taken, and what it sees of changes."""
+"""Held backbones: when the folded copy is created, and which changes it follows."""
 
 import copy
 import pickle
@@ -73,7 +73,7 @@ def test_holds_nest(photos: Tensor) -> None:
     backbone(photos)
     assert norms(folded(backbone)) == 0
     backbone.release()
-    backbone.release()  # one too many changes nothing
+    backbone.release()  # an additional release has no effect
     assert not backbone._holds
 
 

@@ -1,4 +1,4 @@
-"""Layouts of layers' outputs, read as maps: vectors, tokens, channels last."""
+"""Layouts of layers' outputs that are converted to maps: vectors, tokens, channels last."""
 
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_two_names_of_the_same_tokens_are_one_map() -> None:
         ("timm/test_vit", ("blocks.0.attn.reshape", "blocks.1"), r"\(1, 101, 3, 2, 32\)"),
         ("timm/test_vit", ("blocks.0", "blocks.1.attn.scaled_dot_product_attention"), r"\(1, 2, 101, 32\)"),
         ("timm/test_vit", ("blocks.0", "blocks.1.attn.unbind"), "tuple"),
-        # a layer that sees windows of the map, 16 of them, as if they were images
+        # a layer whose batch consists of 16 windows of the map
         ("timm/test_maxvit", ("stages.1", "stages.1.blocks.0.attn_block.attn.proj"), r"\(16, 5, 5, 64\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The table of ``cxlp compare`` as terminals of different widths show it."""
+"""The table of ``cxlp compare`` in terminals of different widths."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_what_there_is_no_room_for_is_left_out_and_the_rest_is_whole(
     show(HEADS, VALUES, "birds")
     said = capsys.readouterr().out
     assert "[b]bilinear" in said and "88.8" in said and "85.50" in said
-    if columns != "60":  # in which not even the rest has room: it is folded, and nothing is cut silently
+    if columns != "60":  # too narrow even for the other columns: they are wrapped, not truncated
         assert [head for head in HEADS if head not in said] == left_out
         assert max(map(len, said.splitlines())) <= int(columns)
     assert ("results.md has the whole table" in said) == bool(left_out)

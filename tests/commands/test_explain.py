@@ -1,4 +1,4 @@
-"""``python -m cxlp explain``: what it writes and prints, and its exit status."""
+"""``python -m cxlp explain``: files, output and exit status."""
 
 import json
 import re
@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def write(path: Path, *, aspect: str = "warp", classes: bool = True, **options: Any) -> Path:
-    """Write what a run writes, of a network with random weights."""
+    """Write a checkpoint of a network with random weights, with the content that a run writes."""
     torch.manual_seed(0)
     head = options.pop("head", None) or CrossLayerPooling(pca_dim=4)
     network = build(head, classes=CLASSES if classes else None, **options)
@@ -44,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of one image, which take most of the time, are left empty."""
+    """Replace the drawing of pictures of single images, which takes most of the time, by an empty file."""
     monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", lambda *_: b"")
 
 
@@ -67,7 +67,7 @@ def test_a_picture_and_a_record_per_image(checkpoint: Path, photos: Path, capsys
             scores = network(pixels.permute(2, 0, 1)[None])[0]
         k = int(scores.argmax())
         assert (record["class"], record["against"]) == (CLASSES[k], None)
-        assert record["score"] == pytest.approx(float(scores[k]), abs=0.02)  # Pillow resizes a little otherwise
+        assert record["score"] == pytest.approx(float(scores[k]), abs=0.02)  # Pillow resizes slightly differently
         assert record["probability"] == pytest.approx(float(scores.softmax(dim=0)[k]), abs=0.02)
         assert record["bias"] + sum(record["channels"]) == pytest.approx(record["score"])
         assert record["bias"] + np.sum(record["places"]) == pytest.approx(record["score"])

@@ -1,4 +1,4 @@
-"""``python -m cxlp export``: what it prints, and its exit status."""
+"""``python -m cxlp export``: output and exit status."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``python -m cxlp layers``: what it prints."""
+"""``python -m cxlp layers``: its output."""
 
 import json
 from pathlib import Path

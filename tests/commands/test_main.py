@@ -1,4 +1,4 @@
-"""``python -m cxlp``: what it prints, and its exit status."""
+"""``python -m cxlp``: output and exit status."""
 
 import importlib
 import subprocess

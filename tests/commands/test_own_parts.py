@@ -1,4 +1,4 @@
-"""A run with a head and a backbone of one's own: each command takes them where they can be imported, or says how."""
+"""A run with a user's own head and backbone: each command imports them, or reports that it cannot."""
 
 import sys
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, the module of one's own in a folder of its own, and a run with them."""
+    """A folder with pictures, a folder with the user's module, and a run with it."""
     folder = tmp_path_factory.mktemp("own")
     write_pictures(folder)
     (folder / "code").mkdir()
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The run; its module is known to nobody yet."""
+    """The run, whose module has not been imported yet."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(place)])
     if not Path("runs/mine").exists():
@@ -77,7 +77,7 @@ def test_each_command_takes_them(
     monkeypatch.syspath_prepend(place / "code")
     arguments = [arg.format(run=place / run).replace("pictures", str(place / "pictures")) for arg in COMMANDS[command]]
     if command == "resume":
-        assert main(arguments) == 0  # its data are relative to this folder
+        assert main(arguments) == 0  # the data are relative to this folder
         return
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").symlink_to(place / "pictures")

@@ -1,4 +1,4 @@
-"""The page of ``train.py --help``: short, and of keys and configs that there are."""
+"""The page of ``train.py --help``: it is short, and its keys and configs exist."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ def test_its_keys_and_values_are_accepted() -> None:
     for key, value in examples:
         if not key.endswith(".help") and (key, value) != ("model.start", "runs"):
             config = {"data.table": "table.yaml", "data.name": "flowers.yaml"}.get(key, "cub200.yaml")
-            own = {"data.table": __file__, "data.name": "Flowers102"}.get(key, "null")  # these two are looked up
+            own = {"data.table": __file__, "data.name": "Flowers102"}.get(key, "null")  # these two are help options
             check_early(["--config", config, f"--{key}", value or own])
 
 

@@ -1,4 +1,4 @@
-"""What a user can mend ends with exit status 2 and one line, before anything is fitted, and leaves nothing behind."""
+"""Errors that the user can fix: exit status 2, one line, before any fit, and no files left behind."""
 
 import io
 import os

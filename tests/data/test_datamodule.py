@@ -1,4 +1,4 @@
-"""What all data sets share: holding out, and feeding a Trainer."""
+"""Features of all data sets: held-out images, and use with a Trainer."""
 
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ def test_held_out_part_depends_on_its_own_seed_unless_that_is_null(
 
 
 class Listed3(Listed):
-    """With an official validation list: the last two training images of each class."""
+    """A data set with an official validation list: the last two training images of each class."""
 
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         classes, parts = super().read()
@@ -64,7 +64,7 @@ def test_official_validation_images_are_one_switch_from_being_trained_on(tmp_pat
 
 
 class Tagged(Listed):
-    """Several labels per image: the class, one that each image has, one that is never said."""
+    """Several labels per image: the image's class, a class of all images, and one that is never specified."""
 
     multi_label = True
     third = (1, -1, 0)

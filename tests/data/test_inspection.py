@@ -1,4 +1,4 @@
-"""One file: what is said of what it holds."""
+"""The inspection of single files and its findings."""
 
 from pathlib import Path
 from typing import Any
@@ -159,4 +159,4 @@ def test_a_file_is_opened_and_decoded_once(tmp_path: Path, name: str, monkeypatc
     monkeypatch.setattr(inspection, "decode_all", again)
     assert said(path) == []
     assert opening.call_count == 1
-    assert again.call_count == (name == "progressive.jpg"), "libjpeg goes through what OpenCV has not decoded"
+    assert again.call_count == (name == "progressive.jpg"), "libjpeg reads the data that OpenCV has not decoded"

@@ -1,4 +1,4 @@
-"""Reading lists: lines, boxes, totals, and what is said where lists are missing."""
+"""Reading lists: lines, boxes, totals, and errors about missing lists."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which folders are splits: by all kinds of names, and never taken for classes."""
+"""Folders that are splits, under all kinds of names, are never treated as classes."""
 
 from pathlib import Path
 

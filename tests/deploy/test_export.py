@@ -1,4 +1,4 @@
-"""Exported files: opened as their users open them, they compute the network's scores, for any batch."""
+"""Exported files: loaded by their runtimes, they compute the network's scores, for any batch size."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def cross(**options: Any) -> CrossLayerPooling:
 
 
 def predictor(network: Network | None = None, aspect: Aspect = "warp") -> Predictor:
-    """A network with opinions."""
+    """A network with a random classifier."""
     torch.manual_seed(0)
     network = network or build(cross(), SMALL, CLASSES)
     assert network.classifier is not None
@@ -46,7 +46,7 @@ def birds(model: Predictor, count: int = 3) -> Tensor:
 
 
 def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int = 3) -> dict[str, Any]:
-    """Run an ONNX file without any of cxlp's code, by one and by more; what its metadata say."""
+    """Run an ONNX file without cxlp's code, with one image and with several; return scores and metadata."""
     images = birds(model, count)
     with torch.no_grad():
         expected = model.network.score(images)
@@ -77,9 +77,9 @@ def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None
     assert about["classes"] == ["gull", "tern", "wrenö"] and about["multi_label"] is False
     assert about["size"] == 32 and about["aspect"] == "crop" and "the short side to 32" in about["resize"]
     assert about["input"]["shape"] == ["batch", 3, 32, 32] and about["output"]["probabilities"] == "softmax"
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"], "nothing else is left"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"], "other files are left"
     onnx.checker.check_model(str(path))
-    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "the file contains paths of this machine"
 
 
 EXPORTED: dict[str, Network] = {
@@ -151,7 +151,7 @@ def test_missing_packages_are_named_before_any_work(tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
-    """A network, and PyTorch's own file of it."""
+    """A network, and the file that PyTorch itself exports."""
     model, path = predictor(), tmp_path_factory.mktemp("torch") / "model.pt2"
     assert export(model, path, "torch") == [path]
     return model, path
@@ -166,7 +166,7 @@ def test_torch_export_needs_nothing_of_cxlp(exported: tuple[Predictor, Path]) ->
     with torch.no_grad():
         for part in (images[:1], images):
             torch.testing.assert_close(module(part), model.network.score(part), rtol=1e-5, atol=1e-5)
-    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "the file contains paths of this machine"
 
 
 def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Prediction in Python: what comes out is what the test saw, of files and pictures, and bad files stop no stream."""
+"""Prediction in Python: equal to the test, for files and pictures, and bad files do not stop a stream."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ CLASSES = ("gull", "tern", "wren", "crow")
 
 
 def predictor(multi_label: bool = False, aspect: Aspect = "warp") -> Predictor:
-    """A network with opinions, the same ones at each call."""
+    """A network with a random classifier, the same at each call."""
     torch.manual_seed(0)
     network = build(backbone=SMALL, classes=CLASSES, multi_label=multi_label)
     assert network.classifier is not None
@@ -52,14 +52,14 @@ def files(folder: Path) -> list[str]:
     return [str(path) for path in sorted((folder / "test").rglob("*.png"))]
 
 
-# --- what the test saw
+# --- equality with the test
 
 
 @pytest.mark.parametrize(("aspect", "views"), [("warp", "whole"), ("crop", "flip")])
 def test_a_checkpoint_says_what_its_network_does(aspect: Aspect, views: Kind, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", train=0, test=2, size=40)
     files = sorted(root.rglob("*.png"))
-    for path in files:  # longer than wide: the aspect shows
+    for path in files:  # higher than wide, so that the aspect matters
         write_image(path, read_image(path)[:, :36])
     network = build(backbone=SMALL, classes=CLASSES, test_views=Views(views))
     write_checkpoint(tmp_path / "last.ckpt", network, aspect)
@@ -105,7 +105,7 @@ def test_several_labels_are_sigmoids(files: list[str]) -> None:
     assert sum(found.probabilities) != pytest.approx(1, abs=1e-3)
 
 
-# --- what may be given
+# --- types of inputs
 
 
 def test_a_file_is_its_picture_and_its_pixels(files: list[str]) -> None:
@@ -121,7 +121,7 @@ def test_a_picture_of_pillow_is_turned_upright(files: list[str], tmp_path: Path)
     stored = Image.open(files[0])
     turned = stored.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # to be rotated clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     model = predictor()
     with Image.open(tmp_path / "turned.png") as image:
@@ -191,7 +191,7 @@ def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]
         model.predict(folder / "empty")
 
 
-# --- how it shows itself
+# --- representation
 
 
 def test_predictions_show_themselves(files: list[str]) -> None:
@@ -261,11 +261,13 @@ def test_each_way_takes_the_folded_network(files: list[str]) -> None:
     images = torch.stack([model.picture(path) for path in files])
     backbone = model.network.backbone
     with torch.no_grad():
-        assert not torch.equal(backbone(images)[0], slow(images)[0])  # one convolution rounds otherwise than two steps
+        assert not torch.equal(
+            backbone(images)[0], slow(images)[0]
+        )  # one convolution rounds differently from two steps
     assert model.predict(files) == list(model.stream(files, batch_size=32))
     assert np.array_equal(model.embed(files), model.features(images).numpy())
     made = backbone._holds[0].made
-    assert made is not None and len(backbone._holds) == 1  # all of it by one copy
+    assert made is not None and len(backbone._holds) == 1  # one copy processes all of it
     stream = model.stream(files, batch_size=2)
     next(stream)
     before = model.features(images)
@@ -308,7 +310,7 @@ def test_bad_files_get_their_reasons_and_stop_nothing(files: list[str], workers:
     }
     order = [*files[:2], *bad, *files[2:]]
     model = predictor()
-    found = list(model.stream(order, top=2, batch_size=3, workers=workers))  # one batch has bad ones only
+    found = list(model.stream(order, top=2, batch_size=3, workers=workers))  # one batch has invalid files only
     assert [p.path for p in found] == order
     expected = {p.path: p for p in model.predict(files, top=2)}
     for p in found:
@@ -334,7 +336,7 @@ def test_a_stream_takes_paths_as_it_goes(files: list[str]) -> None:
     assert taken == 6
 
 
-# --- where, and in what precision
+# --- device and precision
 
 
 def test_half_precision_is_close_and_its_probabilities_are_full(files: list[str]) -> None:

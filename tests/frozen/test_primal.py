@@ -1,4 +1,4 @@
-"""SVMs by Newton's method on blocks of rows: against a plain minimisation, and against libsvm."""
+"""SVMs by Newton's method on blocks of rows, compared with a plain minimisation and with libsvm."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ C = 10.0
 
 @pytest.fixture(scope="module")
 def data() -> Problem:
-    """Rows that share a large mean, as pooled features do."""
+    """Return rows with a large common mean, like pooled features."""
     found = problem(n=81, d=20)
     x = found.x + 3 * np.ones(20) / np.sqrt(20)
     return Problem(x, found.labels, x @ x.T, found.targets)
@@ -56,7 +56,7 @@ def solve(rows: Rows, targets: NDArray[np.int8], c: float = C, start: Solution |
 
 
 def objective(v: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.int8], c: float) -> tuple[float, Tensor]:
-    """The docstring's formula, and its gradient by autograd, in float64; v is w and b."""
+    """Minimise the formula of the docstring by autograd in float64; v is w and b."""
     vector = torch.from_numpy(v).requires_grad_()
     rows, signs = torch.from_numpy(x)[y != 0], torch.from_numpy(y[y != 0]).double()
     z, h = signs * (rows @ vector[:-1] + vector[-1]), newton.CORNER
@@ -91,7 +91,7 @@ def slope_of_slope(f: Tensor, y: Tensor) -> Tensor:
 
 
 def test_the_slopes_are_derivatives() -> None:
-    f = torch.linspace(-3, 3, 301, dtype=torch.float64)[None] + 1e-3  # not on a corner
+    f = torch.linspace(-3, 3, 301, dtype=torch.float64)[None] + 1e-3  # not at a kink of the loss
     for sign in (1, -1, 0):
         y = torch.full((1, 301), sign, dtype=torch.int8)
         moved = slope_of_slope(f, y)
@@ -125,7 +125,7 @@ def test_held_out_scores_are_a_cross_validation(data: Problem, store: RowStore, 
         kept[:, train] = data.targets[:, train]
         expected[test] = solve(solver.rows, kept).scores.T[test]
     np.testing.assert_allclose(scores, expected, atol=0.05)
-    assert np.abs(scores - solve(solver.rows, data.targets).scores.T.numpy()).max() > 0.3  # held out is not seen
+    assert np.abs(scores - solve(solver.rows, data.targets).scores.T.numpy()).max() > 0.3  # held-out rows are not used
     classifiers = solver.fold_classifiers(C)
     again = classifiers(torch.from_numpy(data.x).float(), torch.arange(len(data.x)))
     np.testing.assert_allclose(again, scores, atol=1e-3)
@@ -154,7 +154,7 @@ def test_a_tiny_budget_gives_the_same(data: Problem, store: RowStore) -> None:
     for one, other in zip(small.weights(C), large.weights(C), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
     np.testing.assert_allclose(small.held_out([C])[C], large.held_out([C])[C], atol=0.02)
-    assert small.passes > 2 * large.passes  # SVM by SVM
+    assert small.passes > 2 * large.passes  # each SVM on its own
 
 
 @pytest.mark.parametrize("sign", [1, -1, 0])
@@ -209,7 +209,7 @@ def test_many_rows_begin_with_some_of_them(
 
 @pytest.fixture(scope="module")
 def noise() -> Problem:
-    """Labels that say nothing of rows that have more features than there are rows."""
+    """Random labels of rows with more features than there are rows."""
     random = np.random.default_rng(0)
     x = random.normal(size=(300, 1500)) + random.normal(size=1500)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
@@ -222,7 +222,7 @@ def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp
     fold = split(labels, 5)
     store = stored(noise.x, tmp_path)
     solver = PrimalSolver(store, noise.targets, fold, CPU, PLENTY)
-    solver.weights(10.0)  # what it has found before must not matter
+    solver.weights(10.0)  # earlier solutions must not matter
     found = solver.held_out(costs)
     expected = KernelSolver(store, noise.gram, noise.targets, fold, CPU, 1).held_out(costs)
     features, places = torch.from_numpy(noise.x).float(), torch.arange(300)
@@ -231,7 +231,7 @@ def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp
         told = quality(found[c], labels)
         assert abs(told - 0.25) < 3 * (0.25 * 0.75 / 300) ** 0.5
         assert told == pytest.approx(quality(expected[c], labels), abs=0.04)
-        alone = solver.held_out([c])[c]  # without smaller C before it
+        alone = solver.held_out([c])[c]  # without a smaller C before it
         classifiers = solver.fold_classifiers(c)(features, places).numpy()
         assert np.corrcoef(found[c].ravel(), expected[c].ravel())[0, 1] > 0.95
         np.testing.assert_allclose(classifiers, alone, atol=0.01)
@@ -242,7 +242,7 @@ def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp
     ("c", "length"), [(0.1, 1.0), (1.0, 1.0), (10.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (10.0, 100.0)]
 )
 def test_c_means_what_it_means_to_libsvm(tmp_path: Path, c: float, length: float) -> None:
-    """On rows that are separable, where weights hardly grow with C."""
+    """On separable rows, weights hardly grow with C."""
     random = np.random.default_rng(3)
     labels = np.arange(1200) % 4
     x = 0.3 * random.normal(size=(4, 400))[labels] + random.normal(size=(1200, 400)) + random.normal(size=400)
@@ -256,7 +256,9 @@ def test_c_means_what_it_means_to_libsvm(tmp_path: Path, c: float, length: float
         (x[200:] @ w.double().numpy().T + b.numpy()).argmax(axis=1) for w, b in (solver.weights(c), kernel.weights(c))
     ]
     accuracy = [(of == labels[200:]).mean() for of in found]
-    assert solver.unsolved == 0 or length > 1  # rows so long are at the limit of float32: right, or told to be wrong
+    assert (
+        solver.unsolved == 0 or length > 1
+    )  # rows this long reach the limit of float32: the result is right, or an error is raised
     assert (found[0] == found[1]).mean() >= (0.98 if c >= 10 else 0.95)
     assert accuracy[0] > accuracy[1] - 0.01
 

@@ -1,4 +1,4 @@
-"""Which solver is chosen, and what is refused before the pass."""
+"""The choice of a solver, and errors that are raised before the pass."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What all heads have in common: options as plain values, connection to maps, and coming back from a description."""
+"""Features of all heads: options as plain values, connection to maps, and restoration from a description."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ def test_options_are_the_constructors_arguments_and_plain(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_each_option_comes_back(name: str) -> None:
-    """Values other than the defaults, as a description holds them."""
+    """Values other than the defaults, as in a description."""
     options = getattr(cxlp.heads, name)().options()
     other: dict[str, Any] = {
         "pca_dim": 7, "size": 3, "stride": 2, "padding": "same", "align": "to_guide", "channels": 4, "guide_dim": 3,
@@ -41,17 +41,17 @@ def test_each_option_comes_back(name: str) -> None:
     head = Head.from_spec({"class_path": name, "init_args": given})
     assert head.options() == given and head.views == Views("crops")
     changed = {key for key in options if given[key] != options[key]}
-    assert changed == options.keys() - {"sketch"}  # which a spectral root excludes
+    assert changed == options.keys() - {"sketch"}  # a spectral root excludes it
 
 
 def test_options_of_one_name_have_one_default() -> None:
-    """The command line keeps an option's value, also a default one, where the class of the head is changed."""
+    """The command line keeps the value of an option, even a default, if the class of the head changes."""
     defaults: dict[str, dict[str, Any]] = {}
     for name in OURS:
         for option, parameter in inspect.signature(getattr(cxlp.heads, name)).parameters.items():
             defaults.setdefault(option, {})[name] = parameter.default
     for option, found in defaults.items():
-        # A value that the new class does not take is not kept: null, where a number is needed.
+        # A value that is invalid for the new class is not kept: null instead of a number.
         kept = {value for value in found.values() if value is not None or option != "channels"}
         assert len(kept) == 1, (option, found)
 

@@ -1,4 +1,4 @@
-"""Covariance pooling against NumPy."""
+"""Covariance pooling compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_it_is_its_formula() -> None:
     assert head.projection is not None
     x = head.projection(maps).flatten(2).transpose(1, 2)  # (2, 25, 4)
     roots = matrix_sqrt(torch.stack([torch.from_numpy(np.cov(m.T.numpy(), bias=True)) for m in x]))
-    # inner products of vectors are those of the whole matrices
+    # inner products of the vectors equal those of the whole matrices
     found = head(maps)
     whole = torch.nn.functional.normalize(roots.flatten(1), dim=1)
     torch.testing.assert_close(found @ found.T, whole @ whole.T)

@@ -1,4 +1,4 @@
-"""What a network refuses at once, rather than when its checkpoint is read."""
+"""Errors that a network raises at construction, not when its checkpoint is loaded."""
 
 import subprocess
 import sys
@@ -129,7 +129,7 @@ def test_a_head_in_half_precision_gives_full_precision_features(photos: Tensor) 
         assert network.features(photos).dtype == torch.float32
 
 
-# --- coming back
+# --- restoration
 
 
 def small(**options: Any) -> Backbone:
@@ -140,7 +140,7 @@ def small(**options: Any) -> Backbone:
 def test_a_backbone_given_on_loading_must_be_like_the_saved_one(photos: Tensor, tmp_path: Path) -> None:
     network = Network(small(), CrossLayerPooling(pca_dim=4), CLASSES).eval()
     path = write_checkpoint(tmp_path / "a.ckpt", network)
-    wider = small(layers=("layer2", "layer3.0.conv2", "layer3"), std=(0.229, 0.224, 0.225))  # ImageNet's: the default
+    wider = small(layers=("layer2", "layer3.0.conv2", "layer3"), std=(0.229, 0.224, 0.225))  # ImageNet's, the default
     for given in (small(), wider, timm.create_model("test_resnet")):
         assert torch.equal(load_network(path, given)(photos), network(photos))
     for what, value in (
@@ -214,7 +214,7 @@ def test_a_mangled_checkpoint_is_refused_by_name(tmp_path: Path, place: list[str
         if place[0] == "cxlp":  # as load_from_checkpoint does
             with pytest.raises(CxlpError, match=r"^the network's description is broken, "):
                 FineTune(content["cxlp"]["network"])
-        else:  # a run loads the weights alone
+        else:  # a run loads the weights only
             with pytest.raises(CxlpError, match=r"^\S*b\.ckpt "):
                 load_weights(network, read_checkpoint(tmp_path / "b.ckpt"), str(tmp_path / "b.ckpt"))
 

@@ -1,4 +1,4 @@
-"""The layout of a wandb project: what its specification says, and what is told where it cannot be saved."""
+"""The layout of a wandb project: its specification, and errors if it cannot be saved."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from cxlp.runs.dashboard import sections, workspace
 
 @pytest.fixture(autouse=True)
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A user with a key, who is asked nothing."""
+    """A user with an API key, who is not prompted."""
     for name in ("WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
@@ -28,7 +28,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def specification() -> dict[str, Any]:
-    """What the server is sent."""
+    """Record the request to the server."""
     view = workspace("me", "birds", "mine")._to_model()
     found: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return found["section"]  # type: ignore[no-any-return]
@@ -55,7 +55,9 @@ def test_the_server_is_told_which_panels_come_first() -> None:
     loss, rates, norms, speed = (c for _, c in training)
     assert loss["metrics"] == ["train/loss_step", "train/loss_epoch"] and speed["metrics"]
     assert all(c["xAxis"] == "images_seen" for _, c in training)
-    assert rates["useMetricRegex"] and norms["useMetricRegex"] and norms["yLogScale"]  # one panel for all of a kind
+    assert (
+        rates["useMetricRegex"] and norms["useMetricRegex"] and norms["yLogScale"]
+    )  # one panel for all metrics of a kind
     ((kind, curve),) = frozen
     assert (kind, curve["xAxis"], curve["metrics"]) == (lines, "frozen/C", ["frozen/cv_accuracy", "frozen/cv_mAP"])
     assert curve["xLogScale"]

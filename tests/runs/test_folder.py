@@ -1,4 +1,4 @@
-"""Folders of runs: what is found in them, taken up, and left alone; processes of their own."""
+"""Folders of runs: which files are reused, and which are left alone; processes of a series."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_what_a_stopped_run_left_is_gone_on_with(tmp_path: Path) -> None:
     ("there", "newest"),
     [
         (["frozen"], "frozen"),
-        (["frozen", "finetuned"], "frozen"),  # the first gradient epoch was not over
+        (["frozen", "finetuned"], "frozen"),  # the first gradient epoch was not complete
         (["frozen", "finetuned", "last"], "last"),
         (["frozen", "finetuned", "last", "closing", "best"], "closing"),
         (["start", "finetuned"], None),
@@ -46,7 +46,7 @@ def test_a_run_goes_on_from_its_newest_stage(tmp_path: Path, there: list[str], n
 
 
 def begun(folder: Path) -> Path:
-    """As a run leaves its folder that is killed while its first checkpoint is written, with half-made features."""
+    """Write a folder as left by a run that is killed while saving its first checkpoint, with incomplete features."""
     for name in (
         "checkpoints/.last.ckpt.part", "checkpoints/start.ckpt", "features/features.bin", "provenance.json", ".job",
         "csv/frozen/version_0/metrics.csv", "wandb/offline-run-1/run-1.wandb",
@@ -170,7 +170,7 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
         (["MINE"], "birds", "mine"),
         (["MINE", "finetune.yaml"], "birds", "mine-finetune"),
         (["RUN"], "birds", "birds"),
-        (["squeezenet.yaml", "finetune.yaml"], "birds", "birds-squeezenet-finetune"),  # they change data, at most
+        (["squeezenet.yaml", "finetune.yaml"], "birds", "birds-squeezenet-finetune"),  # they affect data only
         ([], "birds", "birds"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which images of two runs are compared, by what the runs have left."""
+"""The images of two runs that are compared, from the runs' files."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def left(folder: Path, rows: Sequence[tuple[str, str, int]], images: dict[str, int] | None = None) -> Path:
-    """Write what a run leaves of its test: path, true class, right."""
+    """Write the files of a run's test: path, true class, right."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([["path", "true", "right", "class_1"], *((*row, "wren") for row in rows)])
@@ -33,7 +33,9 @@ B = [1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0]
 
 def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_classes(tmp_path: Path) -> None:
     one, other = left(tmp_path / "a", images(A)), left(tmp_path / "b", images(B, ("Wren", "Robin"))[::-1])
-    with pytest.raises(CxlpError, match="no test images in common"):  # the folders' names are other paths
+    with pytest.raises(
+        CxlpError, match="no test images in common"
+    ):  # the folders have different names, so the paths differ
         compare({"a": [one], "b": [other]}, "b")
     renamed = [(path.lower(), true, right) for path, true, right in images(B, ("Wren", "Robin"))][::-1]
     found = compare({"a": [one], "b": [left(tmp_path / "b", renamed)]}, "b")
@@ -62,8 +64,8 @@ def test_boxes_of_one_picture_are_a_group(tmp_path: Path) -> None:
     found = compare({"a": [left(tmp_path / "a", boxes(A))], "b": [left(tmp_path / "b", boxes(B))]}, "b")["a"]
     assert found.images == 12 and found.found.p == pytest.approx(
         0.5
-    )  # two groups, in both of which a is better: 2 of 4 signings
-    # of a picture of which one run has kept fewer rows, which is which is not known
+    )  # two groups, in both of which a is better: 2 of 4 sign changes
+    # one run has fewer rows for a picture, so it is unknown which rows correspond
     fewer = compare({"a": [tmp_path / "a"], "b": [left(tmp_path / "b", boxes(B)[1:])]}, "b")["a"]
     assert fewer.images == 6 and fewer.left_out == 11
 

@@ -1,4 +1,4 @@
-"""Suggestions: near spellings first, then what contains the word, else the list."""
+"""Suggestions: similar spellings first, then names that contain the word, otherwise the list."""
 
 import pytest
 
@@ -16,7 +16,7 @@ ALL = "Valid: apple, apricot, banana, cherry, grape, grapefruit."
         ("aple", f"Did you mean 'apple'? {ALL}"),
         ("banana", f"Did you mean 'banana'? {ALL}"),
         ("GRAPE", f"Did you mean 'grape'? {ALL}"),
-        ("FRUIT", f"Did you mean 'grapefruit'? {ALL}"),  # far by spelling, but the word is in there
+        ("FRUIT", f"Did you mean 'grapefruit'? {ALL}"),  # the spelling differs, but the name contains the word
         ("xyz", ALL),
         ("", ALL),
     ],

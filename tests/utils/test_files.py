@@ -1,4 +1,4 @@
-"""Files are whole or not there, also where the disk is full."""
+"""Files are complete or missing, even if the disk is full."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Digests of code: another one after each edit, the same otherwise."""
+"""Digests of code: they change with each edit, and only then."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ from cxlp.utils.fingerprint import LIBRARIES, code_digest, library_versions
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of two rooms, which stands for the package."""
+    """A copy of two subpackages, which replaces the package."""
     for room in ("heads", "utils"):
         shutil.copytree(fingerprint._PACKAGE / room, tmp_path / "cxlp" / room)
     monkeypatch.setattr(fingerprint, "_PACKAGE", tmp_path / "cxlp")

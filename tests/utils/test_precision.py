@@ -1,4 +1,4 @@
-"""Which precision is fastest, by what the hardware says of itself."""
+"""The fastest precision, from the properties of the hardware."""
 
 from typing import Any
 
