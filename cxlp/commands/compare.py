@@ -143,7 +143,7 @@ def run(args: Namespace) -> int:
     config = parse(args.rest)
     parts = parts_of(config)
     model, data = parts["model"], parts["data"]
-    chosen, option = _choose(args, model)
+    chosen, option = _choose(args, model, data)
     configs = [config]
     if option is not None or args.recipes:
         # A misspelt option is reported once, before anything runs.
@@ -256,7 +256,7 @@ def _clean(store: Path) -> str:
     return f"deleted {gigabytes:.2f} GB of features in {store}"
 
 
-def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str | None]:
+def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> tuple[list["System"], str | None]:
     """Return the systems to choose from, and the option of a sweep."""
     from cxlp.heads import CrossLayerPooling
     from cxlp.studies.comparison import System
@@ -270,12 +270,8 @@ def _choose(args: Namespace, model: "ModelConfig") -> tuple[list["System"], str 
             raise CxlpError(
                 "model.head: compare needs exactly one head, CrossLayerPooling, from which it derives systems"
             )
-        packed = ("--model.frozen.features", "sign")  # stored in two bits per value
-        made = systems(model.backbone, base)
-        return [
-            System(name, network, packed if network["heads"][0]["init_args"].get("sign") else ())
-            for name, network in made.items()
-        ], None
+        made = systems(model.backbone, base, data.transform)
+        return [System(name, network, tuple(network["options"])) for name, network in made.items()], None
     option, written = _swept(args.sweep)
     return [System(text, None, (f"--{option}", text)) for text in written], option
 

@@ -1,4 +1,4 @@
-"""``cxlp runs``: list, show, compare and delete the runs in a folder."""
+"""``cxlp runs``: list, show, compare, rank and delete the runs in a folder."""
 
 import json
 import sys
@@ -29,11 +29,13 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "runs",
-        help="list, show, compare and delete runs",
+        help="list, show, compare, rank and delete runs",
         description="List the runs in a folder, with later tests (cxlp test). A run's name is its path below --root.\n"
         "One name shows the details of that run. --html writes a page that compares the named or filtered runs.\n"
         "'runs compare' tests the differences between runs on the same test images. There, the folder of a\n"
         "series (train --seeds) or a quoted pattern such as 'cl-split*' stands for several runs of one system.\n"
+        "'runs cells' takes folders of comparisons (cxlp compare), each of them a cell. It ranks the systems that\n"
+        "all of them have, and tests the differences over the cells.\n"
         "--delete deletes only folders in --root that are certainly runs, and follows no links.\n"
         "Exit status: 0; 2 the arguments are wrong, or a run to be deleted is still in progress.",
         epilog="examples:\n"
@@ -42,6 +44,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "  %(prog)s NAME\n"
         "  %(prog)s NAME OTHER --html compare.html\n"
         "  %(prog)s compare NAME OTHER THIRD --reference THIRD\n"
+        "  %(prog)s cells COMPARISON OTHER THIRD --picture ranks.png\n"
         "  %(prog)s NAME OTHER --delete --yes",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -77,6 +80,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         metavar="NAME",
         help="with compare: the run that the others are compared with (default: the first)",
     )
+    parser.add_argument(
+        "--picture", group="output", type=Path, metavar="FILE", help="with cells: draw the critical-difference diagram"
+    )
     parser.add_argument("--json", group="output", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--delete",
@@ -100,6 +106,12 @@ def run(args: Namespace) -> int:
         from cxlp.commands.runs_compare import compare
 
         return compare(args)
+    if args.names[:1] == ["cells"]:
+        from cxlp.commands.runs_cells import cells
+
+        return cells(args)
+    if args.picture is not None:
+        raise CxlpError("--picture goes with: cxlp runs cells COMPARISON OTHER")
     word, *others = args.names or [""]
     if word in _WORDS and others and not (args.root / word).exists():
         meant = " ".join([program(), "runs", *others])

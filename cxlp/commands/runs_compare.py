@@ -26,8 +26,8 @@ def compare(args: Namespace) -> int:
     from cxlp.studies.paired import NOTE, compare, results_folder
 
     names = list(dict.fromkeys(args.names[1:]))
-    if args.delete or args.filter:
-        raise CxlpError("runs compare does not accept --delete and --filter: name the runs")
+    if args.delete or args.filter or args.picture is not None:
+        raise CxlpError("runs compare does not accept --delete, --filter and --picture: name the runs")
     if len(names) < 2:
         raise CxlpError("runs compare: name at least two runs")
     reference = names[0] if args.reference is None else args.reference

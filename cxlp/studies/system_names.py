@@ -36,8 +36,8 @@ def system_names(backbone: str, size: int) -> list[str]:
         "CNN-Global", "CNN-Jitter", "R-CNN FV", "R-CNN SCFV", "regions + trained guide",
         *([lower, f"{pair} + {lower}"] if backbone in LOWER_PAIRS else []),
         pair, f"{pair}, {other}x{other}", f"{pair}, signs", f"{pair}, low rank", f"{pair}, compact",
-        f"{pair}, matrix root", f"{pair}, best", f"{pair}F", f"{pair}C", "CL + CNN-Global", "CL + CNN-Jitter",
-        "average", "average, root", "bilinear", "bilinear, compact", "iSQRT-COV",
+        f"{pair}, matrix root", f"{pair}, best", f"{pair}, derived", f"{pair}F", f"{pair}C",
+        "CL + CNN-Global", "CL + CNN-Jitter", "average", "average, root", "bilinear", "bilinear, compact", "iSQRT-COV",
     ]  # fmt: skip
 
 

@@ -121,8 +121,13 @@ def write_reports(
     y_label = f"{metric}, %" + (f" (bars: {bars})" if any(ends) else "")
     pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
-        seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, ends, seconds, y_label)
+        for what, costs, x_label in (
+            ("time", [1000 * row.seconds for row in rows], "ms per image (views, network, encoding, classification)"),
+            ("size", [row.row_bytes / 1000 for row in rows], "kB per image (its stored vector)"),
+        ):
+            pictures[f"accuracy_against_{what}.png"] = partial(
+                draw_costs, names, quality, ends, costs, x_label, y_label
+            )
     else:
         pictures["sweep.png"] = partial(draw_sweep, option, names, quality, ends, y_label)
     if len(rows) > 1:

@@ -122,14 +122,17 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
             "--model.frozen.c has no effect with a checkpoint",
         ),
         (["{}", "nothing.png", "--out", "x.npz"], "image not found: nothing.png"),
-        (["{}", "photos/train/zz.png", "--out", "x.npz"], "none of 1 files can be read, such as cannot decode image"),
+        (
+            ["{}", "photos/train/zz.png", "--out", "x.npz"],
+            "none of 1 files can be read; the first error: cannot decode image",
+        ),
         (
             ["net.yaml", "photos/train/zz.png", *NETWORK, "--out", "x.npz"],
-            "none of 1 files can be read, such as cannot",
+            "none of 1 files can be read; the first error: cannot",
         ),
         (
             ["net.yaml", "photos/train/zz.png", "photos/train/kind1/02.png", *NETWORK, "--out", "x.npz"],
-            "; 1 of 2 files cannot be read, such as cannot decode image",
+            "; 1 of 2 files cannot be read; the first error: cannot decode image",
         ),
         (
             ["net.yaml", "photos", "--out", "x.npz", "--data.bbox", "true"],

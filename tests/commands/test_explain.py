@@ -206,8 +206,8 @@ def test_the_whole_image_is_explained_where_a_run_scores_test_views(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--class", "wern"], "the network knows no class 'wern'. Did you mean 'wren'"),
-        (["--against", "robin"], "the network knows no class 'robin'. "),
+        (["--class", "wern"], "the network has no class 'wern'. Did you mean 'wren'"),
+        (["--against", "robin"], "the network has no class 'robin'. "),
         (["--class", "gull", "--against", "gull"], "--class and --against are both 'gull': give two classes"),
         (["--channels", "0"], "--channels, --indices: one picture shows 1 to 64 channels"),
         (["--indices", *map(str, range(65))], "--channels, --indices: one picture shows 1 to 64 channels"),

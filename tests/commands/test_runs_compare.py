@@ -71,7 +71,7 @@ def test_the_page_takes_intervals_and_small_p_values_for_numbers(root: Path, cap
 def test_a_series_and_a_pattern_are_several_runs_of_one_system(root: Path, capsys: Capture) -> None:
     text = said("series", "split*", capsys=capsys)
     assert "3 runs x images, t" in text and "±" in text and "83.3" in text and "25.0" in text
-    assert "series has 3 runs and plain has 1: the r-th run" in said("plain", "series", capsys=capsys, status=2)
+    assert "series has 3 runs and plain has 1" in said("plain", "series", capsys=capsys, status=2)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_cannot_be_compared_is_told(root: Path, capsys: Capture, arguments:
 def test_without_answers_there_is_nothing_to_pair(root: Path, capsys: Capture) -> None:
     (root / "better" / "predictions.csv").unlink()
     error = said("plain", "better", capsys=capsys, status=2)
-    assert "better/predictions.csv is not there" in error and "run.predictions" in error
+    assert "better/predictions.csv" in error and "run.predictions" in error
     found = json.loads((root / "better" / "metrics.json").read_text())
     found["metrics"] = {"test/mAP": 0.5}
     (root / "better" / "metrics.json").write_text(json.dumps(found))

@@ -204,7 +204,7 @@ def test_two_runs_started_into_one_folder_do_not_mix(birds: Path, capsys: pytest
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a"]) == 0
     assert {p: p.stat().st_mtime_ns for p in Path("runs/a").rglob("*") if p.is_file()} == before
     assert Path("runs/a-2/metrics.json").is_file()
-    assert "runs/a holds a run already: this one goes to runs/a-2" in capsys.readouterr().out
+    assert "run is stored in runs/a-2" in capsys.readouterr().out
 
 
 def test_a_resumed_run_goes_on_with_its_wandb_run(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
