@@ -56,13 +56,13 @@ def test_the_default_size_is_the_one_of_training(name: str, layers: tuple[str, s
     assert build(name, layers).image_size == size
 
 
-def test_caffenet_is_the_papers(caffe: Backbone) -> None:
+def test_caffenet_has_the_layers_of_the_paper(caffe: Backbone) -> None:
     assert caffe.image_size == 227
     assert caffe.channels == (384, 256)
     assert caffe.map_sizes == ((13, 13), (13, 13))
 
 
-def test_maps_do_not_depend_on_the_memory_format_or_the_batch(squeeze: Backbone, photos: Tensor) -> None:
+def test_maps_are_independent_of_memory_format_and_batch_size(squeeze: Backbone, photos: Tensor) -> None:
     whole = squeeze(photos)
     last = squeeze(photos.contiguous(memory_format=torch.channels_last))
     alone = squeeze(photos[1:])
@@ -108,7 +108,7 @@ def test_bytes_are_normalised_as_the_library_does(
         torch.testing.assert_close(one, truth, rtol=1e-3, atol=1e-5 * max(1.0, float(truth.abs().max())))
 
 
-def test_caffenet_sees_blue_first_and_its_mean_subtracted(caffe: Backbone, photos: Tensor) -> None:
+def test_caffenet_gets_bgr_minus_its_mean(caffe: Backbone, photos: Tensor) -> None:
     seen: list[Tensor] = []
     handle = caffe.trunk.get_submodule("conv1").register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     caffe(photos)
@@ -118,7 +118,7 @@ def test_caffenet_sees_blue_first_and_its_mean_subtracted(caffe: Backbone, photo
 
 
 @pytest.mark.parametrize("name", ["squeeze", "caffe"])
-def test_bytes_and_floats_of_one_image_give_one_result(
+def test_bytes_and_floats_of_an_image_have_equal_maps(
     name: str, photos: Tensor, request: pytest.FixtureRequest
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
@@ -168,7 +168,7 @@ def test_each_images_own_mean_colour_may_be_subtracted(photos: Tensor) -> None:
         build("squeezenet1_0", image_size=64, mean="images")
 
 
-def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:
+def test_more_than_two_layers_are_returned_in_order(photos: Tensor) -> None:
     layers = ("features.12", "features.3", "features.11")
     backbone = build("squeezenet1_0", layers, image_size=64)
     assert backbone.channels == (512, 128, 512) == tuple(m.shape[1] for m in backbone(photos))
@@ -177,7 +177,7 @@ def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:
             build("squeezenet1_0", wrong)  # type: ignore[arg-type]
 
 
-def test_a_config_is_its_arguments_and_so_is_the_description() -> None:
+def test_config_and_description_have_the_constructor_arguments() -> None:
     config = BackboneConfig("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64, std=(1.0, 1.0, 0.5))
     spec = Backbone.from_config(config).spec()
     assert spec == {**asdict(config), "layers": ["layer1", "layer2"], "std": [1.0, 1.0, 0.5]}
@@ -201,7 +201,7 @@ def test_random_weights_are_random() -> None:
 # --- modes
 
 
-def test_a_new_backbone_is_in_training_mode_and_left_as_it_was_found() -> None:
+def test_a_new_backbone_is_in_training_mode_and_building_changes_no_mode() -> None:
     backbone = Backbone("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64)
     assert backbone.training and backbone.trunk.training
     norm = backbone.trunk.get_submodule("layer1.0.bn1")

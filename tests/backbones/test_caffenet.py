@@ -76,7 +76,7 @@ def test_number_of_parameters() -> None:
     assert groups == {"conv1": 1, "conv2": 2, "conv3": 1, "conv4": 2, "conv5": 2}
 
 
-def test_forward_is_the_layers_in_order_and_dropout_is_of_training_only(net: CaffeNet) -> None:
+def test_layers_run_in_order_and_dropout_only_in_training(net: CaffeNet) -> None:
     x = torch.rand(1, 3, 227, 227)
     with torch.no_grad():
         assert torch.equal(net(x), nn.Sequential(*net.children())(x))

@@ -20,7 +20,7 @@ def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name:
     return cutting.cut(model, dict(zip(("local", "guide"), layers, strict=True)), activation, name)
 
 
-def test_a_single_tap_keeps_nothing_of_the_other(images: Tensor) -> None:
+def test_a_single_layer_keeps_no_modules_of_another(images: Tensor) -> None:
     model = tv("squeezenet1_0")()
     both = cut(model, ("features.11", "features.12"), "after", "squeezenet1_0").eval()
     lower = cutting.cut(model, {"local": "features.11"}, "after", "squeezenet1_0").eval()
@@ -100,7 +100,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("activation", ["after", "before"])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_taps_are_what_the_modules_give(case: str, activation: Activation, images: Tensor) -> None:
+def test_maps_equal_the_outputs_of_the_modules(case: str, activation: Activation, images: Tensor) -> None:
     build, layers, after, before = CASES[case]
     model = settle(build())
     whole = copy.deepcopy(model)
@@ -153,7 +153,7 @@ def test_residual_blocks_and_reused_modules(activation: Activation, images: Tens
 
 
 @torch.no_grad()
-def test_a_layer_without_an_activation_is_tapped_as_it_is(images: Tensor) -> None:
+def test_a_layer_without_an_activation_is_extracted_directly(images: Tensor) -> None:
     # bn2 of a basic block is followed by the sum with the shortcut, not by its ReLU.
     model = settle(tv("resnet18")())
     expected = hooked(copy.deepcopy(model), ("layer1.0.bn2", "layer1.1.bn2"), images)
@@ -222,7 +222,7 @@ class Writers(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["module", "behind aliases", "behind a view", "functional", "method", "arithmetic"])
-def test_nothing_writes_into_a_tap(kind: str, images: Tensor) -> None:
+def test_later_in_place_operations_do_not_change_maps(kind: str, images: Tensor) -> None:
     model = Writers(kind).eval()
     local = model.conv(images)
     guide = model.upper(F.relu(local) if kind != "arithmetic" else 2 * local)
@@ -241,7 +241,7 @@ def test_identities_hide_no_activation(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_everything_behind_is_dropped_and_names_stay(case: str) -> None:
+def test_later_modules_are_removed_and_parameter_names_kept(case: str) -> None:
     build, layers, after, before = CASES[case]
     model = build()
     trunk = cut(model, layers, "before", case)
@@ -318,7 +318,7 @@ def test_an_unknown_layer_lists_close_ones() -> None:
         cut(tv("vgg11")(), ("features.8", "features.9x"), "after", "vgg11")
 
 
-def test_two_names_of_one_map_give_it_twice(images: Tensor) -> None:
+def test_two_names_of_the_same_map_return_it_twice(images: Tensor) -> None:
     found = cut(tv("vgg11")(), ("features.11", "features.12"), "after", "vgg11").eval()(images)
     assert list(found) == ["local", "guide"] and found["local"] is found["guide"]
 
@@ -327,7 +327,7 @@ def test_two_names_of_one_map_give_it_twice(images: Tensor) -> None:
     ("build", "same"),
     [(tv("resnet18"), "flatten"), (tv("squeezenet1_0"), "features.12"), (ti("tf_efficientnet_lite0"), "global_pool")],
 )
-def test_penultimate_is_what_the_classifier_is_given(build: Callable[[], nn.Module], same: str, images: Tensor) -> None:
+def test_penultimate_is_the_input_of_the_classifier(build: Callable[[], nn.Module], same: str, images: Tensor) -> None:
     model = settle(build())
     found = cut(copy.deepcopy(model), (same, "penultimate"), "after", "it").eval()(images)
     assert found["local"] is found["guide"]
@@ -388,7 +388,7 @@ def test_blocks_and_mlps_of_transformers_are_layers(
             torch.testing.assert_close(found["guide"], expected)
 
 
-def test_checks_of_later_blocks_do_not_keep_them() -> None:
+def test_assertions_of_later_blocks_are_removed() -> None:
     trunk = cut(
         small_transformer(),
         ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1.mlp.0"),

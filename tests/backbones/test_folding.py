@@ -60,7 +60,7 @@ def norms(trunk: nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "layers", "activation", "left"), NETWORKS)
 @torch.no_grad()
-def test_values_stay(
+def test_folding_keeps_values(
     name: str, layers: tuple[str, ...], activation: Activation, left: int | None, photos: Tensor
 ) -> None:
     backbone = with_statistics(build(name, layers, activation=activation, image_size=64))
@@ -115,7 +115,7 @@ class Standardised(nn.Conv2d):
     ],
 )  # fmt: skip
 @torch.no_grad()
-def test_what_is_not_a_convolution_and_its_norm_alone_is_left(case: str, left: int, photos: Tensor) -> None:
+def test_other_modules_are_not_folded(case: str, left: int, photos: Tensor) -> None:
     torch.manual_seed(0)
     backbone = with_statistics(build_own(Own(case), ("last",)))
     (expected,) = backbone(photos)
@@ -129,7 +129,7 @@ def build_own(model: nn.Module, layers: tuple[str, ...]) -> Backbone:
 
 
 @torch.no_grad()
-def test_a_tapped_convolution_stays_as_it_is(photos: Tensor) -> None:
+def test_a_convolution_whose_map_is_extracted_is_not_folded(photos: Tensor) -> None:
     backbone = with_statistics(build_own(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), ("0", "1")))
     convolved, normalised = backbone(photos)
     with backbone.held():
@@ -154,7 +154,7 @@ def test_modules_in_training_mode_stay_in_it(photos: Tensor) -> None:
 
 @pytest.mark.parametrize("case", ["alone", "statistics of the batch", "function"])
 @torch.no_grad()
-def test_a_batch_is_cut_where_each_image_stands_for_itself(case: str) -> None:
+def test_a_batch_is_split_if_images_are_independent(case: str) -> None:
     class Normalised(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             for module in self:
@@ -221,7 +221,7 @@ def test_attention_is_shared_and_linear_layers_are_cast(photos: Tensor) -> None:
     assert all(p.dtype == torch.float32 for p in backbone.parameters())
 
 
-def test_a_gpu_computes_rare_batches_as_large_ones() -> None:
+def test_a_gpu_pads_rare_batch_sizes() -> None:
     def sizes(backbone: Backbone, *given: int) -> list[int]:
         folded, found = Folded(backbone.trunk), []
         for n in given:

@@ -75,7 +75,7 @@ def step(backbone: Backbone, recompute: bool) -> tuple[tuple[Tensor, ...], dict[
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("norms", ["trained", "frozen"])
-def test_values_gradients_and_statistics_are_those_of_a_plain_step(name: str, norms: str) -> None:
+def test_values_gradients_and_statistics_equal_those_of_a_plain_step(name: str, norms: str) -> None:
     plain, segmented = build(name), build(name)
     for backbone in (plain, segmented):
         for module in backbone.modules():
@@ -120,7 +120,7 @@ def overwriting() -> Any:
     return create_feature_extractor(Overwriting(), {"view": "map"}, suppress_diff_warning=True).train()
 
 
-def test_cuts_keep_away_from_what_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_not_split_at_overwritten_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, segmented, x = overwriting(), overwriting(), torch.randn(2, 3, 16, 16)
     names = {node.name: i for i, node in enumerate(segmented.graph.nodes)}
     expected = gradients(plain, lambda: plain(x)["map"])
@@ -145,7 +145,7 @@ def gradients(trunk: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
     return [out.detach(), *(p.grad.clone() for p in trunk.parameters() if p.grad is not None)]
 
 
-def test_half_precision_is_that_of_a_plain_step() -> None:
+def test_half_precision_equals_that_of_a_plain_step() -> None:
     plain, segmented = build("squeezenet1_0"), build("squeezenet1_0")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, gradients, _ = step(plain, False)
@@ -155,7 +155,7 @@ def test_half_precision_is_that_of_a_plain_step() -> None:
     torch.testing.assert_close(own, gradients, rtol=1e-6, atol=1e-6)
 
 
-def test_evaluation_and_copies_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_and_copies_are_unaffected(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build("timm/test_resnet")
     names = list(backbone.state_dict())
     backbone.recompute = True

@@ -65,7 +65,7 @@ def test_weights_that_change_while_held_are_seen(change: Callable[[Backbone], An
 
 
 @torch.no_grad()
-def test_holds_nest(photos: Tensor) -> None:
+def test_holds_can_be_nested(photos: Tensor) -> None:
     backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
     backbone.hold()
     with backbone.held():

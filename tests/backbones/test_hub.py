@@ -35,7 +35,7 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_hugging_face_is_not_tried_again_where_its_server_is_not_there(
+def test_hugging_face_is_not_retried_without_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: str
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", closed_port)

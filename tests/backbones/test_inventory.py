@@ -28,7 +28,7 @@ class Trunk(nn.Module):
         return scores
 
 
-def test_of_a_network_of_ones_own() -> None:
+def test_a_users_own_network_is_listed() -> None:
     layers, size = inventory(f"{__name__}.Trunk")
     assert size == 224
     found = {layer.name: (layer.channels, layer.side, layer.stride, layer.activation, layer.below) for layer in layers}
@@ -45,7 +45,7 @@ def test_of_a_network_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "squeezenet1_1"])
-def test_a_backbone_cut_there_gives_such_maps(name: str) -> None:
+def test_a_backbone_returns_maps_of_the_listed_sizes(name: str) -> None:
     layers, size = inventory(name, None if "vit" in name else 96)
     chosen = layers[:: max(1, len(layers) // 8)]
     backbone = Backbone(name, [layer.name for layer in chosen], weights=None, image_size=size)
@@ -58,7 +58,7 @@ def test_a_backbone_cut_there_gives_such_maps(name: str) -> None:
         assert below is None or (below.side == layer.side and layers.index(below) < layers.index(layer))
 
 
-def test_layers_that_do_not_depend_on_each_other_are_no_pair() -> None:
+def test_independent_layers_are_not_paired() -> None:
     layers, _ = inventory("squeezenet1_1", 96)
     below = {layer.name: layer.below for layer in layers}
     assert below["features.12.expand1x1"] == below["features.12.expand3x3"] == "features.12.squeeze"
@@ -86,7 +86,7 @@ class Rearranged(nn.Module):
         return turned.mean(dim=(2, 3))
 
 
-def test_norms_and_what_only_rearranges_are_no_layers() -> None:
+def test_norms_and_rearrangements_are_not_layers() -> None:
     layers, _ = inventory(f"{__name__}.Rearranged")
     assert [(layer.name, layer.below) for layer in layers] == [("low", ""), ("high", "low")]
     layers, _ = inventory("timm/test_vit")

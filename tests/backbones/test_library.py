@@ -80,7 +80,7 @@ def test_a_module_keeps_its_weights(photos: Tensor) -> None:
         ("own_nets.trunks.Branching", r"torch\.fx.*traced_as_one = True"),
     ],
 )
-def test_what_is_no_network_of_ones_own_is_said(own: str, path: str, said: str) -> None:
+def test_import_paths_without_a_network_are_refused(own: str, path: str, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Backbone(path, ("0", "2"))
 
@@ -120,7 +120,7 @@ def test_an_unknown_layer_names_the_backbone() -> None:
         build("squeezenet1_0", ("features.11", "features.21"))
 
 
-def test_no_network_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_args: object, **_kwargs: object) -> None:
         raise OSError("no route to host")
 

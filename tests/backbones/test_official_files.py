@@ -84,7 +84,7 @@ def test_files_with_the_names_of_old_load_as_their_library_loads_them(
         build(name, layers, weights=str(tmp_path / "w.pth"), image_size=64)
 
 
-def test_what_timm_reads_leniently_is_still_to_be_complete(tmp_path: Path) -> None:
+def test_files_that_timm_loads_leniently_must_be_complete(tmp_path: Path) -> None:
     state = torchvision.models.inception_v3(init_weights=False).state_dict()  # with a classifier, which timm leaves out
     torch.save(state, tmp_path / "w.pth")
     layers = ("Conv2d_1a_3x3", "Mixed_5b")

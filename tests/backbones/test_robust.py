@@ -124,7 +124,7 @@ def test_a_network_of_timm_within_ones_own_module(images: Tensor) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_what_is_traced_as_one_may_be_part_of_a_network_of_timm() -> None:
+def test_own_untraced_modules_may_be_part_of_timm_networks() -> None:
     model = timm.create_model("test_resnet")
     model.maxpool = nn.Sequential(model.maxpool, Branching())
     assert Backbone(model, ("layer2",), image_size=64).channels == (48,)

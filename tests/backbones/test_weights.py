@@ -44,7 +44,7 @@ STATE = {"conv.weight": torch.rand(2, 3), "conv.bias": torch.rand(2)}
         "AveragedModel",
     ],
 )
-def test_wrappings_are_looked_through(saved: dict[str, Any], tmp_path: Path) -> None:
+def test_nested_state_dicts_are_found(saved: dict[str, Any], tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "w.pth")
     found = read_state_dict(tmp_path / "w.pth")
     assert list(found) == list(STATE)
@@ -201,7 +201,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value: float) -> None:
     assert all(torch.equal(v, before[k]) for k, v in kept.state_dict().items())
 
 
-def test_infinity_that_the_network_has_itself_is_no_damage() -> None:
+def test_infinite_constants_of_the_network_are_accepted() -> None:
     def masked(value: float = float("-inf")) -> nn.Module:
         module = Kept()
         module.register_buffer("mask", torch.full((2, 2), value))
@@ -279,7 +279,7 @@ def test_older_names_that_the_network_itself_reads_are_read() -> None:
             load_strictly(Kept(), whole, {**old, **wrong}, "f.pth")
 
 
-def test_in_order_renames_by_place() -> None:
+def test_in_order_renames_by_position() -> None:
     model = Kept()
     values = [torch.full_like(v, i) for i, v in enumerate(model.state_dict().values())]
     renamed = in_order({f"other{i}": v for i, v in enumerate(values)}, model)

@@ -72,7 +72,7 @@ def test_missing_files_are_summed_up_unless_all_are_asked_for(cub200: Path, caps
     assert not any("more" in line for line in everything)
 
 
-def test_a_data_set_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_data_set(tmp_path: Path, capsys: Capture) -> None:
     for name in ("cub200", "mit67", "voc2007", "h3d", "demo"):
         text = run(name, "--root", tmp_path / "none", status=2, capsys=capsys)
         assert text.startswith("error: ") and str(tmp_path / "none") in text

@@ -15,7 +15,7 @@ VALUES = [
 @pytest.mark.parametrize(
     ("columns", "left_out"), [("200", []), ("100", ["network ms"]), ("60", ["size", "network ms", "fit s"])]
 )
-def test_what_there_is_no_room_for_is_left_out_and_the_rest_is_whole(
+def test_columns_are_dropped_until_the_table_fits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str, left_out: list[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)

@@ -143,7 +143,7 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
         (["none.yaml", "photos", "--out", "x.npz"], "config file not found: none.yaml"),
     ],
 )
-def test_what_is_refused(checkpoint: Path, photos: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+def test_wrong_arguments(checkpoint: Path, photos: Path, capsys: Capture, arguments: list[str], said: str) -> None:
     Path("net.yaml").write_text("model: {head: {class_path: CrossLayerPooling, init_args: {pca_dim: 40}}}\n")
     assert embed(*(arg.format(checkpoint) for arg in arguments), status=2) is None
     assert said in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_a_class_against_another(checkpoint: Path, photos: Path, tmp_path: Path,
     assert "wren (probability " in capsys.readouterr().out.splitlines()[0].split(" rather than gull (probability ")[0]
 
 
-def test_a_picture_that_cannot_be_drawn_costs_itself_only(
+def test_a_failed_picture_does_not_affect_others(
     checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     image = photos / "test" / "kind0" / "00.png"
@@ -131,7 +131,7 @@ def test_unreadable_images_are_named_and_the_others_explained(
     assert json.loads((tmp_path / "x" / "evidence.json").read_text()) == []
 
 
-def test_what_channels_look_at_across_a_folder(
+def test_patches_of_channels_across_a_folder(
     checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(explain, "BATCH", 4)
@@ -235,7 +235,7 @@ def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: P
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_long_name_and_what_cannot_be_a_path_stop_nothing(
+def test_long_names_and_invalid_paths_do_not_stop_the_command(
     checkpoint: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     long = tmp_path / f"{'n' * 245}.png"

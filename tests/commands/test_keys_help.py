@@ -68,7 +68,7 @@ def test_the_trainers_defaults_are_those_of_a_run() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--modl.help"], ["--data.help", "Nowhere"], ["--model.frozen.help", "Folder"]])
-def test_what_is_not_there_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_groups_and_classes_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {arguments[0]}")
 

@@ -62,7 +62,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_says_what_it_lacks(run: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_names_the_missing_module(run: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([arg.format(run=run) for arg in COMMANDS[command]]) == 2
     said = capsys.readouterr().err
     assert "'own_things." in said and "cannot be imported: there is no module 'own_things' in " in said
@@ -71,7 +71,7 @@ def test_each_command_says_what_it_lacks(run: str, command: str, capsys: pytest.
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_takes_them(
+def test_each_command_imports_own_parts(
     run: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Path
 ) -> None:
     monkeypatch.syspath_prepend(place / "code")
@@ -91,7 +91,7 @@ def test_in_python(run: str, monkeypatch: pytest.MonkeyPatch, place: Path) -> No
     assert next(cxlp.load(run).network.each_head()).name == "Mean"
 
 
-def test_what_import_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_imports(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(place / "code")
     with pytest.raises(CxlpError, match=r"'own_things\.Meen': own_things \(.*own_things\.py\) has no 'Meen'\. Did"):
         import_object("own_things.Meen", "head")

@@ -101,9 +101,7 @@ def test_json_lines(checkpoint: Path, shots: Path, capsys: Capture) -> None:
     assert any("ü.png" in line for line in lines), "non-ASCII characters are not escaped"
 
 
-def test_status_0_where_all_is_well_and_more_classes_than_there_are(
-    checkpoint: Path, shots: Path, capsys: Capture
-) -> None:
+def test_status_0_and_top_beyond_the_number_of_classes(checkpoint: Path, shots: Path, capsys: Capture) -> None:
     text = predict(checkpoint, shots / "a b.png", "--top", 99, status=0, capsys=capsys)
     assert text.splitlines()[0].split(",")[-2:] == ["probability_3", "error"]
     assert len(text.splitlines()) == 2
@@ -119,7 +117,7 @@ def test_paths_on_stdin(checkpoint: Path, shots: Path, capsys: Capture, monkeypa
     assert [bool(row["error"]) for row in rows] == [False, True, False]
 
 
-def test_a_file_is_put_in_place_when_it_is_whole(
+def test_the_output_file_appears_when_it_is_complete(
     checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "found.csv"
@@ -175,13 +173,13 @@ def test_out_is_no_folder_and_other_files_are_written_to_as_they_are(
     assert read[0] == (tmp_path / "real.csv").read_text() and not (tmp_path / "pipe").is_file()
 
 
-def test_what_cannot_be_a_path_gets_a_row_like_any_other(checkpoint: Path, shots: Path, capsys: Capture) -> None:
+def test_an_invalid_path_gets_a_row(checkpoint: Path, shots: Path, capsys: Capture) -> None:
     printed = predict(checkpoint, "x" * 300, shots / "a b.png", status=1, capsys=capsys)
     rows = list(csv.DictReader(io.StringIO(printed)))
     assert "too long" in rows[0]["error"] and rows[1]["class_1"]
 
 
-def test_nothing_to_predict_is_said(checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_stdin_is_reported(checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert main(["predict", str(checkpoint), "-"]) == 0
     assert capsys.readouterr().err.startswith("-: ")

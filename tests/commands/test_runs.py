@@ -79,7 +79,7 @@ def found(*arguments: str, capsys: Capture) -> list[dict[str, Any]]:
     return listed
 
 
-def test_runs_are_found_wherever_they_lie_with_what_they_are(root: Path, capsys: Capture) -> None:
+def test_runs_are_found_in_subfolders_with_their_properties(root: Path, capsys: Capture) -> None:
     listed = {entry["name"]: entry for entry in found(capsys=capsys)}
     assert list(listed) == ["begun", "compare/CL/0", "tuned", "birds"]  # newest first
     tuned = listed["tuned"]
@@ -144,7 +144,7 @@ def test_runs_are_deleted_when_that_is_confirmed(root: Path, capsys: Capture) ->
 @pytest.mark.parametrize(
     ("word", "said"), [("show", "runs birds\n"), ("delete", "runs birds --delete --yes\n"), ("birds", None)]
 )
-def test_words_of_other_programs_are_answered_by_what_does_it_here(
+def test_subcommands_of_other_programs_get_a_suggestion(
     root: Path, word: str, said: str | None, capsys: Capture
 ) -> None:
     answer = runs(word, "birds", capsys=capsys, status=2 if said else 0)
@@ -152,7 +152,7 @@ def test_words_of_other_programs_are_answered_by_what_does_it_here(
     assert (root / "birds").is_dir()
 
 
-def test_what_is_not_surely_a_run_is_not_deleted(
+def test_only_certain_runs_are_deleted(
     root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A project with its own config; the root; folders outside of it or behind a link; the working directory."""
@@ -224,7 +224,7 @@ def test_a_run_that_has_only_begun_is_deleted(root: Path, capsys: Capture) -> No
         ("per_class.csv", "class\n"),
     ],
 )
-def test_what_is_broken_in_one_run_is_taken_for_missing(root: Path, capsys: Capture, file: str, text: str) -> None:
+def test_broken_files_of_a_run_count_as_missing(root: Path, capsys: Capture, file: str, text: str) -> None:
     (root / "birds" / file).write_text(text)
     assert {entry["name"] for entry in found(capsys=capsys)} == {"begun", "birds", "compare/CL/0", "tuned"}
     assert "birds" in runs("--sort", "accuracy", capsys=capsys) and runs("birds", capsys=capsys)
@@ -235,7 +235,7 @@ def test_what_is_broken_in_one_run_is_taken_for_missing(root: Path, capsys: Capt
     assert "later" in runs(capsys=capsys)
 
 
-def test_a_run_that_goes_on_is_not_deleted(root: Path, capsys: Capture) -> None:
+def test_a_run_in_progress_is_not_deleted(root: Path, capsys: Capture) -> None:
     code = (
         "import sys, pathlib, cxlp.utils.locking as l; l.hold(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
     )
@@ -283,5 +283,5 @@ def test_torch_is_not_imported(root: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=place, timeout=60, capture_output=True).returncode == 0
 
 
-def test_there_is_no_such_folder(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_folder(tmp_path: Path, capsys: Capture) -> None:
     assert "nowhere is not a folder: set --root" in runs("--root", "nowhere", capsys=capsys, status=2)

@@ -90,11 +90,11 @@ def test_a_series_and_a_pattern_are_several_runs_of_one_system(root: Path, capsy
         (["plain", "better", "--delete"], "runs compare does not accept --delete"),
     ],
 )
-def test_what_cannot_be_compared_is_told(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
+def test_wrong_arguments(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
     assert error in said(*arguments, capsys=capsys, status=2)
 
 
-def test_without_answers_there_is_nothing_to_pair(root: Path, capsys: Capture) -> None:
+def test_runs_without_predictions_cannot_be_compared(root: Path, capsys: Capture) -> None:
     (root / "better" / "predictions.csv").unlink()
     error = said("plain", "better", capsys=capsys, status=2)
     assert "better/predictions.csv" in error and "run.predictions" in error

@@ -46,7 +46,7 @@ def test_train_py_is_told_by_its_own_name() -> None:
     assert done.stdout.startswith("usage: python train.py --config CONFIG")
 
 
-def test_all_keys_are_behind_another_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_all_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help-all"]) == 0
     said = capsys.readouterr().out
     assert "--trainer.gradient_clip_val" in said and "--model.optimizer.layer_decay" in said

@@ -134,7 +134,7 @@ def test_missing_data_set_says_where_it_looked_and_what_to_do(case: Case, tmp_pa
     assert not root.parent.exists()
 
 
-def test_a_missing_list_is_named_with_the_file_that_brings_it(case: Case, tmp_path: Path) -> None:
+def test_a_missing_list_is_named_with_its_archive(case: Case, tmp_path: Path) -> None:
     module = case.module(case.write(tmp_path), image_size=16)
     for path in module.lists:
         content = (module.root / path).read_bytes()

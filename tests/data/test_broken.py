@@ -69,7 +69,7 @@ def test_broken_files_can_be_left_out(tmp_path: Path) -> None:
         module(root)
 
 
-def test_what_is_held_out_is_drawn_of_what_is_left(tmp_path: Path) -> None:
+def test_held_out_images_are_drawn_from_readable_ones(tmp_path: Path) -> None:
     root = write_folder(tmp_path, size=16)
     for path in (root / "train" / "kind0").iterdir():
         if path.stem not in ("00", "01"):

@@ -91,7 +91,7 @@ def test_workers_and_epochs_draw_as_one_process_does(tmp_path: Path) -> None:
         ({"path": "x"}, "{'path': 'x'}: .*class_path"),
     ],
 )
-def test_what_cannot_be_built_is_refused_at_once(described: dict[str, Any], said: str) -> None:
+def test_invalid_augmentations_are_refused_at_construction(described: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=rf"data\.augment\.custom:? .*{said}"):
         AugmentConfig(custom=(described,))
 

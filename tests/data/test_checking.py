@@ -174,7 +174,7 @@ def test_damaged_jpegs_that_decode_are_named(tmp_path: Path, how: str, capfd: py
     assert "Corrupt" not in capfd.readouterr().err, "the error would not name a file"
 
 
-def test_what_others_write_to_standard_error_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_output_on_standard_error_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
     with captured_warnings() as captured:
         os.write(2, b"before\nCorrupt JPEG data: 3 extraneous bytes\nPremature end of JPEG file\nafter\n")
         assert captured.take() == ["Corrupt JPEG data: 3 extraneous bytes", "Premature end of JPEG file"]
@@ -271,7 +271,7 @@ def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
     assert (counts.images, counts.fewest, counts.most) == (5, 1, 4)
 
 
-def test_what_has_not_begun_is_dropped_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_work_is_dropped_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
 
     def slow(path: Path, boxes: object) -> None:

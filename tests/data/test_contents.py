@@ -124,7 +124,7 @@ def test_a_truncated_file_is_found_without_decoding_the_whole_ones(
     assert cut.digest != whole.digest and re.match(rf"cannot decode image {path} \(\d+ bytes\): ", cut.defect)
 
 
-def test_what_follows_a_picture_or_stands_in_its_metadata_does_not_break_it(tmp_path: Path) -> None:
+def test_trailing_bytes_and_metadata_do_not_break_a_picture(tmp_path: Path) -> None:
     for suffix in ("jpg", "png"):
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
@@ -140,7 +140,7 @@ def test_what_follows_a_picture_or_stands_in_its_metadata_does_not_break_it(tmp_
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "cannot decode"), (b"no picture", "cannot decode"), (None, "not found")]
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_files_that_are_not_pictures_are_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     assert said in read_content(tmp_path / "a.jpg").defect

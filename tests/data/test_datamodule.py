@@ -48,7 +48,7 @@ class Listed3(Listed):
         return classes, parts
 
 
-def test_official_validation_images_are_one_switch_from_being_trained_on(tmp_path: Path) -> None:
+def test_official_validation_images_can_be_trained_on(tmp_path: Path) -> None:
     def split(validation: float | Literal["official"]) -> dict[str, set[Path]]:
         module = Listed3(tmp_path, num_workers=0, validation=validation)
         module.setup()
@@ -78,7 +78,7 @@ class Tagged(Listed):
         return ("zero", "third"), tagged
 
 
-def test_several_labels_come_as_a_row(tmp_path: Path) -> None:
+def test_several_labels_are_a_row(tmp_path: Path) -> None:
     module = Tagged(tmp_path, batch_size=4, num_workers=0)
     module.setup()
     batch = next(iter(module.test_dataloader()))

@@ -212,7 +212,9 @@ def test_small_box_in_a_large_picture_is_cut_at_full_size(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("kind", "fast"), [(kind, kind not in ("progressive", "print")) for kind in JPEGS])
-def test_ordinary_jpegs_go_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool) -> None:
+def test_ordinary_jpegs_use_the_fast_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 0  # no orientation, as in many real photos
     path = write_jpeg(tmp_path / "a.jpg", exif=exif, **JPEGS[kind])
@@ -243,7 +245,7 @@ def spoil(folder: Path, how: str) -> Path:
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "text", "cut in the header"])
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, how: str) -> None:
+def test_undecodable_files_are_named(tmp_path: Path, how: str) -> None:
     path = spoil(tmp_path, how)
     with pytest.raises(CxlpError, match="cannot decode image") as caught:
         read_image(path)
@@ -296,7 +298,7 @@ def test_truncated_photo_of_voc_is_refused(real_data: Path) -> None:
             read_image(path, None, needed)
 
 
-def test_real_photos_in_small_are_close_to_themselves(real_data: Path) -> None:
+def test_real_photos_decoded_at_reduced_size_are_close(real_data: Path) -> None:
     paths = sorted((real_data / "CUB_200_2011" / "images").glob("*/*.jpg"))[::20]
     distances = []
     for path in paths:

@@ -79,7 +79,7 @@ def test_full_disk_is_told_and_the_download_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
 
-def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path, server: Server) -> None:
+def test_a_killed_download_is_continued(tmp_path: Path, server: Server) -> None:
     content = tar(BIRDS)
     archive = offer(server, content)
     aside = tmp_path / ".birds.partial"
@@ -191,7 +191,7 @@ def test_lists_are_added_to_a_folder_that_lacks_them_but_no_archive(tmp_path: Pa
         obtain(files, root, "Birds")
 
 
-def test_nothing_is_in_place_until_the_last_file_came(tmp_path: Path, server: Server) -> None:
+def test_the_folder_appears_after_the_last_file(tmp_path: Path, server: Server) -> None:
     files = [offer(server, tar(BIRDS)), plain(server, "list.txt", b"a"), plain(server, "other.txt", b"b")]
     server.offer("/list.txt", Answer(status=404))
     (tmp_path / "other.txt").write_bytes(b"b")  # placed by the user

@@ -119,7 +119,7 @@ def test_files_that_stop_a_run_are_told_apart(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_called_a_defect_is_what_loaders_refuse(tmp_path: Path) -> None:
+def test_defects_are_the_files_that_loaders_refuse(tmp_path: Path) -> None:
     data = save(tmp_path / "whole.jpg").read_bytes()
     refused = []
     for length in range(0, len(data) + 1, len(data) // 20):

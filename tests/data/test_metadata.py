@@ -86,7 +86,7 @@ def test_malformed_metadata_cost_the_orientation_and_not_the_picture(
     assert [finding.kind for finding in inspect_image(path)[0]] == [Kind.METADATA] * (name not in UNNOTICED)
 
 
-def test_what_is_broken_besides_its_metadata_is_refused(tmp_path: Path) -> None:
+def test_files_with_other_damage_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for data in (png(chunk(b"iCCP", b"x")), jpeg(0xE2, b"ICC_PROFILE\0")):
         for length in (20, 60, len(data) // 2, len(data) - 40):

@@ -31,7 +31,7 @@ def test_names_with_spaces_apostrophes_and_double_endings_are_whole(mit67: Path)
     assert {f"{name}/room_01.jpg" for name in ("mall", "nursery", "airport_inside")} <= names
 
 
-def test_images_that_no_list_names_are_never_looked_at(mit67: Path) -> None:
+def test_unlisted_images_are_never_read(mit67: Path) -> None:
     assert len(list(mit67.rglob("unlisted.jpg"))) == 3
     module = MIT67(mit67, image_size=16)
     module.setup()

@@ -213,7 +213,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named_with_its_line(photos: Path, text: str, said: str) -> None:
+def test_errors_name_the_line(photos: Path, text: str, said: str) -> None:
     with pytest.raises(CxlpError, match=rf"mine\.csv(,|:)? ?{said}"):
         Table(write(photos, text)).read()
 
@@ -394,7 +394,7 @@ def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.
         (".", "is a folder, not a table"),
     ],
 )
-def test_what_is_no_table_is_named(tmp_path: Path, name: str, said: str) -> None:
+def test_files_that_are_not_tables_are_named(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Table(tmp_path / name)
 
@@ -409,7 +409,7 @@ PIECES = (b"", b'"', b"\0", b"\xff", b"\xff\xfe", b"\r", b"\n\n", b",", b";", b"
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_stands_in_a_table_it_is_read_or_refused(photos: Path, data: st.DataObject) -> None:
+def test_random_tables_are_read_or_refused(photos: Path, data: st.DataObject) -> None:
     """Parts of the table are repeated, dropped, moved, or replaced by bytes with a meaning for parsers."""
     text = (single() + "a.png,dog,train\n").encode()
     for _ in range(data.draw(st.integers(1, 4))):

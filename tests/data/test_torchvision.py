@@ -144,7 +144,7 @@ def test_pillow_opens_pictures_again_after_torchvision_was_asked(
     assert Image.open is opening
 
 
-def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(
+def test_a_missing_data_set_is_downloaded_atomically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
@@ -179,7 +179,7 @@ def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(
         ("FER2013", True, r"FER2013 is not in .*Torchvision cannot download it\. By hand: "),
     ],
 )
-def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, name: str, download: bool, said: str) -> None:
+def test_a_failed_download_says_what_to_do(tmp_path: Path, name: str, download: bool, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Torchvision(name, tmp_path, download=download).prepare_data()
     assert list(tmp_path.iterdir()) == []

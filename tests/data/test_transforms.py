@@ -122,7 +122,7 @@ def test_flip_is_a_mirror_image_with_its_probability() -> None:
     assert 4 <= sum(np.array_equal(image, mirrored) for image in half) <= 16
 
 
-def test_colour_changes_brightness_and_moves_nothing() -> None:
+def test_colour_changes_brightness_and_no_positions() -> None:
     pixels = np.full((40, 60, 3), (180, 90, 60), np.uint8)
     means = []
     for seed in SEEDS:

@@ -69,7 +69,7 @@ def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int
 
 
 @pytest.mark.slow
-def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None:
+def test_onnx_computes_the_scores_and_has_metadata(tmp_path: Path) -> None:
     model = predictor(aspect="crop")
     path = tmp_path / "model.onnx"
     assert export(model, path, "onnx") == [path]
@@ -115,7 +115,7 @@ def test_efficientnet_lite0(tmp_path: Path) -> None:
     assert_same(model, tmp_path / "model.onnx", count=2)
 
 
-def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
+def test_networks_that_onnx_cannot_express_are_exported_by_torch(tmp_path: Path) -> None:
     head = SparseFisherVector(pca_dim=4, atoms=3)
     model = predictor(build(head, SMALL, CLASSES))
     head.dictionary.copy_(nn.functional.normalize(torch.rand_like(head.dictionary), dim=1))
@@ -128,7 +128,7 @@ def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
     assert check(model, path, "torch", birds(model)).passed
 
 
-def test_what_the_translation_stumbles_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_onnx_exporter_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stumble(*_: object, **__: object) -> None:
         raise torch.onnx.OnnxExporterError("three steps\nand advice") from ValueError(
             "No ONNX function for aten.x.\nMore"

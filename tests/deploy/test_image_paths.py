@@ -53,7 +53,7 @@ def test_patterns(shots: Path) -> None:
     )
 
 
-def test_folders_without_images_stand_for_themselves(shots: Path) -> None:
+def test_folders_without_images_are_returned(shots: Path) -> None:
     assert list(image_paths(["empty", "shots/.thumbs", "shots/a/y"], ())) == [
         "empty",
         "shots/.thumbs/t.jpg",

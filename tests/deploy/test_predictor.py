@@ -56,7 +56,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("aspect", "views"), [("warp", "whole"), ("crop", "flip")])
-def test_a_checkpoint_says_what_its_network_does(aspect: Aspect, views: Kind, tmp_path: Path) -> None:
+def test_predictions_equal_the_scores_of_the_network(aspect: Aspect, views: Kind, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", train=0, test=2, size=40)
     files = sorted(root.rglob("*.png"))
     for path in files:  # higher than wide, so that the aspect matters
@@ -86,7 +86,7 @@ def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
         load(tmp_path / "other")
 
 
-def test_bytes_and_parts_of_one_are_one_picture(files: list[str]) -> None:
+def test_bytes_and_floats_are_the_same_picture(files: list[str]) -> None:
     model = predictor()
     picture = model.picture(files[0])[None]
     torch.testing.assert_close(model.probabilities(picture / 255), model.probabilities(picture), rtol=1e-4, atol=1e-5)
@@ -108,7 +108,7 @@ def test_several_labels_are_sigmoids(files: list[str]) -> None:
 # --- types of inputs
 
 
-def test_a_file_is_its_picture_and_its_pixels(files: list[str]) -> None:
+def test_a_file_a_picture_and_its_pixels_agree(files: list[str]) -> None:
     model = predictor()
     by_file = model.predict(Path(files[0]))
     assert by_file.path == files[0] and by_file.error == ""
@@ -159,13 +159,13 @@ def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) 
         ([3], "the picture is a int: .*path"),
     ],
 )
-def test_what_is_no_picture_is_refused(wrong: Any, said: str) -> None:
+def test_inputs_that_are_not_pictures_are_refused(wrong: Any, said: str) -> None:
     for method in (predictor().predict, predictor().embed, predictor().explain):
         with pytest.raises(CxlpError, match=said):
             method(wrong)
 
 
-def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]) -> None:
+def test_folders_patterns_and_batches_return_lists(folder: Path, files: list[str]) -> None:
     model = predictor()
     expected = model.predict(files)
     assert [each.path for each in expected] == files
@@ -194,7 +194,7 @@ def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]
 # --- representation
 
 
-def test_predictions_show_themselves(files: list[str]) -> None:
+def test_predictions_have_a_representation(files: list[str]) -> None:
     model = predictor()
     found = model.predict(files * 5, top=2)
     lines = repr(found).splitlines()
@@ -212,7 +212,7 @@ def test_predictions_show_themselves(files: list[str]) -> None:
     assert repr(Prediction("gone.png", error="image not found")) == "Prediction('gone.png': image not found)"
 
 
-def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: Path) -> None:
+def test_explanations_add_up_and_have_a_representation(files: list[str], tmp_path: Path) -> None:
     model = predictor()
     one, several = model.explain(files[0]), model.explain(files, target="wren", against="crow", channels=2)
     best = model.predict(files[0])
@@ -236,7 +236,7 @@ def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: 
         model.explain(files[0], "wren", "wren")
 
 
-def test_a_predictor_says_what_it_is() -> None:
+def test_a_predictor_has_a_representation() -> None:
     said = repr(predictor(multi_label=True))
     assert "4 classes, several per image (gull, tern, wren, ...)" in said
     assert "CrossLayerPooling(pca_dim=6)" in said and "images of 32 x 32 pixels (warp), on cpu, precision 32" in said
@@ -254,7 +254,7 @@ def test_a_list_keeps_its_order_whatever_the_batch(files: list[str]) -> None:
     assert model.predict([]) == []
 
 
-def test_each_way_takes_the_folded_network(files: list[str]) -> None:
+def test_each_method_uses_the_folded_network(files: list[str]) -> None:
     model = predictor()
     slow = build(backbone=SMALL, classes=CLASSES).backbone.eval()
     slow.load_state_dict(model.network.backbone.state_dict())
@@ -362,7 +362,7 @@ def test_devices() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_says_the_same(files: list[str]) -> None:
+def test_a_gpu_has_the_same_predictions(files: list[str]) -> None:
     here, there = predictor().predict(files), predictor().to("cuda").predict(files)
     for one, other in zip(here, there, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=5e-3)  # TF32
@@ -385,7 +385,7 @@ def test_the_package_imports_nothing_heavy_before_it_is_used() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_what_the_package_promises_is_there() -> None:
+def test_the_public_names_exist() -> None:
     assert cxlp.load is load and cxlp.Predictor is Predictor and cxlp.Prediction is Prediction
     assert all(hasattr(cxlp, name) for name in cxlp.__all__)
 

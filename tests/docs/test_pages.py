@@ -178,7 +178,7 @@ def test_the_script_on_comparing_prints_what_the_page_says(capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_what_is_written_is_read(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_on_the_pages_are_parsed(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     from cxlp.__main__ import main
 
     nearest, exported = blocks("docs/trained.md")

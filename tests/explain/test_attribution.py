@@ -112,7 +112,7 @@ def test_the_parts_add_up_to_the_score(name: str) -> None:
             assert explanation.evidence != 0
 
 
-def test_in_single_precision_too() -> None:
+def test_the_parts_add_up_in_single_precision() -> None:
     network = build(cross()).float()
     images = photos(network)
     with torch.no_grad():
@@ -265,7 +265,7 @@ def test_a_network_without_classes_has_no_score() -> None:
         next(explain(network, photos(network, 1)))
 
 
-def test_it_works_where_derivatives_are_switched_off_and_leaves_none_behind() -> None:
+def test_it_works_without_grad_mode_and_leaves_no_gradients() -> None:
     network = build(cross(), TrainedGuidePooling(pca_dim=4, channels=3))
     images = photos(network, 1)
     expected = next(explain(network, images, 0)).channels

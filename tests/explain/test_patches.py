@@ -59,7 +59,7 @@ def test_patches_stay_inside_the_image(row: int, column: int, corner: tuple[floa
     assert int(cut[0, 0, 0]) == round(corner[0] * 160) * 160 + round(corner[1] * 160)
 
 
-def test_among_equals_the_place_within_the_response_counts() -> None:
+def test_ties_prefer_a_place_inside_the_response() -> None:
     maps = torch.zeros(1, 8, 8)
     maps[0, 2:5, 3:6] = 6  # a plateau, such as ReLU6 produces
     maps[0, 7, 7] = 6
@@ -99,7 +99,7 @@ def test_a_map_of_one_place_is_the_whole_image() -> None:
     assert top.patches(0) == [Patch(0, 1.0, 0.0, 0.0, 1.0)]
 
 
-def test_a_patch_does_not_hold_its_image() -> None:
+def test_a_patch_keeps_no_reference_to_its_image() -> None:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     cut = Patch(image=0, activation=1.0, top=0.5, left=0.5, side=0.125).cut(image)
     assert cut.shape == (3, 8, 8) and cut.untyped_storage().nbytes() == 3 * 8 * 8

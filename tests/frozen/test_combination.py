@@ -66,7 +66,7 @@ def test_a_sum_is_the_concatenation(tmp_path: Path, several: bool, names: tuple[
     assert found.quality >= max(kernels.evaluate([name]).quality for name in names)  # each distinguishes only one class
 
 
-def test_each_counts_alike_however_long_its_vectors_are(tmp_path: Path) -> None:
+def test_each_kernel_has_the_same_weight_at_any_vector_length(tmp_path: Path) -> None:
     rows, labels = images(60)
     new, _ = images(30, seed=1)
     found = []
@@ -106,7 +106,7 @@ def test_kernels_that_memory_cannot_hold_are_refused_with_numbers(
         Kernels(stores, labels, CLASSES, CONFIG, CPU)
 
 
-def test_what_cannot_be_cross_validated_is_refused(tmp_path: Path) -> None:
+def test_labels_that_cannot_be_cross_validated_are_refused(tmp_path: Path) -> None:
     rows, _ = images(60)
     stores = {name: stored(tmp_path / name, rows[name]) for name in "ab"}
     lone = torch.cat([torch.zeros(1), torch.ones(30), 2 * torch.ones(29)]).long()

@@ -202,7 +202,7 @@ def test_batch_size_and_order_do_not_matter(tmp_path: Path, pca_vectors: int) ->
         assert accuracy == found[0][1]
 
 
-def test_an_empty_batch_is_nothing(tmp_path: Path) -> None:
+def test_an_empty_batch_has_no_effect(tmp_path: Path) -> None:
     network, reference = small_network(), small_network()
     run_fit(reference, tmp_path)
     run_fit(network, tmp_path, batches=[torch.arange(0), *torch.arange(21).chunk(3), torch.arange(0)])

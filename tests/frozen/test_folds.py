@@ -21,7 +21,7 @@ def test_each_image_is_scored_by_its_own_fold() -> None:
     assert scores.dtype == torch.float32
 
 
-def test_it_moves_as_a_whole() -> None:
+def test_classifiers_of_folds_move_between_devices() -> None:
     classifiers = FoldClassifiers(torch.zeros(2, 3, 4), torch.zeros(2, 3), torch.zeros(5, dtype=torch.int64))
     moved = classifiers.to(torch.device("meta"))
     assert {t.device.type for t in vars(moved).values()} == {"meta"}

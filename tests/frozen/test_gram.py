@@ -66,7 +66,7 @@ def test_half_precision_rows_are_multiplied_in_float32(rows: Tensor, tmp_path: P
 
 
 @pytest.mark.parametrize("block_bytes", [4 * ROWS * 10, 4 * ROWS * 25])
-def test_no_block_read_is_larger_than_asked_for(
+def test_blocks_are_at_most_as_large_as_requested(
     rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     store, sizes, entries = stored(rows, tmp_path), [], 0

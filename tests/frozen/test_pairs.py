@@ -77,7 +77,7 @@ def test_the_pair_that_tells_the_classes_comes_first() -> None:
     assert np.isclose(worst.accuracy * 18, round(worst.accuracy * 18))
 
 
-def test_of_equals_the_cheaper_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_prefer_the_cheaper_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxlp.frozen.pairs.quality", lambda scores, labels: 0.5)
     _, batches = told()
     monkeypatch.setattr("cxlp.frozen.pairs.PCA_DIM", 2)

@@ -69,7 +69,7 @@ def objective(v: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.int8
 
 @pytest.mark.parametrize("c", [0.1, 10.0])
 @pytest.mark.parametrize("ignored", [0.0, 0.3])
-def test_it_is_the_least_of_the_objective(data: Problem, store: RowStore, c: float, ignored: float) -> None:
+def test_the_solution_minimises_the_objective(data: Problem, store: RowStore, c: float, ignored: float) -> None:
     targets = data.targets.copy()
     targets[np.random.default_rng(1).random(targets.shape) < ignored] = 0
     rows = rows_of(store)
@@ -90,7 +90,7 @@ def slope_of_slope(f: Tensor, y: Tensor) -> Tensor:
     return f.grad
 
 
-def test_the_slopes_are_derivatives() -> None:
+def test_gradients_of_the_loss_are_its_derivatives() -> None:
     f = torch.linspace(-3, 3, 301, dtype=torch.float64)[None] + 1e-3  # not at a kink of the loss
     for sign in (1, -1, 0):
         y = torch.full((1, 301), sign, dtype=torch.int8)
@@ -102,7 +102,7 @@ def test_the_slopes_are_derivatives() -> None:
         torch.testing.assert_close(newton._slope(f, y)[0, 1:-1], slope[1:-1], rtol=0, atol=0.02)
 
 
-def test_a_narrow_corner_is_the_svm_of_libsvm(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_smoothing_approaches_libsvm(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newton, "CORNER", 0.01)
     weights, intercepts = KernelSolver(store, data.gram, data.targets, None, CPU, 1).weights(C)
     ours, own = PrimalSolver(store, data.targets, None, CPU, PLENTY, tolerance=1e-4).weights(C)
@@ -166,7 +166,7 @@ def test_a_class_of_one_sign_scores_by_that_sign(data: Problem, store: RowStore,
     assert weights[1].any()
 
 
-def test_separable_rows_and_equal_rows_end(tmp_path: Path) -> None:
+def test_the_solver_stops_on_separable_and_equal_rows(tmp_path: Path) -> None:
     x = np.repeat(np.eye(CLASSES), 5, axis=0)
     targets = as_targets(torch.arange(CLASSES).repeat_interleave(5), CLASSES).numpy()
     found = solve(rows_of(stored(x, tmp_path)), targets, 1000.0)
@@ -176,7 +176,7 @@ def test_separable_rows_and_equal_rows_end(tmp_path: Path) -> None:
     assert (same.scores < 0).all()  # most rows are of other classes
 
 
-def test_a_start_changes_the_way_and_not_the_goal(data: Problem, store: RowStore) -> None:
+def test_a_start_does_not_change_the_solution(data: Problem, store: RowStore) -> None:
     rows = rows_of(store)
     cold = solve(rows, data.targets)
     warm = solve(rows, data.targets, start=solve(rows, data.targets, c=1.0))
@@ -263,7 +263,7 @@ def test_c_means_what_it_means_to_libsvm(tmp_path: Path, c: float, length: float
     assert accuracy[0] > accuracy[1] - 0.01
 
 
-def test_what_is_left_unsolved_is_counted(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsolved_svms_are_counted(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newton, "_MOST_STEPS", 2)
     fold = split(torch.from_numpy(data.labels), 3)
     solver = PrimalSolver(store, data.targets, fold, CPU, PLENTY)

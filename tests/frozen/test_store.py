@@ -109,9 +109,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "down" / "rows.bin").stat().st_size == 4
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_before_it_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 3_000_000_000
 
@@ -184,7 +182,7 @@ def test_stored_rows_are_read_from_one_open_file_and_in_workers(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "sign"])
-def test_memory_gives_what_a_file_gives(tmp_path: Path, kind: FeatureType) -> None:
+def test_rows_in_memory_equal_rows_in_a_file(tmp_path: Path, kind: FeatureType) -> None:
     stores = [open_rows(tmp_path / "rows.bin", 6, 12, kind, in_memory=held) for held in (False, True)]
     values = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([4, 5, 0, 2, 1, 3])

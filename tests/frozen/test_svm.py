@@ -236,7 +236,7 @@ def test_quality_is_the_mean_average_precision_where_images_have_several_labels(
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])
-def test_the_scale_of_sigmoids_is_recovered_from_what_is_specified(scale: float) -> None:
+def test_the_scale_of_sigmoids_is_recovered_from_specified_labels(scale: float) -> None:
     random = np.random.default_rng(0)
     margins = random.normal(size=(20_000, 3)) / np.sqrt(scale)
     labels = np.where(random.random(margins.shape) < expit(scale * margins), 1, -1)

@@ -25,7 +25,7 @@ def test_options_are_the_constructors_arguments_and_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_option_comes_back(name: str) -> None:
+def test_each_option_is_restored(name: str) -> None:
     """Values other than the defaults, as in a description."""
     options = getattr(cxlp.heads, name)().options()
     other: dict[str, Any] = {
@@ -56,7 +56,7 @@ def test_options_of_one_name_have_one_default() -> None:
         assert len(kept) == 1, (option, found)
 
 
-def test_a_sketch_comes_back() -> None:
+def test_a_sketch_is_restored() -> None:
     assert Head.from_spec(CrossLayerPooling(sketch=8).spec()).options()["sketch"] == 8
 
 
@@ -72,7 +72,7 @@ def test_a_sketch_comes_back() -> None:
         ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
     ],
 )
-def test_what_is_no_head_is_said(spec: dict[str, Any], said: str) -> None:
+def test_values_that_are_not_heads_are_refused(spec: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Head.from_spec(spec)
 
@@ -100,7 +100,7 @@ def test_bilinear_pooling_is_cross_layer_pooling_of_one_map_twice() -> None:
     assert torch.equal(one(features), two(features, features))
 
 
-def test_what_vectors_are_follows_from_the_normalisation() -> None:
+def test_the_type_of_vectors_follows_from_the_normalisation() -> None:
     assert AveragePooling().unit_length and not AveragePooling(l2=False).unit_length
     assert AveragePooling(sign=True).signs_only and not AveragePooling(sign=True, l2=False).signs_only
     assert not FisherVector().signs_only and FisherVector.needs_fit and not CrossLayerPooling.needs_fit

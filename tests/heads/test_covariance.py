@@ -36,7 +36,7 @@ def test_views_are_pooled_together() -> None:
     torch.testing.assert_close(head(maps, views=2)[:1], head(torch.cat([maps[0], maps[1]], dim=2)[None]))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
         CovariancePooling(9).connect((8, 3, 3))
 

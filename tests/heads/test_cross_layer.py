@@ -65,7 +65,7 @@ def test_any_batch_size_even_an_empty_one(batch: int, align: Align, pca_dim: int
         ({"guide_dim": 2, "sketch": 11}, "sketch is 11, but there are 2 x 5 pooled features: choose 1 to 10"),
     ],
 )
-def test_the_head_refuses_what_does_not_fit(options: dict[str, Any], message: str) -> None:
+def test_maps_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CxlpError, match=message):
         cross(5, 3, options.pop("pca_dim", None), **options)
 
@@ -208,7 +208,7 @@ def test_compiles_with_the_default_backend() -> None:
 
 
 @pytest.mark.parametrize(("size", "pca_dim"), list(product((1, 3), (None, 4))))
-def test_the_module_is_the_function_and_says_its_length(size: int, pca_dim: int | None) -> None:
+def test_the_module_equals_the_function_and_knows_its_length(size: int, pca_dim: int | None) -> None:
     local, guide = maps(dtype=torch.float32)
     for padding, stride in product(("valid", "same"), (1, 2)):
         geometry: dict[str, Any] = {"size": size, "stride": stride, "padding": padding}

@@ -146,7 +146,7 @@ def test_half_precision_is_encoded_in_full() -> None:
         torch.testing.assert_close(found, encoder(maps.float()))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(CxlpError, match="atoms is 1"):
         FisherVector(5, 1)
     for dim in (0, 9):

@@ -200,7 +200,7 @@ def test_an_unknown_rule_is_refused_whatever_the_sizes(side: int) -> None:
         ({"weight": torch.zeros(4, 5, 9, 9)}, "too small"),
     ],
 )
-def test_errors_say_what_is_wrong(change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_cause(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"local": torch.zeros(2, 5, 7, 7), "guide": torch.zeros(2, 3, 7, 7), **change}
     with pytest.raises(CxlpError, match=message):
         cross_layer_pooling(given.pop("local"), given.pop("guide"), given.pop("weight", None), **given)

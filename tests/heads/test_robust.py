@@ -170,7 +170,7 @@ def taken(layers: tuple[str, ...], *heads: Head) -> list[tuple[str, ...]]:
     return [tuple(each) for each in names]
 
 
-def test_a_layer_that_another_head_names_leaves_the_others_to_this_one() -> None:
+def test_unnamed_layers_are_those_that_no_other_head_names() -> None:
     pair, top = ("layer3.0.conv2", "layer3"), ("penultimate",)
     assert taken((*pair, *top), CrossLayerPooling(4, align="to_local"), AveragePooling(layers=top)) == [pair, top]
     # With or without names, the last layers are its own if no others are left.
@@ -244,6 +244,6 @@ def test_a_description_names_a_class_that_can_be_found_again(monkeypatch: pytest
         assert head.spec()["class_path"] == "__main__.Weighted"
 
 
-def test_the_package_gives_all_heads_and_what_else_it_names() -> None:
+def test_the_package_exports_all_heads() -> None:
     assert set(cxlp.heads.__all__) <= set(cxlp.__all__)
     assert all(getattr(cxlp, name) is not None for name in cxlp.__all__)

@@ -133,7 +133,7 @@ def test_memory_holds_one_batch() -> None:
         (head(), [[torch.full((9, 8, 2, 2), torch.nan)] * 2], {"images": 9}, "are NaN, infinite"),
     ],
 )
-def test_what_is_refused(made: cxlp.Head, batches: Any, options: dict[str, Any], said: str) -> None:
+def test_wrong_arguments(made: cxlp.Head, batches: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         made.fit_pca(batches, **options)
 
@@ -147,7 +147,7 @@ def _work(index: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_have_the_result_of_one(tmp_path: Path) -> None:
     spawn(_work, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
     one, other = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
     assert all(map(torch.equal, one, other))

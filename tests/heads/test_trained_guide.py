@@ -39,7 +39,7 @@ def two_kinds(n: int = 80) -> tuple[Tensor, Tensor]:
     return x, labels
 
 
-def test_it_learns_what_tells_the_classes() -> None:
+def test_it_learns_to_distinguish_the_classes() -> None:
     x, labels = two_kinds()
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,7 +63,7 @@ def test_a_rank_without_images_takes_part() -> None:
     assert all(p.isfinite().all() for p in head.parameters())
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
         TrainedGuidePooling(9).connect((8, 2, 3))
     with pytest.raises(CxlpError, match="channels is 0"):

@@ -100,7 +100,7 @@ def test_curves_are_the_best_precision_at_each_recall() -> None:
     assert curves[:, ::10].mean(axis=1) == pytest.approx(average_precision(scores, labels, "11point"), nan_ok=True)
 
 
-def test_batches_give_what_all_rows_at_once_give() -> None:
+def test_batches_have_the_result_of_all_rows_at_once() -> None:
     assert_same_values(measured([torch.arange(ROWS)]), measured(list(torch.arange(ROWS).chunk(9))))
 
 
@@ -236,7 +236,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARES)
-def test_two_processes_find_what_one_does(ranks: list[dict[str, dict[str, Tensor]]], name: str) -> None:
+def test_two_processes_have_the_result_of_one(ranks: list[dict[str, dict[str, Tensor]]], name: str) -> None:
     alone = measured([] if name == "both idle" else [torch.arange(ROWS)])
     for found in ranks:
         assert_same_values(found[name], alone)

@@ -15,7 +15,7 @@ KINDS: dict[str, Kind] = {"mAP_11point": "11point", "mAP_allpoint": "allpoint", 
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 30), (30, 30), (171, 200), (4630, 5794)])
-def test_wilson_is_scipys(right: int, images: int) -> None:
+def test_wilson_equals_scipy(right: int, images: int) -> None:
     expected = binomtest(right, images).proportion_ci(confidence_level=0.95, method="wilson")
     found = wilson(right, images)
     assert found[:2] == pytest.approx((expected.low, expected.high)) and found.by == "Wilson"
@@ -93,13 +93,13 @@ def test_intervals_hold_the_expected_metric_about_as_often_as_they_say(
     assert held / 40 >= least
 
 
-def test_of_nothing_there_is_no_interval() -> None:
+def test_without_images_there_is_no_interval() -> None:
     assert accuracy_intervals(np.zeros((3, 3), int)) == {}
     assert precision_intervals(np.ones((4, 2)), np.full((4, 2), -1), KINDS) == {}
     assert precision_intervals(np.zeros((0, 2)), np.zeros((0, 2), int), KINDS) == {}
 
 
-def test_resamples_that_agree_tell_nothing() -> None:
+def test_equal_resamples_have_no_interval() -> None:
     assert accuracy_intervals(np.array([[9, 0], [0, 5]])).keys() == {"accuracy"}
     assert precision_intervals(np.array([[2.0], [1.0]]), np.array([[1], [-1]]), KINDS) == {}
 

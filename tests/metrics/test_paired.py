@@ -91,13 +91,13 @@ def test_average_precision_is_resampled_in_pairs_as_scipy_does() -> None:
     assert twice[:4] == pytest.approx(found[:4], abs=1e-9)
 
 
-def test_nothing_to_rank_is_said() -> None:
+def test_data_without_positives_are_refused() -> None:
     scores = np.zeros((1, 4, 2))
     with pytest.raises(CxlpError, match="no class has positives"):
         paired_precision(scores, scores, -np.ones((4, 2)), np.arange(4))
 
 
-def test_runs_are_draws_as_images_are() -> None:
+def test_runs_and_images_are_random_samples() -> None:
     differences = np.array([0.01, 0.04, 0.02])
     # If images add no variance, it is the t-test over runs; if runs add none, that over images.
     alone = over_runs(differences, np.zeros((3, 3)), 500)
@@ -141,7 +141,7 @@ def test_the_covariance_of_runs_is_that_of_images() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(t.ppf(0.975, freedom) * variance**0.5, rel=0.03)
 
 
-def test_runs_that_all_answer_alike_are_one() -> None:
+def test_identical_runs_count_as_one() -> None:
     mine, other = answers(60, 12, 4, 10)
     one = paired_accuracy(mine, other, np.arange(86))
     assert paired_accuracy(np.repeat(mine, 3, axis=0), np.repeat(other, 3, axis=0), np.arange(86)) == one
@@ -190,7 +190,7 @@ def drawn(
     # With two runs, the variance between them is hardly known: if it is the only one, error rates are 8 to 11 %.
     [(1, 0.0, 0.05), (3, 0.0, 0.05), (3, 0.05, 0.06), (2, 0.2, 0.13), (5, 0.2, 0.07)],
 )
-def test_what_is_not_there_is_found_in_five_percent(runs: int, seeds: float, most: float) -> None:
+def test_the_false_positive_rate_is_five_percent(runs: int, seeds: float, most: float) -> None:
     rng = np.random.default_rng(4)
     groups = np.arange(120)
     found = [paired_accuracy(*drawn(rng, runs, 120, seeds), groups) for _ in range(600)]
@@ -199,7 +199,7 @@ def test_what_is_not_there_is_found_in_five_percent(runs: int, seeds: float, mos
     assert np.mean([test.low <= 0 <= test.high for test in found]) >= 0.95 - (most - 0.05) - 0.02
 
 
-def test_one_run_each_says_nothing_of_other_runs() -> None:
+def test_one_run_each_does_not_account_for_other_runs() -> None:
     """The reason for several seeds: the same test errs far more often if runs differ by their seeds."""
     rng = np.random.default_rng(5)
     groups = np.arange(240)
@@ -210,7 +210,7 @@ def test_one_run_each_says_nothing_of_other_runs() -> None:
     assert wrong[1] > 0.3 and wrong[5] < 0.1
 
 
-def test_what_is_there_is_found_the_more_often_the_more_images() -> None:
+def test_the_power_grows_with_the_number_of_images() -> None:
     rng = np.random.default_rng(6)
     power = [
         np.mean([paired_accuracy(*drawn(rng, 3, images, 0.0, 0.2), np.arange(images)).p < 0.05 for _ in range(200)])
@@ -219,7 +219,7 @@ def test_what_is_there_is_found_the_more_often_the_more_images() -> None:
     assert power[0] < 0.7 and power[1] > 0.95
 
 
-def test_average_precision_finds_what_is_not_there_in_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_false_positive_rate_for_average_precision_is_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxlp.metrics.paired.RESAMPLES", 150)  # a fast one
     rng = np.random.default_rng(7)
     wrong = []
@@ -231,7 +231,7 @@ def test_average_precision_finds_what_is_not_there_in_five_percent(monkeypatch: 
     assert np.mean(wrong) <= 0.09
 
 
-def test_average_precision_of_several_runs_knows_them() -> None:
+def test_average_precision_of_several_runs_accounts_for_runs() -> None:
     rng = np.random.default_rng(8)
     labels = np.where(rng.random((200, 3)) < 0.3, 1, -1)
     shared = rng.normal(size=labels.shape)

@@ -36,7 +36,7 @@ def photos() -> Tensor:
 
 
 @torch.no_grad()
-def test_heads_are_their_formulas(photos: Tensor) -> None:
+def test_heads_follow_their_formulas(photos: Tensor) -> None:
     head = cross()
     heads: dict[str, Head] = {
         "cross": head,

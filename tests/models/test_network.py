@@ -214,7 +214,7 @@ def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos
             assert torch.equal(network_of(checkpoint, given)(photos), network(photos))
 
 
-def test_a_network_without_classes_comes_back_without(tmp_path: Path, photos: Tensor) -> None:
+def test_a_network_without_classes_is_restored_without(tmp_path: Path, photos: Tensor) -> None:
     network = build()
     again = load_network(save(network, tmp_path / "a.ckpt"))
     assert again.classifier is None

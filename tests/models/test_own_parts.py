@@ -111,7 +111,7 @@ def fit(model: Network, folder: Path) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_they_go_the_whole_way(own: str, tmp_path: Path) -> None:
+def test_own_parts_work_from_fit_to_export(own: str, tmp_path: Path) -> None:
     model = network(own)
     images, labels = fit(model, tmp_path / "features")
     with torch.no_grad():

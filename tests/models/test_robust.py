@@ -46,7 +46,7 @@ class Mean(Head):
 # --- classes and options
 
 
-def test_values_of_numpy_come_back_as_plain_ones(photos: Tensor, tmp_path: Path) -> None:
+def test_values_of_numpy_are_restored_as_plain_ones(photos: Tensor, tmp_path: Path) -> None:
     names: Any = list(np.array(CLASSES))
     network = build(CrossLayerPooling(pca_dim=np.int64(4)), SMALL, names)  # type: ignore[arg-type]
     again = load_network(write_checkpoint(tmp_path / "a.ckpt", network))
@@ -79,7 +79,7 @@ class Forgetful(Mean):
         ({"test_views": "crops"}, r"test_views is 'crops': "),
     ],
 )
-def test_what_is_no_part_of_a_network_is_refused(wrong: dict[str, Any], said: str) -> None:
+def test_values_that_are_not_parts_of_a_network_are_refused(wrong: dict[str, Any], said: str) -> None:
     given: dict[str, Any] = {"backbone": Backbone.from_config(SMALL), "head": AveragePooling(), "classes": CLASSES}
     with pytest.raises(CxlpError, match=said):
         Network(**given | wrong)
@@ -120,7 +120,7 @@ class Wrong(Mean):
         self.out_features = shapes[0][0] - 1
 
 
-def test_a_head_that_breaks_its_word_is_named(photos: Tensor) -> None:
+def test_a_head_with_a_wrong_output_is_named(photos: Tensor) -> None:
     with pytest.raises(CxlpError, match=r"Wrong returns a tensor \(2, 192\) for 2 images .* out_features = 191"):
         build(Wrong(), SMALL).features(photos)
 

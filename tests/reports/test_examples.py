@@ -81,7 +81,7 @@ def test_neither_batches_nor_ranks_change_what_is_found(monkeypatch: pytest.Monk
     assert [rank.gather() for rank in ranks] == [whole] * 3
 
 
-def test_of_several_labels_each_is_an_answer_and_unspecified_ones_are_none() -> None:
+def test_several_labels_are_separate_predictions_and_unspecified_ones_do_not_count() -> None:
     scores = torch.tensor([[3.0, -1.0, 9.0], [-2.0, 4.0, -9.0]])
     labels = torch.tensor([[-1, 1, 0], [1, 1, 0]])
     mistakes, right = collected(scores, labels, torch.tensor([0, 1])).gather()

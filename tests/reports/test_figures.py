@@ -47,7 +47,7 @@ def test_pairs_are_listed_the_most_frequent_first_and_not_all_of_many() -> None:
     assert len(confusion_pairs(many, [str(k) for k in range(200)])[1]) == 50
 
 
-def test_of_many_classes_those_confused_most_are_drawn_side_by_side() -> None:
+def test_the_most_confused_of_many_classes_are_drawn_side_by_side() -> None:
     counts = torch.diag(torch.full((200,), 30))
     pairs = [(i, 199 - i) for i in range(25)]
     for n, (i, j) in enumerate(pairs):

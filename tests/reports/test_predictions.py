@@ -83,7 +83,7 @@ def test_scores_are_put_in_their_places_in_any_order() -> None:
     assert torch.equal(collected.gather(), scores[[1, 2, 4]])
 
 
-def test_a_file_that_cannot_be_written_costs_itself_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_file_does_not_affect_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = Outputs()
     broken = predictions(tmp_path, [0], torch.zeros(1, 3))
     object.__setattr__(broken, "_write_table", lambda path: path.write_text("half") / 0)

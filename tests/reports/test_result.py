@@ -137,7 +137,7 @@ def no_font(*_: Any) -> None:
         ("draw_evidence", "examples", "RuntimeError: no font at all"),
     ],
 )
-def test_an_output_that_fails_costs_itself_only(
+def test_a_failed_output_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     broken: str, lost: str, said: str,
 ) -> None:  # fmt: skip
@@ -155,7 +155,7 @@ def test_an_output_that_fails_costs_itself_only(
     assert whole - there == ({lost} if broken != "draw_evidence" else set())
 
 
-def test_a_full_disk_costs_the_pictures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_affects_pictures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = outcome(tmp_path, ["gull", "tern"], [0, 1, 1], torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]]))
     monkeypatch.setattr("cxlp.reports.examples.write_whole", full)
     outputs, page = write(result, tmp_path)

@@ -33,7 +33,7 @@ from tests.tasks.small import network, pictures, trainer
 
 
 @pytest.mark.parametrize(("content", "written"), [("Möwe\n", "Möwe\n".encode()), (b"\x89PNG\r\n", b"\x89PNG\r\n")])
-def test_what_is_written_is_there_byte_by_byte(tmp_path: Path, content: str | bytes, written: bytes) -> None:
+def test_files_have_the_written_bytes(tmp_path: Path, content: str | bytes, written: bytes) -> None:
     file = tmp_path / "a.txt"
     file.write_text("something longer that was there before")
     write_whole(file, content)
@@ -42,7 +42,7 @@ def test_what_is_written_is_there_byte_by_byte(tmp_path: Path, content: str | by
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_who_dies_while_writing_leaves_no_half_file(
+def test_a_process_killed_while_writing_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     file = tmp_path / "metrics.json"
@@ -126,7 +126,7 @@ def saved_epoch(file: Path) -> int:
         ([0.2, float("nan"), 0.1], 0),  # NaN is never the best
     ],
 )
-def test_the_best_is_the_earliest_of_equals_and_the_last_is_the_latest(
+def test_ties_keep_the_earlier_best_epoch_and_last_is_the_latest(
     tmp_path: Path, values: list[float], best: int
 ) -> None:
     callbacks = run(tmp_path, values)
@@ -145,7 +145,9 @@ def test_without_validation_there_is_the_last_one_only(tmp_path: Path, epochs: i
     assert last.best_model_path == str(tmp_path / "last.ckpt")
 
 
-def test_who_dies_while_saving_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, writer = tmp_path / "made" / "last.ckpt", WholeCheckpoints()
     writer.save_checkpoint({"epoch": 1}, path)
 
@@ -181,7 +183,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, seed: int | None, epoch: int, before:
     return float(torch.rand(()))
 
 
-def test_an_epochs_draws_hang_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epochs_random_draws_depend_on_seed_and_epoch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     first = drawn(monkeypatch, 0, 1, before=5)
     assert drawn(monkeypatch, 0, 1, before=6) == first
     assert len({first, drawn(monkeypatch, 0, 2, 5), drawn(monkeypatch, 1, 1, 5), drawn(monkeypatch, 1, 0, 5)}) == 4
@@ -222,7 +224,7 @@ def test_a_best_epoch_that_is_gone_is_forgotten(tmp_path: Path) -> None:
 # --- the content of a checkpoint
 
 
-def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
+def test_a_checkpoint_describes_its_run(tmp_path: Path) -> None:
     facts = {"wandb_id": "abc123", "seen": torch.tensor([3, 5])}
     record = Record(lambda: facts, {"size": 32})
     trainer = pl.Trainer(logger=False, accelerator="cpu", devices=1, callbacks=[record])

@@ -24,7 +24,7 @@ from tests.runs.birds import FINETUNE, NETWORK, QUIET, logged, made, run
 from tests.small_run import BACKBONE, POOLING
 
 
-def test_a_frozen_run_leaves_everything_that_is_promised(birds: Path) -> None:
+def test_a_frozen_run_writes_all_documented_files(birds: Path) -> None:
     found = run("a", "--data.bbox", "true")
     folder = birds / "runs" / "a"
     assert found["metrics"]["test/accuracy"] > 0.6  # chance is 1/3
@@ -70,7 +70,7 @@ def test_baselines_run_by_one_switch(birds: Path, head: str) -> None:
     assert run("a", f"--{POOLING}", head)["metrics"]["test/accuracy"] > 0.3
 
 
-def test_your_own_folder(birds: Path) -> None:
+def test_a_users_own_folder(birds: Path) -> None:
     write_folder(birds / "mine")
     found = run("a", "--data.root", "mine", config="folder.yaml")
     assert found["images"] == {"train": 18, "val": 0, "test": 9}
@@ -78,7 +78,7 @@ def test_your_own_folder(birds: Path) -> None:
     assert found["solver"] == "kernel" and "frozen/primal" not in found["metrics"]
 
 
-def test_your_own_table_of_several_labels(birds: Path) -> None:
+def test_a_users_own_table_with_several_labels(birds: Path) -> None:
     """Write a table of the folder: the first kind has one label, the others two; ranking metrics."""
     write_folder(birds / "mine")
     labels = ("stripes", "stripes dots", "dots")

@@ -220,7 +220,7 @@ def test_null_in_a_file_is_no_group_of_keys(tmp_path: Path) -> None:
     assert said("--config", str(tmp_path / "mine.yaml")) == "model.frozen is null: expected FrozenConfig"
 
 
-def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
+def test_other_errors_keep_the_parsers_message() -> None:
     assert said("--run.name") == "argument --run.name: expected one argument"
 
 

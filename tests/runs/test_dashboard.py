@@ -104,7 +104,7 @@ def test_the_view_is_saved_and_its_address_told(
         ({"WANDB_API_KEY": ""}, "wandb login, or set WANDB_API_KEY"),
     ],
 )
-def test_what_is_missing_is_told(
+def test_missing_settings_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str], said: str
 ) -> None:
     for name, value in variables.items():
@@ -119,7 +119,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "pip install 'cxlp[dashboard]'" in capsys.readouterr().err
 
 
-def test_what_the_server_says_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_server_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(**kwargs: Any) -> None:
         raise wandb.Error("permission\ndenied")
 

@@ -71,7 +71,7 @@ def test_a_wrong_key_or_value_is_told_as_the_parser_tells_it(tmp_path: Path, key
 
 
 @pytest.mark.parametrize(("key", "value"), LEFT)
-def test_what_is_not_known_to_be_wrong_is_left_to_the_parser(key: str, value: str) -> None:
+def test_values_that_may_be_right_are_left_to_the_parser(key: str, value: str) -> None:
     assert said(check_early, [*DEMO, f"--{key}", value]) is None
     assert said(check_early, [*DEMO, f"--{key}={value}"]) is None
 

@@ -23,7 +23,7 @@ def with_file(folder: Path, name: str) -> Path:
     return folder
 
 
-def test_what_a_stopped_run_left_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_stopped_run_is_continued(tmp_path: Path) -> None:
     folder = with_file(tmp_path / "a", "checkpoints/last.ckpt")
     assert take_up(folder) == last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
 
@@ -57,7 +57,7 @@ def begun(folder: Path) -> Path:
     return folder
 
 
-def test_what_cannot_be_gone_on_with_is_cleared_away(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_continued_are_deleted(tmp_path: Path) -> None:
     folder = begun(tmp_path / "a")
     assert take_up(folder) is None and not folder.exists()
     assert take_up(folder) is None
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_the_first_epoch_is_done_again_and_a_later_one_is_kept(
     ["notes.txt", "csv/mine.csv", "checkpoints/best.ckpt", "metrics.json", "sub/config.yaml", "wandb/x/model.ckpt",
      "checkpoints/finetuned.ckpt", "refit/config.yaml"],
 )  # fmt: skip
-def test_what_is_not_of_a_runs_beginning_is_never_deleted(tmp_path: Path, name: str) -> None:
+def test_other_files_are_never_deleted(tmp_path: Path, name: str) -> None:
     folder = with_file(begun(tmp_path / "a"), name)
     before = sorted(folder.rglob("*"))
     with pytest.raises(CxlpError):

@@ -274,7 +274,7 @@ def test_processes_of_an_earlier_run_are_known_by_their_group(monkeypatch: pytes
     assert launched_rank() == 1
 
 
-def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
+def test_a_run_without_checkpoints_starts_again_in_its_folder(work: Path) -> None:
     folder = Path("runs/job")
     (folder / "csv").mkdir(parents=True)
     (folder / "config.yaml").write_text("seed_everything: 0\nckpt_path: null\n")

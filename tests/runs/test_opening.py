@@ -69,7 +69,7 @@ def test_a_pass_that_fails_leaves_nothing_and_has_told_of_the_images(
     assert "warning: 1 test images have the same content as training images" in capsys.readouterr().err
 
 
-def test_what_is_done_is_left_where_a_later_stage_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_stages_are_kept_if_a_later_one_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FineTune, "training_step", stop(CxlpError("broken")))
     assert main([*ARGUMENTS, *FINETUNE, "--run.name", "a"]) == 2
     assert Path("runs/a/checkpoints/frozen.ckpt").is_file()
@@ -86,7 +86,7 @@ def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: py
     assert set(before) <= set(after)
 
 
-def test_what_was_tested_is_never_deleted_and_what_is_deleted_is_not_gone_on_with(
+def test_tested_runs_are_never_deleted_and_deleted_ones_not_continued(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(prepared("a") / "checkpoints" / "frozen.ckpt", "mine.ckpt")
@@ -157,7 +157,7 @@ def test_a_part_of_the_test_is_no_result(
         (["--trainer.max_time", "00:00:00:00"], None),
     ],
 )
-def test_what_was_not_validated_is_the_last_and_what_was_not_trained_is_no_result(
+def test_without_validation_the_last_epoch_counts_and_without_training_there_is_no_result(
     work: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: tuple[str, int] | None
 ) -> None:
     status = main([*ARGUMENTS, *FINETUNE, "--model.start", "scratch", "--run.name", "a", *more])

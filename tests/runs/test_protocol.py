@@ -208,6 +208,6 @@ def test_a_key_that_an_older_checkpoint_lacks_counts_as_its_default(key: str) ->
         check_recipe(older, {**now, key: "another"})
 
 
-def test_where_and_how_fast_is_not() -> None:
+def test_keys_of_locations_and_speed_are_not_in_the_recipe() -> None:
     free = ["--data.root=x", "--data.num_workers=3", "--model.frozen.store=y", "--trainer.devices=2", "--run.name=z"]
     assert recipe(*free) == recipe()

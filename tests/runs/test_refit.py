@@ -156,7 +156,7 @@ def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
 
 
-def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
+def test_callbacks_that_monitor_held_out_images_are_left_out(work: Path) -> None:
     patience = "[{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {monitor: val/loss}}]"
     refit = run("a", *FINETUNE, "--run.refit", "true", "--trainer.callbacks", patience) / "refit"
     assert metrics(refit)["images"]["val"] == 0
@@ -174,7 +174,7 @@ def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
         (["--run.refit", "nowhere.ckpt", *ALL_IMAGES], "run.refit is 'nowhere.ckpt': expected true, false, or"),
     ],
 )
-def test_what_cannot_be_refitted_is_refused(
+def test_runs_that_cannot_be_refitted_are_refused(
     work: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
 ) -> None:
     assert main([*ARGUMENTS, *FINETUNE, *change]) == 2

@@ -238,7 +238,7 @@ def test_a_test_of_a_refit_lies_beside_the_run(work: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(work: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+def test_wrong_arguments(work: Path, capsys: Capture, arguments: list[str], said: str) -> None:
     prepared("birds")
     shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
     for split in ("train", "test"):
@@ -262,7 +262,7 @@ def test_a_checkpoint_elsewhere_is_tested_on_what_is_named(work: Path) -> None:
     )
 
 
-def test_of_a_refit_the_second_run_is_meant(tmp_path: Path) -> None:
+def test_a_refit_is_tested_by_its_second_run(tmp_path: Path) -> None:
     for place in ("refit/checkpoints", "checkpoints"):
         (tmp_path / place).mkdir(parents=True)
         with pytest.raises(CxlpError, match=r"has no checkpoints/best\.ckpt"):
@@ -286,7 +286,7 @@ class Attributes(ImageDataModule):
         return ("hat", "beard"), {"train": [], "test": samples}
 
 
-def test_of_several_labels_those_of_shared_classes_count(tmp_path: Path) -> None:
+def test_several_labels_are_restricted_to_shared_classes(tmp_path: Path) -> None:
     data = Attributes(tmp_path)
     chosen, notes = choose_images(data, network(classes=["glasses", "Hat"], multi_label=True), None)
     assert chosen == "test"

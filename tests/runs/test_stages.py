@@ -199,7 +199,7 @@ def test_a_checkpoint_callback_of_ones_own_works_in_the_frozen_mode(work: Path) 
 
 
 @pytest.mark.parametrize("given", ["runs/first", "runs/first/checkpoints/frozen.ckpt"])
-def test_a_frozen_run_that_is_there_is_the_first_stage(work: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_an_existing_frozen_run_is_the_first_stage(work: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     first = prepared("first", *HELD_OUT)
     whole = prepared("whole", *FINETUNE)
     counts = Counts(monkeypatch)

@@ -141,7 +141,7 @@ def test_errors_are_those_of_the_command(
         ("folder.yaml", {"data.root": "tests", "seeds": 3}, "seeds.*command line.*seed_everything"),
     ],
 )
-def test_what_only_python_can_give_wrong(config: Any, keys: Any, said: str) -> None:
+def test_errors_that_only_python_can_cause(config: Any, keys: Any, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         cxlp.train(config, keys)
 
@@ -198,7 +198,7 @@ def test_a_run_that_fails_leaves_its_wandb_run_to_no_other(work: Path, monkeypat
     assert list(Path("runs/first/wandb").glob("offline-run-*")) and wandb.run is None
 
 
-def test_what_was_interrupted_before_is_not_taken_for_the_end_of_this_run(work: Path) -> None:
+def test_an_earlier_interruption_does_not_end_this_run(work: Path) -> None:
     try:
         raise KeyboardInterrupt
     except KeyboardInterrupt:

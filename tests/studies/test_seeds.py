@@ -93,7 +93,7 @@ def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--seeds" in said and "data.split_seed is null" in said
 
 
-def test_what_another_command_began_is_not_taken_for_this_ones(
+def test_runs_of_another_command_are_not_reused(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [
@@ -147,7 +147,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
         check_same_run(place, parse(given))
 
 
-def test_what_started_from_another_run_is_not_taken_for_done(work: Path) -> None:
+def test_a_run_with_another_start_is_not_reused(work: Path) -> None:
     held = ["--data.validation", "0.34"]
     run("first", *held)
     place = run("a", *FINETUNE, "--model.start", "runs/first")

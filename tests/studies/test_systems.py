@@ -94,7 +94,7 @@ def test_every_system_was_built_above() -> None:
 
 
 @pytest.mark.parametrize("pca_dim", [200, None])
-def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> None:
+def test_other_backbones_have_the_systems_that_they_support(pca_dim: int | None) -> None:
     layers = ("layer3.0.conv1", "layer3.0.conv2")
     backbone = BackboneConfig("resnet18", layers, weights=None, image_size=64)
     found = systems(backbone, CrossLayerPooling(pca_dim=pca_dim, channels=9))

@@ -37,7 +37,7 @@ def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> No
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["±"] == "0.46"
 
 
-def test_of_one_run_there_is_an_interval() -> None:
+def test_a_single_run_has_an_interval() -> None:
     heads, values = table([replace(row("CL", 72.44), interval=(68.123, 76.5)), row("mine", 80.0)], "accuracy")
     assert heads[:4] == ["system", "test accuracy %", "95% interval", "size"]
     assert [record[2] for record in values] == ["68.12 to 76.50", ""]
@@ -54,7 +54,7 @@ def test_a_deviation_is_of_the_sample() -> None:
     assert spread([1.0]) is None
 
 
-def test_metrics_for_people() -> None:
+def test_metrics_are_readable() -> None:
     assert as_text("test/accuracy", 0.8125) == "81.25%" and as_text("val/mAP", 0.5) == "50.00%"
     assert as_text("test/loss", 0.123456) == "0.1235"
 
@@ -129,7 +129,7 @@ def test_a_run_without_the_metric_is_named(tmp_path: Path, accuracy: float | Non
         read_row("CL", [one], metric)
 
 
-def test_pictures_that_cannot_be_drawn_cost_themselves_only(
+def test_failed_pictures_do_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> bytes:

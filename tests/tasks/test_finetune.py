@@ -26,7 +26,7 @@ STILL = OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=0)
 # --- epochs
 
 
-def test_it_goes_on_from_the_frozen_solution(folder: Path, tmp_path: Path) -> None:
+def test_fine_tuning_starts_at_the_frozen_solution(folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int, bool, bool]] = []
     kept: list[dict[str, Tensor]] = []
 
@@ -254,7 +254,7 @@ def test_label_smoothing_reaches_the_loss(
 
 
 @pytest.mark.parametrize("fitted", [False, True])
-def test_who_has_fitted_nothing_is_told_how_to_begin(folder: Path, tmp_path: Path, fitted: bool) -> None:
+def test_an_unfitted_network_is_refused_with_advice(folder: Path, tmp_path: Path, fitted: bool) -> None:
     tuned = solved(folder) if fitted else task()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -54,7 +54,7 @@ def stored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return place / "store", fit_with(place / "store", folder, place)
 
 
-def test_what_is_stored_is_not_made_again(
+def test_stored_features_are_reused(
     stored: tuple[Path, Frozen], folder: Path, tmp_path: Path, decoded: list[Path]
 ) -> None:
     store, first = stored
@@ -70,7 +70,7 @@ def test_what_is_stored_is_not_made_again(
 
 
 @pytest.mark.parametrize("change", ["weights", "representation", "picture", "pca_vectors"])
-def test_what_features_depend_on_makes_them_again(
+def test_changed_dependencies_recompute_features(
     stored: tuple[Path, Frozen], folder: Path, tmp_path: Path, decoded: list[Path], change: str
 ) -> None:
     head: Head | None = None
@@ -91,7 +91,7 @@ def test_what_features_depend_on_makes_them_again(
     assert len(decoded) == 9 + 3 + 6  # the features of test images depend on the training images, through the PCA
 
 
-def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
+def test_incomplete_features_of_a_killed_run_are_deleted(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
     store = tmp_path / "store"
     fit_with(store, folder, tmp_path)
     (entry,) = store.iterdir()
@@ -109,7 +109,7 @@ def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_pa
     ]
 
 
-def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
+def test_features_that_another_run_writes_are_not_touched(tmp_path: Path) -> None:
     one, other = Entry(tmp_path, lambda: {"a": 1}), Entry(tmp_path, lambda: {"a": 1})
     first, second = one.begin(), other.begin()
     assert first.is_dir() and second.is_dir() and first != second
@@ -177,7 +177,7 @@ def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
         fit_with(tmp_path / "raw", folder, tmp_path, raw, features="float16")
 
 
-def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_path: Path) -> None:
+def test_two_bits_are_refused_for_values_other_than_signs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match=r"features is sign, but .* sign: true and l2: true"):
         fit_with(tmp_path / "store", folder, tmp_path, features="sign")
 

@@ -272,7 +272,7 @@ def test_rank_zero_answers_for_all(ranks: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAILURES)
-def test_where_rank_zero_fails_all_fail(ranks: list[dict[str, Any]], name: str) -> None:
+def test_all_ranks_fail_if_rank_zero_fails(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (found["failures"][name] for found in ranks)
     assert ("cannot write " if name == "folder" else f"no {name}") in first
     assert second == STOPPED

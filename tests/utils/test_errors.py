@@ -25,7 +25,7 @@ def test_the_nearest_is_suggested_and_all_are_listed_once(wrong: str, said: str)
     assert did_you_mean(wrong, FRUIT) == said
 
 
-def test_of_many_the_nearest_are_listed() -> None:
+def test_the_nearest_of_many_are_listed() -> None:
     layers = [f"features.{i}" for i in range(100)] + ["head"]
     said = did_you_mean("heat", layers)
     assert said == "Did you mean 'head'? Valid: head, ... (101 in all)."

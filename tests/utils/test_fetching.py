@@ -278,7 +278,7 @@ def test_when_all_fail_each_is_named_and_no_wrong_byte_is_left(server: Server, t
     assert names(tmp_path) == []
 
 
-def test_where_nobody_listens_nothing_is_waited_for(tmp_path: Path) -> None:
+def test_a_closed_port_fails_at_once(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound but not listening: no other process can answer there
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/file"
@@ -290,7 +290,7 @@ def test_where_nobody_listens_nothing_is_waited_for(tmp_path: Path) -> None:
 # --- existing files
 
 
-def test_a_file_that_is_there_is_verified(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_is_verified(server: Server, tmp_path: Path) -> None:
     url = server.offer("/file", CONTENT)
     placed = tmp_path / "file.bin"
     placed.write_bytes(OTHER)

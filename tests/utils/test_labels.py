@@ -55,7 +55,7 @@ def test_the_mean_of_two_ranks_is_the_loss_of_both_batches() -> None:
     torch.testing.assert_close(whole, (halves[0] + halves[1]) / 2)
 
 
-def test_what_is_unspecified_has_no_gradient() -> None:
+def test_unspecified_labels_have_no_gradient() -> None:
     scores = torch.randn(5, 3, requires_grad=True)
     classification_loss(scores, TAGS).backward()  # type: ignore[no-untyped-call]
     assert scores.grad is not None

@@ -203,7 +203,7 @@ def is_there(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
-def test_what_a_process_waits_for_ends_with_it(name: str) -> None:
+def test_children_end_with_their_parent(name: str) -> None:
     process = start(STARTING, STARTED)
     started = int(line(process))
     process.send_signal(signal.Signals[name])
@@ -215,7 +215,7 @@ def test_what_a_process_waits_for_ends_with_it(name: str) -> None:
     process.communicate()
 
 
-def test_a_signal_is_found_behind_what_libraries_make_of_it() -> None:
+def test_a_signal_is_recognised_in_errors_of_libraries() -> None:
     found: list[tuple[int, str] | None] = []
     for raised in (Ended(signal.SIGTERM), KeyboardInterrupt(), ValueError("mine")):
         try:

@@ -49,7 +49,7 @@ def test_in_a_pipe_progress_is_whole_lines_the_further_apart_the_longer_it_takes
     assert all(later - earlier >= 15 for earlier, later in itertools.pairwise(times))
 
 
-def test_what_is_done_soon_is_told_by_no_line(clock: list[float]) -> None:
+def test_short_work_prints_no_lines(clock: list[float]) -> None:
     stream = io.StringIO()
     with bar("Reading", 5, to=stream) as shown:
         for _ in range(5):
@@ -85,7 +85,7 @@ def test_a_terminal_shows_a_bar_and_keeps_lines_above_it(monkeypatch: pytest.Mon
     assert text.rpartition("\n")[2].rstrip(" ").endswith("\r"), "at the end it is erased"
 
 
-def test_what_is_done_soon_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_work_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     with bar("Pooling", 4, to=stream) as shown:
         shown.update(2)

@@ -60,7 +60,7 @@ def test_bars_and_colours_leave_no_trace(tmp_path: Path, monkeypatch: pytest.Mon
     assert text.count("a user's own") == 1, "only its last state"
 
 
-def test_a_bar_of_somebody_elses_is_shown_at_once_and_its_past_is_not_held(
+def test_bars_of_other_libraries_are_shown_at_once_and_not_buffered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with recording():
@@ -92,7 +92,7 @@ def test_a_failure_is_kept_and_a_second_session_is_appended(tmp_path: Path) -> N
     assert lines(file)[-1] == "again"
 
 
-def test_what_is_forgotten_is_not_kept(tmp_path: Path) -> None:
+def test_discarded_output_is_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     keep(file, "nothing is recorded")
     assert not file.exists()

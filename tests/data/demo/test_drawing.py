@@ -92,7 +92,7 @@ def test_a_stain_off_the_picture_does_nothing() -> None:
     assert np.array_equal(np.asarray(made.layer), before)
 
 
-def test_light_falls_on_the_side_that_it_comes_from() -> None:
+def test_the_lit_side_faces_the_light() -> None:
     made = canvas()
     made.crease(np.array([(24.0, 32.0), (40.0, 32.0)]), -100)
     picture = np.asarray(made.finish(np.array([0.0, 1.0]))).astype(float)
