@@ -218,7 +218,7 @@ class Backbone(nn.Module):
         return [outputs[layer] for layer in self.layers]
 
     def hold(self) -> None:
-        """Announce that weights will not change until :meth:`release`, which speeds up passes without gradients.
+        """Announce constant weights until :meth:`release`, which speeds up passes without gradients.
 
         In evaluation mode, such passes use a copy with BatchNorms folded into convolutions, whose maps are equal up to
         rounding, see :mod:`cxlp.backbones.folding`. The copy is built at the first pass, and rebuilt if weights change

@@ -20,7 +20,7 @@ _RARE = 2  # a batch size is rare until it has occurred this often; cuDNN plans 
 
 
 def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphModule:
-    """Build a faster version of a cut network in evaluation mode, whose values are the same up to rounding.
+    """Build a faster, equivalent version of a cut network in evaluation mode, equal up to rounding.
 
     A convolution whose output is used by a BatchNorm only is merged with the BatchNorm into one convolution (Jacob et
     al., CVPR 2018, section 3.2): with ``s = gamma / sqrt(var + eps)`` per output channel, ::
@@ -134,14 +134,14 @@ class Folded:
         return torch.split(self.padded(images), self.images_per_pass(images.device))
 
     def record(self, images: Tensor) -> None:
-        """Record the size of a batch before padding. Called after the batch, so that it is known to fit in memory."""
+        """Record the size of an unpadded batch, after its computation, so that it is known to fit in memory."""
         if images.device.type == "cuda":
             self._sizes[len(images)] += 1
             self._largest = max(self._largest, len(images))
 
 
 def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
-    """Return a key of the state that a folded copy is built from. It changes with each change that torch counts."""
+    """Return a key of the trunk's state, which changes with each change that torch counts."""
     modes = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trunk.modules()]
     tensors = [
         (id(t), t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device)
@@ -151,7 +151,7 @@ def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
 
 
 def _mixes_images(trunk: fx.GraphModule) -> bool:
-    """Return whether a BatchNorm uses batch statistics, so that an image's maps depend on the other images."""
+    """Return whether an image's maps depend on other images, because a BatchNorm uses batch statistics."""
     graph = trunk.eval_graph
     assert isinstance(graph, fx.Graph)
     return any(node.target is nn.functional.batch_norm for node in graph.nodes) or any(

@@ -1,4 +1,4 @@
-"""Inventory of a network's maps: layers with their channels and sizes, and layers that can be pooled together."""
+"""Inventory of a network's maps: layers, channels, sizes, and pairs that can be pooled together."""
 
 import warnings
 from collections.abc import Iterable
@@ -127,7 +127,7 @@ def _ends(names: dict[fx.Node, str]) -> set[str]:
 
 
 def _producer(node: fx.Node, modules: dict[str, nn.Module], sides: dict[fx.Node, tuple[int, int]]) -> fx.Node | None:
-    """Return the node that computes a map before it is rearranged; ``None`` for other outputs and normalised maps."""
+    """Return the node that computes a map before rearrangements; ``None`` if there is no such map."""
     made = None
     while node in sides or made is not None:
         if _is_token_norm(node, modules):
@@ -154,14 +154,14 @@ def _only_rearranges(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _is_token_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Return whether a node normalises each place of a map separately, as transformers do after their blocks."""
+    """Return whether a node normalises each place separately, as transformers do after their blocks."""
     is_leaf = node.op != "call_module" or not any(modules[str(node.target)].children())
     called = _called(node, modules).lower()
     return is_leaf and "norm" in called and not any(kind in called for kind in ("batch", "group", "instance"))
 
 
 def _name(paths: list[str], modules: dict[str, nn.Module]) -> str:
-    """Return the innermost module with weights among modules with the same map, which are ordered from the outside."""
+    """Return the innermost module with weights among modules with the same map, outermost first."""
     weighted = [path for path in paths if next(modules[path].parameters(), None) is not None]
     return (weighted or paths)[-1]
 
@@ -198,7 +198,7 @@ class _Shapes(fx.Interpreter):
 
 @torch.no_grad()
 def _sides(model: nn.Module, graph: fx.Graph, size: int) -> tuple[dict[fx.Node, tuple[int, int]], str]:
-    """Return channels and side of each node's map for an image size, and the error message if the network fails."""
+    """Return channels and side of each node's map, and the error message if the network fails."""
     shapes, refused = _Shapes(model, graph), ""
     try:
         with warnings.catch_warnings():

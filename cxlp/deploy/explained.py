@@ -68,7 +68,7 @@ class Explained:
         return self.explanation.strongest(self.channels)
 
     def map(self, pixels: int | None = None) -> NDArray[np.float64]:
-        """Return the evidence over the square image: ``(pixels, pixels)``, by default the network's input size."""
+        """Return the evidence over the square image, ``(pixels, pixels)``; default: the input size."""
         found: NDArray[np.float64] = self.explanation.map(pixels or self.image.shape[-1]).numpy()
         return found
 

@@ -25,7 +25,7 @@ Pictures = Picture | Iterable[Picture]
 
 
 def is_single(images: Pictures) -> bool:
-    """Return whether the argument is a single picture, not a folder, a pattern, a batch or another iterable."""
+    """Return whether the argument is a single picture, not a folder, pattern, batch or iterable."""
     if isinstance(images, str | os.PathLike):
         path = os.fspath(images)
         return not (os.path.isdir(path) or _is_pattern(path))  # noqa: PTH112 (pathlib raises for invalid paths)
@@ -86,7 +86,7 @@ def pixels_of(image: Picture, needed: int | None = None) -> Pixels:
 
 
 def prepared(image: Picture, transform: Transform) -> tuple[Tensor, float]:
-    """Return the network's input ``(3, T, T)`` uint8 for a picture, and height divided by width of what it shows."""
+    """Return the network's input ``(3, T, T)`` uint8 and the picture's height divided by its width."""
     pixels = pixels_of(image, transform.needed(None))
     return transform(pixels, None), transform.proportion(pixels)
 

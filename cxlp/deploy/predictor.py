@@ -118,7 +118,7 @@ class Predictor:
         )
 
     def picture(self, image: Picture) -> Tensor:
-        """Return the network's input ``(3, T, T)`` uint8 for a picture, with the same preprocessing as in the test.
+        """Return the network's input ``(3, T, T)`` uint8 for a picture, preprocessed as in the test.
 
         Files are decoded at reduced size if that is sufficient, see :func:`~cxlp.data.decode.read_image`. The input
         differs by a mean of 2 of 255 if a photo is opened by other means and passed as a picture object.
@@ -149,7 +149,7 @@ class Predictor:
 
     @torch.inference_mode()
     def features(self, pictures: Tensor) -> Tensor:
-        """Compute the representation of images, the input of the classifier, as the mean over their test views.
+        """Compute the representation of images, the classifier's input: the mean over test views.
 
         Args:
             pictures: See :meth:`probabilities`.
@@ -248,7 +248,7 @@ class Predictor:
         return found[0] if is_single(images) else found
 
     def index(self, name: str) -> int:
-        """Return the index of a class, given its name in :attr:`classes` or as in pictures, such as `Laysan Albatross`.
+        """Return the index of a class, given its name in :attr:`classes` or its readable name in pictures.
 
         Raises:
             CxlpError: If there is no such class. The message suggests similar names.
@@ -261,7 +261,7 @@ class Predictor:
     def _read(
         self, images: Pictures, batch_size: int
     ) -> Iterator[tuple[list[Picture], tuple[Tensor, ...], tuple[float, ...]]]:
-        """Iterate over batches of images: the given images, the network's inputs, and heights divided by widths."""
+        """Iterate over batches: the given images, the network's inputs, and heights divided by widths."""
         if batch_size < 1:
             raise CxlpError(f"batch_size is {batch_size}: it must be 1 or more")
         total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
@@ -275,7 +275,7 @@ class Predictor:
     def stream(
         self, paths: Iterable[str], top: int = 5, batch_size: int = 32, workers: int = 0
     ) -> Iterator[Prediction]:
-        """Predict lazily for any number of files, batch by batch, and continue after files that cannot be read.
+        """Predict lazily for any number of files, and continue after files that cannot be read.
 
         Args:
             paths: Paths of files. They are read a few batches ahead, never all at once.

@@ -246,7 +246,7 @@ def explain(
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Context without TF32: roots and signs amplify TF32's rounding, and the shares would not sum to the score."""
+    """Context without TF32, whose rounding is too coarse after square roots and signs."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -258,7 +258,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
-    """Raise :class:`CxlpError` if shares do not sum to the score ``terms.sum()``, as with an inherited ``explain``."""
+    """Raise :class:`CxlpError` if shares do not sum to the score, as with an inherited ``explain``."""
     score = float(terms.sum())
     allowed = _ROUNDING * float(terms.abs().sum()) + 1e-6
     if head.signs_only:  # rounding may flip a sign or two
@@ -271,7 +271,7 @@ def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
 
 
 def _maps_of_image(maps: Tensor, image: int, views: int) -> Tensor:
-    """Return a copy of an image's maps, since autograd does not accept tensors that were created in inference mode."""
+    """Return a copy of an image's maps, since autograd does not accept inference tensors."""
     return maps[image * views : (image + 1) * views].to(torch.float64, copy=True)
 
 

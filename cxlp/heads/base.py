@@ -189,7 +189,7 @@ class Head(nn.Module, ABC):
     # --- fit, explanation, export -----------------------------------------------------------------
 
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
-        """Return the fit of this head to the training images, or ``None`` if there is nothing to fit (the default).
+        """Return the head's fit to the training images, or ``None`` (the default) if there is none.
 
         Raises:
             CxlpError: If there are too few training images.
@@ -209,7 +209,7 @@ class Head(nn.Module, ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the head can be used: ``False`` only if :attr:`needs_fit` is set and the head is not fitted yet."""
+        """Whether the head can be used: it is fitted, or :attr:`needs_fit` is not set."""
         return not self.needs_fit or (self._connected is not None and bool(self.fitted))
 
     def mark_fitted(self) -> None:

@@ -1,4 +1,4 @@
-"""Normalisations of pooled features, in pure torch: square roots of entries and matrices, signs, unit length."""
+"""Normalisations of pooled features, in pure torch."""
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,9 @@ def spectral_root(x: Tensor, iterations: int = SPECTRAL_ITERATIONS) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """Normalisation and flattening of pooled features. The enabled steps are applied in the order of the options.
+    """Normalisation and flattening of pooled features.
+
+    The enabled steps are applied in the order of the options.
 
     Args:
         spectral: Square root of the matrix's singular values, see :func:`spectral_root`.

@@ -263,7 +263,7 @@ class Network(nn.Module):
         return self.classify(self.test_features(images))
 
     def spec(self) -> dict[str, Any]:
-        """Return the network's specification as plain values, for :func:`~cxlp.models.checkpoint.network_from_spec`.
+        """Return the specification for :func:`~cxlp.models.checkpoint.network_from_spec` as plain values.
 
         Raises:
             CxlpError: If an option of a head is not a plain value, or not stored as an attribute.
@@ -284,7 +284,7 @@ def _counts_agree(found: int, expected: int) -> bool:
 
 
 def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:
-    """Split a batch so that each part has a bounded number of views. A batch of symbolic size is not split."""
+    """Split a batch into parts with a bounded number of views, unless its size is symbolic."""
     if views == 1 or isinstance(images.shape[0], torch.SymInt):
         return (images,)
     return torch.split(images, max(1, _VIEWS_AT_A_TIME // views))
