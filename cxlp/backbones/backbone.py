@@ -30,10 +30,10 @@ class BackboneConfig:
         name: ``caffenet``, ``efficientnet_lite0``, or any classification network of torchvision (first choice) or timm,
             explicitly ``torchvision/NAME`` or ``timm/NAME``. Or the import path of a callable without arguments that
             returns an ``nn.Module``, such as ``my_package.nets.trunk``.
-        layers: Layers whose maps heads may take, lower before upper, each the name of a
-            module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
-            (if the classifier is convolutional, the mean over places). The map of a transformer is the grid of its
-            patch tokens: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
+        layers: Names of the layers whose maps heads can use, lower before upper: modules, graph nodes, or
+            ``penultimate``, the input of the network's classifier (its mean over places if the classifier is
+            convolutional). The map of a transformer is the grid of its patch tokens. Suitable pairs of layers are
+            ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
