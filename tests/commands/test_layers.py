@@ -1,4 +1,4 @@
-"""``python -m cxlp layers``: what it prints."""
+"""``python -m cxlp layers``: its output."""
 
 import json
 from pathlib import Path
@@ -59,6 +59,6 @@ def test_pairs_are_ranked_on_training_images(cub200: Path, capsys: Capture) -> N
         (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
     ],
 )
-def test_what_is_refused(arguments: list[str], said: str, capsys: Capture) -> None:
+def test_wrong_arguments(arguments: list[str], said: str, capsys: Capture) -> None:
     assert main(["layers", *arguments]) == 2
     assert said in capsys.readouterr().err

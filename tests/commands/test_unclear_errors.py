@@ -1,4 +1,4 @@
-"""What a user can mend ends with exit status 2 and one line, before anything is fitted, and leaves nothing behind."""
+"""Errors that the user can fix: exit status 2, one line, before any fit, and no files left behind."""
 
 import io
 import os
@@ -198,7 +198,7 @@ def test_a_list_of_windows_on_the_standard_input(
     assert capsys.readouterr().out.splitlines()[1].startswith(f"{image},")
 
 
-def test_letters_that_a_terminal_does_not_know(work: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_a_terminal_cannot_print(work: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
     monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", lambda *_: b"")

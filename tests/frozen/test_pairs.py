@@ -1,4 +1,4 @@
-"""Ranking pairs of layers: which are tried, and by what they are ranked."""
+"""Ranking pairs of layers: the candidates and the criterion."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_a_network_without_pairs_is_refused() -> None:
 
 
 class Told(torch.nn.Module):
-    """Layers that tell the class, and one that tells nothing."""
+    """Layers that distinguish the classes, and a layer that does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_the_pair_that_tells_the_classes_comes_first() -> None:
     assert np.isclose(worst.accuracy * 18, round(worst.accuracy * 18))
 
 
-def test_of_equals_the_cheaper_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_prefer_the_cheaper_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxlp.frozen.pairs.quality", lambda scores, labels: 0.5)
     _, batches = told()
     monkeypatch.setattr("cxlp.frozen.pairs.PCA_DIM", 2)
