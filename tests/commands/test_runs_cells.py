@@ -1,4 +1,4 @@
-"""``cxlp runs cells``: which systems are ranked, what is printed, drawn and refused."""
+"""``cxlp runs cells``: the ranked systems, output, picture and errors."""
 
 import json
 import re
