@@ -38,8 +38,8 @@ def test_nested_and_uppercase_files_are_found_and_all_others_are_counted(tmp_pat
         "outside class folders (.md)": 1,
         "in predict, beside the splits": 2,
         "backups or partial files": 1,
-        "not images (.txt)": 2,
-        "not images (no suffix)": 1,
+        "non-image (.txt)": 2,
+        "non-image (no suffix)": 1,
     }
     files = sum(path.is_file() for path in root.rglob("*"))
     assert files == sum(map(len, samples.values())) + module.left_out.total()
@@ -71,7 +71,7 @@ def test_raw_files_of_cameras_are_no_images_for_their_small_previews(tmp_path: P
     Image.new("RGB", (4, 4)).save(root / "train" / "k" / "a.nef", "TIFF")
     module = Folder(root)
     module.read()
-    assert module.left_out == {"not images (.nef)": 1}
+    assert module.left_out == {"non-image (.nef)": 1}
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

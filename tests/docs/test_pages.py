@@ -171,6 +171,15 @@ def test_a_table_is_made_of_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert given["data"].classes == ("gull", "tern")
 
 
+def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
+    table = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("\n## Messages\n")[2]
+    messages = re.findall(r"^\| `(.*?)` \|", table, re.M)
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "cxlp").rglob("*.py"))
+    parts = [part.strip() for message in messages for part in message.split("...") if part.strip()]
+    assert len(messages) > 5
+    assert not [part for part in parts if part not in code]
+
+
 def test_the_script_on_comparing_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("docs/comparing.md")
     exec(block, {})

@@ -349,7 +349,7 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     labels = torch.where(labels == 2, 1, labels)
     labels[alone] = 2
     network = small_network()
-    with pytest.warns(UserWarning, match="fewer than two training images: .* stays 1"):
+    with pytest.warns(UserWarning, match=r"fewer than two training images: .* stays 1"):
         report = run_fit(network, tmp_path, data=(images, labels))
     assert report == {"C": 10.0, "logit_scale": 1.0, "primal": 0.0}
     with torch.no_grad():  # the class is learnt nevertheless

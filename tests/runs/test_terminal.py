@@ -49,8 +49,9 @@ def test_in_a_pipe_there_are_whole_lines_only_and_the_log_has_all_of_them(work: 
     assert re.fullmatch(
         r"frozen fit     cross-validated .*%   val/accuracy .*%   best .*% \(frozen fit\)   .* s", out[7]
     )
-    assert [line.split("   ")[0] for line in out[8:10]] == ["epoch 1 of 2", "epoch 2 of 2"]
-    assert all("train loss 0." in line or "train loss 1." in line for line in out[8:10])
+    assert out[8].startswith("frozen fit: training accuracy ") and out[9].startswith("warning: fine-tuning ")
+    assert [line.split("   ")[0] for line in out[10:12]] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all("train loss 0." in line or "train loss 1." in line for line in out[10:12])
     assert "v_num" not in done.stdout and not re.search(r"epoch 0|Epoch", done.stdout)
     log = logged(Path("runs/a"))
     assert "cxlp train --config" in log[0] and sorted(log[1:]) == sorted(
