@@ -231,7 +231,7 @@ def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: P
     (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
     run(write(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
-    assert capsys.readouterr().err.startswith(f"error: no images in the folder {tmp_path / 'empty'}")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'} is a folder")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -246,6 +246,14 @@ def test_long_names_and_invalid_paths_do_not_stop_the_command(
     assert record["image"] == str(long) and (tmp_path / "out" / record["picture"]).is_file()
     run(checkpoint, long, "--out", long, status=2)
     assert "is a file: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_runs_folder_gets_its_explanations(tmp_path: Path, photos: Path) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "best.ckpt").parents[1]
+    run(folder, photos / "test" / "kind0" / "00.png", "--channels", 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "explained"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.usefixtures("undrawn")
