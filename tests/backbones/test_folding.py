@@ -167,7 +167,7 @@ def test_a_batch_is_split_if_images_are_independent(case: str) -> None:
     (expected,) = backbone(images)
     with backbone.held():
         (found,) = backbone(images)
-        parts = backbone._holds[0].together(images.device)
+        parts = backbone._holds[0].images_per_pass(images.device)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert (parts < len(images)) == (case == "alone")
 
@@ -226,8 +226,8 @@ def test_a_gpu_pads_rare_batch_sizes() -> None:
         folded, found = Folded(backbone.trunk), []
         for n in given:
             images = torch.zeros(n, 3, 8, 8, device="cuda")
-            found.append(len(folded.filled(images)))
-            folded.count(images)
+            found.append(len(folded.padded(images)))
+            folded.record(images)
         return found
 
     plain, mixing = (build("resnet18", ("layer3.0.conv1", "layer4.1")).eval() for _ in range(2))
@@ -236,18 +236,18 @@ def test_a_gpu_pads_rare_batch_sizes() -> None:
         assert sizes(plain, 32, 32, 12, 12, 12, 64, 7) == [32, 32, 32, 32, 12, 64, 64]
         assert sizes(mixing, 32, 12) == [32, 12]
     folded = Folded(plain.trunk)
-    folded.count(torch.zeros(64, 3, 8, 8))  # on the CPU, whose convolutions are not planned
+    folded.record(torch.zeros(64, 3, 8, 8))  # on the CPU, whose convolutions are not planned
     with FakeTensorMode():
-        assert len(folded.filled(torch.zeros(512, 3, 8, 8, device="cuda"))) == 512  # the device then runs out of memory
-        assert len(folded.filled(torch.zeros(32, 3, 8, 8, device="cuda"))) == 32
-        folded.count(torch.zeros(32, 3, 8, 8, device="cuda"))
-        assert len(folded.filled(torch.zeros(12, 3, 8, 8, device="cuda"))) == 32
-        assert len(folded.filled(torch.zeros(12, 3, 8, 8))) == 12
+        assert len(folded.padded(torch.zeros(512, 3, 8, 8, device="cuda"))) == 512  # the device then runs out of memory
+        assert len(folded.padded(torch.zeros(32, 3, 8, 8, device="cuda"))) == 32
+        folded.record(torch.zeros(32, 3, 8, 8, device="cuda"))
+        assert len(folded.padded(torch.zeros(12, 3, 8, 8, device="cuda"))) == 32
+        assert len(folded.padded(torch.zeros(12, 3, 8, 8))) == 12
 
 
 def test_batches_are_counted_when_they_have_been_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    monkeypatch.setattr(Folded, "count", lambda self, images: counted.append(len(images)))
+    monkeypatch.setattr(Folded, "record", lambda self, images: counted.append(len(images)))
     backbone = build("resnet18", ("layer3.0.conv1", "layer4.1")).eval()
     with torch.inference_mode(), backbone.held():
         backbone(torch.zeros(3, 3, 64, 64))

@@ -231,7 +231,7 @@ def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: P
     (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
     run(write(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
-    assert f"{tmp_path / 'empty'} is a folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'} is a folder")
 
 
 @pytest.mark.usefixtures("undrawn")

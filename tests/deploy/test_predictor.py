@@ -187,7 +187,7 @@ def test_folders_patterns_and_batches_return_lists(folder: Path, files: list[str
     found = [model.predict([test], batch_size=2), model.explain([test])]
     assert [len(each) for each in found] == [len(files)] * 2
     (folder / "empty").mkdir()
-    with pytest.raises(CxlpError, match="no images in the folder"):
+    with pytest.raises(CxlpError, match="empty is a folder"):
         model.predict(folder / "empty")
 
 
@@ -303,7 +303,7 @@ def test_bad_files_get_their_reasons_and_stop_nothing(files: list[str], workers:
         str(tmp_path / "text.jpg"): "cannot decode image .*text.jpg.*10 bytes",
         str(tmp_path / "empty.jpg"): "cannot decode image .*empty.jpg.*0 bytes",
         str(tmp_path / "cut.jpg"): "cannot decode image .*cut.jpg.*truncated",
-        str(tmp_path / "folder.jpg"): "no images in the folder .*folder.jpg",
+        str(tmp_path / "folder.jpg"): "folder.jpg is a folder",
         str(tmp_path / "none.jpg"): "image not found: .*none.jpg",
         str(tmp_path / ("x" * 300)): "too long",
         "a\0b.jpg": "null",

@@ -229,8 +229,8 @@ def test_other_errors_keep_the_parsers_message() -> None:
     [
         ("seed_everything", "-3", "seed_everything is -3: "),
         ("data.num_workers", "-1", "data.num_workers is -1: it must lie between 0 and 1024, or be null"),
-        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: give the side of its images, in pixels"),
-        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: give the side of its images, in pixels"),
+        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: set it to 1 to 16384 pixels"),
+        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: set it to 1 to 16384 pixels"),
     ],
 )
 def test_a_value_out_of_range(

@@ -198,7 +198,7 @@ def test_no_network_for_weights_says_what_to_do(
     monkeypatch.setenv("TORCH_HOME", str(birds / "hub"))
     assert main(["--config", "cub200.yaml", *QUIET]) == 2
     message = capsys.readouterr().err
-    assert "caffenet-12.onnx" in message and "by hand" in message and "demo.yaml" in message
+    assert "caffenet-12.onnx" in message and "FILE.onnx" in message and "demo.yaml" in message
     assert main(["--config", "cub200.yaml", "--config", "resnet50.yaml", *QUIET]) == 2
     message = capsys.readouterr().err
     assert "resnet50" in message and "local FILE" in message
