@@ -81,7 +81,7 @@ def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
         cross-validated accuracy, so that even the full gain would not be significant on that number of images. An empty
         list without cross-validation.
     """
-    metric = next((name for name in ("accuracy", "mAP") if f"cv_{name}" in report), None)
+    metric = next((name for name in ("accuracy", "mAP") if f"train_{name}" in report), None)
     if metric is None:
         return []
     cross_validated = report[f"cv_{metric}"]

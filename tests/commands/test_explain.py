@@ -249,6 +249,14 @@ def test_long_names_and_invalid_paths_do_not_stop_the_command(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_runs_folder_gets_its_explanations(tmp_path: Path, photos: Path) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "best.ckpt").parents[1]
+    run(folder, photos / "test" / "kind0" / "00.png", "--channels", 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "explained"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_an_earlier_explanation_is_kept(checkpoint: Path, photos: Path) -> None:
     picture = photos / "test" / "kind0" / "00.png"
     for _ in range(2):

@@ -66,7 +66,7 @@ def assert_said(status: int, said: str, before: set[Path], work: Path, capsys: C
         ("model.mix_alpha", "-1", "model.mix_alpha is -1.0: it must be greater than 0"),
         ("seed_everything", "5000000000", "seed_everything is 5000000000: give"),
         ("seed_everything", "-1", "seed_everything is -1: give"),
-        ("seeds", "5000000000", "at most 10,000 are taken, none above 2^32 - 1"),
+        ("seeds", "5000000000", "at most 10,000 seeds are allowed, up to 2^32 - 1"),
         ("data.num_workers", "1000000", "data.num_workers is 1000000: it must lie between 0 and 1024"),
         ("data.batch_size", str(10**30), "it must be less than 2^31"),
         ("model.backbone.image_size", "1000000000", "the backbone's image_size is 1000000000"),
@@ -157,11 +157,11 @@ def test_an_unknown_mode_of_wandb(work: Path, capsys: Capture, monkeypatch: pyte
         (["compare", *ARGUMENTS, "--sweep", ""], "give a key and a list of values"),
         (
             ["compare", *ARGUMENTS, "--sweep", "model.frozen.c=[1]", "--out", "/proc/x"],
-            "cannot make the folder /proc/x",
+            "cannot create the folder /proc/x",
         ),
         (
             ["compare", *ARGUMENTS, "--sweep", "model.frozen.c=[1]", "--seeds", str(2**32)],
-            "at most 10,000 are taken, none above 2^32 - 1",
+            "at most 10,000 seeds are allowed, up to 2^32 - 1",
         ),
     ],
 )

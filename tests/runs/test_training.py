@@ -243,7 +243,8 @@ def script(start: str, behind: str = "", **more: Any) -> "subprocess.CompletedPr
 def test_a_script_without_a_guard_that_spawns_is_told(work: Path) -> None:
     ended = script("spawn", "", **{"data.num_workers": 1})
     assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1].startswith("cxlp.utils.errors.CxlpError: processes that load images")
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("cxlp.utils.errors.CxlpError: ") and "__main__" in last and "data.num_workers" in last
     assert 'if __name__ == "__main__":' in ended.stderr
     assert script("spawn").returncode == 0
 
