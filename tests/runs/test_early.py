@@ -152,7 +152,7 @@ def test_shipped_configs_pass(config: str) -> None:
         (["--data", "Table", "--data.table", "nope.csv"], "table not found: "),
         (["--data", "Table", "--data.table", "nope.xlsx"], "nope.xlsx is a spreadsheet: save it as CSV"),
         (["--data", "Torchvision", "--data.name", "Flowers"], "Did you mean 'Flowers102'"),
-        (["--data", "Torchvision"], "give data.name"),
+        (["--data", "Torchvision"], "data.name is not set"),
     ],
 )
 def test_a_file_that_is_not_there(
