@@ -103,7 +103,7 @@ def reference(request: pytest.FixtureRequest, runner: Runner) -> tuple[str, list
 
 
 def session(runner: Runner, command: list[str], folder: Path, moment: str | None = None) -> int:
-    """Start a run, or continue it with the arguments that it printed; remains of a kill must not matter."""
+    """Start a run, or continue it if it has a checkpoint; other remains of a kill must not matter."""
     if take_up(folder) is None:
         arguments = [*command, "--run.root", str(folder.parent), "--run.name", folder.name]
     else:
