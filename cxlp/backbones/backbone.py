@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class BackboneConfig:
             (if the classifier is convolutional, the mean over places). The map of a transformer is the grid of its
             patch tokens: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
+            ``auto``: the run ranks pairs on a part of its training images, and takes and saves the best one.
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
         weights: ``default`` (ImageNet; of an import path, those that the network comes with), a local file (``.pth``
@@ -47,7 +48,7 @@ class BackboneConfig:
     """
 
     name: str = "caffenet"
-    layers: tuple[str, ...] = ("conv4", "conv5")
+    layers: tuple[str, ...] | Literal["auto"] = ("conv4", "conv5")
     activation: Activation = "after"
     weights: str | None = "default"
     image_size: int | None = None
@@ -108,7 +109,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
-            raise CxlpError(f"the backbone's layers are {layers!r}: name one or more, each once")
+            auto = " (a run chooses them, on its training images)" if layers == "auto" else ""
+            raise CxlpError(f"the backbone's layers are {layers!r}{auto}: name one or more, each once")
         weights = None if weights is None else str(weights)
         source = find(name) if isinstance(name, str) else of_module(name)
         self.name = name if isinstance(name, str) else type(name).__name__
@@ -123,8 +125,7 @@ class Backbone(nn.Module):
             "std": None if std is None else by_channel("std", std),
         }
         self.image_size = self._arguments["image_size"] or source.expects.size
-        self.bgr = source.expects.bgr
-        self.recompute = False
+        self.bgr, self.recompute = source.expects.bgr, False
         self._holds: list[Folded] = []
         # Not in the state dict: they are the network's definition, not learnt.
         for key, own in (("mean", source.expects.mean), ("std", source.expects.std)):

@@ -40,6 +40,34 @@ def split_off(
     return [s for s in samples if s.path not in part], [s for s in samples if s.path in part]
 
 
+def draw_some(samples: Sequence[Sample], images: int, least: int, seed: int = 0) -> list[Sample]:
+    """Draw a number of samples whose classes have the same shares, but each class so many at least, if it has them.
+
+    Samples of one file stay together; with several labels per image, the rarest one counts.
+
+    Args:
+        samples: All of them.
+        images: About how many are drawn.
+        least: The fewest files of each class.
+        seed: What they are drawn by.
+
+    Returns:
+        The drawn ones, in the order of ``samples``; all of them where there are no more than ``images``.
+    """
+    if len(samples) <= images:
+        return list(samples)
+    files = {sample.path: sample for sample in reversed(samples)}  # the first sample of each
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    groups = strata(torch.tensor([files[path].label for path in paths]), 1)
+    generator, share = torch.Generator().manual_seed(seed), images / len(samples)
+    drawn = set()
+    for group in sorted(set(groups.tolist())):
+        own = (groups == group).nonzero().flatten()
+        count = max(round(share * len(own)), min(least, len(own)))
+        drawn |= {paths[i] for i in own[torch.randperm(len(own), generator=generator)[:count]].tolist()}
+    return [sample for sample in samples if sample.path in drawn]
+
+
 def check_fraction(fraction: float) -> None:
     """Refuse a part for the test that would leave nothing, or all, to the training."""
     if not 0 < fraction < 1:

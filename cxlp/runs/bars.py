@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from cxlp.utils.progress import Bar, bar
 
 #: What a stage's passes are called; gradient epochs are counted.
-_NAMES = {"frozen": "frozen fit", "closing": "closing fit", "test": "test"}
+_NAMES = {"layers": "choice of layers", "frozen": "frozen fit", "closing": "closing fit", "test": "test"}
 
 
 class StageBar(ProgressBar):
@@ -17,7 +17,7 @@ class StageBar(ProgressBar):
     The loss is read at the logging interval only: to read it at each step waits for the GPU, as Lightning's bars do.
 
     Args:
-        stage: ``frozen``, ``finetune``, ``closing`` or ``test``.
+        stage: ``layers``, ``frozen``, ``finetune``, ``closing`` or ``test``.
     """
 
     def __init__(self, stage: str) -> None:

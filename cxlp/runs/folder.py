@@ -220,7 +220,7 @@ def _is_done(metrics: Path) -> bool:
 
 #: All that a run writes before it has a checkpoint to go on from.
 _BEGUN = re.compile(
-    r"\.lock|\.job|log\.txt|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|features/[^/]*"
+    r"\.lock|\.job|log\.txt|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|layers\.csv|features/[^/]*"
     r"|(checkpoints/)?\.[^/]*\.part|checkpoints/(start|finetuned)\.ckpt"
     r"|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
 )
