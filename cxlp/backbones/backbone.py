@@ -109,8 +109,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
-            auto = " (a run chooses them, on its training images)" if layers == "auto" else ""
-            raise CxlpError(f"the backbone's layers are {layers!r}{auto}: name one or more, each once")
+            why = " (a run chooses them, on its training images)" * (layers == "auto")
+            raise CxlpError(f"the backbone's layers are {layers!r}{why}: name one or more, each once")
         weights = None if weights is None else str(weights)
         source = find(name) if isinstance(name, str) else of_module(name)
         self.name = name if isinstance(name, str) else type(name).__name__

@@ -172,12 +172,9 @@ class FrozenFit:
 
     def _plan(self) -> Plan:
         """Choose the solver of the SVMs; all ranks together."""
-        config, network = self.config, self.network
-        folds, costs = (
-            config.folds if self.settled is None else 0,
-            len(config.c_candidates) if config.c == "auto" else 1,
-        )
-        size = self.images, network.out_features, len(network.classes)
+        config, size = self.config, (self.images, self.network.out_features, len(self.network.classes))
+        folds = config.folds if self.settled is None else 0
+        costs = len(config.c_candidates) if config.c == "auto" else 1
         chosen = plan(config.solver, *size, folds, self.device, costs, self.cross)
         if rank() == 0:
             say(f"solver: {'primal' if chosen.primal else 'kernel'}. {chosen.why}", sys.stderr)
