@@ -1,8 +1,8 @@
-# PYTHON_ARGCOMPLETE_OK (by this, argcomplete knows that it may ask)
-"""Train and test: ``python train.py --config demo.yaml``; see the README."""
+# PYTHON_ARGCOMPLETE_OK (argcomplete looks for this marker before it completes arguments)
+"""Train and test a network: ``python train.py --config demo.yaml``; see the README."""
 
 if __name__ == "__main__":
-    # Imported here: worker processes import this file, too, and need nothing of it.
+    # Imported here because worker processes import this file as well and need none of these modules.
     import sys
 
     from cxlp.commands.train import main

@@ -18,7 +18,13 @@ from torch import Tensor
 from cxlp.models.network import Network
 from cxlp.runs.cli import model_of, parse
 
-RECIPES = ("squeezenet.yaml", "finetune_efficientnet.yaml", "finetune_resnet50.yaml", "finetune_vgg16.yaml")
+RECIPES = (
+    "squeezenet.yaml",
+    "finetune_efficientnet.yaml",
+    "finetune_resnet50.yaml",
+    "finetune_convnext.yaml",
+    "finetune_vgg16.yaml",
+)
 
 
 def saved_bytes(network: Network, images: int, half: bool) -> int:

@@ -1,4 +1,4 @@
-"""Features that outlive their run, in a folder that runs share: each set under the key of all that it depends on."""
+"""A feature store that several runs share: each entry is keyed by everything that its features depend on."""
 
 import json
 import os
@@ -23,20 +23,20 @@ from cxlp.utils.locking import delete_abandoned, hold_part, let_go
 
 
 class Entry:
-    """The features of one fit: a folder that is there when it is whole, and not before.
+    """The features of one fit: a folder that exists only once it is complete.
 
-    It holds the training features, the network's fitted heads, and the features of other images that these
-    heads made. All of it is written aside and renamed; what a killed run leaves bears another name, and is deleted
-    by the next one. Two runs that compute the same at the same time both write; the first one's is kept. All
-    ranks call each method together.
+    The folder holds the training features, the fitted heads of the network, and the features that these heads computed
+    of other images. Everything is written under a temporary name and then renamed. The next run deletes the temporary
+    files of a killed run. If two runs compute the same entry at the same time, both write it, and the entry that is
+    complete first is kept. All ranks call each method together.
 
     Args:
         root: The folder that runs share.
-        key: Makes what the features depend on: plain values. Asked on rank 0 only.
+        key: Returns everything that the features depend on, as plain values. Called on rank 0 only.
 
     Attributes:
-        folder: Where they are, once :attr:`complete`.
-        part: Where they are written meanwhile.
+        folder: Path of the entry once it is :attr:`complete`.
+        part: Path of the temporary folder while the entry is written, otherwise ``None``.
     """
 
     def __init__(self, root: Path, key: Callable[[], dict[str, Any]]) -> None:
@@ -47,27 +47,27 @@ class Entry:
             self.key = key()
             return int(digest(json.dumps(self.key, sort_keys=True), size=7), 16)
 
-        self.folder = root / f"{ask_rank_zero(number):014x}"  # one number for all ranks
+        self.folder = root / f"{ask_rank_zero(number):014x}"  # the same number on all ranks
         self.part: Path | None = None
         self._lock: BaseFileLock | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether the features are there."""
-        return bool(ask_rank_zero((self.folder / "entry.json").is_file))  # its file system may be ahead
+        """Whether the entry exists, as rank 0 sees it: file systems may differ between ranks for a while."""
+        return bool(ask_rank_zero((self.folder / "entry.json").is_file))
 
     def facts(self) -> dict[str, Any]:
-        """Read what :meth:`commit` was told of the fit."""
+        """Return the facts that were passed to :meth:`commit`."""
         facts: dict[str, Any] = json.loads((self.folder / "entry.json").read_text())["facts"]
         return facts
 
     def begin(self) -> Path:
-        """Make the folder to write into."""
+        """Create the temporary folder and return its path."""
         self.part = self.root / f".{self.folder.name}.{ask_rank_zero(time.time_ns)}.part"
-        on_rank_zero(self._make)
+        on_rank_zero(self._make_part)
         return self.part
 
-    def _make(self) -> None:
+    def _make_part(self) -> None:
         assert self.part is not None
         delete_abandoned(self.root.glob(".*.part"))
         self._lock = hold_part(self.part)
@@ -75,11 +75,11 @@ class Entry:
             self.part.mkdir()
 
     def commit(self, network: Network, facts: dict[str, Any]) -> None:
-        """All is written: let others see it.
+        """Complete the entry: rename the temporary folder, so that other runs see the entry.
 
         Args:
-            network: The fitted network that made the features.
-            facts: Plain values to keep with them.
+            network: The fitted network that computed the features.
+            facts: Plain values to store with the features.
         """
         barrier()
         on_rank_zero(lambda: self._commit(network, facts))
@@ -87,62 +87,62 @@ class Entry:
 
     def _commit(self, network: Network, facts: dict[str, Any]) -> None:
         assert self.part is not None
-        heads = BytesIO()  # to a file, torch writes without saying what is wrong with it
+        heads = BytesIO()  # not to a file directly, because torch hides the reason if writing fails
         torch.save(network.heads.state_dict(), heads)
-        facts = {**facts, "made by": _maker(network)}
+        facts = {**facts, "made by": _digest_of_network(network)}
         with writing(self.part):
             (self.part / "heads.pt").write_bytes(heads.getbuffer())
             (self.part / "entry.json").write_text(json.dumps({"facts": facts, "key": self.key}, indent=2) + "\n")
         if self.folder.is_dir() and not (self.folder / "entry.json").is_file():
-            shutil.rmtree(self.folder)  # the rest of one that was deleted while somebody read it
+            shutil.rmtree(self.folder)  # the rest of an entry that was deleted while a process read it
         try:
             self.part.rename(self.folder)
         except OSError:
             if not (self.folder / "entry.json").is_file():
                 raise
-            shutil.rmtree(self.part, ignore_errors=True)  # another run was faster
+            shutil.rmtree(self.part, ignore_errors=True)  # another run completed the entry first
         finally:
             let_go(self._lock)
 
     def give_up(self) -> None:
-        """Delete what was written."""
+        """Delete the temporary folder."""
         if self.part is not None and rank() == 0:
             shutil.rmtree(self.part, ignore_errors=True)
             let_go(self._lock)
         self.part = None
 
     def was_made_by(self, network: Network) -> bool:
-        """Whether the features are there, and backbone and heads are those that made them, bit by bit."""
-        return self.complete and bool(ask_rank_zero(lambda: self.facts()["made by"] == _maker(network)))
+        """Return whether the entry is complete and this network, with equal weights bit by bit, computed it."""
+        return self.complete and bool(ask_rank_zero(lambda: self.facts()["made by"] == _digest_of_network(network)))
 
 
 class ScoredRows:
-    """Features of held-out or test images, which an entry's heads have made, as they come.
+    """Writes the features of validation or test images, batch by batch, into a complete entry.
 
     Args:
-        entry: A complete one.
+        entry: A complete entry, whose heads compute the features.
         name: Name of the set of images.
-        rows: n.
-        dim: D.
-        kind: How they are stored.
+        rows: Number of images, n.
+        dim: Dimension of the features, D.
+        kind: Storage type of the features.
     """
 
     def __init__(self, entry: Entry, name: str, rows: int, dim: int, kind: FeatureType) -> None:
         self.path = entry.folder / f"{name}.bin"
-        self._aside = entry.folder / f".{name}.{ask_rank_zero(time.time_ns)}.part"  # as no other run's
+        self._part = entry.folder / f".{name}.{ask_rank_zero(time.time_ns)}.part"  # a name that no other run has
         self._lock: BaseFileLock | None = None
         self.size = rows * row_bytes(dim, kind)
 
         def make() -> None:
             delete_abandoned(entry.folder.glob(f".{name}.*.part"))
             check_space(entry.folder, self.size)
-            self._lock = hold_part(self._aside)
-            with writing(self._aside):
-                self._aside.touch()
+            self._lock = hold_part(self._part)
+            with writing(self._part):
+                self._part.touch()
 
         on_rank_zero(make)
         check_shared(entry.folder)
-        self._rows = open_rows(self._aside, rows, dim, kind)
+        self._rows = open_rows(self._part, rows, dim, kind)
         self._seen = torch.zeros(rows, dtype=torch.int64)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -151,47 +151,51 @@ class ScoredRows:
         self._seen[positions.cpu()] += 1
 
     def close(self, keep: bool) -> None:
-        """Close them, and keep them where that is asked and none is missing; all ranks together where ``keep``."""
+        """Close the file and keep it if ``keep`` is true and no row is missing; otherwise delete it.
+
+        With ``keep``, all ranks call this method together.
+        """
         if keep:
             self._rows.sync()
-            whole = bool((all_sum(self._seen) == 1).all())
+            complete = bool((all_sum(self._seen) == 1).all())
             self._rows.close()
-            on_rank_zero(lambda: self._settle(whole))
+            on_rank_zero(lambda: self._rename_or_delete(complete))
         else:
             self._rows.close()
             if rank() == 0:
-                self._settle(False)
+                self._rename_or_delete(False)
 
-    def _settle(self, whole: bool) -> None:
+    def _rename_or_delete(self, complete: bool) -> None:
         try:
-            if whole and self._aside.stat().st_size == self.size:
-                self._aside.rename(self.path)
+            if complete and self._part.stat().st_size == self.size:
+                self._part.rename(self.path)
             else:
-                self._aside.unlink(missing_ok=True)
+                self._part.unlink(missing_ok=True)
         finally:
             let_go(self._lock)
 
 
 class StoredFeatures:
-    """Reads single rows, as the items of a data set; each process, as a loader's worker, opens the file for itself.
+    """Reads single rows as items of a data set; each process, such as a loader's worker, opens the file itself.
 
     Args:
-        path: The rows; ``None``: there is nothing to read, rows are empty.
-        rows: n.
-        dim: D.
-        kind: How they are stored.
+        path: The file of the rows, or ``None`` for empty rows without a file.
+        rows: Number of images, n.
+        dim: Dimension of the features, D.
+        kind: Storage type of the features.
     """
 
     def __init__(self, path: Path | None, rows: int = 0, dim: int = 0, kind: FeatureType = "float32") -> None:
         self.path, self.rows, self.dim, self.kind = path, rows, dim, kind
         self._store: RowStore | None = None
-        self._opened_by: int | None = None  # a forked process shares the position in an open file
+        # Process that opened the file: a forked process would share the position in it.
+        self._opened_by: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_store": None, "_opened_by": None}
 
     def __call__(self, item: int) -> Tensor:
-        """Read a row ``(D,)``, float32."""
+        """Return a row ``(D,)``, float32."""
         if self.path is None:
             return torch.zeros(0)
         if self._store is None or self._opened_by != os.getpid():
@@ -201,7 +205,7 @@ class StoredFeatures:
 
 
 def digest_of_weights(module: nn.Module) -> str:
-    """A number for a module's parameters and buffers."""
+    """Return a digest of a module's parameters and buffers."""
     parts: list[object] = []
     for name, value in sorted(module.state_dict().items()):
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
@@ -210,24 +214,24 @@ def digest_of_weights(module: nn.Module) -> str:
 
 
 def size_in_bytes(root: Path) -> int:
-    """What a store takes on the disk."""
+    """Return the size of a store on the disk."""
     return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
 
 
 def clean(root: Path) -> None:
-    """Delete what is in a store, and nothing else that lies there.
+    """Delete the entries of a store, and no other files in its folder.
 
     Raises:
-        CxlpError: If a run is writing into it.
+        CxlpError: If a run is writing into the store.
     """
     entries = [e for e in root.glob("*") if re.fullmatch("[0-9a-f]{14}", e.name) and (e / "features.bin").is_file()]
     if delete_abandoned([*root.glob(".*.part"), *(part for entry in entries for part in entry.glob(".*.part"))]):
-        raise CxlpError(f"a run is writing into {root}: wait for it, or stop it")
+        raise CxlpError(f"a run is writing into {root}: wait for the run, or stop it")
     for folder in entries:
         shutil.rmtree(folder)
     if not any(root.iterdir()):
         root.rmdir()
 
 
-def _maker(network: Network) -> str:
+def _digest_of_network(network: Network) -> str:
     return digest_of_weights(network.backbone) + digest_of_weights(network.heads)

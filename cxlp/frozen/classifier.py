@@ -1,4 +1,4 @@
-"""What a cross-validation tells: C, and the scale of the logits."""
+"""Choice of C and of the logit scale by cross-validation."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ from cxlp.utils.labels import classification_loss, strata
 Array = NDArray[np.floating[Any]]
 
 
-class HeldOut(Protocol):
-    """Cross-validates SVMs; what it finds is the same on each rank. All ranks call it together."""
+class CrossValidator(Protocol):
+    """Cross-validates SVMs. All ranks call it together, and the result is the same on each rank."""
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
-        """Score each row by SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
+        """Score each row with the SVMs fitted without its fold: ``(n, classes)`` for each cost C."""
 
 
-class Solver(HeldOut, Protocol):
-    """Fits the SVMs of all classes, too."""
+class Solver(CrossValidator, Protocol):
+    """Cross-validates SVMs, and fits them to all rows."""
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
-        """Fit to all rows: weights ``(classes, D)``, intercepts ``(classes,)``."""
+        """Fit to all rows, and return weights ``(classes, D)`` and intercepts ``(classes,)``."""
 
     def fold_classifiers(self, c: float) -> FoldClassifiers:
-        """Weights of the SVMs that :meth:`held_out` scores by."""
+        """Return the SVMs that :meth:`held_out` scores with."""
 
 
 def split(labels: Tensor, folds: int) -> NDArray[np.int64] | None:
-    """Deal the training images out to folds, ``(n,)``, stratified by class; with fewer than 2, none."""
+    """Assign each training image a fold, ``(n,)``, stratified by class; ``None`` if there are fewer than 2 folds."""
     if folds < 2:
         return None
     groups = strata(labels, folds).numpy()
@@ -47,7 +47,7 @@ def split(labels: Tensor, folds: int) -> NDArray[np.int64] | None:
 
 
 def quality(scores: Array, labels: Tensor) -> float:
-    """What C is chosen by: accuracy, or with several labels per image the mean average precision.
+    """Return the criterion for choosing C: accuracy, or mAP if an image may have several labels.
 
     Args:
         scores: ``(n, classes)``.
@@ -59,25 +59,25 @@ def quality(scores: Array, labels: Tensor) -> float:
 
 
 def choose_cost_and_scale(
-    solver: HeldOut, labels: Tensor, c: float | Literal["auto"], candidates: Sequence[float], folds: int
+    solver: CrossValidator, labels: Tensor, c: float | Literal["auto"], candidates: Sequence[float], folds: int
 ) -> dict[str, float]:
-    """Choose C where it is ``auto``, see :func:`quality` (ties keep the smallest), and fit the scale of the logits.
+    """Choose C by :func:`quality` if it is ``auto`` (ties keep the smallest C), and fit the logit scale.
 
     Args:
-        solver: Of the training images.
+        solver: A solver of the training images.
         labels: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
         c: Cost C, or ``auto``.
-        candidates: What ``auto`` tries.
-        folds: Folds of the cross-validation; with fewer than 2 there is none, and the scale is 1.
+        candidates: Costs C that ``auto`` compares.
+        folds: Folds of the cross-validation. With fewer than 2 there is no cross-validation, and the scale is 1.
 
     Returns:
-        ``C``, ``logit_scale``, and the quality that was found (``cv_accuracy`` or ``cv_mAP``, with ``auto`` for each
-        candidate, too).
+        ``C``, ``logit_scale``, and the cross-validated quality ``cv_accuracy`` or ``cv_mAP``; with ``auto`` also the
+        quality of each candidate, such as ``cv_accuracy_C10``.
     """
     name = "cv_accuracy" if labels.ndim == 1 else "cv_mAP"
     if folds < 2:
         assert c != "auto"
-        warnings.warn("a class has fewer than two training images: the scale of the logits stays 1", stacklevel=2)
+        warnings.warn("a class has fewer than two training images: the logit scale stays 1", stacklevel=2)
         return {"C": c, "logit_scale": 1.0}
     scores = solver.held_out(candidates if c == "auto" else [c])
     found = {cost: quality(of, labels) for cost, of in scores.items()}
@@ -87,11 +87,11 @@ def choose_cost_and_scale(
 
 
 def fit_logit_scale(scores: Array, labels: Tensor) -> float:
-    """Fit the one number that turns margins into logits: least cross-entropy of held-out scores.
+    """Fit the logit scale, by which margins are multiplied, to minimise the cross-entropy of held-out scores.
 
-    On the training rows themselves the scale would run away, since the SVMs separate them; on easy data
-    it would do so on held-out rows, too. So each row's label counts as Platt (1999) has it, a little
-    less than certain: the targets are those of n labels and one more image of each class that says nothing.
+    On the training rows themselves the scale would diverge, because the SVMs separate them. On easy data it would
+    diverge on held-out rows, too. Therefore labels are smoothed as by Platt (1999): the targets are those of n labels
+    and of one further, uninformative image per class.
 
     Args:
         scores: ``(n, classes)`` held-out margins.
@@ -107,6 +107,6 @@ def fit_logit_scale(scores: Array, labels: Tensor) -> float:
     def loss(log_scale: float) -> float:
         return float(classification_loss(np.exp(log_scale) * margins, labels, doubt))
 
-    # tightly, so that runs that differ by rounding end with the same weights
+    # With a small tolerance, runs that differ by rounding return the same weights.
     found = minimize_scalar(loss, bounds=np.log((0.1, 100.0)), method="bounded", options={"xatol": 1e-9})
     return float(np.exp(found.x))

@@ -1,4 +1,4 @@
-"""Sums of kernels: what concatenated representations would give, from the Gram matrix of each."""
+"""Sums of kernels: SVMs on concatenated representations, computed from the Gram matrix of each."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ _BLOCK = 256 << 20
 
 @dataclass(frozen=True)
 class Combination:
-    """A sum of kernels, cross-validated.
+    """Cross-validation result of a sum of kernels.
 
     Attributes:
-        names: Of the representations.
-        quality: See :func:`~cxlp.frozen.classifier.quality`.
-        c: The cost C that it was chosen with.
-        scale: Of the logits.
-        seconds: That the cross-validation took.
+        names: Names of the representations.
+        quality: Cross-validated accuracy or mAP, see :func:`~cxlp.frozen.classifier.quality`.
+        c: The cost C with this quality.
+        scale: The logit scale.
+        seconds: Duration of the cross-validation.
     """
 
     names: tuple[str, ...]
@@ -45,28 +45,29 @@ class Combination:
 class Kernels:
     """The Gram matrices of several representations of the same training images, and SVMs on their sums.
 
-    The Gram matrix of concatenated vectors is the sum of theirs: ``<[x; y], [x'; y']> = <x, x'> + <y, y'>``. So an SVM
-    on the sum is the SVM on the concatenation, and n x n numbers per representation, made once, evaluate any number of
-    combinations without another look at images or features.
+    The Gram matrix of concatenated vectors is the sum of their Gram matrices:
+    ``<[x; y], [x'; y']> = <x, x'> + <y, y'>``. So an SVM on the sum is the SVM on the concatenation. After one n x n
+    matrix per representation is computed, any number of combinations is evaluated without reading images or features
+    again.
 
-    A representation's share of the sum grows with the square of its length. Each Gram matrix is divided by the mean of
-    its diagonal, the mean squared length, so that each counts alike. Vectors of unit length, as heads give them by
-    default (``l2: true``), have that mean already: of them the sum is that of the concatenation, to rounding, and a
-    network with these heads gives the same cross-validation. Without ``l2``, average pooling's vectors may be
-    a hundred times as long as another head's, which would then not count at all.
+    A representation's share of the sum grows with the square of its length. To give all representations the same
+    weight, each Gram matrix is divided by the mean of its diagonal, the mean squared length. For vectors of unit length
+    (``l2: true``, the default of heads) this mean is 1. Then the sum equals the Gram matrix of the concatenation up to
+    rounding, and a network with these heads has the same cross-validation result. Without ``l2``, the vectors of
+    average pooling may be a hundred times as long as those of another head, which would then have no influence.
 
     Args:
-        stores: The rows of each representation by name, ``(n, D)`` of one n.
-        labels: Of the training images, see :mod:`cxlp.utils.labels`.
-        classes: Names.
+        stores: Rows ``(n, D)`` of each representation by name, with the same n.
+        labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
+        classes: Class names.
         config: Options of the frozen fit: C or its candidates, and folds, as in a single run.
-        device: Where to multiply.
+        device: Device for the matrix products.
 
     Attributes:
-        seconds: That the Gram matrices took.
+        seconds: Duration of computing the Gram matrices.
 
     Raises:
-        CxlpError: If memory does not suffice for the matrices, features are not finite, or a class has a single image.
+        CxlpError: If memory is too small for the matrices, features are not finite, or a class has a single image.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Kernels:
         return f"Kernels({', '.join(self.stores)}; {len(self.labels):,} rows, {len(self.targets):,} classes)"
 
     def evaluate(self, names: Sequence[str]) -> Combination:
-        """Cross-validate the SVMs on a sum, on the folds and with the costs C of a single run."""
+        """Cross-validate the SVMs on a sum of kernels, with the folds and the costs C of a single run."""
         start = time.perf_counter()
         solver = FoldScores(self._sum(names), self.targets, split(self.labels, self.folds), usable_cores())
         found = choose_cost_and_scale(solver, self.labels, self.config.c, self.config.c_candidates, self.folds)
@@ -102,11 +103,11 @@ class Kernels:
         return Combination(tuple(names), quality, found["C"], found["logit_scale"], time.perf_counter() - start)
 
     def scores(self, chosen: Combination, tests: Mapping[str, RowStore]) -> Tensor:
-        """Fit the SVMs on a sum to all training images, and score others.
+        """Fit the SVMs on a sum of kernels to all training images, and score other images.
 
         Args:
-            chosen: Which sum, with its C.
-            tests: The other images' rows by the names of its representations, ``(m, D)``.
+            chosen: The sum and its C.
+            tests: Rows ``(m, D)`` of the other images, by name of the representation.
 
         Returns:
             Logits, ``(m, classes)``, float32.
@@ -132,12 +133,12 @@ class Kernels:
 
 
 def check_memory(systems: int, images: int, classes: int, folds: int) -> None:
-    """Refuse more Gram matrices than memory holds.
+    """Check that the Gram matrices fit into memory.
 
     Raises:
-        CxlpError: Tells what they need.
+        CxlpError: If they do not; the error tells how much they need.
     """
-    # One for each, their sum, and while one is made, its product of a tile of rows; then the SVMs.
+    # The matrix of each system, their sum, the product of a tile of rows, and the SVMs.
     needed = 8 * images * images * systems + kernel_bytes(images, 0, classes, folds)
     free = free_memory()
     if free is not None and needed > free:

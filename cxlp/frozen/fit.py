@@ -1,4 +1,4 @@
-"""The frozen mode: fit projection and classifier as in the paper, without gradients."""
+"""The frozen fit: projection and classifier are fitted as in the paper, without gradients."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from cxlp.frozen.checks import check_absent, check_labels, check_maps, check_typ
 from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
-from cxlp.frozen.solvers import Plan, SolverName, make_solver, plan, tell_unsolved
+from cxlp.frozen.solvers import Plan, SolverName, make_solver, plan, warn_if_unsolved
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
@@ -24,28 +24,28 @@ from cxlp.utils.labels import as_targets
 from cxlp.utils.profiling import PhaseTimes
 from cxlp.utils.progress import bar, say
 
-#: Each fold fits all SVMs anew, and more folds tell hardly more.
+#: Upper bound of folds: each fold fits all SVMs anew, and more folds hardly improve the estimate.
 MOST_FOLDS = 100
 
 
 @dataclass(frozen=True)
 class FrozenConfig:
-    """Options of the fit without gradients.
+    """Options of the frozen fit.
 
     Attributes:
-        c: Cost C of the SVMs; ``auto``: chosen among ``c_candidates`` by cross-validation on the
-            training images (accuracy, or with several labels per image the mean average precision).
-        c_candidates: What is tried where ``c`` is ``auto``.
-        folds: Folds of the cross-validation (for C, and for the scale of the logits), 2 to 100; no more are made than
-            the rarest class has images.
-        pca_vectors: About how many local features the PCA sees; each image gives the same number of
-            them, at random places that depend on the image's position only.
-        features: How pooled training features are stored: ``float32``; ``float16``, half the size; ``sign``,
-            two bits a value, for networks whose pooling keeps signs only.
-        solver: ``kernel``: libsvm on the n x n Gram matrix, as in the paper; ``primal``: Newton's method on blocks of
-            rows, in bounded memory and in time that grows with n, not with its square, for a hinge with a rounded
-            corner; ``auto``: the kernel, while it needs a quarter of the free memory at most.
-        store: A folder in which features are kept for later runs that need the same ones; null: deleted after the fit.
+        c: Cost C of the SVMs. ``auto`` chooses C among ``c_candidates`` by cross-validation on the training images: by
+            accuracy, or by mean average precision if an image may have several labels.
+        c_candidates: Costs C that ``auto`` compares.
+        folds: Number of folds of the cross-validation, 2 to 100, for C and for the logit scale. It is reduced to the
+            number of images of the rarest class.
+        pca_vectors: Approximate number of local features that the PCA is fitted to. Each image contributes the same
+            number of them, at random places that depend only on the image's position in the data set.
+        features: Storage type of the pooled training features: ``float32``; ``float16``, half the size; ``sign``, two
+            bits per value, for heads whose vectors consist of signs.
+        solver: ``kernel``: libsvm on the n x n Gram matrix, as in the paper. ``primal``: Newton's method on blocks of
+            rows, for a hinge loss with a rounded corner, in bounded memory and in time linear in n. ``auto``: the
+            kernel if it needs at most a quarter of the free memory, otherwise the primal solver.
+        store: A folder that keeps the features for later runs with the same features. Null: delete them after the fit.
     """
 
     c: float | Literal["auto"] = 10.0
@@ -61,7 +61,7 @@ class FrozenConfig:
             if not all(0 < cost < math.inf for cost in costs):
                 raise CxlpError(f"model.frozen.{key} is {getattr(self, key)}: a cost C is a number greater than 0")
         if not self.c_candidates:
-            raise CxlpError("model.frozen.c_candidates is empty: give one cost C or more")
+            raise CxlpError("model.frozen.c_candidates is empty: list one cost C or more")
         if not 2 <= self.folds <= MOST_FOLDS:
             raise CxlpError(f"model.frozen.folds is {self.folds}: choose 2 to {MOST_FOLDS}")
         if self.pca_vectors < 1:
@@ -69,16 +69,16 @@ class FrozenConfig:
 
 
 def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, needing: str = "") -> int:
-    """How many folds there can be: as many as asked for, or as images of the rarest class.
+    """Return the number of folds: ``config.folds``, or the number of images of the rarest class if that is smaller.
 
     Args:
         labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
-        classes: Names.
-        config: Options.
-        needing: What cannot do without folds, beside a ``c`` that is ``auto``.
+        classes: Class names.
+        config: Options of the frozen fit.
+        needing: Name of a feature that needs a cross-validation, for the error. ``c: auto`` always needs one.
 
     Raises:
-        CxlpError: If there is one at most, and it is needed.
+        CxlpError: If a cross-validation is needed, but a class has fewer than two images.
     """
     images = (as_targets(labels, len(classes)) == 1).sum(dim=1)
     folds = min(config.folds, int(images.min()))
@@ -92,31 +92,32 @@ def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, ne
 
 
 class FrozenFit:
-    """Fits a network's heads (PCA, codebooks) and its classifier (SVMs) to one pass over the training images.
+    """Fits a network's heads (PCA, codebooks) and its classifier (SVMs) in one pass over the training images.
 
-    Each image is decoded and sent through the backbone once: :meth:`observe` shows the maps to the heads' own fits and
-    keeps them, those of the first images in memory and the others on disk (they are smaller than what is pooled from
-    them); :meth:`finish` has the heads solve, encodes the kept maps, and solves the SVMs. A head that has nothing to
-    fit encodes at once. Few pooled features stay in memory, too, where a single process makes them for itself. Beside
-    these, memory holds one batch, one block of features, the d x d scatter, and what the solver of the SVMs needs, see
-    :mod:`cxlp.frozen.solvers`.
+    Each image is decoded and passes through the backbone once. :meth:`observe` passes the maps to the fits of the heads
+    and stores them: those of the first images in memory, the others on disk (maps are smaller than the vectors pooled
+    from them). :meth:`finish` solves the fits of the heads, encodes the stored maps, and solves the SVMs. A head
+    without a fit encodes its maps immediately. The pooled features are stored on disk, or in memory if they are small
+    and no other process or later run needs them. Besides these, memory holds one batch, one block of features, the
+    d x d scatter matrix, and the memory of the SVM solver, see :mod:`cxlp.frozen.solvers`.
 
-    With several ranks, each observes its share of the images and all call :meth:`finish` together, with one result.
+    With several ranks, each rank observes its share of the images. All call :meth:`finish` together, and the result is
+    the same on each rank.
 
     Args:
-        network: With its classes set; on the device to work on.
-        config: Options.
+        network: A network with classes, on the device for the computation.
+        config: Options of the frozen fit.
         images: n, the number of training images over all ranks.
-        folder: Where features and maps are kept meanwhile; all ranks name the same one.
-        times: Gets the time of each phase.
-        progress: Whether rank 0 shows bars.
-        stored: Whether the features lie in ``folder`` already, and the network's heads are fitted: then
-            only the SVMs are.
-        keep: Whether the features are to stay there.
-        cross: Whether the classifiers of the cross-validation are wanted, too: :attr:`fold_classifiers`, after
+        folder: Folder for features and maps during the fit, the same for all ranks.
+        times: Collects the time of each phase.
+        progress: Whether rank 0 shows progress bars.
+        stored: Whether ``folder`` already holds the features and the network's heads are fitted, so that only the SVMs
+            remain to be fitted.
+        keep: Whether to keep the features in ``folder``.
+        cross: Whether to return the classifiers of the cross-validation as :attr:`fold_classifiers` after
             :meth:`finish`.
-        settled: C and the scale of the logits, where they are known: then nothing is cross-validated. Cross-validation
-            is biased on features that were trained with the same labels.
+        settled: C and the logit scale, if they are known; then there is no cross-validation. Cross-validation would be
+            biased on features that were trained with the same labels.
     """
 
     def __init__(
@@ -141,10 +142,10 @@ class FrozenFit:
         per_image = (len(network.classes),) if network.multi_label else ()
         self.labels = torch.zeros(images, *per_image, dtype=torch.int64)
         self.seen = torch.zeros(images, dtype=torch.int64)
-        #: The fits of the heads that have something to fit, by their place among the network's heads.
+        #: The fits of the heads that need one, by index among the network's heads.
         self.fits: dict[int, HeadFit] = {}
-        self.columns: list[int] = []  # where each head's vector begins in a row
-        # About as many local features as asked for, from each image as many.
+        self.columns: list[int] = []  # first column of each head's vector in a row
+        # The same number of local features from each image, rounded up.
         data = TrainingSet(images, len(network.classes), -(-config.pca_vectors // images), self.device)
         width = 0
         for i, head in enumerate(network.each_head()):
@@ -161,10 +162,10 @@ class FrozenFit:
         if not stored:
             check_shared(folder)
         dim, kind = network.out_features, config.features
-        alone = not (stored or keep or world_size() > 1)  # otherwise others read them, or have written them
+        alone = not (stored or keep or world_size() > 1)  # no other process or run reads or wrote the features
         held = alone and images * row_bytes(dim, kind) <= memory // 2
         self.features = open_rows(folder / "features.bin", images, dim, kind, to_write=not stored, in_memory=held)
-        if not self.fits and not stored:  # else the maps count, too, once their size is known
+        if not self.fits and not stored:  # with fits, the maps need space, too: checked once their size is known
             on_rank_zero(lambda: self._check_space(0))
 
     def __repr__(self) -> str:
@@ -182,15 +183,15 @@ class FrozenFit:
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:
-        """Take in a batch.
+        """Process a batch of images.
 
         Args:
-            images: ``(b, 3, H, W)`` on the network's device; not looked at where the features are stored.
+            images: ``(b, 3, H, W)`` on the network's device; ignored if the features are already stored.
             labels: ``(b,)`` or ``(b, classes)``, see :mod:`cxlp.utils.labels`.
-            positions: ``(b,)`` each image's place among the n, no place twice.
+            positions: ``(b,)``, each image's position among the n images, without repeats.
 
         Raises:
-            CxlpError: If the labels are not the network's, or a map holds NaN or infinity.
+            CxlpError: If the labels do not suit the network, or a map contains NaN or infinity.
         """
         positions, labels = positions.cpu(), labels.cpu()
         check_labels(self.network, labels, positions)
@@ -207,31 +208,31 @@ class FrozenFit:
                 self.features.write(positions, self.network.encode(head, inputs[i]), self.columns[i])
         if not self.fits:
             return
-        begins = not self.maps.positions
+        is_first = not self.maps.positions
         self.maps.append([inputs[i] for i in self.fits], positions)
-        if begins and rank() == 0:  # not on_rank_zero: another rank may have no image, and never come here
+        if is_first and rank() == 0:  # not on_rank_zero: a rank without images would not get here
             self._check_space(self.maps.row_bytes)
 
     @torch.no_grad()
     def finish(self) -> dict[str, float]:
-        """Solve; the network's weights are the solution afterwards.
+        """Solve the fits, and write the solution into the network's weights.
 
         Returns:
-            What was chosen and found: ``C``, ``logit_scale``, ``cv_accuracy`` (cross-validated on
-            the training images) and the like; ``primal``: 1 where the primal solver was taken, with ``unsolved``,
-            how many SVMs it has left unsolved.
+            ``C``, ``logit_scale``, and ``cv_accuracy`` or ``cv_mAP`` from the cross-validation on the training images;
+            ``primal``, 1 if the primal solver was used and otherwise 0; with the primal solver ``unsolved``, the number
+            of SVMs that did not reach the tolerance.
 
         Raises:
-            CxlpError: If images were left out, features are not finite, or a class has a single image where the
+            CxlpError: If images were left out, features are not finite, or a class has a single image and a
                 cross-validation is needed.
         """
         all_sum(self.seen)
         all_sum(self.labels)
         if not bool((self.seen == 1).all()):
             raise CxlpError(
-                f"the frozen fit needs each of the {self.images} training images once, it saw "
-                f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run, and give a loader "
-                "without drop_last whose sampler gives each image once"
+                f"the frozen fit needs each of the {self.images} training images once, but it saw "
+                f"{int((self.seen > 0).sum())}: run without limit_train_batches and fast_dev_run, and pass a loader "
+                "without drop_last whose sampler yields each image once"
             )
         check_absent(self.labels)
         if self.fits:
@@ -239,18 +240,18 @@ class FrozenFit:
                 fit.solve(HeadMaps(self.maps, place, self.labels, self.device, self.times))
             with self.times.measure("pooling"):
                 self._pool()
-            self.maps.delete()  # before the barrier: rank 0 removes the folder once it is empty
-        if not self.stored and (self.keep or world_size() > 1):  # nobody else reads them otherwise
+            self.maps.delete()  # before the barrier, because rank 0 then removes the folder if it is empty
+        if not self.stored and (self.keep or world_size() > 1):  # other processes or runs will read the features
             self.features.sync()
         barrier()
-        self.features.reopen()  # a network disk shows what others wrote to those who open after them
+        self.features.reopen()  # on a network disk, only files opened after the writes show them
         report = self._fit_classifier()
         barrier()
         self.close(self.keep)
         return report
 
     def close(self, keep: bool) -> None:
-        """Close the stores; delete the maps and, unless they are to be kept, the features."""
+        """Close the stores and delete the maps; also delete the features unless ``keep`` is true."""
         self.features.close()
         self.maps.delete()
         if rank() == 0 and not keep and not self.stored:
@@ -259,7 +260,7 @@ class FrozenFit:
                 self.folder.rmdir()
 
     def _check_space(self, map_bytes: int) -> None:
-        """Refuse what will not fit; the maps' size is known where the first images have come."""
+        """Check that features and maps fit on the disk; ``map_bytes`` is the size of one image's maps."""
         on_disk = max(0, map_bytes * self.images - self.maps.memory * world_size())
         if not self.features.in_memory:
             on_disk += self.features.row_bytes * self.images
@@ -268,7 +269,7 @@ class FrozenFit:
             check_space(self.folder, on_disk)
 
     def _pool(self) -> None:
-        """Encode this rank's kept maps into the shared store of features."""
+        """Encode this rank's stored maps into the shared store of features."""
         heads, total = list(self.network.each_head()), len(self.maps.positions)
         with bar("Pooling", total, hidden=not self.progress or rank() != 0) as progress:
             for positions, waiting in self.maps.batches(self.device):
@@ -290,11 +291,11 @@ class FrozenFit:
             else:
                 report = dict(zip(("C", "logit_scale"), self.settled, strict=True))
             c, scale = report["C"], report["logit_scale"]
-            # The scale is part of the weights, not a factor behind them: a factor s would multiply the steps of
-            # gradient descent by s^2, and no learning rate would suit two data sets.
+            # Multiply the weights by the scale. A separate factor s behind the classifier would multiply the steps of
+            # gradient descent by s^2, and the learning rate would depend on the data set.
             if self.cross and folds > 1:
                 self.fold_classifiers = solver.fold_classifiers(c).scaled(scale)
             weights, intercepts = solver.weights(c)
             classifier.weight.copy_(from_rank_zero(scale * weights))
             classifier.bias.copy_(from_rank_zero(scale * intercepts))
-        return {**report, "primal": float(self.plan.primal), **tell_unsolved(solver)}
+        return {**report, "primal": float(self.plan.primal), **warn_if_unsolved(solver)}

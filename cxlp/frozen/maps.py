@@ -1,4 +1,4 @@
-"""Feature maps in memory and on disk, while they wait for their heads to be fitted."""
+"""Storage of feature maps, in memory and on disk, until their heads are fitted."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,28 +14,28 @@ from cxlp.utils.distributed import local_world_size, on_rank_zero, rank
 from cxlp.utils.memory import free_memory
 from cxlp.utils.profiling import PhaseTimes
 
-#: Most bytes of maps that stay in memory, over all processes of a machine; and at most this part of the free ones.
+#: Upper bounds of the maps in memory over all processes of a machine: bytes, and divisor of the free memory.
 MOST_BYTES, PART = 2 << 30, 4
 
 
 def memory_for_maps() -> int:
-    """How many bytes of maps a process may hold in memory; all ranks call it together."""
+    """Return how many bytes of maps a process may hold in memory; all ranks call this function together."""
     return min(MOST_BYTES, (free_memory() or 0) // PART) // local_world_size()
 
 
 class MapStore:
-    """The maps of this rank's images, batch by batch; a map that several heads take is kept once.
+    """Stores the maps of this rank's images, batch by batch; a map that several heads use is stored once.
 
     Args:
-        path: The file of what does not fit into memory; it is made when it is needed.
-        images: How many images will come at most.
-        names: For each head what tells its maps from others; the same name, the same map.
-        memory: How many bytes stay in memory: the first batches.
+        path: File for the maps that do not fit into memory; created when it is needed.
+        images: Upper bound of the number of images.
+        names: For each head, an identifier of each of its maps. Equal identifiers mean the same map.
+        memory: How many bytes, of the first batches, stay in memory.
 
     Attributes:
         memory: See above.
-        positions: The images' places among all training images, in the order in which they came.
-        row_bytes: Bytes of an image's maps, 0 before the first images.
+        positions: The images' positions among all training images, in the order of :meth:`append`.
+        row_bytes: Bytes of one image's maps, 0 before the first batch.
     """
 
     def __init__(self, path: Path, images: int, names: Sequence[Sequence[Hashable]], memory: int) -> None:
@@ -44,25 +44,25 @@ class MapStore:
         self.places = [tuple(different.index(name) for name in part) for part in names]
         self.positions: list[int] = []
         self.row_bytes = 0
-        self._sizes: list[int] = []  # of the batches
-        self._held: list[list[Tensor]] = []  # the first batches: their maps (b V, h, w, c)
+        self._sizes: list[int] = []  # batch sizes
+        self._held: list[list[Tensor]] = []  # maps (b V, h, w, c) of the first batches
         self._rows: RowStore | None = None
 
     def append(self, inputs: Sequence[tuple[Tensor, ...]], positions: Tensor) -> None:
-        """Keep a batch of images' maps.
+        """Store the maps of a batch of images.
 
         Args:
-            inputs: For each head its maps ``(b * V, c, h, w)``, V views of each image.
-            positions: ``(b,)``.
+            inputs: For each head its maps ``(b * V, c, h, w)``, with V views of each image.
+            positions: ``(b,)``, the images' positions among all training images.
         """
-        found: dict[int, Tensor] = {}  # each map once
+        found: dict[int, Tensor] = {}
         for places, maps in zip(self.places, inputs, strict=True):
             found.update(zip(places, maps, strict=True))
-        # On the CPU and channels last, as the file has them, so that sums over them are the same to the last bit.
+        # On the CPU and channels last, as in the file, so that sums over maps from memory and file are bitwise equal.
         different = [found[place].permute(0, 2, 3, 1).contiguous().cpu() for place in sorted(found)]
         if not self.positions:
             self.shapes = [torch.Size((len(m) // len(positions), *m.shape[1:])) for m in different]  # (V, h, w, c)
-            self.dtype = reduce(torch.promote_types, (m.dtype for m in different))  # the widest: none is rounded
+            self.dtype = reduce(torch.promote_types, (m.dtype for m in different))  # wide enough to round no map
             self.row_bytes = self.dtype.itemsize * sum(shape.numel() for shape in self.shapes)
         size = sum(m.nbytes for m in different)
         if self._rows is None and size <= self._left:
@@ -78,10 +78,10 @@ class MapStore:
         self._sizes.append(len(positions))
 
     def batches(self, device: torch.device) -> Iterator[tuple[Tensor, list[tuple[Tensor, ...]]]]:
-        """Go through the batches in the order in which they came.
+        """Iterate over the batches in the order of :meth:`append`.
 
         Yields:
-            The images' positions, and for each head its maps, as they were given.
+            The images' positions, and for each head its maps ``(b * V, c, h, w)``.
         """
         start = 0
         for number, size in enumerate(self._sizes):
@@ -97,7 +97,7 @@ class MapStore:
         return [part.reshape(-1, *shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def delete(self) -> None:
-        """Forget the maps; close and delete the file."""
+        """Delete the maps in memory and the file."""
         self._held, self._sizes = [], []
         if self._rows is not None:
             self._rows.close()
@@ -107,14 +107,14 @@ class MapStore:
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """What a head's fit reads when it solves, see :class:`~cxlp.heads.fitting.KeptMaps`.
+    """The stored maps of one head, for its fit; implements :class:`~cxlp.heads.fitting.KeptMaps`.
 
     Attributes:
-        maps: Those of all heads that have something to fit.
-        place: The head's place among these heads.
-        labels: Those of all training images.
-        device: Where the maps are wanted.
-        times: Gets the time of each phase.
+        maps: The maps of all heads that need a fit.
+        place: Index of the head among these heads.
+        labels: Labels of all training images.
+        device: Device of the maps that are returned.
+        times: Collects the time of each phase.
     """
 
     maps: MapStore
@@ -129,7 +129,7 @@ class HeadMaps:
 
     @contextmanager
     def scratch(self, width: int) -> Iterator[RowStore]:
-        """Give room for a row of numbers for each of this rank's images."""
+        """Yield temporary storage on disk with a row of ``width`` numbers for each of this rank's images."""
         path = self.maps.path.with_name(f"scratch-{rank()}.bin")
         store = RowStore(path, max(1, len(self.maps.positions)), width)
         try:
@@ -140,5 +140,5 @@ class HeadMaps:
             path.unlink()
 
     def measure(self, phase: str) -> AbstractContextManager[None]:
-        """Time what runs inside a ``with``."""
+        """Return a context manager that measures the time of a phase."""
         return self.times.measure(phase)

@@ -1,4 +1,4 @@
-"""Linear SVMs by Newton's method on blocks of rows: no n x n matrix."""
+"""Linear SVMs by Newton's method on blocks of rows, without an n x n matrix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from cxlp.frozen.rows import Rows
 from cxlp.utils.distributed import all_sum, from_rank_zero
 from cxlp.utils.errors import CxlpError
 
-#: Half the width h of the hinge's rounded corner: narrow enough that 99 of 100 images are told to be what libsvm tells.
+#: Half the width h of the hinge's rounded corner: small enough that 99 of 100 predictions agree with libsvm's.
 CORNER = 0.25
-#: Largest distance from the best weights, as a part of their length, at which a solution is good enough.
+#: Default tolerance: largest distance from the optimal weights, relative to their length.
 TOLERANCE = 0.02
-_MOST_STEPS = 50  # of Newton's method; some ten are usual
-_MOST_PRODUCTS = 20  # of conjugate gradients in a step: with more, steps are fewer, but products more
-_PRECISION = 0.3  # to which a step's equations are solved: the next step has new ones
-_ROUNDING = 1e-6  # of a sum of rows in float32
-_CHUNK = 1 << 20  # entries of margins that are looked at a time: they stay in the processor's cache
+_MOST_STEPS = 50  # Newton steps; about ten are usual
+_MOST_PRODUCTS = 20  # matrix products of conjugate gradients per step: more would save steps, but cost more products
+_PRECISION = 0.3  # relative residual of a step's equations: low precision suffices, since the next step has new ones
+_ROUNDING = 1e-6  # relative rounding error of a sum of rows in float32
+_CHUNK = 1 << 20  # entries of margins processed at a time: few enough for the processor's cache
 
 
 @dataclass(frozen=True)
 class Solution:
-    """SVMs in terms of centred rows: ``score_k(x) = weights[k] . (x - mean) + intercepts[k]``.
+    """Weights of SVMs on centred rows: ``score_k(x) = weights[k] . (x - mean) + intercepts[k]``.
 
     Attributes:
         weights: ``(k, D)`` float32.
         intercepts: ``(k,)`` float32.
-        scores: ``(k, m)`` float32, of this rank's rows.
-        passes: How often each row was multiplied by vectors of the SVMs, and vectors by the rows.
-        unsolved: How many of the SVMs are further from the minimum than the tolerance allows.
+        scores: ``(k, m)`` float32, the scores of this rank's rows.
+        passes: Number of passes over the rows; each pass multiplies the rows by vectors of the SVMs, and vice versa.
+        unsolved: Number of SVMs that are further from the minimum than the tolerance allows.
     """
 
     weights: Tensor
@@ -43,29 +43,30 @@ class Solution:
 def minimise(
     rows: Rows, targets: Tensor, c: float, start: Solution | None = None, tolerance: float = TOLERANCE
 ) -> Solution:
-    r"""Fit SVMs, all at once, by a truncated Newton method.
+    r"""Fit several SVMs simultaneously by a truncated Newton method.
 
     .. math:: \min_{w, b} \tfrac12 |w|^2 + C \sum_i \ell(y_i (w \cdot x_i + b)), \qquad
         \ell(z) = 0,\ (1 + h - z)^2 / 4h,\ 1 - z \text{ for } z \ge 1 + h,\ |1 - z| \le h,\ z \le 1 - h
 
-    which is the hinge with its corner rounded (Chapelle, "Training a support vector machine in the primal", 2007;
-    h is :data:`CORNER`), so that C means what it means to libsvm. b is not regularised: it is solved for before each
-    step, and eliminated from the step's equations; the rows are centred, which changes no solution, since b takes up
-    the difference, but removes the direction that all features share. The equations of a step, with the Hessian
-    ``I + C X^T D X``, are solved by conjugate gradients, roughly, and a line search on the margins, which reads no row,
-    follows (Keerthi and DeCoste, "A modified finite Newton method for fast solution of large scale linear SVMs", 2005;
-    Galli and Lin, "A study on truncated Newton methods for linear classification", 2022). SVMs that are done drop out.
+    The loss is the hinge with its corner rounded (Chapelle, "Training a support vector machine in the primal", 2007; h
+    is :data:`CORNER`), so that C has the same meaning as in libsvm. b is not regularised: it is optimised before each
+    step, and eliminated from the step's equations. The rows are centred, which removes the direction that all features
+    share. Centring does not change the solution, because b compensates for it. The equations of a step, with the
+    Hessian ``I + C X^T D X``, are solved approximately by conjugate gradients. A line search on the margins follows,
+    which reads no rows (Keerthi and DeCoste, "A modified finite Newton method for fast solution of large scale linear
+    SVMs", 2005; Galli and Lin, "A study on truncated Newton methods for linear classification", 2022). SVMs that have
+    converged take no further steps.
 
-    The search ends where the gradient g is short beside w. The objective is strongly convex, so that w is no further
-    than ``|g|`` from the minimum's, whatever C is; ``|g|^2 / 2`` is the duality gap.
+    An SVM has converged when its gradient g is short relative to w. The objective is strongly convex, so the distance
+    of w from the minimum is at most ``|g|``, whatever C is; ``|g|^2 / 2`` is the duality gap.
 
     Args:
-        rows: Of all ranks together, at least one.
-        targets: ``(k, m)`` int8 of this rank's rows: 1 positive, -1 negative, 0 ignored. An SVM whose rows are all of
-            one sign scores by that sign.
+        rows: This rank's share of the rows; all ranks together have at least one row.
+        targets: ``(k, m)`` int8, the targets of this rank's rows: 1 positive, -1 negative, 0 ignored. An SVM whose rows
+            all have the same sign scores every row with that sign.
         c: Cost C of a row.
-        start: Where to begin, such as the solution for another C: it changes the way, not the goal.
-        tolerance: Largest distance of w from the minimum's, as a part of ``|w|``.
+        start: Starting point, such as the solution for another C. It affects the number of steps, not the solution.
+        tolerance: Largest distance of w from the minimum, relative to ``|w|``.
 
     Returns:
         The solution, the same on each rank.
@@ -77,7 +78,7 @@ def minimise(
     targets = targets.to(device)
     signs = torch.stack([(targets == sign).sum(dim=1) for sign in (1, -1)])
     all_sum(signs)
-    live = (signs > 0).all(dim=0).nonzero().flatten()  # an SVM of one sign has nothing to minimise
+    live = (signs > 0).all(dim=0).nonzero().flatten()  # SVMs with rows of one sign only need no fit
     weights, bias, scores, passes = _begin(rows, k, start)
     size = 0.0
     for step in range(_MOST_STEPS + 1):
@@ -94,12 +95,12 @@ def minimise(
         passes += 1
         if not step:
             squares, count = all_sum(torch.tensor([size, len(rows.places)], dtype=torch.float64)).tolist()
-            size = (squares / count) ** 0.5  # length of a row, on average
-        # Below this length, the gradient is rounding: where nothing can be learnt, w is zero.
+            size = (squares / count) ** 0.5  # root mean square length of the rows
+        # A gradient shorter than this consists of rounding errors. Needed if w is zero because nothing can be learnt.
         rounding = _ROUNDING * c * size * all_sum(_sum(lambda f, y: _slope(f, y).abs(), f, y))
         length = gradient.norm(dim=1)
         solved = length <= torch.maximum(tolerance * w.norm(dim=1), rounding.float())
-        unsolved = from_rank_zero((~solved).double()) > 0  # what ends a loop must be one number for all ranks
+        unsolved = from_rank_zero((~solved).double()) > 0  # all ranks must leave the loop together
         if not bool(unsolved.all()):
             live, y, f, w, gradient, offset = (x[unsolved] for x in (live, y, f, w, gradient, offset))
         if not len(live) or step == _MOST_STEPS:
@@ -114,8 +115,8 @@ def minimise(
         bias[live] += t * shift.float()
     if not bool(torch.isfinite(weights).all() and torch.isfinite(bias).all()):
         raise CxlpError(
-            f"the primal solver's numbers have left the range of float32: features of length {size:.1e} are too "
-            "large for it; give the heads a normalisation of unit length, or choose model.frozen.solver: kernel"
+            f"the primal solver left the range of float32: features of length {size:.1e} are too large for it. Give "
+            "the heads a normalisation to unit length (l2: true), or choose model.frozen.solver: kernel"
         )
     one_sign = ~(signs > 0).all(dim=0)
     weights[one_sign], scores[one_sign] = 0.0, 0.0
@@ -124,7 +125,7 @@ def minimise(
 
 
 def _begin(rows: Rows, k: int, start: Solution | None) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Return weights, intercepts, scores without these, and how often the rows were read."""
+    """Return the initial weights, intercepts, scores without intercepts, and the number of passes over the rows."""
     device, m = rows.device, len(rows.places)
     if start is None:
         weights, bias, scores = (torch.zeros(shape, device=device) for shape in ((k, rows.store.dim), (k,), (k, m)))
@@ -141,10 +142,10 @@ def _begin(rows: Rows, k: int, start: Solution | None) -> tuple[Tensor, Tensor, 
 def _newton_step(
     rows: Rows, y: Tensor, f: Tensor, gradient: Tensor, offset: Tensor, mass: Tensor, c: float
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve ``H s = -gradient`` roughly by conjugate gradients, H without its bias.
+    """Solve ``H s = -gradient`` approximately by conjugate gradients, with the bias eliminated from H.
 
     Returns:
-        s ``(k, D)``; ``s X^T (k, m)``; how often the rows were read.
+        The step s ``(k, D)``, the products ``s X^T (k, m)``, and the number of passes over the rows.
     """
     s = torch.zeros_like(gradient)
     r = -gradient
@@ -162,7 +163,7 @@ def _newton_step(
             total += curved.sum(dim=1, dtype=torch.float64)
         hp, total = all_sum(hp).mul_(c).add_(p), c * all_sum(total)
         hp.addcmul_((total / mass[going].clamp_min(1e-12)).float()[:, None], offset[going], value=-1)
-        # H is the identity and more: less is rounding.
+        # p H p >= p p, because H is the identity plus a positive semidefinite matrix; less is a rounding error.
         a = (rr / torch.maximum((p * hp).sum(dim=1), p.square().sum(dim=1)))[:, None]
         s.index_add_(0, going, a * p)
         r.addcmul_(a, hp, value=-1)
@@ -179,7 +180,7 @@ def _newton_step(
 
 
 def _line_search(f: Tensor, y: Tensor, along: Tensor, w: Tensor, s: Tensor, gradient: Tensor, c: float) -> Tensor:
-    """Find a step length for each SVM that leaves a tenth of the slope, ``(k,)``: 1, where it does."""
+    """Return step lengths ``(k,)`` that reduce each SVM's slope to a tenth or less: 1 if that suffices."""
     at_start, ws, ss = ((a * s).sum(dim=1).double() for a in (gradient, w, s))
     t = torch.ones_like(at_start)
     low, high = torch.zeros_like(t), torch.full_like(t, torch.inf)
@@ -195,7 +196,7 @@ def _line_search(f: Tensor, y: Tensor, along: Tensor, w: Tensor, s: Tensor, grad
 
 
 def _best_bias(f: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """Minimise each SVM's loss over its bias, ``(k,)``, by Newton's method between bounds that close in."""
+    """Minimise each SVM's loss over its bias ``(k,)`` by Newton's method with bisection."""
     b = b.double()
     low, high, reach = torch.full_like(b, -torch.inf), torch.full_like(b, torch.inf), torch.ones_like(b)
     for _ in range(60):
@@ -205,7 +206,7 @@ def _best_bias(f: Tensor, y: Tensor, b: Tensor) -> Tensor:
         if not bool(off.any()):
             break
         low, high = torch.where(slope < 0, b, low), torch.where(slope < 0, high, b)
-        far = b - reach * slope.sign()  # where there is no curvature
+        far = b - reach * slope.sign()  # the step if there is no curvature
         new = torch.where(curvature > 1e-6, b - slope / curvature.clamp_min(1e-6), far)
         new = torch.where((new <= low) | (new >= high), torch.where((high - low).isinf(), far, (low + high) / 2), new)
         b, reach = torch.where(off, new, b), 2 * reach
@@ -213,19 +214,19 @@ def _best_bias(f: Tensor, y: Tensor, b: Tensor) -> Tensor:
 
 
 def _slope(f: Tensor, y: Tensor) -> Tensor:
-    """Derivative of the loss by the score."""
+    """Return the derivative of the loss with respect to the score."""
     y = y.to(f.dtype)
     return (1 + CORNER - y * f).div_(2 * CORNER).clamp_(0, 1).mul_(-y)
 
 
 def _curvature(f: Tensor, y: Tensor) -> Tensor:
-    """Second derivative of the loss by the score."""
+    """Return the second derivative of the loss with respect to the score."""
     y = y.to(f.dtype)
     return ((1 - y * f).abs_() < CORNER).to(f.dtype).mul_(y.abs()).div_(2 * CORNER)
 
 
 def _sum(of: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
-    """Sum a function of ``(k, m)`` arrays over their rows: ``(k,)`` float64, a few rows at a time."""
+    """Sum a function of ``(k, m)`` arrays over their second dimension: ``(k,)`` float64, a few SVMs at a time."""
     step = max(1, _CHUNK // max(1, arrays[0].shape[1]))
     parts = zip(*(torch.split(a, step) for a in arrays), strict=True)
     return torch.cat([of(*part).sum(dim=1, dtype=torch.float64) for part in parts])

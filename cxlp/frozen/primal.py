@@ -1,4 +1,4 @@
-"""One-vs-rest linear SVMs of any number of rows: time linear in n, memory of a fixed budget."""
+"""One-vs-rest linear SVMs in the primal, for any number of rows: linear time in n and bounded memory."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,29 +18,30 @@ from cxlp.utils.distributed import all_sum, rank, world_size
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.progress import track
 
-#: Solutions of every 8th, 64th ... row, while these are as many, are where the search begins.
+#: The search starts from solutions for every 8th, 64th, ... row, as long as at least 4096 rows remain.
 _FEWEST, _THINNING = 4096, 8
-#: Products of C and a row's squared length, up to which the search needs no smaller C before; ratio of C to the one
-#: before; tolerance of all but the last.
+#: A large C is reached by a path of increasing C. ``_EASY``: product of C and the mean squared row length up to which
+#: no path is needed; ``_RUNG``: largest ratio of successive C; ``_ROUGHLY``: tolerance of all but the final C.
 _EASY, _RUNG, _ROUGHLY = 10.0, 3.2, 0.1
-_HARDEST = 1e8  # such a product: rounding of scores in float32 is more than the solution
+_HARDEST = 1e8  # largest such product: beyond it, rounding errors of scores in float32 exceed the solution
 
 
 def primal_bytes(
     n: int, dim: int, classes: int, folds: int, budget: int, candidates: int = 1, cross: bool = False
 ) -> int:
-    """Memory that a :class:`PrimalSolver` takes on each rank, in bytes: its budget, or what a single SVM needs.
+    """Return the bytes of memory that a :class:`PrimalSolver` needs on each rank.
 
-    Besides: weights and held-out scores, with the copies that are made of them; its blocks of rows.
+    They are the budget, or the memory of a single SVM if that is larger; the weights and held-out scores, with their
+    copies; and the blocks of rows.
 
     Args:
-        n: Rows.
-        dim: D.
-        classes: SVMs on all rows.
-        folds: Of the cross-validation.
-        budget: Bytes of the vectors of a group.
-        candidates: How many C are cross-validated.
-        cross: Whether the weights of the folds' SVMs are wanted, too.
+        n: Number of rows.
+        dim: Dimension of the rows, D.
+        classes: Number of SVMs on all rows.
+        folds: Number of folds of the cross-validation.
+        budget: Bytes for the vectors of a group of SVMs.
+        candidates: Number of cross-validated C.
+        cross: Whether the weights of the folds' SVMs are returned, too.
     """
     one = _per_svm(n, dim)
     group = max(one, min(budget, classes * max(1, folds) * one))
@@ -49,28 +50,28 @@ def primal_bytes(
 
 
 def _per_svm(n: int, dim: int) -> int:
-    """Bytes of an SVM while it is fitted, of a rank, as measured: about 12 vectors of its weights, 16 of its scores."""
+    """Return the measured bytes per rank of fitting an SVM: about 12 vectors of weights and 16 of scores."""
     return 48 * dim + 64 * -(-n // world_size())
 
 
 class PrimalSolver:
-    """The SVMs of all classes, and those that leave a fold of the rows out, by :func:`~cxlp.frozen.newton.minimise`.
+    """Fits the SVMs of all classes, and those of a cross-validation, by :func:`~cxlp.frozen.newton.minimise`.
 
-    SVMs are fitted in groups that fit into the budget; each group reads the rows some dozens of times.
+    SVMs are fitted in groups that fit into the budget. Each group reads the rows some dozens of times.
 
     Args:
         store: The rows, ``(n, D)``.
         targets: ``(classes, n)`` in {-1, 0, 1}.
-        fold: ``(n,)``, which fold each row is in; ``None``: there are none.
-        device: Where to compute.
-        budget: Bytes of the vectors of a group.
-        keep: Bytes of rows that may be kept on the device, and a quarter of it of those of a thinned search.
-        progress: Whether rank 0 shows bars of groups.
+        fold: ``(n,)``, the fold of each row, or ``None`` without cross-validation.
+        device: Device for the computation.
+        budget: Bytes for the vectors of a group of SVMs.
+        keep: Bytes of rows that may stay on the device. The initial search on a part of the rows may keep a quarter.
+        progress: Whether rank 0 shows progress bars.
         tolerance: See :func:`~cxlp.frozen.newton.minimise`.
 
     Attributes:
-        passes: How often a row was multiplied by vectors, groups together.
-        unsolved: How many SVMs have not come as close as the tolerance asks for, those of folds included.
+        passes: Number of passes over the rows, summed over the groups.
+        unsolved: Number of SVMs that did not reach the tolerance, including those of the cross-validation.
 
     Raises:
         CxlpError: If features are not finite.
@@ -96,14 +97,15 @@ class PrimalSolver:
         self.targets = torch.from_numpy(targets)[:, self.rows.places]
         self.fold = None if fold is None else torch.from_numpy(fold)
         self._group = max(1, budget // _per_svm(store.rows, store.dim))
-        self.size = max(float(squares.mean()) - float(self.mean.double().square().sum()), 1e-30) ** 0.5  # of a row
+        # Root mean square length of the centred rows.
+        self.size = max(float(squares.mean()) - float(self.mean.double().square().sum()), 1e-30) ** 0.5
         self.passes, self.unsolved = 1, 0
 
     def __repr__(self) -> str:
         return f"PrimalSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
-        """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
+        """Fit to all rows, and return weights ``(classes, D)`` float32 and intercepts ``(classes,)`` float64."""
         weights = torch.empty(len(self.targets), self.store.dim, device=self.device)
         intercepts = torch.empty(len(self.targets), dtype=torch.float64, device=self.device)
         for classes in self._groups(torch.arange(len(self.targets)), "SVMs"):
@@ -112,7 +114,7 @@ class PrimalSolver:
         return weights, intercepts
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
-        """Score each row by the SVMs that leave its fold out: ``(n, classes)``, float32, for each cost C."""
+        """Score each row with the SVMs fitted without its fold: ``(n, classes)``, float32, for each cost C."""
         found = {c: np.zeros((self.store.rows, len(self.targets)), np.float32) for c in sorted(costs)}
         for classes, folds, solved in self._fit_folds(sorted(costs)):
             for c, solution in solved:
@@ -124,7 +126,7 @@ class PrimalSolver:
         return found
 
     def fold_classifiers(self, c: float) -> FoldClassifiers:
-        """Weights of the SVMs that :meth:`held_out` scores by; they are fitted anew, since many take much memory."""
+        """Fit the SVMs of :meth:`held_out` again, which does not keep them to save memory, and return them."""
         shape = int(self.folds.max()) + 1, len(self.targets)
         weights = torch.zeros(*shape, self.store.dim, device=self.device)
         intercepts = torch.zeros(*shape, device=self.device)
@@ -136,12 +138,12 @@ class PrimalSolver:
 
     @property
     def folds(self) -> Tensor:
-        """Fold of each row, ``(n,)``."""
+        """The fold of each row, ``(n,)``."""
         assert self.fold is not None
         return self.fold
 
     def _fit_folds(self, costs: Sequence[float]) -> Iterator[tuple[Tensor, Tensor, Iterator[tuple[float, Solution]]]]:
-        """Go through groups of SVMs: their classes, the folds that they leave out, and solutions by C."""
+        """Yield for each group of SVMs their classes, the folds that they leave out, and their solutions by C."""
         pairs = torch.cartesian_prod(torch.arange(int(self.folds.max()) + 1), torch.arange(len(self.targets)))
         for part in self._groups(pairs, "SVMs of folds"):
             folds, classes = part.unbind(dim=1)
@@ -149,27 +151,27 @@ class PrimalSolver:
             yield classes, folds, self._path(targets, costs)
 
     def _groups(self, svms: Tensor, name: str) -> Iterator[Tensor]:
-        """Divide SVMs into groups that fit into the budget, with a bar."""
+        """Yield groups of SVMs that fit into the budget, with a progress bar."""
         groups = torch.split(svms, self._group)
         yield from track(groups, name, len(groups), "groups", hidden=not self.progress)
 
     def _path(self, targets: Tensor, costs: Sequence[float]) -> Iterator[tuple[float, Solution]]:
-        """Solve for one C after the other, each from the one before.
+        """Solve for each C in turn, starting from the solution for the previous C.
 
-        No search begins with what was fitted to other rows than its own: a fold's SVM must not have seen the rows that
-        it leaves out.
+        A search never starts from a solution that was fitted to other rows: an SVM of a fold must not depend on the
+        rows that it leaves out.
 
         Args:
-            targets: ``(k, m)``, of this rank's rows.
-            costs: In ascending order.
+            targets: ``(k, m)``, the targets of this rank's rows.
+            costs: Costs C in ascending order.
 
         Raises:
-            CxlpError: If a cost is too large for rows as long as these.
+            CxlpError: If a cost is too large for the length of the rows.
         """
         if costs[-1] * self.size**2 > _HARDEST:
             raise CxlpError(
-                f"features of length {self.size:.1e} with C = {costs[-1]:g} are too large for the primal solver's "
-                "float32: give the heads a normalisation of unit length, choose a smaller C, or "
+                f"features of length {self.size:.1e} with C = {costs[-1]:g} are too large for the primal solver, which "
+                "computes in float32: give the heads a normalisation to unit length (l2: true), choose a smaller C, or "
                 "model.frozen.solver: kernel"
             )
         start, reached = self._fit_some(targets, costs[0]), costs[0]
@@ -183,7 +185,7 @@ class PrimalSolver:
             yield c, start
 
     def _fit_some(self, targets: Tensor, c: float) -> Solution | None:
-        """Solve for each 8th, 64th ... of many rows, roughly, from the fewest up."""
+        """Solve with a large tolerance on growing parts of the rows, such as every 64th and then every 8th row."""
         every, start = 1, None
         while self.store.rows // (every * _THINNING) >= _FEWEST:
             every *= _THINNING
@@ -196,11 +198,12 @@ class PrimalSolver:
         return start
 
     def _rungs(self, low: float | None, high: float) -> list[float]:
-        """Costs between two, exclusive, each some three times the one before: a large C is found fastest by them.
+        """Return costs between two, exclusive, in steps of about a factor of three: the fastest path to a large C.
 
         Args:
-            low: ``None``: nothing is solved yet, then the first one is that with which SVMs separate hardly anything.
-            high: C.
+            low: The cost of the last solution. ``None`` if there is none: then the first cost is so small that the SVMs
+                hardly separate the rows, and it is included.
+            high: The cost C to reach.
         """
         begin = _EASY / self.size**2 if low is None else max(low, _EASY / self.size**2)
         steps = math.ceil(math.log(high / begin) / math.log(_RUNG)) if high > begin else 0
@@ -208,6 +211,6 @@ class PrimalSolver:
         return rungs if low is None else rungs[1:] if begin == low else rungs
 
     def _uncentred(self, solution: Solution) -> Tensor:
-        """Intercepts for rows that are not centred, float64."""
+        """Return the intercepts for rows that are not centred, float64."""
         mean = self.mean.double()
         return solution.intercepts.double() - torch.stack([w.double() @ mean for w in solution.weights])

@@ -1,4 +1,4 @@
-"""Rows of a store less their mean, block by block, each rank its share: what the SVMs in the primal are fitted to."""
+"""Centred rows of a store, read block by block, a share on each rank; the input of the primal SVMs."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +14,19 @@ BLOCK = 128 << 20
 
 
 class Rows:
-    """This rank's share of a store's rows, less the mean of all rows, read block by block.
+    """This rank's share of a store's rows, minus the mean of all rows, read block by block.
 
     Args:
-        store: ``(n, D)``.
-        device: Where the rows are wanted.
+        store: The rows, ``(n, D)``.
+        device: Device of the blocks.
         mean: ``(D,)``, see :func:`mean_row`.
-        every: Take each row, or each second one, and so on.
-        block_bytes: Largest size of a block as float32; two are in memory at a time.
-        keep_bytes: Rows that take no more than this are kept on the device when they have been read once: a GPU waits
-            for the disk and for the bus otherwise.
+        every: Use every row (1), every second row (2), and so on.
+        block_bytes: Largest size of a block as float32; two blocks are in memory at a time.
+        keep_bytes: If the share's rows take at most this many bytes, they stay on the device after they were read once.
+            A GPU would otherwise wait for the disk and for the bus.
 
     Attributes:
-        places: ``(m,)``, those of the share's rows among the n.
+        places: ``(m,)``, the positions of the share's rows among the n rows.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class Rows:
     ) -> None:
         self.store, self.device, self.mean, self.every = store, device, mean, every
         self._keep_bytes = keep_bytes
-        self._kept: list[Tensor] = []  # all blocks, or none
+        self._kept: list[Tensor] = []  # either all blocks or none
         share = [store.rows * r // world_size() for r in (rank(), rank() + 1)]
         self.places = torch.arange(share[0], share[1], every)
         self._step = max(1, block_bytes // (4 * store.dim))
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Give blocks of the share, ``(b, D)`` float32 on the device, each with its place in the share."""
+        """Yield blocks ``(b, D)``, float32 on the device, each with its slice of the share."""
         parts = [slice(i, min(i + self._step, len(self.places))) for i in range(0, len(self.places), self._step)]
         if self._kept:
             for part, block in zip(parts, self._kept, strict=True):
                 yield part, block.float() - self.mean
             return
         kept: list[Tensor] = []
-        with ThreadPoolExecutor(1) as reader:  # the next block comes from the disk meanwhile
+        with ThreadPoolExecutor(1) as reader:  # reads the next block in the background
             waiting = reader.submit(self._read, parts[0]) if parts else None
             for i, part in enumerate(parts):
                 assert waiting is not None
@@ -73,10 +73,9 @@ class Rows:
 
 
 def mean_row(store: RowStore, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Average the rows of a store.
+    """Return the mean ``(D,)``, float32, and the squared lengths ``(n,)``, float64, of the rows of a store.
 
-    Returns:
-        The mean ``(D,)``, float32, and the rows' squared lengths ``(n,)``, float64; the same on each rank.
+    The result is the same on each rank.
     """
     rows = Rows(store, device, torch.zeros((), device=device))
     total = torch.zeros(store.dim, dtype=torch.float64, device=device)

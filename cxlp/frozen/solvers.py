@@ -1,4 +1,4 @@
-"""Which solver fits the SVMs, and whether it fits into memory."""
+"""Choice of the SVM solver by its memory."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ from cxlp.utils.memory import free_memory
 from cxlp.utils.profiling import PhaseTimes
 
 SolverName = Literal["auto", "kernel", "primal"]
-#: More than these bytes for vectors make the primal solver hardly faster.
+#: Upper bound of the primal solver's vectors in bytes; more memory hardly makes it faster.
 BUDGET = 1 << 30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The solver that a fit takes.
+    """The choice of a solver.
 
     Attributes:
-        primal: Whether it is the primal one.
-        budget: Bytes of the primal one's vectors.
-        keep: Bytes of rows that it may keep on a GPU: half of what it leaves free.
-        why: Both solvers' memory and that which is free, in words.
+        primal: Whether to use the primal solver rather than the kernel.
+        budget: Bytes for the primal solver's vectors.
+        keep: Bytes of rows that the primal solver may keep on a GPU: half of the memory that it leaves free.
+        why: The memory of both solvers and the free memory, as text.
     """
 
     primal: bool
@@ -52,25 +52,27 @@ def plan(
     candidates: int = 1,
     cross: bool = False,
 ) -> Plan:
-    """Choose: ``auto`` takes the kernel while its matrix and folds need a quarter of the free memory at most.
+    """Choose the solver: ``auto`` is the kernel if it needs at most a quarter of the free memory.
+
+    All ranks call this function together.
 
     Args:
-        solver: Which one is asked for.
-        n: Training images.
-        dim: D, their features.
-        classes: Names.
-        folds: Folds of the cross-validation.
-        device: Where rows are multiplied.
-        candidates: How many C are cross-validated.
-        cross: Whether the weights of the folds' SVMs are wanted, too.
+        solver: The configured solver.
+        n: Number of training images.
+        dim: Dimension of their features, D.
+        classes: Number of classes.
+        folds: Number of folds of the cross-validation.
+        device: Device for the products of rows.
+        candidates: Number of cross-validated C.
+        cross: Whether the weights of the folds' SVMs are returned, too.
 
     Raises:
-        CxlpError: On all ranks, which call it together, if one of them has too little memory.
+        CxlpError: On all ranks, if one of them has too little memory.
     """
     known = free_memory()
     here = (8 << 30 if known is None else known) // local_world_size()
-    if device.type == "cuda":  # both matrix and vectors are there, too
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it for tensors
+    if device.type == "cuda":  # matrix and vectors are also on the GPU
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache
         here = min(here, torch.cuda.mem_get_info(device)[0] + unused)
     free = min(gather_objects(here))
     budget = min(BUDGET, free // 4)
@@ -100,16 +102,16 @@ def make_solver(
     times: PhaseTimes,
     progress: bool,
 ) -> Solver:
-    """Make the solver of a plan; all ranks together.
+    """Create the solver of a plan; all ranks call this function together.
 
     Args:
         plan: See :func:`plan`.
         store: The features, ``(n, D)``.
         targets: ``(classes, n)`` in {-1, 0, 1}.
-        fold: ``(n,)``, which fold each image is in; ``None``: there are none.
-        device: Where to compute.
-        times: Gets the time of the Gram matrix.
-        progress: Whether rank 0 shows bars.
+        fold: ``(n,)``, the fold of each image, or ``None`` without cross-validation.
+        device: Device for the computation.
+        times: Collects the time of the Gram matrix.
+        progress: Whether rank 0 shows progress bars.
 
     Raises:
         CxlpError: If features are not finite.
@@ -122,20 +124,20 @@ def make_solver(
     return KernelSolver(store, gram, targets, fold, device, max(1, usable_cores() // local_world_size()))
 
 
-def tell_unsolved(solver: Solver) -> dict[str, float]:
-    """Warn of SVMs that a solver has not brought to its tolerance; ``unsolved`` counts those of the primal one."""
+def warn_if_unsolved(solver: Solver) -> dict[str, float]:
+    """Warn of SVMs that did not reach the tolerance; for the primal solver, return their number as ``unsolved``."""
     if not isinstance(solver, PrimalSolver):
-        return {}  # libsvm goes on until it is done
+        return {}  # libsvm has no limit of iterations
     if solver.unsolved and rank() == 0:
         warnings.warn(
-            f"{solver.unsolved} SVMs, those of the cross-validation included, were not solved to the tolerance: a "
-            "smaller C (model.frozen.c) or features of unit length make them easier, and model.frozen.solver: kernel "
-            "solves them where its matrix fits into memory",
+            f"{solver.unsolved} SVMs, including those of the cross-validation, were not solved to the tolerance: "
+            "choose a smaller C (model.frozen.c), features of unit length, or model.frozen.solver: kernel if its "
+            "matrix fits into memory",
             stacklevel=2,
         )
     return {"unsolved": float(solver.unsolved)}
 
 
 def solver_of(report: Mapping[str, float]) -> SolverName:
-    """The solver that a fit took, by its report."""
+    """Return the solver that a fit used, according to its report."""
     return "primal" if report["primal"] else "kernel"

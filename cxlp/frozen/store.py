@@ -1,4 +1,4 @@
-"""Rows on disk, written by position from several ranks, read in blocks: memory stays flat. Few rows stay in memory."""
+"""Matrices of rows on disk or in memory, written by position from several ranks and read in blocks."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ FeatureType = Literal["float32", "float16", "sign"]
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say what to do where something cannot be written, as on a full disk.
+    """Replace errors of writing, such as a full disk, by one that tells what to do.
 
     Raises:
         CxlpError: In place of an OSError.
@@ -37,21 +37,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class RowStore:
-    """An ``(n, d)`` float matrix in one file, or in the memory of a process that alone reads it.
+    """An ``(n, d)`` float matrix in one file, or in memory if a single process uses it.
 
-    Plain reads and writes rather than a memory map: pages of a map count as the process's memory,
-    and ranks on several nodes do not see each other's.
+    The file is read and written without a memory map: the pages of a map would count as the process's memory, and
+    ranks on several nodes would not see each other's pages.
 
     Args:
-        path: The file; all ranks name the same one.
-        rows: n.
-        dim: d.
+        path: The file, the same for all ranks.
+        rows: Number of rows, n.
+        dim: Number of columns, d.
         dtype: Type of an entry: float32, float16 or bfloat16.
-        to_write: Whether the file is made where it is missing, or only read.
-        in_memory: Whether the rows are kept in memory, and there is no file.
+        to_write: Whether to open the file for writing, and create it if it is missing. Otherwise it is only read.
+        in_memory: Whether to keep the rows in memory, without a file.
 
     Raises:
-        CxlpError: If a file to read is not there.
+        CxlpError: If a file to read does not exist.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class RowStore:
         if to_write:
             with writing(self.path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()  # does not truncate: ranks come at different moments, and none may wipe another's rows
+                path.touch()  # does not truncate: a rank must not erase the rows that another rank wrote before
         self._file = self._open()
 
     def write(self, positions: Tensor, values: Tensor, column: int = 0) -> None:
-        """Write rows ``(b, d)`` at their positions ``(b,)``, or parts of rows from a column on."""
+        """Write rows ``(b, d)`` at positions ``(b,)``, or parts of rows beginning at a column."""
         encoded = self._encode(values.detach().cpu())
         places = [place for place, _ in zip(positions.tolist(), encoded, strict=True)]
         first = self._bytes(column)
@@ -86,17 +86,17 @@ class RowStore:
                 self._held[place, first : first + len(row)] = row
             return
         block = encoded.numpy()
-        whole = column == 0 and block.shape[1] == self.row_bytes  # then neighbours are written at once
+        whole = column == 0 and block.shape[1] == self.row_bytes  # then adjacent rows need one write only
         starts = [i for i in range(len(places)) if i == 0 or not (whole and places[i] == places[i - 1] + 1)]
         with writing(self.path):
             for start, stop in pairwise([*starts, len(places)]):
                 self._file.seek(places[start] * self.row_bytes + first)
                 data = block[start:stop].data.cast("B")
-                while data:  # a disk that fills up takes a part
+                while data:  # a disk that is almost full accepts only a part
                     data = data[self._file.write(data) :]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Read rows ``start`` to ``stop``: ``(stop - start, d)``, perhaps the store's own memory: not to be changed."""
+        """Return rows ``start`` to ``stop``, ``(stop - start, d)``; do not modify them, they may be the store's."""
         if self.in_memory:
             return self._decode(self._held[start:stop])[:, : self.dim]
         buffer = np.empty((stop - start, self.row_bytes), dtype=np.uint8)
@@ -104,7 +104,7 @@ class RowStore:
         return self._decode(torch.from_numpy(buffer))[:, : self.dim]
 
     def read_columns(self, start: int, stop: int) -> Tensor:
-        """Read columns ``start`` to ``stop`` of all rows: ``(n, stop - start)``."""
+        """Return columns ``start`` to ``stop`` of all rows, ``(n, stop - start)``."""
         first = self._bytes(start)
         if self.in_memory:
             block = self._held[:, first : self._bytes(stop)].contiguous()
@@ -115,39 +115,39 @@ class RowStore:
         return self._decode(torch.from_numpy(buffer))[:, : stop - start]
 
     def _bytes(self, columns: int) -> int:
-        """How many bytes so many columns take."""
+        """Return the number of bytes of a number of columns."""
         return columns * self.dtype.itemsize
 
     def _encode(self, values: Tensor) -> Tensor:
-        """From numbers to bytes, row by row."""
+        """Convert numbers to bytes, row by row."""
         return values.to(self.dtype).contiguous().view(torch.uint8)
 
     def _decode(self, block: Tensor) -> Tensor:
-        """From bytes to numbers, row by row."""
+        """Convert bytes to numbers, row by row."""
         return block.view(self.dtype)
 
     def blocks(self, limit_bytes: int = 256 << 20) -> Iterator[tuple[int, int]]:
-        """Row ranges that each fit in a number of bytes as float32 (at least one row)."""
+        """Yield ranges of rows that take at most ``limit_bytes`` each as float32, but at least one row."""
         step = max(1, limit_bytes // (4 * self.dim))
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
 
     def sync(self) -> None:
-        """Hand what was written to the disk, before other ranks read it."""
+        """Flush all writes to the disk, before other ranks read them."""
         if self.in_memory:
             return
         with writing(self.path):
             os.fsync(self._file.fileno())
 
     def reopen(self) -> None:
-        """Open the file anew, to read what other ranks wrote since."""
+        """Open the file again, to read what other ranks have written."""
         if self.in_memory:
             return
         self.close()
         self._file = self._open()
 
     def close(self) -> None:
-        """Close the file; its rows stay, those in memory go. What did not reach the disk, :meth:`sync` tells."""
+        """Close the file, or free the rows in memory. Errors are suppressed here; :meth:`sync` raises them."""
         if self.in_memory:
             self._held = torch.empty(0)
             return
@@ -173,14 +173,15 @@ class RowStore:
 
 
 class SignStore(RowStore):
-    """Rows that are signs divided by the root of the number of those that are not 0: two bits for each.
+    """Rows of signs (-1, 0, 1), scaled to unit length, with two bits per entry.
 
-    Sign quantisation followed by L2 gives such vectors. :meth:`read` gives them as they were; :meth:`read_columns`
-    gives the bare signs, whose products are integers: exact sums in float32, whatever their order.
+    Sign quantisation followed by L2 normalisation produces such vectors. :meth:`read` returns these vectors.
+    :meth:`read_columns` returns the signs without scaling: sums of their products are integers, and so exact in
+    float32 in any order.
     """
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Read rows ``start`` to ``stop``: ``(stop - start, d)``, float32, of unit length."""
+        """Return rows ``start`` to ``stop``, ``(stop - start, d)``, float32, of unit length."""
         return F.normalize(super().read(start, stop), dim=1)
 
     def _bytes(self, columns: int) -> int:
@@ -198,28 +199,29 @@ class SignStore(RowStore):
 
 
 def row_bytes(dim: int, kind: FeatureType) -> int:
-    """Bytes of a stored row."""
+    """Return the number of bytes of a stored row."""
     return {"float32": 4 * dim, "float16": 2 * dim, "sign": -(-dim // 4)}[kind]
 
 
 def open_rows(
     path: Path, rows: int, dim: int, kind: FeatureType = "float32", to_write: bool = True, in_memory: bool = False
 ) -> RowStore:
-    """Open a store of features of a type."""
+    """Open a store for features of a storage type."""
     if kind == "sign":
         return SignStore(path, rows, dim, to_write=to_write, in_memory=in_memory)
     return RowStore(path, rows, dim, torch.float16 if kind == "float16" else torch.float32, to_write, in_memory)
 
 
 def check_shared(folder: Path) -> None:
-    """Refuse ranks that do not see one another's files; all ranks call it together.
+    """Check that all ranks share the file system of a folder; all ranks call this function together.
 
     Raises:
-        CxlpError: On every rank, if one of them does not see what rank 0 writes.
+        CxlpError: On every rank, if one of them does not see the files of rank 0.
     """
     if not is_distributed():
         return
-    token = folder / f".shared-{ask_rank_zero(time.time_ns)}"  # a new name: no file system has cached that it is absent
+    # A new name, because file systems cache that a file is missing.
+    token = folder / f".shared-{ask_rank_zero(time.time_ns)}"
 
     def write() -> None:
         with writing(token):
@@ -231,13 +233,13 @@ def check_shared(folder: Path) -> None:
     token.unlink(missing_ok=True)
     if seen < world_size():
         raise CxlpError(
-            f"{world_size() - seen} of {world_size()} processes do not see {folder}: with several machines, "
-            "--run.root (and model.frozen.store) must lie on a disk that they share"
+            f"{world_size() - seen} of {world_size()} processes do not see {folder}: with several machines, point "
+            "--run.root (and model.frozen.store) to a disk that they share"
         )
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what will not fit on the disk.
+    """Check that the disk has enough free space.
 
     Raises:
         CxlpError: If the file system of ``folder`` has fewer than ``needed`` bytes free.
@@ -245,7 +247,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CxlpError(
-            f"the pooled features and maps need {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
-            "point --run.root or model.frozen.store elsewhere, choose model.frozen.features: float16 (half of it) or "
-            "sign (a sixteenth), or make the features smaller by the heads' pca_dim or sketch"
+            f"the pooled features and maps need {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB are free: "
+            "point --run.root or model.frozen.store elsewhere, choose model.frozen.features: float16 (half the size) "
+            "or sign (a sixteenth), or make the features smaller by the heads' pca_dim or sketch"
         )

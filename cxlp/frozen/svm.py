@@ -17,15 +17,15 @@ from cxlp.frozen.gram import combine_rows
 from cxlp.frozen.store import RowStore
 from cxlp.utils.distributed import all_sum, rank, world_size
 
-_ROWS = 512  # scored at a time
+_ROWS = 512  # rows scored at a time
 
 
 @dataclass(frozen=True, repr=False)
 class DualSolution:
-    """SVMs in terms of training rows: ``score_k(x) = sum_i coefficients[k, i] <x_i, x> + intercepts[k]``.
+    """Dual coefficients of SVMs: ``score_k(x) = sum_i coefficients[k, i] <x_i, x> + intercepts[k]``.
 
     Attributes:
-        coefficients: ``(classes, n)``, alpha times label, zero off the support vectors.
+        coefficients: ``(classes, n)``, alpha times label, zero except at the support vectors.
         intercepts: ``(classes,)``.
     """
 
@@ -39,16 +39,16 @@ class DualSolution:
 
 
 def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int) -> DualSolution:
-    """Fit SVMs, each on its own rows: ``min 1/2 |w|^2 + C sum_i hinge(y_i (w x_i + b))``.
+    """Fit SVMs, each on its own subset of rows: ``min 1/2 |w|^2 + C sum_i hinge(y_i (w x_i + b))``.
 
-    The ranks divide the SVMs among themselves. The Gram matrix is not copied: libsvm leaves rows of no weight out.
+    The ranks share the SVMs. The Gram matrix is not copied for a subset: libsvm ignores rows of weight zero.
 
     Args:
-        gram: ``(n, n)``, C-contiguous float64 (libsvm reads it without a copy, and reads nothing else).
-        targets: ``(k, n)``: 1 positive, -1 negative, 0 ignored.
-            An SVM whose rows are all of one sign scores each image by that sign.
+        gram: ``(n, n)``, C-contiguous float64, the only layout that libsvm reads, and without a copy.
+        targets: ``(k, n)``: 1 positive, -1 negative, 0 ignored. An SVM whose rows all have the same sign scores every
+            image with that sign.
         c: Cost C.
-        threads: Fits at a time (libsvm releases the interpreter).
+        threads: Number of simultaneous fits; libsvm releases Python's global interpreter lock.
 
     Returns:
         The solution, the same on each rank.
@@ -59,14 +59,14 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int) -> Dua
     def fit(i: int) -> None:
         rows = np.flatnonzero(targets[i])
         signs = np.unique(targets[i, rows])
-        if len(signs) < 2:  # in a fold: nothing to tell apart, so always the same answer
+        if len(signs) < 2:  # possible in a fold: there is nothing to separate, so the score is constant
             intercepts[i] = signs.sum()
             return
-        # The tight tolerance costs little, and runs that differ by rounding end with the same weights.
+        # A small tolerance costs little, and runs that differ by rounding return the same weights.
         svm = SVC(kernel="precomputed", C=c, tol=1e-6, cache_size=64)
-        with config_context(assume_finite=True):  # of this thread; n^2 numbers need not be looked at in each fit
+        with config_context(assume_finite=True):  # per thread; avoids a check of n^2 numbers in each fit
             svm.fit(gram, np.where(targets[i] > 0, 1, -1), sample_weight=None if len(rows) == n else targets[i] != 0)
-        coefficients[i, rows[svm.support_]] = svm.dual_coef_[0]  # support vectors are numbered among the rows kept
+        coefficients[i, rows[svm.support_]] = svm.dual_coef_[0]  # support_ contains indices among the rows kept
         intercepts[i] = svm.intercept_[0]
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -77,29 +77,29 @@ def solve(gram: Array, targets: NDArray[np.int8], c: float, threads: int) -> Dua
 
 
 def kernel_bytes(n: int, dim: int, classes: int, folds: int, candidates: int = 1, cross: bool = False) -> int:
-    """Memory that the Gram matrix and the SVMs on it take on each rank, in bytes.
+    """Return the bytes of memory that the Gram matrix and its SVMs need on each rank.
 
     Args:
-        n: Rows.
-        dim: D.
-        classes: SVMs on all rows.
-        folds: Of the cross-validation.
-        candidates: How many C are cross-validated.
-        cross: Whether the weights of the folds' SVMs are wanted, too.
+        n: Number of rows.
+        dim: Dimension of the rows, D.
+        classes: Number of SVMs on all rows.
+        folds: Number of folds of the cross-validation.
+        candidates: Number of cross-validated C.
+        cross: Whether the weights of the folds' SVMs are returned, too.
     """
     dual = (10 * (folds + 1) + 32 + 8 * candidates) * classes * n  # float64 coefficients and scores, targets
     weights = 8 * classes * dim * (2 + (folds if cross else 0))
-    return 8 * n * n + dual + weights + (256 << 20)  # and a block
+    return 8 * n * n + dual + weights + (256 << 20)  # the last term is a block of columns
 
 
 class FoldScores:
-    """The SVMs that leave a fold of the rows out, on a Gram matrix.
+    """Cross-validates SVMs on a Gram matrix.
 
     Args:
         gram: ``(n, n)``, see :func:`solve`.
         targets: ``(classes, n)`` in {-1, 0, 1}.
-        fold: ``(n,)``, which fold each row is in; ``None``: there are none.
-        threads: Fits at a time.
+        fold: ``(n,)``, the fold of each row, or ``None`` without cross-validation.
+        threads: Number of simultaneous fits.
     """
 
     def __init__(self, gram: Array, targets: NDArray[np.int8], fold: NDArray[np.int64] | None, threads: int) -> None:
@@ -107,16 +107,16 @@ class FoldScores:
         self._kept: tuple[float, DualSolution] | None = None  # the last cross-validation
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
-        """Score each row by the SVMs that leave its fold out: ``(n, classes)`` for each cost C."""
+        """Score each row with the SVMs fitted without its fold: ``(n, classes)`` for each cost C."""
         return {c: self._scores(self._solve_folds(c)) for c in costs}
 
     def _solve_folds(self, c: float) -> DualSolution:
-        """Fit the SVMs of all folds together, fold by fold: as many threads as SVMs are busy until the end."""
+        """Fit the SVMs of all folds in one call, in the order of the folds, which keeps all threads busy."""
         if self._kept is None or self._kept[0] != c:
             assert self.fold is not None
             others = self.fold != np.arange(self.fold.max() + 1)[:, None]  # (folds, n)
             targets = (others[:, None] * self.targets).reshape(-1, len(self.fold))
-            self._kept = None  # free, before as much is made again
+            self._kept = None  # free the memory before the next solution needs as much
             self._kept = c, solve(self.gram, targets, c, self.threads)
         return self._kept[1]
 
@@ -135,15 +135,15 @@ class FoldScores:
 
 
 class KernelSolver(FoldScores):
-    """The SVMs of all classes, and those that leave a fold of the rows out, on the Gram matrix of a store.
+    """Fits the SVMs of all classes, and those of a cross-validation, on the Gram matrix of a store.
 
     Args:
         store: The rows, ``(n, D)``.
-        gram: Their Gram matrix, see :func:`solve`.
+        gram: Gram matrix of the rows, see :func:`solve`.
         targets: ``(classes, n)`` in {-1, 0, 1}.
-        fold: ``(n,)``, which fold each row is in; ``None``: there are none.
-        device: Where weights are wanted.
-        threads: Fits at a time.
+        fold: ``(n,)``, the fold of each row, or ``None`` without cross-validation.
+        device: Device of the returned weights.
+        threads: Number of simultaneous fits.
     """
 
     def __init__(
@@ -162,11 +162,11 @@ class KernelSolver(FoldScores):
         return f"KernelSolver({len(self.targets):,} SVMs on {self.store.rows:,} rows of {self.store.dim:,} features)"
 
     def weights(self, c: float) -> tuple[Tensor, Tensor]:
-        """Fit to all rows: weights ``(classes, D)`` float32, intercepts ``(classes,)`` float64."""
+        """Fit to all rows, and return weights ``(classes, D)`` float32 and intercepts ``(classes,)`` float64."""
         return self._combined(solve(self.gram, self.targets, c, self.threads))
 
     def fold_classifiers(self, c: float) -> FoldClassifiers:
-        """Weights of the SVMs of the cross-validation with a cost C."""
+        """Return the SVMs of the cross-validation with a cost C."""
         weights, intercepts = self._combined(self._solve_folds(c))
         assert self.fold is not None
         shape = (-1, len(self.targets))

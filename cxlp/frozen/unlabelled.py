@@ -1,4 +1,4 @@
-"""Fits without labels: what heads learn from images alone, and principal components of whole features."""
+"""Fits without labels: projections and codebooks of heads, and a PCA of the pooled features."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
 from cxlp.utils.spelling import percent
 
-#: About how many local features a PCA sees, as in the frozen fit.
+#: Approximate number of local features that a PCA is fitted to, as in the frozen fit.
 VECTORS = 100_000
 
 
 @torch.no_grad()
 def fit_heads(network: Network, pictures: Iterable[Tensor], images: int, folder: Path) -> None:
-    """Fit what a network's heads learn without labels: projections and codebooks.
+    """Fit the projections and codebooks of a network's heads, which need no labels.
 
     Args:
-        network: On the device to work on.
-        pictures: Batches ``(b, 3, S, S)``; S is the network's ``image_size``.
-        images: How many images there are in all batches together.
-        folder: Where maps are kept meanwhile, if a head reads them more than once.
+        network: A network on the device for the computation.
+        pictures: Batches of images ``(b, 3, S, S)``; S is the network's ``image_size``.
+        images: Number of images in all batches.
+        folder: Folder for maps during the fit, if a head reads them more than once.
 
     Raises:
-        CxlpError: If a head learns from labels, or there are too few images.
+        CxlpError: If a head needs labels, or there are too few images.
     """
     device = network.backbone.mean.device
     data = TrainingSet(images, 0, -(-VECTORS // max(1, images)), device)
@@ -42,13 +42,13 @@ def fit_heads(network: Network, pictures: Iterable[Tensor], images: int, folder:
     heads = list(network.each_head())
     for i, head in enumerate(heads):
         if head.needs_labels:
-            raise CxlpError(f"{head.name} learns from labels, and there are none: take another head")
+            raise CxlpError(f"{head.name} learns from labels, but there are none: choose another head")
         fit = head.start_fit(data)
         if fit is not None:
             fits[i] = fit
     if not fits:
         return
-    again = [i for i in fits if heads[i].needs_fit]  # a projection is fitted in passing
+    again = [i for i in fits if heads[i].needs_fit]  # heads that read maps twice; a projection reads them once
     maps = MapStore(folder / "maps.bin", images, [network.map_names(heads[i]) for i in again], memory_for_maps())
     try:
         first = 0
@@ -71,12 +71,12 @@ def fit_heads(network: Network, pictures: Iterable[Tensor], images: int, folder:
 
 @dataclass(frozen=True, repr=False)
 class Components:
-    """A PCA of whole features: ``x -> V (x - m)``.
+    """A PCA of pooled features: ``x -> V (x - m)``, with the mean m.
 
     Attributes:
-        axes: V, ``(dim, D)``, orthonormal rows, by decreasing variance.
+        axes: V, ``(dim, D)``, orthonormal rows in order of decreasing variance.
         shift: ``V m``, ``(dim,)``.
-        kept: Share of the variance that they keep of the images they were fitted to.
+        kept: Explained variance ratio on the images that the PCA was fitted to.
     """
 
     axes: Tensor
@@ -93,24 +93,25 @@ class Components:
 
 
 def principal_components(rows: RowStore, dim: int, device: torch.device, progress: bool = False) -> Components:
-    """Find the principal components of stored features by their Gram matrix, since there are fewer images than entries.
+    """Compute the principal components of stored features from their Gram matrix.
 
-    With the centred features ``X_c`` of n images and ``X_c X_c^T = U S^2 U^T``, the axes are ``V = S^-1 U^T X_c``.
-    Memory holds the ``n x n`` matrix, the axes, and a block of features.
+    There are usually fewer images than dimensions, n < D. With the centred features ``X_c`` and
+    ``X_c X_c^T = U S^2 U^T``, the axes are ``V = S^-1 U^T X_c``. Memory holds the ``n x n`` matrix, the axes, and a
+    block of features.
 
     Args:
         rows: The features X, ``(n, D)``.
-        dim: How many components.
-        device: Where to multiply.
-        progress: Whether a bar is shown.
+        dim: Number of components.
+        device: Device for the products.
+        progress: Whether to show a progress bar.
 
     Raises:
-        CxlpError: If the features are not finite, or span fewer dimensions.
+        CxlpError: If the features are not finite, or span fewer than ``dim`` dimensions.
     """
     n = rows.rows
     gram = gram_matrix(rows, device, progress=progress).numpy()
     if not np.isfinite(gram).all():
-        raise CxlpError("some features are NaN or infinite: the network or its weights are broken")
+        raise CxlpError("some features are NaN or infinite: check the network and its weights")
     means = gram.mean(axis=0)
     gram += means.mean() - means - means[:, None]
     total = float(gram.trace())
@@ -119,10 +120,10 @@ def principal_components(rows: RowStore, dim: int, device: torch.device, progres
     values, vectors = values[::-1], vectors[:, ::-1]
     spanned = int((values > 1e-6 * max(values[0], 0)).sum())
     if spanned < dim:
-        raise CxlpError(f"{n} images span {spanned} dimensions of features, so there are no {dim}: lower --dim")
+        raise CxlpError(f"{n} images span {spanned} dimensions of features, fewer than {dim}: lower --dim")
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(dim)])
     weights = vectors.T / np.sqrt(values)[:, None]
-    weights -= weights.mean(axis=1, keepdims=True)  # centres the features
+    weights -= weights.mean(axis=1, keepdims=True)  # equivalent to centring the features
     axes = combine_rows(rows, torch.from_numpy(weights), device)
     mean = combine_rows(rows, torch.full((1, n), 1 / n), device)
     return Components(axes, (axes @ mean.T)[:, 0], float(values.sum()) / total)

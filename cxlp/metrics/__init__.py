@@ -1,1 +1,1 @@
-"""What a test reports."""
+"""Metrics, their confidence intervals, and paired comparisons."""

@@ -1,4 +1,4 @@
-"""Average precision: interpolated at 11 points, over all points, and not interpolated."""
+"""Average precision: interpolated at 11 points, interpolated at all points, and not interpolated."""
 
 from typing import Any, Literal, get_args
 
@@ -14,32 +14,33 @@ Kind = Literal["11point", "allpoint", "uninterpolated"]
 def average_precision(
     scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kind: Kind = "11point"
 ) -> NDArray[np.float64]:
-    """Average precision of each class.
+    """Compute the average precision of each class.
 
-    Images labelled 0 are dropped, class by class. The others are ranked by decreasing score; at each distinct
-    score ``s``, the precision ``p`` and the recall ``r`` are those of the images that score at least ``s``. With
-    ``P(t) = max {p : r >= t}``, the interpolated precision (0 where no recall is that high):
+    For each class, images with label 0 are ignored, and the others are ranked by decreasing score. At each distinct
+    score ``s``, the precision ``p`` and the recall ``r`` are computed from the images with a score of at least ``s``.
+    With the interpolated precision ``P(t) = max {p : r >= t}`` (0 if no recall is that high):
 
-    - ``"11point"``: ``1/11 sum_(t = 0, .1, ..., 1) P(t)`` (Pascal VOC 2007; Everingham et al., IJCV 2010). The
-      recall is compared exactly: 3 of 10 positives reach t = 0.3, which they miss in floating point.
+    - ``"11point"``: ``1/11 sum_(t = 0, .1, ..., 1) P(t)`` (Pascal VOC 2007; Everingham et al., IJCV 2010). Recalls are
+      compared exactly: 3 of 10 positives reach t = 0.3, which they would miss in floating point.
     - ``"allpoint"``: the area under ``P`` over [0, 1] (Pascal VOC 2010 and later).
     - ``"uninterpolated"``: ``sum_j (r_j - r_(j-1)) p_j`` (scikit-learn's ``average_precision_score``).
 
-    Images of equal score enter at once, so values depend neither on the order of images nor on how processes
-    share them. The official VOC devkit puts tied images in the order of its list instead; the two interpolated
-    kinds here are its value for the worst such order (the absent first), hence never above it, and equal to it
-    unless a positive and a negative image tie.
+    Images with tied scores are added together, so the result depends neither on the order of images nor on their
+    distribution over processes. The official VOC devkit ranks tied images in the order of its list. The two
+    interpolated kinds equal its value for the worst such order (negatives first). So they are never higher than its
+    value, and equal to it unless a positive and a negative image tie.
 
     Args:
-        scores: ``(n, K)``, any real numbers, infinities too. Tensors must be on the CPU.
-        labels: ``(n, K)``: 1 present, -1 absent, 0 ignored (so not the {0, 1} of other libraries).
-        kind: Which of the three.
+        scores: ``(n, K)``, any real numbers, including infinities. Tensors must be on the CPU.
+        labels: ``(n, K)``: 1 present, -1 absent, 0 ignored (unlike the {0, 1} of other libraries).
+        kind: One of the three kinds.
 
     Returns:
-        ``(K,)`` in [0, 1]; NaN for a class without positives, for which nothing is defined.
+        ``(K,)`` in [0, 1]; NaN for a class without positives, whose average precision is undefined.
 
     Raises:
-        CxlpError: If shapes differ, the kind or a label is unknown, or the score of an image that counts is NaN.
+        CxlpError: If shapes differ, the kind or a label is unknown, or the score of an image that is not ignored is
+            NaN.
     """
     if kind not in get_args(Kind):
         raise CxlpError(f"unknown kind of average precision {kind!r}; valid: {', '.join(get_args(Kind))}")
@@ -49,10 +50,10 @@ def average_precision(
 def mean_average_precision(
     scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kind: Kind = "11point"
 ) -> NDArray[np.float64]:
-    """Mean of :func:`average_precision` over the classes that have positives.
+    """Compute the mean of :func:`average_precision` over the classes that have positives.
 
     Returns:
-        A scalar ``()`` in [0, 1]; NaN where no class has positives.
+        A scalar ``()`` in [0, 1]; NaN if no class has positives.
     """
     values = average_precision(scores, labels, kind)
     defined = values[~np.isnan(values)]
@@ -60,7 +61,7 @@ def mean_average_precision(
 
 
 def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor) -> NDArray[np.float64]:
-    """Interpolated precision ``P(t)`` of each class at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
+    """Compute each class's interpolated precision ``P(t)`` at ``t = 0, .01, ..., 1``, see :func:`average_precision`.
 
     Args:
         scores: ``(n, K)``, any real numbers.
@@ -70,7 +71,7 @@ def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tenso
         ``(K, 101)`` in [0, 1]; NaN for a class without positives.
 
     Raises:
-        CxlpError: If shapes differ, a label is unknown, or the score of an image that counts is NaN.
+        CxlpError: If shapes differ, a label is unknown, or the score of an image that is not ignored is NaN.
     """
     return np.array([_interpolated(s, positive, 100) for s, positive in by_class(scores, labels)])
 
@@ -78,7 +79,7 @@ def precision_curves(scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tenso
 def by_class(
     scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor
 ) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
-    """For each class the scores of the images that count, and which of them are positive."""
+    """Return for each class the scores of the images that are not ignored, and which of them are positive."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise CxlpError(
@@ -88,7 +89,7 @@ def by_class(
     if odd.any():
         raise CxlpError(f"labels must be 1 (present), -1 (absent) or 0 (ignored), not {labels[odd][0]}")
     if np.isnan(scores[labels != 0]).any():
-        raise CxlpError("some scores are NaN, so images cannot be ranked: the network or its weights are broken")
+        raise CxlpError("some scores are NaN, so images cannot be ranked: check the network and its weights")
     return [(s[y != 0], y[y != 0] > 0) for s, y in zip(scores.T, labels.T, strict=True)]
 
 
@@ -104,26 +105,26 @@ def _of_one_class(scores: NDArray[Any], positive: NDArray[np.bool_], kind: Kind)
 
 
 def _interpolated(scores: NDArray[Any], positive: NDArray[np.bool_], steps: int) -> NDArray[np.float64]:
-    """``P(t)`` at ``t = 0, 1 / steps, ..., 1``; NaN without positives."""
+    """Return ``P(t)`` at ``t = 0, 1 / steps, ..., 1``; NaN without positives."""
     if not positive.any():
         return np.full(steps + 1, np.nan)
     found, precision = _ranked(scores, positive)
-    # found / positives >= t / steps, in integers
+    # The comparison found / positives >= t / steps, in integers.
     reached = np.searchsorted(steps * found, np.arange(steps + 1) * found[-1])
     values: NDArray[np.float64] = _envelope(precision)[reached]
     return values
 
 
 def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The highest precision at each place or behind it."""
+    """Return at each rank the highest precision at this or a later rank."""
     highest: NDArray[np.float64] = np.maximum.accumulate(precision[::-1])[::-1]
     return highest
 
 
 def _ranked(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each distinct score, highest first: positives that score at least so much, and the precision there."""
-    order = np.argsort(scores)[::-1]  # in any order among equals
+    """Return for each distinct score, highest first, the number of positives with at least it, and the precision."""
+    order = np.argsort(scores)[::-1]  # the order of ties does not matter
     ranked = scores[order]
-    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of each distinct score
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # last rank of each distinct score
     found = np.cumsum(positive[order])[last]
     return found, found / (last + 1)

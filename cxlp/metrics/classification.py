@@ -1,6 +1,6 @@
-"""The metrics of a benchmark, as torchmetrics objects (right under DDP, never the mean of batch means).
+"""The metrics of a benchmark, as torchmetrics objects: exact with DDP, and never the mean of batch means.
 
-Average precision ranks images by raw scores, whatever their range: nothing here takes a sigmoid.
+Average precision ranks images by raw scores of any range; no sigmoid is applied.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,21 @@ from torchmetrics.utilities import dim_zero_cat
 from cxlp.metrics.average_precision import Kind, average_precision, mean_average_precision, precision_curves
 from cxlp.utils.errors import CxlpError
 
-#: What the best checkpoint and C are chosen by, on training images: by whether an image may show several classes.
+#: The metric of the training images by which the best checkpoint and C are chosen. Key: whether an image may have
+#: several labels.
 SELECTION = {False: "accuracy", True: "mAP"}
 
-#: The kinds of average precision, by what their names end in; the mean of the last one is ``mAP``. Published "VOC07
-#: mAP" may be any of the three, so they are reported side by side.
+#: The kinds of average precision by the suffix of their names; the mean of the last one is ``mAP``. Published "VOC07
+#: mAP" may be any of the three, so all are reported.
 SUFFIXES: dict[str, Kind] = {"_11point": "11point", "_allpoint": "allpoint", "": "uninterpolated"}
 
 
 def single_label_metrics(classes: int, prefix: str) -> MetricCollection:
-    """Top-1 accuracy over images, and the mean over classes of each class's accuracy.
+    """Return the metrics for one label per image: top-1 ``accuracy`` and ``mean_class_accuracy``.
 
     Args:
         classes: Number of classes.
-        prefix: Such as ``"test/"``.
+        prefix: Prefix of the names, such as ``"test/"``.
     """
     return MetricCollection(
         {"accuracy": MulticlassAccuracy(classes, average="micro"), "mean_class_accuracy": MeanClassAccuracy(classes)},
@@ -40,29 +41,30 @@ def single_label_metrics(classes: int, prefix: str) -> MetricCollection:
 
 
 def multi_label_metrics(classes: int, prefix: str) -> MetricCollection:
-    """Mean average precision of each kind: ``mAP_11point``, ``mAP_allpoint``, ``mAP`` (un-interpolated).
+    """Return the mean average precision of each kind: ``mAP_11point``, ``mAP_allpoint``, ``mAP`` (uninterpolated).
 
     Args:
         classes: Number of classes.
-        prefix: Such as ``"test/"``.
+        prefix: Prefix of the names, such as ``"test/"``.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         f"mAP{suffix}": RankingMetric(classes, partial(mean_average_precision, kind=kind))
         for suffix, kind in SUFFIXES.items()
     }
-    # No compute groups: the lists hold the same tensors anyhow, and the groups copy them all at each items().
+    # Compute groups would copy all tensors at each items(), while the lists share the same tensors without them.
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
 def confusion_matrix(classes: int) -> MulticlassConfusionMatrix:
-    """Counts ``(true class, predicted class)``."""
+    """Return a metric of counts ``(true class, predicted class)``."""
     return MulticlassConfusionMatrix(classes)
 
 
 def per_class_average_precision(classes: int) -> MetricCollection:
-    """Average precision of each class ``(classes,)`` by each kind, and interpolated precision.
+    """Return each class's average precision of each kind, and its precision curve.
 
-    They are called ``AP_11point``, ``AP_allpoint``, ``AP``; and ``curves``, see :func:`precision_curves`.
+    The metrics are ``AP_11point``, ``AP_allpoint`` and ``AP``, of shape ``(classes,)``, and ``curves``, see
+    :func:`precision_curves`.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         f"AP{suffix}": RankingMetric(classes, partial(average_precision, kind=kind))
@@ -73,10 +75,10 @@ def per_class_average_precision(classes: int) -> MetricCollection:
 
 
 class MeanClassAccuracy(Metric):
-    """Mean over the classes that have images of the share of each class's images that are recognised.
+    """Mean of the accuracies (recalls) of the classes that have images.
 
-    A class without images has no accuracy, even where other classes' images are taken for it, so it is
-    left out of the mean (torchmetrics' macro accuracy counts it as 0). NaN without any image.
+    A class without images has no accuracy and is left out of the mean, even if images of other classes are predicted as
+    this class; torchmetrics' macro accuracy counts it as 0. The result is NaN without any image.
 
     Args:
         classes: Number of classes.
@@ -95,23 +97,24 @@ class MeanClassAccuracy(Metric):
         self.add_state("right", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Count a batch: scores ``(B, classes)``, class indices ``(B,)``."""
+        """Count the images of a batch: scores ``(B, classes)``, class indices ``(B,)``."""
         right = labels[scores.argmax(dim=1) == labels]
         self.images += torch.bincount(labels, minlength=self.classes)
         self.right += torch.bincount(right, minlength=self.classes)
 
     def compute(self) -> Tensor:
-        """Return a scalar in [0, 1]."""
+        """Return the mean class accuracy, a scalar in [0, 1]."""
         there = self.images > 0
         return (self.right[there] / self.images[there]).mean()
 
 
 class RankingMetric(Metric):
-    """A function of all scores and labels, over all images of all ranks.
+    """Applies a function to the scores and labels of all images of all ranks.
 
     Args:
-        classes: Number of classes K.
-        function: Takes scores ``(n, K)`` and labels ``(n, K)`` of {1, -1, 0}, such as :func:`average_precision`.
+        classes: Number of classes, K.
+        function: A function of scores ``(n, K)`` and labels ``(n, K)`` in {1, -1, 0}, such as
+            :func:`average_precision`.
     """
 
     is_differentiable = False
@@ -127,14 +130,14 @@ class RankingMetric(Metric):
         self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Keep a batch.
+        """Store the scores and labels of a batch.
 
         Args:
-            scores: ``(B, K)``, any real numbers; kept as float32.
+            scores: ``(B, K)``, any real numbers; stored as float32.
             labels: ``(B, K)``: 1 present, -1 absent, 0 ignored.
 
         Raises:
-            CxlpError: If the shapes are others.
+            CxlpError: If the shapes are wrong.
         """
         if scores.shape != labels.shape or scores.shape[1:] != (self.classes,):
             raise CxlpError(
@@ -146,14 +149,14 @@ class RankingMetric(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the images of all ranks, see torchmetrics."""
-        # torchmetrics gathers a tensor of another shape and type in place of an empty list, which breaks the
-        # collective: a rank without images contributes no rows of the right shape and type.
+        # For an empty list, torchmetrics would gather a tensor of a different shape and dtype, which breaks the
+        # collective operation. So a rank without images contributes tensors of zero rows.
         if not len(self.scores):
             empty = torch.zeros(0, self.classes, device=self.device)
             self.scores, self.labels = [empty], [empty.to(torch.int8)]
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
-        """Return the function's value, as float32: some devices know no float64."""
+        """Return the function's value as float32, because some devices do not support float64."""
         found = self.function(dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.labels).cpu())
         return torch.as_tensor(found).to(self.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Confidence intervals of a test's metrics: what another draw of as many test images might give."""
+"""Confidence intervals of metrics with respect to the random draw of the test images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from cxlp.metrics.average_precision import Kind, by_class
 
-#: Share of draws that an interval is to cover.
+#: Confidence level.
 LEVEL = 0.95
-#: Resamples of a bootstrap, and the fewest that give the ends of an interval.
+#: Number of bootstrap resamples, and the smallest number that suffices for an interval.
 RESAMPLES, FEWEST = 1000, 100
-#: Most images times classes times resamples, a few seconds' work: of many images there are fewer resamples.
+#: Upper bound of images times classes times resamples, a few seconds of work: many images mean fewer resamples.
 MOST = 4 * 10**8
-#: Most numbers in memory at a time.
+#: Upper bound of numbers in memory at a time.
 _BLOCK = 5 * 10**6
 
 
 class Interval(NamedTuple):
-    """An interval of 95 % confidence.
+    """A 95 % confidence interval.
 
     Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        by: How it was found: ``Wilson`` or ``bootstrap``.
+        low: Lower end.
+        high: Upper end.
+        by: Method: ``Wilson`` or ``bootstrap``.
     """
 
     low: float
@@ -35,13 +35,13 @@ class Interval(NamedTuple):
 
 
 def wilson(right: int, images: int, level: float = LEVEL) -> Interval:
-    """Wilson's score interval of a proportion ``p = right / images`` (E. B. Wilson, JASA 1927).
+    """Compute Wilson's score interval of a proportion ``p = right / images`` (E. B. Wilson, JASA 1927).
 
     With ``z`` the normal quantile of ``(1 + level) / 2`` and n images::
 
         (p + z^2 / 2n  +-  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
-    It lies within [0, 1] and has a width also where all or none are right.
+    The interval is within [0, 1], and has a positive width even if all or none are right.
     """
     z2, p = NormalDist().inv_cdf((1 + level) / 2) ** 2, right / images
     centre = (p + z2 / (2 * images)) / (1 + z2 / images)
@@ -50,18 +50,18 @@ def wilson(right: int, images: int, level: float = LEVEL) -> Interval:
 
 
 def accuracy_intervals(confusion: NDArray[np.int64] | Tensor) -> dict[str, Interval]:
-    """Intervals of ``accuracy``, after Wilson, and of ``mean_class_accuracy``, by a bootstrap over images.
+    """Compute Wilson's interval of ``accuracy``, and a bootstrap interval of ``mean_class_accuracy``.
 
-    A resample is as many images, drawn with replacement: only how many of each class are right and wrong matters, so it
-    is one multinomial draw. A class that it leaves out is no part of its mean, as in the metric. For the interval, see
-    :func:`precision_intervals`.
+    A resample consists of as many images as the test set, drawn with replacement. It is computed by one multinomial
+    draw, since only the numbers of right and wrong images of each class matter. Classes without images in a resample
+    are left out of its mean, as in the metric. For the interval, see :func:`precision_intervals`.
 
     Args:
         confusion: Counts ``(true, predicted)``, ``(K, K)``, on the CPU.
 
     Returns:
-        An interval by name; the resamples' seed is fixed. None where there are no images, nor a bootstrap's where all
-        resamples agree, as where all images are right.
+        The intervals by name; the seed of the resamples is fixed. Empty if there are no images. Without
+        ``mean_class_accuracy`` if all resamples agree, for example because all images are right.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     right, images = counts.diagonal(), counts.sum(axis=1)
@@ -84,29 +84,30 @@ def accuracy_intervals(confusion: NDArray[np.int64] | Tensor) -> dict[str, Inter
 def precision_intervals(
     scores: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, kinds: Mapping[str, Kind]
 ) -> dict[str, Interval]:
-    """Intervals of the mean average precision, by a bootstrap over images.
+    """Compute bootstrap intervals of mean average precision, over resampled images.
 
-    A resample is n images, drawn with replacement; an image that was drawn twice counts twice, in all classes. Average
-    precision is that of :func:`~cxlp.metrics.average_precision.average_precision`, and a class that a resample leaves
-    without positives is no part of its mean.
+    A resample consists of n images, drawn with replacement; an image that is drawn twice counts twice, in all classes.
+    Average precision is that of :func:`~cxlp.metrics.average_precision.average_precision`. Classes without positives in
+    a resample are left out of its mean.
 
-    Images that were drawn twice raise average precision: the resamples lie above the metric, by more the fewer
-    positives a class has. So the interval is that from the 2.5 % to the 97.5 % quantile of the resamples, moved so that
-    their mean falls on the metric, and cut at 0 and 1::
+    Repeated images increase average precision, so the resampled values are biased upwards, and more so if classes have
+    few positives. Therefore the interval between the 2.5 % and 97.5 % quantiles of the resampled values is shifted so
+    that their mean equals the metric, and clipped to [0, 1]::
 
         metric + (quantile - mean)
 
-    In simulations (5 to 100 classes, 100 to 1,000 images, normal scores) such intervals held the expected metric in 93
-    to 100 % of the draws where each class had 10 positives or more, and in 88 to 97 % where it had 2 or 3.
+    In simulations (5 to 100 classes, 100 to 1,000 images, normal scores), these intervals contained the expected metric
+    in 93 to 100 % of the draws if each class had 10 positives or more, and in 88 to 97 % if it had 2 or 3.
 
     Args:
         scores: ``(n, K)``, any real numbers, on the CPU.
         labels: ``(n, K)``: 1 present, -1 absent, 0 ignored.
-        kinds: The kinds of average precision, by the names that their means are to have.
+        kinds: The kinds of average precision by the names of their means.
 
     Returns:
-        An interval by name; the resamples' seed is fixed. None where no class has positives, where all resamples
-        agree, or where images times classes exceed four million, so that too few resamples could be made in seconds.
+        The intervals by name; the seed of the resamples is fixed. Empty if no class has positives, or if images times
+        classes exceed four million, when too few resamples could be computed in seconds. A name is missing if all
+        resamples agree.
 
     Raises:
         CxlpError: See :func:`~cxlp.metrics.average_precision.average_precision`.
@@ -123,14 +124,14 @@ def precision_intervals(
 
 
 def resample(groups: NDArray[np.int64], resamples: int) -> Iterator[NDArray[np.int32]]:
-    """Draw as many groups of images as there are, with replacement, by a fixed seed.
+    """Draw G of the G groups of images, with replacement and a fixed seed.
 
     Args:
-        groups: Of each image ``(n,)`` the number of its group, 0 to G - 1: its own, where images are independent.
-        resamples: How often.
+        groups: ``(n,)``, the group of each image, 0 to G - 1. Independent images each have a group of their own.
+        resamples: Number of resamples.
 
     Yields:
-        How many times each image is drawn, in some of the resamples: ``(n, B)``.
+        For a block of B resamples, how many times each image is drawn: ``(n, B)``.
     """
     rng, count = np.random.default_rng(0), int(groups.max(initial=-1)) + 1
     for some in _chunks(resamples, len(groups)):
@@ -141,13 +142,13 @@ def resample(groups: NDArray[np.int64], resamples: int) -> Iterator[NDArray[np.i
 
 
 class Ranked(NamedTuple):
-    """A class's images in the order of decreasing score.
+    """The images of a class in order of decreasing score, divided at the distinct scores of its positives.
 
     Attributes:
-        order: Places of the images that count.
-        starts: Where in ``order`` a run of images begins that ends with a score which positives have.
-        hits: Places of the positives, in that order.
-        levels: Where in ``hits`` each score that positives have begins.
+        order: Indices of the images that are not ignored, down to the lowest score of a positive.
+        starts: Position in ``order`` at which each division begins; it ends with a distinct score of positives.
+        hits: Indices of the positives, in the same order.
+        levels: Position in ``hits`` at which each distinct score of positives begins.
     """
 
     order: NDArray[np.int64]
@@ -156,14 +157,14 @@ class Ranked(NamedTuple):
     levels: NDArray[np.int64]
 
     def resampled(self, times: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Positives that score at least so much, and the precision there, by score and resample ``(levels, B)``."""
+        """Return the number of positives with at least each score, and the precision, for resamples ``(levels, B)``."""
         found = np.cumsum(np.add.reduceat(times[self.hits], self.levels, axis=0, dtype=np.int64), axis=0)
         every = np.cumsum(np.add.reduceat(times[self.order], self.starts, axis=0, dtype=np.int64), axis=0)
         return found, found / np.maximum(every, 1)
 
 
 def rank_classes(scores: NDArray[Any], labels: NDArray[Any]) -> list[Ranked]:
-    """Rank the images by each class's scores ``(n, K)``; classes without positives are left out.
+    """Rank the images by the scores ``(n, K)`` of each class; classes without positives are left out.
 
     Raises:
         CxlpError: See :func:`~cxlp.metrics.average_precision.average_precision`.
@@ -173,12 +174,12 @@ def rank_classes(scores: NDArray[Any], labels: NDArray[Any]) -> list[Ranked]:
 
 
 def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[np.bool_]) -> Ranked:
-    """Rank a class's images; those that score less than any positive take no part in its average precision."""
+    """Rank the images of a class; images below its lowest positive do not affect average precision."""
     order = np.argsort(scores)[::-1]
     ranked, hit = scores[order], positive[order]
-    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)[: len(ranked)]  # of each score
+    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)[: len(ranked)]  # of distinct scores
     hits = np.cumsum(hit)[ends]
-    ends = ends[np.diff(hits, prepend=0) > 0]  # of each score that positives have
+    ends = ends[np.diff(hits, prepend=0) > 0]  # of distinct scores of positives
     places = np.flatnonzero(counts)[order]
     if not len(ends):
         return Ranked(places[:0], ends, places[:0], ends)
@@ -190,7 +191,10 @@ def _ranked(counts: NDArray[np.bool_], scores: NDArray[Any], positive: NDArray[n
 def resampled_means(
     ranked: Sequence[Ranked], kinds: Mapping[str, Kind], weights: NDArray[np.int32]
 ) -> dict[str, NDArray[np.float64]]:
-    """Mean average precision by name, of resamples ``(n, B)`` of the images; ``(B,)`` without those that have none."""
+    """Return mean average precision by name, ``(B,)``, for resamples with weights ``(n, B)`` of the images.
+
+    Resamples without any positives are left out.
+    """
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in kinds}
     for found in ranked:
         hits, precision = found.resampled(weights)
@@ -198,7 +202,7 @@ def resampled_means(
             values[name].append(_average(hits, precision, kind))
     means = {}
     for name, columns in values.items():
-        table = np.array(columns)  # (K, B), NaN where a class has no positives
+        table = np.array(columns)  # (K, B), NaN for classes without positives
         defined = ~np.isnan(table)
         some = defined.any(axis=0)  # a resample without any positives has no mean
         means[name] = np.where(defined, table, 0).sum(axis=0)[some] / defined.sum(axis=0)[some]
@@ -206,7 +210,7 @@ def resampled_means(
 
 
 def _average(hits: NDArray[np.int64], precision: NDArray[np.float64], kind: Kind) -> NDArray[np.float64]:
-    """Average precision of each resample ``(B,)``; NaN where it has no positives."""
+    """Return the average precision of each resample, ``(B,)``; NaN for those without positives."""
     total = hits[-1]
     if kind != "uninterpolated":
         precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
@@ -220,7 +224,7 @@ def _average(hits: NDArray[np.int64], precision: NDArray[np.float64], kind: Kind
 
 
 def _interval(metric: float, resampled: NDArray[np.float64]) -> Interval | None:
-    """The interval that resamples give, see :func:`precision_intervals`; none where they agree and so tell nothing."""
+    """Return the interval as in :func:`precision_intervals`, or ``None`` if all resamples agree."""
     low, high = (np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - resampled.mean() + metric).tolist()
     return Interval(max(0.0, low), min(1.0, high), "bootstrap") if high > low else None
 

@@ -1,4 +1,4 @@
-"""Two systems on the same test images: how they differ, how sure that is, and what many comparisons do to it."""
+"""Paired comparisons of systems on the same test images: differences, intervals, p-values and their correction."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ Floats = NDArray[np.float64]
 
 
 class Paired(NamedTuple):
-    """A difference, system minus reference.
+    """Difference of a metric, system minus reference.
 
     Attributes:
-        difference: Of accuracy or mean average precision, in [-1, 1].
-        low: Lower end of its interval of 95 % confidence.
-        high: Upper end.
-        p: Two-sided p-value of "there is none".
-        by: The test.
+        difference: Difference of accuracy or mean average precision, in [-1, 1].
+        low: Lower end of the 95 % confidence interval of the difference.
+        high: Upper end of the interval.
+        p: Two-sided p-value of the null hypothesis of no difference.
+        by: Name of the test.
     """
 
     difference: float
@@ -33,23 +33,25 @@ class Paired(NamedTuple):
 
 
 def paired_accuracy(right: NDArray[np.bool_], reference: NDArray[np.bool_], groups: NDArray[np.int64]) -> Paired:
-    """Compare two systems' accuracies on the same images.
+    """Compare the accuracies of two systems on the same images.
 
-    **One run of each.** Let ``d_g`` be how many more images of a group the system has right. Under the hypothesis
-    that the two are alike, each ``d_g`` may as well have the other sign; p is the share of all signings whose sum is as
-    far from 0. It is computed exactly. Where each image is a group of its own, this is McNemar's exact test
-    (Psychometrika 1947): of b + c images that just one of the two has right, b against c by a binomial distribution.
-    The interval is Bonett and Price's (J. Educ. Behav. Stat. 2012), which adds an image to b and another one to c, and
-    takes ``d +- 1.96 sqrt(variance)``; variances are between groups. It may hold 0 where p is a little below 5 %, and
-    the other way round: p is exact, the interval a good approximation.
+    **One run each.** Let ``d_g`` be the number of images of group g that the system classifies correctly, minus that of
+    the reference. Under the null hypothesis, each ``d_g`` is equally likely to have the opposite sign. p is the share
+    of all assignments of signs whose sum is at least as far from 0, computed exactly. If each image is a group of its
+    own, this is McNemar's exact test (Psychometrika 1947): of the b + c images that exactly one of the two systems
+    classifies correctly, b is compared with c by a binomial distribution. The interval is that of Bonett and Price (J.
+    Educ. Behav. Stat. 2012), which adds one image each to b and c: ``d +- 1.96 sqrt(variance)``, with the variance
+    between groups. It may contain 0 if p is slightly below 5 %, and vice versa: p is exact, the interval a good
+    approximation.
 
-    **Several runs of each**, as with several seeds: see :func:`over_runs`. Runs that all answer alike count as one.
+    **Several runs each**, for example with several seeds: see :func:`over_runs`. Runs with the same differences on all
+    images count as one run.
 
     Args:
         right: Whether the system is right, ``(R, n)`` by run and image.
-        reference: The same of the other one; its run r is compared with the system's run r.
-        groups: Of each image ``(n,)`` the number of its group, 0 to G - 1. Images of a group, as several boxes in one
-            picture, go together; groups are independent.
+        reference: Whether the reference is right, ``(R, n)``. Its run r is compared with run r of the system.
+        groups: ``(n,)``, the group of each image, 0 to G - 1. Images of a group may depend on each other, such as
+            several boxes in one picture; groups are independent.
     """
     difference = right.astype(np.int64) - reference  # (R, n)
     if (difference == difference[0]).all():
@@ -58,7 +60,7 @@ def paired_accuracy(right: NDArray[np.bool_], reference: NDArray[np.bool_], grou
     sizes = np.bincount(groups)
     sums = np.array([np.bincount(groups, d, len(sizes)) for d in difference])  # (R, G), whole numbers
     mean = sums.sum(axis=1) / images
-    # Two groups more, as large as the mean of them, in one of which the system has all images more right: see above.
+    # Bonett and Price: add two groups of mean size, one that only the system has right, and one only the reference.
     size = images / len(sizes)
     sums = np.hstack([sums, np.tile([size, -size], (runs, 1))])
     sizes = np.append(sizes, [size, size])
@@ -74,9 +76,12 @@ def paired_accuracy(right: NDArray[np.bool_], reference: NDArray[np.bool_], grou
 
 
 def exchange_signs(sums: NDArray[np.int64]) -> float:
-    """Share of all ways to give whole numbers ``(G,)`` signs in which their sum is as far from 0 as it is, exactly."""
+    """Return the exact p-value of the sum of integers ``(G,)`` under random signs.
+
+    It is the share of all assignments of signs whose sum is at least as far from 0.
+    """
     values, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
-    chances = np.ones(1)  # of the sums -(len - 1) / 2 to (len - 1) / 2
+    chances = np.ones(1)  # probabilities of the sums -(len - 1) / 2 to (len - 1) / 2
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         own = np.zeros(2 * value * count + 1)
         own[:: 2 * value] = binom.pmf(np.arange(count + 1), count, 0.5)
@@ -92,24 +97,25 @@ def paired_precision(
     groups: NDArray[np.int64],
     kind: Kind = "uninterpolated",
 ) -> Paired:
-    """Compare two systems' mean average precisions on the same images, by a bootstrap over images.
+    """Compare the mean average precisions of two systems on the same images, by a bootstrap over images.
 
-    Both are computed of the same resamples, see :func:`~cxlp.metrics.intervals.precision_intervals`, of groups of
-    images. The interval is that from the 2.5 % to the 97.5 % quantile of the resamples' differences, moved so that
-    their mean falls on the difference; p is the share of resamples whose difference is as far from their mean as the
-    difference is from 0, the test's own counted with them (Davison and Hinkley 1997, 4.4). Several runs of each:
-    :func:`over_runs`, with the covariance of the resamples.
+    Both are computed from the same resamples of groups of images, see
+    :func:`~cxlp.metrics.intervals.precision_intervals`. The interval between the 2.5 % and 97.5 % quantiles of the
+    resampled differences is shifted so that their mean equals the difference. p is the share of resamples whose
+    difference is at least as far from their mean as the difference is from 0, counting the test images themselves as
+    one resample (Davison and Hinkley 1997, 4.4). For several runs each, see :func:`over_runs`, with the covariance of
+    the resampled differences.
 
     Args:
-        scores: The system's, ``(R, n, K)`` by run and image.
-        reference: The other one's; its run r is compared with the system's run r.
+        scores: Scores of the system, ``(R, n, K)`` by run, image and class.
+        reference: Scores of the reference, ``(R, n, K)``. Its run r is compared with run r of the system.
         labels: ``(n, K)``: 1 present, -1 absent, 0 ignored.
         groups: See :func:`paired_accuracy`.
-        kind: Of average precision.
+        kind: Kind of average precision.
 
     Raises:
         CxlpError: If no class has positives, or there are so many images and classes that fewer than 100 resamples
-            could be made in a minute.
+            could be computed in a minute.
     """
     count = min(2 * RESAMPLES, 10 * MOST // max(1, 2 * len(scores) * labels.size))
     ranked = [[rank_classes(s, labels) for s in system] for system in (scores, reference)]
@@ -135,23 +141,23 @@ def paired_precision(
 
 
 def over_runs(differences: Floats, covariance: Floats, groups: int) -> Paired:
-    """Test the mean difference of several runs on the same images, where images and runs are both draws.
+    """Test the mean difference of several runs on the same images, with both images and runs as random samples.
 
-    With the differences ``D_r`` of R runs, their variance ``s^2`` (R - 1), and the mean c of the covariances between
-    two runs, which images cause that are hard or easy for all runs::
+    With the differences ``D_r`` of R runs, their sample variance ``s^2`` (divisor R - 1), and the mean c of the
+    covariances between two runs, which are caused by images that are hard or easy in all runs::
 
         variance of the mean = s^2 / R + max(c, 0)        t = mean / sqrt(variance)
         degrees of freedom   = variance^2 / ((s^2 / R)^2 / (R - 1))
 
-    It is Obuchowski and Rockette's test of readers and cases (Commun. Stat. 1995) with Hillis' degrees of freedom
-    (Stat. Med. 2007), whose readers are our runs. The variance is not let fall below that of the given runs alone on
-    other images. It has little power where runs differ by more than images do: with two runs and no variance of images,
-    t must reach 12.7; with three, 4.3.
+    This is the test of Obuchowski and Rockette for readers and cases (Commun. Stat. 1995), with runs as readers, and
+    with the degrees of freedom of Hillis (Stat. Med. 2007). The variance is at least that of the given runs on other
+    images. The test has little power if the variance between runs dominates: with two runs and no variance between
+    images, t must exceed 12.7, and with three runs 4.3.
 
     Args:
         differences: ``(R,)``, R >= 2.
-        covariance: ``(R, R)``, of the differences over draws of images.
-        groups: Independent groups of images.
+        covariance: ``(R, R)``, covariance of the differences over random draws of images.
+        groups: Number of independent groups of images.
     """
     runs = len(differences)
     between = float(np.var(differences, ddof=1)) / runs
@@ -163,26 +169,26 @@ def over_runs(differences: Floats, covariance: Floats, groups: int) -> Paired:
 
 
 def resampled(differences: Floats, test: float, train: float) -> Paired:
-    """Test the mean difference of several runs that each have another split into training and test images.
+    """Test the mean difference of several runs, each with a different split into training and test images.
 
-    Their training images overlap, so that the differences go together, and the plain t-test finds differences where
-    there are none. Nadeau and Bengio (Machine Learning 2003) correct its variance, ``s^2 / R``, to
-    ``s^2 (1 / R + test / train)``; R - 1 degrees of freedom.
+    The training sets overlap, so the differences are correlated, and the plain t-test finds differences too often.
+    Nadeau and Bengio (Machine Learning 2003) correct its variance ``s^2 / R`` to ``s^2 (1 / R + test / train)``, with
+    R - 1 degrees of freedom.
 
     Args:
         differences: ``(R,)``, R >= 2.
-        test: Test images of a run.
-        train: Training images of a run.
+        test: Number of test images of a run.
+        train: Number of training images of a run.
     """
     runs = len(differences)
-    least = 1 / (12 * test**2)  # of values that are rounded to whole images
+    least = 1 / (12 * test**2)  # variance of rounding to whole images
     variance = max(float(np.var(differences, ddof=1)), least) * (1 / runs + test / train)
     return _by_t(float(differences.mean()), variance, runs - 1, f"{runs} splits, corrected t")
 
 
 def _by_t(mean: float, variance: float, freedom: float, by: str) -> Paired:
     error = variance**0.5
-    if not error:  # the systems are one
+    if not error:  # the systems do not differ in any run
         return Paired(mean, mean, mean, 1.0, by)
     half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
     p = float(2 * t.sf(abs(mean) / error, freedom))
@@ -190,10 +196,11 @@ def _by_t(mean: float, variance: float, freedom: float, by: str) -> Paired:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of several tests, so that any false finding among them has a chance of 5 % at most.
+    """Adjust the p-values of several tests to control the family-wise error rate.
 
-    Holm (Scand. J. Statist. 1979): the smallest of m is multiplied by m, the next one by m - 1, and so on; none comes
-    out below one before it, nor above 1.
+    After Holm (Scand. J. Statist. 1979), the smallest of m p-values is multiplied by m, the next one by m - 1, and so
+    on. Adjusted values do not decrease in this order, and are at most 1. Rejecting those below 5 % has a probability of
+    at most 5 % of any false rejection.
     """
     found, highest = [1.0] * len(values), 0.0
     for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):

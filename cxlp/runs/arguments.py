@@ -1,4 +1,4 @@
-"""The command line before it is parsed: configs by their names, and first."""
+"""Preprocessing of a run's command line: find config files by name and put them first."""
 
 import itertools
 import json
@@ -17,44 +17,44 @@ from cxlp.utils.program import train_program
 from cxlp.utils.sources import exported
 
 _PACKAGE = Path(cxlp.__file__).parent
-#: The shipped configs: inside an installed package, beside it in a checkout.
+#: Folder of the shipped configs: inside the installed package, or beside the package in a checkout.
 CONFIGS = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
-#: The one of them that is not for runs, but for ``wandb sweep``.
+#: The config that is for ``wandb sweep``, not for runs.
 SEARCH = "sweep.yaml"
-#: What may stand at ``class_path``, besides a user's own subclasses.
+#: The classes that ``class_path`` may name, besides a user's own subclasses.
 CLASSES = {
     "data": tuple(DATA_MODULES.values()),
     "model.head": tuple(f"cxlp.heads.{name}" for name in exported("cxlp.heads") if name != "Head"),
 }
-#: What ``--model NAME`` stands for, by the names of the modes.
+#: The arguments that ``--model NAME`` is replaced by, for each mode's name.
 MODES = {"FineTune": ("--config", "finetune.yaml"), "Frozen": ("--trainer.max_epochs", "0")}
-#: The head where none is named.
+#: The default head.
 HEAD = "CrossLayerPooling"
-#: Defaults of the Trainer that are not Lightning's own. No sanity check: it scores a few images of a few classes.
+#: Trainer defaults that differ from Lightning's. No sanity check, since it would score a few images of a few classes.
 TRAINER = {"max_epochs": 0, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
-#: Keys beside the groups.
+#: Keys outside the groups, with their types.
 OWN: dict[str, Any] = {"ckpt_path": str | None, "seeds": int | None}
 #: All keys and groups of keys.
 KEYS = ("config", "seed_everything", "model", "data", "trainer", "run", *OWN, "print_config", "help", "help-all")
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
-    """Read YAML as the parser does, which takes a date for a text and 1e3 for a number."""
+    """Read YAML as the parser does: dates are strings, and 1e3 is a number."""
     return get_loader("yaml")(text)
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put them first.
+    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put the configs first.
 
-    After them comes ``--data NAME``, which may be a class or a config's name, such as ``torchvision``; where no config
-    describes the data, it comes before them, for the overlays among them. ``--model FineTune`` and ``--model Frozen``,
-    by the names of the two modes, stand for :data:`MODES`.
+    ``--data NAME``, the name of a class or of a data set such as ``torchvision``, is put after the configs. If no
+    config describes the data, it is put before them, so that overlays apply to it. ``--model FineTune`` and
+    ``--model Frozen``, the names of the two modes, are replaced as in :data:`MODES`.
 
     Raises:
-        CxlpError: If there is none; names those there are.
+        CxlpError: If a config file does not exist; lists the shipped ones.
     """
     if not args or not args[0].startswith("-"):
-        what = f"{args[0]!r} stands alone" if args else "there is nothing to run"
+        what = f"{args[0]!r} is not an option" if args else "there is nothing to run"
         raise CxlpError(f"{what}: name a config, {train_program()} --config {args[0] if args else 'demo.yaml'}")
     found = _spelt_out(args)
     for i, arg in enumerate(found):
@@ -62,8 +62,8 @@ def find_configs(args: Sequence[str]) -> list[str]:
             found[i + 1] = str(_config_path(found[i + 1]))
         elif arg.startswith("--config="):
             found[i] = f"--config={_config_path(arg.removeprefix('--config='))}"
-    # Configs first: whatever stands on the command line itself has the last word. Then which data set it is, to which
-    # the other options of the data belong.
+    # Configs first, so that keys on the command line override them. Then the class of the data set, so that the other
+    # options of the data apply to it.
     configs: list[str] = []
     data: list[str] = []
     others: list[str] = []
@@ -85,7 +85,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def _spelt_out(args: Sequence[str]) -> list[str]:
-    """Put what the name of a mode stands for in its place."""
+    """Replace the name of a mode by the arguments of that mode."""
     found: list[str] = []
     for arg in args:
         if found and found[-1] == "--model" and arg in MODES:
@@ -96,10 +96,10 @@ def _spelt_out(args: Sequence[str]) -> list[str]:
 
 
 def given_configs(args: Sequence[str]) -> list[Path]:
-    """Find the files of ``--config NAME``, in their order.
+    """Find the files of ``--config NAME``, in the given order.
 
     Raises:
-        CxlpError: If there is none; names those there are.
+        CxlpError: If a config file does not exist; lists the shipped ones.
     """
     pairs = itertools.pairwise([*args, ""])
     names = [value for arg, value in pairs if arg in ("--config", "-c")]
@@ -107,13 +107,13 @@ def given_configs(args: Sequence[str]) -> list[Path]:
 
 
 def part_heads(args: Sequence[str]) -> list[str]:
-    """Have no list of heads inherit from a single head that was given before it.
+    """Prevent a list of heads from inheriting the options of a single head that was given before it.
 
-    The parser gives each member of a list the options of that head, but none those of an earlier list: so an empty one
-    is put in between.
+    The parser copies a single head's options to each member of a following list, but copies nothing from an earlier
+    list. An empty list is therefore inserted before each list.
 
     Raises:
-        CxlpError: For an option of ``model.head`` after a list, of which the parser changes the last member only.
+        CxlpError: If an option of ``model.head`` follows a list; the parser would change only the list's last member.
     """
     parted: list[str] = []
     several = False
@@ -121,7 +121,7 @@ def part_heads(args: Sequence[str]) -> list[str]:
         name, _, value = arg.partition("=")
         value = value or following
         if several and name.startswith("--model.head.") and name != "--model.head.help":
-            raise CxlpError(f"{name}: model.head is a list of heads, so their options are given within it")
+            raise CxlpError(f"{name}: model.head is a list of heads: give the options inside the list")
         given: Any = None
         if name in ("--config", "-c"):
             model = load_yaml(Path(value).read_text(encoding="utf-8-sig")).get("model")
@@ -136,7 +136,7 @@ def part_heads(args: Sequence[str]) -> list[str]:
 
 
 def _check_values(arguments: Sequence[str]) -> None:
-    """Refuse a key without a value, of which the parser names the group only."""
+    """Reject a key without a value; the parser's own error would name only the key's group."""
     for arg, following in itertools.pairwise([*arguments, "--"]):
         option = arg.startswith(tuple(f"--{group}." for group in CLASSES)) and not arg.endswith(".help")
         if option and "=" not in arg and following.startswith("--"):
@@ -144,36 +144,36 @@ def _check_values(arguments: Sequence[str]) -> None:
 
 
 def _check_overlays(paths: Sequence[str], given: bool) -> bool:
-    """Refuse files that hold no keys, and overlays that come before what they change.
+    """Reject files that contain no keys, and overlays that precede the config that they modify.
 
     Args:
-        paths: The files.
-        given: Whether the command line names the data.
+        paths: The config files.
+        given: Whether the command line names the data set.
 
     Returns:
-        Whether one of them describes the data.
+        Whether one of the files describes the data set.
     """
     described = False
     for path in paths:
         content = read_yaml(path)
         if not isinstance(content, dict):
-            raise CxlpError(f"{path} holds no keys: it is {'empty' if content is None else repr(content)}")
+            raise CxlpError(f"{path} contains no keys: it is {'empty' if content is None else repr(content)}")
         empty = [key for key in ("model", "data", "trainer", "run") if key in content and content[key] is None]
         if empty:
-            raise CxlpError(f"{path}: {empty[0]} is null: it is a group of keys; leave it out for their defaults")
+            raise CxlpError(f"{path}: {empty[0]} is null, but it is a group of keys: remove it to use the defaults")
         if "program" in content:
-            raise CxlpError(f"{path} is not a run but a search, for wandb: wandb sweep {path}")
+            raise CxlpError(f"{path} is a wandb sweep, not a config of a run: start it with wandb sweep {path}")
         described |= describes_data(content)
         if content.get("data") and not described and not given:
             raise CxlpError(
-                f"{path} is an overlay: it changes data, which no config before it describes. Put a whole one before "
-                "it, such as --config cub200.yaml"
+                f"{path} is an overlay: it changes options of data, but no config before it names a data set. Put one "
+                "before it, such as --config cub200.yaml"
             )
     return described
 
 
 def describes_data(content: Mapping[str, Any]) -> bool:
-    """Whether a config says which data set is meant; an overlay does not, though it may change options of the data."""
+    """Whether a config names a data set; an overlay does not, though it may change options of the data."""
     data = content.get("data")
     return isinstance(data, str) or (isinstance(data, Mapping) and "class_path" in data)
 
@@ -182,18 +182,18 @@ def read_yaml(path: str) -> Any:  # noqa: ANN401 (any value)
     """Read a file as YAML.
 
     Raises:
-        CxlpError: If it cannot be read, or is no tree of values whose keys are words.
+        CxlpError: If the file cannot be read, is not YAML, contains itself, or has a key that is not a string.
     """
     try:
         content = load_yaml(Path(path).read_text(encoding="utf-8-sig"))
-        json.dumps(content, default=str)  # refuses a value that contains itself
+        json.dumps(content, default=str)  # rejects a value that contains itself
     except OSError as error:
         raise CxlpError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise CxlpError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     wrong = [key for key in content if not isinstance(key, str)] if isinstance(content, dict) else []
     if wrong:
-        raise CxlpError(f"{path}: the key {wrong[0]!r} is no word")
+        raise CxlpError(f"{path}: the key {wrong[0]!r} is not a string")
     return content
 
 
@@ -201,7 +201,7 @@ def _config_path(name: str) -> Path:
     candidates = [Path(name), Path("configs") / name, CONFIGS / name] if Path(name).name else []
     for path in candidates:
         for spelled in (path, path.with_name(path.name + ".yaml")):
-            if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's raises for what cannot be a path)
+            if os.path.isfile(spelled):  # noqa: PTH113 (pathlib's is_file raises for invalid paths)
                 return spelled.absolute()
     shipped = sorted(p.name for p in CONFIGS.glob("*.yaml") if p.name != SEARCH)
     raise CxlpError(f"config file not found: {name} (nor in {CONFIGS}). {did_you_mean(name, shipped)}")

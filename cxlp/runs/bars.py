@@ -1,4 +1,4 @@
-"""The bar of a stage's epochs, beneath the lines that stay."""
+"""The progress bar of a stage."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from pytorch_lightning.callbacks import ProgressBar
 
 from cxlp.utils.progress import Bar, bar
 
-#: What a stage's passes are called; gradient epochs are counted.
+#: Labels of the stages; gradient epochs are labelled by their number.
 _NAMES = {"layers": "choice of layers", "frozen": "frozen fit", "closing": "closing fit", "test": "test"}
 
 
 class StageBar(ProgressBar):
-    """Shows one pass at a time on rank 0, by :func:`cxlp.utils.progress.bar`: training, validation, or test.
+    """Shows the current training, validation or test pass on rank 0, with :func:`cxlp.utils.progress.bar`.
 
-    The loss is read at the logging interval only: to read it at each step waits for the GPU, as Lightning's bars do.
+    The loss is read at the logging interval only: reading it at each step, as Lightning's bars do, waits for the GPU.
 
     Args:
         stage: ``layers``, ``frozen``, ``finetune``, ``closing`` or ``test``.
@@ -28,7 +28,7 @@ class StageBar(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Show nothing any more."""
+        """Stop showing progress."""
         self._enabled = False
         self._close()
 
@@ -39,7 +39,7 @@ class StageBar(ProgressBar):
     def _open(self, what: str, total: int | float, done: int = 0) -> None:
         self._close()
         if self._enabled and self.trainer.is_global_zero:
-            # Lightning has infinity where the length is not known
+            # Lightning uses infinity for an unknown length
             self._bar = bar(what, int(total) if total < float("inf") else None, "batches", done)
 
     def _close(self) -> None:
@@ -55,7 +55,7 @@ class StageBar(ProgressBar):
         self._open(self._name, self.total_train_batches, self._trained)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a bar."""
+        """Open a bar for training."""
         self._trained = 0
         self._open_training()
 
@@ -67,7 +67,7 @@ class StageBar(ProgressBar):
         batch: Any,  # noqa: ANN401 (Lightning's type)
         batch_idx: int,
     ) -> None:
-        """Move it; after the last batch a frozen fit shows bars of its own."""
+        """Advance the bar, and close it after the last batch, since a frozen fit then shows its own bars."""
         self._trained = batch_idx + 1
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._bar is None:
@@ -80,7 +80,7 @@ class StageBar(ProgressBar):
             self._close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a bar in the place of training's."""
+        """Replace the training bar by a validation bar."""
         self._open(f"{self._name}, validation", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
@@ -92,18 +92,18 @@ class StageBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move it."""
+        """Advance the bar."""
         if self._bar is not None:
             self._bar.update()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on with training's, if the epoch is not over."""
+        """Show the training bar again if the epoch is not over."""
         self._close()
         if trainer.training and not trainer.is_last_batch:
             self._open_training()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a bar."""
+        """Open a bar for the test."""
         self._open(self._name, sum(trainer.num_test_batches))
 
     def on_test_batch_end(
@@ -115,18 +115,18 @@ class StageBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move it."""
+        """Advance the bar."""
         if self._bar is not None:
             self._bar.update()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove it."""
+        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remove it."""
+        """Close the bar."""
         self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove it."""
+        """Close the bar."""
         self._close()

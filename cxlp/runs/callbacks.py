@@ -1,4 +1,4 @@
-"""Along the way of a run: its checkpoints, whose they are, and figures of training beside the loss."""
+"""Callbacks of a run: checkpoints and their metadata, random seeds, and training metrics besides the loss."""
 
 import os
 import time
@@ -23,17 +23,17 @@ from cxlp.utils.files import copy_whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill within leaves the earlier one as it was.
+    """Writes a checkpoint to a temporary file in the same folder and renames it, so that a kill keeps the earlier one.
 
-    Lightning's own writes it below the system's temporary folder and moves it: where that is another disk, as a run's
-    folder often is, moving is copying, and the earlier checkpoint is lost before the new one is whole.
+    Lightning writes to the system's temporary folder and moves the file. If the run's folder is on another disk, as it
+    often is, the move is a copy, and the earlier checkpoint is lost before the new one is complete.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401 (Lightning's type)
-        """Write a checkpoint; to a remote address, as Lightning does.
+        """Write a checkpoint; for a remote URL, use Lightning's method.
 
         Raises:
-            CxlpError: If it cannot be written, as where the disk is full; the earlier one is kept.
+            CxlpError: If the checkpoint cannot be written, for example on a full disk; the earlier one is kept.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -45,27 +45,29 @@ class WholeCheckpoints(TorchCheckpointIO):
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())  # else the rename may reach the disk before what is renamed
-        except (OSError, RuntimeError) as error:  # torch has words of its own for a disk that is full
+                os.fsync(file.fileno())  # otherwise the rename may reach the disk before the content
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
             partial.unlink(missing_ok=True)
             behind = error if isinstance(error, OSError) else error.__context__
-            reason = behind.strerror if isinstance(behind, OSError) else "the file became shorter than what was written"
-            raise CxlpError(f"cannot write {path}: {reason}. Make room there, or give another --run.root") from error
+            reason = behind.strerror if isinstance(behind, OSError) else "the file is shorter than the data written"
+            raise CxlpError(f"cannot write {path}: {reason}. Free disk space, or give another --run.root") from error
         partial.replace(path)
 
 
 def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
-    """Make ``last.ckpt``, and ``finetuned.ckpt`` by a validation metric where there is one.
+    """Build the callbacks that save ``last.ckpt`` and, if there is a validation metric, ``finetuned.ckpt``.
 
-    Two callbacks, because Lightning's ``save_last`` writes only when the best one changes. And because ``last.ckpt``
-    waits for the end of an epoch: only there can a run be taken up, even where validation comes within epochs.
+    There are two callbacks because Lightning's ``save_last`` writes only when the best checkpoint changes, and because
+    ``last.ckpt`` must be written at the end of an epoch even if validation runs within epochs: a run can be resumed
+    only from the end of an epoch.
 
     Args:
-        folder: Where they go.
-        monitor: A metric to maximise, such as ``val/accuracy``; ties keep the earlier epoch.
+        folder: The folder of the checkpoints.
+        monitor: A metric to maximise, such as ``val/accuracy``; ties keep the earlier epoch. ``None``: save only
+            ``last.ckpt``.
 
     Returns:
-        The callbacks; the first one's ``best_model_path`` is the best of the stage.
+        The callbacks; the ``best_model_path`` of the first one is the best checkpoint of the stage.
     """
     last = LastCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = ModelCheckpoint(folder, filename="finetuned", monitor=monitor, mode="max", enable_version_counter=False)
@@ -73,19 +75,19 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """The run's own: of a class of its own, since two of one class and metric cannot both be saved."""
+    """Saves ``last.ckpt``; a separate class, since Lightning cannot save the state of two callbacks with equal keys."""
 
 
 class MovedCheckpoints(Callback):
-    """Finds the best checkpoint of a resumed stage again where its folder was moved or copied.
+    """Restores the best checkpoint of a resumed stage if the run's folder was moved or copied.
 
-    A ``ModelCheckpoint`` keeps absolute paths, and forgets which epoch was best where its folder is another one.
+    A ``ModelCheckpoint`` stores absolute paths, and discards the best epoch if its folder has changed.
     """
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the present places into what the callbacks are about to take over."""
+        """Replace the paths in the callbacks' saved state by the present ones."""
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and state and state.get("dirpath"):
@@ -96,7 +98,7 @@ class MovedCheckpoints(Callback):
 
 
 def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: bool) -> None:
-    """Copy the best checkpoint where it is still at its old place only, unless another run has overwritten it."""
+    """Copy the best checkpoint if it exists only at its old path, unless another run has overwritten it there."""
     best, score = Path(state["best_model_path"]), state["best_model_score"]
     there = new / os.path.relpath(best, old)
     if not state["best_model_path"] or score is None or there.is_file():
@@ -105,14 +107,14 @@ def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: b
     known = held.get("best_model_score")
     if known is None or not torch.equal(torch.as_tensor(known), torch.as_tensor(score)):
         if copies:
-            print(f"warning: {best}, the best epoch so far, is not there any more: later ones compete")  # noqa: T201
+            print(f"warning: {best}, the best checkpoint so far, is missing: choosing among later epochs")  # noqa: T201
         return
     if copies:
         copy_whole(best, there)
 
 
 def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
-    """The state of a ``ModelCheckpoint`` with the paths of files that are there; others are left out."""
+    """The state of a ``ModelCheckpoint`` with its paths moved from ``old`` to ``new``; missing files are left out."""
 
     def place(path: str) -> str:
         there = new / os.path.relpath(path, old) if path else Path()
@@ -127,71 +129,71 @@ def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
 
 
 class EpochSeed(Callback):
-    """Seeds torch anew for each epoch, by the run's seed, the epoch and the rank.
+    """Seeds torch at the start of each epoch, from the run's seed, the epoch and the rank.
 
-    So what is drawn on the device (dropout, stochastic depth) does not depend on what was drawn before, and a resumed
-    run draws what an uninterrupted one would have.
+    Random numbers on the device (dropout, stochastic depth) then do not depend on earlier epochs, and a resumed run
+    draws the same numbers as an uninterrupted one.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed, if the run was."""
-        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning leaves it for all processes
+        """Seed torch if the run has a seed."""
+        seed = os.environ.get("PL_GLOBAL_SEED")  # Lightning stores the seed here for all processes
         if seed is not None:
             entropy = (int(seed), trainer.current_epoch, trainer.global_rank)
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 class StopWhereItStopped(Callback):
-    """Ends a resumed stage at once that early stopping had ended before."""
+    """Ends a resumed stage immediately if early stopping had already ended it."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at what the checkpoint says of early stopping."""
+        """Stop if the checkpoint says that early stopping has ended the stage."""
         if any(isinstance(c, EarlyStopping) and c.stopped_epoch for c in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.should_stop = True
 
 
 class Progress(Callback):
-    """Logs, beside the loss, where a run is, how fast it goes, and the sizes of gradients.
+    """Logs the position of a run, its speed, and gradient norms.
 
-    Logged are ``epoch``, counted over all stages, see :mod:`cxlp.runs.epochs`;
-    ``images_seen``, of all ranks and stages; at the logging interval ``train/images_per_second``, of all ranks, and, of
-    each group of parameters that gradient descent moves, ``grad_norm/GROUP``, the Euclidean norm of its gradient before
-    any clipping.
+    The callback logs ``epoch``, counted over all stages, see :mod:`cxlp.runs.epochs`, and ``images_seen``, the total
+    over all ranks and stages. At the logging interval it logs ``train/images_per_second``, the total over all ranks,
+    and, for each parameter group of the optimizer, ``grad_norm/GROUP``, the Euclidean norm of its gradient before
+    clipping.
 
     Attributes:
-        first_epoch: The first epoch of the present stage, counted likewise.
-        images: Seen so far.
-        have_met: Is set when all processes have met and training begins.
-        phases: How many of them went through the backbone, by phase; those whose features were there already did not.
+        first_epoch: The first epoch of the current stage, counted over all stages.
+        images: Number of images seen so far.
+        have_met: Event that is set when all processes are connected and training begins.
+        phases: Number of images that passed through the backbone, by phase; excludes images with stored features.
     """
 
     def __init__(self) -> None:
         self.first_epoch = self.images = 0
         self.phases: dict[str, int] = {}
-        self.have_met: Event | None = None  # made with the stage: spawned processes cannot be given one
+        self.have_met: Event | None = None  # set when the stage starts: an Event cannot be passed to spawned processes
         self._last = (0, 0.0)
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell that all processes are there, and have each epoch logged at least once, however few steps it has."""
+        """Signal that all processes are connected, and lower the logging interval to at most the steps of an epoch."""
         if self.have_met is not None:
             self.have_met.set()
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
         trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave validation and what else was between epochs out of the speed."""
+        """Restart the clock, so that the speed excludes validation and other work between epochs."""
         self._last = (self.images, time.perf_counter())
         self._step = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure gradients: unscaled, of all ranks."""
+        """Log the norms of the unscaled gradients, which are averaged over all ranks."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (trainer.global_step + 1) % every:
             return
-        # Those of a fused optimizer are still multiplied by the scale of mixed precision.
+        # With a fused optimizer, gradients are still multiplied by the loss scale of mixed precision.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = scaler.get_scale() if scaler is not None and scaled else 1.0
@@ -209,7 +211,7 @@ class Progress(Callback):
         batch: Any,  # noqa: ANN401 (Lightning's type)
         batch_idx: int,
     ) -> None:
-        """Count; after a frozen pass's last batch this comes before the solution, which takes its own time."""
+        """Count images; after the last batch of a frozen pass this runs before the fit, which is timed separately."""
         read = read_batch(batch)
         count = len(read.labels) * trainer.world_size
         self.images += count
@@ -217,10 +219,10 @@ class Progress(Callback):
             phase = "extraction" if isinstance(pl_module, Frozen) else "fine-tuning"
             self.phases[phase] = self.phases.get(phase, 0) + count
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # When Lightning writes a row: by steps over all epochs, as which a frozen pass's batches count, and at a stop.
+        # Lightning logs a row by the number of steps over all epochs (of batches in a frozen pass), and when it stops.
         before, self._step = self._step, batch_idx + 1 if isinstance(pl_module, Frozen) else trainer.global_step
         due = every and self._step > before and self._step % every == 0
-        if due or (every and trainer.should_stop):  # logging a number copies it to the GPU, and waits for that
+        if due or (every and trainer.should_stop):  # logging a number copies it to the GPU and waits for the copy
             self._tell(trainer, pl_module)
             now = time.perf_counter()
             images, then = self._last
@@ -228,15 +230,15 @@ class Progress(Callback):
             self._last = (self.images, now)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put epoch and count beside the epoch's means."""
+        """Log epoch and image count with the epoch's means."""
         self._tell(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put epoch and count beside the metrics of validation."""
+        """Log epoch and image count with the validation metrics."""
         self._tell(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the tested weights' epoch beside the metrics of the test."""
+        """Log the epoch of the tested weights with the test metrics."""
         self._tell(trainer, pl_module)
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -245,10 +247,11 @@ class Progress(Callback):
 
 
 class Record(Callback):
-    """Puts into each checkpoint what it is of, as plain values: ``cxlp_run``, and ``image`` for prediction.
+    """Adds metadata to each checkpoint, as plain values: ``cxlp_run`` on the run, and ``image`` for prediction.
 
     Args:
-        facts: Makes them.
+        facts: Returns the metadata of the run.
+        image: Size and preprocessing of the images.
     """
 
     def __init__(self, facts: Callable[[], dict[str, Any]], image: dict[str, Any]) -> None:
@@ -257,7 +260,7 @@ class Record(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add them."""
+        """Add the metadata."""
         checkpoint["cxlp_run"] = self.facts()
         checkpoint.setdefault("cxlp", {})["image"] = self.image
 

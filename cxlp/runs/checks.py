@@ -1,4 +1,4 @@
-"""What a run refuses before it begins: options that would have no effect, or spoil its result."""
+"""Checks before a run begins: reject options that would have no effect or would invalidate the result."""
 
 import os
 
@@ -11,44 +11,44 @@ from cxlp.runs.places import STARTS
 from cxlp.runs.recipe import ModelConfig, check_gradient_options
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-#: What the environment variable ``WANDB_MODE`` may say; wandb knows more of them, for its own servers.
+#: Valid values of the environment variable ``WANDB_MODE``; wandb has more, for its own servers.
 WANDB_MODES = ("online", "offline", "disabled", "dryrun", "off")
 
-#: Options of the Trainer that would leave a part of the held-out or of the test images out, with what leaves out none.
+#: Options of the Trainer that could omit some held-out or test images, with the values that omit none.
 WHOLE: dict[str, tuple[object, ...]] = {
     "fast_dev_run": (None, False, 0), "barebones": (None, False), "overfit_batches": (None, 0.0),
     "limit_val_batches": (None, 1.0), "limit_test_batches": (None, 1.0),
 }  # fmt: skip
 
-#: Options of the Trainer that it takes as they are, and the least values that make sense.
+#: Options that the Trainer does not check, with the smallest valid values.
 LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
 
 
 def check_trainer(config: Namespace, model: ModelConfig) -> None:
-    """Refuse options of the Trainer that contradict the rest.
+    """Reject options of the Trainer that contradict other options.
 
     Args:
-        config: Resolved.
-        model: Built from it.
+        config: The resolved config.
+        model: The model options built from the config.
 
     Raises:
-        CxlpError: Names the key, and what to do.
+        CxlpError: If an option is invalid; names the key and the remedy.
     """
     trainer, refit = config["trainer"], config["run"]["refit"]
     if trainer["default_root_dir"] is not None:
         raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
     for key, whole in WHOLE.items():
-        # 1.0 is all batches, 1 is one of them
+        # 1.0 means all batches, 1 means one batch
         if trainer[key] not in whole or (trainer[key] == 1 and isinstance(trainer[key], int)):
             raise CxlpError(
-                f"trainer.{key} is {trainer[key]}: the best epoch is chosen by all held-out images, and a run ends "
-                "with its whole test; leave it out"
+                f"trainer.{key} is {trainer[key]}: the epoch is chosen on all held-out images, and a run ends with a "
+                "test on all test images; remove this option"
             )
     if not isinstance(trainer["max_epochs"], int) or trainer["max_epochs"] < 0:
         raise CxlpError(
-            f"trainer.max_epochs is {trainer['max_epochs']}: give the number of gradient epochs, 0 for the frozen mode"
+            f"trainer.max_epochs is {trainer['max_epochs']}: give a number of gradient epochs; 0: frozen mode"
         )
-    check_name(model.backbone.name)  # before data are fetched
+    check_name(model.backbone.name)  # before data are downloaded
     check_gradient_options(config, build_parser().get_defaults())
     for key, least in LEAST.items():
         if trainer[key] is not None and trainer[key] < least:
@@ -62,39 +62,39 @@ def check_trainer(config: Namespace, model: ModelConfig) -> None:
             "trainer.max_epochs, or add --config finetune.yaml"
         )
     if refit and (trainer["max_steps"] not in (None, -1) or trainer["max_time"]):
-        raise CxlpError("run.refit counts epochs: leave trainer.max_steps and trainer.max_time out")
+        raise CxlpError("run.refit stops after an epoch: remove trainer.max_steps and trainer.max_time")
     if refit and model.start not in STARTS:
         raise CxlpError(
-            f"run.refit fits all training images anew, but {model.start} was fitted to some of them: set model.start: "
-            "frozen; with model.frozen.store, its features are kept"
+            f"run.refit starts again on all training images, but model.start {model.start} was fitted to some of them: "
+            "set model.start to frozen; with model.frozen.store, features are reused"
         )
     if trainer["sync_batchnorm"] and model.freeze_batch_norm:
         raise CxlpError(
-            "trainer.sync_batchnorm shares statistics that this run does not take: it keeps those there are. Leave it "
-            "out, or fine-tune with model.freeze_batch_norm: false"
+            "trainer.sync_batchnorm has no effect, since model.freeze_batch_norm keeps BatchNorm's statistics fixed: "
+            "remove it, or set model.freeze_batch_norm: false"
         )
     if trainer["sync_batchnorm"] and (trainer["accelerator"] == "cpu" or not torch.cuda.is_available()):
-        raise CxlpError("trainer.sync_batchnorm needs GPUs: torch has no such BatchNorm for the CPU")
+        raise CxlpError("trainer.sync_batchnorm needs GPUs: torch has no synchronized BatchNorm for the CPU")
 
 
 def check_held_out(config: Namespace, images: int) -> None:
-    """Refuse a refit that has no held-out images to choose by, or would leave some out.
+    """Reject a first run of a refit without held-out images, and a second run with held-out images.
 
     Args:
-        config: Resolved.
-        images: How many are held out.
+        config: The resolved config.
+        images: Number of held-out images.
 
     Raises:
-        CxlpError: Names the key, and what to do.
+        CxlpError: If the options are invalid; names the key and the remedy.
     """
     refit = config["run"]["refit"]
     if refit is True and not (images and config["trainer"]["enable_checkpointing"] is not False):
         raise CxlpError(
-            "run.refit chooses the epoch by held-out images and its checkpoint: set data.validation, such as 0.1, and "
-            "leave trainer.enable_checkpointing out"
+            "run.refit chooses the epoch on held-out images and needs its checkpoint: set data.validation, such as "
+            "0.1, and remove trainer.enable_checkpointing"
         )
     if isinstance(refit, str) and images:
         raise CxlpError(
-            f"run.refit is the choice of an earlier run, but {images:,} images are held out: a refit takes all "
-            "training images, set data.validation: 0"
+            f"run.refit uses the choice of an earlier run and all training images, but {images:,} are held out: set "
+            "data.validation: 0"
         )

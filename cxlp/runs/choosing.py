@@ -1,4 +1,4 @@
-"""The first run of ``run.refit: true``: its held-out images choose the epoch."""
+"""The first run of ``run.refit: true``, which chooses the epoch on its held-out images."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from cxlp.utils.progress import say
 
 
 def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
-    """Do the first run of ``run.refit: true``.
+    """Fit the first run of ``run.refit: true``.
 
     Args:
-        run: With held-out images.
-        arguments: Its own.
+        run: The first run, which has held-out images.
+        arguments: The arguments of the first run.
 
     Returns:
-        The arguments of the second run, on all training images.
+        The arguments of the second run, which uses all training images.
     """
     chosen = run.fit()
     folder = refit_folder(run.folder)
@@ -29,10 +29,10 @@ def choose_epoch(run: Run, arguments: Sequence[str]) -> list[str]:
     if launched_rank() == 0:
         if run.experiment is not None:
             run.experiment.finish()
-        say(f"{run.folder} has chosen: {title(choice.stage, choice.epoch)}. Now all training images, in {folder}")
+        say(f"{run.folder} has chosen: {title(choice.stage, choice.epoch)}. Refitting, with all images, in {folder}")
     last = find_refit(folder, choice, recipe)
     place = ["--run.root", str(folder.parent), "--run.name", REFIT]
     resumed = "null" if last is None else str(folder)
-    # The schedule is that of the chosen epoch, also where the run was made longer after it.
+    # Use the schedule of the chosen epoch, even if the run was made longer later.
     given = ["--run.refit", best, "--data.validation", "0", "--trainer.max_epochs", str(recipe["trainer.max_epochs"])]
     return [*arguments, *place, *given, "--ckpt_path", resumed]

@@ -25,15 +25,17 @@ from cxlp.utils.program import train_program
 
 @cache
 def build_parser() -> ArgumentParser:
-    """Build the parser of all keys: ``model``, ``data``, ``trainer``, ``run``, and a few of their own."""
-    import_data_modules()  # so that their short names are known
+    """Build the parser of all keys: the groups ``model``, ``data``, ``trainer``, ``run``, and a few single keys."""
+    import_data_modules()  # makes their short names known
     parser = ArgumentParser(
         prog=train_program(),
         description="Train and test cross-convolutional-layer pooling.",
-        allow_abbrev=False,  # a misspelt key must not pass for another
+        allow_abbrev=False,  # a misspelt key must not match another one
         exit_on_error=False,
     )
-    parser.add_argument("-c", "--config", action="config", help="A config, here or in configs/; later ones win.")
+    parser.add_argument(
+        "-c", "--config", action="config", help="A config file, here or in configs/; later ones override earlier ones."
+    )
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
@@ -42,20 +44,21 @@ def build_parser() -> ArgumentParser:
         "--trainer.precision",
         type=get_type_hints(pl.Trainer.__init__)["precision"] | Literal["auto"],
         default=None,
-        help="As Lightning has it, for all stages. auto, or null: forward passes without gradients in bf16-mixed where "
-        "the hardware computes with bfloat16, gradient epochs in 32-true; a test as its checkpoint was validated.",
+        help="Lightning's precision, for all stages. auto or null: bf16-mixed for forward passes without gradients if "
+        "the hardware computes with bfloat16, 32-true for gradient epochs, and for a test the precision that its "
+        "checkpoint was validated in.",
     )
     parser.add_class_arguments(RunConfig, "run")
     parser.add_argument(
-        "--ckpt_path", type=str | None, default=None, help="Go on with a run: its folder, or a checkpoint in it."
+        "--ckpt_path", type=str | None, default=None, help="Resume a run: its folder, or a checkpoint in it."
     )
     parser.add_argument(
         "--seeds",
         type=int | None,
         default=None,
-        help="Do the run with so many seeds, from seed_everything upward, one after another in one folder; mean and "
-        "deviation in the end. With the seed move order, augmentation, initial weights; what is held out stays, unless "
-        "data.split_seed is null. What is done already is not done again, given the same --run.name.",
+        help="Number of seeds to run, from seed_everything upward, one after another in one folder; prints mean and "
+        "standard deviation at the end. The seed determines order, augmentation and initial weights; the held-out "
+        "images stay the same unless data.split_seed is null. Given the same --run.name, finished runs are skipped.",
     )
     parser.set_defaults({"model.head": {"class_path": HEAD}})
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER.items()})
@@ -63,10 +66,10 @@ def build_parser() -> ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
-    """Resolve the arguments of a run, without building anything.
+    """Parse the arguments of a run into a resolved config, without building any object.
 
     Raises:
-        CxlpError: Names the key that is wrong, and what would be right.
+        CxlpError: If an argument is invalid; names the key and the valid choices.
     """
     quiet()
     parser = build_parser()
@@ -74,7 +77,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
         config: Namespace = parser.parse_args(part_heads(find_configs(arguments)))
     except CxlpError:
         raise
-    except Exception as error:  # argparse, jsonargparse and yaml each raise their own
+    except Exception as error:  # argparse, jsonargparse and yaml raise different classes
         raise CxlpError(explain(parser, error, CLASSES)) from error
     if config["trainer"]["precision"] == "auto":
         config["trainer"]["precision"] = None
@@ -82,14 +85,14 @@ def parse(arguments: Sequence[str]) -> Namespace:
     for group in ("trainer", "run"):
         check_group(group, config[group])
     if config["seed_everything"] is None or not 0 <= config["seed_everything"] < 2**32:
-        raise CxlpError(f"seed_everything is {config['seed_everything']}: a seed lies between 0 and 2^32 - 1")
+        raise CxlpError(f"seed_everything is {config['seed_everything']}: give an integer from 0 to 2^32 - 1")
     module, _, name = config["data"]["class_path"].rpartition(".")
     refuse_nulls(config, {"model": ModelConfig, "data": getattr(importlib.import_module(module), name)})
     return config
 
 
 def parts_of(config: Namespace) -> Namespace:
-    """Make the keys of a resolved config what they stand for: ``model``, ``data``.
+    """Instantiate the classes of a resolved config: ``model`` and ``data``.
 
     Raises:
         CxlpError: If a value is out of its range.
@@ -97,7 +100,7 @@ def parts_of(config: Namespace) -> Namespace:
     try:
         parts: Namespace = build_parser().instantiate(config.clone())
         return parts
-    except Exception as error:  # the parser wraps what constructors raise, also more than once
+    except Exception as error:  # the parser wraps exceptions of constructors, sometimes repeatedly
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, CxlpError):
             cause = cause.__cause__
@@ -108,7 +111,7 @@ def parts_of(config: Namespace) -> Namespace:
 
 
 def model_of(config: Namespace) -> ModelConfig:
-    """Make the model's keys of a resolved config what they stand for.
+    """Instantiate the ``model`` keys of a resolved config.
 
     Raises:
         CxlpError: If a value is out of its range.
@@ -117,25 +120,25 @@ def model_of(config: Namespace) -> ModelConfig:
     return model
 
 
-#: Warnings that nobody can act upon in a run, by the beginnings of their messages, and why each is none.
+#: Warnings that a user of a run cannot act on, by the start of their messages, and the reason to ignore each.
 _NO_NEWS = {
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated": "Lightning's own code calls torch so",
-    r".*does not have many workers": "the number of workers is chosen by the cores, or by the user",
-    r"The number of training batches .* is smaller than the logging interval": "each epoch's end is logged, too",
-    r"Checkpoint directory .* exists and is not empty": "it is the run's own, where stages share it",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated": "Lightning's own code makes this call",
+    r".*does not have many workers": "the number of workers follows the number of cores, or the user sets it",
+    r"The number of training batches .* is smaller than the logging interval": "each epoch's end is logged as well",
+    r"Checkpoint directory .* exists and is not empty": "it is the run's own folder, which stages share",
     r"Total length of `list` across ranks is zero": "without held-out images, the loader is an empty list",
-    r".*configure_optimizers` returned `None`": "the frozen fit has no optimizer of use",
-    r"It is recommended to use `self\.log.*sync_dist=True": "such figures are rank 0's, on purpose",
-    r"Found .* module\(s\) in eval mode at the start of training": "frozen BatchNorm, and the frozen fit, evaluate",
-    r"`ModelCheckpoint\(monitor='val/(accuracy|mAP)'\)` could not find the monitored": "not each epoch is validated",
-    re.escape(UNFITTED): "model.start asks for it",
+    r".*configure_optimizers` returned `None`": "the frozen fit needs no optimizer",
+    r"It is recommended to use `self\.log.*sync_dist=True": "these values are logged by rank 0 on purpose",
+    r"Found .* module\(s\) in eval mode at the start of training": "intended for frozen BatchNorm and the frozen fit",
+    r"`ModelCheckpoint\(monitor='val/(accuracy|mAP)'\)` could not find the monitored": "some epochs are not validated",
+    re.escape(UNFITTED): "model.start requests it",
 }
 
 
 def quiet() -> None:
-    """Silence what a user cannot act upon, and keep wandb from talking at length."""
+    """Filter warnings that a user cannot act on, and reduce the output of Lightning and wandb."""
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # tips, devices, seeds: the run says itself what matters
+        logging.getLogger(name).setLevel(logging.WARNING)  # omits tips, devices and seeds; the run prints what matters
     for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""Short words for what is wrong with a config, in place of the parser's long ones."""
+"""Short error messages for invalid configs, which replace the parser's long ones."""
 
 import ast
 import re
@@ -24,15 +24,15 @@ _UNKNOWN = re.compile(
 
 
 def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequence[str]]) -> str:
-    """Say which key is wrong and what would be right.
+    """Return a message that names the invalid key and the valid choices.
 
     Args:
-        parser: The whole parser.
-        error: What it raised.
-        classes: By key, such as ``data``: the paths of the classes that may stand there.
+        parser: The complete parser.
+        error: The parser's exception.
+        classes: Import paths of the valid classes, by key, such as ``data``.
 
     Returns:
-        One or two lines; the parser's own words where they fit no known kind.
+        One or two lines; the parser's own message if the kind of error is unknown.
     """
     text = str(error)
     key = next((key for key in classes if text.startswith(f'Parser key "{key}":')), None)
@@ -45,7 +45,7 @@ def explain(parser: ArgumentParser, error: Exception, classes: Mapping[str, Sequ
 
 
 def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
-    """Say what is wrong with a class, or with one of its options."""
+    """Return a message about an invalid class, or an invalid option of a class."""
     one_of = _one_of(valid)
     problem = _PROBLEM.search(text)
     inside = problem["inside"] if problem else ""
@@ -62,65 +62,67 @@ def _explain_class(key: str, text: str, valid: Sequence[str]) -> str:
         base = re.search(r"subclass of (\w+)", text)
         given = re.search(r"\n  Given value: (?:NestedArg\(key='class_path', val='(.*)'\)|(.*))$", text)
         if "is abstract" in text and given is not None:
-            return f"{key}: {_shown(given[1] or given[2])} is abstract, the base of other classes. {one_of}"
+            return f"{key}: {_shown(given[1] or given[2])} is an abstract base class. {one_of}"
         if base is None or given is None:
             return text
-        return f"{key}: {_shown(given[1] or given[2])} is no {base[1]}. {one_of}"
+        return f"{key}: {_shown(given[1] or given[2])} is not a subclass of {base[1]}. {one_of}"
     unknown = _unknown(inside)
     if unknown == "class_path":
-        return f"{key}: options that stand beside class_path belong below init_args"
+        return f"{key}: move the options beside class_path to init_args"
     if unknown:
         return unknown_option(key, problem["path"], unknown, valid)
     return wrong_value(inside, f"{key}.", _keys_of_class(problem["path"])) or text
 
 
 def no_class(key: str, wrong: str, valid: Sequence[str], why: str = "") -> str:
-    """Say that there is no such class, and which one may be meant.
+    """Return a message that a class does not exist, with the nearest valid name.
 
     Args:
-        key: Where it was named, such as ``data``.
-        wrong: Its name.
-        valid: The paths of the classes that may stand there.
-        why: What importing it said.
+        key: The key whose value is the class, such as ``data``.
+        wrong: The given name.
+        valid: Import paths of the valid classes.
+        why: The import error's message, in parentheses.
     """
     names = [_short(path) for path in valid]
     near = wrong.rpartition(".")[2].lower()
-    spelled = {part.lower(): name for name in names for part in (name[: len(near)], name)}  # long names: begun
+    spelled = {
+        part.lower(): name for name in names for part in (name[: len(near)], name)
+    }  # also match the start of a long name
     close = nearest(near, spelled)
     hint = f" Did you mean {spelled[close]!r}?" if close else ""
     return f"{key}: there is no class {wrong!r}{why}.{hint} {_one_of(valid)}"
 
 
 def unknown_option(key: str, path: str, name: str, valid: Sequence[str]) -> str:
-    """Say that a class has no such option, and which other class has it, or which option may be meant.
+    """Return a message that a class has no such option, with the classes that have it or the nearest option.
 
     Args:
-        key: Where the class stands, such as ``data``.
-        path: The class's.
-        name: The option.
-        valid: The paths of the classes that may stand there.
+        key: The key whose value is the class, such as ``data``.
+        path: Import path of the class.
+        name: The unknown option.
+        valid: Import paths of the valid classes.
     """
     known = _keys_of_class(path)
     owners = [_short(other) for other in valid if _has_key(other, name)]
     if not owners:
         return unknown_key(f"{key}.", name, known)
     options = ", ".join(dict.fromkeys(option.partition(".")[0] for option in known))
-    others = f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it: choose by {key}"
+    others = f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it: set {key}"
     return f"unknown key {key}.{name}: {_short(path)} has no such option ({others}). Valid in {key}: {options}."
 
 
 def wrong_value(text: str, prefix: str, known: list[str]) -> str | None:
-    """Say what is wrong with a value by the parser's words; ``None``: it is of no known kind.
+    """Return a message about an invalid value; ``None`` if the kind of error is unknown.
 
     Args:
-        text: What the parser said.
-        prefix: Of the keys in it.
+        text: The parser's message.
+        prefix: Prefix of the keys in that message.
         known: All keys.
     """
     keys = re.findall(r'Parser key "([^"]+)"', text)
     if keys and (wrong := re.search(r"""Unable to load config ['"](.*)['"]""", text)):
         first = next(name for name in known if name.startswith(f"{keys[-1]}."))
-        return f"{prefix}{keys[-1]} is {_shown(wrong[1])}: it is a group of keys, such as --{prefix}{first}"
+        return f"{prefix}{keys[-1]} is {_shown(wrong[1])}, but it is a group of keys, such as --{prefix}{first}"
     expected = [e for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.M) if "NoneType" not in e]
     value = re.search(r"Got value: (.*)|val='(.*)'\)|Given value: (.*)", text)
     if keys and expected and value:
@@ -129,7 +131,7 @@ def wrong_value(text: str, prefix: str, known: list[str]) -> str | None:
         types = _one_of_words(words)
         given = next(v for v in value.groups() if v is not None)
         if types == "tuple" and given.startswith("{"):
-            return f"{prefix}{keys[-1]} is one thing: expected a list of such; put it in brackets, [{given}]"
+            return f"{prefix}{keys[-1]} is a single value: expected a list; add brackets, [{given}]"
         null = " (or null)" if re.search("Subtypes: .*NoneType", text) else ""
         close = nearest(given, named)
         hint = f". Did you mean {close!r}?" if close else ""
@@ -146,14 +148,14 @@ def _is_literal(expected: str) -> bool:
 
 
 def _words_of(expected: str) -> list[str]:
-    """The name of a type as the parser has it, or the values of a ``Literal``."""
+    """The parser's name of a type, or the values of a ``Literal``."""
     if _is_literal(expected):
         return [str(value) for value in ast.literal_eval(expected.removeprefix("typing.").removeprefix("Literal"))]
     return [re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", expected)]
 
 
 def _unknown(text: str) -> str | None:
-    """The key that a class or group does not know, by its place there."""
+    """The unknown key in a message of the parser, relative to its class or group."""
     found = _UNKNOWN.search(text)
     if found is None:
         return None
@@ -162,11 +164,11 @@ def _unknown(text: str) -> str | None:
 
 
 def _one_of(valid: Sequence[str]) -> str:
-    return f"Valid: {', '.join(map(_short, valid))}, or the import path of a class of your own"
+    return f"Valid: {', '.join(map(_short, valid))}, or the import path of your own class"
 
 
 def _short(path: str) -> str:
-    """A class's name, by which the command line knows those of cxlp; the import path of others."""
+    """The short name of a class of cxlp, which the command line accepts; the import path of other classes."""
     return path.rpartition(".")[2] if path.startswith("cxlp.") else path
 
 
@@ -175,14 +177,14 @@ def _shown(value: str) -> str:
 
 
 def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
-    """Refuse ``null`` where there must be a value; the parser lets it pass, as if nothing were given.
+    """Reject ``null`` for keys that need a value; the parser accepts it like a missing value.
 
     Args:
-        config: What was parsed.
-        groups: By key: what is built of the group.
+        config: The parsed config.
+        groups: The class that is built from each group of keys.
 
     Raises:
-        CxlpError: Names the key and what is expected.
+        CxlpError: If such a key is null; names the key and the expected type.
     """
     for key, built in groups.items():
         check_group(key, config[key])
@@ -190,25 +192,25 @@ def refuse_nulls(config: Namespace, groups: Mapping[str, type]) -> None:
 
 
 def refuse_infinite(config: Namespace) -> None:
-    """Refuse numbers that are not finite: no option takes such, and comparisons with NaN would let it pass.
+    """Reject numbers that are not finite: no option allows them, and range checks do not catch NaN.
 
     Raises:
-        CxlpError: Names the key.
+        CxlpError: If a number is not finite; names the key.
     """
     for key, value in config.items(branches=False):
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not isfinite(number):
-                raise CxlpError(f"{key.replace('.init_args.', '.')} is {value}: it must be a finite number")
+                raise CxlpError(f"{key.replace('.init_args.', '.')} is {value}: give a finite number")
 
 
 def check_group(key: str, value: Any) -> None:  # noqa: ANN401 (any value of a config)
-    """Refuse a single value, or a list, in the place of a group of keys.
+    """Reject a single value, or a list, for a group of keys.
 
     Raises:
-        CxlpError: Names the group.
+        CxlpError: If the value is not a group of keys; names the key.
     """
     if not isinstance(value, Namespace):
-        raise CxlpError(f"{key} is {_shown(str(value))}: it is a group of keys")
+        raise CxlpError(f"{key} is {_shown(str(value))}, but it is a group of keys")
 
 
 def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> None:
@@ -230,7 +232,7 @@ def _refuse_nulls(values: Namespace, hints: Mapping[str, Any], where: str) -> No
 
 def _hints_of_class(built: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
-    for base in reversed(built.__mro__):  # **common goes to a base
+    for base in reversed(built.__mro__):  # **common is passed on to a base class
         hints |= _hints(base.__init__)  # type: ignore[misc]
     return hints
 
@@ -238,7 +240,7 @@ def _hints_of_class(built: type) -> dict[str, Any]:
 def _hints(annotated: Any) -> dict[str, Any]:  # noqa: ANN401 (a class or a function)
     try:
         return get_type_hints(annotated)
-    except NameError:  # types that exist for type checkers only
+    except NameError:  # types that are imported for type checkers only
         return {}
 
 
@@ -247,15 +249,15 @@ def _has_key(path: str, name: str) -> bool:
 
 
 def unknown_key(prefix: str, name: str, known: list[str]) -> str:
-    """Say that there is no such key, and which one may be meant.
+    """Return a message that a key does not exist, with the nearest valid key.
 
     Args:
-        prefix: Of all keys here, such as ``data.``.
-        name: What was given behind it.
-        known: The keys that there are, without the prefix.
+        prefix: Prefix of all keys concerned, such as ``data.``.
+        name: The unknown key, without the prefix.
+        known: All valid keys, without the prefix.
     """
     names = name.split(".")
-    # The first of its names that is not there, among those beside it.
+    # Find the first unknown part of the key, and the valid names at its level.
     for depth, wrong in enumerate(names):
         inside = "".join(f"{part}." for part in names[:depth])
         there = dict.fromkeys(k.removeprefix(inside).partition(".")[0] for k in known if k.startswith(inside))
@@ -264,7 +266,7 @@ def unknown_key(prefix: str, name: str, known: list[str]) -> str:
     near = nearest(wrong, there)
     rest = ".".join(names[depth + 1 :])
     found = nearest(f"{inside}{near}.{rest}", known) if near and rest else near and f"{inside}{near}"
-    # It may stand in another group.
+    # The key may belong to another group.
     same = [key for key in known if key.rpartition(".")[2] == names[-1]]
     found = (same[0] if same and not near else found) or nearest(name, known)
     hint = f" Did you mean {prefix + found!r}?" if found else ""
@@ -286,7 +288,7 @@ def _keys(defaults: Namespace) -> list[str]:
 
 
 def explain_instance(error: Exception) -> str | None:
-    """Say what a class did not accept, in one line; ``None``: the parser does not say so."""
+    """Return one line about the value that a class rejected; ``None`` if the parser's message has no such line."""
     text = str(error)
     found = re.search(r"\nErrors:\n\s*- (.+)", text)
     given = re.search(r"\nGiven value: (.+)", text)

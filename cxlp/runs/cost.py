@@ -1,4 +1,4 @@
-"""What the representation of an image costs: forward passes, time, memory."""
+"""Cost of an image's representation: forward passes, time and memory."""
 
 import statistics
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from cxlp.frozen.store import FeatureType, row_bytes
 from cxlp.models.network import Network
 from cxlp.utils.profiling import PhaseTimes
 
-#: The most views that pass through the backbone together.
+#: Maximum number of views per forward pass of the backbone.
 _VIEWS = 32
-#: The fewest and the most rounds.
+#: Minimum and maximum number of rounds.
 _ROUNDS = (2, 5)
 
 
@@ -22,27 +22,26 @@ _ROUNDS = (2, 5)
 def measure_cost(
     network: Network, data: ImageDataset, kind: FeatureType = "float32", budget: float = 4.0
 ) -> dict[str, float]:
-    """Time a fitted network on images in memory, part by part, in a few seconds.
+    """Time the parts of a fitted network on images in memory, within a few seconds.
 
-    First passes of one view tell how many views at a time, 32 at most, leave time for the rounds: one to warm up, then
-    two at least, and five at most. A single image with many views, in a large network, may take longer than the budget:
-    then there are two rounds, without one to warm up.
+    Forward passes of a single view determine the number of views per pass, at most 32, that leaves time for one
+    warm-up round and two to five measured rounds. If a single image with many views exceeds the budget in a large
+    network, there are two rounds without warm-up.
 
     Args:
-        network: On the device to measure.
-        data: The images are its first ones.
-        kind: How features are stored.
-        budget: Seconds for all of it, about.
+        network: The network, on the device to measure.
+        data: The data set; its first images are used.
+        kind: The type in which features are stored.
+        budget: Approximate total time, in seconds.
 
     Returns:
-        ``passes`` (forward passes per image), ``dimension`` of the vector and ``bytes`` of a stored one, and
-        seconds per image, medians of the rounds: ``network`` (views and forward passes), ``encoding`` (from
-        maps to the vector), ``classification``, and ``bare pass``: the backbone alone, up to the highest layer
-        that the network takes, once over an image. How that was measured: ``rounds``; ``views``, how many passed
-        through the backbone at a time.
+        ``passes`` (forward passes per image), ``dimension`` of the vector, and ``bytes`` of a stored vector. Median
+        seconds per image: ``network`` (views and forward passes), ``encoding`` (from maps to the vector),
+        ``classification``, and ``bare pass`` (one forward pass of the backbone alone, up to the highest layer that
+        the network uses). Details of the measurement: ``rounds``, and ``views``, the number of views per forward pass.
     """
     network.eval()
-    with network.backbone.held():  # as a run has it
+    with network.backbone.held():  # as in a run
         return _measure(network, data, kind, budget)
 
 
@@ -52,7 +51,7 @@ def _measure(network: Network, data: ImageDataset, kind: FeatureType, budget: fl
     side = network.backbone.image_size
     single = torch.rand(1, 3, side, side, device=device)
     probed = _rounds({"one view": lambda: network.backbone(single)}, budget=0.0)["one view"]
-    fit = budget / ((1 + _ROUNDS[0]) * 2 * max(min(probed), 1e-9))  # in network and bare pass
+    fit = budget / ((1 + _ROUNDS[0]) * 2 * max(min(probed), 1e-9))  # both "network" and "bare pass" include it
     size = max(1, int(min(_VIEWS, fit)))
     count = min(len(data), max(1, size // network.passes))
     images = torch.stack([data.picture(Draw(i)) for i in range(count)]).to(device)
@@ -88,7 +87,7 @@ def _measure(network: Network, data: ImageDataset, kind: FeatureType, budget: fl
 
 
 def _rounds(works: dict[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
-    """Time each work in turn, round by round, so that a slow moment of the machine hits all of them."""
+    """Time each function once per round, so that a slow period of the machine affects all of them."""
     found: dict[str, list[float]] = {name: [] for name in works}
     fewest, most = _ROUNDS
     start = PhaseTimes.now()
@@ -100,7 +99,7 @@ def _rounds(works: dict[str, Callable[[], Any]], budget: float) -> dict[str, lis
             found[name].append(PhaseTimes.now() - before)
         now = PhaseTimes.now()
         if number == 0 and now - begun < budget / (1 + fewest):
-            found = {name: [] for name in works}  # it has warmed up
+            found = {name: [] for name in works}  # that was the warm-up round
         elif all(len(spent) >= fewest for spent in found.values()) and 2 * now - begun - start > budget:
-            break  # another one would be too much
+            break  # another round would exceed the budget
     return found

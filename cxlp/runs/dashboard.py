@@ -1,7 +1,7 @@
-"""The layout of a wandb project: which panels its workspace has, and in which order.
+"""The layout of a wandb workspace: its panels and their order.
 
-Built with wandb-workspaces (``pip install 'cxlp[dashboard]'``), which is imported only where it is used. Panels are of
-the keys that runs log, see :mod:`cxlp.runs.wandb_runs`; a panel is empty where no run has logged its keys.
+The layout is built with wandb-workspaces (``pip install 'cxlp[dashboard]'``), which is imported only when needed. The
+panels show the keys that runs log, see :mod:`cxlp.runs.wandb_runs`; a panel is empty if no run has logged its keys.
 """
 
 import os
@@ -15,9 +15,9 @@ from cxlp.utils.errors import CxlpError
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
-#: The groups of parameters, as rates and gradient norms are logged of them; parts of the backbone by their number.
+#: Names of the parameter groups in logged learning rates and gradient norms; parts of the backbone are numbered.
 _PARTS = "(backbone|projection|classifier)(/[0-9]+)?$"
-#: The columns beside the names of the runs. In wandb, a curve's best value is that of a key within its summary.
+#: The pinned columns of the run table. wandb stores a curve's best value under a key of the curve's summary.
 COLUMNS = (
     "test/accuracy", "test/accuracy_low", "test/accuracy_high", "test/mAP", "test/mAP_low", "test/mAP_high",
     "val/accuracy.max", "val/mAP.max", "tested/epoch",
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def sections() -> "list[Section]":
-    """Make the sections, those on top first."""
+    """Build the sections, from top to bottom."""
     from wandb_workspaces.reports.v2.interface import BarPlot, LinePlot, MediaBrowser, WeavePanelSummaryTable
     from wandb_workspaces.workspaces import Section
 
@@ -37,18 +37,18 @@ def sections() -> "list[Section]":
         Section(
             "Validation",
             [
-                lines("Accuracy, mAP of held-out images", "val/accuracy", "val/mAP", over=epochs),
-                lines("Mean accuracy over classes", "val/mean_class_accuracy", over=epochs),
-                lines("Loss of held-out images", "val/loss", over=epochs),
+                lines("Accuracy and mAP on held-out images", "val/accuracy", "val/mAP", over=epochs),
+                lines("Mean class accuracy", "val/mean_class_accuracy", over=epochs),
+                lines("Loss on held-out images", "val/loss", over=epochs),
             ],
             is_open=True,
         ),
         Section(
             "Test",
             [
-                BarPlot(title="Accuracy, mAP of test images", metrics=["test/accuracy", "test/mAP"]),
+                BarPlot(title="Accuracy and mAP on test images", metrics=["test/accuracy", "test/mAP"]),
                 MediaBrowser(
-                    title="Class by class",
+                    title="Results by class",
                     media_keys=["test/confusion_matrix", "test/average_precision"],
                     num_columns=1,
                 ),
@@ -84,7 +84,7 @@ def sections() -> "list[Section]":
 
 
 def workspace(entity: str, project: str, name: str) -> "Workspace":
-    """Make a workspace that is saved nowhere yet."""
+    """Build a workspace without saving it."""
     from wandb_workspaces.workspaces import RunsetSettings, Workspace, WorkspaceSettings
 
     columns = RunsetSettings(pinned_columns=[f"summary:{column}" for column in COLUMNS])
@@ -93,31 +93,31 @@ def workspace(entity: str, project: str, name: str) -> "Workspace":
 
 
 def save(project: str, entity: str | None, name: str, url: str | None = None) -> str:
-    """Save the layout as a view of a project; nothing is ever asked.
+    """Save the layout as a view of a wandb project, without prompting.
 
     Args:
         project: The wandb project.
-        entity: Whose it is; ``None``: the user's default.
-        name: The view's.
-        url: Of a view that is given the layout; ``None``: a new one.
+        entity: Owner of the project; ``None``: the user's default entity.
+        name: Name of the view.
+        url: URL of an existing view to overwrite with this layout; ``None``: create a new view.
 
     Returns:
-        The view's address.
+        The URL of the view.
 
     Raises:
-        CxlpError: If wandb-workspaces is missing, wandb is offline or finds no key, or the server refuses.
+        CxlpError: If wandb-workspaces is missing, wandb is offline or has no API key, or the server reports an error.
     """
     mode = os.environ.get("WANDB_MODE")
     if mode in ("offline", "dryrun", "disabled"):
-        raise CxlpError(f"WANDB_MODE is {mode}, but a workspace is kept by wandb's server: set it to online")
+        raise CxlpError(f"WANDB_MODE is {mode}, but workspaces are stored on wandb's server: set WANDB_MODE to online")
     if not has_wandb_key():
         raise CxlpError(
-            "a workspace is kept by wandb's server, and there is no key for it: wandb login, or set WANDB_API_KEY"
+            "workspaces are stored on wandb's server, but no API key was found: run wandb login, or set WANDB_API_KEY"
         )
     try:
         from wandb_workspaces.workspaces import Workspace
     except ImportError as error:
-        raise CxlpError(f"it takes wandb-workspaces ({error}): pip install 'cxlp[dashboard]'") from error
+        raise CxlpError(f"the dashboard needs wandb-workspaces ({error}): pip install 'cxlp[dashboard]'") from error
     try:
         if url is None:
             saved = workspace(entity or wandb.Api(timeout=20).default_entity or "", project, name)
@@ -126,7 +126,7 @@ def save(project: str, entity: str | None, name: str, url: str | None = None) ->
             made = workspace(saved.entity, saved.project, saved.name)
             saved.sections, saved.settings, saved.runset_settings = made.sections, made.settings, made.runset_settings
         saved.save()  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever the network, the server and wandb's own checks come to
+    except Exception as error:  # any exception of the network, the server or wandb's own checks
         said = " ".join(str(error).split()) or type(error).__name__
         raise CxlpError(f"wandb cannot save the workspace of {url or project}: {said[:300]}") from error
     return str(saved.url)

@@ -1,4 +1,4 @@
-"""Which stages of a run are done, as ``stages.json`` and checkpoints tell."""
+"""Finished stages of a run, read from ``stages.json`` and checkpoints."""
 
 import json
 import os
@@ -14,23 +14,23 @@ from cxlp.runs.refit import stage_of
 from cxlp.utils.files import copy_whole, write_whole
 from cxlp.utils.progress import say
 
-#: What a run writes about its stages.
+#: The file that lists the finished stages of a run.
 STAGES = "stages.json"
-#: The checkpoint of a stage that a run goes on from.
+#: Name of the checkpoint that a run resumes a stage from.
 _LAST = {"frozen": "frozen", "finetune": "last", "closing": "closing"}
 
 
 @dataclass(frozen=True)
 class Done:
-    """A stage that is done.
+    """A finished stage.
 
     Attributes:
-        checkpoint: Its best one, relative to the run's folder; empty: none was saved.
-        last: Its last one, which the next stage starts from.
+        checkpoint: Path of its best checkpoint, relative to the run's folder; empty if none was saved.
+        last: Path of its last checkpoint, which the next stage starts from.
         epoch: The epoch of ``checkpoint``, see :mod:`cxlp.runs.epochs`.
-        epochs: The number of the epoch that comes after the stage.
-        validated: What the held-out images say of ``checkpoint``.
-        precision: The Trainer's in that stage.
+        epochs: Number of the first epoch after the stage.
+        validated: Metrics of ``checkpoint`` on the held-out images.
+        precision: The Trainer's precision in the stage.
     """
 
     checkpoint: str
@@ -44,15 +44,16 @@ class Done:
 def find_done(
     folder: Path, resumed: Path, saved: Mapping[str, Any], is_new: bool, fits_first: bool, is_longer: bool
 ) -> dict[str, Done]:
-    """Find the stages that are done: those of ``stages.json``, and what a checkpoint itself tells.
+    """Find the finished stages, from ``stages.json`` and from the resumed checkpoint itself.
 
     Args:
-        folder: The run's.
-        resumed: The checkpoint that the run goes on from.
-        saved: What is in it.
-        is_new: Whether the folder is, and the checkpoint belongs to another run's: it is copied, with what it needs.
-        fits_first: Whether gradient epochs have a stage before them.
-        is_longer: Whether the run gets more gradient epochs than it had.
+        folder: The run's folder.
+        resumed: Path of the checkpoint that the run resumes from.
+        saved: Content of that checkpoint.
+        is_new: Whether the folder is new and the checkpoint lies elsewhere; then the checkpoint and those of the stages
+            before it are copied.
+        fits_first: Whether a stage precedes the gradient epochs.
+        is_longer: Whether the run now has more gradient epochs than before.
     """
     run, stage = saved["cxlp_run"], stage_of(saved)
     if is_new:
@@ -66,7 +67,7 @@ def find_done(
     if stage == "closing":
         first = run["first_epoch"]
         done.setdefault("finetune", Done(path, path, first - 1, first, {}, run["precision"]))
-    if stage != "finetune":  # killed before stages.json was written
+    if stage != "finetune":  # the run was killed before it wrote stages.json
         epoch = run["first_epoch"]
         done.setdefault(stage, Done(path, path, epoch, epoch + 1, saved["cxlp"]["validated"], run["precision"]))
     elif is_longer:
@@ -75,7 +76,7 @@ def find_done(
 
 
 def _bring_stages(folder: Path, resumed: Path, saved: Mapping[str, Any]) -> dict[str, Done]:
-    """Copy a checkpoint from elsewhere, with those of the stages before it, so that this run has all it needs."""
+    """Copy a checkpoint from another folder, and the checkpoints of the stages before it."""
     copies = launched_rank() == 0
     if copies:
         copy_whole(resumed, folder / "checkpoints" / f"{_LAST[stage_of(saved)]}.ckpt")
@@ -90,17 +91,17 @@ def _bring_stages(folder: Path, resumed: Path, saved: Mapping[str, Any]) -> dict
             if copies:
                 copy_whole(source, folder / path)
         elif facts["validated"] and copies:
-            say(f"warning: {source}, the best of the stage {name}, is not there any more: it does not compete")
+            say(f"warning: {source}, the best checkpoint of stage {name}, no longer exists and cannot be tested")
     return done
 
 
 def place(folder: Path, path: str | Path) -> str:
-    """Where a file is: relative to the run's folder if it is in there, since that may be moved."""
+    """The path of a file, relative to the run's folder if the file is inside it, since that folder may be moved."""
     real, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     return str(real.relative_to(own) if real.is_relative_to(own) else real)
 
 
 def write_done(folder: Path, done: Mapping[str, Done]) -> None:
-    """Write ``stages.json``."""
+    """Write the finished stages to ``stages.json``."""
     found = {stage: asdict(each) for stage, each in done.items()}
     write_whole(folder / STAGES, json.dumps(found, indent=2) + "\n")

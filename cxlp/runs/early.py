@@ -1,7 +1,7 @@
-"""What is wrong at sight with the arguments of a run, told before torch is imported, which takes seconds.
+"""Early checks of a run's arguments, made before the import of torch, which takes seconds.
 
-Nothing is refused here that the parser of :mod:`cxlp.runs.cli`, or the run itself, would accept, and the words are
-theirs. What is not known here, such as the options of a user's own class, is left to them.
+These checks reject only what the parser of :mod:`cxlp.runs.cli`, or the run itself, would reject, with the same
+messages. The parser checks what is unknown here, such as the options of a user's own class.
 """
 
 import itertools
@@ -21,32 +21,32 @@ from cxlp.data.table_files import check_table
 from cxlp.data.torchvision_sets import find_data_set
 from cxlp.runs.arguments import CLASSES, HEAD, OWN, find_configs, given_configs, load_yaml, read_yaml
 from cxlp.runs.config_errors import no_class, unknown_key, unknown_option, wrong_value
-from cxlp.runs.places import STARTS, chosen_checkpoint, resumed_checkpoint, start_checkpoint
+from cxlp.runs.places import STARTS, check_run_name, chosen_checkpoint, resumed_checkpoint, start_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.program import was_restarted
 from cxlp.utils.sources import Options, keys_of, options_of
 
-#: What is built of each group of keys.
+#: The class that is built from each group of keys.
 _GROUPS = {
     "model": "cxlp.runs.recipe.ModelConfig",
     "trainer": "pytorch_lightning.Trainer",
     "run": "cxlp.runs.loggers.RunConfig",
 }
-#: The bases of the classes that a user may write.
+#: The base classes of user-defined classes, as module and name.
 _BASES = {"model.head": ("cxlp.heads.base", "Head"), "data": ("cxlp.data.datamodule", "ImageDataModule")}
 
 
 def check_early(arguments: Sequence[str]) -> dict[str, Any]:
-    """Refuse unknown keys and classes, values of another type, and files that are not there.
+    """Reject unknown keys and classes, values of a wrong type, and missing files.
 
     Args:
-        arguments: Of ``train.py``.
+        arguments: Arguments of ``train.py``.
 
     Returns:
-        The values that were given, by key, as they were written; not those within one word that stands for a group.
+        The given values by key, unparsed; the keys of a group that is given as a single argument are not included.
 
     Raises:
-        CxlpError: Says what is wrong first.
+        CxlpError: If an argument is invalid; describes the first problem.
     """
     given = _Given()
     for name, value in _options(find_configs(arguments)):
@@ -56,16 +56,18 @@ def check_early(arguments: Sequence[str]) -> dict[str, Any]:
                 given.take([key], part)
         else:
             given.take(name.split("."), value)
-    if not any(re.fullmatch(r"--([\w.]+\.)?print_config(=.*)?", arg) for arg in arguments):  # which needs no files
+    if not any(
+        re.fullmatch(r"--([\w.]+\.)?print_config(=.*)?", arg) for arg in arguments
+    ):  # printing a config needs no files
         given.check_files()
     return given.values
 
 
 def known_options(arguments: Sequence[str]) -> Options:
-    """List the keys that may follow the arguments of a line that is not finished, with their types.
+    """List the keys that may follow the arguments of an incomplete command line, with their types.
 
     Args:
-        arguments: Of ``train.py``; what is wrong with them is passed over.
+        arguments: Arguments of ``train.py``; invalid ones are ignored.
     """
     given = _Given()
     with suppress(CxlpError):
@@ -86,7 +88,7 @@ def known_options(arguments: Sequence[str]) -> Options:
 
 
 def _kinds(options: Options, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through the keys of options with their types."""
+    """Iterate over the keys of options and their types."""
     for key in keys_of(options):
         kind: Any = options
         for name in key.split("."):
@@ -95,7 +97,7 @@ def _kinds(options: Options, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Pair the names of options with their values; ``None``: it has none."""
+    """Iterate over the names of options and their values; ``None`` for an option without a value."""
     for arg, following in itertools.pairwise([*arguments, "--"]):
         if arg == "--":
             return
@@ -106,7 +108,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _imported(place: str) -> Iterator[str]:
-    """Go through the names of the classes that were imported for a place: the parser knows them."""
+    """Iterate over the names of the imported classes for a key: the parser knows these names."""
     module, name = _BASES[place]
     found = [getattr(sys.modules[module], name)] if module in sys.modules else []
     while found:
@@ -116,7 +118,7 @@ def _imported(place: str) -> Iterator[str]:
 
 
 def _first_leaf(key: str, value: Any) -> str:  # noqa: ANN401 (any value of a file)
-    """The first key that has a value of its own, as the parser names it."""
+    """The first key below a nested value whose own value is not nested, as the parser names it."""
     while isinstance(value, dict) and value:
         name, value = next(iter(value.items()))
         key = f"{key}.{name}"
@@ -124,29 +126,29 @@ def _first_leaf(key: str, value: Any) -> str:  # noqa: ANN401 (any value of a fi
 
 
 class _Given:
-    """What was given so far."""
+    """The keys and classes that were given so far, and the options that are valid next."""
 
     def __init__(self) -> None:
         groups = {key: options_of(path) for key, path in _GROUPS.items()}
-        if trainer := groups["trainer"]:  # the parser adds its precision behind the others, with a value more
+        if trainer := groups["trainer"]:  # the parser adds precision last, with one more value
             groups["trainer"] = {
                 **{key: kind for key, kind in trainer.items() if key != "precision"},
                 "precision": None if trainer["precision"] is None else trainer["precision"] | Literal["auto"],
             }
         self.options: Options = {"config": None, "seed_everything": int, "model": None, "data": None}
         self.options |= {"trainer": None, "run": None, **OWN} | groups
-        #: All keys, in the parser's order; none where sources are missing.
+        #: All keys, in the parser's order; empty if source files are missing.
         self.known: list[str] = []
         if None not in groups.values():
             head = {"class_path": str, **(options_of(f"cxlp.heads.{HEAD}") or {})}
             self.known = list(keys_of({**self.options, "model": {**self.options["model"], "head": head}}))
-        # Which class's options are taken now; None: one that is not known here, or several.
+        # The class whose options are accepted now, by key; None: an unknown class, or several classes.
         self.classes: dict[str, str | None] = {"model.head": f"cxlp.heads.{HEAD}", "data": None}
         self.values: dict[str, Any] = {}
-        self.has_own_classes = False  # which the parser imports, so that it knows others of their modules, too
+        self.has_own_classes = False  # the parser imports their modules and then knows all classes there
 
     def take(self, names: Sequence[str], value: Any) -> None:  # noqa: ANN401 (a word, or any value of a file)
-        """Take in the value of a key, and refuse what is wrong with it."""
+        """Record the value of a key, and reject it if it is invalid."""
         key = ".".join(names)
         for place in CLASSES:
             if key == place:
@@ -183,7 +185,7 @@ class _Given:
             self._take_options(place, value)
 
     def _choose(self, place: str, path: Any) -> None:  # noqa: ANN401 (a word, or any value of a file)
-        """Take the options of a class from now on."""
+        """Accept the options of a class from now on."""
         named = {valid.rpartition(".")[2]: valid for valid in CLASSES[place]}
         known = isinstance(path, str) and (path in named or path.startswith("cxlp."))
         self.has_own_classes |= isinstance(path, str) and "." in path and not known
@@ -202,7 +204,7 @@ class _Given:
         if name in ("init_args", "dict_kwargs"):
             value = load_yaml(value) if isinstance(value, str) else value
             return self._take_options(place, value) if name == "init_args" else None
-        self.values[f"{place}.{name}"] = value  # also of a class that is not known: another may take it over
+        self.values[f"{place}.{name}"] = value  # for an unknown class as well: a later class may inherit it
         path = self.classes[place]
         options: Any = path and options_of(path)
         if path is None or options is None:
@@ -219,43 +221,45 @@ class _Given:
         return None
 
     def _check_value(self, key: str, prefix: str, kind: Any, value: Any) -> None:  # noqa: ANN401 (a type, a value)
-        """Have the parser look at the value of a plain type, as it will with all of them."""
+        """Check a value of a plain type with the parser, as the complete parser will do."""
         if kind is None or value is None or type(value) is kind:
             return
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{key}", type=kind)
         try:
             parser.parse_args([f"--{key}={value}"]) if isinstance(value, str) else parser.parse_object({key: value})
-        except Exception as error:  # argparse and jsonargparse each raise their own
+        except Exception as error:  # argparse and jsonargparse raise different classes
             if said := wrong_value(str(error), prefix, [key]):
                 raise CxlpError(said) from error
 
     def check_files(self) -> None:
-        """Refuse files and folders that are not there.
+        """Reject files and folders that do not exist.
 
         Raises:
-            CxlpError: Names the first one.
+            CxlpError: If one does not exist; names the first one.
         """
         value = {key: given for key, given in self.values.items() if isinstance(given, str) and given != "null"}
         start, refit = value.get("model.start"), value.get("run.refit")
         weights, resumed = value.get("model.backbone.weights"), value.get("ckpt_path")
+        if name := value.get("run.name"):
+            check_run_name(name)
         self._check_data(value)
         if "seeds" in value:
-            return  # what is done already may have no need of them
+            return  # finished runs of the series need no files
         if weights not in (None, "default"):
             find_weights(weights)
         if resumed is not None:
             resumed_checkpoint(Path(resumed), value.get("run.root", "runs"))
         elif value.get("run.resume") == "auto" or was_restarted():
-            return  # likewise
+            return  # a resumed run does not need them either
         elif refit is not None and (said := load_yaml(refit)) is not False:
-            if said is not True:  # which takes no start: told by the run
+            if said is not True:  # true cannot be combined with start: the run reports that
                 chosen_checkpoint(refit)
         elif start is not None and start not in STARTS:
             start_checkpoint(start)
 
     def _check_data(self, value: dict[str, str]) -> None:
-        """Refuse data that are not there, of the classes of which that can be said without them."""
+        """Reject missing data, for the classes whose files can be checked without importing torch."""
         path = self.classes["data"]
         root = value.get("data.root")
         if path == "cxlp.data.folder.Folder":

@@ -1,4 +1,4 @@
-"""Vectors of images by a network: of a run, or of a config alone, whose heads are fitted to the images themselves."""
+"""Feature vectors of images, from the network of a run or of a config, whose heads are fitted without labels."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,21 +21,21 @@ from cxlp.runs.places import describing_data
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.progress import bar
 
-#: Most images that heads without labels, and components, are fitted to; evenly spread over all.
+#: Maximum number of images to fit heads and principal components to, evenly spaced over all images.
 FIT, REDUCE = 2000, 4000
 
 
 def from_config(arguments: Sequence[str], device: str, precision: Precision) -> Predictor:
-    """Build the network of a config, without classes; its heads are not fitted yet.
+    """Build the network of a config, without classifier and with unfitted heads.
 
     Args:
-        arguments: As for ``train.py``; keys of ``data`` have no effect, but for ``data.aspect`` and
-            ``data.transform``.
+        arguments: Arguments of ``train.py``; of the keys of ``data``, only ``data.aspect`` and ``data.transform`` have
+            an effect.
         device: See :meth:`~cxlp.deploy.predictor.Predictor.to`.
-        precision: See there.
+        precision: See :class:`~cxlp.deploy.predictor.Predictor`.
 
     Raises:
-        CxlpError: If they are wrong.
+        CxlpError: If the arguments are invalid.
     """
     with describing_data(arguments) as described:
         config = parse(described)
@@ -46,19 +46,19 @@ def from_config(arguments: Sequence[str], device: str, precision: Precision) -> 
 
 @dataclass
 class Embedding:
-    """Vectors of files, written into a folder as they are made: memory holds one batch, and what components take.
+    """Feature vectors of image files, streamed to disk: memory holds one batch and the principal components.
 
     Args:
-        model: Makes features.
-        paths: The files.
-        folder: Where features and vectors are kept until they are written.
-        batch_size: Images that pass through the network together.
-        workers: Processes that decode.
-        progress: Whether bars are shown.
+        model: Computes the features.
+        paths: The image files.
+        folder: Folder for temporary files with features and vectors.
+        batch_size: Number of images per forward pass.
+        workers: Number of processes that decode images.
+        progress: Whether to show progress bars.
 
     Attributes:
-        errors: What is wrong with files, by path.
-        components: What has reduced the features, if anything has.
+        errors: Error messages of files that could not be read, by path.
+        components: The principal components that reduced the features; ``None`` if there was no reduction.
     """
 
     model: Predictor
@@ -75,10 +75,10 @@ class Embedding:
         self._good = torch.zeros(len(self.paths), dtype=torch.bool)
 
     def fit(self) -> None:
-        """Fit the network's heads to the images, for want of labels.
+        """Fit the network's heads to the images, without labels.
 
         Raises:
-            CxlpError: See :func:`~cxlp.frozen.unlabelled.fit_heads`; names files that cannot be read.
+            CxlpError: See :func:`~cxlp.frozen.unlabelled.fit_heads`; the message names an unreadable file, if any.
         """
         network, places = self.model.network, spread(len(self.paths), FIT).tolist()
         transform = self.model.transform.at(network.image_size)
@@ -87,7 +87,7 @@ class Embedding:
             try:
                 fit_heads(network, pictures, len(places), self.folder)
             except CxlpError as error:
-                # Too few images are told of before any is read; the broken ones may be why.
+                # The error about too few images may come before any is read; unreadable files may be the cause.
                 next(self._read(places[: self.batch_size], transform, "Fitting"), None)
                 if len(self.errors) == len(places) == len(self.paths):
                     raise self._none_read() from error
@@ -97,14 +97,14 @@ class Embedding:
                 raise CxlpError(f"{error}; {broken} {next(iter(self.errors.values()))}") from error
 
     def embed(self, dim: int | None = None) -> None:
-        """Make the vectors of all files.
+        """Compute the vectors of all files.
 
         Args:
-            dim: Their size, by a PCA of the features of at most :data:`REDUCE` images; ``None``: the features as they
-                are.
+            dim: Dimension of the vectors, reduced by a PCA of the features of at most :data:`REDUCE` images; ``None``:
+                the unreduced features.
 
         Raises:
-            CxlpError: If no file can be read, the disk is too small, or the features have fewer dimensions.
+            CxlpError: If no file can be read, the disk has too little space, or ``dim`` is too large.
         """
         size, count = self.model.network.out_features, len(self.paths)
         first = spread(count, REDUCE).tolist() if dim else []
@@ -127,9 +127,9 @@ class Embedding:
         )
 
     def _reduce(self, places: Sequence[int], dim: int) -> None:
-        """Fit the components to some images, and reduce these."""
+        """Fit the principal components to some images, and reduce the features of these images."""
         if len(places) <= dim:
-            raise CxlpError(f"--dim {dim} takes more than {dim} images, and it has {len(places)} to go by: lower it")
+            raise CxlpError(f"--dim {dim} needs more than {dim} images, but there are {len(places)}: lower --dim")
         file, found = self.folder / "features.bin", list[int]()
         kept = RowStore(file, len(places), self.model.network.out_features)
         try:
@@ -140,7 +140,7 @@ class Embedding:
                     found += good
             if len(found) <= dim:
                 raise CxlpError(
-                    f"--dim {dim} takes more than {dim} images, and only {len(found)} can be read: lower it"
+                    f"--dim {dim} needs more than {dim} images, but only {len(found)} can be read: lower --dim"
                 )
             kept.rows = len(found)
             self.components = principal_components(kept, dim, self.model.device, self.progress)
@@ -151,7 +151,7 @@ class Embedding:
             file.unlink()
 
     def _read(self, places: Sequence[int], transform: Transform, what: str) -> Iterator[tuple[list[int], Tensor]]:
-        """Read the files at some places: the places of those that can be read, and their pictures."""
+        """Read files by their indices; yield the indices of the readable files of each batch, and their images."""
         paths, begin = [self.paths[place] for place in places], 0
         with bar(what, len(paths), hidden=not self.progress) as shown:
             for found, pictures in read_batches(paths, transform, self.batch_size, self.workers):
@@ -170,14 +170,14 @@ class Embedding:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of files that could be read, and size of a vector."""
+        """Number of readable files, and dimension of a vector."""
         assert self._rows is not None
         return int(self._good.sum()), self._rows.dim
 
     def _blocks(self) -> Iterator[tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]]:
-        """Go through the files that could be read: paths, and vectors ``(b, dim)``."""
+        """Iterate over blocks of readable files: their paths, and their vectors ``(b, dim)``."""
         assert self._rows is not None
-        last = int(self._good.nonzero()[-1]) + 1  # behind it, nothing was written
+        last = int(self._good.nonzero()[-1]) + 1  # nothing was written after it
         for start, stop in self._rows.blocks(64 << 20):
             stop = min(stop, last)
             good = self._good[start:stop]
@@ -186,10 +186,10 @@ class Embedding:
                 yield names, self._rows.read(start, stop)[good].numpy()
 
     def write(self, path: Path) -> None:
-        """Write ``features`` ``(n, dim)`` float32 and ``paths`` of the files that could be read.
+        """Write ``features`` ``(n, dim)`` in float32 and ``paths`` of all readable files.
 
         Args:
-            path: Ends in ``.npz`` (NumPy) or ``.parquet`` (a column of lists, and one of paths).
+            path: The output file: ``.npz`` (NumPy), or ``.parquet`` (a column of paths and a column of lists).
         """
         (self._write_parquet if path.suffix == ".parquet" else self._write_npz)(path)
 
@@ -212,12 +212,12 @@ class Embedding:
         schema = pa.schema([("path", pa.string()), ("features", pa.list_(pa.float32(), self.shape[1]))])
         with pq.ParquetWriter(path, schema) as writer:
             for part, vectors in self._blocks():
-                # Names of files are bytes, and may be no UTF-8.
+                # File names are bytes, which need not be valid UTF-8.
                 names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in part]
                 lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.shape[1])
                 writer.write_table(pa.table([pa.array(names), lists], schema=schema))
 
     def close(self) -> None:
-        """Close what is open; the folder may be deleted then."""
+        """Close the temporary files, so that the folder can be deleted."""
         if self._rows is not None:
             self._rows.close()

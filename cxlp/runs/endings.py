@@ -1,4 +1,4 @@
-"""How a run ends before its end: what its user is told, and how its other processes learn of it."""
+"""Handling of failed and interrupted runs: the message to the user, and the end of the other processes."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ from cxlp.utils.processes import STOPPED, is_waited_for, leave_soon
 if TYPE_CHECKING:
     from cxlp.runs.stages import Run
 
-#: What collectives raise where a peer has ended: gloo's words, and NCCL's.
+#: Messages of collectives after another process has ended, from gloo and NCCL.
 _PEER_GONE = (
     "Connection (closed by|reset by) peer|Socket closed|Broken pipe|remote process exited|communicator was aborted"
 )
@@ -22,7 +22,7 @@ _PEER_GONE = (
 
 @dataclass
 class Begun:
-    """What has begun, and when: a run, or a series of runs in a folder; and whether this process tells how to go on."""
+    """The run or series of runs in progress, its start time, and whether this process prints how to resume it."""
 
     start: float = field(default_factory=time.perf_counter)
 
@@ -32,17 +32,17 @@ class Begun:
 
 
 def mendable(error: BaseException | None) -> str | None:
-    """What to tell the user of an exception that they can mend; ``None`` for one that we have to."""
+    """The message to the user for an error that they can correct; ``None`` for any other error."""
     while error is not None:  # the parser wraps what constructors raise
         if isinstance(error, CxlpError):
-            # From a loader's worker, the message carries the worker's traceback.
+            # An error of a DataLoader's worker contains the worker's traceback: keep the message only.
             return str(error).rpartition("CxlpError: ")[2].strip()
-        # Not above: what is told early is told without torch.
+        # Imported here, since early errors are reported without importing torch.
         from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
         from cxlp.utils.distributed import is_distributed
 
-        # Lightning's EarlyStopping raises a bare RuntimeError for a metric that is not logged.
+        # Lightning's EarlyStopping raises a RuntimeError for a metric that is not logged.
         if isinstance(error, MisconfigurationException) or str(error).startswith("Early stopping conditioned on"):
             return " ".join(str(error).split())
         if is_distributed() and re.search(_PEER_GONE, str(error)):
@@ -52,7 +52,7 @@ def mendable(error: BaseException | None) -> str | None:
 
 
 def let_peers_know(status: int) -> None:
-    """Be gone soon, among several processes: even Python's end may wait for the others."""
+    """End this process soon if it is one of several: a normal exit of Python may wait for the others."""
     if "torch" not in sys.modules:  # there is no process group yet
         return
     from cxlp.utils.distributed import is_distributed
@@ -62,10 +62,10 @@ def let_peers_know(status: int) -> None:
 
 
 def folder_to_go_on(run: "Run | None") -> Path | None:
-    """The folder of a stopped run that can be gone on with; ``None``: nothing was saved yet."""
+    """The folder from which a stopped run can be resumed; ``None`` if nothing was saved yet."""
     if run is None:
         return None
     folder = run.folder
     if run.choice is not None and last_checkpoint(folder) is None:
-        folder = Path(run.choice.checkpoint).parent.parent  # of the run that has chosen, which refits anew
+        folder = Path(run.choice.checkpoint).parent.parent  # the first run, which starts the refit again
     return None if last_checkpoint(folder) is None else folder

@@ -1,10 +1,10 @@
-"""How epochs are counted and named, and the line that stays in the terminal of each.
+"""Numbers and names of epochs, and the line that is printed for each epoch.
 
-Gradient epochs count from 1 wherever a user meets them: in the terminal, logs, ``metrics.json``, ``stages.json``,
-curves and errors. The frozen fit comes before them: where a number is needed, as on the axis of a curve, it is 0 (from
-scratch there is none, and gradient epochs begin with 1 likewise). The closing fit takes the number behind the last one.
-The boundary is the Trainer: its ``current_epoch``, and ``epoch`` in the checkpoints that it writes, count from 0 in
-each stage anew, as Lightning has it.
+Gradient epochs are numbered from 1 in everything that a user sees: terminal, logs, ``metrics.json``, ``stages.json``,
+curves and error messages. The frozen fit precedes them and is epoch 0 where a number is needed, as on the axis of a
+curve; training from scratch has no frozen fit and also starts with epoch 1. The closing fit has the number after the
+last gradient epoch. Only the Trainer differs: its ``current_epoch``, and ``epoch`` in its checkpoints, count from 0 in
+each stage, as usual in Lightning.
 """
 
 import time
@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from cxlp.utils.progress import duration, say
 from cxlp.utils.spelling import as_text
 
-#: The stages of a run, in their order.
+#: The stages of a run, in order.
 Stage = Literal["frozen", "finetune", "closing"]
 
 
@@ -27,18 +27,18 @@ def title(stage: str, epoch: int) -> str:
 
 
 class EpochLines(Callback):
-    """Prints a line for each epoch: training loss, what the held-out images say, the best so far, the time it took.
+    """Prints a line for each epoch: training loss, validation metric, best value so far, and duration.
 
-    Of an epoch that is validated several times, the last one is told; the best one may lie within it.
+    If an epoch is validated several times, the line shows the last value; the best value may be an earlier one.
 
     Args:
-        metric: The one that chooses, such as ``val/accuracy``.
-        epochs: How many gradient epochs there are to be.
+        metric: The metric that chooses the best epoch, such as ``val/accuracy``.
+        epochs: Total number of gradient epochs.
 
     Attributes:
-        stage: The present one.
-        first_epoch: Its first epoch, as :mod:`cxlp.runs.epochs` counts.
-        best: The best so far, and when that was.
+        stage: The current stage.
+        first_epoch: The first epoch of the current stage, see :mod:`cxlp.runs.epochs`.
+        best: The best value so far, and the title of its epoch.
     """
 
     def __init__(self, metric: str, epochs: int) -> None:
@@ -46,28 +46,28 @@ class EpochLines(Callback):
         self.stage, self.first_epoch = "frozen", 0
         self.best: tuple[float, str] | None = None
         self._begin = 0.0
-        self._validated: dict[str, float] = {}  # within the present epoch: not each one is validated
+        self._validated: dict[str, float] = {}  # empty if the current epoch is not validated
 
     def take(self, validated: Mapping[str, float], when: str) -> None:
-        """Take in what held-out images say; ties keep the earlier epoch."""
+        """Update the best value with new validation metrics; ties keep the earlier epoch."""
         value = validated.get(self.metric)
         if value is not None and (self.best is None or value > self.best[0]):
             self.best = value, when
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the clock."""
+        """Record the start time."""
         self._begin, self._validated = time.perf_counter(), {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take in the metrics."""
+        """Record the validation metric."""
         if not trainer.sanity_checking:
             found = trainer.callback_metrics.items()
             self._validated = {name: float(value) for name, value in found if name == self.metric}
             self.take(self._validated, title(self.stage, self.first_epoch + trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the line."""
-        found = dict(trainer.callback_metrics)  # on all ranks: they compute the epoch's mean of the loss together
+        """Print the line of the epoch."""
+        found = dict(trainer.callback_metrics)  # on all ranks, since they compute the epoch's mean loss together
         if not trainer.is_global_zero:
             return
         name = title(self.stage, self.first_epoch + trainer.current_epoch)
@@ -88,9 +88,9 @@ class EpochLines(Callback):
         say("   ".join([f"{name:<{len(f'epoch {self.epochs} of {self.epochs}')}}", *parts, spent]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far, for a run that goes on."""
+        """Return the best value so far, for resuming."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it over."""
+        """Restore the best value."""
         self.best = None if state_dict["best"] is None else tuple(state_dict["best"])

@@ -1,4 +1,4 @@
-"""A run's test: what is collected for its tables and pictures, and what wandb is given of them."""
+"""The test of a run: collection of results for tables and pictures, and their panels in wandb."""
 
 import csv
 import itertools
@@ -22,22 +22,22 @@ from cxlp.tasks.base import ClassificationTask
 from cxlp.utils.distributed import all_sum
 from cxlp.utils.errors import CxlpError
 
-#: Most rows of a table in wandb, and most curves of a plot there. The files hold all of them.
+#: Maximum number of rows of a table and of curves of a plot in wandb. The files contain all of them.
 ROWS, CURVES = 1000, 40
 
 
 class TestRecorder(Callback):
-    """Collects the test's result class by class and its worst mistakes; files are written when metrics are safe.
+    """Collects the test's per-class results, its worst mistakes and its scores; writes no files.
 
     Args:
-        data: What is tested on.
-        kept: Of how many images scores are kept, see :class:`~cxlp.runs.loggers.RunConfig`.
+        data: The data set that is tested on.
+        kept: Number of images whose scores are kept, see :class:`~cxlp.runs.loggers.RunConfig`.
 
     Attributes:
-        result: What was found, on rank 0.
+        result: The collected results, on rank 0.
     """
 
-    __test__ = False  # not a test case of pytest's
+    __test__ = False  # not a test case for pytest
 
     def __init__(self, data: ImageDataModule, kept: Kept = "all") -> None:
         self.data, self.kept = data, kept
@@ -46,11 +46,11 @@ class TestRecorder(Callback):
         self._scores: Scores | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget an earlier test."""
+        """Discard the results of an earlier test."""
         assert isinstance(pl_module, ClassificationTask)
         network, images = pl_module.network, len(self.data.splits["test"])
         self._examples, self._scored = Examples(), 0
-        # The intervals of average precision take the scores of all images.
+        # The intervals of average precision need the scores of all images.
         kept = spread(images, "all" if network.multi_label else self.kept)
         self._scores = Scores(images, len(network.classes), kept)
 
@@ -63,7 +63,7 @@ class TestRecorder(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look for mistakes, and count."""
+        """Collect mistakes and scores, and count images."""
         self._scored += len(outputs["label"])
         if len(outputs["label"]):
             assert self._scores is not None
@@ -71,18 +71,18 @@ class TestRecorder(Callback):
             self._scores.update(outputs["score"], outputs["index"])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put together what all ranks have found.
+        """Gather the results of all ranks.
 
         Raises:
-            CxlpError: If not all images were scored.
+            CxlpError: If some images were not scored.
         """
         assert isinstance(pl_module, ClassificationTask) and self._scores is not None
         scored, images = int(all_sum(torch.tensor(self._scored))), len(self.data.splits["test"])
         if scored != images:
             raise CxlpError(
-                f"the test has scored {scored} of {images} images: something in the Trainer has cut it short"
+                f"the test scored only {scored} of {images} images: a Trainer option or callback stopped it early"
             )
-        found: Any = pl_module.per_class.compute()  # counts, or precisions and curves by their names
+        found: Any = pl_module.per_class.compute()  # counts, or precisions and curves by name
         pl_module.per_class.reset()
         found = found.cpu() if isinstance(found, Tensor) else {name: value.cpu() for name, value in found.items()}
         examples, scores, test = self._examples.gather(), self._scores.gather(), self.data.splits["test"]
@@ -92,7 +92,7 @@ class TestRecorder(Callback):
 
 
 def read_predictions(file: Path, most: int) -> tuple[list[str], list[list[Any]]]:
-    """Read the headings of ``predictions.csv``, and so many rows, evenly spread: lists are sorted by class."""
+    """Read the header and ``most`` evenly spaced rows of ``predictions.csv``, whose rows are sorted by class."""
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
         count = sum(1 for _ in csv.reader(opened)) - 1
         opened.seek(0)
@@ -100,7 +100,7 @@ def read_predictions(file: Path, most: int) -> tuple[list[str], list[list[Any]]]
         heads, chosen = next(reader), set(spread(count, most).tolist())
         numbers = [head == "right" or head.startswith("probability") for head in heads]
         return heads, [
-            # wandb's files are UTF-8, which names of files need not be
+            # wandb's files are UTF-8, but file names need not be
             [
                 float(cell) if n else cell.encode("utf-8", "replace").decode("utf-8")
                 for n, cell in zip(numbers, row, strict=True)
@@ -110,11 +110,11 @@ def read_predictions(file: Path, most: int) -> tuple[list[str], list[list[Any]]]
 
 
 def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
-    """Make what wandb shows of the tables and pictures that could be written."""
+    """Build wandb panels from the tables and pictures that could be written."""
     panels: dict[str, Any] = {
         f"test/{name}": wandb.Table(list(columns), [list(row) for row in rows[:ROWS]], allow_mixed_types=True)
         for name, (columns, rows) in tables.items()
-        if name != "precision_recall"  # drawn instead
+        if name != "precision_recall"  # plotted instead
     }
     if (folder / "predictions.csv").is_file():
         heads, answers = read_predictions(folder / "predictions.csv", ROWS)
@@ -153,7 +153,7 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
 
 
 def of_one_size(files: Iterable[Path]) -> list[Image.Image]:
-    """Read pictures, with white margins to the largest width and height: a panel of wandb shows all in one size."""
+    """Read images and pad them with white to a common size, since a wandb panel shows all images in one size."""
     pictures = []
     for file in files:
         with Image.open(file) as opened:

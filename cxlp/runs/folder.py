@@ -1,4 +1,4 @@
-"""A run's folder: made, found again by its checkpoint, taken up by a process of its own."""
+"""The folder of a run: create it, find it for resuming, and run in it in a separate process."""
 
 import json
 import os
@@ -17,34 +17,34 @@ from cxlp.models.checkpoint import read_checkpoint
 from cxlp.runs.arguments import describes_data, read_yaml
 from cxlp.runs.launch import job_id, launched_rank
 from cxlp.runs.loggers import RunConfig
-from cxlp.runs.places import NEWEST, REFIT, last_checkpoint, resumed_checkpoint
+from cxlp.runs.places import NEWEST, REFIT, check_run_name, last_checkpoint, resumed_checkpoint
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 from cxlp.utils.processes import run_to_end
 from cxlp.utils.program import was_restarted
 from cxlp.utils.progress import say
 
-#: The file of a run's folder that says which job of a scheduler has made it.
+#: File in a run's folder with the ID of the scheduler's job that created it.
 JOB = ".job"
 
 
 def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataModule | None = None) -> str:
-    """The name of a run: the user's, or one by the configs' files, see :func:`names_of_configs`, and the time.
+    """The name of a run: ``run.name``, or the names of its configs, see :func:`names_of_configs`, and the time.
 
     Raises:
         CxlpError: If the user's name is a path.
     """
-    if run.name and (Path(run.name).name != run.name or run.name == ".." or "\0" in run.name):
-        raise CxlpError(f"run.name is {run.name!r}: a name without slashes; the place is --run.root")
+    if run.name:
+        check_run_name(run.name)
     names = names_of_configs(config, data) if config is not None and data is not None else []
     return run.name or "-".join([*names, datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
 def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
-    """The names of the configs' files, among which the data are named.
+    """The names of the config files, including the name of the data set.
 
-    The name of the data stands for ``config.yaml``, which any run leaves, and for a kind of data, such as ``folder``;
-    and before those of overlays alone.
+    The name of the data set replaces ``config``, since every run writes a ``config.yaml``, and the name of a generic
+    data class, such as ``folder``. It is put first if all configs are overlays.
     """
     paths = [Path(str(c)) for c in config.get("config") or [] if c is not None]
     own = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.")[:64] or type(data).name
@@ -54,10 +54,10 @@ def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
 
 
 def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path:
-    """Make a new folder for a run; one that another run made in the same moment is left to it.
+    """Create a new folder for a run; a folder that another run creates at the same moment is left to that run.
 
     Raises:
-        CxlpError: If none can be made there.
+        CxlpError: If no folder can be created in ``run.root``.
     """
     root = Path(run.root)
     if launched_rank() != 0:
@@ -84,29 +84,31 @@ def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path
 
 
 def looks_for_earlier(run: RunConfig) -> bool:
-    """Whether a run, or a series, goes on with what an earlier process began under its name.
+    """Whether a run, or a series of runs, should resume an earlier one of the same name.
 
     Raises:
-        CxlpError: If ``run.resume`` asks for it, and there is no name.
+        CxlpError: If ``run.resume`` is ``auto`` and there is no name.
     """
     if run.resume != "auto" and not was_restarted():
         return False
     if not run.name:
         if run.resume == "auto":
-            raise CxlpError("run.resume is auto, which finds a run by its name: give run.name")
+            raise CxlpError("run.resume is auto, which finds a run by its name: set run.name")
         if launched_rank() == 0:
-            say("this job was started again, but the run has no name to be found by: it begins anew. Give --run.name")
+            say(
+                "this job was restarted, but the run has no name and cannot be found: a new run begins. Give --run.name"
+            )
     return bool(run.name)
 
 
 def find_earlier(run: RunConfig) -> Path | None:
-    """Find the run that ``run.resume`` goes on with; what is left of one that saved nothing is deleted.
+    """Find the run that ``run.resume`` resumes; the folder of a run that saved no checkpoint is deleted.
 
     Returns:
-        Its folder; ``None``: a new run begins.
+        The folder of the run; ``None`` if a new run begins.
 
     Raises:
-        CxlpError: If that folder holds something else, or nothing that a run can be gone on from.
+        CxlpError: If the folder contains no run, or other files but no checkpoint.
     """
     if not looks_for_earlier(run):
         return None
@@ -117,40 +119,40 @@ def find_earlier(run: RunConfig) -> Path | None:
         return folder if last_checkpoint(folder) is not None else None
     there = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
     if there and "config.yaml" not in there:
-        raise CxlpError(f"{folder} holds no run: choose another --run.name")
+        raise CxlpError(f"{folder} contains no run: choose another --run.name")
     if take_up(folder) is None:
         return None
-    say(f"going on with {folder}")
+    say(f"resuming {folder}")
     return folder
 
 
 def _first_attempt(run: RunConfig) -> Path | None:
-    """The folder that ``run.resume: auto`` goes on with, or that an earlier start of this job has made."""
+    """The folder that ``run.resume: auto`` resumes, or that an earlier start of this job created."""
     folder, job = Path(run.root) / run_name(run), job_id()
     if run.resume == "auto":
         return folder
     if job is None:
         if folder.with_name(f"{folder.name}-2").exists():
             raise CxlpError(
-                f"this job was started again, and there are {folder}, {folder}-2: which of them is its own is not "
-                "known. Give another --run.name, or the folder by --ckpt_path"
+                f"this job was restarted, but it is unknown whether its folder is {folder} or {folder}-2. Give another "
+                "--run.name, or the folder as --ckpt_path"
             )
         return folder
-    number = re.compile(re.escape(folder.name) + r"(-\d+)?")  # new_folder numbers what is taken
+    number = re.compile(re.escape(folder.name) + r"(-\d+)?")  # new_folder appends a number if a name is taken
     jobs = [file for file in sorted(folder.parent.glob(f"*/{JOB}")) if number.fullmatch(file.parent.name)]
     own = [file.parent for file in jobs if file.read_text() == job]
     return next((place for place in own if finished(place) is None), own[-1] if own else None)
 
 
 def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | None]:
-    """Find what to go on with.
+    """Find the checkpoint to resume from.
 
     Args:
-        given: A run's folder, or a checkpoint in it; or a checkpoint elsewhere, which belongs to no run.
-        run: Where runs are.
+        given: A run's folder, a checkpoint in it, or a checkpoint outside any run's folder.
+        run: The options of the run, whose ``root`` is searched for similar names.
 
     Returns:
-        The run's folder, if there is one, its newest checkpoint, and its wandb id.
+        The run's folder (``None`` if the checkpoint is in no run's folder), its newest checkpoint, and its wandb ID.
 
     Raises:
         CxlpError: If there is no such checkpoint.
@@ -162,15 +164,15 @@ def find_resumed(given: Path, run: RunConfig) -> tuple[Path | None, Path, str | 
         return None, given, None
     newest = last_checkpoint(folder)
     if newest is None or (given.name not in _OWN and newest.name == "frozen.ckpt"):
-        newest = given  # of the user's own ModelCheckpoint
+        newest = given  # a checkpoint of the user's own ModelCheckpoint
     return folder, newest, saved["cxlp_run"]["wandb_id"]
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that a run wrote, with what it tells of the run.
+    """Read a checkpoint that a run wrote, with its metadata on the run.
 
     Raises:
-        CxlpError: If there is none, or a Trainer without a run wrote it.
+        CxlpError: If there is no such checkpoint, or it was written by a Trainer outside a run.
     """
     saved = read_checkpoint(path)
     if "cxlp_run" not in saved:
@@ -181,13 +183,13 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-#: What a run writes. From start.ckpt, which is of another run, or finetuned.ckpt, whose epoch may not have been over
-#: when it was written, no run is gone on with.
+#: Names of the checkpoints that a run writes. A run cannot be resumed from start.ckpt, which belongs to another run, or
+#: from finetuned.ckpt, which may have been written within an epoch.
 _OWN = (*NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
 
 
 def name_best(folder: Path, checkpoint: str) -> None:
-    """Call a checkpoint of a run ``best.ckpt``: another name of the same file where the file system has links."""
+    """Make ``best.ckpt`` a hard link to a checkpoint of a run, or a copy if the file system has no hard links."""
     best, part = (folder / "checkpoints" / name for name in ("best.ckpt", ".best.ckpt.part"))
     best.parent.mkdir(exist_ok=True)
     part.unlink(missing_ok=True)
@@ -196,21 +198,21 @@ def name_best(folder: Path, checkpoint: str) -> None:
     except OSError:
         shutil.copyfile(folder / checkpoint, part)
     part.replace(best)
-    part.unlink(missing_ok=True)  # where both were names of one file already, renaming did nothing
+    part.unlink(missing_ok=True)  # if both were already links to one file, renaming had no effect
 
 
 def refit_folder(folder: Path) -> Path:
-    """Where the second run of ``run.refit: true`` is, which is the one that is tested."""
+    """The folder of the second run of ``run.refit: true``, which is the one that is tested."""
     return folder / REFIT
 
 
 def finished(folder: Path) -> Path | None:
-    """The folder that holds a run's results: its own, or that of its refit; ``None``: it has not come to its end."""
+    """The folder with a run's results: its own folder or that of its refit; ``None`` if the run is not finished."""
     return next((place for place in (folder, refit_folder(folder)) if _is_done(place / "metrics.json")), None)
 
 
 def _is_done(metrics: Path) -> bool:
-    """Whether a ``metrics.json`` has what a run writes last of all, behind its tables and pictures."""
+    """Whether a ``metrics.json`` has the key that a run writes last, after its tables and pictures."""
     try:
         found = json.loads(metrics.read_text())
     except (OSError, ValueError):
@@ -218,7 +220,7 @@ def _is_done(metrics: Path) -> bool:
     return isinstance(found, dict) and "outputs" in found
 
 
-#: All that a run writes before it has a checkpoint to go on from.
+#: All files that a run may write before its first checkpoint to resume from.
 _BEGUN = re.compile(
     r"\.lock|\.job|log\.txt|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|layers\.csv|features/[^/]*"
     r"|(checkpoints/)?\.[^/]*\.part|checkpoints/(start|finetuned)\.ckpt"
@@ -227,10 +229,10 @@ _BEGUN = re.compile(
 
 
 def take_up(folder: Path) -> Path | None:
-    """Find what a stopped run left: the checkpoint to go on from, or nothing of use, which is deleted.
+    """Find the checkpoint to resume a stopped run from; without one, delete the files that the run began with.
 
     Raises:
-        CxlpError: If a process is working there, or there is anything besides what a run begins with.
+        CxlpError: If another process uses the folder, or there is no checkpoint but other files.
     """
     if not folder.is_dir():
         return None
@@ -242,10 +244,12 @@ def take_up(folder: Path) -> Path | None:
             others = [file for file in files if not _BEGUN.fullmatch(file)]
             others += [path for path in ("config.yaml", "stages.json") if not _begins(folder / path)]
             trained = folder / "checkpoints" / "finetuned.ckpt"
-            if not others and trained.is_file() and read_run(trained)["epoch"]:  # the first one is done again
+            if (
+                not others and trained.is_file() and read_run(trained)["epoch"]
+            ):  # if only the first epoch was trained, it is repeated
                 others.append("finetuned.ckpt")
             if others:
-                raise CxlpError(f"{folder} has no checkpoint to go on from, but {others[0]}: move it away")
+                raise CxlpError(f"{folder} has no checkpoint to resume from, but contains {others[0]}: move it away")
             shutil.rmtree(folder)
     finally:
         let_go(held)
@@ -253,35 +257,35 @@ def take_up(folder: Path) -> Path | None:
 
 
 def _begins(file: Path) -> bool:
-    """Whether a run's ``config.yaml`` or ``stages.json`` is missing, or as a run without checkpoints leaves it."""
+    """Whether a run's ``config.yaml`` or ``stages.json`` is missing, or as written before the first checkpoint."""
     text = file.read_text(errors="replace") if file.is_file() else None
     return text is None or ("\nckpt_path:" in text if file.suffix == ".yaml" else "frozen.ckpt" not in text)
 
 
 def run_in(folder: Path, arguments: Sequence[str], log: Path) -> Path:
-    """Start a run in a process of its own, or go on with what is in its folder, and wait for its end.
+    """Start or resume a run in a separate process, and wait for its end.
 
     Args:
-        folder: The run's.
-        arguments: Those of ``train.py``, without the run's place.
-        log: Takes what it prints, except errors.
+        folder: The run's folder.
+        arguments: Arguments of ``train.py``, without ``run.root`` and ``run.name``.
+        log: The file for the run's output, except errors.
 
     Returns:
-        The folder of its results, see :func:`finished`.
+        The folder of the results, see :func:`finished`.
 
     Raises:
-        CxlpError: If it failed, or is running already.
+        CxlpError: If the run failed, or is already running.
     """
     last = take_up(folder)
     place = ["--run.root", str(folder.parent), "--run.name", folder.name]
     command = [sys.executable, "-m", "cxlp", "train", *arguments, *place, *(["--ckpt_path", str(last)] if last else [])]
-    # The package may not be installed, but stand beside train.py.
+    # The package may be beside train.py instead of installed.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         status = run_to_end(command, file, environment)
     results = finished(folder)
-    if status not in (0, 3) or results is None:  # 3: an output beside the result is missing
+    if status not in (0, 3) or results is None:  # 3: an optional output is missing
         raise CxlpError(f"failed, see above and {log}")
     return results

@@ -1,4 +1,4 @@
-"""How this process was started: alone or as one of several of a run; for the first time, or again by a scheduler."""
+"""How this process was started: alone or as one of several processes, and by which launcher or scheduler."""
 
 import inspect
 import os
@@ -27,37 +27,37 @@ from cxlp.utils.fingerprint import digest
 from cxlp.utils.importing import import_object
 from cxlp.utils.program import forget_ranks_without_number
 
-#: What launchers tell a process of its place among others.
+#: Environment variables by which launchers give a process its rank.
 _PLACE = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
 )  # fmt: skip
-#: Where they have the processes meet.
+#: Environment variables with the address of the rendezvous.
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
-#: What a run of one process has forgotten of its launcher: its number among the tasks of the job, torchrun's id.
+#: Removed variables of the launcher that :func:`job_id` needs: the task's number in the job, torchrun's ID.
 _FORGOTTEN: dict[str, str] = {}
 
-#: Options of the Trainer that are refused elsewhere, or objects.
+#: Options of the Trainer that are objects or are checked elsewhere.
 _NOT_PROBED = ("fast_dev_run", "barebones", "overfit_batches", "default_root_dir", "callbacks", "plugins")
-#: What is said where processes would be forked or spawned, stage by stage.
+#: Error messages for strategies that would fork or spawn processes for each stage.
 _ENDS_WITH_A_STAGE = (
-    ": forked and spawned processes end with each stage of a run, and what they have found is lost. Take ddp, in a "
-    "script or by cxlp train"
+    ": forked and spawned processes end after each stage of a run, and their results are lost. Use ddp, in a script or "
+    "with cxlp train"
 )
 _IN_A_NOTEBOOK = (
-    ": a notebook can only fork processes, which end with each stage of a run, and what they have found is lost. Take "
-    "trainer.devices 1 here; for several, give the command in a cell, !cxlp train ... --trainer.devices 4 --run.name "
-    'NAME, and then cxlp.RunResult("runs/NAME")'
+    ": a notebook can only fork processes, which end after each stage of a run, and their results are lost. Set "
+    "trainer.devices to 1, or run the command in a cell, !cxlp train ... --trainer.devices 4 --run.name NAME, and read "
+    'the results with cxlp.RunResult("runs/NAME")'
 )
 
 
 def launched_rank() -> int:
-    """This process's rank before there is a process group, see :func:`settle_launch`."""
+    """The rank of this process, known before the process group exists, see :func:`settle_launch`."""
     return int(getattr(rank_zero_only, "rank", 0))
 
 
 def job_id() -> str | None:
-    """What stays the same where a scheduler starts this job again, and is another for each other; ``None``: unknown."""
+    """An ID of this job that stays the same when a scheduler restarts the job; ``None`` if unknown."""
     elastic, slurm = ({**_FORGOTTEN, **os.environ}.get(name) for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"))
     known: tuple[object, ...] = ()
     if slurm:
@@ -66,27 +66,27 @@ def job_id() -> str | None:
         known = ("torchrun", elastic, socket.gethostname(), os.getppid())
     elif "TORCHELASTIC_RESTART_COUNT" in os.environ and elastic not in (None, "none"):
         known = ("torchrun", elastic)
-    return digest(*known, *sys.argv) if known else None  # a job may do several runs
+    return digest(*known, *sys.argv) if known else None  # a job may contain several runs
 
 
 def started_by_srun() -> bool:
-    """Whether this is one of several tasks that SLURM has started; a batch script itself is not."""
+    """Whether this process is one of several tasks started by SLURM; the batch script itself is not."""
     told = all(os.environ.get(name) for name in ("SLURM_STEP_ID", "SLURM_PROCID"))
     return bool(SLURMEnvironment.detect()) and told and os.environ["SLURM_NTASKS"] != "1"
 
 
 def settle_launch(trainer: Namespace) -> None:
-    """Find this process's rank, and forget what the environment says of ranks that are not this run's.
+    """Set the rank of this process, and remove environment variables about ranks of other runs.
 
-    A run has as many processes as ``trainer.devices`` and ``trainer.num_nodes`` say. Where that is one, it is
-    independent of the other tasks of a SLURM job. Variables that another launcher has left over would make Lightning
-    wait for processes that do not exist, or write nothing. To be called before each run.
+    ``trainer.devices`` and ``trainer.num_nodes`` determine the number of processes of a run. A run with one process is
+    independent of the other tasks of a SLURM job. Variables left over from another launcher would make Lightning wait
+    for processes that do not exist, or write no files. Call this function before each run.
 
     Args:
         trainer: Options of the Trainer.
 
     Raises:
-        CxlpError: If a launcher has started another number of processes than the run takes.
+        CxlpError: If an option is invalid, or a launcher has started a different number of processes.
     """
     if re.search("fork|spawn|notebook", str(trainer.get("strategy"))):
         raise CxlpError(f"trainer.strategy {trainer['strategy']}{_ENDS_WITH_A_STAGE}")
@@ -97,19 +97,19 @@ def settle_launch(trainer: Namespace) -> None:
     for plugin in plugins if isinstance(plugins, list) else [plugins]:
         kind: Any = import_object(plugin["class_path"], "trainer.plugins") if isinstance(plugin, Namespace) else None
         known = inspect.isclass(kind) and issubclass(kind, ClusterEnvironment)
-        if known and not issubclass(kind, LightningEnvironment):  # a cluster's, which knows
+        if known and not issubclass(kind, LightningEnvironment):  # the environment of a cluster knows the rank
             rank = kind(**dict(plugin.get("init_args") or {})).global_rank()
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             return
     place = {name: os.environ.pop(name) for name in (*_PLACE, *_MEETING) if name in os.environ}
-    # All options that are plain values, so that a wrong one is told before anything is fitted.
+    # All options with plain values, so that an invalid one is reported before anything is fitted.
     plain = {key: value for key, value in vars(trainer).items() if isinstance(value, int | float | str | list | None)}
     options: dict[str, Any] = {key: value for key, value in plain.items() if key not in _NOT_PROBED}
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     try:
         probe = pl.Trainer(**options)
-    except Exception as error:  # TypeError, ValueError, MisconfigurationException and others, by the option
-        if "interactive environment" in str(error):  # whose advice is a strategy that forks
+    except Exception as error:  # TypeError, ValueError, MisconfigurationException and others, depending on the option
+        if "interactive environment" in str(error):  # Lightning advises a strategy that forks
             raise CxlpError(f"trainer.strategy {trainer['strategy']}{_IN_A_NOTEBOOK}") from error
         given = ", ".join(f"{key} {options[key]}" for key in ("accelerator", "devices", "strategy") if key in options)
         raise CxlpError(f"trainer ({given}, ...): {' '.join(str(error).split())}") from error
@@ -122,9 +122,9 @@ def settle_launch(trainer: Namespace) -> None:
 
 
 def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
-    """This process's rank in a run with so many devices on so many machines."""
+    """The rank of this process in a run with ``devices`` processes on each of ``nodes`` machines."""
     count = devices * nodes
-    if distributed.is_distributed():  # by an earlier run, whose end has taken WORLD_SIZE away
+    if distributed.is_distributed():  # set up by an earlier run, which removed WORLD_SIZE at its end
         _check_started("an earlier run of this script", distributed.world_size(), count)
         return distributed.rank()
     if TorchElasticEnvironment.detect() and {"RANK", "WORLD_SIZE"} <= place.keys():
@@ -136,11 +136,11 @@ def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
         if count == 1:
             return _alone_in_slurm(int(place["SLURM_NTASKS"]), int(place["SLURM_PROCID"]))
         _check_started("SLURM", int(place["SLURM_NTASKS"]), count)
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # which Lightning asks for
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning requires it
         return int(place["SLURM_PROCID"])
     if count == 1:
         return _alone()
-    # Lightning's own launcher, on each machine: it tells its children all of this.
+    # Started by Lightning's own launcher, which sets all of these variables for its child processes.
     if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys() and place.get("WORLD_SIZE") == str(count):
         return int(place.get("NODE_RANK", 0)) * devices + int(place["LOCAL_RANK"])
     _forget((*_PLACE, *_MEETING) if nodes == 1 else (name for name in _PLACE if name != "NODE_RANK"))
@@ -156,11 +156,11 @@ def _alone_in_slurm(tasks: int, task: int) -> int:
     _FORGOTTEN["SLURM_PROCID"] = str(task)
     if task == 0:
         print(  # noqa: T201
-            f"SLURM has started {tasks} tasks, and this run takes one process: each task does a run of its own. For "
-            f"one run of all: --trainer.devices {tasks}"
+            f"SLURM has started {tasks} tasks, but trainer.devices is 1: each task does its own run. To use all tasks "
+            f"for one run, give --trainer.devices {tasks}"
         )
     else:
-        os.environ.pop("WANDB_RUN_ID", None)  # it is one run's
+        os.environ.pop("WANDB_RUN_ID", None)  # an ID belongs to a single run
     return _alone()
 
 
@@ -172,15 +172,15 @@ def _forget(names: Iterable[str]) -> None:
 def _check_started(launcher: str, started: int, count: int) -> None:
     if started != count:
         raise CxlpError(
-            f"{launcher} has started {started} processes, but the run takes {count}: trainer.devices is the number of "
-            "processes per machine, trainer.num_nodes that of machines"
+            f"{launcher} has started {started} processes, but the run needs {count}: set trainer.devices to the number "
+            "of processes per machine and trainer.num_nodes to the number of machines"
         )
 
 
 def requeue_on_signal() -> None:
-    """Put this job back into SLURM's queue where SLURM warns it of its end (``#SBATCH --signal=USR1@90``).
+    """Requeue this job when SLURM signals its time limit (``#SBATCH --signal=USR1@90``).
 
-    Then the same command is started again, and goes on by ``run.resume``. Elsewhere nothing changes.
+    SLURM then starts the same command again, which resumes by ``run.resume``. Outside SLURM nothing changes.
     """
     job, alone = os.environ.get("SLURM_JOB_ID"), threading.current_thread() is threading.main_thread()
     if not job or not alone or sys.platform == "win32" or signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL:
@@ -190,7 +190,7 @@ def requeue_on_signal() -> None:
     process = os.getpid()
 
     def requeue(*_: object) -> None:
-        if os.getpid() != process or launched_rank() != 0:  # workers of loaders get the signal, too
+        if os.getpid() != process or launched_rank() != 0:  # DataLoader workers receive the signal as well
             return
         try:
             status = subprocess.run(["scontrol", "requeue", job], check=False).returncode

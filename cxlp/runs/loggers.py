@@ -1,4 +1,4 @@
-"""Where a run's numbers go: wandb (online where a key is found, offline otherwise) and a CSV file."""
+"""The loggers of a run: wandb (online if a key is found, offline otherwise) and CSV files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,29 +17,29 @@ from cxlp.utils.errors import CxlpError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run.
+    """Options of a run: its folder, logging and outputs.
 
     Attributes:
-        root: Folder that gets one folder per run.
-        name: Name of the run's folder and of the wandb run; null: from the configs and the time. A name
-            that is taken gets a number.
-        wandb: ``auto``: online where an API key is found, offline otherwise; ``online``; ``offline``;
+        root: Folder that contains one folder per run.
+        name: Name of the run's folder and of the wandb run; null: derived from the configs and the time. If the name
+            is taken, a number is appended.
+        wandb: ``auto``: online if an API key is found, offline otherwise; ``online``; ``offline``;
             ``off``.
         project: The wandb project.
-        group: Groups runs in wandb; null: by the data set.
-        tags: Tags of the wandb run, besides benchmark, backbone, mode and method.
-        notes: Notes of the wandb run; null: its images, and where its folder is.
-        log_model: Upload the tested checkpoint as an artifact, where wandb is online.
-        refit: true: the best epoch is chosen on the held-out images (``data.validation``), then the same recipe is
-            run on all training images, ended after that epoch of the same schedule, and tested; its folder is
-            NAME/refit. Or the best checkpoint of an earlier run: do only the second.
-        resume: When to go on with the run in ``root`` that has this ``name``, if there is one. ``restarted``: where
-            SLURM or torchrun has started this job again; ``auto``: always, so that the same command begins a run and
-            goes on with it. (``ckpt_path`` goes on with a run by its folder.)
-        predictions: Of how many test images ``predictions.csv`` and ``scores.npz`` are written: ``all``, ``none``, or a
-            number of them, evenly spread over the test split. All scores take 4 bytes per image and class, in memory,
-            too.
-        cost: Measure, after the test, what the representation of an image costs, see :mod:`cxlp.runs.cost`.
+        group: Group of the run in wandb; null: the data set's name.
+        tags: Tags of the wandb run, in addition to benchmark, backbone, mode and method.
+        notes: Notes of the wandb run; null: the number of images and the path of the run's folder.
+        log_model: Upload the tested checkpoint as an artifact if wandb is online.
+        refit: true: choose the best epoch on the held-out images (``data.validation``), then run the same recipe on
+            all training images, stop after that epoch of the same schedule, and test; the second run's folder is
+            NAME/refit. The path of an earlier run's best checkpoint: do only the second run.
+        resume: When to resume the run called ``name`` in ``root``, if it exists. ``restarted``: only if SLURM or
+            torchrun has restarted this job; ``auto``: always, so that the same command starts and resumes a run.
+            (``ckpt_path`` resumes a run by its folder.)
+        predictions: Number of test images that ``predictions.csv`` and ``scores.npz`` contain: ``all``, ``none``, or an
+            integer, for images evenly spaced over the test split. Scores take 4 bytes per image and class, on disk and
+            in memory.
+        cost: After the test, measure the cost of computing an image's representation, see :mod:`cxlp.runs.cost`.
     """
 
     root: str = "runs"
@@ -57,24 +57,26 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.predictions, int) and self.predictions < 1:
-            raise CxlpError(f"run.predictions is {self.predictions}: give a number of images from 1, all, or none")
+            raise CxlpError(
+                f"run.predictions is {self.predictions}: give all, none, or a number of images of at least 1"
+            )
 
 
 def labelled(run: RunConfig, benchmark: str, *facts: str, notes: str | None = None) -> RunConfig:
-    """Group a run by its benchmark, unless the user groups it, and tag it by that and further facts.
+    """Set the wandb group to the benchmark, unless the user has set one, and add tags and notes.
 
     Args:
-        run: What the user asked for.
+        run: The user's options.
         benchmark: The data set's name.
         facts: Further tags.
-        notes: Where the user has none.
+        notes: The notes to use if the user has given none.
     """
-    tags = tuple(tag[:64] for tag in dict.fromkeys((*run.tags, benchmark, *facts)) if tag)  # what wandb takes
+    tags = tuple(tag[:64] for tag in dict.fromkeys((*run.tags, benchmark, *facts)) if tag)  # wandb's limit
     return replace(run, group=run.group or benchmark or None, tags=tags, notes=run.notes or notes)
 
 
 class _Forgiving(Logger):
-    """Lets a run go on where its log cannot be written: training costs more than its curves."""
+    """Lets a run continue if its log cannot be written: training is worth more than its curves."""
 
     outputs: Outputs
 
@@ -82,7 +84,7 @@ class _Forgiving(Logger):
 def _forgiving(name: str) -> Callable[..., None]:
     def attempt(self: _Forgiving, *args: Any, **kwargs: Any) -> None:
         with self.outputs.attempt(f"the log by {type(self).__name__}"):
-            getattr(super(_Forgiving, self), name)(*args, **kwargs)  # that of the real logger, by the order of bases
+            getattr(super(_Forgiving, self), name)(*args, **kwargs)  # the real logger's method, next in the MRO
 
     return attempt
 
@@ -92,20 +94,20 @@ for _name in ("log_metrics", "log_hyperparams", "save", "finalize"):
 
 
 class ForgivingCSVLogger(_Forgiving, CSVLogger):
-    """Lightning's logger, whose failure does not stop the run."""
+    """Lightning's CSV logger; a failure to write does not stop the run."""
 
 
 class _CurvesLogger(WandbLogger):
-    """Lightning's logger, which draws what the frozen fit has found as a curve, and draws nothing twice.
+    """Lightning's wandb logger, which logs the frozen fit's cross-validation as a curve and omits duplicate curves.
 
-    Cross-validated accuracy (or mAP) becomes a row for each cost C that was tried, to be drawn over C; the other
-    values of the fit are no curves, and go to the summary. Left out are the rates of parameters without weight decay,
-    which are those of the others, and the Trainer's step, which begins anew with each stage.
+    Cross-validated accuracy (or mAP) is logged as one row per cost C, to be plotted against C. The frozen fit's other
+    values are not curves and go to the summary. Omitted are the learning rates of parameters without weight decay,
+    which equal those of the others, and the Trainer's step, which restarts with each stage.
     """
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row; ``step`` is not looked at."""
+        """Log a row; ``step`` is ignored."""
         found = {key: value for key, value in metrics.items() if key.startswith("frozen/")}
         if found:
             for point in curve_of_costs(found):
@@ -118,12 +120,12 @@ class _CurvesLogger(WandbLogger):
 
 
 class LateWandbLogger(_CurvesLogger):
-    """Begins the wandb run with the first figures that there are to log.
+    """Starts the wandb run when the first metrics are logged.
 
-    So a run that fails before leaves none.
+    A run that fails earlier therefore leaves no wandb run.
 
     Attributes:
-        begin: Begins the run, or returns the one that has begun; ``None``: it cannot.
+        begin: Starts the wandb run, or returns the one already started; ``None`` if it cannot be started.
     """
 
     begin: Callable[[], wandb.Run | None]
@@ -131,11 +133,11 @@ class LateWandbLogger(_CurvesLogger):
 
     @property
     def experiment(self) -> Any:  # noqa: ANN401 (Lightning's type is wider)
-        """The wandb run; what stands for it until it is used, since Trainers look at it before they begin."""
+        """The wandb run; a placeholder until its first use, since Trainers access this property before they start."""
         return self._experiment or _NotBegun(self)
 
     def begun(self) -> Any:  # noqa: ANN401 (as above)
-        """Begin the run if it has not begun; ``None``: it cannot."""
+        """Start the wandb run if it has not started; return ``None`` if it cannot be started."""
         if self._experiment is None:
             self._experiment = self.begin()
             waiting, self._waiting = self._waiting, ()
@@ -144,21 +146,21 @@ class LateWandbLogger(_CurvesLogger):
         return self._experiment
 
     def log_hyperparams(self, params: Any) -> None:  # noqa: ANN401 (Lightning's type)
-        """Put values into the run's config when it has begun."""
+        """Add values to the wandb run's config, as soon as the run has started."""
         if self._experiment is None:
             self._waiting += (params,)
         else:
             super().log_hyperparams(params)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log figures, if there can be a wandb run."""
+        """Log metrics, if the wandb run could be started."""
         if self.begun() is not None:
             super().log_metrics(metrics, step)
 
 
 @dataclass(frozen=True)
 class _NotBegun:
-    """Stands for a wandb run that begins when it is used."""
+    """Placeholder for a wandb run that starts at its first use."""
 
     logger: LateWandbLogger
 
@@ -167,24 +169,24 @@ class _NotBegun:
 
 
 class ForgivingWandbLogger(_Forgiving, LateWandbLogger):
-    """A run's wandb logger, whose failure does not stop the run."""
+    """A run's wandb logger; a failure to log does not stop the run."""
 
 
 def build_loggers(
     run: RunConfig, folder: Path, stage: str, begin: Callable[[], wandb.Run | None] | None, outputs: Outputs
 ) -> list[Logger]:
-    """Make the loggers of a stage: CSV files of its own, and the one wandb run of all stages.
+    """Build the loggers of a stage: its own CSV files, and the wandb run that all stages share.
 
     Args:
-        run: What the user asked for.
+        run: The user's options.
         folder: The run's folder.
-        stage: Its name.
-        begin: Begins the wandb run, or returns the one that has begun; ``None``: there is to be none.
-        outputs: Notes what cannot be logged.
+        stage: The stage's name.
+        begin: Starts the wandb run, or returns the one already started; ``None``: log no wandb run.
+        outputs: Records what could not be logged.
     """
     loggers: list[_Forgiving] = [ForgivingCSVLogger(folder / "csv", name=stage)]
     if begin is not None:
-        # wandb first: Lightning takes the first logger's folder for what it writes itself.
+        # wandb first: Lightning writes its own files into the first logger's folder.
         late = ForgivingWandbLogger(save_dir=folder, project=run.project)
         late.begin = begin
         loggers.insert(0, late)

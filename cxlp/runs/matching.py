@@ -1,4 +1,4 @@
-"""Images of any data set as the test of a network: its classes are found by their names."""
+"""Selection of test images from any data set, with its classes matched to a network's classes by name."""
 
 import re
 from collections import Counter
@@ -13,41 +13,41 @@ from cxlp.data.dataset import Sample
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
-#: Which images are tested.
+#: The images to test.
 Chosen = Literal["train", "val", "test", "all"]
-#: Numbers before the names of classes, as CUB-200-2011 has them.
+#: Numeric prefix of class names, as in CUB-200-2011.
 _NUMBER = re.compile(r"\d{3,}\.")
 
 
 def choose_images(
     data: ImageDataModule, network: Network, chosen: Chosen | None, held: Mapping[str, Tensor] | None = None
 ) -> tuple[Chosen, list[str]]:
-    """Make some images of a DataModule its test split, labelled by the network's classes.
+    """Make the chosen images of a DataModule its test split, labelled with the network's classes.
 
-    Classes are matched by their names, see :func:`match_classes`. Images of classes that the network does not know are
-    left out; of several labels, theirs are.
+    Classes are matched by name, see :func:`match_classes`. Images of classes unknown to the network are left out. If
+    images have several labels, only the unknown labels are left out.
 
     Args:
-        data: Not set up yet.
-        network: What is to be tested.
-        chosen: Which images; ``None``: the data's own test or, where they have none, all.
-        held: Marks of the images in the splits of the network's run, see :class:`~cxlp.runs.protocol.Images`, where the
-            data are the same.
+        data: A DataModule that is not set up yet.
+        network: The network to test.
+        chosen: The images to test; ``None``: the data set's test images, or all images if it has no test split.
+        held: Marks of the images in each split of the network's run, see :class:`~cxlp.runs.protocol.Images`; ``None``
+            or empty for other data.
 
     Returns:
-        Which images they are, and what to tell of the match, a line each.
+        The images that were chosen, and messages about the match, one line each.
 
     Raises:
-        CxlpError: If there are no such images, none of the network's classes, or others than the run has held out.
+        CxlpError: If there are no such images, no image has a class of the network, or a split differs from the run's.
     """
     notes: list[str] = []
-    if chosen in ("train", "val"):  # as the run has held out
+    if chosen in ("train", "val"):  # the same split as in the run
         data.setup()
         classes, samples = data.classes, list(data.splits[chosen].samples)
         if samples and held and not torch.equal(data.fingerprints(chosen, True), held[chosen]):
             raise CxlpError(
-                f"--split {chosen}: these are other images than in that split of the checkpoint's run "
-                "(data.validation, split_seed, test_fraction?): what is held out now may have been trained on"
+                f"--split {chosen}: its images differ from those in the checkpoint's run, so it may contain training "
+                "images: give the run's data.validation, data.split_seed and data.test_fraction"
             )
     else:
         data.makes_split = False
@@ -57,7 +57,7 @@ def choose_images(
             data.left_out.clear()
             classes, content = data.read_usable()
             if not held:
-                notes.append(f"note: {data.name} has no test of its own: tested is a part of it (data.test_fraction)")
+                notes.append(f"note: {data.name} has no test split: testing on a part of it (data.test_fraction)")
         chosen = chosen or ("test" if "test" in content else "all")
         samples = [sample for split, part in content.items() if chosen in ("all", split) for sample in part]
     if not samples:
@@ -71,15 +71,15 @@ def choose_images(
     kept = [relabelled for s in samples if (relabelled := _relabel(s, places, len(network.classes))) is not None]
     if not kept:
         raise CxlpError(
-            f"{data.name} has no image of the network's classes ({', '.join(network.classes[:3])}, ...): its own are "
-            f"{', '.join(classes[:3])}, ..."
+            f"{data.name} has no image of the network's classes ({', '.join(network.classes[:3])}, ...): it "
+            f"has {', '.join(classes[:3])}, ..."
         )
     data.classes = network.classes
     data.splits = {"test": data.dataset(kept, network.classes)}
     data.left_out = Counter(data.left_out)
     pairs = [(classes[k], network.classes[place]) for k, place in places.items()]
     if loose := [f"{theirs} = {ours}" for theirs, ours in pairs if theirs != ours]:
-        notes.append(f"note: {len(loose)} classes are matched though written otherwise: {', '.join(loose)}")
+        notes.append(f"note: {len(loose)} classes are matched despite different spelling: {', '.join(loose)}")
     shown = {k for s in kept for k in _present(s)}
     if missing := [name for k, name in enumerate(network.classes) if k not in shown]:
         notes.append(
@@ -87,21 +87,21 @@ def choose_images(
         )
     if unknown := [name for k, name in enumerate(classes) if k not in places]:
         count = len(samples) - len(kept)
-        notes.append(f"note: {len(unknown)} classes are not the network's: {_some(unknown)}")
+        notes.append(f"note: {len(unknown)} classes are unknown to the network: {_some(unknown)}")
         if count:
             data.left_out["of classes that the network does not know"] += count
-            notes.append(f"note: {count:,} images are left out, of these classes")
+            notes.append(f"note: {count:,} images of these classes are left out")
     return chosen, notes
 
 
 def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int]:
-    """Match the classes of data with a network's by their names.
+    """Match the classes of a data set to a network's classes by name.
 
-    As they are or, where that is one to one, without case, with blanks for hyphens and underscores. Numbers such as
-    ``001.`` do not count either if all classes of one side have them, and not all of the other.
+    Names match if they are equal or, where the match is one to one, if they are equal up to case, hyphens, underscores
+    and spaces. Prefixes such as ``001.`` are ignored if all classes on one side have them, but not all on the other.
 
     Returns:
-        Places of the former -> the latter.
+        A mapping of indices in ``theirs`` to indices in ``ours``.
     """
     known = {name: k for k, name in enumerate(ours)}
     found = {k: known[name] for k, name in enumerate(theirs) if name in known}
@@ -120,7 +120,7 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int]:
 
 
 def _present(sample: Sample) -> list[int]:
-    """The classes that an image shows."""
+    """Indices of the classes that an image shows."""
     return [sample.label] if isinstance(sample.label, int) else [k for k, v in enumerate(sample.label) if v > 0]
 
 

@@ -1,4 +1,4 @@
-"""A run before its stages: its data and network, its folder, and what is done there already."""
+"""Preparation of a run before its stages: data, network, folder, and the finished stages of a resumed run."""
 
 import shlex
 import shutil
@@ -61,31 +61,31 @@ from cxlp.utils.profiling import PhaseTimes
 from cxlp.utils.progress import say
 from cxlp.utils.transcript import forget, keep
 
-#: What a run says meanwhile.
+#: The file with the terminal output of a run.
 LOG = "log.txt"
 
 
 class OpenedRun:
-    """A run that can begin, or go on; nothing is written before that is known.
+    """A run that is ready to start or to resume; no file is written before all checks have passed.
 
     Args:
-        config: Resolved, see :func:`cxlp.runs.cli.parse`.
+        config: The resolved config, see :func:`cxlp.runs.cli.parse`.
 
     Attributes:
-        folder: The run's.
-        data: Set up.
-        network: Built, and fitted as far as the run has come.
-        done: The stages that are done, by name, in order.
+        folder: The run's folder.
+        data: The DataModule, set up.
+        network: The network, fitted up to the last finished stage.
+        done: The finished stages, by name, in order.
         times: Seconds by phase.
-        choice: For a refit, the epoch to stop after.
-        progress: How many images were seen.
-        lines: Prints a line for each epoch.
-        resumed: The checkpoint that this process went on from.
-        experiment: The wandb run, on rank 0; ``None`` until there is something to log, and where it is off.
-        reuse: Features of earlier runs, where they are kept.
-        report: What the first frozen fit chose and found.
-        tested: What the test has found, on rank 0.
-        outputs: Makes what may fail while the run goes on: logs, tables, pictures.
+        choice: For a refit, the epoch to stop after; ``None`` otherwise.
+        progress: Callback that counts the images seen.
+        lines: Callback that prints a line for each epoch.
+        resumed: The checkpoint that this process resumed from; ``None`` for a new run.
+        experiment: The wandb run, on rank 0; ``None`` before the first metrics are logged, and if wandb is off.
+        reuse: Stored features of earlier runs, if ``model.frozen.store`` is set.
+        report: Hyperparameters and scores of the first frozen fit.
+        tested: The result of the test, on rank 0.
+        outputs: Writes optional outputs (logs, tables, pictures), whose failure does not stop the run.
     """
 
     def __init__(self, config: Namespace) -> None:
@@ -150,7 +150,7 @@ class OpenedRun:
             raise
 
     def _settle(self, saved: Mapping[str, Any] | None) -> None:
-        """Write down how to do the run again, and go on where a checkpoint is."""
+        """Write the run's config, and restore the state of a resumed run."""
         if launched_rank() == 0:
             keep(self.folder / LOG, shlex.join(sys.orig_argv))
         else:
@@ -162,10 +162,10 @@ class OpenedRun:
         self._provenance = Provenance(self.folder, self.data)
 
     def _choose_layers(self, saved: Mapping[str, Any] | None) -> None:
-        """Put two names in the place of ``auto``: from here on nothing but the config of the user knows of it."""
+        """Replace ``layers: auto`` by the names of two layers in config and model."""
         layers = settled_earlier(self.model, self.settings, saved)
         if layers is None:
-            # What is drawn later must not depend on whether layers were ranked.
+            # The random state of the rest of the run does not depend on whether pairs were ranked.
             with self.times.measure("choice of layers"), isolate_rng(include_cuda=False):
                 self._ranking = rank_in_run(self.config, self.model, self.data)
                 layers, said = choose_pair(self._ranking, self.model.backbone, self.model.heads)
@@ -174,19 +174,19 @@ class OpenedRun:
         self.config["model"]["backbone"]["layers"] = layers
         self.model = replace(self.model, backbone=replace(self.model.backbone, layers=layers))
 
-    # --- what is there already --------------------------------------------------------------------
+    # --- resuming and refitting --------------------------------------------------------------------
 
     def _read_choice(self, saved: Mapping[str, Any] | None) -> Choice | None:
-        """Read which epoch a refit ends after: of a resumed one, as it was when it began.
+        """Read the epoch that a refit stops after; a resumed refit keeps its first choice.
 
         Raises:
-            CxlpError: If it was chosen for another recipe, other images or other weights.
+            CxlpError: If the choosing run had another recipe, other images or other pretrained weights.
         """
         path = self.settings.refit if isinstance(self.settings.refit, str) else None
         if saved is not None:
             known = saved["cxlp_run"]["choice"]
             if (known is None) != (path is None):
-                raise CxlpError("run.refit is given to a run that was no refit, or left out of one: leave it as it was")
+                raise CxlpError("run.refit differs from the resumed run's: set it only if that run was a refit")
             return None if known is None else Choice(**known)
         if path is None:
             return None
@@ -197,16 +197,18 @@ class OpenedRun:
             check_classes(chosen["cxlp"]["network"]["classes"], self.data.classes)
             check_refitted_images(Images(**run["images"]), self._images)
             if run["weights"] != self._weights:
-                raise CxlpError("model.backbone.weights are others than those of the run that has chosen the epoch")
+                raise CxlpError("model.backbone.weights differ from those of the run that chose the epoch")
         except CxlpError as error:
             raise CxlpError(f"run.refit: {error}") from error
         return Choice.of(path, chosen)
 
     def _check_same(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to go on with a run of another recipe, other classes or other images."""
+        """Reject resuming a run with another recipe, other classes or other images."""
         recipe, known = recipe_of(self.config), saved["cxlp_run"]["recipe"]
         epochs = "trainer.max_epochs"
-        if not self.model.closing_fit and recipe[epochs] > known[epochs]:  # such a run may be made longer
+        if (
+            not self.model.closing_fit and recipe[epochs] > known[epochs]
+        ):  # a run without closing fit may be made longer
             known = {**known, epochs: recipe[epochs]}
         check_recipe(known, recipe)
         check_classes(saved["cxlp"]["network"]["classes"], self.data.classes)
@@ -218,9 +220,9 @@ class OpenedRun:
         if self._is_new:
             hold(self.folder)
         config = self.config.clone()
-        config["ckpt_path"] = None  # how to do the run again, not how to go on with it
+        config["ckpt_path"] = None  # the file describes how to repeat the run, not how to resume it
         text = build_parser().dump(config, skip_unset=False)
-        if saved is not None:  # a resumed run keeps its own
+        if saved is not None:  # a resumed run keeps its first config.yaml
             write_whole(self.folder / "config-resumed.yaml", text)
         if saved is None or not (self.folder / "config.yaml").exists() or self._is_longer(saved):
             write_whole(self.folder / "config.yaml", text)
@@ -228,7 +230,9 @@ class OpenedRun:
             write_whole(self.folder / FILE, self._ranking.as_csv())
         if self.data.broken:
             write_whole(self.folder / "broken.txt", "\n".join(sorted(self.data.broken.values())) + "\n")
-        if saved is not None and self._is_longer(saved):  # for good, and it is not at its end
+        if saved is not None and self._is_longer(
+            saved
+        ):  # the longer run replaces the earlier one, whose results are outdated
             for place in (self.folder, refit_folder(self.folder)):
                 (place / "metrics.json").unlink(missing_ok=True)
 
@@ -236,7 +240,7 @@ class OpenedRun:
         return bool(saved["cxlp_run"]["recipe"]["trainer.max_epochs"] != self.config["trainer"]["max_epochs"])
 
     def _take_up(self, saved: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint is."""
+        """Restore the state of a resumed run from its checkpoint."""
         assert self.resumed is not None
         fits_first, is_longer = self.model.start != "scratch", self._is_longer(saved)
         self.done = find_done(self.folder, self.resumed, saved, self._is_new, fits_first, is_longer)
@@ -249,13 +253,13 @@ class OpenedRun:
         self._write_done()
 
     def _begin_wandb(self) -> wandb.Run | None:
-        """Begin the wandb run, when there is something to log; ``None``: it is off, or cannot begin."""
+        """Start the wandb run when the first metrics are logged; return ``None`` if it is off or cannot be started."""
         if self._wandb_id is None or self._has_begun_wandb:
             return self.experiment
-        self._has_begun_wandb = True  # also where it fails: to try it takes time
+        self._has_begun_wandb = True  # even if it fails, since each attempt takes time
         mode = "FineTune" if self.config["trainer"]["max_epochs"] else "Frozen"
         counts = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items() if len(split))
-        notes = f"{self.data.name}: {counts} images of {len(self.data.classes):,} classes. In {self.folder}"
+        notes = f"{self.data.name}: {counts} images of {len(self.data.classes):,} classes. Folder: {self.folder}"
         logged = labelled(self.settings, self.data.name, *self.model.labels, mode, notes=notes)
         job: JobType = "train" if self.choice is None else "refit"
         with self.outputs.attempt("the wandb run"):
@@ -266,7 +270,7 @@ class OpenedRun:
         return self.experiment
 
     def discard(self) -> None:
-        """Delete the folder of a run that has failed before its first batch was done, or in its first frozen fit."""
+        """Delete the folder of a new run that failed before its first batch or within its first frozen fit."""
         if launched_rank() != 0 or not self._is_new:
             return
         has_begun = self.progress.images > self._images_before or self.tested is not None
@@ -277,14 +281,14 @@ class OpenedRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def end_wandb(self) -> None:
-        """End the wandb run of a run that has failed: wandb would give it to the next run of this process."""
+        """End the wandb run of a failed run; otherwise wandb would reuse it for the next run of this process."""
         if self.experiment is not None:
             with self.outputs.attempt("the end of the wandb run"):
                 self.experiment.finish(exit_code=1)
 
     @property
     def saves(self) -> bool:
-        """Whether checkpoints are written."""
+        """Whether the run writes checkpoints."""
         return self.config["trainer"]["enable_checkpointing"] is not False
 
     def _write_done(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the files are that a run is given: looked up by their names only, so that a wrong one is told at once."""
+"""Lookup of a run's input files by name, without reading them, so that wrong paths are reported immediately."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -8,34 +8,44 @@ from pathlib import Path
 from cxlp.utils.errors import CxlpError, did_you_mean, nearest
 from cxlp.utils.files import find_checkpoint
 
-#: The folder, within a run's, of the second run of ``run.refit: true``.
+#: Folder of the second run of ``run.refit: true``, inside the first run's folder.
 REFIT = "refit"
-#: Checkpoints that a run can be gone on with, the newest first.
+#: Checkpoints that a run can be resumed from, the newest first.
 NEWEST = ("closing.ckpt", "last.ckpt", "frozen.ckpt")
-#: Where gradient descent may start, besides a checkpoint.
+#: Values of ``model.start`` besides the path of a checkpoint.
 STARTS = ("frozen", "projection", "scratch")
 
 
+def check_run_name(name: str) -> None:
+    """Refuse a run's name that is not the name of a folder.
+
+    Raises:
+        CxlpError: Says where the place of runs is given.
+    """
+    if Path(name).name != name or name == ".." or "\0" in name:
+        raise CxlpError(f"run.name is {name!r}: expected a name without slashes; --run.root is the folder of all runs")
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return what a run can be resumed from; ``None``: nothing was saved yet."""
+    """Return the newest checkpoint that a run can be resumed from; ``None`` if nothing was saved yet."""
     paths = [folder / "checkpoints" / name for name in NEWEST]
     return next((path for path in paths if path.is_file()), None)
 
 
 def resumed_checkpoint(given: Path, root: str) -> Path:
-    """Find the checkpoint that ``ckpt_path`` names: of a run's folder, the newest one.
+    """Find the checkpoint that ``ckpt_path`` names; for a run's folder, its newest checkpoint.
 
     Args:
-        given: The folder or the file.
-        root: Where runs are, for the error.
+        given: A run's folder or a checkpoint file.
+        root: Folder of runs, to suggest similar paths in the error message.
 
     Raises:
-        CxlpError: If there is none.
+        CxlpError: If there is no such checkpoint.
     """
     if given.is_dir():
         newest = last_checkpoint(given)
         if newest is None:
-            raise CxlpError(f"{given} holds no checkpoint to go on from")
+            raise CxlpError(f"{given} contains no checkpoint to resume from")
         given = newest
     if not given.is_file():
         near = sorted(str(p) for p in Path(root).glob("*/checkpoints/*.ckpt"))
@@ -44,10 +54,10 @@ def resumed_checkpoint(given: Path, root: str) -> Path:
 
 
 def start_checkpoint(start: str) -> Path:
-    """Find the checkpoint that ``model.start`` names: of a run's folder, the tested one.
+    """Find the checkpoint that ``model.start`` names; for a run's folder, its tested checkpoint.
 
     Raises:
-        CxlpError: If there is none.
+        CxlpError: If there is no such checkpoint.
     """
     try:
         return find_checkpoint(start)
@@ -62,7 +72,7 @@ def chosen_checkpoint(path: str) -> Path:
     """Find the checkpoint that ``run.refit`` names.
 
     Raises:
-        CxlpError: If there is none.
+        CxlpError: If there is no such checkpoint.
     """
     if not Path(path).is_file():
         raise CxlpError(
@@ -71,32 +81,32 @@ def chosen_checkpoint(path: str) -> Path:
     return Path(path)
 
 
-#: One process and no logs, whatever the run had; later arguments may say otherwise.
+#: Defaults of a test: one process and no logs, whatever the run's config says.
 _ALONE = {
     "trainer.accelerator": "auto", "trainer.devices": "1", "trainer.num_nodes": "1", "trainer.strategy": "auto",
     "trainer.logger": "false",
 }  # fmt: skip
-#: Keys of files that matter to runs alone, and may have gone since, as if they were not given.
+#: Defaults for keys that name files which only a run needs and which may have been deleted since.
 NOT_USED = ("--model.start", "frozen", "--run.refit", "false", "--model.backbone.weights", "null")
 
 
 def run_of(path: Path) -> Path | None:
-    """The folder of the run that a checkpoint lies in; ``None``: it lies in none."""
+    """The folder of the run that contains a checkpoint; ``None`` if no run contains it."""
     folder = path.absolute().parent.parent
     return folder if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
 
 
 def test_arguments(path: Path, given: Sequence[str]) -> list[str]:
-    """Put the arguments of a checkpoint's run before those that are given to test it.
+    """Prepend the arguments of a checkpoint's run to those given for its test.
 
     Raises:
-        CxlpError: If the checkpoint lies in no run's folder, and no data are named.
+        CxlpError: If the checkpoint is not in a run's folder and the arguments name no data set.
     """
     run = run_of(path)
     if run is None and not any(arg.split("=")[0] in ("-c", "--config", "--data") for arg in given):
         raise CxlpError(
-            f"{path} does not lie in a run's folder, which would tell its data: name them, such as "
-            "--config cub200.yaml or --data folder --data.root DIR"
+            f"{path} is not in a run's folder, so its data set is unknown: name one, such as --config cub200.yaml or "
+            "--data folder --data.root DIR"
         )
     configs = [] if run is None else [run / "config-resumed.yaml", run / "config.yaml"]
     own = next((["--config", str(config)] for config in configs if config.is_file()), [])
@@ -106,7 +116,7 @@ def test_arguments(path: Path, given: Sequence[str]) -> list[str]:
 
 @contextmanager
 def describing_data(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Arguments whose configs may describe no data, which the parser asks for, as overlays do not."""
+    """Complete arguments without a data set, such as those of an overlay, since the parser requires one."""
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "data.yaml"
         whole.write_text("data: Demo\n")

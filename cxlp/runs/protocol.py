@@ -1,7 +1,7 @@
-"""What must agree for results to be comparable: one list, for runs that go on, are repeated, or start from another one.
+"""Checks that runs are comparable, for runs that are resumed, repeated, or started from another run.
 
 Three kinds of facts are saved with each checkpoint: the recipe (:func:`recipe_of`), the images with their boxes and
-labels (:class:`Images`), and the pretrained weights. Each check names the first thing that differs.
+labels (:class:`Images`), and the pretrained weights. Each check names the first difference.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,34 +21,34 @@ from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.importing import import_object
 
-#: Keys that change no result, or only by rounding; or what they name is compared itself: weights, images, sizes.
+#: Keys that affect results at most by rounding, or whose content is compared directly: weights, images, sizes.
 _FREE = (
     "model.backbone.weights", "model.frozen.store", "model.recompute", "model.compile",
     "data.root", "data.num_workers", "data.download", "data.batch_size", "data.image_size",
     "data.validation", "data.split_seed", "data.on_broken", "data.table",
 )  # fmt: skip
-#: Besides these, keys of ``data`` that say which images there are, or what training makes of them: no picture that is
-#: scored depends on them.
+#: Further keys of ``data`` that select images or affect training only: the pixels of scored images do not depend on
+#: them.
 _TRAINING = ("data.class_path", "data.test_fraction", "data.augment.")
 
 
 def recipe_of(config: Namespace) -> dict[str, Any]:
-    """List what a run's weights and scores depend on besides the images, by key, as plain values.
+    """List the keys that a run's weights and scores depend on, besides the images, with plain values.
 
     Args:
-        config: Resolved, see :func:`cxlp.runs.cli.parse`.
+        config: The resolved config, see :func:`cxlp.runs.cli.parse`.
     """
     found = {**dict(_leaves("model", _plain(config["model"]))), **dict(_leaves("data", _plain(config["data"])))}
     found = {key: value for key, value in found.items() if key not in _FREE}
     if config["model"]["start"] not in STARTS:
-        found["model.start"] = "a checkpoint"  # which may have been moved
+        found["model.start"] = "a checkpoint"  # its path is not compared, since it may have been moved
     trainer = ("max_epochs", "precision", *(key for key in GRADIENT_TRAINER_KEYS if key != "max_time"))
     found |= {f"trainer.{key}": _plain(config["trainer"][key]) for key in trainer}
     return {**found, "seed_everything": config["seed_everything"]}
 
 
 def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of a recipe's keys of ``model`` and ``data``."""
+    """The defaults of the keys of ``model`` and ``data`` in a recipe."""
     classes = {"model": "cxlp.runs.recipe.ModelConfig"}
     classes |= {
         place: recipe[f"{place}.class_path"] for place in ("model.head", "data") if f"{place}.class_path" in recipe
@@ -63,12 +63,12 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a DataModule, in their order.
+    """The images of a DataModule, in order.
 
     Attributes:
-        fingerprints: By split, a number for each image, see
+        fingerprints: For each split, one number per image, see
             :meth:`~cxlp.data.datamodule.ImageDataModule.fingerprints`.
-        marks: Likewise, but for the image with its box and label: what training and scoring see of it.
+        marks: For each split, one number per image together with its box and label.
     """
 
     fingerprints: dict[str, Tensor]
@@ -76,39 +76,39 @@ class Images:
 
     @classmethod
     def of(cls, data: ImageDataModule) -> "Images":
-        """Look at a DataModule that is set up."""
+        """Compute fingerprints and marks of a DataModule that is set up."""
         splits: tuple[Split, ...] = ("train", "val", "test")
         return cls(*({str(split): data.fingerprints(split, known) for split in splits} for known in (False, True)))
 
     def all_of(self, splits: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Return the fingerprints and the marks of some splits, joined."""
+        """Return the fingerprints and the marks of several splits, concatenated."""
         names = tuple(splits)
         return torch.cat([self.fingerprints[name] for name in names]), torch.cat([self.marks[name] for name in names])
 
 
 def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse another recipe than a checkpoint's; keys that it lacks, being older than they, count as their defaults.
+    """Reject a recipe that differs from a checkpoint's; keys that an older checkpoint lacks count as defaults.
 
     Raises:
-        CxlpError: Names the first key that differs.
+        CxlpError: If the recipes differ; names the first key that differs.
     """
     if given.keys() - saved.keys():
         saved = {**{key: value for key, value in _defaults(given).items() if key in given}, **saved}
     for key in {**saved, **given}:
         if saved.get(key) != given.get(key):
             raise CxlpError(
-                f"{key} is {given.get(key)!r}, but the checkpoint's run had {saved.get(key)!r}: leave it as it was; "
-                "--config runs/NAME/config.yaml has all of that run"
+                f"{key} is {given.get(key)!r}, but the checkpoint's run had {saved.get(key)!r}: use that value, or the "
+                "run's whole config, --config runs/NAME/config.yaml"
             )
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any], start: bool = False) -> bool:
-    """Whether two checkpoints are of one recipe, but for its length, on the same images and pretrained weights.
+    """Whether two checkpoints have the same recipe (except its length), images and pretrained weights.
 
     Args:
-        one: What is in a checkpoint.
-        other: What is in another one, of a run.
-        start: The first is what the other's run began with, which has a recipe of its own.
+        one: Content of a checkpoint.
+        other: Content of another checkpoint, written by a run.
+        start: Whether the other run started from the first checkpoint (``model.start``), whose recipe may differ.
     """
     if "cxlp_run" not in one:
         return False
@@ -120,88 +120,88 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any], start: bool = Fal
 
 
 def check_images_per_step(saved: int, given: int) -> None:
-    """Refuse another number of images per gradient step: the schedule has so many steps.
+    """Reject a different global batch size, which would change the number of steps of the schedule.
 
     Raises:
-        CxlpError: If they differ.
+        CxlpError: If the numbers of images per step differ.
     """
     if saved != given:
         raise CxlpError(
-            f"a step takes {given} images (data.batch_size x processes x trainer.accumulate_grad_batches), but in the "
-            f"checkpoint's run it took {saved}: with other numbers of processes, change the others so that it stays"
+            f"the global batch size (data.batch_size x processes x trainer.accumulate_grad_batches) is {given}, but "
+            f"the checkpoint's run had {saved}: with another number of processes, adapt the other two factors"
         )
 
 
 def check_classes(saved: Iterable[str], given: Iterable[str]) -> None:
-    """Refuse other classes than a checkpoint's, or another order of them.
+    """Reject classes that differ from a checkpoint's, or are in another order.
 
     Raises:
-        CxlpError: If they differ.
+        CxlpError: If the classes differ.
     """
     if list(saved) != list(given):
-        order = ", or stand in another order," if sorted(saved) == sorted(given) else ""
-        raise CxlpError(f"the classes of the data are others{order} than those of the checkpoint's run")
+        order = " in their order" if sorted(saved) == sorted(given) else ""
+        raise CxlpError(f"the classes of the data differ{order} from those of the checkpoint's run")
 
 
 def check_images(saved: Images, given: Images) -> None:
-    """Refuse other images, boxes or labels than those of the run that is gone on with.
+    """Reject images, boxes or labels that differ from those of the resumed run.
 
     Raises:
-        CxlpError: Names the first split that differs.
+        CxlpError: If they differ; names the first split that differs.
     """
     _check_labels(saved, given)
     for split, what in {"train": "training", "val": "held-out", "test": "test"}.items():
         if not torch.equal(saved.marks[split], given.marks[split]):
             raise CxlpError(
-                f"the {what} images are others than those of the checkpoint's run (data.root, validation, split_seed, "
-                "test_fraction?): what is held out now may have been trained on. Resume with the run's own configs, "
-                "such as --config runs/NAME/config.yaml"
+                f"the {what} images differ from those of the checkpoint's run (data.root, validation, split_seed, "
+                "test_fraction?), so held-out images may have been trained on. Resume with the run's own config, "
+                "--config runs/NAME/config.yaml"
             )
 
 
 def check_refitted_images(saved: Images, given: Images) -> None:
-    """Refuse a refit of other images than those that the choice was made of: training and held-out ones together.
+    """Reject a refit on images other than the training and held-out images of the run that chose the epoch.
 
     Raises:
-        CxlpError: If they differ.
+        CxlpError: If the images differ.
     """
     _check_labels(saved, given)
     for splits, what in ((("train", "val"), "training"), (("test",), "test")):
         one, other = (torch.unique(images.all_of(splits)[1]) for images in (saved, given))
         if not torch.equal(one, other):
             raise CxlpError(
-                f"the {what} images are others than those of the run that has chosen the epoch: give it the same "
-                "data.root and the same split"
+                f"the {what} images differ from those of the run that chose the epoch: give the same data.root and the "
+                "same split"
             )
 
 
 def check_start(path: Path, saved: Mapping[str, Any], network: Network, recipe: Mapping[str, Any], now: Images) -> None:
-    """Refuse to start from a run of another network, or one that saw images otherwise, or has seen the test images.
+    """Reject a start from a run with another network, other preprocessing, or test images among its training images.
 
     Args:
-        path: The checkpoint's.
-        saved: What is in it.
-        network: As built for the run that starts.
-        recipe: The recipe of that run.
-        now: Its images.
+        path: Path of the start checkpoint.
+        saved: Content of that checkpoint.
+        network: The network of the new run.
+        recipe: The recipe of the new run.
+        now: The images of the new run.
 
     Raises:
-        CxlpError: Says what differs.
+        CxlpError: If the runs do not agree; names the difference.
     """
     theirs, ours = saved["cxlp"]["network"], network.spec()
     run = saved["cxlp_run"]
     if list(theirs["classes"]) != ours["classes"]:
-        raise CxlpError(f"{path} was fitted to other classes than the data has, or in another order")
+        raise CxlpError(f"{path} was fitted to classes that differ from those of the data, or to another order of them")
     for key in ("backbone", "heads", "test_views", "multi_label"):
         if theirs[key] != ours[key]:
             raise CxlpError(
-                f"{path} holds another network: its {key} is {theirs[key]}, the model's keys give {ours[key]}. "
-                "Give it the keys of that run"
+                f"{path} contains a different network: its {key} is {theirs[key]}, but the config gives {ours[key]}. "
+                "Use the model keys of that run"
             )
     for key, value in recipe.items():
         if key.startswith("data.") and not key.startswith(_TRAINING) and run["recipe"].get(key, value) != value:
             raise CxlpError(
-                f"{key} is {value!r}, but {path} was fitted with {run['recipe'][key]!r}: give both runs the same"
+                f"{key} is {value!r}, but {path} was fitted with {run['recipe'][key]!r}: use the same value"
             )
     try:
         _check_labels(Images(**run["images"]), now)
@@ -210,35 +210,35 @@ def check_start(path: Path, saved: Mapping[str, Any], network: Network, recipe: 
     own = now.fingerprints["train"]
     for split in ("test", "val"):
         images = now.fingerprints[split]
-        # What this run trains on anyway is not the start's doing: the data set has such images twice.
+        # Ignore images that this run trains on as well: they are duplicates within the data set.
         found = int((torch.isin(images, run["seen"]) & ~torch.isin(images, own)).sum())
         if found and split == "test":
-            raise CxlpError(f"{path} was trained on {found} of these test images: give it the same split")
+            raise CxlpError(f"{path} was trained on {found} of these test images: give both runs the same split")
         if found:
             print(  # noqa: T201
-                f"warning: {path} was trained on {found} of the images that data.validation holds out: they will "
-                "flatter it. Fit it with the same data.validation to choose by them"
+                f"warning: {path} was trained on {found} of the images that data.validation holds out: validation "
+                "metrics will be too optimistic. Fit it with the same data.validation"
             )
 
 
 def _check_labels(saved: Images, given: Images) -> None:
-    """Refuse images that both runs have, where their boxes or labels are others.
+    """Reject different boxes or labels of images that both runs share.
 
     Raises:
-        CxlpError: Says how many.
+        CxlpError: If boxes or labels differ; states the number of such images.
     """
     before, after = (images.all_of(images.marks) for images in (saved, given))
     shared = torch.isin(after[0], before[0])
     changed = int((shared & ~torch.isin(after[1], before[1])).sum())
     if changed:
         raise CxlpError(
-            f"{changed} images have other labels or boxes than in the checkpoint's run: results of the two cannot be "
-            "compared. Give it the lists of that run"
+            f"{changed} images have different labels or boxes than in the checkpoint's run, so the runs cannot be "
+            "compared: use the lists of that run"
         )
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of a config)
-    """A value as YAML and a checkpoint give it back."""
+    """Convert a value to what YAML or a checkpoint would return for it."""
     if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, Mapping):

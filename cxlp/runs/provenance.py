@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: the code's state, the versions of what it stands on, and the data."""
+"""Provenance of a run's results: state of the code, versions of packages, machine, and data."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import digest, library_versions
 from cxlp.version import __version__
 
-#: The packages that numbers and pictures depend on.
+#: The packages that results depend on.
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "scikit-learn", "scipy", "numpy",
     "albumentations", "opencv-python-headless", "pillow", "wandb",
@@ -26,21 +26,21 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of cxlp, Python, and the packages that numbers depend on."""
+    """Versions of cxlp, Python, and the packages that results depend on."""
     return {"cxlp": __version__, "python": platform.python_version(), **library_versions(PACKAGES)}
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:
-    """The commit of a git checkout, and whether tracked files differ from it.
+    """The commit of a git checkout, and whether tracked files are modified.
 
     Args:
-        folder: Its root; ``None``: where this code lies.
+        folder: Root of the checkout; ``None``: the folder of this package.
 
     Returns:
-        ``commit`` and ``dirty``; ``None`` where the folder is no checkout, or git cannot tell.
+        ``commit`` and ``dirty``; ``None`` if the folder is not the root of a checkout, or git fails.
     """
     root = Path(__file__).parents[2] if folder is None else folder
-    if not (root / ".git").exists():  # nor any folder around it: a site-packages inside of someone's checkout is not it
+    if not (root / ".git").exists():  # do not search parent folders: site-packages may be inside another checkout
         return None
 
     def ask(*arguments: str) -> str:
@@ -56,10 +56,10 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
 
 def data_facts(data: ImageDataModule) -> dict[str, Any]:
-    """What a DataModule holds: ``name``, number of ``classes``, images by split, and a ``digest``.
+    """Summary of a DataModule: ``name``, number of ``classes``, number of images by split, and a ``digest``.
 
-    The digest stands for the classes and, of each image in its split and order, the path below the root, the size
-    of the file, the box and the label: two runs with the same digest saw the same images, wherever these lie.
+    The digest covers the classes and, for each image in order, its split, path below the root, file size, box and
+    label. Two runs with the same digest used the same images, regardless of the root.
     """
     parts: list[object] = [data.classes]
     for name, split in data.splits.items():
@@ -72,13 +72,13 @@ def data_facts(data: ImageDataModule) -> dict[str, Any]:
 
 
 class Provenance(Callback):
-    """Writes where the numbers come from as ``provenance.json``, and into wandb's config.
+    """Writes the provenance of results to ``provenance.json`` and to wandb's config.
 
-    A resumed run keeps the first session's and writes ``provenance-resumed.json``.
+    A resumed run keeps the first file and writes ``provenance-resumed.json``.
 
     Args:
         folder: The run's folder.
-        data: What is fitted and tested.
+        data: The data of fit and test.
     """
 
     def __init__(self, folder: Path, data: ImageDataModule) -> None:
@@ -86,7 +86,7 @@ class Provenance(Callback):
         self._written = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look when the first stage begins: what changes later is not what ran."""
+        """Record the provenance when the first stage begins, since files may change later."""
         if self._written or not trainer.is_global_zero:
             return
         self._written = True

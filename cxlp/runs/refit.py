@@ -1,6 +1,6 @@
-"""The best epoch is chosen on held-out images; then the same recipe is run on all training images, up to that epoch.
+"""Refit: choose the best epoch on held-out images, then run the same recipe on all training images to that epoch.
 
-The schedule of the second run has the length that the first one's had (``trainer.max_epochs``): what is learnt by the
+The second run uses the first run's schedule with its full length (``trainer.max_epochs``), since the result at the
 chosen epoch depends on the learning rates until then. Only the second run is tested.
 """
 
@@ -23,15 +23,15 @@ from cxlp.utils.progress import say
 
 @dataclass(frozen=True)
 class Choice:
-    """The epoch that a run with held-out images has chosen.
+    """The epoch that a run with held-out images chose.
 
     Attributes:
-        checkpoint: The best one, as the user gave it.
-        stage: The stage that wrote it.
-        epoch: The last one that it has seen, as :mod:`cxlp.runs.epochs` counts. For a checkpoint from within
-            an epoch, that epoch: it is fitted to its end.
-        validated: What the held-out images said of it.
-        images_per_step: In the run that has chosen.
+        checkpoint: Path of the best checkpoint, as given by the user.
+        stage: The stage that wrote the checkpoint.
+        epoch: Its last epoch, see :mod:`cxlp.runs.epochs`. For a checkpoint from within an epoch, that epoch: the refit
+            completes it.
+        validated: Metrics of the checkpoint on the held-out images.
+        images_per_step: Global batch size of the run that chose the epoch.
     """
 
     checkpoint: str
@@ -42,16 +42,16 @@ class Choice:
 
     @property
     def last_gradient_epoch(self) -> int:
-        """The last gradient epoch that it has seen, counted likewise: a closing fit is one behind it."""
+        """The last gradient epoch before the checkpoint; the epoch number of a closing fit is one higher."""
         return self.epoch - (self.stage == "closing")
 
     @classmethod
     def of(cls, path: str, saved: Mapping[str, Any]) -> "Choice":
-        """Say which epoch a checkpoint is of.
+        """Read the choice from a checkpoint.
 
         Args:
-            path: Its place.
-            saved: What is in it.
+            path: Path of the checkpoint.
+            saved: Content of the checkpoint.
         """
         run, stage = saved["cxlp_run"], stage_of(saved)
         epoch = run["first_epoch"] + (saved["epoch"] if stage == "finetune" else 0)
@@ -68,17 +68,17 @@ def read_chosen(path: str) -> dict[str, Any]:
 
 
 def find_refit(folder: Path, choice: Choice, recipe: Mapping[str, Any]) -> Path | None:
-    """Find what the second run goes on from; one that another choice had begun is put aside.
+    """Find the checkpoint to resume the second run from; rename a second run that was started for another choice.
 
     Args:
-        folder: The second run's.
-        choice: What the first run chooses now.
-        recipe: The chosen checkpoint's.
+        folder: Folder of the second run.
+        choice: The current choice of the first run.
+        recipe: The recipe of the chosen checkpoint.
 
     Returns:
-        Its newest checkpoint; ``None``: it begins anew.
+        The newest checkpoint of the second run; ``None`` if it starts from the beginning.
     """
-    # Without a Trainer: where the first run was done before, there was none. Only rank 0 clears away.
+    # Uses no Trainer: there is none if the first run was already finished. Only rank 0 renames folders.
     first = launched_rank() == 0
     last = take_up(folder) if first else last_checkpoint(folder)
     begun = None if last is None else read_run(last)["cxlp_run"]
@@ -88,42 +88,42 @@ def find_refit(folder: Path, choice: Choice, recipe: Mapping[str, Any]) -> Path 
     if first:
         aside = next(p for n in count(1) if not (p := folder.with_suffix(f".{n}")).exists())
         folder.rename(aside)
-        say(f"what was there is of another choice, {title(before.stage, before.epoch)}: it is in {aside} now")
+        say(f"moved the refit of an earlier choice, {title(before.stage, before.epoch)}, to {aside}")
     return None
 
 
 def stage_of(saved: Mapping[str, Any]) -> Stage:
-    """Say which stage of a run wrote a checkpoint."""
+    """Return the stage of a run that wrote a checkpoint."""
     if saved["cxlp"]["task"] == "FineTune":
         return "finetune"
     return "closing" if saved["cxlp_run"]["first_epoch"] else "frozen"
 
 
 class StopAfter(Callback):
-    """Ends the gradient epochs after the chosen one, with the schedule of ``trainer.max_epochs``.
+    """Stops training after the chosen gradient epoch, while the schedule keeps the length of ``trainer.max_epochs``.
 
     Args:
-        epoch: Counted by the Trainer, from 0.
+        epoch: The chosen epoch, counted from 0 as by the Trainer.
     """
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look where a resumed run is.
+        """Stop a resumed run if it has already finished the chosen epoch.
 
         Raises:
-            CxlpError: If it is past the epoch already.
+            CxlpError: If the run has gone beyond the chosen epoch.
         """
         if trainer.current_epoch > self.epoch + 1:
             raise CxlpError(
-                f"run.refit: gradient epoch {self.epoch + 1} was chosen, but this run has got to epoch "
-                f"{trainer.current_epoch}: delete it, and refit anew"
+                f"run.refit: gradient epoch {self.epoch + 1} was chosen, but this run has already reached epoch "
+                f"{trainer.current_epoch}: delete the run and start the refit again"
             )
         if trainer.current_epoch > self.epoch:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask for the end."""
+        """Stop after the chosen epoch."""
         if trainer.current_epoch >= self.epoch:
             trainer.should_stop = True

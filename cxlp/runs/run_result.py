@@ -1,4 +1,4 @@
-"""What a run has left, as an object."""
+"""The results of a finished run, as a Python object."""
 
 import json
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Interval(NamedTuple):
-    """An interval of 95 % confidence, and the method that it is by."""
+    """A 95 % confidence interval, and the name of its method."""
 
     low: float
     high: float
@@ -25,27 +25,27 @@ class Interval(NamedTuple):
 
 
 class RunResult:
-    """A run that has been tested: its metrics, its files, its network.
+    """Results of a finished run: its metrics, files and network.
 
     Args:
-        folder: The run's, such as ``runs/NAME``, or that of a test by ``cxlp test``.
+        folder: The run's folder, such as ``runs/NAME``, or the folder of a test by ``cxlp test``.
 
     Attributes:
-        folder: The one that holds the results, of a refit ``runs/NAME/refit``.
-        metrics: Those of the tested checkpoint, by name: ``test/accuracy``, ``val/...``, ``frozen/...``.
-        intervals: Intervals of 95 % confidence of the test's metrics.
-        images: How many images there are, by split.
-        seconds: How long each phase has taken.
-        failed: Outputs beside the result that could not be made.
+        folder: The folder that contains the results; for a refit ``runs/NAME/refit``.
+        metrics: Metrics of the tested checkpoint, by name: ``test/accuracy``, ``val/...``, ``frozen/...``.
+        intervals: 95 % confidence intervals of the test's metrics.
+        images: Number of images, by split.
+        seconds: Duration of each phase, in seconds.
+        failed: Optional outputs that could not be written.
 
     Raises:
-        CxlpError: If the folder holds no results.
+        CxlpError: If the folder contains no results.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         found = finished(Path(folder))
         if found is None:
-            raise CxlpError(f"{os.fspath(folder)} holds no results of a run that has come to its end (metrics.json)")
+            raise CxlpError(f"{os.fspath(folder)} contains no results of a finished run (a complete metrics.json)")
         self.folder = found
         self._summary: dict[str, Any] = json.loads((found / "metrics.json").read_text())
         self.metrics: dict[str, float] = self._summary["metrics"]
@@ -56,29 +56,29 @@ class RunResult:
 
     @property
     def checkpoint(self) -> Path:
-        """The tested one.
+        """Path of the tested checkpoint.
 
         Raises:
-            CxlpError: If the run has saved none.
+            CxlpError: If the run saved no checkpoint, or the checkpoint has been deleted.
         """
-        path = self.folder / str(self._summary["tested"])  # absolute where another run's was tested
+        path = self.folder / str(self._summary["tested"])  # an absolute path if another run's checkpoint was tested
         if not path.is_file():
-            raise CxlpError(f"{self.folder} has no tested checkpoint: it was not saved, or deleted")
+            raise CxlpError(f"{self.folder} has no tested checkpoint: it was not saved or has been deleted")
         return path
 
     @property
     def report(self) -> Path:
-        """``report.html``: all of it in one page."""
+        """Path of ``report.html``, which shows all results on one page."""
         return self.folder / "report.html"
 
     @property
     def predictions(self) -> Path:
-        """``predictions.csv``: each test image with its truth and the most probable classes."""
+        """Path of ``predictions.csv``: each test image with its true and its most probable classes."""
         return self.folder / "predictions.csv"
 
     @cached_property
     def model(self) -> "Predictor":
-        """The tested network, ready to use, on a GPU where there is one; read when it is first asked for."""
+        """The tested network, ready to use, on a GPU if available; loaded at first access."""
         from cxlp.deploy.loading import load
 
         return load(self.checkpoint, "auto")
@@ -89,7 +89,7 @@ class RunResult:
         return "\n".join([f"RunResult({str(self.folder)!r}): {counts} images", *rows])
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        """Name, value and interval of the metrics of test and validation."""
+        """Name, value and interval of each test and validation metric."""
         width = max((len(name) for name in self.metrics), default=0)
         rows = []
         for name, value in self.metrics.items():

@@ -1,4 +1,4 @@
-"""A run from its arguments to its results, as the command line does it; and the same from Python."""
+"""A complete run, from its arguments to its results, for the command line and for Python."""
 
 import gc
 import sys
@@ -27,15 +27,15 @@ from cxlp.utils.transcript import recording
 
 
 def train_and_test(arguments: Sequence[str], config: Namespace, begun: Begun) -> int:
-    """Do the stages of a run, test the best of them, and write down what came out.
+    """Run all stages, test the best checkpoint, and write the results.
 
     Args:
-        arguments: Those of ``train.py``, of which a refit makes its own.
-        config: What they say, see :func:`~cxlp.runs.cli.parse`.
-        begun: Is told the run.
+        arguments: Arguments of ``train.py``; a refit derives its own from them.
+        config: The parsed arguments, see :func:`~cxlp.runs.cli.parse`.
+        begun: Receives the run as soon as it exists.
 
     Returns:
-        The exit status: 0; 3 if an output beside the result could not be made, which stderr names.
+        The exit status: 0, or 3 if an optional output could not be written; stderr names that output.
     """
     settle_launch(config["trainer"])
     begun.speaks = not leave_with_parent() and launched_rank() == 0
@@ -44,7 +44,7 @@ def train_and_test(arguments: Sequence[str], config: Namespace, begun: Begun) ->
         arguments = choose_epoch(run, arguments)
         begun.start = time.perf_counter()
         run = begun.run = Run(parse(arguments))
-        gc.collect()  # the first run's loaders, with their processes
+        gc.collect()  # frees the first run's loaders and their processes
     clock = Clock(begun.start, run.times, run.resumed is not None)
     stage = run.fit()
     tested = run.test(stage)
@@ -52,24 +52,25 @@ def train_and_test(arguments: Sequence[str], config: Namespace, begun: Begun) ->
 
 
 def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] | None = None) -> RunResult:
-    """Train and test, as ``cxlp train`` does, by the same configs and keys.
+    """Train and test a network, as ``cxlp train`` does, with the same configs and keys.
 
-    It prints what the command prints, writes the same folder, and seeds the global random number generators
-    (``seed_everything``). Where several processes do the run, as by ``trainer.strategy: ddp`` in a script, each of them
-    returns, and goes on with the script.
+    The function prints what the command prints, writes the same folder, and seeds the global random number generators
+    (``seed_everything``). If several processes share the run, as with ``trainer.strategy: ddp`` in a script, each of
+    them returns and continues with the script.
 
     Args:
-        config: A config, here or among those that are shipped, or several, of which later ones overlay earlier ones.
-        overrides: Values by key, dotted or nested: ``{"data.root": "photos", "model": {"frozen": {"c": 1.0}}}``. Where
-            a class stands, a class, or a head such as ``cxlp.BilinearPooling()``, will do; ``data.table`` may be a
+        config: Name or path of a config, or a list of them in which later ones override earlier ones. Names refer to
+            files in the working directory or to the shipped configs.
+        overrides: Values by key, dotted or nested: ``{"data.root": "photos", "model": {"frozen": {"c": 1.0}}}``. The
+            value of a class key may be a class, or a head such as ``cxlp.BilinearPooling()``; ``data.table`` may be a
             DataFrame.
 
     Returns:
-        What the run has left.
+        The results of the run.
 
     Raises:
-        CxlpError: If the user can mend what is wrong; the message is that of the command.
-        KeyboardInterrupt: After Ctrl-C, also where Lightning makes an exit of it; says how to go on.
+        CxlpError: If the user can correct the problem; the message is that of the command.
+        KeyboardInterrupt: After Ctrl-C, also where Lightning turns it into an exit; the message says how to resume.
 
     Example::
 
@@ -86,8 +87,8 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
             parsed = parse(arguments)
             if parsed["seeds"] is not None:
                 raise CxlpError(
-                    "seeds is for the command line, whose runs are processes of their own: call train once for each "
-                    "seed_everything"
+                    "seeds works on the command line only, where each run has its own process: call train once per "
+                    "value of seed_everything"
                 )
             train_and_test(arguments, parsed, begun)
         except BaseException as error:
@@ -97,11 +98,13 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
             if (ended := how_ended(error, outer)) is not None:
                 let_peers_know(ended[0])
                 folder = folder_to_go_on(begun.run)
-                more = f'; go on with cxlp.train("{folder}/config.yaml", {{"ckpt_path": "{folder}"}})' if folder else ""
+                more = (
+                    f'; resume with cxlp.train("{folder}/config.yaml", {{"ckpt_path": "{folder}"}})' if folder else ""
+                )
                 raise KeyboardInterrupt(f"{ended[1]}{more}") from error
             if not isinstance(error, Exception):
                 raise
-            if parsed is not None:  # else this call has no peers yet, whatever an earlier one had
+            if parsed is not None:  # otherwise this call has no peers yet, even if an earlier one had
                 let_peers_know(1)
             said = IMPORTED_AGAIN if imported_script(error) else mendable(error)
             if said is None or (isinstance(error, CxlpError) and str(error) == said):
@@ -110,5 +113,5 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
         finally:
             let_go_all()
     assert begun.run is not None
-    barrier()  # rank 0 writes what the others read
+    barrier()  # rank 0 writes the files that the others read
     return RunResult(begun.run.folder)

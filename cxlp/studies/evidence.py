@@ -78,13 +78,16 @@ def gather(
     if reference is not None:
         tested = {row.name: (row.place,) for row in combined if row.place is not None}
         try:
-            paired = compare({**places, **tested}, reference)
+            refused: dict[str, CxlpError] = {}
+            paired = compare({**places, **tested}, reference, refused)
             notes.append(NOTE.format(metric=metric, reference=reference))
             notes += [
                 f"{name}: {found.left_out:,} images are left out of its difference, which not all of the runs have."
                 for name, found in paired.items()
                 if found.left_out
             ]
+            for name, error in refused.items():
+                _tell(f"paired test of {name}", error, outputs)
         except CxlpError as error:
             _tell("paired tests", error, outputs)
     return Evidence(paired, combined, notes)

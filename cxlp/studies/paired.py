@@ -146,7 +146,9 @@ def _keys(paths: Sequence[str]) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def compare(systems: Mapping[str, Sequence[Path]], reference: str) -> dict[str, Difference]:
+def compare(
+    systems: Mapping[str, Sequence[Path]], reference: str, refused: dict[str, CxlpError] | None = None
+) -> dict[str, Difference]:
     """Compare systems with one of them.
 
     Images are matched by path and true class, classes by their names, see
@@ -154,20 +156,25 @@ def compare(systems: Mapping[str, Sequence[Path]], reference: str) -> dict[str, 
 
     Args:
         systems: By name the folders of the test results of its runs; run r of one is paired with run r of the other.
-        reference: The name of what all others are compared with.
+        reference: The name of the system that all others are compared with.
+        refused: Collects, by name, the errors of systems that cannot be compared; ``None``: the first one is raised.
 
     Returns:
-        By name, without the reference.
+        The differences by name, without the reference. Holm's correction counts the tests that were done.
 
     Raises:
-        CxlpError: If there is nothing to pair.
+        CxlpError: If the reference has no answers, or a system cannot be compared and ``refused`` is ``None``.
     """
     theirs = [read_answers(place) for place in systems[reference]]
-    found = {
-        name: _compare(name, reference, [read_answers(place) for place in places], theirs)
-        for name, places in systems.items()
-        if name != reference
-    }
+    found = {}
+    for name, places in systems.items():
+        if name != reference:
+            try:
+                found[name] = _compare(name, reference, [read_answers(place) for place in places], theirs)
+            except CxlpError as error:
+                if refused is None:
+                    raise
+                refused[name] = error
     adjusted = holm([test.p for test, *_ in found.values()])
     return {
         name: Difference(test, p, *counts) for (name, (test, *counts)), p in zip(found.items(), adjusted, strict=True)

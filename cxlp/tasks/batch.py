@@ -1,4 +1,4 @@
-"""Batches of any loader in one form."""
+"""A common form of the batches of any loader."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Batch:
     """Images and labels of a loader.
 
     Attributes:
-        images: ``(B, 3, H, W)``, or where features are stored these, ``(B, D)``.
-        labels: ``(B,)`` class indices, or ``(B, K)`` of 1 present, -1 absent, 0 unspecified.
-        index: ``(B,)``, the position of each image in its data set; ``None``: the loader does not tell.
-        new: ``(B,)``, False for repeats, which even the ranks' shares.
+        images: Images ``(B, 3, H, W)``, or stored features ``(B, D)``.
+        labels: ``(B,)`` class indices, or ``(B, K)`` with 1 (present), -1 (absent) and 0 (unspecified).
+        index: ``(B,)``, the position of each image in its data set, or ``None`` if the loader does not yield it.
+        new: ``(B,)``, False for repeats, which give all ranks the same number of images.
         stored: Whether ``images`` are stored features.
     """
 
@@ -30,10 +30,10 @@ class Batch:
 
 
 def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
-    """Read a batch: a pair ``(images, labels)``, or a dictionary of :class:`~cxlp.data.datamodule.ImageDataModule`.
+    """Read a pair ``(images, labels)``, or a dictionary of :class:`~cxlp.data.datamodule.ImageDataModule`.
 
     Raises:
-        CxlpError: If it is neither.
+        CxlpError: If the batch is neither.
     """
 
     def all_new(labels: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def read_batch(batch: Any) -> Batch:  # noqa: ANN401 (whatever a loader yields)
 
 
 def read_images(batch: Any) -> Tensor:  # noqa: ANN401 (whatever a loader yields)
-    """Return the images of a batch to predict: images alone, or a batch as in :func:`read_batch`.
+    """Return the images of a batch of images alone, or of a batch as in :func:`read_batch`.
 
     Raises:
-        CxlpError: If it is neither.
+        CxlpError: If the batch is neither.
     """
     if isinstance(batch, Tensor):
         return batch

@@ -1,4 +1,4 @@
-"""Features that a run takes over from earlier runs, and those that it leaves to later ones."""
+"""Reuse of stored features between runs."""
 
 import inspect
 import sys
@@ -23,24 +23,24 @@ from cxlp.utils.profiling import peak_memory
 
 #: Sub-packages whose code determines features.
 CODE = ("utils", "backbones", "heads", "models", "data", "frozen")
-#: Libraries whose versions are noted, rather than their code.
+#: Libraries identified by their versions rather than by their code.
 _LIBRARIES = {"torch", "torchvision", "timm"}
 
 
 class FeatureReuse:
-    """Stored features in ``model.frozen.store``: those of training images, and of images that the solution scores.
+    """Reads and writes the features of training, validation and test images in ``model.frozen.store``.
 
     All ranks call each method together, :meth:`open` first.
 
     Args:
         config: Options of the frozen fit, with a store.
-        data: A DataModule that is set up and yields pictures of the network's size.
+        data: A DataModule after its ``setup``, which yields images of the network's size.
 
     Attributes:
-        found: Whether the training features are there.
-        taken_up: Whether they are used.
-        files: Where features are once the run is over, in the store: ``train`` and those of the images that were scored
-            (``val``, ``test``), with their ``kinds`` and ``dim``.
+        found: Whether the store holds the training features.
+        taken_up: Whether this run uses the stored training features.
+        files: Paths of the features within the store by split (``train``, ``val``, ``test``), valid after the run, with
+            the ``kinds`` of their values by split and their dimension ``dim``.
     """
 
     def __init__(self, config: FrozenConfig, data: ImageDataModule) -> None:
@@ -50,7 +50,7 @@ class FeatureReuse:
         self._rows: ScoredRows | None = None
 
     def open(self, network: Network, precision: str) -> None:
-        """Look for the features; a second call changes nothing.
+        """Look for stored features. A second call has no effect.
 
         Args:
             network: The network before its fit.
@@ -63,13 +63,13 @@ class FeatureReuse:
 
         def key() -> dict[str, Any]:
             spec = network.spec()
-            del spec["backbone"]["weights"]  # where they came from; their values follow
+            del spec["backbone"]["weights"]  # the source of the weights; the key contains their values instead
             return {
                 "code": code_digest(CODE, [*_users_code(network), *users_own(network.backbone.name)]),
                 "libraries": library_versions(),
                 "backbone": spec["backbone"],
                 "computation": digest(*_computation(network.backbone.trunk)),
-                "heads": spec["heads"],  # not the test views, which training images do not have: see _name
+                "heads": spec["heads"],  # test views do not concern training images; see _name
                 "weights": digest_of_weights(network.backbone),
                 "precision": precision,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -81,21 +81,21 @@ class FeatureReuse:
 
         self.entry = Entry(Path(config.store), key)
         self.found = self.entry.complete
-        # Scored features are stored exactly: the mean of several views' signs is no sign.
+        # Features of validation and test are stored without loss: the mean of the signs of several views is not a sign.
         signs = config.features == "sign" and network.test_view_count == 1
         self._kind: FeatureType = "sign" if signs else "float32"
         train = f"{self.entry.folder.name}/features.bin"
         self.files = {"train": train, "dim": network.out_features, "kinds": {"train": config.features}}
 
     def take_up(self) -> None:
-        """Take over the heads that made the features, and have no training picture decoded in the epoch in order."""
+        """Load the heads that computed the stored features, and decode no training image in the sequential epoch."""
         heads = torch.load(self.entry.folder / "heads.pt", map_location="cpu", weights_only=True)
         self.network.heads.load_state_dict(heads)
         self.data.splits["train"].features = StoredFeatures(None)
         self.taken_up = True
 
     def offer(self, split: Split) -> None:
-        """Give the data the stored features of a split, if they are there, in place of its pictures."""
+        """Replace the images of a split by their stored features, if there are any."""
         size = len(self.data.splits[split])
         path = self.entry.folder / f"{self._name(split)}.bin"
         self.files[split] = f"{self.entry.folder.name}/{path.name}"
@@ -104,37 +104,37 @@ class FeatureReuse:
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 
     def withdraw(self) -> None:
-        """Have all pictures decoded again, as another network needs them."""
+        """Decode the images of all splits again, because another network needs them."""
         for split in self.data.splits.values():
             split.features = None
 
     def begin(self) -> Path:
-        """Make the folder for training features."""
+        """Create the folder of the training features, and return its path."""
         return self.entry.begin()
 
     def commit(self, seconds: dict[str, float]) -> None:
-        """Keep the training features."""
+        """Save the training features for later runs, with the seconds by phase that they took."""
         self.entry.commit(self.network, {"seconds": seconds, **peak_memory()})
 
     def begin_scored(self, split: Split) -> None:
-        """Make a file for the features of a split, unless there is one, or other heads made the entry."""
+        """Create a file for the features of a split, unless one exists or the entry belongs to other heads."""
         data = self.data.splits[split]
         if data.features is None and self.entry.was_made_by(self.network):
             self._rows = ScoredRows(self.entry, self._name(split), len(data), self.network.out_features, self._kind)
 
     def write_scored(self, positions: Tensor, features: Tensor) -> None:
-        """Write a batch's features, if there is a file for them."""
+        """Write the features of a batch, if :meth:`begin_scored` has created a file."""
         if self._rows is not None:
             self._rows.write(positions, features)
 
     def end_scored(self) -> None:
-        """Keep the features of a split, if none is missing."""
+        """Save the features of a split if they are complete."""
         if self._rows is not None:
             self._rows.close(keep=True)
             self._rows = None
 
     def give_up(self) -> None:
-        """Delete what is half-made."""
+        """Delete unfinished files."""
         if self._rows is not None:
             self._rows.close(keep=False)
             self._rows = None
@@ -146,17 +146,17 @@ class FeatureReuse:
             seen = f"{self.data.digest(split)} {self.network.test_views.relevant} {self._kind}"
             return int(digest(seen, size=7), 16)
 
-        return f"{split}-{ask_rank_zero(number):014x}"  # one number for all ranks
+        return f"{split}-{ask_rank_zero(number):014x}"  # the same number on all ranks
 
 
 def _graph(trunk: nn.Module) -> fx.Graph:
-    """The traced computation of a cut network in evaluation."""
+    """Return the graph of a truncated network in evaluation mode."""
     assert isinstance(trunk.eval_graph, fx.Graph)
     return trunk.eval_graph
 
 
 def _computation(trunk: nn.Module) -> Iterator[str]:
-    """Describe what is done with the weights: the name of a module of the user's own does not tell."""
+    """Yield a description of the traced computation, which the name of a user's own module does not determine."""
     graph = _graph(trunk)
     yield graph.python_code("self").src
     for node in graph.nodes:
@@ -165,10 +165,10 @@ def _computation(trunk: nn.Module) -> Iterator[str]:
 
 
 def _users_code(network: Network) -> Iterator[object]:
-    """Yield classes and functions from elsewhere that heads, their parts and bases, and the backbone are made of.
+    """Yield the classes, base classes and functions of heads and backbone that are not of ``_LIBRARIES``.
 
     Raises:
-        CxlpError: If one is defined in no file.
+        CxlpError: If the definition of one is not in a file.
     """
     parts = [*network.backbone.modules(), *network.heads.modules()]
     called = [node.target for node in _graph(network.backbone.trunk).nodes if node.op == "call_function"]
@@ -180,7 +180,7 @@ def _users_code(network: Network) -> Iterator[object]:
             inspect.getsourcefile(code)
         except (TypeError, OSError) as error:
             raise CxlpError(
-                f"model.frozen.store: {code} is defined in no file, so that changes of it would go unnoticed: put it "
-                "into a module, or leave the store out"
+                f"model.frozen.store: {code} is not defined in a file, so changes to it would go unnoticed: move it "
+                "into a module, or leave model.frozen.store out"
             ) from error
         yield code

@@ -1,4 +1,4 @@
-"""The frozen mode: PCA, pooled features and SVMs are fitted in one pass, without gradients."""
+"""The frozen mode: PCA and SVMs are fitted in one pass over the training images, without gradients."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,20 +19,20 @@ from cxlp.utils.errors import CxlpError
 
 
 class Frozen(ClassificationTask):
-    """Cross-layer pooling as in the paper: PCA of local features, pooled vectors, SVMs on a precomputed kernel.
+    """Fits a network as in the paper: PCA of local features, pooled vectors, SVMs on a precomputed kernel.
 
-    One epoch is the whole fit: images pass through the backbone once, shared between the ranks, and the network holds
-    the solution before validation begins. Nothing is trained by gradients.
+    The fit takes one epoch: each image passes through the backbone once, and the ranks share the images. The network
+    holds the solution before validation begins. Nothing is trained by gradient descent.
 
     Args:
-        network: See :class:`~cxlp.tasks.base.ClassificationTask`. It holds the solution afterwards.
+        network: See :class:`~cxlp.tasks.base.ClassificationTask`. The fit changes its heads and classifier.
         config: Options of the fit.
         keep_folds: Whether to keep the classifiers of the cross-validation as :attr:`fold_classifiers`.
-        settled: C and the scale of the logits, where an earlier fit has chosen them: then nothing is cross-validated.
-        reuse: Features of earlier runs, see :mod:`cxlp.tasks.feature_reuse`; not part of a checkpoint.
+        settled: C and the logit scale of an earlier fit. If given, the fit does no cross-validation.
+        reuse: Stored features of earlier runs, see :mod:`cxlp.tasks.feature_reuse`; not part of a checkpoint.
 
     Example:
-        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)``.
+        ``pl.Trainer(max_epochs=1).fit(Frozen(network), loader)`` with any loader of ``(image, label)`` pairs.
     """
 
     augment = False
@@ -55,15 +55,15 @@ class Frozen(ClassificationTask):
         self._trainable: list[torch.nn.Parameter] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return an optimizer that moves nothing: its one step tells the Trainer that there is something to save."""
+        """Return an optimizer with learning rate 0: its one step makes the Trainer save a checkpoint."""
         assert self.network.classifier is not None
         return torch.optim.SGD([self.network.classifier.bias], lr=0.0)
 
     def setup(self, stage: str) -> None:
-        """Look for features that are there, and take the backbone's parameters out of DDP's sight for the fit."""
+        """Look for stored features, and freeze the backbone's parameters, so that DDP ignores them."""
         if self.reuse is not None and stage in ("fit", "test"):
             self.reuse.open(self.network, str(self.trainer.precision))
-            # Workers may start before any later hook: tell the data now which pictures need not be decoded.
+            # Workers may start before any later hook, so the data must know now which images need not be decoded.
             if stage == "fit" and self.reuse.found:
                 self.reuse.take_up()
             self.reuse.offer("val" if stage == "fit" else "test")
@@ -73,7 +73,7 @@ class Frozen(ClassificationTask):
                 parameter.requires_grad_(False)
 
     def undo(self) -> None:
-        """Leave parameters and data as they were, and no half-made features: the network may be trained next."""
+        """Restore parameters and data, because the network may be trained next, and delete unfinished features."""
         super().undo()
         if self._fit is not None:
             self._fit.close(keep=False)
@@ -86,7 +86,7 @@ class Frozen(ClassificationTask):
         self._trainable = []
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Set training mode, except for the network, which stays in evaluation mode."""
+        """Set training mode; the network stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
@@ -94,38 +94,38 @@ class Frozen(ClassificationTask):
     # --- the fit ----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Refuse options of the Trainer that would spoil the pass or its solution.
+        """Check that no option of the Trainer shortens the epoch or overwrites the solution.
 
         Raises:
-            CxlpError: Names the option.
+            CxlpError: If one does; the error names the option.
         """
         trainer = self.trainer
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
                 raise CxlpError(
-                    f"{type(callback).__name__} averages weights of gradient steps, but the frozen fit solves for "
-                    "them: the average would replace the solution. Give this Trainer no such callback"
+                    f"{type(callback).__name__} averages weights of gradient steps, and would replace the solution of "
+                    "the frozen fit: remove this callback from the Trainer"
                 )
         validated_at = trainer.val_check_batch
         if validated_at is not None and validated_at < trainer.num_training_batches:
             raise CxlpError(
                 f"val_check_interval is {trainer.val_check_interval}: the frozen fit has nothing to validate before "
-                "its pass is over; leave it out"
+                "the end of its epoch: leave val_check_interval out"
             )
         batches, given = len(counted_loader(trainer.train_dataloader)), trainer.num_training_batches
         if given < batches:
             raise CxlpError(
-                f"the frozen fit needs each training image, {batches} batches of them, and was given {given}: leave "
-                "out limit_train_batches and fast_dev_run"
+                f"the frozen fit needs each training image, {batches} batches of them, but the Trainer is limited to "
+                f"{given}: leave out limit_train_batches and fast_dev_run"
             )
 
     def on_train_epoch_start(self) -> None:
         """Begin the fit."""
         super().on_train_epoch_start()
-        self.train()  # Lightning leaves modules in the mode in which they were given
+        self.train()  # Lightning does not change the mode of a module
         self._hold_backbone()
         self._phase_start = self.times.now()
-        self._taken = 0
+        self._seen = 0
         folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir)) / "features"
         found = self.reuse is not None and self.reuse.found
         if self.reuse is not None:
@@ -144,19 +144,19 @@ class Frozen(ClassificationTask):
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (whatever a loader yields)
-        """Feed a batch to the fit."""
+        """Pass a batch to the fit."""
         assert self._fit is not None
         read = self._checked(batch, batch_idx, self.image_size)
         positions, new = self._positions(read, self._fit.images)
         self._fit.observe(read.images[new], read.labels[new], positions[new])
         if self.trainer.is_last_batch:
-            self.trainer.should_stop = True  # one pass is the whole fit, whatever max_epochs says
+            self.trainer.should_stop = True  # the fit takes one epoch, whatever max_epochs is
             self._count_step()
 
     def _count_step(self) -> None:
         optimizer: Any = self.optimizers()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:  # that of float16 takes a step only after it has scaled, and if there are gradients
+        if scaler is not None:  # the scaler of float16 only steps after it has scaled, and if there are gradients
             assert self.network.classifier is not None
             scaler.scale(torch.zeros((), device=self.device))
             self.network.classifier.bias.grad = torch.zeros_like(self.network.classifier.bias)
@@ -164,30 +164,30 @@ class Frozen(ClassificationTask):
         optimizer.zero_grad()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 (Lightning's types)
-        """Solve after the last batch, so that validation sees the solution."""
+        """Solve after the last batch, so that validation uses the solution."""
         if not self.trainer.is_last_batch or self._fit is None:
             return
         self._close_phase("extraction")
-        # Full precision: autocast would round the solution.
+        # Autocast would round the solution.
         with torch.autocast(self.device.type, enabled=False):
             self.report = self._fit.finish()
         self.fold_classifiers = self._fit.fold_classifiers
         self._fit = None
         if self.reuse is not None and not self.reuse.found:
-            own = ("Gram matrix", "SVM", "validation")  # each run does these itself, also with stored features
+            own = ("Gram matrix", "SVM", "validation")  # each run repeats these, even with stored features
             self.reuse.commit({phase: spent for phase, spent in self.times.items() if phase not in own})
         self.log_dict({f"frozen/{k}": v for k, v in self.report.items() if k != "primal"}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
-        """Refuse a pass that was stopped before its last batch.
+        """Check that the epoch was not stopped before its last batch.
 
         Raises:
-            CxlpError: On every rank: there is no solution.
+            CxlpError: On every rank, if the epoch was stopped and there is no solution.
         """
         if self._fit is not None:
             raise CxlpError(
                 "the frozen fit was stopped before it had seen each training image (max_time, a callback?): nothing "
-                "was fitted"
+                "was fitted. Let its one epoch end"
             )
 
     # --- features for later runs ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Loaders of any kind: which one is used, and how many images it has."""
+"""Helpers for loaders of any kind: which loader is used, and how many images it has."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,18 @@ from cxlp.utils.errors import CxlpError
 
 
 def count_images(loader: DataLoader[Any]) -> int:
-    """Count the images that one pass sees on all ranks together, each once."""
+    """Return the number of distinct images that one epoch yields on all ranks together."""
     sampler = sampler_of(loader)
     if hasattr(sampler, "num_replicas"):
-        chosen: Any = getattr(sampler, "dataset", loader.dataset)  # Lightning's may wrap one that leaves images out
+        # Lightning's distributed sampler may wrap a sampler that leaves images out.
+        chosen: Any = getattr(sampler, "dataset", loader.dataset)
         return len(chosen)
-    # A single rank's sampler may leave images out, too.
+    # The sampler of a single process may leave images out, too.
     return len(sampler) if world_size() == 1 else len(loader.dataset)  # type: ignore[arg-type]
 
 
 def sampler_of(loader: DataLoader[Any]) -> Any:  # noqa: ANN401 (of any kind)
-    """Return the sampler that chooses images, which a batch sampler may hold."""
+    """Return the sampler that chooses the images; a batch sampler may wrap it."""
     return getattr(loader.batch_sampler, "sampler", loader.sampler)
 
 
@@ -37,26 +38,26 @@ def only_loader(loaders: Any) -> Any:  # noqa: ANN401 (Lightning's type)
     given = loaders if isinstance(loaders, Sequence) else [loaders]
     if len(given) != 1:
         raise CxlpError(
-            f"{len(given)} loaders were given to evaluate, but there is one set of metrics: give one loader (of a "
+            f"{len(given)} loaders were given to evaluate, but there is one set of metrics: pass one loader (of a "
             "ConcatDataset), or call trainer.validate or trainer.test for each"
         )
     return given[0]
 
 
-def warn_of_parts(name: str, loaders: Any, scored: Tensor) -> None:  # noqa: ANN401 (whatever a loader yields)
-    """Warn if metrics are of a part of the images (``limit_val_batches``, ``drop_last``) or of the classes.
+def warn_if_incomplete(name: str, loaders: Any, scored: Tensor) -> None:  # noqa: ANN401 (Lightning's type)
+    """Warn if only a part of the images (``limit_val_batches``, ``drop_last``) or of the classes was scored.
 
     Args:
-        name: What is evaluated.
-        loaders: Of it.
-        scored: Images of this rank that were scored, and positives of each class.
+        name: Name of the evaluation, for the warning.
+        loaders: The Trainer's loaders.
+        scored: Number of images scored on this rank, then the number of positives of each class.
     """
     images, *positives = all_sum(scored).tolist()
     classes = sum(count > 0 for count in positives)
     loader = only_loader(loaders)
     try:
         expected = count_images(loader) if isinstance(loader, DataLoader) else images
-    except TypeError:  # a stream, or a sampler that does not know its length
+    except TypeError:  # an iterable data set, or a sampler without a length
         expected = images
     if images < expected or classes < len(positives):
         rank_zero_warn(
@@ -66,15 +67,15 @@ def warn_of_parts(name: str, loaders: Any, scored: Tensor) -> None:  # noqa: ANN
 
 
 def counted_loader(loader: Any) -> DataLoader[Any]:  # noqa: ANN401 (Lightning's type)
-    """Return the training loader of a fit that needs to know how many images there are.
+    """Return the training loader of a fit that needs to know the number of images.
 
     Raises:
-        CxlpError: If there are several, or its length is not known.
+        CxlpError: If there are several loaders, or the data set has no length.
     """
     data = loader.dataset if isinstance(loader, DataLoader) else None
     if isinstance(loader, DataLoader) and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
         return loader
     raise CxlpError(
-        "the frozen fit needs to know how many training images there are: give one DataLoader, of a data set that has "
-        f"a length and is not iterated, not {type(loader if data is None else data).__name__}"
+        "the frozen fit needs to know the number of training images: pass one DataLoader of a data set with a length "
+        f"(not an IterableDataset), not {type(loader if data is None else data).__name__}"
     )

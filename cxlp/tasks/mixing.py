@@ -11,15 +11,16 @@ Mix = Literal["none", "mixup", "cutmix"]
 
 
 class Mixing:
-    """Mixes each image of a batch with the one before it, and their labels in the same proportion.
+    """Mixes each image ``x`` and its label with the previous image ``x'`` of the batch, by MixUp or CutMix.
 
-    ``mixup``: ``lambda x + (1 - lambda) x'`` (Zhang et al., ICLR 2018); ``cutmix``: a rectangle of ``x'`` in ``x``,
-    ``1 - lambda`` of its area (Yun et al., ICCV 2019). Lambda is drawn from Beta(alpha, alpha), once per batch.
+    ``mixup`` computes ``lambda x + (1 - lambda) x'`` (Zhang et al., ICLR 2018). ``cutmix`` replaces a rectangle of
+    ``x``, ``1 - lambda`` of its area, by that of ``x'`` (Yun et al., ICCV 2019). Lambda is drawn from
+    Beta(alpha, alpha), once per batch. The labels are mixed with the weights lambda and 1 - lambda.
 
     Args:
         kind: ``mixup`` or ``cutmix``.
-        alpha: Parameter of the distribution: small values mix little, 1 draws lambda uniformly.
-        classes: K.
+        alpha: Parameter of the beta distribution: small values mix little, and 1 draws lambda uniformly.
+        classes: Number of classes, K.
     """
 
     def __init__(self, kind: Literal["mixup", "cutmix"], alpha: float, classes: int) -> None:
@@ -29,16 +30,17 @@ class Mixing:
         """Mix a batch.
 
         Args:
-            images: ``(B, 3, H, W)``, uint8 of 0..255 or floating point of 0..1.
+            images: ``(B, 3, H, W)``, uint8 in 0..255 or floating point in 0..1.
             labels: ``(B,)`` class indices.
-            seed: Integers that alone determine the draw, so that a resumed run draws as one that was not stopped.
+            seed: Integers that seed the draw. Nothing else determines it, so that a resumed run mixes as an
+                uninterrupted run does.
 
         Returns:
-            Images ``(B, 3, H, W)`` in floating point, 0..1, and targets ``(B, K)``, which sum to 1 for each image.
+            Images ``(B, 3, H, W)`` in floating point, in 0..1, and targets ``(B, K)``, which sum to 1 for each image.
         """
         images = images if images.is_floating_point() else images.float() / 255
         state = int(np.random.SeedSequence(seed).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(state)  # the CPU's only, where proportions are drawn
+            torch.default_generator.manual_seed(state)  # torchvision draws lambda on the CPU
             mixed, targets = self.mix(images, labels)
         return mixed, targets

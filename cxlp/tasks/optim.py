@@ -1,4 +1,4 @@
-"""Learning rates by part and depth of the network, and their schedules."""
+"""Optimizers with learning rates by part and depth of the network, and learning rate schedules."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 
-#: Number of groups, each with its own learning rate, that layer decay divides a backbone into.
+#: Number of groups into which layer decay divides a backbone, each with its own learning rate.
 DEPTHS = 6
 
 
@@ -25,17 +25,18 @@ class OptimizerConfig:
     Attributes:
         name: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
         backbone_lr: Peak learning rate of the backbone.
-        projection_lr: Peak learning rate of the projections (the PCA, and that of a trained guide).
-        classifier_lr: Peak learning rate of the classifier, which ``cross_fit`` leaves as it is.
-        weight_decay: Weight decay of parameters of two dimensions and more (not of biases and BatchNorm).
-        warmup_epochs: Epochs of linear growth to the peak; fractions are fine.
-        hold_epochs: Gradient epochs in which only the classifier learns: the rates of backbone and projections are 0,
-            before their own warm-up begins.
-        layer_decay: Learning rate of the backbone's first layers, as a fraction of its last layers'; in between it
-            grows geometrically, in six steps. 1: all layers alike.
-        reference_batch: Images per step (over all ranks and accumulated batches) that the learning rates are meant for;
-            another number of images scales them, in proportion (``sgd``; Goyal et al., 2017) or by the square root
-            (``adamw``). Null: they are taken as they are.
+        projection_lr: Peak learning rate of the projections: the PCA's, and that of a trained guide.
+        classifier_lr: Peak learning rate of the classifier. Unused with ``cross_fit``, which does not train the
+            classifier.
+        weight_decay: Weight decay of parameters with two or more dimensions; biases and BatchNorm have none.
+        warmup_epochs: Epochs in which learning rates grow linearly to their peak; may be a fraction.
+        hold_epochs: Number of first gradient epochs in which only the classifier is trained. The warm-up of backbone
+            and projections begins afterwards.
+        layer_decay: Ratio of the learning rate of the backbone's first layers to that of its last layers. Between them
+            the learning rate grows geometrically, in six groups of layers. 1: the same rate for all layers.
+        reference_batch: Global batch size (images per step, over all ranks and accumulated batches) for which the
+            learning rates are given. For another global batch size they are scaled in proportion (``sgd``; Goyal et
+            al., 2017) or by the square root (``adamw``). Null: no scaling.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -55,10 +56,12 @@ class OptimizerConfig:
         if not 0 < self.layer_decay <= 1:
             raise CxlpError(f"model.optimizer.layer_decay is {self.layer_decay}: it must lie in (0, 1]")
         if self.reference_batch is not None and self.reference_batch < 1:
-            raise CxlpError(f"model.optimizer.reference_batch is {self.reference_batch}: 1 or more images, or null")
+            raise CxlpError(
+                f"model.optimizer.reference_batch is {self.reference_batch}: it must be 1 or more images, or null"
+            )
 
     def factor(self, batch: int) -> float:
-        """Return the factor of all learning rates for a global batch of so many images."""
+        """Return the factor by which a global batch size scales all learning rates."""
         if self.reference_batch is None:
             return 1.0
         ratio = batch / self.reference_batch
@@ -66,14 +69,14 @@ class OptimizerConfig:
 
 
 def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, fused: bool = False) -> Optimizer:
-    """Build an optimizer with one parameter group per part, depth and decay; logs name learning rates by group.
+    """Build an optimizer with one parameter group per part, depth and decay; logs name each group.
 
     Args:
         network: A network with its classifier.
-        config: Rates and decay.
-        batch: Images per step, over all ranks and accumulated batches.
-        fused: Whether a step is one pass over the weights rather than one per operation: ten times faster on a CPU.
-            Under mixed precision, Lightning then refuses to clip gradients.
+        config: Learning rates and weight decay.
+        batch: Global batch size: images per step, over all ranks and accumulated batches.
+        fused: Whether to use torch's fused implementation, which is ten times faster on a CPU. Lightning does not clip
+            gradients with a fused optimizer under mixed precision.
     """
     groups = []
     for name, rate, parameters in _parts(network, config):
@@ -87,23 +90,23 @@ def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, f
 
 
 def _parts(network: Network, config: OptimizerConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
-    """Yield name, learning rate and trained parameters of each part."""
+    """Yield the name, the learning rate and the trainable parameters of each part."""
     layers = _layers(network.backbone)
     depths = 1 if config.layer_decay == 1 else min(DEPTHS, len(layers))
     for depth in range(depths):
         start, end = (round(d * len(layers) / depths) for d in (depth, depth + 1))
-        height = 1.0 if depths == 1 else depth / (depths - 1)  # 0 at the first layers, 1 at the last
+        height = 1.0 if depths == 1 else depth / (depths - 1)  # 0 for the first group of layers, 1 for the last
         name = "backbone" if depths == 1 else f"backbone/{depth}"
         rate = config.backbone_lr * config.layer_decay ** (1 - height)
         yield name, rate, list(chain.from_iterable(layers[start:end]))
-    yield "projection", config.projection_lr, _trained(network.heads)
-    yield "classifier", config.classifier_lr, [] if network.classifier is None else _trained(network.classifier)
+    yield "projection", config.projection_lr, _trainable(network.heads)
+    yield "classifier", config.classifier_lr, [] if network.classifier is None else _trainable(network.classifier)
 
 
 def _layers(backbone: nn.Module) -> list[list[nn.Parameter]]:
-    """List the trained parameters by layer, in the order in which the network was made: each matrix begins a layer."""
+    """List the trainable parameters by layer, in the order of registration: each matrix begins a layer."""
     layers: list[list[nn.Parameter]] = [[]]
-    for parameter in _trained(backbone):
+    for parameter in _trainable(backbone):
         if _is_matrix(parameter) and layers[-1]:
             layers.append([])
         layers[-1].append(parameter)
@@ -111,22 +114,23 @@ def _layers(backbone: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix or a kernel; ConvNeXt's scale of each channel, ``(C, 1, 1)``, is neither."""
+    """Return whether a parameter is a matrix or a kernel; ConvNeXt's layer scale, ``(C, 1, 1)``, is neither."""
     return parameter.squeeze().ndim > 1
 
 
-def _trained(module: nn.Module) -> list[nn.Parameter]:
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
 def warmup_cosine(optimizer: Optimizer, warmup: int, total: int, hold: int = 0) -> LambdaLR:
-    """Grow linearly to the peak over ``warmup`` steps, then follow half a cosine to zero at ``total``.
+    """Return a schedule of linear warm-up over ``warmup`` steps and half a cosine to zero at step ``total``.
 
     Args:
-        optimizer: As :func:`build_optimizer` makes it.
-        warmup: Number of steps.
-        total: Number of steps.
-        hold: Number of steps in which all groups but the classifier's stay at 0; then they grow to the same cosine.
+        optimizer: An optimizer of :func:`build_optimizer`.
+        warmup: Number of steps of the warm-up.
+        total: Number of all steps.
+        hold: Number of first steps in which the learning rates of all groups but the classifier's are 0. Their warm-up
+            follows, up to the same cosine.
     """
 
     def factor(step: int, hold: int) -> float:

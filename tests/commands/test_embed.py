@@ -111,11 +111,11 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
         (["{}", "photos", "--out", "none/x.npz"], "there is no folder none"),
         (
             ["{}", "photos", "--out", "x.npz", "--dim", "18"],
-            "--dim 18 takes more than 18 images, and only 18 can be",
+            "--dim 18 needs more than 18 images, but only 18 can be read",
         ),
         (
             ["{}", "photos", "--out", "x.npz", "--dim", "20"],
-            "--dim 20 takes more than 20 images, and it has 20 to",
+            "--dim 20 needs more than 20 images, but there are 20",
         ),
         (["{}", "photos", "--out", "x.npz", "--dim", "9999"], "the network's features have 1,152 dimensions"),
         (["{}", "photos", "--out", "x.npz", "--model.frozen.c", "1"], "keys of train.py go with a config"),

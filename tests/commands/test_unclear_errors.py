@@ -58,14 +58,14 @@ def assert_said(status: int, said: str, before: set[Path], work: Path, capsys: C
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        *((f"model.{key}", ".nan", "is nan: it must be a finite number") for key in ("frozen.c", "ema", "mix_alpha")),
-        ("model.optimizer.warmup_epochs", ".inf", "is inf: it must be a finite number"),
-        ("trainer.gradient_clip_val", "-.inf", "is -inf: it must be a finite number"),
-        ("model.backbone.std", "[.nan, 1, 1]", "it must be a finite number"),
+        *((f"model.{key}", ".nan", "is nan: give a finite") for key in ("frozen.c", "ema", "mix_alpha")),
+        ("model.optimizer.warmup_epochs", ".inf", "is inf: give a finite"),
+        ("trainer.gradient_clip_val", "-.inf", "is -inf: give a finite"),
+        ("model.backbone.std", "[.nan, 1, 1]", "model.backbone.std is"),
         ("model.label_smoothing", "1", "model.label_smoothing is 1.0: it must lie in [0, 1)"),
         ("model.mix_alpha", "-1", "model.mix_alpha is -1.0: it must be greater than 0"),
-        ("seed_everything", "5000000000", "seed_everything is 5000000000: a seed lies between 0 and 2^32 - 1"),
-        ("seed_everything", "-1", "seed_everything is -1: a seed lies between"),
+        ("seed_everything", "5000000000", "seed_everything is 5000000000: give"),
+        ("seed_everything", "-1", "seed_everything is -1: give"),
         ("seeds", "5000000000", "at most 10,000 are taken, none above 2^32 - 1"),
         ("data.num_workers", "1000000", "data.num_workers is 1000000: it must lie between 0 and 1024"),
         ("data.batch_size", str(10**30), "it must be less than 2^31"),
@@ -97,17 +97,17 @@ def test_wrong_values(work: Path, capsys: Capture, option: str, value: str, said
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "holds no keys: it is empty"),
-        (b"- a\n", "holds no keys: it is ['a']"),
+        (b"", "contains no keys: it is empty"),
+        (b"- a\n", "contains no keys: it is ['a']"),
         (bytes(range(256)), "is not YAML"),
         (b"data:\n\tclass_path: Folder\n", "is not YAML"),
         (b"data: &a\n  class_path: Folder\n  init_args: *a\n", "is not YAML: Circular reference"),
         (b"data: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "maximum nesting depth"),
         (b"data: 2020-13-45\n", "2020-13-45"),
         (b"data: !!python/object/apply:os.system ['true']\n", "is not YAML"),
-        (b"null: 1\n", "the key None is no word"),
-        (b"run: null\n", "run is null: it is a group of keys"),
-        (b"trainer: null\n", "trainer is null: it is a group of keys"),
+        (b"null: 1\n", "the key None is not"),
+        (b"run: null\n", "run is null"),
+        (b"trainer: null\n", "trainer is null"),
         (b"modle: {ema: 0.5}\n", "unknown key modle"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_full_disk_is_told_where_a_checkpoint_is_written(work: Path, monkeypat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(CxlpError, match=r"cannot write .*last\.ckpt: .*\. Make room there"):
+        with pytest.raises(CxlpError, match=r"cannot write .*last\.ckpt: .*--run\.root"):
             WholeCheckpoints().save_checkpoint({"x": torch.zeros(100_000)}, work / "last.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -172,6 +172,12 @@ def test_a_table_is_made_of_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert given["data"].classes == ("gull", "tern")
 
 
+def test_the_script_on_comparing_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks("docs/comparing.md")
+    exec(block, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", block)
+
+
 @pytest.mark.slow
 def test_what_is_written_is_read(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     from cxlp.__main__ import main

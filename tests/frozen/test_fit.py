@@ -298,7 +298,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, head: Head) ->
     ("batches", "seen"), [([torch.arange(19)], 19), ([torch.arange(21), torch.tensor([3])], 21)], ids=["few", "twice"]
 )
 def test_each_image_is_needed_once(tmp_path: Path, batches: list[Tensor], seen: int) -> None:
-    with pytest.raises(CxlpError, match=f"each of the 21 training images once, it saw {seen}"):
+    with pytest.raises(CxlpError, match=f"21 training images once, .* {seen}: "):
         run_fit(small_network(AveragePooling()), tmp_path, batches=batches)
 
 
@@ -348,7 +348,7 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     labels = torch.where(labels == 2, 1, labels)
     labels[alone] = 2
     network = small_network()
-    with pytest.warns(UserWarning, match="fewer than two training images: the scale of the logits stays 1"):
+    with pytest.warns(UserWarning, match="fewer than two training images: .* stays 1"):
         report = run_fit(network, tmp_path, data=(images, labels))
     assert report == {"C": 10.0, "logit_scale": 1.0, "primal": 0.0}
     with torch.no_grad():  # the class is learnt all the same

@@ -38,6 +38,25 @@ def small(name: str, **options: Any) -> Head:
     return head
 
 
+# --- mixed precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", OURS)
+def test_each_head_computes_in_float32_under_autocast(name: str, dtype: torch.dtype) -> None:
+    head = small(name)
+    head.connect(*[(6, 5, 5), (4, 5, 5)][: head.takes])
+    if isinstance(head, FisherVector | SparseFisherVector):
+        head.learn(torch.randn(50, 4))
+    maps = [torch.rand(2, channels, 5, 5) for channels in (6, 4)][: head.takes]
+    for given in (maps, [each.to(dtype) for each in maps]):  # float32 maps, and those of a backbone under autocast
+        expected = head(*(each.float() for each in given))
+        with torch.autocast("cpu", dtype):
+            found = head(*given)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
+
+
 # --- export
 
 FORMS: list[tuple[str, dict[str, Any]]] = [

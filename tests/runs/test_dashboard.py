@@ -98,8 +98,8 @@ def test_the_view_is_saved_and_its_address_told(
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"WANDB_MODE": "offline"}, "WANDB_MODE is offline, but a workspace is kept by wandb's server"),
-        ({"WANDB_API_KEY": ""}, "there is no key for it: wandb login, or set WANDB_API_KEY"),
+        ({"WANDB_MODE": "offline"}, "WANDB_MODE is offline, but workspaces"),
+        ({"WANDB_API_KEY": ""}, "wandb login, or set WANDB_API_KEY"),
     ],
 )
 def test_what_is_missing_is_told(

@@ -142,8 +142,9 @@ def test_shipped_configs_pass(config: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--run.name", "birds/first"], "run.name is 'birds/first'"),
         (["--ckpt_path", "runs/x"], "checkpoint not found: runs/x."),
-        (["--ckpt_path", "."], ". holds no checkpoint to go on from"),
+        (["--ckpt_path", "."], ". contains no checkpoint"),
         (["--model.start", "runs/x"], "model.start is 'runs/x': expected frozen, projection, scratch, or the path"),
         (["--run.refit", "x.ckpt"], "run.refit is 'x.ckpt': expected true, false, or the best checkpoint"),
         (["--model.backbone.weights", "x.pth"], "weights file not found: x.pth. Did you mean 'y.pth'?"),

@@ -69,7 +69,7 @@ def test_a_checkpoint_of_the_first_epoch_is_done_again_and_a_later_one_is_kept(
 ) -> None:
     folder = with_file(begun(tmp_path / "a"), "checkpoints/finetuned.ckpt")
     monkeypatch.setattr("cxlp.runs.folder.read_run", lambda path: {"epoch": epoch})
-    with nullcontext() if not epoch else pytest.raises(CxlpError, match=r"but finetuned\.ckpt: move it away"):
+    with nullcontext() if not epoch else pytest.raises(CxlpError, match=r"no checkpoint.* finetuned\.ckpt: move"):
         take_up(folder)
     assert folder.exists() == bool(epoch)
 
@@ -98,7 +98,7 @@ def test_what_is_not_of_a_runs_beginning_is_never_deleted(tmp_path: Path, name: 
 def test_a_config_of_ones_own_and_what_had_checkpoints_are_not_deleted(tmp_path: Path, name: str, text: str) -> None:
     folder = begun(tmp_path / "a")
     (folder / name).write_text(text)
-    with pytest.raises(CxlpError, match=f"no checkpoint to go on from, but {name}: move it away"):
+    with pytest.raises(CxlpError, match=f"{folder} .*no checkpoint.*{name}: move"):
         take_up(folder)
     assert (folder / name).read_text() == text
 
@@ -155,7 +155,7 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     own = tmp_path / "run" / "checkpoints" / "epoch=19.ckpt"
     own.touch()
-    with pytest.raises(CxlpError, match=r"no checkpoint to go on from, but checkpoints/epoch=19\.ckpt: move it away"):
+    with pytest.raises(CxlpError, match=r"no checkpoint.* checkpoints/epoch=19\.ckpt: move"):
         take_up(tmp_path / "run")
     assert own.is_file()
     own.unlink()

@@ -126,9 +126,9 @@ def test_a_cluster_environment_of_ones_own_is_asked(listed: bool) -> None:
 @pytest.mark.parametrize(
     ("devices", "variables", "said"),
     [
-        (1, ELASTIC, "torchrun has started 2 processes, but the run takes 1"),
-        (4, ELASTIC, "torchrun has started 2 processes, but the run takes 4"),
-        (2, TASK, "SLURM has started 3 processes, but the run takes 2"),
+        (1, ELASTIC, "torchrun.* 2 processes.* 1:.*trainer.devices"),
+        (4, ELASTIC, "torchrun.* 2 processes.* 4:.*trainer.devices"),
+        (2, TASK, "SLURM.* 3 processes.* 2:.*trainer.devices"),
     ],
 )
 def test_another_number_of_processes_is_refused(devices: int, variables: dict[str, str], said: str) -> None:
@@ -143,7 +143,7 @@ def test_only_the_first_task_of_independent_runs_has_the_wandb_run_of_the_enviro
     assert "WANDB_RUN_ID" not in os.environ and not capsys.readouterr().out
     settle(1, 1, {**TASK, "SLURM_PROCID": "0", "WANDB_RUN_ID": "abc"})
     assert os.environ["WANDB_RUN_ID"] == "abc"
-    assert "each task does a run of its own" in capsys.readouterr().out
+    assert "--trainer.devices 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variables", [TASK, {"RANK": "3", "LOCAL_RANK": "3", "NODE_RANK": "2", "WORLD_SIZE": "4"}])
@@ -251,7 +251,7 @@ def test_a_job_without_a_number_does_not_guess_among_runs(tmp_path: Path, monkey
     os.environ["SLURM_RESTART_COUNT"] = "1"
     for name in ("job", "job-2"):
         Path("runs", name).mkdir(parents=True)
-    with pytest.raises(CxlpError, match="which of them is its own is not known"):
+    with pytest.raises(CxlpError, match=r"job or .*job-2.*--run.name.*--ckpt_path"):
         find_earlier(RunConfig(name="job"))
 
 
@@ -267,7 +267,7 @@ def test_processes_of_an_earlier_run_are_known_by_their_group(monkeypatch: pytes
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     trainer = parse(ARGUMENTS)["trainer"]
-    with pytest.raises(CxlpError, match="an earlier run of this script has started 2 processes, but the run takes 1"):
+    with pytest.raises(CxlpError, match=r"an earlier run of this script.* 2 processes.* 1:"):
         settle_launch(trainer)
     trainer["devices"], trainer["strategy"] = 2, "ddp"
     settle_launch(trainer)
@@ -284,10 +284,10 @@ def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "run", "said"),
     [
-        ("photo.jpg", RunConfig(name="job", resume="auto"), "runs/job holds no run: choose another --run.name"),
-        ("metrics.json", RunConfig(name="job", resume="auto"), "has no checkpoint to go on from, but metrics.json"),
-        ("config.yaml", RunConfig(resume="auto"), "run.resume is auto, which finds a run by its name: give run.name"),
-        ("config.yaml", RunConfig(name="../job", resume="auto"), "a name without slashes"),
+        ("photo.jpg", RunConfig(name="job", resume="auto"), "runs/job .*no run: .*--run.name"),
+        ("metrics.json", RunConfig(name="job", resume="auto"), "runs/job .*no checkpoint.*metrics.json"),
+        ("config.yaml", RunConfig(resume="auto"), "run.resume is auto.*run.name"),
+        ("config.yaml", RunConfig(name="../job", resume="auto"), "without slashes"),
     ],
 )
 def test_nothing_else_is_taken_for_a_run(
@@ -307,7 +307,7 @@ def test_nothing_else_is_taken_for_a_run(
 def test_a_restarted_job_without_a_name_says_that_it_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
     os.environ["SLURM_RESTART_COUNT"] = "1"
     assert find_earlier(RunConfig()) is None
-    assert "it begins anew. Give --run.name" in capsys.readouterr().out
+    assert "Give --run.name" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

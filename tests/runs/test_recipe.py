@@ -13,7 +13,7 @@ def test_a_codebook_is_not_trained_from_scratch(fisher: Head) -> None:
     cross = CrossLayerPooling(pca_dim=4)
     heads: tuple[Head | list[Head], ...] = (fisher, [cross, fisher])
     for head in heads:
-        with pytest.raises(CxlpError, match=rf"model\.start is scratch, but the codebook of {fisher.name} is fitted"):
+        with pytest.raises(CxlpError, match=rf"model\.start is scratch.*codebook.*{fisher.name}"):
             ModelConfig(BACKBONE, head, start="scratch").build(CLASSES, multi_label=False)
         assert ModelConfig(BACKBONE, head).build(CLASSES, multi_label=False).classes == CLASSES
     assert ModelConfig(BACKBONE, cross, start="scratch").build(CLASSES, multi_label=False).classes == CLASSES

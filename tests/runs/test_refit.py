@@ -125,7 +125,7 @@ def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.C
     found = metrics(first / "refit")
     assert found["refit"]["epoch"] == found["epoch"] == best > 1
     said = capsys.readouterr().out
-    assert f"is of another choice, epoch 1: it is in {first.absolute()}/refit.1 now" in said
+    assert f"epoch 1, to {first.absolute()}/refit.1" in said
     assert finished(first) == first / "refit" and finished(first / "refit.1") is None
     # what chooses the same again goes on with its refit, which is done
     assert main(["--config", f"{first}/config.yaml", "--ckpt_path", str(first)]) == 0
@@ -166,10 +166,10 @@ def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
     ("change", "said"),
     [
         (["--run.refit", "true", *ALL_IMAGES], "set data.validation, such as 0.1"),
-        (["--run.refit", "true", "--trainer.enable_checkpointing", "false"], "leave trainer.enable_checkpointing out"),
+        (["--run.refit", "true", "--trainer.enable_checkpointing", "false"], "remove trainer.enable_checkpointing"),
         (
             ["--run.refit", "true", "--model.start", "runs/first"],
-            "run.refit fits all training images anew, but runs/first",
+            "but model.start runs/first",
         ),
         (["--run.refit", "nowhere.ckpt", *ALL_IMAGES], "run.refit is 'nowhere.ckpt': expected true, false, or"),
     ],
@@ -184,14 +184,14 @@ def test_what_cannot_be_refitted_is_refused(
 def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = prepared("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt"
     for change, said in {
-        "--data.validation=0.34": "images are held out: a refit takes all",
+        "--data.validation=0.34": "are held out: set data.validation: 0",
         "--model.optimizer.backbone_lr=0.5": "run.refit: model.optimizer.backbone_lr is 0.5, but the checkpoint's run",
         f"--{POOLING}.pca_dim=3": f"run.refit: {POOLING}.pca_dim is 3",
         "--data.augment.crop_scale=0.9": "run.refit: data.augment.crop_scale is 0.9",
         "--model.start=projection": "run.refit: model.start is 'projection', but the checkpoint's run had 'frozen'",
         "--trainer.gradient_clip_val=0.1": "run.refit: trainer.gradient_clip_val is 0.1",
         "--seed_everything=1": "run.refit: seed_everything is 1",
-        "--data.batch_size=2": "a step takes 2 images",
+        "--data.batch_size=2": "trainer.accumulate_grad_batches) is 2, but",
         "--trainer.max_epochs=1": "run.refit: trainer.max_epochs is 1",
         "--trainer.max_epochs=9": "run.refit: trainer.max_epochs is 9",
     }.items():
@@ -205,7 +205,7 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
     assert chosen.epoch == 2 and chosen.validated == {}
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit_loop.epoch_progress.current.completed = 3
-    with pytest.raises(CxlpError, match="epoch 1 was chosen, but this run has got to epoch 3"):
+    with pytest.raises(CxlpError, match=r"epoch 1 was chosen.* epoch 3"):
         StopAfter(0).on_train_start(trainer, pl.LightningModule())
 
 

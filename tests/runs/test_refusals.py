@@ -17,13 +17,13 @@ from tests.small_run import BACKBONE, POOLING
     ("mode", "change", "said"),
     [
         ([], [f"--{POOLING}.pca_dim", "9"], f"{POOLING}.pca_dim is 9, but the checkpoint's run had 8"),
-        ([], ["--data.root", "other/CUB_200_2011"], "the classes of the data are others"),
+        ([], ["--data.root", "other/CUB_200_2011"], "the classes of the data differ"),
         ([], ["--trainer.max_epochs", "1", "--model.closing_fit", "true"], "model.closing_fit is True"),
-        ([], ["--data.validation", "0.34"], "the training images are others"),
+        ([], ["--data.validation", "0.34"], "the training images differ"),
         ([], ["--data.aspect", "crop"], "data.aspect is 'crop', but the checkpoint's run had 'warp'"),
         ([], ["--data.bbox", "true"], "data.bbox is True, but the checkpoint's run had False"),
-        (FINETUNE, ["--data.split_seed", "5"], "what is held out now may have been trained on"),
-        (FINETUNE, ["--data.validation", "0.5"], "what is held out now may have been trained on"),
+        (FINETUNE, ["--data.split_seed", "5"], "held-out images may have been trained on"),
+        (FINETUNE, ["--data.validation", "0.5"], "held-out images may have been trained on"),
         (
             FINETUNE,
             ["--model.optimizer.backbone_lr", "0.5"],
@@ -48,7 +48,7 @@ def test_a_resumption_must_be_of_the_same_run(
     ("more", "said"),
     [
         ([], "trainer.sync_batchnorm is given, but trainer.max_epochs is 0"),
-        (FINETUNE, "shares statistics that this run does not take"),
+        (FINETUNE, "set model.freeze_batch_norm: false"),
         ([*FINETUNE, "--model.freeze_batch_norm", "false"], "trainer.sync_batchnorm needs GPUs"),
     ],
 )
@@ -89,7 +89,7 @@ BAD = {
     "unknown trainer key": (["--trainer.max_epoch", "3"], ["unknown key trainer.max_epoch", "max_epochs"]),
     "wrong value": ([f"--{POOLING}.align", "x"], [f"{POOLING}.align is 'x'", "strict, to_local or"]),
     "wrong type": (["--trainer.max_epochs", "x"], ["trainer.max_epochs is 'x': expected int (or null)"]),
-    "no number of epochs": (["--trainer.max_epochs", "null"], ["trainer.max_epochs is None", "0 for the frozen mode"]),
+    "no number of epochs": (["--trainer.max_epochs", "null"], ["trainer.max_epochs is None", "frozen mode"]),
     "negative epochs": (["--trainer.max_epochs", "-1"], ["trainer.max_epochs is -1"]),
     "unknown class": (["--data.class_path", "Nope"], ["'Nope'", "CUB200"]),
     "unknown backbone": ([f"--{BACKBONE}.name", "resnet5"], ["'resnet5'", "resnet50"]),
@@ -116,7 +116,7 @@ BAD = {
     **{
         f"a part of the images: {key} {value}": (
             [*FINETUNE, f"--trainer.{key}", value],
-            [f"trainer.{key}", "its whole"],
+            [f"trainer.{key} is", "test images"],
         )
         for key, value in (
             ("limit_test_batches", "1"),
@@ -207,8 +207,8 @@ def test_no_network_for_weights_says_what_to_do(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "a.yaml holds no keys: it is empty"),
-        ("hello", "holds no keys: it is 'hello'"),
+        ("", "a.yaml contains no keys: it is empty"),
+        ("hello", "contains no keys: it is 'hello'"),
         ("{a: [", "a.yaml is not YAML"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_config_without_keys_is_named(
 def test_an_overlay_comes_after_what_it_changes(capsys: pytest.CaptureFixture[str], order: list[str]) -> None:
     # it says nothing of which data they are
     assert main([part for name in order for part in ("--config", name)]) == 2
-    assert "finetune.yaml is an overlay: it changes data, which no config before it" in capsys.readouterr().err
+    assert "finetune.yaml is an overlay" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("args", "said"), [([], "there is nothing to run"), (["demo.yaml"], "--config demo.yaml")])

@@ -266,7 +266,7 @@ def test_a_start_is_the_same_network_on_the_same_pictures(
     prepared("first", *HELD_OUT)
     assert main([*ARGUMENTS, *FINETUNE, "--model.start", "runs/first", change]) == 2
     error = capsys.readouterr().err
-    assert said in error and ("holds another network" in error) == (said.startswith("its"))
+    assert said in error and ("a different network" in error) == (said.startswith("its"))
     assert [path.name for path in Path("runs").iterdir()] == ["first"]  # before anything is made
 
 
@@ -352,7 +352,7 @@ def test_a_run_that_was_stopped_in_its_first_pass_begins_again(
     assert not folder.exists()  # nothing is left where nothing was done
     folder.mkdir()
     assert main([*ARGUMENTS, "--ckpt_path", str(folder)]) == 2
-    assert "runs/cut holds no checkpoint to go on from" in capsys.readouterr().err
+    assert "runs/cut contains no checkpoint" in capsys.readouterr().err
 
 
 def test_a_finished_run_that_was_moved_is_tested_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_a_data_frame(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--data.separator=|" in several and f"--data.root={work}" in several
     written = Path(several[0].partition("=")[2]).read_text()
     assert "kind0|it; all" in written
-    with pytest.raises(CxlpError, match=r"data\.table: labels in lists hold each of"):
+    with pytest.raises(CxlpError, match=r"data\.table.*; \| , / #"):
         as_arguments((), {"data.table": pd.DataFrame({"path": ["a"], "labels": [[";|,/#"]]})})
 
 
@@ -113,7 +113,7 @@ def test_a_data_frame(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("folder.yaml", {"model": {"head": {"pca_dim": "x"}}}, r"pca_dim is 'x': expected int \(or null\)"),
         ("folder.yaml", {"data.root": "nowhere"}, "folder: .*nowhere does not exist"),
         ("folder.yaml", {**KEYS, "model.head.pca_dim": 9999}, "pca_dim is 9999, but a local feature has 48"),
-        ("folder.yaml", {**KEYS, "trainer.strategy": "ddp_spawn"}, "ddp_spawn: forked and spawned processes end with"),
+        ("folder.yaml", {**KEYS, "trainer.strategy": "ddp_spawn"}, "ddp_spawn: forked and spawned processes"),
         ("folder.yaml", {**KEYS, "trainer.strategy": "ddp_notebook"}, "ddp_notebook: forked and spawned processes"),
     ],
 )
@@ -131,12 +131,12 @@ def test_errors_are_those_of_the_command(
     ("config", "keys", "said"),
     [
         ((), {}, "there is nothing to run"),
-        ({"data.root": "x"}, None, "the config's name comes first"),
-        (5, {}, "the config is 5: give its name, or several in a list"),
-        (["folder.yaml", 5], {}, "the config is .*: give its name"),
-        ("folder.yaml", ["data.root"], r"the keys are \['data\.root'\]: give a dictionary"),
+        ({"data.root": "x"}, None, "dictionary.*config's name.*train"),
+        (5, {}, "config is 5: .*list"),
+        (["folder.yaml", 5], {}, r"config is \['folder\.yaml', 5\]"),
+        ("folder.yaml", ["data.root"], r"overrides is \['data\.root'\].*dictionary"),
         ("folder.yaml", {"trainer.callbacks": [Path, object()]}, r"trainer\.callbacks is an object of class object"),
-        ("folder.yaml", {"data.root": "tests", "seeds": 3}, "call train once for each seed_everything"),
+        ("folder.yaml", {"data.root": "tests", "seeds": 3}, "seeds.*command line.*seed_everything"),
     ],
 )
 def test_what_only_python_can_give_wrong(config: Any, keys: Any, said: str) -> None:
@@ -167,15 +167,15 @@ def test_an_interruption_says_how_to_go_on(work: Path, monkeypatch: pytest.Monke
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patched:
         patched.setattr(Run, "test", stop)
-        with pytest.raises(KeyboardInterrupt, match="interrupted; go on with ") as caught:
+        with pytest.raises(KeyboardInterrupt, match=r"interrupted.* cxlp\.train\(") as caught:
             train("stopped")
     assert signal.getsignal(signal.SIGINT) is handler
-    result = eval(str(caught.value).partition("go on with ")[2], {"cxlp": cxlp})
+    result = eval("cxlp" + str(caught.value).partition("cxlp")[2], {"cxlp": cxlp})
     assert result.folder == work / "runs" / "stopped" and result.metrics == metrics(prepared("whole"))["metrics"]
 
 
 def test_results_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="holds no results of a run"):
+    with pytest.raises(CxlpError, match=rf"{tmp_path}.*no results.*metrics\.json"):
         cxlp.RunResult(tmp_path)
     found = {"metrics": {"test/accuracy": 0.5}, "images": {}, "seconds": {}, "tested": "final weights"}
     (tmp_path / "metrics.json").write_text(json.dumps({**found, "outputs": {"failed": ["report.html"]}}))

@@ -121,6 +121,19 @@ def test_p_values_are_adjusted_for_all_rows(tmp_path: Path) -> None:
     assert found["c"].adjusted == max(found["b"].adjusted, found["c"].found.p)
 
 
+def test_a_system_without_answers_costs_no_other_its_test(tmp_path: Path) -> None:
+    places = {name: [left(tmp_path / name, images(right))] for name, right in (("a", A), ("b", B), ("c", B))}
+    (tmp_path / "c" / "predictions.csv").unlink()
+    refused: dict[str, CxlpError] = {}
+    found = compare(places, "a", refused)
+    assert [*found] == ["b"] and found["b"].adjusted == found["b"].found.p
+    assert [*refused] == ["c"] and str(tmp_path / "c") in str(refused["c"])
+    with pytest.raises(CxlpError, match=str(tmp_path / "c")):
+        compare(places, "a")
+    with pytest.raises(CxlpError, match=str(tmp_path / "c")):
+        compare(places, "c", refused)
+
+
 def scored(folder: Path, scores: Any, labels: Any, classes: Sequence[str]) -> Path:
     folder.mkdir()
     (folder / "predictions.csv").write_text("path,true,unspecified,class_1\n")

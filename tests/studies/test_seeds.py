@@ -74,7 +74,7 @@ def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPa
         (["--seeds", "2", "--ckpt_path", "a.ckpt"], "the same --run.name"),
         (["--seeds", "2", "--run.name", "single"], "runs/single holds a single run"),
         (["--seeds", "2", "--run.name", "a/b"], "without slashes"),
-        (["--seeds", "2", "--run.resume", "auto"], "run.resume is auto, which finds a run by its name: give run.name"),
+        (["--seeds", "2", "--run.resume", "auto"], "run.resume is auto, which finds a run by its name: set run.name"),
     ],
 )
 def test_wrong_arguments_are_explained(
@@ -90,7 +90,7 @@ def test_wrong_arguments_are_explained(
 def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "--seeds" in said and "what is held out stays, unless data.split_seed is null" in said
+    assert "--seeds" in said and "data.split_seed is null" in said
 
 
 def test_what_another_command_began_is_not_taken_for_this_ones(
@@ -119,7 +119,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
         "--seed_everything=1": "seed_everything is 1, but the checkpoint's run had 0",
         "--trainer.max_epochs=3": "trainer.max_epochs is 3",
         "--data.batch_size=8": "data.init_args.batch_size is 8",
-        "--data.validation=0.2": "the training images are others",
+        "--data.validation=0.2": "the training images differ",
         "--trainer.precision=64-true": "trainer.precision",
         "--run.refit=true": "run.refit is True, but the checkpoint's run had False",
         "--trainer.callbacks=null": "trainer.callbacks",
@@ -139,7 +139,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
     (place / "checkpoints" / "closing.ckpt").unlink()
     kinds = [work / "moved" / split / "kind0" for split in ("train", "test")]
     next(kinds[0].iterdir()).write_bytes(next(kinds[1].iterdir()).read_bytes())
-    with pytest.raises(CxlpError, match=r"the (training|held-out) images are others"):
+    with pytest.raises(CxlpError, match=r"the (training|held-out) images differ"):
         check_same_run(place, parse(given))
     # nor what tells nothing of itself
     shutil.rmtree(place / "checkpoints")

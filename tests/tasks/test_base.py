@@ -81,7 +81,7 @@ def test_a_failed_cross_fit_leaves_the_classifier_to_be_trained(tmp_path: Path) 
     frozen = Frozen(network(), keep_folds=True)
     trainer(tmp_path, max_epochs=1).fit(frozen, loader())
     net, folds = frozen.network, frozen.fold_classifiers
-    with pytest.raises(CxlpError, match="cross-fitting needs to know each image's place"):
+    with pytest.raises(CxlpError, match=r"cross-fitting .*'index'"):
         trainer(tmp_path, max_epochs=1).fit(FineTune(net, RATES, folds, recompute=True), loader())
     assert net.classifier is not None and net.classifier.weight.requires_grad
     assert not net.backbone.recompute
@@ -119,7 +119,7 @@ def test_a_backbone_that_cannot_move_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("callback", [WeightAveraging, EMAWeightAveraging])
 def test_averages_do_not_replace_the_frozen_solution(tmp_path: Path, callback: type[WeightAveraging]) -> None:
-    with pytest.raises(CxlpError, match=f"{callback.__name__} averages weights of gradient steps"):
+    with pytest.raises(CxlpError, match=f"{callback.__name__} averages weights"):
         trainer(tmp_path, max_epochs=1, callbacks=[callback()]).fit(Frozen(network()), loader())
 
 
@@ -264,7 +264,7 @@ def test_a_reference_batch_needs_a_batch_size(tmp_path: Path) -> None:
         if options.reference_batch is None:
             run.fit(task, DataLoader(batches, batch_size=None))
             continue
-        with pytest.raises(CxlpError, match="reference_batch is 4, but the training loader does not tell its batch"):
+        with pytest.raises(CxlpError, match=r"reference_batch is 4, .* batch_size"):
             run.fit(task, DataLoader(batches, batch_size=None))
 
 

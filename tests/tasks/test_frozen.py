@@ -83,7 +83,7 @@ def test_the_solution_does_not_depend_on_the_batch_size(folder: Path, tmp_path: 
 @pytest.mark.parametrize("interval", [1, 0.5])
 def test_validation_within_the_pass_is_refused(folder: Path, tmp_path: Path, interval: float) -> None:
     run = trainer(tmp_path, max_epochs=1, val_check_interval=interval)
-    with pytest.raises(CxlpError, match=rf"val_check_interval is {interval}: the frozen fit has nothing to validate"):
+    with pytest.raises(CxlpError, match=rf"val_check_interval is {interval}:"):
         run.fit(Frozen(network()), pictures(folder, validation=0.25))
     assert not (tmp_path / "features").exists()
 
@@ -157,7 +157,7 @@ def test_a_pass_that_is_stopped_early_is_refused(folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("option", [{"limit_train_batches": 2}, {"fast_dev_run": True}], ids=str)
 def test_a_part_of_the_images_is_refused(folder: Path, tmp_path: Path, option: dict[str, Any]) -> None:
-    with pytest.raises(CxlpError, match=r"needs each training image, 3 batches of them, and was given [12]"):
+    with pytest.raises(CxlpError, match=r"3 batches .* [12]: .*limit_train_batches"):
         trainer(tmp_path, max_epochs=1, **option).fit(Frozen(network()), pictures(folder))
     assert list(tmp_path.iterdir()) == []
 

@@ -228,9 +228,9 @@ class CountedStream(Stream):
 @pytest.mark.parametrize(
     ("task", "stream", "said"),
     [
-        (Frozen, Stream, "needs to know how many training images .* not Stream"),
-        (Frozen, CountedStream, "needs to know how many training images .* not CountedStream"),
-        (FineTune, Stream, "the length of the loader is not known, but the schedule needs it"),
+        (Frozen, Stream, "frozen fit .* DataLoader .* not Stream$"),
+        (Frozen, CountedStream, "frozen fit .* DataLoader .* not CountedStream$"),
+        (FineTune, Stream, "training loader has no length, .* schedule"),
     ],
 )
 def test_a_stream_is_refused_where_its_length_is_needed(
@@ -242,7 +242,7 @@ def test_a_stream_is_refused_where_its_length_is_needed(
 
 def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -> None:
     loader = DataLoader(pairs(odd), batch_size=4, drop_last=True)  # of eleven
-    with pytest.raises(CxlpError, match=r"needs each of the 11 training images once, it saw 8: .*without drop_last"):
+    with pytest.raises(CxlpError, match=r"11 training images once, .* 8: .*without drop_last"):
         trainer(tmp_path, max_epochs=1).fit(Frozen(network()), loader)
     # what the user chooses is all that there is
     chosen = Subset(pairs(odd), range(0, 11, 2))
@@ -254,7 +254,7 @@ def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -
 def test_a_network_without_classes_is_refused() -> None:
     net = network()
     for task in (Frozen, FineTune):
-        with pytest.raises(CxlpError, match=r"the network has no classes: give them, Network\(\.\.\., classes="):
+        with pytest.raises(CxlpError, match=r"the network has no classes: .*Network\(\.\.\., classes="):
             task(Network(net.backbone, CrossLayerPooling(pca_dim=4)))
 
 
