@@ -109,8 +109,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
-            why = " (a run chooses them, on its training images)" * (layers == "auto")
-            raise CxlpError(f"the backbone's layers are {layers!r}{why}: name one or more, each once")
+            raise CxlpError(f"the backbone's layers are {layers!r}: name one or more, each once (only runs take auto)")
         weights = None if weights is None else str(weights)
         source = find(name) if isinstance(name, str) else of_module(name)
         self.name = name if isinstance(name, str) else type(name).__name__

@@ -195,7 +195,7 @@ def test_a_class_of_one_image_is_refused(work: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_backbone_alone_takes_names() -> None:
-    with pytest.raises(cxlp.CxlpError, match=r"layers are 'auto' \(a run chooses them, on its training images\)"):
+    with pytest.raises(cxlp.CxlpError, match=r"layers are 'auto': name one or more, each once \(only runs take auto\)"):
         cxlp.Backbone("timm/test_resnet", "auto", weights=None)
 
 
