@@ -128,7 +128,10 @@ def candidate_pairs(layers: Sequence[Layer], within: Sequence[Layer] = ()) -> li
             below = [layer for layer in last if guides and order[layer.name] < order[guides[-1].name]]
             pairs += [(layer.name, guides[-1].name) for layer in below]
     if not pairs:
-        raise CxlpError("no two layers of the network have maps of one size, so there are no pairs to rank")
+        raise CxlpError(
+            "no two layers of the network have maps of one size, so there are no pairs to rank: name layers, "
+            "model.backbone.layers, and set model.head.align, or choose a head that takes one layer"
+        )
     return pairs
 
 

@@ -104,7 +104,7 @@ def rank_layers(
 
     Args:
         backbone: The network; its ``layers`` are not looked at.
-        data: Set up. Neither validation nor test images are looked at.
+        data: Set up. Validation and test images are not used.
         fit: Calls a Trainer's ``fit``.
         images: About how many images, see :func:`~cxlp.data.splitting.draw_some`.
         depth: See :func:`~cxlp.frozen.pairs.find_candidates`.
@@ -118,7 +118,7 @@ def rank_layers(
     candidates = find_candidates(backbone.name, backbone.image_size, depth)
     samples = draw_some(data.splits["train"].samples, images, PER_CLASS)
     part = copy.copy(data)
-    part.trainer = None
+    part.trainer, part.image_size = None, None  # the size is the backbone's, whatever the heads' views are cut from
     part.splits = {
         "train": data.dataset(samples, data.classes),
         "val": data.dataset([], data.classes),

@@ -167,6 +167,12 @@ def test_pairs_that_do_not_suit_the_head_are_passed_over(work: Path, capsys: pyt
     assert f"({first.lower}, {first.upper} would be better, but the head does not take them: pca_dim is 60" in said
 
 
+def test_views_may_be_cut_of_larger_images(work: Path) -> None:
+    views = [f"--{POOLING}.views.kind", "blocks", "--data.image_size", "64"]  # of a backbone that takes 32
+    assert main(auto("--run.name", "views", *views)) == 0
+    assert layers(Path("runs/views")) == list(ranking(Path("runs/views")).pairs[0].layers)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
