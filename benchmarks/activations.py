@@ -1,10 +1,10 @@
-"""Memory that an image takes in training: the activations that autograd keeps for the backward pass.
+"""Memory per image in training: the activations that autograd saves for the backward pass.
 
     python benchmarks/activations.py
     python benchmarks/activations.py finetune_resnet50.yaml --classes 10
 
-Counted, not measured: on the CPU, with random weights, the tensors that a forward pass saves, of one image and of two.
-Parameters take 12 bytes each with SGD: weight, gradient and momentum, in float32.
+The sizes of the tensors that a forward pass saves for two images minus those for one image are counted, on the CPU with
+random weights. With SGD, each parameter takes 12 bytes: weight, gradient and momentum in float32.
 """
 
 import argparse
@@ -28,9 +28,9 @@ RECIPES = (
 
 
 def saved_bytes(network: Network, images: int, half: bool) -> int:
-    """Bytes that autograd keeps of a forward pass, but for the parameters."""
+    """Return the bytes that autograd saves in a forward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors, too: a storage that is freed could give its address to another
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive: the address of a freed storage could be reused
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in parameters:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=200)
     args = parser.parse_args()
     table = Table("recipe", "pixels", title=f"{args.classes} classes")
-    for column in ("parameters, M", "GB of them", "MB an image, float32", "MB an image, bf16-mixed"):
+    for column in ("parameters, M", "their memory, GB", "MB per image, float32", "MB per image, bf16-mixed"):
         table.add_column(column, justify="right")
     for recipe in args.recipes:
         config = parse(["--config", "cub200.yaml", "--config", recipe, "--model.backbone.weights", "null"])

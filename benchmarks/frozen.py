@@ -1,13 +1,13 @@
-"""A frozen run against its floor: decoding its images once, and the fastest forward pass over each of them.
+"""A frozen run compared with a lower bound: decoding its images once, and the fastest forward pass of each image.
 
     python benchmarks/frozen.py --config demo.yaml
     python benchmarks/frozen.py --config cub200.yaml --config efficientnet_lite0.yaml --data.root DIR
 
-Takes ``train.py``'s arguments. The run is a real one, in a temporary folder and without wandb: fit and test, with all
-that lies between their phases (starting loaders, checkpoints). The floor is measured right after it, in the same
-process: its loaders emptied without a network, and its backbone on as many batches that lie in memory, with BatchNorm
-folded, channels last and in the fastest precision of this machine, whatever the run's. What a run does beside that
-(PCA, pooling, features to disk and back, Gram matrix, SVMs, metrics) is what the ratio shows.
+The arguments are those of ``train.py``. The run is a complete fit and test, including start of loaders and checkpoints,
+in a temporary folder and without wandb. The lower bound ("floor") is measured next in the same process: iterating over
+the run's loaders without a network, and the backbone on the same number of batches in memory, with folded BatchNorm,
+in channels-last format and the fastest precision of this machine, independent of the run's precision. The ratio shows
+the cost of everything else: PCA, pooling, writing and reading features, Gram matrix, SVMs and metrics.
 """
 
 import os
@@ -31,13 +31,13 @@ PHASES = ("extraction", "PCA", "pooling", "Gram matrix", "SVM", "test")
 
 
 def main() -> None:
-    """Run, measure the floor, print."""
+    """Do the run, measure the lower bound, and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*sys.argv[1:], f"--run.root={folder}", "--run.wandb=off", "--trainer.enable_progress_bar=false"]
         try:
             config = parse(find_configs(arguments))
             if config["trainer"]["max_epochs"]:
-                raise CxlpError("this benchmark is of the frozen mode: leave finetune.yaml out")
+                raise CxlpError("trainer.max_epochs: this benchmark measures frozen runs only; leave finetune.yaml out")
             run = Run(config)
         except CxlpError as error:
             raise SystemExit(f"error: {error}") from error
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def decoding_seconds(run: Run) -> float:
-    """Seconds to empty the run's two loaders, without any network."""
+    """Measure the time to iterate over the run's two loaders without a network, in seconds."""
     start = time.perf_counter()
     for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
         for _ in loader:
@@ -73,13 +73,13 @@ def decoding_seconds(run: Run) -> float:
 
 @torch.no_grad()
 def forward_seconds(run: Run) -> float:
-    """Seconds of the folded network over batches like the run's, in memory and normalised beforehand."""
-    backbone = run.network.to(run.trainer.strategy.root_device).backbone.eval()  # which Lightning has left
+    """Measure the time of the folded backbone on normalised batches in memory, as many as the run's, in seconds."""
+    backbone = run.network.to(run.trainer.strategy.root_device).backbone.eval()  # Lightning moved it to the CPU
     half = fastest_precision(backbone.mean.device).name == "bf16-mixed"
     side, size = backbone.image_size, run.data.batch_size
     whole = torch.randn(size, 3, side, side, device=backbone.mean.device).contiguous(memory_format=torch.channels_last)
-    folded = Folded(backbone.trunk)  # a few images at a time, where that is faster
-    batches = [whole]  # warms up
+    folded = Folded(backbone.trunk)  # splits a batch into parts if that is faster
+    batches = [whole]  # warm-up
     for images in (run.data.splits["train"], run.data.splits["test"]):
         count, rest = divmod(len(images), size)
         batches += [whole] * count + ([whole[:rest]] if rest else [])

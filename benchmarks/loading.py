@@ -1,15 +1,16 @@
-"""From a JPEG to the network's input, the package against a plain loader: images per second and core.
+"""From a JPEG to the network's input with cxlp and with a plain loader: images per second and core.
 
     python benchmarks/loading.py
     python benchmarks/loading.py --dir data/CUB_200_2011/images --images 200
 
-Plain: Pillow decodes at full size, ``albumentations.Resize`` interpolates between neighbours (as it
-does unless told otherwise), a tensor is made. One process, one thread. Photos are drawn: structure of
-all sizes, and as much of it as gives the JPEGs of quality 90 2.2 bits per pixel, like photos of birds
-in CUB-200-2011 written anew at that quality, since decoding is paid by the bit as well as by the pixel.
+In the plain loader, Pillow decodes at full size, ``albumentations.Resize`` interpolates between
+neighbours (its default), and the array becomes a tensor. Both loaders run in one process with one
+thread. The photos are drawn, with structures of all sizes. As JPEGs of quality 90 they have 2.2 bits
+per pixel, like the birds of CUB-200-2011 saved at that quality: the time of decoding depends on the
+bits as well as on the pixels.
 
-Also printed: how far the pixels of both, and of the package's full decoding, are from the mean of the
-area that each covers, the textbook form of shrinking, which is too slow for either.
+The script also prints the differences of both loaders' pixels, and of cxlp's with full decoding, from
+area averaging, the textbook method of shrinking, which is too slow for either loader.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from torch import Tensor
 from cxlp.data.decode import read_image
 from cxlp.data.transforms import AugmentConfig, Transform
 
-# Before the import: it would ask PyPI for news, which stalls without a network.
+# Set before the import: albumentations would look for updates on PyPI, which stalls without a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
@@ -42,7 +43,7 @@ Load = Callable[[Path], Tensor]
 
 
 def photo(seed: int, width: int, height: int) -> NDArray[np.uint8]:
-    """Noise of all sizes, the smaller the fainter, most of it common to the three colours."""
+    """Draw noise of all sizes, weaker at smaller sizes, and mostly equal in the three colour channels."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3), np.float32)
     for octave in range(1, int(np.log2(max(width, height))) + 1):
@@ -51,7 +52,7 @@ def photo(seed: int, width: int, height: int) -> NDArray[np.uint8]:
             noise = rng.normal(0, strength, (max(2, cells * height // width), cells, channels)).astype(np.float32)
             large = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
             pixels += 0.76**octave * large.reshape(height, width, channels)
-    # In the mean grey, with the contrast of a photo.
+    # The mean is grey, and the contrast is that of a photo.
     bounded: NDArray[np.uint8] = np.clip(128 + 55 * pixels / pixels.std(), 0, 255).astype(np.uint8)
     return bounded
 
@@ -65,7 +66,7 @@ def write_photos(folder: Path, images: int, width: int, height: int) -> list[Pat
 
 
 def loaders(size: int) -> dict[str, Load]:
-    """The two that are timed: a file becomes uint8 ``(3, size, size)``."""
+    """Return the two loaders, which turn a file into uint8 ``(3, size, size)``."""
     transform = Transform(size, "warp", AugmentConfig())
     resize = A.Resize(size, size)
 
@@ -80,20 +81,20 @@ def loaders(size: int) -> dict[str, Load]:
 
 
 def measure(paths: list[Path], contestants: dict[str, Load], rounds: int) -> dict[str, list[float]]:
-    """Images per second of each round, in turns, so that a busy moment of the machine meets both."""
+    """Measure the images per second of each loader in alternating rounds."""
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for repetition in range(rounds + 1):
         for name, load in contestants.items():
             start = time.perf_counter()
             for path in paths:
                 load(path)
-            if repetition > 0:  # the first warms up
+            if repetition > 0:  # the first round is a warm-up
                 speeds[name].append(len(paths) / (time.perf_counter() - start))
     return speeds
 
 
 def differences(paths: list[Path], size: int) -> dict[str, tuple[float, float, float]]:
-    """Mean, 99th percentile and maximum of what separates pixels, in steps of 255."""
+    """Return mean, 99th percentile and maximum of the absolute differences of pixels, which range from 0 to 255."""
     both, transform = loaders(size), Transform(size, "warp", AugmentConfig())
     ways: dict[str, Load] = both | {"cxlp, full decoding": lambda path: transform(read_image(path), None)}
     arrays = {name: np.stack([load(p).numpy().astype(int) for p in paths]) for name, load in ways.items()}
@@ -121,7 +122,7 @@ def show(speeds: dict[str, list[float]], apart: dict[str, tuple[float, float, fl
         median = statistics.median(own)
         table.add_row(name, f"{median:.0f} ({min(own):.0f} - {max(own):.0f})", f"{median / plain:.2f}")
     console.print(table)
-    table = Table(title="how far pixels are apart, of 255")
+    table = Table(title="absolute differences of pixels (0 to 255)")
     for column in ("", "mean", "99 %", "max"):
         table.add_column(column, justify="right" if column else "left")
     for name, (mean, most, largest) in apart.items():
@@ -130,24 +131,24 @@ def show(speeds: dict[str, list[float]], apart: dict[str, tuple[float, float, fl
 
 
 def main() -> None:
-    """Parse options, measure, print."""
+    """Parse the options, measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=227, help="side of the network's input (227)")
-    parser.add_argument("--width", type=int, default=640, help="of the drawn photos (640)")
-    parser.add_argument("--height", type=int, default=480, help="of the drawn photos (480)")
-    parser.add_argument("--images", type=int, default=100, help="how many, at most (100)")
-    parser.add_argument("--dir", type=Path, help="JPEGs of yours, in this folder and below, instead of drawn ones")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each loads them all (9)")
+    parser.add_argument("--width", type=int, default=640, help="width of the drawn photos (640)")
+    parser.add_argument("--height", type=int, default=480, help="height of the drawn photos (480)")
+    parser.add_argument("--images", type=int, default=100, help="maximum number of images (100)")
+    parser.add_argument("--dir", type=Path, help="folder with JPEGs to use instead of drawn photos")
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds over all images (9)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # and OpenCV's are off as soon as cxlp is there
+    torch.set_num_threads(1)  # importing cxlp has disabled OpenCV's threads
     with tempfile.TemporaryDirectory() as folder:
         if options.dir is None:
             paths = write_photos(Path(folder), options.images, options.width, options.height)
             what = f"drawn photos of {options.width}x{options.height}"
         else:
             found = sorted(p for p in options.dir.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
-            # Spread over the folder, which may be sorted by class.
+            # Evenly spaced, because the folder may be sorted by class.
             paths = found[:: max(1, len(found) // options.images)][: options.images]
             what = f"images of {options.dir}"
         if not paths:

@@ -1,6 +1,6 @@
-"""What the benchmarks share: fresh processes and their peak memory.
+"""Helpers of the benchmarks: fresh processes, peak memory, and the name of the processor.
 
-Importing this also makes the package beside this folder importable where it is not installed.
+Importing this module also makes the package ``cxlp`` importable from the checkout if it is not installed.
 """
 
 import multiprocessing
@@ -21,16 +21,16 @@ R = TypeVar("R")
 
 
 def in_fresh_process(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a process of its own, so that its peak memory is its own."""
-    # Large arrays go back to the system once freed: the peak is that of live ones, not of a cache.
+    """Run a function in a new process, so that other work does not affect its peak memory."""
+    # Freed arrays are returned to the system at once, so that the peak counts live arrays only.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args, **kwargs).result()
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever held, or since :func:`reset_peak`."""
-    # Linux: not ru_maxrss, in which a process inherits the peak of the one that started it.
+    """Return the peak memory of this process, since its start or since :func:`reset_peak`."""
+    # On Linux, ru_maxrss is not used, because a process inherits its parent's value.
     if platform.system() == "Linux":
         return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -38,16 +38,16 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> int:
-    """Forget the peak so far, where the system can; returns what to subtract from the next."""
+    """Reset the peak memory if the system supports it; return the bytes to subtract from the next peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return peak_bytes()  # growth of the peak is then a lower bound
+        return peak_bytes()  # the growth of the peak is a lower bound
     return _status("VmRSS")
 
 
 def machine() -> str:
-    """The processor, in words."""
+    """Return the name of the processor and the number of its logical cores."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     name = names[0].partition(":")[2].strip() if names else platform.processor()

@@ -1,17 +1,17 @@
-"""A frozen run against what one would write without cxlp: whole processes, side by side.
+"""A frozen run compared with a plain script without cxlp, as whole processes.
 
     python benchmarks/plain.py --root data/CUB_200_2011 --boxes --network squeezenet1_0 --weights FILE
     python benchmarks/plain.py --root DIR --busy 0 1 --rounds 3        # DIR/{train,test}/<class>/*
 
-Both have the same images, network, layers, C = 10 and size of a projected local feature. The plain script is
-benchmarks/plain_script.py: Pillow, torchvision, timm and scikit-learn with their defaults. The other is ``train.py``
-with its defaults; what follows ``--`` is given to it, too. They take turns, and each figure is the median of its
-rounds. ``--busy 1`` does it beside a process that keeps one core busy.
+Both use the same images, network, layers, C = 10 and PCA dimension. The plain script, benchmarks/plain_script.py, uses
+Pillow, torchvision, timm and scikit-learn with their defaults. The other process is ``train.py`` with its defaults and
+with the arguments after ``--``. They run alternately, and each number is the median over the rounds. With ``--busy 1``,
+another process keeps one core busy meanwhile.
 
-The plain script holds all features in memory, and scikit-learn copies them twice, the second time with 16 bytes a
-value: 28 bytes for each value of the training features (300 images of 131,072 values: 1.1 GB; 3,030: 11 GB). Most of
-its time is that of ``LinearSVC``, in proportion to images times classes. With ``--kernel`` the script is that of
-someone who knows that there are fewer images than features: libsvm on the Gram matrix.
+The plain script keeps all features in memory, and scikit-learn copies them twice, the second time with 16 bytes per
+value. That makes 28 bytes per value of the training features: 1.1 GB for 300 images of 131,072 values, 11 GB for 3,030.
+Most of its time is spent in ``LinearSVC``, in proportion to images times classes. With ``--kernel``, the plain script
+exploits that there are fewer images than features, and fits libsvm to the Gram matrix.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from plain_script import NETWORKS
 from rich.console import Console
 from rich.table import Table
 
-#: What phases of both are called here, in order; the rest of a process is its start, its outputs and its end.
+#: Rows of the table, and the phases of the two processes that belong to each. The rest is start, outputs and exit.
 PHASES = {
     "training images: decoding, forward passes": ("extraction",),
     "PCA": ("PCA",),
@@ -45,13 +45,13 @@ REST = "start, outputs, end"
 
 
 @dataclass(frozen=True)
-class Ended:
-    """One process.
+class Finished:
+    """The result of one process.
 
     Attributes:
-        seconds: From its start to its end.
-        phases: Seconds of those that it tells.
-        accuracy: Part of the test images.
+        seconds: Duration of the process.
+        phases: Seconds of each phase that the process reports.
+        accuracy: Test accuracy, in [0, 1].
     """
 
     seconds: float
@@ -60,7 +60,7 @@ class Ended:
 
 
 def timed(command: Sequence[str]) -> float:
-    """Seconds of a whole process."""
+    """Run a command, and return its duration in seconds."""
     start = time.perf_counter()
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "offline"}
@@ -70,7 +70,7 @@ def timed(command: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def plain(options: argparse.Namespace) -> Ended:
+def plain(options: argparse.Namespace) -> Finished:
     """Run the plain script."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
@@ -81,10 +81,10 @@ def plain(options: argparse.Namespace) -> Ended:
         command += ["--kernel"] if options.kernel else []
         seconds = timed(command)
         found = json.loads(out.read_text())
-    return Ended(seconds, found["seconds"], found["accuracy"])
+    return Finished(seconds, found["seconds"], found["accuracy"])
 
 
-def ours(options: argparse.Namespace) -> Ended:
+def ours(options: argparse.Namespace) -> Finished:
     """Run ``train.py``."""
     cub = (options.root / "images.txt").exists()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,13 +96,13 @@ def ours(options: argparse.Namespace) -> Ended:
         command += ["--data.bbox", str(options.boxes).lower()] if cub else []
         seconds = timed([*command, *options.arguments])
         found = json.loads((Path(folder) / "a" / "metrics.json").read_text())
-    return Ended(seconds, found["seconds"], found["metrics"]["test/accuracy"])
+    return Finished(seconds, found["seconds"], found["metrics"]["test/accuracy"])
 
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """Keep cores busy meanwhile."""
-    # They end with this process, however it ends.
+    """Keep cores busy inside a ``with`` block."""
+    # The processes end when this process ends, even if it is killed.
     work = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(10**6))"
     started = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(processes)]
     try:
@@ -113,8 +113,8 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def by_phase(runs: Sequence[Ended]) -> dict[str, float]:
-    """Median seconds of each phase."""
+def by_phase(runs: Sequence[Finished]) -> dict[str, float]:
+    """Return the median seconds of each phase."""
     table = {
         name: statistics.median(sum(run.phases.get(part, 0.0) for part in parts) for run in runs)
         for name, parts in PHASES.items()
@@ -125,8 +125,8 @@ def by_phase(runs: Sequence[Ended]) -> dict[str, float]:
     return {**table, REST: statistics.median(rest), "whole process": whole}
 
 
-def show(found: dict[str, list[Ended]], title: str) -> dict[str, float]:
-    """Print the table of both; returns the ratio of each phase."""
+def show(found: dict[str, list[Finished]], title: str) -> dict[str, float]:
+    """Print the table, and return the ratio of each phase."""
     tables = {name: by_phase(runs) for name, runs in found.items()}
     rounds = len(found["cxlp"])
     table = Table(title=title, caption=f"seconds, median of {rounds} rounds; {machine()}")
@@ -149,27 +149,29 @@ def show(found: dict[str, list[Ended]], title: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Parse options, run, print."""
+    """Parse the options, run both processes, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="CUB_200_2011, or a folder with train/ and test/")
     parser.add_argument("--boxes", action="store_true", help="crop to CUB-200-2011's boxes")
     parser.add_argument("--network", default="squeezenet1_0", choices=list(NETWORKS))
-    parser.add_argument("--weights", type=Path, help="of SqueezeNet; EfficientNet-Lite0's come with pip")
-    parser.add_argument("--pca", type=int, default=256, help="size of a projected local feature (256)")
-    parser.add_argument("--kernel", action="store_true", help="libsvm on the Gram matrix in the plain script")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each (3)")
     parser.add_argument(
-        "--busy", type=int, nargs="+", default=[0], help="beside so many busy processes; several: each (0)"
+        "--weights", type=Path, help="file of SqueezeNet's weights (EfficientNet-Lite0's come with pip)"
+    )
+    parser.add_argument("--pca", type=int, default=256, help="dimensions of a local feature after PCA (256)")
+    parser.add_argument("--kernel", action="store_true", help="fit libsvm to the Gram matrix in the plain script")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (3)")
+    parser.add_argument(
+        "--busy", type=int, nargs="+", default=[0], help="numbers of busy processes, one table for each (0)"
     )
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
-    parser.add_argument("arguments", nargs="*", help="for train.py, after --")
+    parser.add_argument("arguments", nargs="*", help="arguments of train.py, after --")
     options = parser.parse_args()
     if options.network == "squeezenet1_0" and options.weights is None:
-        parser.error("--weights: the file of SqueezeNet's")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends its process, too
+        parser.error("--weights is missing: give the file of SqueezeNet's weights")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run kills its child when this raises
     numbers = {}
     for processes in options.busy:
-        found: dict[str, list[Ended]] = {"plain script": [], "cxlp": []}
+        found: dict[str, list[Finished]] = {"plain script": [], "cxlp": []}
         with busy(processes):
             for _ in range(options.rounds):
                 found["plain script"].append(plain(options))

@@ -1,10 +1,9 @@
-"""Cross-layer pooling without cxlp: the plain script that benchmarks/plain.py holds train.py against.
+"""Cross-layer pooling without cxlp: the plain script that benchmarks/plain.py compares with train.py.
 
     python benchmarks/plain_script.py --root data/CUB_200_2011 --boxes --network squeezenet1_0 --weights FILE
 
-It is written for one use, with Pillow, torchvision, timm and scikit-learn as their documentations show them: float32,
-the maps by forward hooks, all features in memory. The folder holds CUB-200-2011's lists, or train/ and test/ with a
-folder for each class.
+It uses Pillow, torchvision, timm and scikit-learn as their documentation shows: float32, forward hooks for the maps,
+and all features in memory. The folder contains CUB-200-2011's lists, or train/ and test/ with a folder for each class.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
 Item = tuple[str, int, tuple[float, ...] | None]
-#: Constructor, layers (local features, guide), side of the images, mean and standard deviation that it expects.
+#: For each network: constructor, layers (local features, guide), side of the images, mean and standard deviation.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, str], int, tuple[float, ...], tuple[float, ...]]] = {
     "squeezenet1_0": (
         models.squeezenet1_0, ("features.11", "features.12"), 227, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,7 +40,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, str], int, tuple[f
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Images, cropped to their boxes where they have some."""
+    """Images with labels, cropped to their boxes if they have any."""
 
     def __init__(self, items: list[Item], transform: Callable[[Image.Image], Tensor]) -> None:
         self.items, self.transform = items, transform
@@ -59,7 +58,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def read_cub(root: Path, boxes: bool) -> tuple[list[Item], list[Item]]:
-    """Training and test images of CUB-200-2011."""
+    """Read the training and test images of CUB-200-2011."""
     names = ("images", "image_class_labels", "train_test_split", "bounding_boxes")
     rows = [[line.split()[1:] for line in (root / f"{name}.txt").read_text().splitlines()] for name in names]
     splits: tuple[list[Item], list[Item]] = ([], [])
@@ -70,7 +69,7 @@ def read_cub(root: Path, boxes: bool) -> tuple[list[Item], list[Item]]:
 
 
 def read_folder(root: Path) -> tuple[list[Item], list[Item]]:
-    """Training and test images of a folder with a folder for each class."""
+    """Read the training and test images of a folder that has a folder for each class."""
 
     def read(split: str) -> list[Item]:
         return [(path, label, None) for path, label in ImageFolder(root / split).samples]
@@ -78,8 +77,8 @@ def read_folder(root: Path) -> tuple[list[Item], list[Item]]:
     return read("train"), read("test")
 
 
-def main() -> None:  # one plain script
-    """Extract, fit, test."""
+def main() -> None:
+    """Extract features, fit the SVMs, and test them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--boxes", action="store_true")
@@ -105,7 +104,9 @@ def main() -> None:  # one plain script
     )
     model = build().eval()
     state = torch.load(args.weights, map_location="cpu")
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))  # other names, the same order
+    model.load_state_dict(
+        dict(zip(model.state_dict(), state.values(), strict=True))
+    )  # names differ, the order is the same
     maps: dict[str, Tensor] = {}
     for layer in layers:
         model.get_submodule(layer).register_forward_hook(
@@ -120,7 +121,7 @@ def main() -> None:  # one plain script
             local, guide = (maps[layer].flatten(2) for layer in layers)  # (B, C, N), (B, K, N)
             yield local, guide, labels.numpy()
 
-    # Training: one pass, whose maps stay in memory until the PCA is there.
+    # Training: one pass over the images. The maps stay in memory until the PCA is fitted.
     kept = list(extract(train))
     done("extraction")
     rng = np.random.default_rng(0)

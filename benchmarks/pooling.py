@@ -1,11 +1,11 @@
-"""The pooling operator against its textbook form, and against one plain matrix product of the same size.
+"""The pooling operator compared with its textbook form and with one matrix product of the same size.
 
     python benchmarks/pooling.py
     python benchmarks/pooling.py --device cuda --batch 64
 
-Textbook: cut all sub-arrays out (``unfold``), project them by a matrix product, sum over places by
-``einsum``. The plain product, ``(B N, C r r) @ (C r r, p)``, is the larger part of the arithmetic
-and nothing else: what the projection costs where the sub-arrays lie ready in memory.
+The textbook form extracts all sub-arrays (``unfold``), projects them by a matrix product, and sums
+over places (``einsum``). The plain product, ``(B N, C r r) @ (C r r, p)``, is the larger part of the
+arithmetic: the projection of sub-arrays that are already in memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from cxlp.heads.operator import cross_layer_pooling
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is pooled; the defaults are the paper's CL-45."""
+    """The sizes of the inputs; the defaults are the paper's CL-45."""
 
     batch: int = 16
     channels: int = 384
@@ -44,7 +44,7 @@ class Sizes:
 
 @dataclass
 class Measured:
-    """Seconds of each repetition, and peak bytes beyond the inputs."""
+    """Seconds of each repetition, and peak memory in bytes without the inputs."""
 
     forward: list[float]
     both: list[float]
@@ -53,12 +53,12 @@ class Measured:
 
 
 def ours(local: Tensor, guide: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One convolution, one batched product."""
+    """Compute one convolution and one batched matrix product."""
     return cross_layer_pooling(local, guide, weight, bias)
 
 
 def textbook(local: Tensor, guide: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Sub-arrays, projection, sum over places, as the paper writes them."""
+    """Extract sub-arrays, project them, and sum over places, as the paper defines it."""
     local, guide = _full(local), _full(guide)
     edge = weight.shape[-1] // 2
     vectors = F.unfold(local, weight.shape[-1]).transpose(1, 2)  # (B, N, C r r)
@@ -69,7 +69,7 @@ def textbook(local: Tensor, guide: Tensor, weight: Tensor, bias: Tensor) -> Tens
 
 
 def plain_product(vectors: Tensor, basis: Tensor) -> Tensor:
-    """``(B N, C r r) @ (C r r, p)``."""
+    """Compute ``(B N, C r r) @ (C r r, p)``."""
     return vectors @ basis
 
 
@@ -77,7 +77,7 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {"cxlp": ours, "textbook": textbook
 
 
 def inputs(name: str, sizes: Sizes) -> list[Tensor]:
-    """Random inputs of a variant, the same for both forms of pooling; they want gradients."""
+    """Create random inputs of a variant, which require gradients. Both forms of pooling have the same inputs."""
     dtype: torch.dtype = getattr(torch, sizes.dtype)
     random = torch.Generator().manual_seed(0)
     d, side = sizes.channels * sizes.size**2, sizes.map - sizes.size + 1
@@ -100,19 +100,19 @@ def inputs(name: str, sizes: Sizes) -> list[Tensor]:
 
 
 def forward(name: str, tensors: Sequence[Tensor]) -> Tensor:
-    """A forward pass without gradients."""
+    """Compute a forward pass without gradients."""
     with torch.no_grad():
         return VARIANTS[name](*tensors)
 
 
 def forward_backward(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A forward pass and the gradients of all inputs."""
+    """Compute a forward pass and the gradients of all inputs."""
     result = VARIANTS[name](*tensors)
     return torch.autograd.grad(result, list(tensors), torch.ones_like(result))
 
 
 def check_equal(sizes: Sizes) -> None:
-    """Both forms give the same values and gradients, or there is nothing to compare."""
+    """Exit with an error message unless both forms compute the same values and gradients."""
     tensors = inputs("cxlp", sizes)
     halves = sizes.dtype in ("bfloat16", "float16")
     for step in (forward, forward_backward):
@@ -125,7 +125,7 @@ def check_equal(sizes: Sizes) -> None:
 
 
 def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
+    """Measure the time of one call in seconds."""
     _wait(device)
     start = time.perf_counter()
     work()
@@ -134,11 +134,11 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 
 def peak_memory(name: str, sizes: Sizes, backward: bool) -> int:
-    """Peak bytes of one call beyond its inputs; for the CPU to be called in a fresh process."""
+    """Measure the peak bytes of one call without its inputs. For the CPU, this function must run in a new process."""
     torch.set_num_threads(sizes.threads)
     step = forward_backward if backward else forward
     small = Sizes(2, 8, 8, sizes.size + 2, sizes.size, 4, sizes.threads, sizes.device, sizes.dtype)
-    step(name, inputs(name, small))  # libraries load now
+    step(name, inputs(name, small))  # loads the libraries
     tensors = inputs(name, sizes)
     if sizes.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -151,7 +151,7 @@ def peak_memory(name: str, sizes: Sizes, backward: bool) -> int:
 
 
 def measure(sizes: Sizes, repetitions: int) -> dict[str, Measured]:
-    """Time all variants in turns, so that a busy moment of the machine meets each; then their memory."""
+    """Measure the time of all variants alternately, then their memory."""
     torch.set_num_threads(sizes.threads)
     tensors = {name: inputs(name, sizes) for name in VARIANTS}
     results = {name: Measured([], []) for name in VARIANTS}
@@ -159,7 +159,7 @@ def measure(sizes: Sizes, repetitions: int) -> dict[str, Measured]:
         for name, result in results.items():
             seconds = timed(lambda name=name: forward(name, tensors[name]), sizes.device)  # type: ignore[misc]
             both = timed(lambda name=name: forward_backward(name, tensors[name]), sizes.device)  # type: ignore[misc]
-            if repetition >= 2:  # the first two warm up
+            if repetition >= 2:  # the first two are a warm-up
                 result.forward.append(seconds)
                 result.both.append(both)
     for name, result in results.items():
@@ -175,8 +175,8 @@ def show(results: dict[str, Measured], sizes: Sizes, console: Console) -> None:
     table = Table(
         title=f"{sizes.batch} images, maps {sizes.map}x{sizes.map}, {sizes.channels} -> {sizes.guides} channels, "
         f"sub-arrays {sizes.size}x{sizes.size} ({side**2} x {d}), PCA {sizes.pca}",
-        caption=f"median (min - max) of {len(results['cxlp'].forward)}; memory: peak beyond the inputs; "
-        f"x: times cxlp's\n{sizes.dtype}, {sizes.memory_format}, "
+        caption=f"median (min - max) of {len(results['cxlp'].forward)} calls; memory: peak without the inputs; "
+        f"x: ratio to cxlp\n{sizes.dtype}, {sizes.memory_format}, "
         + (torch.cuda.get_device_name() if sizes.device != "cpu" else f"{sizes.threads} threads, {machine()}")
         + f", torch {torch.__version__}",
     )
@@ -202,17 +202,17 @@ def show(results: dict[str, Measured], sizes: Sizes, console: Console) -> None:
 
 
 def main() -> None:
-    """Parse options, measure, print."""
+    """Parse the options, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Sizes()
     for name, text in (
-        ("batch", "images"),
+        ("batch", "batch size"),
         ("channels", "channels of the lower map"),
         ("guides", "channels of the upper map"),
         ("map", "side of the maps"),
         ("size", "side of a sub-array"),
-        ("pca", "size of a projected local feature"),
-        ("threads", "processor threads"),
+        ("pca", "dimensions of a local feature after PCA"),
+        ("threads", "number of processor threads"),
     ):
         value = getattr(default, name)
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
@@ -222,9 +222,9 @@ def main() -> None:
         "--memory-format",
         default="channels_last",
         choices=["channels_last", "contiguous"],
-        help="of the maps; cxlp's backbones give channels_last",
+        help="memory format of the maps; cxlp's backbones return channels_last",
     )
-    parser.add_argument("--repetitions", type=int, default=15, help="timed calls of each (15)")
+    parser.add_argument("--repetitions", type=int, default=15, help="timed calls of each variant (15)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = vars(parser.parse_args())
     repetitions, out = options.pop("repetitions"), options.pop("out")

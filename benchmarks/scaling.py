@@ -1,11 +1,11 @@
-"""How a frozen run's time and memory grow with the number of images: MIT Indoor-67's layout, at a tenth and in full.
+"""Growth of a frozen run's time and memory with the number of images: MIT Indoor-67's layout, a tenth and full size.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --images 1340 -- --config squeezenet.yaml --model.backbone.weights null
 
-Photos of 640x480 are drawn, ``train.py --config mit67.yaml`` is run on them in a process of its own (CaffeNet
-with random weights, unless other arguments follow ``--``), and all of it is deleted. Memory is the most that
-the training process held; pages that the system caches of files are not in it.
+The script draws photos of 640x480 pixels, runs ``train.py --config mit67.yaml`` on them in a new process (CaffeNet with
+random weights, unless arguments follow ``--``), and deletes everything. Memory is the peak of the training process,
+without the system's page cache.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 WIDTH, HEIGHT = 640, 480
-#: With all 67, the loader asks for the official number of images.
+#: Number of classes by whether the size is full: with all 67, the data set requires the official number of images.
 CLASSES = {True: 67, False: 66}
 ARGUMENTS = ["--model.backbone.weights", "null"]
 
 
 def write(folder: Path, images: int, full: bool) -> int:
-    """Write the layout: a fifth of each class for test. Returns the number of images."""
+    """Draw the images and write the lists, with a fifth of each class for the test; return the number of images."""
     classes = CLASSES[full]
     per_class = images // classes
     test = max(1, per_class // 5)
@@ -43,7 +43,7 @@ def write(folder: Path, images: int, full: bool) -> int:
         (folder / "Images" / name).mkdir(parents=True)
         for i in range(per_class):
             rng = np.random.default_rng((k, i))
-            # The class somewhere, and something else over it.
+            # The pattern of the class, shifted, blended with another pattern.
             shifted = np.roll(bases[k], rng.integers(HEIGHT, size=2), (0, 1))
             mixed = shifted // 2 + bases[classes + rng.integers(8)] // 2
             Image.fromarray(mixed).save(folder / "Images" / name / f"{i:03d}.jpg", quality=90)
@@ -54,24 +54,24 @@ def write(folder: Path, images: int, full: bool) -> int:
 
 
 def run(folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run ``train.py`` on it; returns its ``metrics.json`` with ``wall`` seconds and ``peak`` bytes."""
+    """Run ``train.py``; return its ``metrics.json`` with ``wall`` (seconds) and ``peak`` (bytes)."""
     command = [sys.executable, str(ROOT / "train.py"), "--config", "mit67.yaml", *arguments, "--data.root", str(folder)]
     command += ["--run.root", str(folder / "runs"), "--run.name", "a", "--run.wandb", "off"]
     start = time.perf_counter()
     if subprocess.run(command, check=False).returncode:
-        raise SystemExit("the run failed, see above")
+        raise SystemExit("train.py failed, see its error above")
     found: dict[str, Any] = json.loads((folder / "runs" / "a" / "metrics.json").read_text())
     return found | {"wall": time.perf_counter() - start, "peak": found["memory"]["peak_bytes"]}
 
 
 def main() -> None:
-    """Draw, run, print, delete."""
+    """Draw the images, run both sizes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=6700, help="of the full run, 1,340 or more (6700)")
-    parser.add_argument("arguments", nargs="*", help="for train.py, after --")
+    parser.add_argument("--images", type=int, default=6700, help="images of the full run, at least 1340 (6700)")
+    parser.add_argument("arguments", nargs="*", help="arguments of train.py, after --")
     options = parser.parse_args()
     if options.images < 1340:
-        parser.error("--images: 1340 or more, so that a tenth has training and test images of each class")
+        parser.error("--images must be 1340 or more, so that a tenth has training and test images of each class")
     results = {}
     for images, full in ((options.images // 10, False), (options.images, options.images == 6700)):
         with tempfile.TemporaryDirectory() as folder:

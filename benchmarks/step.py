@@ -1,16 +1,16 @@
-"""One step of fine-tuning by head: what cross-layer pooling adds to a step with average pooling.
+"""One fine-tuning step of each head: the cost of cross-layer pooling relative to average pooling.
 
     python benchmarks/step.py
     python benchmarks/step.py --device cuda --rounds 10
     python benchmarks/step.py --precision 32 --batch 2 --heads cross-layer     # a processor without bfloat16
 
-A step is a forward pass, a backward pass and an update by SGD with momentum, of VGG-16 with random weights at
-448 px (configs/vgg16.yaml's layers, conv5_2 and conv5_3) and 200 classes, on images that lie in memory. The heads
-take turns in one process, so that a busy moment of the machine meets each; memory is that of a process of its own.
-Average pooling is what others are compared with. A last line is cross-layer pooling with ``model.recompute``.
+A step is a forward pass, a backward pass and an SGD update with momentum. The network is VGG-16 with random weights at
+448 px (the layers of configs/vgg16.yaml, conv5_2 and conv5_3), 200 classes, and the images are in memory. The time of
+the heads is measured alternately in one process, and their memory in a new process each. The baseline is average
+pooling. The last row is cross-layer pooling with ``model.recompute``.
 
-What the head adds is the same for a batch of any size, but for a few percent: weights, gradients and momentum of the
-classifier, 131,072 x 200 values, 315 MB, and their update. So the ratios fall as the batch grows.
+Apart from a few percent, the additional cost of the head does not depend on the batch size: weights, gradients and
+momentum of the classifier (131,072 x 200 values, 315 MB) and their update. The ratios fall as the batch grows.
 """
 
 import argparse
@@ -40,7 +40,7 @@ RECOMPUTED = "cross-layer, recomputed"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is trained; the defaults are configs/vgg16.yaml's network at 448 px."""
+    """The network and the sizes of its inputs; the defaults are the network of configs/vgg16.yaml at 448 px."""
 
     name: str = "vgg16"
     layers: tuple[str, str] = ("features.26", "features.28")
@@ -55,7 +55,7 @@ class Sizes:
 
 @dataclass
 class Measured:
-    """Seconds of each round, the process's peak bytes, and how many parameters the head has."""
+    """Seconds of each round, peak bytes of the process, and number of the head's parameters."""
 
     seconds: list[float]
     peak: int = 0
@@ -63,7 +63,7 @@ class Measured:
 
 
 def heads(sizes: Sizes) -> dict[str, Head]:
-    """The heads by name, the one to compare with first."""
+    """Return the heads by name, the baseline first."""
     return {
         BASELINE: AveragePooling(),
         "cross-layer": CrossLayerPooling(pca_dim=sizes.pca),
@@ -74,19 +74,19 @@ def heads(sizes: Sizes) -> dict[str, Head]:
 
 
 def build(name: str, sizes: Sizes) -> tuple[Network, Callable[[], None]]:
-    """A network with a head and its momentum, and its step."""
+    """Return a network with momentum buffers, and a function that does one training step."""
     torch.manual_seed(0)
     backbone = Backbone(sizes.name, sizes.layers, weights=None, image_size=sizes.image)
     network = Network(backbone, heads(sizes)[name], sizes.classes)
     network.backbone.recompute = name == RECOMPUTED
     network.to(sizes.device).train()
-    # Rates do not matter to a step's cost: small ones keep random weights from running away.
+    # The cost does not depend on learning rates. Small ones keep random weights from diverging.
     optimizer = build_optimizer(
         network, OptimizerConfig(backbone_lr=1e-6, projection_lr=1e-6, classifier_lr=1e-4), fused=True
     )
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # makes the momentum, which is there from the second step on
+    optimizer.step()  # allocates the momentum buffers, which exist from the second step on
     optimizer.zero_grad()
     images = torch.randint(0, 256, (sizes.batch, 3, sizes.image, sizes.image), dtype=torch.uint8, device=sizes.device)
     labels = torch.arange(sizes.batch, device=sizes.device) % sizes.classes
@@ -103,15 +103,16 @@ def build(name: str, sizes: Sizes) -> tuple[Network, Callable[[], None]]:
 
 
 def memory(name: str, sizes: Sizes) -> tuple[int, int]:
-    """Peak bytes of a step, and the head's parameters; in a fresh process.
+    """Measure the peak bytes of a step, and count the head's parameters. This function must run in a new process.
 
-    Of the CPU, beyond what the process takes with its libraries; weights, gradients and momentum are in both.
+    On the CPU, the memory of the process with its libraries is subtracted. On both devices, the peak includes weights,
+    gradients and momentum.
     """
     torch.set_num_threads(sizes.threads)
-    build(name, replace(sizes, image=64, batch=1))[1]()  # libraries load now
+    build(name, replace(sizes, image=64, batch=1))[1]()  # loads the libraries
     libraries = reset_peak()
     network, step = build(name, sizes)
-    reset_peak()  # the fully connected layers of the whole network have come and gone
+    reset_peak()  # forgets the fully connected layers, which building the backbone allocates and frees
     if sizes.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     step()
@@ -120,7 +121,7 @@ def memory(name: str, sizes: Sizes) -> tuple[int, int]:
 
 
 def measure(sizes: Sizes, rounds: int, names: Sequence[str]) -> dict[str, Measured]:
-    """Memory of each head, then the time of all of them in turns."""
+    """Measure the memory of each head, then the time of all heads alternately."""
     results = {}
     for name in dict.fromkeys([BASELINE, *names]):
         peak, head = in_fresh_process(memory, name, sizes)
@@ -130,13 +131,13 @@ def measure(sizes: Sizes, rounds: int, names: Sequence[str]) -> dict[str, Measur
     for number in range(rounds + 1):
         for name, step in steps.items():
             seconds = timed(step, sizes.device)
-            if number:  # the first round warms up
+            if number:  # the first round is a warm-up
                 results[name].seconds.append(seconds)
     return results
 
 
 def timed(work: Callable[[], Any], device: str) -> float:
-    """Seconds of one call."""
+    """Measure the time of one call in seconds."""
     _wait(device)
     start = time.perf_counter()
     work()
@@ -145,7 +146,7 @@ def timed(work: Callable[[], Any], device: str) -> float:
 
 
 def ratio(own: Measured, base: Measured) -> float:
-    """The median of the rounds' ratios: a slow moment meets both of a round."""
+    """Return the median over rounds of the ratio of times: other load affects both times of a round."""
     return statistics.median(a / b for a, b in zip(own.seconds, base.seconds, strict=True))
 
 
@@ -156,8 +157,8 @@ def show(results: dict[str, Measured], sizes: Sizes) -> None:
     table = Table(
         title=f"one step: {sizes.name}, {sizes.batch} images of {sizes.image} px, {sizes.classes} classes, "
         f"{'bfloat16 autocast' if sizes.precision == 'bf16' else 'float32'}",
-        caption=f"median (min - max) of {len(base.seconds)} rounds; x: times average pooling, of time round by round; "
-        f"{where}, torch {torch.__version__}",
+        caption=f"median (min - max) of {len(base.seconds)} rounds; x: ratio to average pooling (of times: median "
+        f"over rounds); {where}, torch {torch.__version__}",
     )
     for column in ("", "ms", "x", "peak MB", "x", "head's parameters"):
         table.add_column(column, justify="right" if column else "left")
@@ -175,27 +176,29 @@ def show(results: dict[str, Measured], sizes: Sizes) -> None:
 
 
 def main() -> None:
-    """Parse options, measure, print."""
+    """Parse the options, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Sizes()
     parser.add_argument("--name", default=default.name, help=f"the backbone ({default.name})")
     parser.add_argument("--layers", nargs=2, default=default.layers, help="local features and guide")
     for name, text in (
         ("image", "side of the images, pixels"),
-        ("batch", "images"),
-        ("pca", "size of a projected local feature"),
-        ("classes", "classes"),
-        ("threads", "processor threads"),
+        ("batch", "batch size"),
+        ("pca", "dimensions of a local feature after PCA"),
+        ("classes", "number of classes"),
+        ("threads", "number of processor threads"),
     ):
         value = getattr(default, name)
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
-        "--precision", default=default.precision, choices=["32", "bf16"], help="bf16: autocast, as bf16-mixed"
+        "--precision", default=default.precision, choices=["32", "bf16"], help="bf16: autocast, like bf16-mixed"
     )
     known = list(heads(default))
-    parser.add_argument("--heads", nargs="*", default=known, choices=known, help="beside average pooling (all)")
-    parser.add_argument("--rounds", type=int, default=2, help="timed steps of each, after one that warms up (2)")
+    parser.add_argument(
+        "--heads", nargs="*", default=known, choices=known, help="heads to compare with average pooling (all)"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="timed steps of each head, after a warm-up step (2)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = vars(parser.parse_args())
     rounds, out, names = options.pop("rounds"), options.pop("out"), options.pop("heads")

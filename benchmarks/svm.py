@@ -1,10 +1,10 @@
-"""SVMs at full size: on the Gram matrix by libsvm (the paper's), in the primal, and by scikit-learn's LinearSVC.
+"""SVMs of MIT-67's size: libsvm on the Gram matrix (as in the paper), primal, and scikit-learn's LinearSVC.
 
-    python benchmarks/svm.py                       # the size of MIT-67: 5,360 x 128,000, 67 classes; 3 GB of disk
-    python benchmarks/svm.py --linearsvc           # LinearSVC, too: up to 20 GB of memory, an hour and more
+    python benchmarks/svm.py                       # 5,360 x 128,000, 67 classes; 3 GB of disk
+    python benchmarks/svm.py --linearsvc           # with LinearSVC: up to 20 GB of memory, over an hour
     python benchmarks/svm.py --n 600 --dim 4000 --classes 10 --linearsvc
 
-On the features of synthetic.py. svm_growth.py has the primal solver at several sizes.
+The features are those of synthetic.py. svm_growth.py measures the primal solver at several sizes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def kernel(problem: Problem) -> dict[str, float]:
-    """Gram matrix, one SVM per class, weight vectors."""
+    """Measure the Gram matrix, one SVM per class, and the weight vectors."""
     torch.set_num_threads(problem.threads)
     store = features(problem)
     times = [time.perf_counter()]
@@ -50,7 +50,7 @@ def kernel(problem: Problem) -> dict[str, float]:
 
 
 def primal(problem: Problem) -> dict[str, float]:
-    """Newton's method on blocks of rows."""
+    """Measure the primal solver, Newton's method on blocks of rows."""
     torch.set_num_threads(problem.threads)
     start = time.perf_counter()
     solver = PrimalSolver(features(problem), targets(problem), None, CPU, BUDGET)
@@ -63,14 +63,14 @@ def primal(problem: Problem) -> dict[str, float]:
 
 
 def linear_svc(problem: Problem) -> dict[str, float]:
-    """LinearSVC on the features in memory."""
+    """Measure LinearSVC on the features in memory."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
     torch.set_num_threads(problem.threads)
     store = features(problem)
     start = time.perf_counter()
-    # float64 at once: LinearSVC would make such a copy of anything else.
+    # float64, because LinearSVC would copy any other type to it.
     x = np.empty((problem.n, problem.dim))
     for first, stop in store.blocks():
         x[first:stop] = store.read(first, stop).numpy()
@@ -80,7 +80,7 @@ def linear_svc(problem: Problem) -> dict[str, float]:
         loss="hinge",
         dual=True,
         C=problem.c,
-        # It regularises the intercept, divided by this: the larger, the closer to the SVM, and the slower.
+        # LinearSVC regularises the intercept divided by this value. A larger value is closer to the SVM, but slower.
         intercept_scaling=problem.intercept_scaling,
         tol=problem.tol,
         max_iter=problem.max_iter,
@@ -98,7 +98,7 @@ def linear_svc(problem: Problem) -> dict[str, float]:
 
 
 def compare(problem: Problem, names: list[str]) -> dict[str, float]:
-    """Score held-out samples by each contestant's weights; their primal objectives on the training rows."""
+    """Compute accuracy and agreement on held-out rows, and the primal objective on training rows, for each solver."""
     torch.set_num_threads(problem.threads)
     models = {name: np.load(problem.folder / f"{name}.npz") for name in names}
     truth = labels(problem, problem.held_out).numpy()
@@ -121,8 +121,8 @@ def compare(problem: Problem, names: list[str]) -> dict[str, float]:
     return found
 
 
-#: What is compared, in order.
-CONTESTANTS = {"kernel": kernel, "primal": primal, "LinearSVC": linear_svc}
+#: The solvers, in the order of the table.
+SOLVERS = {"kernel": kernel, "primal": primal, "LinearSVC": linear_svc}
 
 
 def show(results: dict[str, dict[str, float]], problem: Problem, console: Console) -> None:
@@ -132,13 +132,14 @@ def show(results: dict[str, dict[str, float]], problem: Problem, console: Consol
         title=f"{problem.n} x {problem.dim} features, {problem.classes} classes, C = {problem.c:g}",
         caption=f"kernel: Gram matrix {mine['gram_s']:.1f} s, SVMs {mine['svm_s']:.1f} s, "
         f"weight vectors {mine['combine_s']:.1f} s; primal: {results['primal']['passes']:.0f} passes over the rows; "
-        f"LinearSVC: with reading the features\nobjective: sum over classes of 1/2 |w|^2 + C sum hinge; predictions: "
-        f"the same as the kernel's, of {problem.held_out} held-out rows\n{problem.threads} threads, {machine()}",
+        f"LinearSVC: includes reading the features\nobjective: sum over classes of 1/2 |w|^2 + C sum hinge; same "
+        f"predictions: agreement with kernel on {problem.held_out} held-out rows\n{problem.threads} threads, "
+        f"{machine()}",
     )
     table.add_column("")
     for column in ("time s", "x", "peak memory MB", "x", "held-out accuracy", "same predictions", "objective"):
         table.add_column(column, justify="right")
-    for name in CONTESTANTS:
+    for name in SOLVERS:
         if name in results:
             own = results[name]
             table.add_row(
@@ -155,19 +156,19 @@ def show(results: dict[str, dict[str, float]], problem: Problem, console: Consol
 
 
 def main() -> None:
-    """Parse options, run the contestants, print."""
+    """Parse the options, run the solvers, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=5360, help="training rows (5360)")
-    parser.add_argument("--dim", type=int, default=128_000, help="features of a row (128000)")
-    parser.add_argument("--classes", type=int, default=67, help="classes (67)")
+    parser.add_argument("--dim", type=int, default=128_000, help="features per row (128000)")
+    parser.add_argument("--classes", type=int, default=67, help="number of classes (67)")
     parser.add_argument("--c", type=float, default=10.0, help="cost C (10)")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads (2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of processor threads (2)")
     parser.add_argument("--separation", type=float, default=Problem.separation, help="larger: easier classes")
-    parser.add_argument("--intercept-scaling", type=float, default=Problem.intercept_scaling, help="of LinearSVC")
-    parser.add_argument("--max-iter", type=int, default=Problem.max_iter, help="of LinearSVC")
-    parser.add_argument("--tol", type=float, default=Problem.tol, help="of LinearSVC")
-    parser.add_argument("--linearsvc", action="store_true", help="scikit-learn's LinearSVC, too")
-    parser.add_argument("--folder", type=Path, help="where the features lie meanwhile (the system's temporary folder)")
+    parser.add_argument("--intercept-scaling", type=float, default=Problem.intercept_scaling, help="LinearSVC's option")
+    parser.add_argument("--max-iter", type=int, default=Problem.max_iter, help="LinearSVC's option")
+    parser.add_argument("--tol", type=float, default=Problem.tol, help="LinearSVC's option")
+    parser.add_argument("--linearsvc", action="store_true", help="also run scikit-learn's LinearSVC")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary features (the system's default)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = vars(parser.parse_args())
     linearsvc, folder, out = options.pop("linearsvc"), options.pop("folder"), options.pop("out")
@@ -175,19 +176,19 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         problem = Problem(**options, folder=Path(temporary))
-        say(f"making {4e-9 * problem.n * problem.dim:.2f} GB of features in {temporary}")
+        say(f"generating {4e-9 * problem.n * problem.dim:.2f} GB of features in {temporary}")
         in_fresh_process(generate, problem)
-        contestants = [name for name in CONTESTANTS if linearsvc or name != "LinearSVC"]
-        for name in contestants:
-            results[name] = in_fresh_process(CONTESTANTS[name], problem)
+        solvers = [name for name in SOLVERS if linearsvc or name != "LinearSVC"]
+        for name in solvers:
+            results[name] = in_fresh_process(SOLVERS[name], problem)
             write(out, problem, results)
-        results["compare"] = in_fresh_process(compare, problem, contestants)
+        results["compare"] = in_fresh_process(compare, problem, solvers)
         write(out, problem, results)
     show(results, problem, console)
 
 
 def _keep(problem: Problem, name: str, weights: Array, intercepts: Array) -> None:
-    # two classes: LinearSVC gives the second one's row only
+    # For two classes, LinearSVC returns the row of the second class only.
     if len(weights) == 1:
         weights, intercepts = np.concatenate([-weights, weights]), np.concatenate([-intercepts, intercepts])
     np.savez(problem.folder / f"{name}.npz", weights=weights, intercepts=intercepts)

@@ -1,9 +1,9 @@
-"""How time and memory of the primal SVMs grow with the number of images; a Gram matrix grows with its square.
+"""Growth of the primal SVMs' time and memory with the number of images; a Gram matrix grows quadratically.
 
     python benchmarks/svm_growth.py                                   # 5,000, 10,000 and 20,000 rows: 14 minutes
     python benchmarks/svm_growth.py 20000 40000 80000 --device cuda
 
-On the features of synthetic.py, in float16.
+The features are those of synthetic.py, in float16.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cxlp.frozen.solvers import plan
 
 
 def grow(problem: Problem, folds: int, device: torch.device) -> dict[str, float]:
-    """The primal solver with its cross-validation, as a run has it."""
+    """Measure the primal solver and its cross-validation, with the settings of a run."""
     torch.set_num_threads(problem.threads)
     truth = labels(problem, problem.n)
     times = [time.perf_counter()]
@@ -56,7 +56,7 @@ def show(results: dict[str, dict[str, float]], problem: Problem, device: torch.d
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     table = Table(
         title=f"primal solver, {problem.dim} features in float16, {problem.classes} classes, C = {problem.c:g}",
-        caption=f"folds: the SVMs of a cross-validation\n{problem.threads} threads, {machine()}"
+        caption=f"folds: the SVMs of the cross-validation\n{problem.threads} threads, {machine()}"
         + (f", {gpu}" if gpu else ""),
     )
     for column in (
@@ -66,7 +66,7 @@ def show(results: dict[str, dict[str, float]], problem: Problem, device: torch.d
         "folds s",
         "passes",
         "peak memory MB",
-        *(["of the GPU MB"] if gpu else []),
+        *(["GPU memory MB"] if gpu else []),
         "cv accuracy",
     ):
         table.add_column(column, justify="right")
@@ -85,16 +85,18 @@ def show(results: dict[str, dict[str, float]], problem: Problem, device: torch.d
 
 
 def main() -> None:
-    """Parse options, solve, print."""
+    """Parse the options, solve, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=int, nargs="*", default=[5000, 10_000, 20_000], help="5000 10000 20000")
-    parser.add_argument("--dim", type=int, default=16_384, help="features of a row (16384)")
-    parser.add_argument("--classes", type=int, default=100, help="classes (100)")
+    parser.add_argument(
+        "rows", type=int, nargs="*", default=[5000, 10_000, 20_000], help="numbers of training rows (5000 10000 20000)"
+    )
+    parser.add_argument("--dim", type=int, default=16_384, help="features per row (16384)")
+    parser.add_argument("--classes", type=int, default=100, help="number of classes (100)")
     parser.add_argument("--c", type=float, default=10.0, help="cost C (10)")
-    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation (5)")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads (2)")
+    parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (5)")
+    parser.add_argument("--threads", type=int, default=2, help="number of processor threads (2)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--folder", type=Path, help="where the features lie meanwhile (the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary features (the system's default)")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     options = parser.parse_args()
     device = torch.device(options.device)

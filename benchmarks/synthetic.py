@@ -1,7 +1,7 @@
-"""Synthetic features to fit SVMs on: signed square root and unit length, as pooled features have; classes overlap.
+"""Synthetic features for SVMs: like pooled features, with signed square root and unit length. Classes overlap.
 
-They are made in blocks and lie on disk. Contestants work in processes of their own, so that the peak memory of each
-is its own; pages that the system caches of the file count for none.
+The features are generated in blocks and stored on disk. Each solver runs in a new process, so that its peak memory can
+be measured; the system's page cache is not counted.
 """
 
 import json
@@ -20,12 +20,12 @@ from cxlp.frozen.store import FeatureType, RowStore, open_rows
 from cxlp.utils.labels import as_targets
 
 Array = NDArray[np.floating[Any]]
-BLOCK = 200  # rows made at a time
+BLOCK = 200  # rows that are generated at a time
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is solved, and how it is made."""
+    """The sizes of the problem, the parameters of its features, and the options of the solvers."""
 
     n: int
     dim: int
@@ -41,21 +41,21 @@ class Problem:
 
     @property
     def held_out(self) -> int:
-        """Number of held-out samples."""
+        """Number of held-out rows."""
         return 20 * self.classes
 
 
 def labels(problem: Problem, rows: int) -> Tensor:
-    """Classes in turn."""
+    """Return the class indices of the rows, which cycle through the classes."""
     return torch.arange(rows) % problem.classes
 
 
 def make(problem: Problem, first: int, count: int, stream: int) -> Tensor:
-    """Make rows ``first`` to ``first + count`` of a stream (0: training, 1: held out): ``(count, dim)``."""
+    """Generate rows ``first`` to ``first + count`` of a stream (0: training, 1: held out): ``(count, dim)``."""
     random = torch.Generator().manual_seed(7)
     shared = 0.5 * torch.randn(problem.dim, generator=random)  # pooled features of all images look alike
     own = torch.randn(problem.classes, problem.dim, generator=random)
-    # With n / classes images to learn a class from, this many standard deviations lie between classes.
+    # With class means estimated from n / classes rows, scores of classes are this many standard deviations apart.
     strength = (problem.separation / (problem.dim * problem.n / problem.classes) ** 0.5) ** 0.5
     random.manual_seed(1000 + 2 * first + stream)
     noise = torch.randn(count, problem.dim, generator=random)
@@ -65,7 +65,7 @@ def make(problem: Problem, first: int, count: int, stream: int) -> Tensor:
 
 
 def generate(problem: Problem) -> None:
-    """Write the training rows to disk."""
+    """Generate the training rows, and write them to disk."""
     torch.set_num_threads(problem.threads)
     store = features(problem)
     for first in range(0, problem.n, BLOCK):
@@ -76,24 +76,24 @@ def generate(problem: Problem) -> None:
 
 
 def features(problem: Problem) -> RowStore:
-    """The file of the rows."""
+    """Open the file of the training rows."""
     kind: FeatureType = "float16" if problem.half else "float32"
     return open_rows(problem.folder / "features.bin", problem.n, problem.dim, kind)
 
 
 def targets(problem: Problem) -> NDArray[np.int8]:
-    """+1 for the class of a row, -1 for the others: ``(classes, n)``."""
+    """Return the targets ``(classes, n)``: +1 for the class of a row, -1 for the others."""
     found: NDArray[np.int8] = as_targets(labels(problem, problem.n), problem.classes).numpy()
     return found
 
 
 def write(out: Path | None, problem: Problem, results: dict[str, dict[str, float]]) -> None:
-    """Write after each step: an hour's numbers should survive a crash of the next step."""
+    """Write the results so far, so that a crash of the next step does not lose them."""
     if out:
         sizes = {key: value for key, value in asdict(problem).items() if key != "folder"}
         out.write_text(json.dumps({"problem": sizes, "machine": machine(), **results}, indent=1))
 
 
 def say(text: str) -> None:
-    """Tell the one who waits."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)

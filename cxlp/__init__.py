@@ -57,7 +57,7 @@ __all__ = [
     "train",
 ]
 
-#: Where names come from that are no head.
+#: Modules of the public names, except heads, which are in cxlp.heads.
 _HOMES = {
     "Backbone": "cxlp.backbones.backbone",
     "CxlpError": "cxlp.utils.errors",
@@ -79,7 +79,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: torch takes seconds, which commands and worker processes without it need not spend."""
+    """Import a public name on first use, so that commands and workers that do not need torch start without it."""
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "cxlp.heads")), name)
     raise AttributeError(f"module 'cxlp' has no attribute {name!r}")

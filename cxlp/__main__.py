@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.insert(0, str(Path.cwd()))
     parser = CommandParser(
         prog=program(),
-        description="Cross-convolutional-layer pooling: data sets, training, and what to do with a trained network.",
+        description="Cross-convolutional-layer pooling: download data sets, train networks, and use trained networks.",
         epilog="examples:\n  %(prog)s download cub200\n  %(prog)s train --config cub200.yaml",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""The sections of the page on commands: what ``--help`` of each command says."""
+"""Generates the sections of the page on commands, from the ``--help`` text of each command."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ from cxlp.commands.parser import CommandParser
 from cxlp.commands.train_help import help_page
 from cxlp.runs.arguments import CONFIGS
 
-#: Columns of a usage line and an option's help.
+#: Width of the help text, characters.
 WIDTH = 90
 
 
 def parsers() -> dict[str, ArgumentParser]:
-    """The parser of each command by the command's name, in the order of a working day."""
+    """Return the parser of each command by the command's name, in the order of the program's help."""
     commands = CommandParser(prog="cxlp").add_subparsers()
     for command in COMMANDS:
         command.add(commands.add_parser)
@@ -23,8 +23,8 @@ def parsers() -> dict[str, ArgumentParser]:
 
 
 def reference() -> str:
-    """Write the sections."""
-    # As after an installation; argparse asks the environment for the width of the terminal.
+    """Return the sections."""
+    # The program's name is that of an installed package. argparse reads the terminal's width from COLUMNS.
     with patch.object(sys, "argv", ["cxlp"]), patch.dict(os.environ, {"COLUMNS": str(WIDTH)}):
         sections = [_section(f"cxlp {name}", parser) for name, parser in parsers().items() if name != "train"]
         train = help_page().replace(str(CONFIGS), "configs/")
@@ -32,6 +32,6 @@ def reference() -> str:
 
 
 def _section(title: str, parser: ArgumentParser) -> str:
-    said, parser.description = parser.description or "", None  # as text, not as a part of the block
+    said, parser.description = parser.description or "", None  # shown as text above the block
     statuses = said.replace("Exit status:", "\nExit status:")
     return f"\n## {title}\n\n{statuses}\n\n```text\n{parser.format_help().rstrip()}\n```\n"

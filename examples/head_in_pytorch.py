@@ -1,4 +1,4 @@
-"""The head in plain PyTorch: python examples/head_in_pytorch.py (fetches SqueezeNet's weights, 5 MB)."""
+"""The head in plain PyTorch: python examples/head_in_pytorch.py (downloads SqueezeNet's weights, 5 MB)."""
 
 import torch
 from torch.nn import Linear, functional
@@ -12,8 +12,8 @@ from cxlp.data.demo import Demo
 
 
 def main() -> None:
-    """Train a classifier on pooled features by gradients, and count its right answers."""
-    Demo().prepare_data()  # draws data/demo/{train,test}/<species>/*.jpg; a folder of your own will do
+    """Train a classifier on pooled features by gradient descent, and count its right predictions."""
+    Demo().prepare_data()  # draws data/demo/{train,test}/<species>/*.jpg; use your own folder instead
     weights = SqueezeNet1_0_Weights.DEFAULT
     pictures = {split: ImageFolder(f"data/demo/{split}", weights.transforms()) for split in ("train", "test")}
     train, test = (DataLoader(pictures[split], batch_size=32, shuffle=split == "train") for split in pictures)

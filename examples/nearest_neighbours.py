@@ -1,4 +1,4 @@
-"""Pooled features without any label: the images of a folder that look most like a given one.
+"""Nearest neighbours by pooled features, without labels: the images of a folder that are most similar to an image.
 
 python examples/nearest_neighbours.py [FOLDER]
 """
@@ -17,10 +17,10 @@ def main(folder: str | None = None) -> None:
         folder = "data/demo/test"
     paths = sorted(str(path) for path in Path(folder).rglob("*.jpg"))
 
-    # Without a PCA there is nothing to fit; a count sketch keeps the vectors short.
+    # Without PCA, the head needs no fit. A count sketch keeps the vectors short.
     backbone = cxlp.Backbone("efficientnet_lite0", layers=("blocks.6.0", "conv_head"))
     model = cxlp.Predictor(cxlp.Network(backbone, cxlp.CrossLayerPooling(pca_dim=None, sketch=4096)))
-    features = model.embed(paths)  # (n, 4096), each of unit length, so that a product is a cosine
+    features = model.embed(paths)  # (n, 4096) of unit length, so dot products are cosine similarities
     similarity = features @ features.T
 
     for query in range(0, len(paths), max(1, len(paths) // 3)):

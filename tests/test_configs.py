@@ -59,9 +59,9 @@ def test_frozen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
     assert found["tested"] == "checkpoints/frozen.ckpt"
     # Files that no list names are counted, in one line at the start and in the results.
-    unlisted = {"mit67": {"pictures in no list": 3}}.get(name)
+    unlisted = {"mit67": {"images in no list": 3}}.get(name)
     assert found.get("left_out") == unlisted
-    assert ("left out of data/mit67: 3 pictures in no list\n" in capsys.readouterr().err) == (unlisted is not None)
+    assert ("left out of data/mit67: 3 images in no list\n" in capsys.readouterr().err) == (unlisted is not None)
 
 
 @pytest.mark.usefixtures("work")

@@ -1,1 +1,1 @@
-"""A network by name, import path or module, cut after named layers: images in, their maps out."""
+"""Backbones: networks by name, import path or module, cut after named layers, which turn images into maps."""

@@ -14,7 +14,7 @@ from cxlp.backbones.caffenet import CaffeNet, onnx_state_dict
 from cxlp.backbones.feature_extraction import PENULTIMATE, Activation, cut, narrow
 from cxlp.backbones.folding import Folded
 from cxlp.backbones.gradient_checkpointing import run_in_segments
-from cxlp.backbones.inputs import by_channel, side_of
+from cxlp.backbones.inputs import Mean, by_channel, mean_of, side_of
 from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import Source, find, of_module
 from cxlp.backbones.weights import load_strictly, read_state_dict
@@ -42,8 +42,8 @@ class BackboneConfig:
             or ``.safetensors``, for caffenet also ``.onnx``), or null for random ones.
         image_size: Side of the square input in pixels; null: what the network was trained with (224 where that is
             not known).
-        mean: Subtracted from the channels of RGB images of 0..1; null: the network's own (ImageNet's where that is not
-            known).
+        mean: Mean that is subtracted from the channels of RGB images of 0..1; ``image``: each image's (and each test
+            view's) own mean colour; null: the network's own (ImageNet's where that is not known).
         std: Standard deviation that they are divided by after that; null: the network's own.
     """
 
@@ -52,7 +52,7 @@ class BackboneConfig:
     activation: Activation = "after"
     weights: str | None = "default"
     image_size: int | None = None
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, float, float] | Literal["image"] | None = None
     std: tuple[float, float, float] | None = None
 
 
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         activation: Tap layers ``after`` the activation that follows them, or ``before`` it.
         weights: ``default``, a local file, or ``None``; of a module, ``default`` and ``None`` leave it as it is.
         image_size: Side of the square input, pixels.
-        mean: Mean of RGB images of 0..1, by channel; a mean of bytes is to be divided by 255.
+        mean: Mean of RGB images of 0..1, by channel (that of bytes divided by 255), or ``image``: each image's own.
         std: Their standard deviation.
 
     Attributes:
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         activation: Activation = "after",
         weights: str | Path | None = "default",
         image_size: int | None = None,
-        mean: Sequence[float] | None = None,
+        mean: Mean | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
             "activation": activation,
             "weights": weights,
             "image_size": None if image_size is None else side_of(image_size),
-            "mean": None if mean is None else by_channel("mean", mean),
+            "mean": None if mean is None else mean_of(mean),
             "std": None if std is None else by_channel("std", std),
         }
         self.image_size = self._arguments["image_size"] or source.expects.size
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         self._holds: list[Folded] = []
         # Not in the state dict: they are the network's definition, not learnt.
         for key, own in (("mean", source.expects.mean), ("std", source.expects.std)):
-            values = self._arguments[key] or own
+            values = own if self._arguments[key] in (None, "image") else self._arguments[key]
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
             # Bytes are compared with 255 times these, so that whole numbers are subtracted exactly.
             in_bytes = torch.tensor([255 * value for value in values]).view(1, 3, 1, 1)
@@ -208,11 +208,11 @@ class Backbone(nn.Module):
 
     def _outputs(self, images: Tensor, trunk: Callable[[Tensor], Any]) -> list[Tensor]:
         """What the layers give, in the network's own layouts."""
-        floating = images.is_floating_point()
-        mean, std = (self.mean, self.std) if floating else (self._mean_of_bytes, self._std_of_bytes)
+        mean, std = (self.mean, self.std) if images.is_floating_point() else (self._mean_of_bytes, self._std_of_bytes)
         x = (images.to(mean.dtype) - mean) / std  # before the change of layout: five times as fast, the same values
-        if self.bgr:
-            x = x.flip(1)
+        if self._arguments["mean"] == "image":  # the constant mean above cancels out
+            x = x - x.mean(dim=(2, 3), keepdim=True)
+        x = x.flip(1) if self.bgr else x
         x = x.contiguous(memory_format=torch.channels_last)
         recompute = self.recompute and self.training and torch.is_grad_enabled()
         outputs: dict[str, Tensor] = run_in_segments(self.trunk, x) if recompute else trunk(x)

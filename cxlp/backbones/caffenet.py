@@ -1,4 +1,4 @@
-"""CaffeNet, the paper's network: architecture of its deploy file, weights from an ONNX file."""
+"""CaffeNet, the paper's network: the architecture of its deploy file and its weights from an ONNX file."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ CAFFENET_SHA256 = "ea563e5c47d1f58e1717cf1a2d8bf288b8adc07af0ad228b622096cd243ae
 
 
 class FullPrecisionLRN(nn.LocalResponseNorm):
-    """Local response normalisation in float32, whatever autocast says.
+    """Local response normalisation in float32, also under autocast.
 
-    It squares activations of images of 0..255: in float16 those above 256 overflow, and the
-    strongest responses would come out as zeros.
+    The normalisation squares activations of images in 0..255. In float16, activations above 256
+    would overflow, and the strongest activations would become zero.
     """
 
-    traced_as_one = True  # see cutting: the switch of autocast is no node of a graph
+    traced_as_one = True  # torch.fx cannot trace the autocast context, see feature_extraction.trace
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)``, same shape and dtype."""
+        """Normalise ``(B, C, H, W)``; the result has the same shape and dtype."""
         with torch.autocast(x.device.type, enabled=False):
             normed: Tensor = super().forward(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
             return normed.to(x.dtype)
@@ -30,12 +30,12 @@ class FullPrecisionLRN(nn.LocalResponseNorm):
 class CaffeNet(nn.Module):
     """BVLC reference CaffeNet: AlexNet in two groups, with pooling before normalisation.
 
-    Input ``(B, 3, 227, 227)``: BGR, 0..255, mean (104, 117, 123) subtracted, not scaled. Caffe
-    rounds pooled sizes up (``ceil_mode``). conv3, conv4 and conv5 give 13x13 maps of 384, 384 and
-    256 channels. Source: ``bvlc_reference_caffenet/deploy.prototxt``.
+    The input is ``(B, 3, 227, 227)``, BGR in 0..255 minus the mean (104, 117, 123), without scaling.
+    Caffe rounds pooled sizes up (``ceil_mode``). The maps of conv3, conv4 and conv5 are 13x13 with
+    384, 384 and 256 channels. Source: ``bvlc_reference_caffenet/deploy.prototxt``.
 
     Args:
-        num_classes: Outputs of fc8.
+        num_classes: Number of outputs of fc8.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:
@@ -65,17 +65,17 @@ class CaffeNet(nn.Module):
         self.fc8 = nn.Linear(4096, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, 3, 227, 227) -> (B, num_classes)``: the layers in the order of their definition."""
+        """Apply the layers in the order of their definition: ``(B, 3, 227, 227) -> (B, num_classes)``."""
         for layer in self.children():
             x = layer(x)
         return x
 
 
 def onnx_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read CaffeNet's weights from an ONNX export of it.
+    """Read CaffeNet's weights from an ONNX file.
 
-    The file's convolutions and fully connected layers are taken in the order of its graph; the
-    names that its exporter gave to tensors do not matter.
+    Convolutions and fully connected layers are read in the order of the file's graph. The names of
+    the tensors in the file do not matter.
 
     Args:
         path: The ``.onnx`` file.
@@ -84,15 +84,15 @@ def onnx_state_dict(path: Path) -> dict[str, Tensor]:
         A state dict for :class:`CaffeNet`.
 
     Raises:
-        CxlpError: If the file is not an ONNX model or does not hold these eight layers.
+        CxlpError: If the file is not an ONNX model or does not contain CaffeNet's eight layers.
     """
-    # Imported here: only this function needs onnx, which takes a while to load.
+    # Imported here because onnx is slow to import and only this function needs it.
     import onnx
     from onnx import numpy_helper
 
     try:
         graph = onnx.load(str(path)).graph
-    except Exception as error:  # protobuf raises its own DecodeError, which is no ValueError
+    except Exception as error:  # protobuf's DecodeError is not a ValueError
         raise CxlpError(f"{path} is not a readable ONNX file: {error}") from error
     tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
     found = []
@@ -101,13 +101,16 @@ def onnx_state_dict(path: Path) -> dict[str, Tensor]:
             transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i == 1 for a in node.attribute)
             held = [tensors[name] for name in node.input[1:3] if name in tensors]
             if len(held) != 2:
-                raise CxlpError(f"{path}: its layer {node.name or node.output[0]!r} does not hold a weight and a bias")
+                raise CxlpError(f"{path}: layer {node.name or node.output[0]!r} does not have a weight and a bias")
             weight, bias = held
             found.append((weight if node.op_type == "Conv" or transposed else weight.t().contiguous(), bias))
-    with torch.device("meta"):  # only names are wanted, not 61 million random numbers
+    with torch.device("meta"):  # only the names are needed, not 61 million random weights
         layers = [name for name, layer in CaffeNet().named_children() if isinstance(layer, nn.Conv2d | nn.Linear)]
     if len(found) != len(layers):
-        raise CxlpError(f"{path} holds {len(found)} convolution and fully connected layers, CaffeNet has {len(layers)}")
+        raise CxlpError(
+            f"{path} has {len(found)} convolutional and fully connected layers, but CaffeNet has {len(layers)}: pass "
+            "a file of CaffeNet"
+        )
     state = {}
     for name, (weight, bias) in zip(layers, found, strict=True):
         state[f"{name}.weight"], state[f"{name}.bias"] = weight, bias.flatten()

@@ -1,4 +1,4 @@
-"""Cut a network after named layers, by its graph."""
+"""Cut a network after named layers, using its torch.fx graph."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-#: Modules that are activations.
+#: Activation modules.
 ACTIVATION_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh,
@@ -22,35 +22,34 @@ _ACTIVATION_FUNCTIONS = (
     F.mish, F.hardswish, F.hardtanh, F.softplus, torch.sigmoid, torch.tanh,
 )  # fmt: skip
 _ACTIVATION_METHODS = ("relu", "relu_", "sigmoid", "tanh")
-#: Normalisations of maps, by channel or group.
+#: Normalisations of maps per channel or group of channels.
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
-#: What may stand between a layer and its activation without changing the map in evaluation.
+#: Modules that are the identity in evaluation mode, and may lie between a layer and its activation.
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 Activation = Literal["after", "before"]
 
-#: In the place of a layer's name: what the network's last layer, its classifier, is given.
+#: Layer name that stands for the input of the network's last layer, its classifier.
 PENULTIMATE = "penultimate"
 
 
 def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, name: str) -> fx.GraphModule:
-    """Keep what some layers need of a network, and return their outputs.
+    """Reduce a network to the part that computes the outputs of some layers, and return these outputs.
 
-    The graph is traced twice, for training and for evaluation, because dropout and its like take
-    part in one only.
+    The graph is traced twice, for training and for evaluation mode, because modules such as dropout
+    are active in training only.
 
     Args:
-        model: The whole network. It is left as it is, but the parameters and buffers are shared with it.
-        layers: What to call an output, and the layer it is of, by module or graph node (a module stands
-            for its last node), or ``penultimate``.
-        activation: Tap a layer that an activation follows after it, or before it.
-        name: What to call the network in errors.
+        model: The whole network. It is not changed, but shares its parameters and buffers with the result.
+        layers: Maps the name of each output to its layer: a module, which stands for its last graph node, a
+            graph node, or ``penultimate``.
+        activation: For layers that are followed by an activation, tap ``after`` or ``before`` the activation.
+        name: Name of the network for error messages.
 
     Returns:
-        A module ``images -> {"local": map, "guide": map}`` (or whatever the outputs are called), whose
-        parameters keep their names; in the mode of the network. If two layers mean one map, both outputs are
-        that tensor.
+        A module ``images -> {"local": map, "guide": map}``, with the given names of outputs, in the mode of the
+        network. Its parameters keep their names. If two layers have the same map, both outputs are the same tensor.
 
     Raises:
         CxlpError: For an unknown layer (with the closest valid names), or for a network that cannot be
@@ -64,10 +63,11 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
         _, names = trace(model.eval(), options, name)
         modules = dict(model.named_modules())
         taps = {output: names[find_tap(names, modules, layer, activation, name)] for output, layer in layers.items()}
-        # Not torchvision's create_feature_extractor: it does not look into its own blocks, such as a transformer's MLP.
+        # Not torchvision's create_feature_extractor, which does not trace torchvision's own blocks such as the MLP of a
+        # transformer.
         graphs = [_graph_to(taps, model.train(mode), options, name) for mode in (True, False)]
         trunk: fx.GraphModule = DualGraphModule(model, *graphs, class_name=type(model).__name__)
-        trunk.eval().train(modes[model])  # by way of both, so that both graphs become the trunk's
+        trunk.eval().train(modes[model])  # switch to both modes once, so that both graphs are compiled
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -77,7 +77,7 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
 
 
 def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
-    """Keep only some outputs of a cut network, and what they need; its modules are shared, not copied."""
+    """Reduce a cut network to some of its outputs. The modules are shared, not copied."""
     from torchvision.models.feature_extraction import DualGraphModule
 
     kept, graphs = set(layers), []
@@ -91,17 +91,17 @@ def narrow(trunk: fx.GraphModule, layers: Iterable[str]) -> fx.GraphModule:
 
 
 def tracing_options(model: nn.Module) -> dict[str, Any]:
-    """What :func:`trace` takes as whole nodes of a network."""
+    """Return the functions and modules that :func:`trace` treats as single nodes."""
     import torchvision
 
     own = {type(m) for m in model.modules() if getattr(m, "traced_as_one", False)}
-    # Each has its own mode (frozen or not), which a graph of its operations would not follow.
+    # Each norm has its own mode, since some may be frozen. A graph of its operations would ignore that mode.
     norms = {type(m) for m in model.modules() if isinstance(m, _NormBase)}
-    # A module that acts at random stays one, so that its rate can be seen and changed.
+    # Stochastic depth remains a module, so that its rate can be read and changed.
     leaves = [*own, *norms, torchvision.ops.StochasticDepth]
     options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": leaves}
-    if any(type(m).__module__.startswith("timm.") for m in model.modules()):  # perhaps within a module of one's own
-        # timm knows which of its modules branch on shapes; they become single nodes.
+    if any(type(m).__module__.startswith("timm.") for m in model.modules()):  # also inside a user's module
+        # timm lists its modules that branch on shapes, which must be single nodes.
         from timm.models import get_notrace_functions, get_notrace_modules
 
         leaves.extend(get_notrace_modules())
@@ -110,48 +110,48 @@ def tracing_options(model: nn.Module) -> dict[str, Any]:
 
 
 def trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
-    """Trace a network in its mode: the graph, and its nodes in order, with their qualified names."""
+    """Trace a network in its current mode; return the graph and its nodes in order with their qualified names."""
     from torchvision.models.feature_extraction import NodePathTracer
 
     tracer = NodePathTracer(**options)
     try:
         graph = tracer.trace(model)
-    except Exception as error:  # of many kinds, by what in a network cannot be traced
+    except Exception as error:  # tracing fails with many types of exceptions
         raise CxlpError(
-            f"{name} cannot be traced by torch.fx, to be cut: {error}. Where a module's forward branches on values or "
-            "shapes of its input, give its class the attribute traced_as_one = True: it becomes one node, and layers "
-            "outside of it can be named"
+            f"{name} cannot be cut, because torch.fx cannot trace it: {error}. If a module's forward branches on "
+            "values or shapes of its input, set traced_as_one = True on the module's class: the module becomes a "
+            "single node, and layers outside it can be named"
         ) from error
     return graph, {node: path for node, path in tracer.node_to_qualname.items() if node.op != "placeholder"}
 
 
 def _graph_to(taps: Mapping[str, str], model: nn.Module, options: dict[str, Any], name: str) -> fx.Graph:
-    """Trace a network in its mode, with the nodes of these names as outputs and nothing behind them."""
+    """Trace a network in its current mode, with the named nodes as outputs and without the nodes after them."""
     graph, names = trace(model, options, name)
     found = {path: node for node, path in names.items()}
     missing = [path for path in taps.values() if path not in found]
     if missing:
         mode = "training" if model.training else "evaluation"
-        raise CxlpError(f"{name} has no layer {missing[0]!r} in {mode}: choose one that both modes pass through")
+        raise CxlpError(f"{name} has no layer {missing[0]!r} in {mode}: choose a layer that exists in both modes")
     return _return_only({output: found[path] for output, path in taps.items()}, model, graph)
 
 
 def _return_only(taps: Mapping[str, fx.Node], model: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """Make some nodes the outputs of a graph, and drop what they do not need."""
-    # In-place operations whose result is not assigned: what they have written may be read by way of their input.
+    """Make some nodes the outputs of a graph, and remove all nodes that these do not need."""
+    # In-place operations whose result is not assigned: other nodes may read the result through their input.
     discarded = {node for node in graph.nodes if not node.users and writes_in_place(node, model)}
-    for node in reversed(graph.nodes):  # nothing that comes later is needed, whatever it does
+    for node in reversed(graph.nodes):  # nodes after the last tap are never needed
         if node in taps.values():
             break
         graph.erase_node(node)
     graph.output(dict(taps))
-    graph = fx.GraphModule(model, graph).graph  # as the graph of a module, which tells what calls may do
+    graph = fx.GraphModule(model, graph).graph  # is_impure() needs a graph that belongs to a module
     graph.eliminate_dead_code(lambda node: node in discarded or node.is_impure())
     return graph
 
 
 def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
-    """Whether an operation overwrites its input, as far as its name and its settings tell."""
+    """Return whether an operation overwrites its input, judged by its name and its ``inplace`` argument."""
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     settings = [getattr(m, "inplace", False) for m in module.modules()] if module else [node.kwargs.get("inplace")]
     called = getattr(node.target, "__name__", str(node.target))
@@ -162,7 +162,7 @@ def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
 def find_tap(
     names: dict[fx.Node, str], modules: dict[str, nn.Module], layer: str, activation: Activation, name: str
 ) -> fx.Node:
-    """Find the node to return for a layer's name."""
+    """Find the node whose output is the map of a layer."""
     if layer == PENULTIMATE:
         return _before_the_last(names, modules, name)
     inside = [node for node, path in names.items() if path == layer or path.startswith(layer + ".")]
@@ -172,22 +172,24 @@ def find_tap(
     tapped = node = inside[-1]
     if not is_activation(node, modules):
         follower = _first(user for user in _users(node, modules) if is_activation(user, modules))
-        if follower is None:  # perhaps behind a normalisation
+        if follower is None:  # look behind a normalisation
             norm = _first(user for user in _users(node, modules) if isinstance(modules.get(str(user.target)), NORMS))
             follower = norm and _first(user for user in _users(norm, modules) if is_activation(user, modules))
         if follower is None:
             return tapped
         node = follower
     if activation == "after" or fused_activation(modules.get(str(node.target))) is not None:
-        return node  # before a fused one: see _unfuse
+        return node  # a fused activation is separated later, see _unfuse
     return node.all_input_nodes[0]
 
 
 def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], name: str) -> fx.Node:
-    """Find what the last layer with weights of its own is given: behind dropout, before pooling of scores."""
+    """Find the input of the last linear or convolutional layer, before dropout is applied to that input."""
     weighted = [n for n in names if n.op == "call_module" and isinstance(modules[str(n.target)], nn.Linear | nn.Conv2d)]
     if not weighted:
-        raise CxlpError(f"{name} has no linear or convolutional layer that is a module: name the layer itself")
+        raise CxlpError(
+            f"{name} has no module that is a linear or convolutional layer, so penultimate is undefined: name a layer"
+        )
     node = weighted[-1].all_input_nodes[0]
     while node.op == "call_module" and isinstance(modules[str(node.target)], TRANSPARENT):
         node = node.all_input_nodes[0]
@@ -195,7 +197,7 @@ def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], n
 
 
 def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
-    """What takes a node's map, looking through modules that pass it on as it is."""
+    """Iterate over the nodes that use a node's output, skipping modules that are the identity in evaluation."""
     for user in node.users:
         if user.op == "call_module" and isinstance(modules[str(user.target)], TRANSPARENT):
             yield from _users(user, modules)
@@ -204,7 +206,7 @@ def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
 
 
 def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node calls an activation, or a normalisation that ends with one."""
+    """Return whether a node calls an activation, or a normalisation that ends with an activation."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         return isinstance(module, ACTIVATION_MODULES) or fused_activation(module) is not None
@@ -214,11 +216,11 @@ def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
-    """Move the activation that timm fuses into a BatchNorm, or into a norm that is tapped before it, behind that norm.
+    """Separate an activation that timm fuses into a BatchNorm, or into another norm that is tapped before activation.
 
-    A BatchNorm that becomes a synchronised one would lose it. The trunk gets a copy of the norm, without activation,
-    with the same parameters and buffers under the same names: the network that was given keeps its own. The activation
-    becomes a node of its own, for those who read on from there.
+    Conversion of a BatchNorm to a synchronised BatchNorm would lose the fused activation. In the trunk, the norm is
+    replaced by a copy without activation, which has the same parameters and buffers under the same names. The given
+    network keeps its norm. The activation becomes a separate node, whose output the following nodes use.
     """
     taps = {str(tap.target) for graph in _graphs(trunk) for tap in _output(graph).all_input_nodes}
     calls = [node for graph in _graphs(trunk) for node in graph.nodes if node.op == "call_module"]
@@ -242,17 +244,17 @@ def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
 
 
 def fused_activation(module: nn.Module | None) -> nn.Module | None:
-    """The activation at the end of a timm normalisation, if it has one."""
+    """Return the activation at the end of a timm normalisation, or ``None``."""
     activation = getattr(module, "act", None)
     return activation if isinstance(module, NORMS) and isinstance(activation, ACTIVATION_MODULES) else None
 
 
 def _protect_from_in_place(trunk: fx.GraphModule) -> None:
-    """Return copies of taps that are read on from: an in-place ReLU would turn "before" into "after".
+    """Return copies of taps that later nodes use, so that an in-place ReLU does not turn "before" into "after".
 
-    A copy of one map costs little beside a convolution, and holds whatever writes, also through
-    an alias: an identity or a dropout at rest hands on the tap's own memory. What a tap has itself written into may be
-    read on, too.
+    A copy of one map is cheap compared with a convolution, and is safe against every write, also through an alias: an
+    identity, or a dropout in evaluation mode, returns the tap's own memory. Taps that are themselves in-place
+    operations are copied as well if later nodes use their input.
     """
     for graph in _graphs(trunk):
         output = _output(graph)
@@ -265,7 +267,7 @@ def _protect_from_in_place(trunk: fx.GraphModule) -> None:
 
 
 def _graphs(trunk: fx.GraphModule) -> tuple[fx.Graph, fx.Graph]:
-    """The graph for training and the graph for evaluation."""
+    """Return the graphs for training and for evaluation mode."""
     train, evaluate = trunk.train_graph, trunk.eval_graph
     assert isinstance(train, fx.Graph) and isinstance(evaluate, fx.Graph)
     return train, evaluate

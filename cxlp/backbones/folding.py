@@ -1,4 +1,4 @@
-"""A cut network for passes without gradients: each BatchNorm is part of the convolution before it."""
+"""Folding of BatchNorms into the preceding convolutions, for passes without gradients."""
 
 import copy
 from collections import Counter
@@ -14,29 +14,32 @@ M = TypeVar("M", bound=nn.Module)
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-#: timm's own, by name: padded at run time, and with an activation behind the norm.
+#: Class names in timm of a convolution with padding at run time and of a BatchNorm followed by an activation.
 _TIMM_CONVOLUTION, _TIMM_NORM = "Conv2dSame", "BatchNormAct2d"
-_RARE = 2  # times that a size of a batch is met: one that comes more often is worth its plans
+_RARE = 2  # a batch size is rare until it has occurred this often; cuDNN plans pay off for frequent batch sizes
 
 
 def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphModule:
-    """Copy the computation of a cut network in evaluation, with fewer operations and the same values up to rounding.
+    """Build a faster version of a cut network in evaluation mode, whose values are the same up to rounding.
 
-    Where only a BatchNorm takes a convolution's output, both are one convolution (Jacob et al., CVPR 2018, section
-    3.2): with ``s = gamma / sqrt(var + eps)`` per output channel, ::
+    A convolution whose output is used by a BatchNorm only is merged with the BatchNorm into one convolution (Jacob et
+    al., CVPR 2018, section 3.2): with ``s = gamma / sqrt(var + eps)`` per output channel, ::
 
         W' = s W,    b' = s (b - mean) + beta.
 
-    This is computed in float64, on the CPU. A convolution whose own output is wanted or read elsewhere stays, as does a
-    module that is called twice, has hooks, or is of a class unknown here, and a norm that is itself in training mode.
+    These weights are computed in float64 on the CPU. The following modules are not folded: convolutions whose output is
+    tapped or used elsewhere, modules that are called twice, have hooks, or are of an unknown class, and norms in
+    training mode.
 
     Args:
-        trunk: See :func:`~cxlp.backbones.feature_extraction.cut`; it is not changed, and shares all that is not folded.
-        dtype: What autocast would cast the weights of convolutions and linear layers to at each pass (it keeps no copy
-            of those without a gradient): they are cast here, once. ``None``: they stay.
+        trunk: Cut network, see :func:`~cxlp.backbones.feature_extraction.cut`. It is not changed, and shares all
+            modules that are not folded.
+        dtype: The dtype of autocast. The weights of convolutions and linear layers are cast to it once, whereas
+            autocast casts weights without gradients in each pass. ``None``: the weights keep their dtype.
 
     Returns:
-        ``images -> outputs``, as the trunk has it in evaluation. Later changes of the trunk's weights do not reach it.
+        A module ``images -> outputs``, equivalent to the trunk in evaluation mode. Later changes of the trunk's weights
+        do not affect it.
     """
     graph = copy.deepcopy(trunk.eval_graph)
     assert isinstance(graph, fx.Graph)
@@ -55,7 +58,7 @@ def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphMod
         folded.add_submodule(f"folded_{i}", _joined(convolution, norm))
         before.target = f"folded_{i}"
         activation = getattr(norm, "act", None)
-        if isinstance(activation, nn.Module):  # dropout, which timm has between the two, rests
+        if isinstance(activation, nn.Module):  # timm's dropout between norm and activation is inactive
             folded.add_submodule(f"activation_{i}", activation)
             call.target = f"activation_{i}"
         else:
@@ -65,31 +68,33 @@ def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphMod
         _cast(folded, dtype)
     folded.delete_all_unused_submodules()
     folded.recompile()
-    folded.training = False  # not eval(), which would reach the modules that the trunk shares
+    folded.training = False  # not eval(), which would also change the mode of the trunk's modules
     return folded
 
 
 class Folded:
-    """The folded copy of a cut network, made when it is needed; no module, so no state dict holds it.
+    """Holder of the folded copy of a cut network, which is built when first needed.
+
+    This class is not a module, so that the copy is not part of any state dict.
 
     Args:
-        trunk: The network.
+        trunk: The cut network.
 
     Attributes:
-        made: The latest copy, and what it was made of; ``None``: there is none yet.
+        made: State of the trunk and the latest copy, which was built from it; ``None`` before the first copy.
     """
 
     def __init__(self, trunk: fx.GraphModule) -> None:
         self.trunk = trunk
         self.made: tuple[Hashable, fx.GraphModule] | None = None
-        self._sizes: Counter[int] = Counter()  # how often batches of a size were computed on a GPU
-        self._largest = 0  # of these sizes
+        self._sizes: Counter[int] = Counter()  # number of batches computed on a GPU, by batch size
+        self._largest = 0  # largest batch size computed on a GPU
 
     def copy_for(self, device: torch.device) -> fx.GraphModule:
-        """Give the copy for images on a device, in the precision of autocast at the moment.
+        """Return the copy for images on a device, in the current precision of autocast.
 
-        It is made anew where weights, buffers, hooks or modes are others than it was made of. A change through
-        ``parameter.data`` alone is not seen: torch does not count it.
+        The copy is rebuilt if weights, buffers, hooks or modes of the trunk have changed. Changes through
+        ``parameter.data`` are not detected, because torch does not count them.
         """
         kind = device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -100,21 +105,22 @@ class Folded:
         return made[1]
 
     def together(self, device: torch.device) -> int:
-        """How many images to compute at a time.
+        """Return the number of images per forward pass.
 
-        On the CPU a few: maps of more come from the system as new pages at each operation, and leave the caches before
-        the next one reads them. 8 images take 0.6 to 0.8 of the time of 32. All, where a norm takes the statistics of
-        its batch.
+        On the CPU, a small number is fast: the maps of more images are newly allocated pages at each operation, and
+        leave the caches before the next operation reads them. With 8 images per pass, the time per image is 0.6 to 0.8
+        of that with 32. There is no limit on other devices, and if a norm uses the statistics of its batch.
         """
         if device.type != "cpu" or _mixes_images(self.trunk):
             return 2**31
         return max(8, 2 * torch.get_num_threads())
 
     def filled(self, images: Tensor) -> Tensor:
-        """Fill a batch of a rare size on a GPU up to the largest one computed, with black images behind the others.
+        """Pad a batch of rare size on a GPU with black images to the largest batch size so far.
 
-        cuDNN plans each convolution anew for each size of a batch, which takes longer than a rare batch itself: the
-        last one of a set, most often. EfficientNet-Lite0 takes 1.7 s for its plans, and 10 ms for 32 images (H200).
+        cuDNN plans each convolution for each new batch size. For a rare batch size, mostly that of the last batch, the
+        plans take longer than the batch itself: EfficientNet-Lite0 takes 1.7 s for its plans and 10 ms for 32 images
+        (H200).
         """
         missing = self._largest - len(images)
         if images.device.type != "cuda" or missing <= 0 or _mixes_images(self.trunk):
@@ -124,18 +130,18 @@ class Folded:
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Give the images, perhaps :meth:`filled`, as many at a time as are computed :meth:`together`."""
+        """Split the images into parts of :meth:`together` images, after padding with :meth:`filled`."""
         return torch.split(self.filled(images), self.together(images.device))
 
     def count(self, images: Tensor) -> None:
-        """Count a batch, as it was before :meth:`filled`, once it is computed: one too large for the memory is not."""
+        """Record the size of a batch before padding. Called after the batch, so that it is known to fit in memory."""
         if images.device.type == "cuda":
             self._sizes[len(images)] += 1
             self._largest = max(self._largest, len(images))
 
 
 def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
-    """What a folded copy is made of, to compare: it differs after each change that torch counts."""
+    """Return a key of the state that a folded copy is built from. It changes with each change that torch counts."""
     modes = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trunk.modules()]
     tensors = [
         (id(t), t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device)
@@ -145,7 +151,7 @@ def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
 
 
 def _mixes_images(trunk: fx.GraphModule) -> bool:
-    """Whether what is made of an image depends on those beside it: a BatchNorm takes statistics of the batch."""
+    """Return whether a BatchNorm uses batch statistics, so that an image's maps depend on the other images."""
     graph = trunk.eval_graph
     assert isinstance(graph, fx.Graph)
     return any(node.target is nn.functional.batch_norm for node in graph.nodes) or any(
@@ -156,14 +162,14 @@ def _mixes_images(trunk: fx.GraphModule) -> bool:
 
 def _is_convolution(module: nn.Module) -> bool:
     timm = type(module).__name__ == _TIMM_CONVOLUTION and type(module).__module__.startswith("timm.")
-    # Exact classes: another one, such as that of standardised weights, may do more with them.
+    # Exact classes only: a subclass, such as one with weight standardisation, may use its weights differently.
     return (type(module) in _CONVOLUTIONS or timm) and not _has_hooks(module)
 
 
 def _is_norm(module: nn.Module) -> bool:
     timm = type(module).__name__ == _TIMM_NORM and type(module).__module__.startswith("timm.")
     known = (type(module) in _NORMS or timm) and not _has_hooks(module)
-    known = known and not any(part.training for part in module.modules())  # timm's has dropout and activation inside
+    known = known and not any(part.training for part in module.modules())  # timm's norm contains dropout and activation
     return known and isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor)
 
 
@@ -172,7 +178,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _joined(convolution: _ConvNd, norm: _BatchNorm) -> _ConvNd:
-    """One convolution for a convolution and the BatchNorm behind it."""
+    """Merge a convolution and the BatchNorm after it into one convolution."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = (_exact(norm.running_var) + norm.eps).rsqrt()
     shift = -_exact(norm.running_mean)
@@ -189,12 +195,12 @@ def _joined(convolution: _ConvNd, norm: _BatchNorm) -> _ConvNd:
 
 
 def _exact(values: Tensor) -> Tensor:
-    """In float64 on the CPU: not every GPU knows it."""
+    """Convert to float64 on the CPU, since not every GPU supports float64."""
     return values.detach().cpu().double()
 
 
 def _cast(folded: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Cast the weights of convolutions and linear layers, in copies."""
+    """Replace convolutions and linear layers by copies with weights of the given dtype."""
     cast: dict[str, str] = {}
     for node in folded.graph.nodes:
         if node.op != "call_module":
@@ -211,7 +217,7 @@ def _cast(folded: fx.GraphModule, dtype: torch.dtype) -> None:
 
 
 def _with(module: M, weight: Tensor, bias: Tensor | None) -> M:
-    """Copy a convolution or linear layer with other weights."""
+    """Return a copy of a convolution or linear layer with other weights."""
     twin = copy.copy(module)
     twin._parameters = {
         "weight": nn.Parameter(weight, requires_grad=False),

@@ -1,8 +1,9 @@
-"""Gradient checkpointing of a cut network: the backward pass computes most maps again instead of holding them.
+"""Gradient checkpointing of a cut network: the backward pass recomputes most maps instead of storing them.
 
 The graph of n operations runs in about sqrt(n) segments (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
-2016). Only what passes from one segment to the next is held, and a segment runs once more when the gradient arrives at
-its end: about one more forward pass per step. Values and gradients do not change.
+2016). Only the values that pass from one segment to the next are stored. The backward pass runs each segment again when
+the gradient reaches the segment's end, which costs about one more forward pass per step. Values and gradients do not
+change.
 """
 
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from cxlp.utils.errors import CxlpError
 
 
 def run_in_segments(trunk: fx.GraphModule, x: Tensor) -> Any:  # noqa: ANN401 (the output of any graph)
-    """Compute ``trunk(x)`` with a checkpoint around each segment but the last, whose gradient comes first anyway.
+    """Compute ``trunk(x)`` with a checkpoint around each segment except the last, whose gradient is computed first.
 
-    The second run repeats random numbers and autocast, and leaves the running statistics of BatchNorm as they are.
+    The second run of a segment uses the same random numbers and the same autocast state as the first run, and does not
+    update the running statistics of BatchNorm.
 
     Raises:
-        CxlpError: If the network overwrites a value in place, unseen by :func:`allowed_cuts`.
+        CxlpError: If the network overwrites a value in place in a way that :func:`allowed_cuts` does not detect.
     """
     nodes = list(trunk.graph.nodes)
     values: dict[fx.Node, Any] = {nodes[0]: x}
@@ -47,7 +49,7 @@ def run_in_segments(trunk: fx.GraphModule, x: Tensor) -> Any:  # noqa: ANN401 (t
 def _run(trunk: fx.GraphModule, segment: list[fx.Node], inputs: list[fx.Node], *given: Any) -> dict[fx.Node, Any]:
     interpreter = fx.Interpreter(trunk)
     interpreter.env = dict(zip(inputs, given, strict=True))
-    interpreter.args_iter = iter(())  # placeholders other than the images, such as a mask, have their defaults
+    interpreter.args_iter = iter(())  # other placeholders than the images, such as a mask, use their defaults
     for node in segment:
         interpreter.env[node] = interpreter.run_node(node)
         for unused in interpreter.user_to_last_uses.get(node, []):
@@ -56,7 +58,7 @@ def _run(trunk: fx.GraphModule, segment: list[fx.Node], inputs: list[fx.Node], *
 
 
 def find_cuts(trunk: fx.GraphModule) -> list[int]:
-    """Return the indices of nodes that begin a segment: evenly spaced, then moved to where the fewest values pass."""
+    """Return the indices of nodes that begin a segment: near even spacing, at the cuts that the fewest values cross."""
     passing, length = allowed_cuts(trunk), sqrt(len(trunk.graph.nodes))
     places = [k * length for k in range(1, round(length))]
     near = [(place, [cut for cut in passing if abs(cut - place) < length / 2]) for place in places]
@@ -64,21 +66,21 @@ def find_cuts(trunk: fx.GraphModule) -> list[int]:
 
 
 def allowed_cuts(trunk: fx.GraphModule) -> dict[int, int]:
-    """Return the indices of nodes that may begin a segment, with the number of values that pass from before to behind.
+    """Return the indices of nodes that may begin a segment, each with the number of values that cross the cut there.
 
-    No cut lies between an in-place operation and the one that made the memory it overwrites: the second run of a
-    segment would read what the first one has written.
+    No cut lies between an in-place operation and the operation that allocated the memory it overwrites. Otherwise the
+    second run of a segment would read values that the first run has overwritten.
     """
     last_use = {a: i for i, node in enumerate(trunk.graph.nodes) for a in node.all_input_nodes}
     passing = dict.fromkeys(range(2, len(trunk.graph.nodes) - 1), 0)
-    made: dict[fx.Node, int] = {}  # the index of the operation that made a value's memory
+    made: dict[fx.Node, int] = {}  # index of the operation that allocated a value's memory
     for i, node in enumerate(trunk.graph.nodes):
         for cut in passing.keys() & range(i + 1, last_use.get(node, i) + 1):
             passing[cut] += 1
         module = trunk.get_submodule(str(node.target)) if node.op == "call_module" else None
         weighted = module is not None and any(True for _ in module.parameters())
         in_place = writes_in_place(node, trunk)
-        # An operation on one value, without weights, may return a view of it: flatten, or dropout at rest.
+        # An operation on one value without weights may return a view of it: flatten, or dropout in evaluation mode.
         keeps = in_place or (len(node.all_input_nodes) == 1 and not weighted)
         made[node] = min((made[a] for a in node.all_input_nodes), default=i) if keeps else i
         if in_place:
@@ -88,7 +90,7 @@ def allowed_cuts(trunk: fx.GraphModule) -> dict[int, int]:
 
 @contextmanager
 def _no_update(trunk: fx.GraphModule) -> Iterator[None]:
-    """Let normalisations compute as in training, without an update of their running statistics."""
+    """Context in which normalisations run in training mode without updating their running statistics."""
     norms = [m for m in trunk.modules() if isinstance(m, _NormBase)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:

@@ -1,4 +1,4 @@
-"""Pretrained weights from hubs, and a plain word soon where there is no network."""
+"""Pretrained weights from hubs, with a prompt and clear error if the computer is offline."""
 
 import os
 import socket
@@ -12,39 +12,39 @@ from torch import nn
 
 from cxlp.utils.errors import CxlpError
 
-#: Seconds that a hub's server has to answer.
+#: Timeout in seconds for a connection to a hub's server.
 PATIENCE = 5.0
 _HINT = (
-    "Offline? Give a local FILE as the backbone's weights, null for random ones, or use --config "
-    "efficientnet_lite0.yaml, whose weights come with pip"
+    "Offline? Set the backbone's weights to a local FILE, or to null for random weights, or use --config "
+    "efficientnet_lite0.yaml, whose weights are installed by pip"
 )
 
 
 def pretrained(load: Callable[[], nn.Module], name: str, hugging_face: bool = False) -> nn.Module:
-    """Call a hub's loader, and explain what to do where there is no network.
+    """Call a hub's loader; if it fails, raise an error that says what to do.
 
     Args:
         load: The loader.
-        name: The network's name.
-        hugging_face: Whether it is Hugging Face's. Where its server does not answer within :data:`PATIENCE`, its
-            library is told to look into its cache only: by itself it tries again for a minute.
+        name: Name of the network.
+        hugging_face: Whether the hub is Hugging Face. If its server does not answer within :data:`PATIENCE` seconds,
+            its library only searches its cache. Otherwise the library would retry for a minute.
 
     Raises:
-        CxlpError: If the loader fails for want of a network.
+        CxlpError: If the loader fails, as it does without a connection.
     """
     with _offline_where_unreachable() if hugging_face else nullcontext("") as unreachable:
         try:
             return load()
-        except Exception as error:  # hubs raise their own kinds, from URLError to LocalEntryNotFoundError
+        except Exception as error:  # types differ between hubs, from URLError to LocalEntryNotFoundError
             why = f"{type(error).__name__}: {str(error)[:200]}."
             if unreachable and type(error).__name__ == "LocalEntryNotFoundError":
-                why = f"{unreachable} cannot be reached, and the cache does not hold them."
+                why = f"{unreachable} cannot be reached, and the weights are not in the cache."
             raise CxlpError(f"cannot get the pretrained weights of {name}: {why} {_HINT}") from error
 
 
 @contextmanager
 def _offline_where_unreachable() -> Iterator[str]:
-    """Have Hugging Face's library stay offline if its server cannot be reached; gives the server's name if so."""
+    """Set Hugging Face's library offline if its server is unreachable; yield the server's name or an empty string."""
     from huggingface_hub import constants
 
     server = urlparse(constants.ENDPOINT).hostname or ""
@@ -59,11 +59,11 @@ def _offline_where_unreachable() -> Iterator[str]:
 
 
 def answers(url: str, patience: float | None = None) -> bool:
-    """Whether a server takes a connection; taken for granted where a proxy stands between.
+    """Return whether a server accepts a connection; always ``True`` behind a proxy.
 
     Args:
-        url: Of the server.
-        patience: Seconds that it has; ``None``: :data:`PATIENCE`.
+        url: URL of the server.
+        patience: Timeout in seconds; ``None``: :data:`PATIENCE`.
     """
     place, patience = urlparse(url), PATIENCE if patience is None else patience
     if place.scheme in getproxies() or os.environ.get("ALL_PROXY"):
@@ -75,7 +75,7 @@ def answers(url: str, patience: float | None = None) -> bool:
         with suppress(OSError), socket.create_connection((place.hostname or "", port), timeout=patience):
             found.append(True)
 
-    # In a thread: to look up a name has no timeout.
+    # In a thread, because a DNS lookup has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(patience)

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -9,6 +10,9 @@ from cxlp.utils.errors import CxlpError
 
 #: By how much resampling may leave 0..1.
 SLACK = 0.1
+
+#: The mean of RGB images of 0..1, by channel, or ``image``: each image's own.
+Mean = Sequence[float] | Literal["image"]
 
 
 def check_images(images: Tensor, side: int) -> None:
@@ -56,6 +60,19 @@ def side_of(image_size: int) -> int:
     if not 1 <= side <= 2**14:
         raise CxlpError(f"the backbone's image_size is {image_size!r}: give the side of its images, in pixels")
     return side
+
+
+def mean_of(mean: Mean) -> list[float] | Literal["image"]:
+    """Read a backbone's mean: one number for each of three channels, or ``image``.
+
+    Raises:
+        CxlpError: If it is neither.
+    """
+    if mean == "image":
+        return "image"
+    if isinstance(mean, str):
+        raise CxlpError(f"the backbone's mean is {mean!r}: give three numbers, or 'image' for each image's own mean")
+    return by_channel("mean", mean)
 
 
 def by_channel(what: str, values: Sequence[float]) -> list[float]:

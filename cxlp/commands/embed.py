@@ -1,4 +1,4 @@
-"""``cxlp embed``: vectors of images, for retrieval and clustering."""
+"""``cxlp embed``: write feature vectors of images, for retrieval and clustering."""
 
 import os
 import sys
@@ -20,15 +20,16 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "embed",
-        help="vectors of images, by a checkpoint or, without any labels, by a config",
-        description="Write the pooled features of images, which a classifier is given, for retrieval and clustering:\n"
-        "of a checkpoint's network; or of a config's, whose PCA or codebook is then fitted to the images\n"
-        "themselves, without labels. Keys of train.py stand behind the paths: those of model, data.aspect and\n"
-        "data.transform. An .npz file has arrays 'features'\n"
-        "(n, D), float32, and 'paths'; a .parquet file has columns 'path' and 'features'.\n"
-        "Exit status: 0 all files were read; 1 some were not, and are left out; 2 the arguments are wrong.",
-        epilog="--dim reduces features by a PCA of their own, found by the Gram matrix of up to 4,000 of the images.\n"
-        "Then they are no longer of unit length: divide them by it to compare them by cosine.\n\n"
+        help="write feature vectors of images, by a checkpoint or, without labels, by a config",
+        description="Write the pooled features of images, the input of the classifier, for retrieval and clustering.\n"
+        "They are computed by a checkpoint's network, or by a config's network, whose PCA or codebook is fitted\n"
+        "to the images themselves, without labels. With a config, keys of train.py may follow the paths:\n"
+        "--model.*, --data.aspect and --data.transform.\n"
+        "An .npz file has the arrays 'features' (n, D), float32, and 'paths'; a .parquet file has the columns\n"
+        "'path' and 'features'.\n"
+        "Exit status: 0 all files were read; 1 some could not be read and are left out; 2 the arguments are wrong.",
+        epilog="--dim reduces the features by a PCA, computed from the Gram matrix of at most 4,000 of the images.\n"
+        "Reduced vectors do not have unit length: normalise them before comparing them by cosine similarity.\n\n"
         "examples:\n"
         "  %(prog)s runs/NAME photos/ --out features.npz --dim 256\n"
         "  %(prog)s efficientnet_lite0.yaml photos/ --out features.npz\n"
@@ -37,26 +38,31 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "source", type=Path, metavar="CHECKPOINT_OR_CONFIG", help="a checkpoint, a run's folder, or a config's .yaml"
+        "source", type=Path, metavar="CHECKPOINT_OR_CONFIG", help="a checkpoint, a run's folder, or a .yaml config"
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
+        "paths", nargs="+", metavar="PATH", help="images, folders or quoted patterns; -: read paths from stdin"
     )
     parser.add_argument(
-        "--out", group="output", type=Path, required=True, metavar="FILE", help="such as features.npz or .parquet"
+        "--out",
+        group="output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="such as features.npz or features.parquet",
     )
     parser.add_argument(
-        "--dim", group="output", type=int, metavar="N", help="size of a vector (default: that of the features)"
+        "--dim", group="output", type=int, metavar="N", help="size of a vector (default: that of the pooled features)"
     )
     parser.add_argument(
-        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images per batch (default: 32)"
     )
     parser.add_argument(
         "--workers",
         group="computing",
         type=int,
         metavar="N",
-        help="processes that decode; 0: none (default: one per core, at most 8)",
+        help="processes that decode images; 0: the main process (default: one per core, at most 8)",
     )
     parser.add_argument(
         "--device", group="computing", default="auto", help="auto (the default), cpu, cuda, cuda:1, ..."
@@ -73,14 +79,15 @@ def run(args: Namespace) -> int:
     check_images(args.paths)
     is_config = args.source.suffix in (".yaml", ".yml")
     if args.rest and not is_config:
-        raise CxlpError(f"{args.rest[0]}: keys of train.py go with a config, not with a checkpoint")
+        raise CxlpError(f"{args.rest[0]} has no effect with a checkpoint: leave it out, or give a config")
     if not is_config:
         find_checkpoint(args.source)
     for arg in args.rest:
         name = arg.partition("=")[0]
         if arg.startswith("--data") and not name.startswith(("--data.aspect", "--data.transform")):
             raise CxlpError(
-                f"{name} has no effect: the images are those of PATH. Of data, aspect and transform are taken"
+                f"{name} has no effect on the images of PATH: leave it out "
+                "(data.aspect and data.transform are the only keys of data)"
             )
     arguments = ["--config", str(args.source), *args.rest]
     if is_config:
@@ -101,7 +108,7 @@ def run(args: Namespace) -> int:
         raise CxlpError(f"--dim {args.dim}: the network's features have {model.network.out_features:,} dimensions")
     paths = list(image_paths(args.paths, lines_of_stdin()))
     if not paths:
-        raise CxlpError("there are no paths")
+        raise CxlpError("-: stdin has no paths")
     workers = min(8, usable_cores()) if args.workers is None else args.workers
     with TemporaryDirectory(dir=args.out.resolve().parent, prefix=f".{args.out.name}.") as folder:
         found = Embedding(model, paths, Path(folder), args.batch_size, workers)
@@ -120,22 +127,22 @@ def run(args: Namespace) -> int:
     if found.components is not None:
         print(  # noqa: T201
             f"PCA to {found.shape[1]:,} of {model.network.out_features:,} dimensions keeps "
-            f"{percent(found.components.kept)} of the variance; it is fitted to these images, so that "
-            "vectors of another call cannot be compared with these"
+            f"{percent(found.components.kept)} of the variance. The PCA is fitted to these images: do not compare "
+            "these vectors with those of another call"
         )
     if found.errors:
-        said = f"{len(found.errors):,} of {len(paths):,} files could not be read, and are left out"
+        said = f"{len(found.errors):,} of {len(paths):,} files could not be read and are left out"
         print(said, file=sys.stderr)  # noqa: T201
     return 1 if found.errors else 0
 
 
 def _check_format(path: Path) -> None:
-    """Refuse a file that vectors cannot be written to.
+    """Check the format of the output file.
 
     Raises:
-        CxlpError: If its suffix is another, or Parquet lacks its package.
+        CxlpError: If the suffix is neither .npz nor .parquet, or is .parquet and pyarrow is not installed.
     """
     if path.suffix not in (".npz", ".parquet"):
-        raise CxlpError(f"--out {path}: give a file that ends in .npz or .parquet")
+        raise CxlpError(f"--out {path}: the name must end in .npz or .parquet")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise CxlpError(f"--out {path}: Parquet needs a package that nothing else does: pip install pyarrow, or .npz")
+        raise CxlpError(f"--out {path}: a .parquet file needs pyarrow: pip install pyarrow, or write .npz")

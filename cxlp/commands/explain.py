@@ -1,4 +1,4 @@
-"""``cxlp explain``: why images have their scores, and what pooling channels look at."""
+"""``cxlp explain``: attribute the scores of images to places and pooling channels."""
 
 import json
 import math
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from cxlp.explain.attribution import Explanation
     from cxlp.models.network import Network
 
-#: Images that are explained unless told otherwise: each gets a picture.
+#: Default of --limit without --patches: one picture is drawn per image.
 LIMIT = 50
-#: The most channels in one picture.
-MOST_CHANNELS = 64
+#: Maximum number of channels in one picture.
+MAX_CHANNELS = 64
 #: Side of a patch in the picture of patches, pixels.
 PATCH = 96
-#: Images that pass through the network together.
+#: Batch size.
 BATCH = 16
 
 
@@ -37,12 +37,13 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "explain",
-        help="show which places and pooling channels make an image's score",
-        description="Split the score of a class exactly over places and pooling channels: the parts add up to the\n"
-        "score. Each image gets a picture (its evidence, the strongest channels over it) and a record in\n"
-        "evidence.json. With --patches: one picture of what the strongest channels respond to across all\n"
-        "images (patches.png, patches.json). Explained is the whole image, without test views.\n"
-        "Exit status: 0 all images were read, all pictures written; 1 some were not; 2 the arguments are wrong.",
+        help="show which places and pooling channels contribute to an image's score",
+        description="Split the score of a class exactly into shares of places and of pooling channels: the shares and\n"
+        "the bias add up to the score. The command draws one picture per image, with the evidence and the\n"
+        "strongest channels, and writes evidence.json. With --patches it draws one picture of the patches to\n"
+        "which the strongest channels respond across all images (patches.png, patches.json). The score is that\n"
+        "of the whole image, without test views.\n"
+        "Exit status: 0 all images were read and all pictures written; 1 some were not; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  %(prog)s runs/NAME/checkpoints/best.ckpt bird.jpg\n"
         "  %(prog)s runs/NAME/checkpoints/best.ckpt photos/ --class wren --against robin\n"
@@ -52,22 +53,27 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, quoted patterns; -: paths on stdin")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="images, folders or quoted patterns; -: read paths from stdin"
+    )
     parser.add_argument(
         "--class",
         group="what is explained",
         dest="target",
         metavar="NAME",
-        help="explain this class (default: the predicted)",
+        help="explain the score of this class (default: the predicted class)",
     )
     parser.add_argument(
         "--against",
         group="what is explained",
         metavar="NAME",
-        help="explain what the class scores above this one (default class: the best other)",
+        help="explain the difference from this class's score (default of --class: the best other class)",
     )
     parser.add_argument(
-        "--patches", group="what is explained", action="store_true", help="what channels look at across the images"
+        "--patches",
+        group="what is explained",
+        action="store_true",
+        help="draw the patches with the strongest activations across the images",
     )
     parser.add_argument(
         "--channels",
@@ -75,7 +81,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         type=int,
         default=8,
         metavar="K",
-        help="show the K strongest (default: 8)",
+        help="show the K strongest channels (default: 8)",
     )
     parser.add_argument(
         "--indices",
@@ -83,29 +89,29 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         type=int,
         nargs="+",
         metavar="N",
-        help="show these channels, numbered from 0 through all heads",
+        help="show these channels instead, counted from 0 over all heads",
     )
     parser.add_argument(
         "--limit",
         group="what is explained",
         type=int,
         metavar="N",
-        help=f"only the first N images (default: {LIMIT}; with --patches: all)",
+        help=f"explain only the first N images (default: {LIMIT}; with --patches: all)",
     )
     parser.add_argument(
         "--out",
         group="output",
         type=Path,
         metavar="DIR",
-        help="where files go (default: explained/, explained-2/, ... in the run)",
+        help="output folder (default: explained/, explained-2/, ... in the run's folder)",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
-    if not 1 <= args.channels <= MOST_CHANNELS or len(args.indices or ()) > MOST_CHANNELS:
-        raise CxlpError(f"--channels, --indices: one picture shows 1 to {MOST_CHANNELS} channels")
+    if not 1 <= args.channels <= MAX_CHANNELS or len(args.indices or ()) > MAX_CHANNELS:
+        raise CxlpError(f"--channels, --indices: one picture shows 1 to {MAX_CHANNELS} channels")
     check_numbers(args, limit=1)
     find_checkpoint(args.checkpoint)
     check_images(args.images)
@@ -124,7 +130,9 @@ def run(args: Namespace) -> int:
     files = list(image_paths(args.images, lines_of_stdin()))
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:
-        print(f"the first {limit} of {len(files):,} images; --limit {len(files)}: all", file=sys.stderr)  # noqa: T201
+        print(  # noqa: T201
+            f"explaining the first {limit} of {len(files):,} images; --limit {len(files)} explains all", file=sys.stderr
+        )
     source = _Source(model, files[:limit])
     out = args.out or _new(_run_folder(args.checkpoint) / "explained")
     with out_folder(out):
@@ -134,7 +142,11 @@ def run(args: Namespace) -> int:
 
 @dataclass
 class _Source:
-    """Images and the network that scores them; those that cannot be read are named on stderr and passed over."""
+    """Images and the network that scores them. Unreadable images are reported on stderr and skipped.
+
+    Attributes:
+        failed: Number of images that could not be read, or whose pictures could not be written.
+    """
 
     model: "Predictor"
     files: Sequence[str]
@@ -143,7 +155,7 @@ class _Source:
     def explained(
         self, target: int | None, against: int | None
     ) -> Iterator[tuple[int, "Tensor", float, "Explanation"]]:
-        """Go through the images: number, input, height by width, explanation."""
+        """Yield each image's index, network input, height divided by width, and explanation."""
         import torch
 
         from cxlp.deploy.reading import read
@@ -169,7 +181,7 @@ class _Source:
                         yield number, image, proportion, explanation
 
     def enlarged(self, number: int, size: int) -> "Tensor":
-        """Read an image again, at another size than the network's."""
+        """Read an image again, at another size than the network's input."""
         from cxlp.data.decode import read_image
 
         transform = self.model.transform.at(size)
@@ -177,7 +189,7 @@ class _Source:
 
 
 def _evidence(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
-    """Write a picture per image, and the records of all."""
+    """Write one picture per image, and ``evidence.json`` with the records of all images."""
     from cxlp.reports.outputs import Outputs
     from cxlp.reports.overlays import draw_explanation, headline
     from cxlp.utils.files import write_whole
@@ -185,12 +197,12 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
     network, records, note, outputs = source.model.network, [], "", Outputs()
     if network.test_view_count > 1:
         kind = network.test_views.kind
-        note = f"Of the whole image; the run's own score is a mean over its test views ({kind})."
+        note = f"Score of the whole image; the run's test score is the mean over its test views ({kind})."
         print(note, file=sys.stderr)  # noqa: T201
     for number, image, proportion, explanation in source.explained(target, against):
         path = source.files[number]
         channels = _chosen(args, explanation)
-        stem = os.fsencode(Path(path).stem)[:80].decode(errors="ignore")  # letters may have four bytes
+        stem = os.fsencode(Path(path).stem)[:80].decode(errors="ignore")  # limits the bytes: a character may have four
         picture = f"{number + 1:03d}-{stem}.png"
         with outputs.attempt(picture):
             drawn = draw_explanation(image, proportion, explanation, channels, network.classes, note)
@@ -203,7 +215,10 @@ def _evidence(source: _Source, target: int | None, against: int | None, args: Na
 
 
 def _record(explanation: "Explanation", network: "Network", channels: Sequence[int]) -> dict[str, Any]:
-    """What a picture shows, in numbers: all channels' shares, and all places' by head and view, add up to evidence."""
+    """Return an explanation as JSON values.
+
+    ``evidence`` is the sum of the shares of all channels, and also of all places over all heads and views.
+    """
     target, against = explanation.target, explanation.against
     shares = explanation.channels
     return {
@@ -220,7 +235,7 @@ def _record(explanation: "Explanation", network: "Network", channels: Sequence[i
 
 
 def _patches(source: _Source, target: int | None, against: int | None, args: Namespace, out: Path) -> None:
-    """Go through all images, then read those again that hold the strongest places."""
+    """Find each channel's strongest places in all images, then read those images again and cut the patches."""
     from cxlp.explain.patches import TopPlaces
     from cxlp.reports.overlays import draw_patches
     from cxlp.utils import spelling
@@ -231,10 +246,10 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
     explained = source.explained(target, against)
     for number, _, _, explanation in track(explained, "Explaining", len(source.files)):
         if not top.images:
-            _chosen(args, explanation)  # refuses channels that are not there before the work is done
+            _chosen(args, explanation)  # checks --indices before the work begins
         top.update(number, explanation)
     if not top.images:
-        raise CxlpError("no image could be read, so there are no patches")
+        raise CxlpError("--patches: no image could be read")
     channels = args.indices or top.strongest(args.channels)
     patches = {channel: top.patches(channel) for channel in channels}
     cut: dict[tuple[int, int], Tensor] = {}
@@ -272,7 +287,7 @@ def _patches(source: _Source, target: int | None, against: int | None, args: Nam
 
 
 def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
-    """The channels to show: those given, or the strongest ones, whatever the sign of their shares."""
+    """Return the channels to show: those of --indices, or those with the largest absolute shares."""
     shares = explanation.channels
     if args.indices:
         if wrong := [k for k in args.indices if not 0 <= k < len(shares)]:
@@ -282,7 +297,7 @@ def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
 
 
 def _new(folder: Path) -> Path:
-    """The folder, or where there is one already, one beside it: what was explained before is kept."""
+    """Return the folder, or if it exists, the first free ``folder-2``, ``folder-3``, ..., so that nothing is lost."""
     number = 1
     place = folder
     while place.exists():

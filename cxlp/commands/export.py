@@ -1,4 +1,4 @@
-"""``cxlp export``: a checkpoint as ONNX or ``torch.export``, checked against the network."""
+"""``cxlp export``: export a checkpoint's network as ONNX or by ``torch.export``, and check the exported file."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cxlp.deploy.predictor import Predictor
 
-#: How many images a check compares.
+#: Maximum number of images that a check compares.
 IMAGES = 32
 
 
@@ -23,13 +23,14 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "export",
-        help="a checkpoint as ONNX or torch.export, checked against the network",
-        description="Write a checkpoint's network as a file for other runtimes: batches (B, 3, T, T) of any size in,\n"
-        "RGB, and one logit per class out. Classes, T, how to resize, and what makes probabilities\n"
-        'of logits are in its metadata, as JSON under "cxlp" (of a .pt2: the extra file "cxlp.json").\n'
-        "The file is opened again and held against the network; sizes and times are of this machine's CPU.\n"
-        "Exit status: 0 it computes the same; 1 it does not; 2 the arguments are wrong.",
-        epilog="ONNX takes three packages: pip install onnx onnxruntime onnxscript\n\n"
+        help="export a checkpoint as ONNX or by torch.export, and check the file",
+        description="Write a checkpoint's network as a file for other runtimes. Its input is a batch of RGB images\n"
+        "(B, 3, T, T) with any B; its output is one logit per class. Classes, T, the resizing, and the function\n"
+        'that turns logits into probabilities are in its metadata, as JSON under "cxlp" (in a .pt2 file: the\n'
+        'extra file "cxlp.json"). The file is then loaded, and its logits are compared with the network\'s;\n'
+        "times are measured on this machine's CPU.\n"
+        "Exit status: 0 the logits agree; 1 they do not; 2 the arguments are wrong.",
+        epilog="ONNX needs three packages: pip install onnx onnxruntime onnxscript\n\n"
         "examples:\n"
         "  %(prog)s runs/NAME/checkpoints/best.ckpt --out model.onnx --check photos/\n"
         "  %(prog)s best.ckpt --format torch --out model.pt2",
@@ -47,14 +48,14 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         group="output",
         choices=("uint8", "float32"),
         default="uint8",
-        help="of the input: uint8 (default) of 0..255, or float32 of 0..1",
+        help="type of the input: uint8 from 0 to 255 (the default), or float32 from 0 to 1",
     )
     parser.add_argument(
         "--check",
         group="check",
         nargs="+",
         metavar="PATH",
-        help=f"images, folders or quoted patterns to compare on, the first {IMAGES} (default: drawn birds)",
+        help=f"images, folders or quoted patterns; the first {IMAGES} images are compared (default: drawn birds)",
     )
     parser.set_defaults(run=run)
 
@@ -63,7 +64,7 @@ def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     suffix = {"onnx": ".onnx", "torch": ".pt2"}[args.format]
     if args.out.suffix != suffix:
-        raise CxlpError(f"--out {args.out}: a file of --format {args.format} ends in {suffix}")
+        raise CxlpError(f"--out {args.out}: with --format {args.format}, the name must end in {suffix}")
     check_out_file(args.out)
     find_checkpoint(args.checkpoint)
     if args.check is not None:
@@ -80,13 +81,13 @@ def run(args: Namespace) -> int:
     print(f"{' + '.join(map(str, files))}: {megabytes:.1f} MB")  # noqa: T201
     found = check(model, args.out, args.format, images, args.input)
     print(  # noqa: T201
-        f"largest difference of logits: {found.difference:.1e} of {found.largest:.2f} (tolerance "
-        f"{found.tolerated:.1e}); the same class on top of {found.same} of {found.images} {called}"
+        f"largest difference of logits: {found.difference:.1e}, largest logit {found.largest:.2f} (tolerance "
+        f"{found.tolerated:.1e}); the same predicted class for {found.same} of {found.images} {called}"
     )
     runtime = {"onnx": "onnxruntime", "torch": "exported program"}[args.format]
     print(f"one image: network {found.network_ms:.1f} ms, {runtime} {found.exported_ms:.1f} ms (medians)")  # noqa: T201
     if not found.passed:
-        print("it does NOT compute the same: do not use it")  # noqa: T201
+        print("the exported file does NOT agree with the network: do not use it")  # noqa: T201
     return 0 if found.passed else 1
 
 
@@ -97,7 +98,7 @@ def _given(model: "Predictor", arguments: list[str]) -> tuple["Tensor", str]:
 
     paths = list(islice(image_paths(arguments, ()), IMAGES))
     if not paths:
-        raise CxlpError("--check names no images")
+        raise CxlpError(f"--check {' '.join(arguments)}: no images found")
     return torch.stack([model.picture(path) for path in paths]), "given images"
 
 

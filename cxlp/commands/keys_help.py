@@ -1,4 +1,7 @@
-"""``--model.help``, ``--data.help NAME`` and the like: a group's keys, read from the sources, so without torch."""
+"""Help pages of groups of keys, such as ``--model.help`` and ``--data.help NAME``.
+
+They are read from the source files, without importing torch.
+"""
 
 import re
 import textwrap
@@ -9,7 +12,7 @@ from cxlp.runs.arguments import CLASSES, HEAD, TRAINER
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.sources import Described, describe
 
-#: What defines the keys of each group; of ``model.head`` and ``data``, unless another class is named.
+#: The class whose arguments are the keys of each group; for ``model.head`` and ``data``, the default class.
 GROUPS = {
     "model": "cxlp.runs.recipe.ModelConfig",
     "model.backbone": "cxlp.backbones.backbone.BackboneConfig",
@@ -27,16 +30,16 @@ _WIDTH = 100
 
 
 def keys_help(arguments: Sequence[str]) -> str | None:
-    """Describe the keys of the first group that arguments ask for by ``--GROUP.help [CLASS]``.
+    """Return the help page that the first argument of the form ``--GROUP.help [CLASS]`` asks for.
 
     Args:
-        arguments: Of ``train.py``.
+        arguments: The arguments of ``train.py``.
 
     Returns:
-        The text; ``None``: they ask for none.
+        The page, or ``None`` without such an argument.
 
     Raises:
-        CxlpError: If there is no such group or class.
+        CxlpError: If the group or class does not exist.
     """
     for number, argument in enumerate(arguments):
         asked = re.fullmatch(r"--([\w.]+)\.help(?:=(.+))?", argument)
@@ -54,13 +57,13 @@ def _page(group: str, name: str | None) -> str:
     path = GROUPS[group]
     if name is not None:
         if not valid:
-            raise CxlpError(f"--{group}.help {name}: {group} is no class, so it takes no name")
+            raise CxlpError(f"--{group}.help {name}: {group} has no classes; leave out {name}")
         short = {p.rpartition(".")[2]: p for p in valid} | (DATA_MODULES if group == "data" else {})
         path = short.get(name, name)
     found = describe(path) if "." in path else None
     if found is None:
         names = [p.rpartition(".")[2] for p in valid]
-        raise CxlpError(f"--{group}.help: no source of a class {name or path}. {did_you_mean(name or path, names)}")
+        raise CxlpError(f"--{group}.help: class {name or path} not found. {did_you_mean(name or path, names)}")
     first, options = found
     nested = {key for key in GROUPS if key.rpartition(".")[0] == group}
     title = f"{group}, {path.rpartition('.')[2]}" if valid else group
@@ -74,7 +77,7 @@ def _page(group: str, name: str | None) -> str:
 
 
 def _described(key: str, option: Described, is_group: bool) -> list[str]:
-    """A key's line, and what it means; of a group of keys, where they are described."""
+    """Return the lines for a key: its type, default and meaning; for a nested group, its own help option."""
     if is_group:
         head = f"  --{key}.*  (a group: --{key}.help)"
     else:
@@ -88,5 +91,5 @@ def _described(key: str, option: Described, is_group: bool) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Docstring markup as plain text."""
+    """Remove docstring markup."""
     return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text).replace("``", "").replace("`", "")

@@ -1,4 +1,4 @@
-"""The parser of commands: what is misspelt is told in one line, with what is meant."""
+"""The argument parser of the commands. It reports a misspelling in one line and suggests the right spelling."""
 
 import re
 from argparse import Action, ArgumentParser
@@ -14,7 +14,7 @@ class CommandParser(ArgumentParser):
     """A parser that suggests the nearest command, option or value, and lists the valid ones once.
 
     Attributes:
-        options: Its own, such as ``--out``.
+        options: The long options of this command, such as ``--out``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,7 +24,7 @@ class CommandParser(ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def add_argument(self, *names: Any, group: str | None = None, **kwargs: Any) -> Action:
-        """Add an argument, perhaps to a group of the help's, and note its name and values."""
+        """Add an argument, to a group of the help page if one is named, and record its name and choices."""
         self.options += [name for name in names if name.startswith("--")]
         for name in (*names, "/".join(names), kwargs.get("metavar")):
             if kwargs.get("choices"):
@@ -37,18 +37,18 @@ class CommandParser(ArgumentParser):
         return action
 
     def commands(self, known: Sequence[str]) -> None:
-        """Note the commands that there are."""
+        """Record the names of all commands."""
         self._valid["COMMAND"] = known
 
     def unknown_option(self, given: str) -> NoReturn:
-        """End with a sentence about an option that there is not."""
+        """Exit with an error message about an unknown option or a superfluous argument."""
         name = given.partition("=")[0]
         if not name.startswith("--"):
             self.exit(2, f"error: {name!r} is one argument too many: see {self.prog} --help\n")
         self.exit(2, f"error: there is no option {name}. {did_you_mean(name, self.options)}\n")
 
     def suggest(self, given: Sequence[str], keys: Sequence[str]) -> None:
-        """End where an argument is no key of train.py, and is spelled like an option of this command."""
+        """Exit with an error message if an argument is not a key of train.py but resembles a command's own option."""
         for arg in given:
             name = arg.partition("=")[0]
             if name.startswith("--") and "." not in name and name[2:] not in keys:
@@ -57,7 +57,7 @@ class CommandParser(ArgumentParser):
                     self.unknown_option(arg)
 
     def error(self, message: str) -> NoReturn:
-        """End with what is wrong, and the usage where that says more."""
+        """Exit with an error message: one line for an invalid choice, else argparse's own with the usage."""
         wrong = _CHOICE.match(message)
         if wrong is None or wrong["option"] not in self._valid:
             super().error(message)

@@ -1,4 +1,4 @@
-"""``cxlp predict``: what a checkpoint says of images, as a table."""
+"""``cxlp predict``: classify images with a checkpoint, and write a table."""
 
 import io
 import json
@@ -23,14 +23,15 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "predict",
-        help="what a checkpoint says of images: classes and probabilities, as CSV or JSON lines",
-        description="Name the most probable classes of images, by a checkpoint of train.py and nothing else.\n"
-        "One row per file, in order, each batch as soon as it is done. A file that cannot be read gets a row\n"
-        "with an error and stops nothing.\n"
-        "Exit status: 0 all files were read; 1 some were not; 2 the arguments are wrong, or no path is there.",
-        epilog="Images are resized as in the test of the checkpoint's run, by its own options. A network that was\n"
-        "trained on crops to boxes (--data.bbox true) expects images that are cropped like that.\n"
-        "Probabilities are a softmax over all classes or, where an image may show several, a sigmoid of each.\n\n"
+        help="classify images with a checkpoint: classes and probabilities, as CSV or JSON lines",
+        description="Write the most probable classes of images. The command needs only a checkpoint of train.py.\n"
+        "It writes one row per file, in order, after each batch. A file that cannot be read gets a row with an\n"
+        "error, and the others are still classified.\n"
+        "Exit status: 0 all files were read; 1 some were not; 2 the arguments are wrong, or no path exists.",
+        epilog="Images are resized with the options of the checkpoint's run, as in its test. A network that was\n"
+        "trained on images cropped to boxes (--data.bbox true) expects cropped images.\n"
+        "Probabilities are the softmax over all classes; for data with several labels per image, the sigmoid of\n"
+        "each logit.\n\n"
         "examples:\n"
         "  %(prog)s runs/NAME/checkpoints/best.ckpt photo.jpg photos/ > predictions.csv\n"
         "  %(prog)s best.ckpt 'photos/**/*.png' --top 1 --format jsonl --out predictions.jsonl\n"
@@ -41,7 +42,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/best.ckpt, or runs/NAME"
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="images, folders of them, quoted patterns; -: paths on stdin"
+        "paths", nargs="+", metavar="PATH", help="images, folders or quoted patterns; -: read paths from stdin"
     )
     parser.add_argument("--format", group="output", choices=("csv", "jsonl"), default="csv", help="default: csv")
     parser.add_argument(
@@ -49,20 +50,20 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         group="output",
         type=Path,
         metavar="FILE",
-        help="written aside and put in place when whole (default: stdout)",
+        help="output file, which appears only when it is complete (default: stdout)",
     )
     parser.add_argument(
-        "--top", group="output", type=int, default=5, metavar="K", help="how many classes per image (default: 5)"
+        "--top", group="output", type=int, default=5, metavar="K", help="number of classes per image (default: 5)"
     )
     parser.add_argument(
-        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+        "--batch-size", group="computing", type=int, default=32, metavar="N", help="images per batch (default: 32)"
     )
     parser.add_argument(
         "--workers",
         group="computing",
         type=int,
         metavar="N",
-        help="processes that decode; 0: none (default: one per core, at most 8)",
+        help="processes that decode images; 0: the main process (default: one per core, at most 8; 0 with -)",
     )
     parser.add_argument(
         "--device", group="computing", default="auto", help="auto (the default), cpu, cuda, cuda:1, ..."
@@ -88,9 +89,9 @@ def run(args: Namespace) -> int:
     model.check_classes()
     warn_of_boxes(model)
     top = min(args.top, len(model.classes))
-    # Processes that decode are fed ahead: who writes to stdin by and by would wait for rows.
+    # Worker processes prefetch paths, so the rows of paths that arrive slowly on stdin would be delayed.
     workers = (0 if "-" in args.paths else min(8, usable_cores())) if args.workers is None else args.workers
-    # Rows on a terminal are progress enough.
+    # Rows that appear on a terminal show the progress.
     hidden = args.out is None and sys.stdout.isatty()
     total = None if hidden or "-" in args.paths else sum(1 for _ in image_paths(args.paths, ()))
     found = model.stream(image_paths(args.paths, lines_of_stdin()), top, args.batch_size, workers)
@@ -102,14 +103,14 @@ def run(args: Namespace) -> int:
             file.write(_csv(["path", *heads, "error"]))
         files, failed = _write(track(found, "Predicting", total, hidden=hidden), row, file)
     if not files:
-        print("there were no paths", file=sys.stderr)  # noqa: T201
+        print("-: stdin has no paths", file=sys.stderr)  # noqa: T201
     if failed:
-        print(f"{failed:,} of {files:,} files could not be read: see their errors", file=sys.stderr)  # noqa: T201
+        print(f"{failed:,} of {files:,} files could not be read: see the errors in their rows", file=sys.stderr)  # noqa: T201
     return 1 if failed else 0
 
 
 def _write(found: Iterable["Prediction"], row: Callable[["Prediction"], str], file: TextIO) -> tuple[int, int]:
-    """Write a row per prediction; return how many there are, and how many of them are errors."""
+    """Write one row per prediction; return the number of rows and of rows with errors."""
     files = failed = 0
     for each in found:
         file.write(row(each))
@@ -137,9 +138,9 @@ def _json_row(found: "Prediction") -> str:
 
 @contextmanager
 def _output(path: Path | None, form: str) -> Iterator[TextIO]:
-    """Open stdout, or a file that is put in place when all of it is written.
+    """Open stdout, or a temporary file that is renamed to the output file when it is complete.
 
-    A name that is no UTF-8 leaves as the bytes that it is in CSV; in JSON, which is UTF-8, as an escape.
+    File names that are not valid UTF-8 keep their bytes in CSV. In JSON, which must be UTF-8, they are escaped.
     """
     errors = "surrogateescape" if form == "csv" else "backslashreplace"
     if path is None:
@@ -147,7 +148,7 @@ def _output(path: Path | None, form: str) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8", errors=errors)
         yield sys.stdout
         return
-    path = path.resolve()  # of a link, what it leads to is replaced
+    path = path.resolve()  # replace a link's target, not the link
     if path.exists() and not path.is_file():  # a pipe, a device
         with path.open("w", encoding="utf-8", errors=errors, newline="") as file:
             yield file

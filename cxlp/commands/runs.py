@@ -1,4 +1,4 @@
-"""``cxlp runs``: list the runs in a folder, show one, test the differences of several, delete some."""
+"""``cxlp runs``: list, show, compare, rank and delete the runs in a folder."""
 
 import json
 import sys
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from cxlp.studies.catalogue import Entry
 
-#: What runs can be sorted by.
+#: Values of --sort.
 SORTS = ("name", "data", "backbone", "head", "mode", "accuracy", "date", "size")
-#: Most runs that a page compares.
-MOST = 30
-#: Width of tables where standard output is no terminal, characters.
+#: Maximum number of runs on a page.
+MAX_ON_PAGE = 30
+#: Width of tables if standard output is not a terminal, characters.
 WIDTH = 200
-#: Words that other programs have for what names and options do here, and the options that do it.
+#: Subcommands that a user may expect from other programs, and the options that do the same here.
 _WORDS = {"list": "", "show": "", "delete": " --delete --yes", "rm": " --delete --yes", "remove": " --delete --yes"}
 
 
@@ -29,19 +29,22 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "runs",
-        help="list runs, show one, test the differences of several, delete some",
-        description="List the runs in a folder, and later tests (cxlp test). One name shows that run; --html writes\n"
-        "a page that compares the named or filtered runs. A run's name is its path below --root.\n"
-        "After the word compare, differences on the same test images are tested; there, the folder of a series\n"
-        "(train --seeds) and a quoted pattern such as 'cl-split*' stand for several runs of one system.\n"
-        "--delete takes only what is surely a run, in --root, behind no link.\n"
-        "Exit status: 0; 2 the arguments are wrong, or a run that is to be deleted is going on.",
+        help="list, show, compare, rank and delete runs",
+        description="List the runs in a folder, with later tests (cxlp test). A run's name is its path below --root.\n"
+        "One name shows the details of that run. --html writes a page that compares the named or filtered runs.\n"
+        "'runs compare' tests the differences between runs on the same test images. There, the folder of a\n"
+        "series (train --seeds) or a quoted pattern such as 'cl-split*' stands for several runs of one system.\n"
+        "'runs cells' takes folders of comparisons (cxlp compare), each of them a cell. It ranks the systems that\n"
+        "all of them have, and tests the differences over the cells.\n"
+        "--delete deletes only folders in --root that are certainly runs, and follows no links.\n"
+        "Exit status: 0; 2 the arguments are wrong, or a run to be deleted is still in progress.",
         epilog="examples:\n"
         "  %(prog)s --sort accuracy\n"
         "  %(prog)s --filter cub --filter frozen\n"
         "  %(prog)s NAME\n"
         "  %(prog)s NAME OTHER --html compare.html\n"
         "  %(prog)s compare NAME OTHER THIRD --reference THIRD\n"
+        "  %(prog)s cells COMPARISON OTHER THIRD --picture ranks.png\n"
         "  %(prog)s NAME OTHER --delete --yes",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -52,35 +55,42 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="folder of the runs (runs)",
+        help="folder of the runs (default: runs)",
     )
     parser.add_argument(
         "--sort",
         group="which runs, in which order",
         choices=SORTS,
         default="date",
-        help="default: date, the newest first",
+        help="default: date, newest first",
     )
-    parser.add_argument(
-        "--reverse", group="which runs, in which order", action="store_true", help="the other way round"
-    )
+    parser.add_argument("--reverse", group="which runs, in which order", action="store_true", help="reverse the order")
     parser.add_argument(
         "--filter",
         group="which runs, in which order",
         action="append",
         default=[],
         metavar="TEXT",
-        help="only where a column holds this; repeatable",
+        help="only runs that contain this text in any column; repeatable",
     )
-    parser.add_argument("--html", group="output", type=Path, metavar="FILE", help="write a page that compares them")
+    parser.add_argument("--html", group="output", type=Path, metavar="FILE", help="write a page that compares the runs")
     parser.add_argument(
-        "--reference", group="output", metavar="NAME", help="of compare: what others are compared to (the first)"
+        "--reference",
+        group="output",
+        metavar="NAME",
+        help="with compare: the run that the others are compared with (default: the first)",
     )
-    parser.add_argument("--json", group="output", action="store_true", help="print them as JSON")
     parser.add_argument(
-        "--delete", group="deleting", action="store_true", help="delete the named runs, with --yes; else only tell them"
+        "--picture", group="output", type=Path, metavar="FILE", help="with cells: draw the critical-difference diagram"
     )
-    parser.add_argument("--yes", group="deleting", action="store_true", help="do delete them")
+    parser.add_argument("--json", group="output", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--delete",
+        group="deleting",
+        action="store_true",
+        help="list the named or filtered runs, and with --yes delete them",
+    )
+    parser.add_argument("--yes", group="deleting", action="store_true", help="confirm --delete")
     parser.set_defaults(run=run)
 
 
@@ -91,27 +101,35 @@ def run(args: Namespace) -> int:
     from cxlp.studies import catalogue
 
     if args.yes and not args.delete:
-        raise CxlpError("--yes goes with --delete")
+        raise CxlpError("--yes has no effect without --delete")
     if args.names[:1] == ["compare"]:
         from cxlp.commands.runs_compare import compare
 
         return compare(args)
+    if args.names[:1] == ["cells"]:
+        from cxlp.commands.runs_cells import cells
+
+        return cells(args)
+    if args.picture is not None:
+        raise CxlpError("--picture goes with: cxlp runs cells COMPARISON OTHER")
     word, *others = args.names or [""]
     if word in _WORDS and others and not (args.root / word).exists():
         meant = " ".join([program(), "runs", *others])
-        raise CxlpError(f"{word!r} is no word of this command. Give: {meant}{_WORDS[word]}")
+        raise CxlpError(f"there is no subcommand {word!r}. Give: {meant}{_WORDS[word]}")
     if args.reference is not None:
-        raise CxlpError("--reference goes with: cxlp runs compare NAME OTHER")
+        raise CxlpError(
+            "--reference has no effect without compare. Give: cxlp runs compare NAME OTHER --reference NAME"
+        )
     found = catalogue.find_runs(args.root)
     entries = catalogue.choose(found, args.names, args.root) if args.names else found
-    entries = [entry for entry in entries if all(catalogue.holds(entry, text) for text in args.filter)]
-    key, falling = catalogue.SORTS[args.sort]
-    entries.sort(key=key, reverse=falling != args.reverse)
+    entries = [entry for entry in entries if all(catalogue.matches(entry, text) for text in args.filter)]
+    key, descending = catalogue.SORTS[args.sort]
+    entries.sort(key=key, reverse=descending != args.reverse)
     if not entries:
-        raise CxlpError(f"no run in {args.root}" + (f" holds {' and '.join(args.filter)}" if args.filter else ""))
+        raise CxlpError(f"no run in {args.root}" + (f" contains {' and '.join(args.filter)}" if args.filter else ""))
     if args.delete:
         return _delete(args, entries)
-    # In a pipe nothing is wrapped.
+    # Tables in a pipe are wide enough not to be wrapped.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
     if args.json:
         print(json.dumps([_plain(entry) for entry in entries], indent=2))  # noqa: T201
@@ -210,13 +228,15 @@ def _show(entry: "Entry", console: "Console") -> None:
 
 
 def write_page(file: Path, entries: Sequence["Entry"], paired: Sequence[dict[str, str]] = (), note: str = "") -> None:
-    """Write the page that compares runs, see :func:`~cxlp.reports.overview.write_overview`."""
+    """Write the page that compares runs with :func:`~cxlp.reports.overview.write_overview`."""
     from cxlp.commands import check_out_file
     from cxlp.reports.overview import Shown, write_overview
     from cxlp.studies.catalogue import differing
 
-    if len(entries) > MOST:
-        raise CxlpError(f"--html compares at most {MOST} runs, and these are {len(entries)}: name some, or --filter")
+    if len(entries) > MAX_ON_PAGE:
+        raise CxlpError(
+            f"--html compares at most {MAX_ON_PAGE} runs, and these are {len(entries)}: name some, or use --filter"
+        )
     check_out_file(file, "--html")
     shown = [Shown(entry.name, entry.folder, _facts(entry), entry.found) for entry in entries]
     write_overview(file, shown, differing(entries), paired, note)
@@ -227,13 +247,13 @@ def _delete(args: Namespace, entries: Sequence["Entry"]) -> int:
     from cxlp.studies.deletion import check_deletable, delete
 
     if not args.names and not args.filter:
-        raise CxlpError("--delete: name the runs, or --filter them")
+        raise CxlpError("--delete: name the runs, or select them with --filter")
     check_deletable(entries, args.root)
     for entry in entries:
         print(f"{entry.folder}: {entry.size / 1e6:,.0f} MB, {entry.state}")  # noqa: T201
     if not args.yes:
         what = "1 run" if len(entries) == 1 else f"{len(entries)} runs"
-        raise CxlpError(f"{what} would be deleted: give --yes, too, to do so")
+        raise CxlpError(f"{what} would be deleted: add --yes to delete")
     delete(entries, args.root)
     print(f"deleted {_size(entries)}")  # noqa: T201
     return 0

@@ -20,24 +20,24 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 
 
 def compare(args: Namespace) -> int:
-    """Run the command, see :mod:`cxlp.commands.runs`; return the exit status."""
+    """Run the command with the arguments of :mod:`cxlp.commands.runs`; return the exit status."""
     from cxlp.commands.runs import WIDTH, write_page
     from cxlp.studies.evidence import CHOICE
     from cxlp.studies.paired import NOTE, compare, results_folder
 
     names = list(dict.fromkeys(args.names[1:]))
-    if args.delete or args.filter:
-        raise CxlpError("runs compare takes names only, and deletes nothing")
+    if args.delete or args.filter or args.picture is not None:
+        raise CxlpError("runs compare does not accept --delete, --filter and --picture: name the runs")
     if len(names) < 2:
-        raise CxlpError("runs compare: name two runs or more")
+        raise CxlpError("runs compare: name at least two runs")
     reference = names[0] if args.reference is None else args.reference
     if reference not in names:
-        raise CxlpError(f"--reference {reference} is none of the runs that are compared: {', '.join(names)}")
+        raise CxlpError(f"--reference {reference} is not among the compared runs: {', '.join(names)}")
     known = catalogue.find_runs(args.root)
     systems = {name: _runs_of(name, known, args.root) for name in names}
     metrics = {entry.metric for entries in systems.values() for entry in entries}
     if len(metrics) > 1:
-        raise CxlpError("some of the runs are judged by accuracy, and some by mAP: they cannot be compared")
+        raise CxlpError("some of the runs report accuracy and some mAP: they cannot be compared")
     metric = metrics.pop().removeprefix("test/")
     found = compare({name: [results_folder(e.folder) for e in entries] for name, entries in systems.items()}, reference)
     rows = []
@@ -52,7 +52,7 @@ def compare(args: Namespace) -> int:
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     notes = [NOTE.format(metric=metric, reference=reference), CHOICE]
     notes += [
-        f"{name}: {f.left_out:,} images are left out, which not all of the runs have."
+        f"{name}: {f.left_out:,} images are left out, because not all of the runs have them."
         for name, f in found.items()
         if f.left_out
     ]
@@ -74,10 +74,10 @@ def compare(args: Namespace) -> int:
 
 
 def _runs_of(name: str, known: Sequence[Entry], root: Path) -> list[Entry]:
-    """The runs that a name stands for: one; those of a series; or those that a pattern fits.
+    """Return the runs that a name denotes: one run, the runs of a series, or the runs that match a pattern.
 
     Raises:
-        CxlpError: If there is none, or one was not tested.
+        CxlpError: If there is no such run, or one has no test results.
     """
     path = name.rstrip("/")
     folder = next((place for place in (root / path, Path(path)) if place.is_dir()), None)
@@ -93,20 +93,20 @@ def _runs_of(name: str, known: Sequence[Entry], root: Path) -> list[Entry]:
     else:
         found = catalogue.choose(known, [name], root)
     if not found:
-        raise CxlpError(f"{name!r} fits no run in {root}. {did_you_mean(name, [entry.name for entry in known])}")
+        raise CxlpError(f"{name!r} matches no run in {root}. {did_you_mean(name, [entry.name for entry in known])}")
     untested = next((entry for entry in found if not entry.metric), None)
     if untested is not None:
-        raise CxlpError(f"{untested.name} has no test results ({untested.state}): leave it out, or let it end first")
+        raise CxlpError(f"{untested.name} has no test results ({untested.state}): leave it out, or finish it first")
     return sorted(found, key=lambda entry: [int(part) if part.isdigit() else part for part in _parts(entry.name)])
 
 
 def _parts(name: str) -> list[str]:
-    """Split a name so that numbers in it can be put in their order: text and numbers in turn."""
+    """Split a name into alternating text and digits, so that names sort by their numbers."""
     return re.split(r"(\d+)", name)
 
 
 def _facts(entries: Sequence[Entry], metric: str) -> dict[str, str]:
-    """What the runs of a system have found; of several runs the means."""
+    """Return the table cells of a system; of several runs, the means and the standard deviation."""
     values = [100 * entry.value for entry in entries if entry.value is not None]
     chosen = [cross_validated(entry.found, metric) for entry in entries]
     deviation, interval = spread(values), entries[0].interval if len(entries) == 1 else None

@@ -1,4 +1,4 @@
-"""``cxlp test``: a checkpoint on its own test images again, on another split, or on another data set."""
+"""``cxlp test``: test a checkpoint on its own test images, on another split, or on another data set."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from cxlp.runs.places import NOT_USED, test_arguments
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, out_folder
 
-#: Arguments of train.py that say which images are tested, and how; a group's with its dot.
+#: Arguments of train.py that the command accepts; prefixes of groups end in a dot.
 TAKEN = ("config", "data", "data.", "trainer.", "run.predictions", "seed_everything")
 
 
@@ -17,16 +17,18 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "test",
-        help="test a checkpoint: on its own test images, another split, or another data set with its classes",
-        description="Test a checkpoint once more, and write what a run leaves of its test: metrics.json, tables (each\n"
-        "image in predictions.csv), pictures, a report. Images come from the data of its run, unless keys of data\n"
-        "name others, which may have no split, or a test alone. Keys of train.py stand behind the checkpoint: those\n"
-        "of data and trainer, run.predictions, --config. Classes are matched by their names, in any order: images\n"
-        "of others are left out, and classes without images are told. The run's own folder is left as it is.\n"
-        "Exit status: 0; 2 the arguments are wrong; 3 an output beside the result could not be made.",
+        help="test a checkpoint on its own test images, another split, or another data set with its classes",
+        description="Test a checkpoint again, and write the same outputs as the test of a run: metrics.json, tables\n"
+        "(predictions.csv has each image), pictures and a report. The run's own folder is not changed.\n"
+        "The images are those of the checkpoint's run, unless --data keys name others, which may have only a\n"
+        "test split or no split at all. Keys of train.py may follow the checkpoint: --data.*, --trainer.*,\n"
+        "--run.predictions and --config.\n"
+        "Classes are matched by name, in any order. Images of unknown classes are left out, and classes without\n"
+        "images are reported.\n"
+        "Exit status: 0; 2 the arguments are wrong; 3 a secondary output could not be written.",
         epilog="examples:\n"
         "  %(prog)s runs/NAME                                         # its own test images\n"
-        "  %(prog)s runs/NAME --split val                             # what it has held out\n"
+        "  %(prog)s runs/NAME --split val                             # its held-out images\n"
         "  %(prog)s runs/NAME --data folder --data.root DIR\n"
         "  %(prog)s model.ckpt --config cub200.yaml --data.bbox true --out elsewhere\n"
         "  %(prog)s runs/NAME --trainer.devices 4 --trainer.strategy ddp",
@@ -39,9 +41,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument(
         "--split",
         choices=("train", "val", "test", "all"),
-        help="which images (default: test; all, if other data have no split of their own)",
+        help="the images to test on (default: test; all, for other data without splits)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside the run's folder)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: beside the run's folder)")
     parser.set_defaults(run=run, takes_more=True)
 
 
@@ -52,13 +54,13 @@ def run(args: Namespace) -> int:
         name = arg.partition("=")[0].lstrip("-")
         if arg.startswith("--") and name not in TAKEN and not name.startswith(tuple(t for t in TAKEN if t[-1] == ".")):
             raise CxlpError(
-                f"{arg.partition('=')[0]} has no effect on a test, which takes keys of data and trainer, "
-                "run.predictions and --config: leave it out"
+                f"{arg.partition('=')[0]} has no effect on a test: leave it out "
+                "(valid: keys of data and trainer, run.predictions, --config)"
             )
     arguments = test_arguments(path, args.rest)
     check_early([*arguments, *NOT_USED])
     if args.out is not None:
-        with out_folder(args.out):  # told before all that takes seconds to import
+        with out_folder(args.out):  # fails early, before the slow imports
             pass
 
     from cxlp.runs.retest import retest

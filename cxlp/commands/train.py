@@ -1,4 +1,4 @@
-"""``train.py`` and ``cxlp train``: one run, or a series with several seeds."""
+"""``train.py`` and ``cxlp train``: one run, or a series of runs with different seeds."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -21,10 +21,8 @@ from cxlp.utils.transcript import recording
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
-    # Its options, and --help with them, are those of the command line's own parser.
-    parser = add_parser(
-        "train", help="train and test, as train.py does; see train --help", add_help=False, allow_abbrev=False
-    )
+    # LightningCLI's parser defines the options and --help.
+    parser = add_parser("train", help="train and test a network, like train.py", add_help=False, allow_abbrev=False)
     parser.set_defaults(run=run, takes_more=True)
 
 
@@ -34,14 +32,14 @@ def run(args: Namespace) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run ``train.py``, which is ``cxlp train``, too.
+    """Run ``train.py`` or ``cxlp train``.
 
     Args:
         args: Arguments; ``None``: those of the process.
 
     Returns:
-        The exit status: 0; 2 where the user can mend something; 3 if the result is there, but an output beside it (a
-        table, a picture, the report, a log) could not be made, which stderr names; 130, 143 or 129 after SIGINT
+        The exit status: 0; 2 after an error that the user can fix; 3 if the results were written, but a secondary
+        output (a table, a picture, the report, a log), which stderr names, was not; 130, 143 or 129 after SIGINT
         (Ctrl-C), SIGTERM or SIGHUP.
     """
     begun = Begun()
@@ -58,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if ended is not None:
                 if begun.run is not None:
                     begun.run.discard()
-                if begun.speaks:  # of what is still there
+                if begun.speaks:  # after discard(), to name only what still exists
                     print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
                 let_peers_know(ended[0])
                 return ended[0]
@@ -81,7 +79,7 @@ def _run(args: Sequence[str], begun: Begun) -> int:
     if (page := keys_help(args)) is not None:
         print(page, end="")  # noqa: T201
         return 0
-    check_early(args)  # before all that takes seconds to import
+    check_early(args)  # before the slow imports
     with collecting_no_garbage():
         from cxlp.runs.arguments import find_configs
         from cxlp.runs.cli import parse, parts_of
@@ -96,7 +94,7 @@ def _run(args: Sequence[str], begun: Begun) -> int:
     config = parse(arguments)
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
-        looks_for_earlier(settings)  # which a series does by its name anyway
+        looks_for_earlier(settings)  # checks run.resume: a series finds its earlier runs by name
         begun.series = Path(settings.root) / run_name(settings, config, parts_of(config)["data"])
         begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)
@@ -116,7 +114,7 @@ def _help(of_all_keys: bool) -> int:
 
 
 def _failed(error: Exception) -> int:
-    """Say what the user can mend, and return the exit status; raise what is ours to mend."""
+    """Print an error that the user can fix, and return the exit status; raise any other error again."""
     said = mendable(error)
     let_peers_know(1 if said is None else 2)
     if said is None:
@@ -127,8 +125,8 @@ def _failed(error: Exception) -> int:
 
 def _how_to_go_on(begun: Begun) -> str:
     if begun.series is not None:
-        return f"What is done is kept: give the same command again, with --run.name {begun.series.name}"
+        return f"Finished runs are kept. To continue, repeat the command with --run.name {begun.series.name}"
     folder = folder_to_go_on(begun.run)
     if folder is not None:
-        return f"Go on with: --config {folder}/config.yaml --ckpt_path {folder}"
-    return "Nothing was saved yet: begin again"
+        return f"To continue: --config {folder}/config.yaml --ckpt_path {folder}"
+    return "Nothing was saved yet: start again"

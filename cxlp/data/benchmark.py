@@ -1,4 +1,4 @@
-"""A published data set: files to download, and official lists."""
+"""Base of the published data sets: files to download, and official lists."""
 
 import os
 from abc import abstractmethod
@@ -15,17 +15,17 @@ from cxlp.utils.fetching import Remote
 
 
 class Benchmark(ImageDataModule):
-    """A data set that is downloaded where it is missing, and whose lists say what is in which split.
+    """A data set that is downloaded if it is missing, with official lists of the images of each split.
 
     Args:
-        root: Folder of the data set; one level up or down from there, it is found, too.
-        download: Fetch and unpack the data set where it is missing.
+        root: Folder of the data set. The data set is also found one level above or below this folder.
+        download: Download and unpack the data set if it is missing.
         **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
-    #: What the data set is made of.
+    #: Files to download.
     files: tuple[Remote, ...]
-    #: Its official lists: paths below the root.
+    #: Paths of the official lists below the root.
     lists: tuple[str, ...]
 
     def __init__(self, root: str | Path, download: bool = True, **common: Any) -> None:
@@ -34,7 +34,7 @@ class Benchmark(ImageDataModule):
         self.download = download
 
     def _found(self) -> Path:
-        """Where the lists lie: the root, or else the one folder in it or around it that has them."""
+        """Return the folder of the lists: the root, or else the only folder in or around it that has them."""
         if not self._has_lists(self.root) and self.root.is_dir():
             near = [path for path in (self.root.absolute().parent, *folders_in(self.root)) if self._has_lists(path)]
             if len(near) == 1:
@@ -46,17 +46,17 @@ class Benchmark(ImageDataModule):
 
     @abstractmethod
     def read_lists(self) -> Content:
-        """Read the official lists, which are there."""
+        """Read the official lists, whose files exist."""
 
     def prepare_data(self) -> None:
-        """Download where the data set is missing, on one process per machine."""
+        """Download the data set if it is missing, in one process per machine."""
         obtain(self.files, self.root, self.name, allowed=self.download)
 
     def read(self) -> Content:
-        """Read the official lists, and count the other pictures in the folder of theirs.
+        """Read the official lists, and count the images in the same folder that no list names.
 
         Raises:
-            CxlpError: If one is missing, and how to get it; or if they do not fit together.
+            CxlpError: If a list is missing, with how to get it; or if the lists are inconsistent.
         """
         lacking = [path for path in self.lists if not (self.root / path).is_file()]
         if lacking:
@@ -68,5 +68,5 @@ class Benchmark(ImageDataModule):
         listed = {path for path in listed if path.is_relative_to(self.root.absolute())}
         images = Path(os.path.commonpath([path.parent for path in listed])) if listed else None
         if images and images.is_dir() and (unlisted := len(set(pictures(images, Counter())) - listed)):
-            self.left_out["pictures in no list"] = unlisted
+            self.left_out["images in no list"] = unlisted
         return content

@@ -1,4 +1,4 @@
-"""Changes of pictures by their import paths: transforms of albumentations or torchvision, or modules of one's own."""
+"""Transforms given by import path: those of albumentations or torchvision, or modules of your own."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -13,24 +13,24 @@ from cxlp.data.decode import Pixels
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.importing import import_object
 
-#: Changes a picture ``(H, W, 3)``, uint8, by draws from a seed.
+#: A function of an image ``(H, W, 3)``, uint8, and a seed for its random draws; returns the transformed image.
 Change = Callable[[Pixels, int], Pixels]
 
 
 def build_change(described: Mapping[str, Any], key: str, resizes: bool = False) -> Change:
-    """Build a change, whose draws depend on the seed only that it is called with.
+    """Build a transform whose random draws depend only on the seed with which it is called.
 
     Args:
-        described: ``class_path`` and perhaps ``init_args``, which may hold further such descriptions. A transform of
-            albumentations gets the picture as its ``image``; any other module is called with a tensor ``(3, H, W)``,
-            uint8, as transforms of ``torchvision.transforms.v2`` are, and returns such a tensor.
-        key: What it is given by, for errors.
-        resizes: Whether it may make a picture of another size.
+        described: ``class_path`` and optionally ``init_args``, which may contain further such descriptions. A transform
+            of albumentations is called with the image as ``image``. Any other module is called with a tensor
+            ``(3, H, W)``, uint8, like transforms of ``torchvision.transforms.v2``, and returns such a tensor.
+        key: Config key of the transform, for errors.
+        resizes: Whether the transform may change the size of the image.
 
     Raises:
-        CxlpError: If it cannot be imported, is none of these, or does not take the arguments.
+        CxlpError: If the class cannot be imported, is not such a transform, or does not accept the arguments.
     """
-    import albumentations as A  # half a second, which a run without such changes can do without
+    import albumentations as A  # takes half a second, so only if a run needs it
 
     change = _build(described, key)
     is_theirs = isinstance(change, A.BasicTransform | A.BaseCompose)
@@ -52,14 +52,14 @@ class _Change:
     def __call__(self, image: Pixels, seed: int) -> Pixels:
         try:
             changed = self._apply(image, seed)
-        except Exception as error:  # whatever the change raises
+        except Exception as error:  # a user's transform may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise CxlpError(f"{self.what} fails on a picture that is uint8 {image.shape}: {reason}") from error
+            raise CxlpError(f"{self.what} fails on an image of uint8 {image.shape}: {reason}") from error
         expected = (*changed.shape[:2], 3) if self.resizes and isinstance(changed, np.ndarray) else image.shape
         if not isinstance(changed, np.ndarray) or changed.shape != expected or changed.dtype != np.uint8:
             kind = f"{changed.dtype} {changed.shape}" if isinstance(changed, np.ndarray) else type(changed).__name__
-            must = "it must be uint8, with 3 channels" if self.resizes else "both must stay"
-            raise CxlpError(f"{self.what} makes {kind} of a picture that is uint8 {image.shape}: {must}")
+            must = "it must be uint8, with 3 channels" if self.resizes else "type and shape must stay the same"
+            raise CxlpError(f"{self.what} returns {kind} for an image of uint8 {image.shape}: {must}")
         return np.ascontiguousarray(changed)
 
     def _apply(self, image: Pixels, seed: int) -> Any:  # noqa: ANN401 (whatever the change makes)
@@ -74,9 +74,12 @@ class _Change:
 
 
 def _build(described: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (either kind)
-    """Build what is described, the innermost first; nothing else is called, since a checkpoint may name it."""
+    """Build the described transform, inner ones first.
+
+    Only transforms are called: the description may come from a checkpoint, which must not run other code.
+    """
     if not isinstance(described.get("class_path"), str) or described.keys() - {"class_path", "init_args"}:
-        raise CxlpError(f"{key}: give class_path and init_args, not {dict(described)}")
+        raise CxlpError(f"{key} is {dict(described)}: set class_path and init_args")
     path = described["class_path"]
     import albumentations as A
 
@@ -86,7 +89,7 @@ def _build(described: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (eith
     try:
         return found(**{name: _filled(value, key) for name, value in (described.get("init_args") or {}).items()})
     except (TypeError, ValueError) as error:
-        raise CxlpError(f"{key}: {path} does not take these init_args: {error}") from error
+        raise CxlpError(f"{key}: {path} does not accept these init_args: {error}") from error
 
 
 def _filled(value: Any, key: str) -> Any:  # noqa: ANN401 (any value of a config)
@@ -97,7 +100,7 @@ def _filled(value: Any, key: str) -> Any:  # noqa: ANN401 (any value of a config
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of torch, NumPy and Python, and put them back in the end."""
+    """Seed the generators of torch, NumPy and Python, and restore their states at the end."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

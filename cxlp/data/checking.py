@@ -1,4 +1,4 @@
-"""Checks of a whole data set: what would stop a run, what would spoil its scores, what the loaders convert."""
+"""Checks of a whole data set: errors that stop a run, data that bias the results, and conversions of the loaders."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,21 +16,21 @@ from cxlp.data.lists import TotalsError
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.progress import bar
 
-#: Files that are decoded before libjpeg's warnings are read.
+#: Number of files decoded between two reads of libjpeg's warnings.
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds: samples, the classes that they show, and labels.
+    """Numbers of samples, classes and labels of a split.
 
     Attributes:
-        images: Samples.
-        classes: Classes that some sample shows.
-        fewest: Samples of the rarest of them.
-        most: Samples of the most frequent of them.
-        positives: Labels 1 over all classes; each sample has one where each image shows one class.
-        ignored: Labels 0.
+        images: Number of samples.
+        classes: Number of classes that have samples.
+        fewest: Number of samples of the rarest of these classes.
+        most: Number of samples of the most frequent class.
+        positives: Number of labels 1 over all classes; with one label per image, the number of samples.
+        ignored: Number of labels 0.
     """
 
     images: int
@@ -43,13 +43,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`check` found.
+    """Result of :func:`check`.
 
     Attributes:
-        counts: By split; with ``train + val`` where there are official validation images.
-        findings: By kind, in the order of the kinds; only kinds of which there are some.
-        files: How many different ones the splits use.
-        decoded: How many of them could be decoded.
+        counts: Counts by split, and of ``train + val`` if there are official validation images.
+        findings: Findings by kind, in the order of the kinds; kinds without findings are left out.
+        files: Number of distinct files that the splits use.
+        decoded: Number of these files that could be decoded.
     """
 
     counts: dict[str, Counts]
@@ -64,20 +64,23 @@ class Report:
 
 
 def check(data: ImageDataModule, workers: int) -> Report:
-    """Decode every image that the splits use, and compare the lists with each other; downloads nothing.
+    """Decode all images that the splits use, and compare the lists with each other. Nothing is downloaded.
 
-    Boxes are checked also where a run would not use them. No finding ends the check early.
+    Boxes are checked even if a run would not use them. The check does not stop at the first finding.
 
     Args:
         data: The data set.
-        workers: Threads that decode.
+        workers: Number of decoding threads.
 
     Raises:
-        CxlpError: If the data set is not there, or its lists cannot be read.
+        CxlpError: If the data set is missing, or its lists cannot be read.
     """
     findings, (classes, samples) = _read_with_boxes(data)
     if not data.root.is_dir():
-        raise CxlpError(f"{data.name}: there is no {data.root.absolute()}")
+        raise CxlpError(
+            f"{data.name}: there is no folder {data.root.absolute()}: download the data set, or name its folder by "
+            "--root"
+        )
     fitted = [*samples["train"], *samples.get("val", [])]
     findings += [Finding(Kind.LISTS, d) for d in list_defects(classes, {"train": fitted, "test": samples["test"]})]
     findings += [*_oddities("train", fitted), *_oddities("test", samples["test"])]
@@ -105,19 +108,19 @@ def check(data: ImageDataModule, workers: int) -> Report:
 
 def _read_with_boxes(data: ImageDataModule) -> tuple[list[Finding], Content]:
     data = copy(data)
-    vars(data)["on_broken"] = "skip"  # a table would name the first missing file, but here all are found
+    vars(data)["on_broken"] = "skip"  # otherwise a table would stop at the first missing file
     boxed = copy(data)
     if hasattr(data, "bbox"):
         vars(boxed)["bbox"] = True
     try:
         return _read(boxed)
     except CxlpError as error:
-        findings, content = _read(data)  # raises what does not depend on the boxes
+        findings, content = _read(data)  # raises an error that does not depend on the boxes again
         return [Finding(Kind.BOX_LIST, str(error)), *findings], content
 
 
 def _read(data: ImageDataModule) -> tuple[list[Finding], Content]:
-    """Read the lists; official totals that are not met are a finding."""
+    """Read the lists; wrong totals of images are a finding rather than an error."""
     try:
         return [], data.read()
     except TotalsError as error:
@@ -127,7 +130,7 @@ def _read(data: ImageDataModule) -> tuple[list[Finding], Content]:
 
 
 def _class_sizes(samples: Sequence[Sample]) -> Counter[int]:
-    """How many samples show each class."""
+    """Count the samples of each class."""
     labels = [s.label for s in samples]
     single = Counter(label for label in labels if isinstance(label, int))
     return single + Counter(
@@ -143,7 +146,7 @@ def _count(samples: Sequence[Sample]) -> Counts:
 
 
 def _oddities(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
-    """What a list says that is out of the ordinary, and stops nothing."""
+    """Yield unusual entries of a list that do not stop a run."""
     seen = set()
     some_box = any(s.box for s in samples)
     for path, label, box in samples:
@@ -157,9 +160,9 @@ def _oddities(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
 
 
 def _copies(samples: Mapping[Split, Sequence[Sample]], digests: Mapping[Path, bytes], boxed: bool) -> Iterator[Finding]:
-    """Files that show the same pixels as an earlier one; the very same file in two splits is a defect of the lists.
+    """Yield files with the same pixels as an earlier file; the same file in two splits is reported elsewhere.
 
-    Within a split, another box in the same picture is another sample, where boxes are cut out.
+    If images are cropped to boxes, different boxes in the same image of a split are different samples.
     """
     first: dict[bytes, tuple[Split, Sample]] = {}
     for split, part in samples.items():
@@ -181,7 +184,7 @@ def _copies(samples: Mapping[Split, Sequence[Sample]], digests: Mapping[Path, by
 def _inspections(
     boxes: Mapping[Path, Sequence[Box]], workers: int
 ) -> Iterator[tuple[Path, tuple[list[Finding], bytes | None]]]:
-    """Inspect files, in order, with a progress bar; in threads, as decoders release Python's lock."""
+    """Inspect files in order, with a progress bar; in threads, because decoders release the interpreter lock."""
     pool = ThreadPoolExecutor(workers)
     paths = list(boxes)
     with (
@@ -195,7 +198,7 @@ def _inspections(
                 for inspected in pool.map(inspect_image, batch, map(boxes.__getitem__, batch)):
                     found.append(inspected)
                     progress.update()
-                if captured.take():  # some JPEG of the batch is damaged: find out which
+                if captured.take():  # a JPEG of the batch is damaged: decode again, one by one, to find it
                     for path, (findings, digest) in zip(batch, found, strict=True):
                         decode_all(path)
                         said = captured.take()

@@ -1,4 +1,4 @@
-"""Image files, each read once: a digest by which a picture is recognised wherever it lies, and whether it is whole."""
+"""Contents of image files, each read once: a digest that identifies the image, and whether the file is intact."""
 
 import hashlib
 import struct
@@ -21,17 +21,17 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.progress import bar
 
-#: How many broken files a message names.
+#: Number of broken files that a message names.
 _NAMED = 10
 
 
 class Content(NamedTuple):
-    """What is known of a file that was read.
+    """Properties of a file that was read.
 
     Attributes:
-        digest: SHA-256; empty where the file cannot be read.
-        defect: Why the loaders cannot decode it; empty: nothing speaks against it.
-        size: Width and height in pixels, as stored; ``None`` where they are not known.
+        digest: SHA-256; empty if the file cannot be read.
+        defect: Why the loaders cannot decode the file; empty if no defect was found.
+        size: Width and height in pixels, as stored; ``None`` if they are unknown.
     """
 
     digest: bytes
@@ -39,7 +39,7 @@ class Content(NamedTuple):
     size: tuple[int, int] | None = None
 
     def fingerprint(self, sample: Sample, classes: Sequence[str] | None = None) -> int:
-        """Return a number of 56 bits for a sample by this content; with ``classes``, by its box and labels, too."""
+        """Return a 56-bit hash of a sample's content; with ``classes``, of its box and labels, too."""
         content, label = self.digest, sample.label
         if classes is not None:
             shown = classes[label] if isinstance(label, int) else dict(zip(classes, label, strict=True))
@@ -47,7 +47,7 @@ class Content(NamedTuple):
         return int(digest(content, size=7), 16)
 
     def defect_of(self, sample: Sample) -> str:
-        """Say what is wrong with a sample of this file: with the file, or with its box."""
+        """Return the defect of the file, or of a sample's box in the file; empty if there is none."""
         if self.defect or self.size is None or sample.box is None or not is_outside(sample.box, *self.size):
             return self.defect
         box, size = " ".join(f"{value:g}" for value in sample.box), " x ".join(map(str, self.size))
@@ -55,23 +55,23 @@ class Content(NamedTuple):
 
 
 def read_content(path: Path, decoded: bool = False) -> Content:
-    """Read a file: its digest, and whether it is broken.
+    """Read a file, compute its digest, and find out whether it is broken.
 
-    Without decoding, these count as whole: a PNG whose checksums are right, and a JPEG that is one scan of compressed
-    data to its very end. Any other file is decoded, as the loaders do it.
+    A PNG with correct checksums counts as intact without decoding, and so does a JPEG that is a single scan of
+    compressed data up to its end. Other files are decoded in the same way as by the loaders.
 
     Args:
         path: The file.
-        decoded: Whether to decode all files: some damage in a JPEG's tables is not seen otherwise.
+        decoded: Whether to decode the file in any case, because some damage in a JPEG's tables is not found otherwise.
     """
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, ValueError):  # a name that no file can have
+    except (FileNotFoundError, ValueError):  # ValueError: an invalid file name
         return Content(b"", f"image not found: {path}")
     except OSError as error:
         return Content(b"", f"cannot read image {path}: {error.strerror}")
     found = hashlib.sha256(data).digest()
-    size, is_whole = _look_at(data)
+    size, is_whole = _parse(data)
     if decoded or not is_whole:
         try:
             read_image(path)
@@ -80,8 +80,8 @@ def read_content(path: Path, decoded: bool = False) -> Content:
     return Content(found, size=size)
 
 
-def _look_at(data: bytes) -> tuple[tuple[int, int] | None, bool]:
-    """The size that a picture's header says, and whether its bytes show that it is whole."""
+def _parse(data: bytes) -> tuple[tuple[int, int] | None, bool]:
+    """Return the size in the image's header, and whether the bytes show that the file is intact."""
     try:
         with Image.open(BytesIO(data)) as image:
             size = stored_size(image)
@@ -90,12 +90,12 @@ def _look_at(data: bytes) -> tuple[tuple[int, int] | None, bool]:
             scan = image.fp.tell()  # type: ignore[union-attr]
             is_common = image.format == "JPEG" and image.mode in ("RGB", "L")
             return size, is_common and is_plain(np.frombuffer(data, np.uint8), scan)
-    except Exception:  # whatever Pillow raises for what is no picture: the decoder has the last word
+    except Exception:  # not an image for Pillow, which may raise anything: left to the decoder
         return None, False
 
 
 def _has_checksums(data: bytes) -> bool:
-    """Whether a PNG is a row of chunks with right checksums to its very end."""
+    """Return whether a PNG is a sequence of chunks with correct checksums up to its end."""
     at, content = 8, memoryview(data)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -109,12 +109,12 @@ def _has_checksums(data: bytes) -> bool:
 
 
 def read_contents(paths: Iterable[Path], progress: bool = True, decoded: bool = False) -> dict[Path, Content]:
-    """:func:`read_content` of several files, each read once; in threads, as reading releases Python's lock.
+    """Apply :func:`read_content` to several files, in threads, because reading releases the interpreter lock.
 
     Args:
-        paths: The files.
-        progress: Whether to show a progress bar on standard error, of the first process.
-        decoded: Whether to decode all of them.
+        paths: The files; repeated ones are read once.
+        progress: Whether rank 0 shows a progress bar on standard error.
+        decoded: Whether to decode all files.
     """
     files = list(dict.fromkeys(paths))
     hidden = not progress or rank() != 0
@@ -130,10 +130,10 @@ def read_contents(paths: Iterable[Path], progress: bool = True, decoded: bool = 
 
 
 def name_broken(broken: Mapping[Path, str]) -> str:
-    """Name the first broken files, a line each, and say how many there are besides.
+    """Return lines that name the first broken files, and the number of the others.
 
     Args:
-        broken: What is wrong with each.
+        broken: The defect of each file.
     """
     shown = [f"\n  {reason}" for _, reason in sorted(broken.items())[:_NAMED]]
     more = [f"\n  and {len(broken) - _NAMED:,} more"] if len(broken) > _NAMED else []

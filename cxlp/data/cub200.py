@@ -1,4 +1,4 @@
-"""CUB-200-2011 ("Birds-200"): 11,788 pictures of 200 bird species, with boxes.
+"""CUB-200-2011 ("Birds-200"): 11,788 images of 200 bird species, with boxes.
 
 Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
 """
@@ -22,7 +22,7 @@ FILES = (
         marker="images.txt",
     ),
 )
-#: Images for training and test in the full release, by its own lists.
+#: Numbers of images in the official lists of the full release.
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 5994, "test": 5794}
 BOXES = "bounding_boxes.txt"
 
@@ -31,15 +31,15 @@ def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> Content:
     """Read the official lists.
 
     Args:
-        folder: ``CUB_200_2011``, or a release of fewer classes in the same layout.
-        bbox: Whether samples carry the bird's box.
-        margin: What is added to the box, see :func:`~cxlp.data.lists.widened`.
+        folder: The folder ``CUB_200_2011``, or a subset of its classes in the same layout.
+        bbox: Whether samples have the bird's box.
+        margin: Margin around the box, see :func:`~cxlp.data.lists.widened`.
 
     Returns:
         Class names such as ``001.Black_footed_Albatross``, and the samples by split.
 
     Raises:
-        CxlpError: Names the list and the line that is wrong.
+        CxlpError: If a list is wrong; the error names the list and the line.
     """
     tables = {name: _table(folder / name) for name in (*CUB200.lists, *([BOXES] if bbox else []))}
     images, labels, is_training, classes = (tables[name] for name in CUB200.lists)
@@ -49,7 +49,7 @@ def read_cub200(folder: Path, bbox: bool, margin: float = 0.0) -> Content:
         if missing := images.keys() - table.keys():
             raise CxlpError(f"{folder / name} has no line for image {min(missing, key=_numeric)} of images.txt")
         if extra := table.keys() - images.keys():
-            raise CxlpError(f"{folder / name} names image {min(extra, key=_numeric)}, which images.txt does not")
+            raise CxlpError(f"{folder / name} names image {min(extra, key=_numeric)}, which is not in images.txt")
     indices = {key: k for k, key in enumerate(classes)}
     samples: dict[Split, list[Sample]] = {"train": [], "test": []}
     for key, file in images.items():
@@ -71,8 +71,8 @@ class CUB200(Benchmark):
 
     Args:
         root: The folder ``CUB_200_2011``.
-        bbox: Crop each image to the bird's box, in training and in test; belongs to every result.
-        bbox_margin: What a crop keeps around the box, in parts of its width and height on each side.
+        bbox: Crop each image to the bird's box, in training and test. Report it with every result.
+        bbox_margin: Margin around the box on each side, as a fraction of its width and height.
         **common: See :class:`~cxlp.data.benchmark.Benchmark`.
     """
 
@@ -93,7 +93,7 @@ class CUB200(Benchmark):
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Read lines ``id value``, the value to the end of the line."""
+    """Read lines ``id value``; the value extends to the end of the line."""
 
     def parse(line: str) -> tuple[str, str]:
         key, value = line.split(maxsplit=1)

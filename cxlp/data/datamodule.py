@@ -1,4 +1,4 @@
-"""A data set's splits as loaders, for Lightning or for your own loop."""
+"""Base of all data sets: a LightningDataModule whose loaders also work in your own training loop."""
 
 import os
 from abc import ABC, abstractmethod
@@ -27,55 +27,54 @@ from cxlp.utils.seeding import run_seed
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
-    """A benchmark's splits as loaders. Subclasses say where the files are and what is in them.
+    """The splits of a data set as loaders. Subclasses define where the files are and how their lists are read.
 
     Args:
         root: Folder of the data set.
-        batch_size: Images per rank and step.
-        num_workers: Loading processes per rank; null: the cores that this process may use, divided
-            among the ranks of the machine, at most 8.
-        augment: Random changes in training with gradients (the frozen fit and tests see none).
-        image_size: Side of the square pictures, pixels; null: what the LightningModule asks for, whose attributes
-            ``image_size`` and ``test_size`` say it (those of cxlp do).
-        aspect: ``warp``: the whole image, its aspect ratio not kept (the paper); ``crop``: the short
-            side to ``image_size``, the centre of the rest.
-        transform: Changes of all pictures, also of those that are tested or predicted, before they become square:
+        batch_size: Batch size per rank.
+        num_workers: Number of loading processes per rank. Null: the usable cores divided by the ranks of the machine,
+            at most 8.
+        augment: Random augmentation of training images in fine-tuning. The frozen fit, validation and test use none.
+        image_size: Side of the square images in pixels. Null: the attributes ``image_size`` and ``test_size`` of the
+            LightningModule, which those of cxlp have.
+        aspect: ``warp``: resize the whole image to a square without keeping its aspect ratio, as in the paper;
+            ``crop``: resize the short side to ``image_size`` and crop the centre.
+        transform: Transforms of all images, including those of test and prediction, before they are made square:
             transforms of albumentations or ``torchvision.transforms.v2``, or modules of your own, each as
-            ``class_path`` and ``init_args``; what they draw is always the same.
-        validation: What is held out of the training images: a part of each class, such as 0.1; ``official``: the data
-            set's own validation images; 0 or ``auto``: nothing, all are fitted, as a benchmark's results are reported.
-            Where data of your own have validation images, these are held out by all but 0. The test images never choose
-            anything.
-        split_seed: Seed by which the held-out part is drawn; null: ``seed_everything``.
-        on_broken: What a run does about files that are missing or broken, for which it looks at all of them before its
-            first pass. ``stop``: it names them and stops; ``skip``: it leaves them out, counts and lists them, and
-            decodes every file to find them all.
+            ``class_path`` and ``init_args``. Random draws have a fixed seed.
+        validation: Images to hold out from training. A fraction of each class, such as 0.1; ``official``: the data
+            set's own validation images; 0: none; ``auto``: the validation images of your own data, but none for a
+            benchmark, whose published results use all training images. Your own data's validation images are held out
+            with any value but 0. Test images are never used for a choice.
+        split_seed: Seed for drawing the held-out fraction; null: ``seed_everything``.
+        on_broken: How to treat missing and broken files, for which a run checks all files before its first epoch.
+            ``stop``: name them and stop; ``skip``: decode every file, leave broken ones out, and report them.
 
-    Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false
-    (:class:`~cxlp.tasks.Frozen` has): then they come in order, each once and unchanged, as validation and test images
-    always do.
+    Training images are shuffled and augmented, unless the LightningModule has an attribute ``augment`` that is false,
+    as :class:`~cxlp.tasks.Frozen` does. Then they are loaded in order, each once and without augmentation, as
+    validation and test images always are.
 
-    A batch is a dictionary: ``image`` (uint8, ``(B, 3, S, S)``), ``label``, ``index`` (place in the split), ``repeat``
-    (whether the image was dealt already, to even the ranks' shares).
+    A batch is a dictionary: ``image`` (uint8, ``(B, 3, S, S)``), ``label``, ``index`` (position in the split),
+    ``repeat`` (whether the image repeats an earlier one, so that all ranks have equally many).
 
     Attributes:
-        classes: Names, after :meth:`setup`.
+        classes: Class names, after :meth:`setup`.
         splits: ``train``, ``val`` and ``test``, after :meth:`setup`.
-        left_out: How many files no split uses, by the reason, after :meth:`setup`: of a folder of one's own, all files
-            below the root; of a benchmark, the pictures that no list names.
-        broken: What is wrong with the files that ``on_broken: skip`` leaves out, after :meth:`setup`.
-        progress: Whether to show progress bars where it takes long to read the files; true.
-        notes: What else is worth knowing of how the root was read, after :meth:`setup`.
+        left_out: Number of files that no split uses, by reason, after :meth:`setup`. For your own folder, all files
+            below the root are considered; for a benchmark, the images that no list names.
+        broken: Defects of the files that ``on_broken: skip`` leaves out, after :meth:`setup`.
+        progress: Whether to show progress bars while many files are read; true by default.
+        notes: Further remarks on how the data set was read, after :meth:`setup`.
     """
 
-    #: The data set's name, for people.
+    #: Display name of the data set.
     name = ""
-    #: Whether an image may show several classes, see :mod:`cxlp.utils.labels`.
+    #: Whether an image may have several labels, see :mod:`cxlp.utils.labels`.
     multi_label = False
-    #: Whether validation images that the data set has are held out, whatever ``validation`` says but 0.
+    #: Whether the data set's own validation images are held out with any value of ``validation`` but 0.
     holds_out_own = False
-    #: Whether training and test images are drawn where the data set says neither; else all of them are ``train``, and
-    #: there may be test images alone.
+    #: Whether to split the images into training and test if the data set has no splits. Otherwise all of them are
+    #: ``train``, and a data set of test images alone is allowed, too.
     makes_split = True
 
     def __init__(
@@ -110,17 +109,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         told = f"{len(self.classes):,} classes, {counts} images" if self.splits else "not read yet, see setup()"
         return f"{type(self).__name__}({str(self.root)!r}): {told}"
 
-    __str__ = __repr__  # Lightning's own makes all loaders
+    __str__ = __repr__  # Lightning's own creates all loaders
 
     @abstractmethod
     def read(self) -> Content:
         """Read the data set's lists.
 
         Returns:
-            Class names, and the samples of each split; ``val`` only where there is an official one.
+            Class names, and the samples of each split; ``val`` only if there is an official one.
 
         Raises:
-            CxlpError: If files are missing or do not fit together.
+            CxlpError: If files are missing or inconsistent.
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -131,20 +130,23 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         train, val = self._hold_out(samples)
         try:
             check_samples(self.name, self.classes, {**samples, "train": train, "val": val})
-        except CxlpError as error:  # which may be for what was left out
-            raise CxlpError(f"{error}{self._told_broken()}") from error
+        except CxlpError as error:  # the reason may be the files that were left out
+            raise CxlpError(f"{error}{self._list_of_broken()}") from error
         parts: dict[Split, list[Sample]] = {"train": train, "val": val, "test": samples["test"]}
         self.splits = {name: self.dataset(part, self.classes) for name, part in parts.items()}
 
     def dataset(self, samples: Sequence[Sample], classes: Sequence[str]) -> ImageDataset:
-        """Make the data set of some samples."""
-        size = self.image_size or 1  # it may only be known once there is a module to feed, see _loader
+        """Create the data set of some samples."""
+        size = self.image_size or 1  # may be unknown until there is a LightningModule, see _loader
         return ImageDataset(samples, classes, Transform(size, self.aspect, self.augment, self.transform))
 
     def _hold_out(self, samples: dict[Split, list[Sample]]) -> tuple[list[Sample], list[Sample]]:
         official = samples.get("val", [])
         if self.validation == "official" and not official:
-            raise CxlpError(f"{self.name} has no official validation images: give a part, data.validation: 0.1")
+            raise CxlpError(
+                f"data.validation is official, but {self.name} has no official validation images: choose a fraction, "
+                "such as data.validation: 0.1"
+            )
         self.held_out_own = bool(official) and self.holds_out_own and self.validation != 0
         if self.validation == "official" or self.held_out_own:
             return samples["train"], official
@@ -155,10 +157,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return split_off(pool, self.classes, part, seed, f"{self.name}: cannot hold out {part:g} of each class")
 
     def read_usable(self) -> Content:
-        """Read the lists, but with ``on_broken: skip`` leave out the files that are missing or broken.
+        """Read the lists; with ``on_broken: skip``, leave out missing and broken files.
 
         Raises:
-            CxlpError: If nothing is left of a split.
+            CxlpError: If all images of a split are left out.
         """
         classes, samples = self.read()
         if self.on_broken == "stop":
@@ -167,31 +169,31 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.broken = {sample.path: defect for sample, defect in defects.items()}
         left = {split: [s for s in part if s not in defects] for split, part in samples.items()}
         if not left.get("val") and (self.validation == 0 or not (self.holds_out_own or self.validation == "official")):
-            samples.pop("val", None)  # it is not asked for
+            samples.pop("val", None)  # official validation images are not requested
         if emptied := [split for split, part in samples.items() if part and not left[split]]:
-            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used{self._told_broken()}")
+            raise CxlpError(f"{self.name}: no image of {emptied[0]} can be used{self._list_of_broken()}")
         self.left_out.update("broken" if is_there(path) else "missing" for path in self.broken)
         return classes, left
 
     def remarks(self) -> list[str]:
-        """Return what to tell of the data set, a line each: notes, and the files that are left out.
+        """Return remarks on the data set, one per line: notes, and the files that are left out.
 
-        Also how many test images are training images, once the files were read, see :meth:`fingerprints`.
+        Once the files were read (see :meth:`fingerprints`), also the number of test images that are training images.
         """
         return remarks_on(self)
 
     def fingerprints(self, split: Split, labelled: bool = False) -> Tensor:
-        """A number ``(n,)``, int64, for each image of a split, by the content of its file.
+        """Return a hash of the file's content for each image of a split, ``(n,)``, int64.
 
-        A picture is recognised wherever it lies, whatever it is called, and in whichever split it is. The files of all
-        splits are read when this is first asked for.
+        Copies of an image have the same hash, whatever their paths and splits are. The first call reads the files of
+        all splits.
 
         Args:
-            split: Which one, after :meth:`setup`.
-            labelled: Whether box and labels count, too: then equal numbers mean the same training example.
+            split: The split, after :meth:`setup`.
+            labelled: Whether to include box and labels in the hash, so that equal hashes mean equal training examples.
 
         Raises:
-            CxlpError: If files are broken; names them.
+            CxlpError: If files are broken; the error names them.
         """
         self._read_all()
         classes = self.classes if labelled else None
@@ -199,7 +201,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return torch.tensor(numbers, dtype=torch.int64)
 
     def count_trained_test_images(self) -> int:
-        """Count the test images whose content some training image has as well, whatever the two files are called."""
+        """Count the test images with the same content as a training image, whatever the file names."""
         return int(torch.isin(self.fingerprints("test"), self.fingerprints("train")).sum())
 
     def _read_all(self) -> None:
@@ -209,39 +211,40 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise CxlpError(f"{self.name}: {some} (data.on_broken: skip leaves them out):{name_broken(broken)}")
 
     def _defects(self, samples: Sequence[Sample]) -> dict[Sample, str]:
-        """Read the files that were not read yet; what is wrong with which samples."""
+        """Read the files that were not read yet, and return the defects by sample."""
         new = {sample.path for sample in samples} - self.contents.keys()
         self.contents |= read_contents(new, self.progress, decoded=self.on_broken == "skip")
         return {sample: defect for sample in samples if (defect := self.contents[sample.path].defect_of(sample))}
 
-    def _told_broken(self) -> str:
+    def _list_of_broken(self) -> str:
         return f". Files that are left out:{name_broken(self.broken)}" if self.broken else ""
 
     def digest(self, split: Split) -> str:
-        """Digest a split in its order: paths below the root, contents (no dates), boxes, labels; and the transform."""
+        """Return a digest of a split in order (paths below the root, contents, boxes, labels) and its transform."""
         data = self.splits[split]
         self._read_all()
         parts: list[object] = [data.transform.size, data.transform.aspect, *data.transform.described]
         for sample in data.samples:
-            where = os.path.relpath(sample.path, self.root)  # lists may hold absolute paths, also of other folders
+            where = os.path.relpath(sample.path, self.root)  # a table may have absolute paths of other folders
             parts.append((where, self.contents[sample.path].digest.hex(), sample.box, sample.label))
         return digest(*parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch that a resumed run begins with: workers fetch before the Trainer has counted to it."""
-        # Epochs that have begun: within an epoch's last hooks as well as after the fit, the next one's number.
+        """Return the epoch with which a resumed run begins: workers load images before the Trainer restores it."""
+        # The number of epochs that have begun. It is the index of the next epoch, both in an epoch's last hooks and
+        # after the fit.
         return {"epoch": self.trainer.fit_loop.epoch_progress.current.ready if self.trainer else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the epoch; Lightning calls this before it makes the loaders."""
-        # A test or validation of a checkpoint is no resumption: the next fit begins at its own epoch.
+        """Restore the epoch; Lightning calls this method before it creates the loaders."""
+        # A test or validation of a checkpoint does not resume a run: the next fit begins at its own epoch.
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self._first_epoch = state_dict["epoch"]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Training images: shuffled and augmented, unless the module wants them as they are."""
+        """Return the loader of training images, shuffled and augmented unless the module's ``augment`` is false."""
         loader = self._loader("train", shuffle=bool(self._ask("augment", True)))
-        # Workers fetch an epoch's first batches before the Trainer tells which epoch it is.
+        # Workers load the first batches before the Trainer sets the epoch.
         if self.trainer is not None:
             assert isinstance(loader.sampler, EpochSampler)
             loader.sampler.set_epoch(max(self._first_epoch, self.trainer.current_epoch))
@@ -249,39 +252,39 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
-        """Held-out training images, in order; no loader where none are held out."""
+        """Return the loader of validation images, in order; an empty list if there are none."""
         return self._loader("val") if len(self.splits["val"]) else []
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Test images, in order."""
+        """Return the loader of test images, in order."""
         return self._loader("test")
 
     def resize(self, image_size: int, test_size: int | None = None) -> None:
-        """Set the side of the pictures, pixels: of training images, and of those that are scored if it differs.
+        """Set the side of the images in pixels: of training images, and of validation and test images if it differs.
 
         Raises:
-            CxlpError: If the DataModule was given another ``image_size``.
+            CxlpError: If the DataModule has a different ``image_size``.
         """
         if self.image_size not in (None, image_size):
             given = f"data.image_size is {self.image_size}, but the network takes images of {image_size} pixels"
-            raise CxlpError(f"{given}: set model.backbone.image_size, which the data follow")
+            raise CxlpError(f"{given}: set model.backbone.image_size instead, and leave data.image_size out")
         for name, data in self.splits.items():
             size = image_size if name == "train" else test_size or image_size
             data.transform = Transform(size, self.aspect, self.augment, self.transform)
 
-    def _ask(self, name: str, default: Any) -> Any:  # noqa: ANN401 (whatever the module says)
-        """Return an attribute of the LightningModule that is fed, if there is one."""
+    def _ask(self, name: str, default: Any) -> Any:  # noqa: ANN401 (any attribute)
+        """Return an attribute of the Trainer's LightningModule, or the default."""
         return getattr(self.trainer.lightning_module, name, default) if self.trainer else default
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         size = self._ask("image_size", self.image_size)
         if size is None:
-            raise CxlpError(f"{self.name}: image_size is not set, and there is no module that says it: give image_size")
+            raise CxlpError(f"{self.name}: image_size is not set, and no LightningModule has it: set image_size")
         self.resize(size, self._ask("test_size", None))
         data = self.splits[split]
         if shuffle:
-            _ = data.transform.random  # made here, lest each worker import what it takes
+            _ = data.transform.random  # created here, so that the workers need not import albumentations
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(1, usable_cores() // (self.trainer.num_devices if self.trainer else 1)))

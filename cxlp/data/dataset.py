@@ -1,4 +1,4 @@
-"""Samples of a data set, and the data set of their pictures."""
+"""Samples, and the data set of their images and labels."""
 
 import os
 from collections import Counter
@@ -23,8 +23,8 @@ class Sample(NamedTuple):
 
     Attributes:
         path: The file.
-        label: Class index; or, for each class, 1 present, -1 absent, 0 unspecified.
-        box: ``x, y, w, h`` in pixels, or ``None`` for all of the image.
+        label: Class index; or one value per class: 1 present, -1 absent, 0 unspecified.
+        box: ``x, y, w, h`` in pixels, or ``None`` for the whole image.
     """
 
     path: Path
@@ -32,12 +32,12 @@ class Sample(NamedTuple):
     box: Box | None = None
 
 
-#: What a data set's lists say: the names of the classes, and the samples of each split.
+#: Contents of a data set's lists: the class names, and the samples of each split.
 Content = tuple[tuple[str, ...], dict[Split, list[Sample]]]
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file is there for this process: in a folder that it may not enter, none is."""
+    """Return whether a file exists; False if this process may not enter its folder."""
     try:
         return path.is_file()
     except OSError:
@@ -45,12 +45,12 @@ def is_there(path: Path) -> bool:
 
 
 class Draw(NamedTuple):
-    """One request to a dataset.
+    """A sampler's request for one sample.
 
     Attributes:
-        item: Which sample.
-        seed: What its augmentation is drawn from; ``None``: no augmentation.
-        repeat: Whether the sample repeats an earlier one, so that all ranks get equally many.
+        item: Index of the sample.
+        seed: Seed of the augmentation, or ``None`` for no augmentation.
+        repeat: Whether the sample repeats an earlier one, so that all ranks have equally many.
     """
 
     item: int
@@ -59,17 +59,17 @@ class Draw(NamedTuple):
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Samples, decoded and transformed.
+    """A data set that decodes and transforms the images of samples.
 
     Args:
-        samples: What it holds.
-        classes: Names by class index.
-        transform: Makes the network's input of a picture.
+        samples: The samples.
+        classes: Class names by index.
+        transform: Transforms a decoded image into the network's input.
     """
 
     def __init__(self, samples: Sequence[Sample], classes: Sequence[str], transform: Transform) -> None:
         self.samples, self.classes, self.transform = list(samples), tuple(classes), transform
-        #: Features by sample, where they are known: then pictures in order, not augmented, are not decoded.
+        #: Stored features by sample, if there are any. They replace images that are loaded without augmentation.
         self.features: Callable[[int], Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -81,10 +81,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         """Return ``image`` (uint8, ``(3, H, W)``), ``label`` (int64, ``()`` or ``(K,)``), ``index`` and ``repeat``.
 
-        Where the features are known, ``features`` takes the place of ``image``.
+        If there are stored features, ``features`` replaces ``image``.
 
         Raises:
-            CxlpError: If the file cannot be decoded; names it.
+            CxlpError: If the file cannot be decoded; the error names it.
         """
         draw = draw if isinstance(draw, Draw) else Draw(draw)
         sample = self.samples[draw.item]
@@ -94,26 +94,26 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return {"image": self.picture(draw), **item}
 
     def picture(self, draw: Draw) -> Tensor:
-        """Decode and transform a sample's picture: uint8, ``(3, H, W)``.
+        """Return the decoded and transformed image of a sample, ``(3, H, W)``, uint8.
 
         Raises:
-            CxlpError: If the file cannot be decoded, or a change of one's own fails; names it.
+            CxlpError: If the file cannot be decoded, or a user's transform fails; the error names the file.
         """
         sample = self.samples[draw.item]
         pixels = read_image(sample.path, sample.box, self.transform.needed(draw.seed))
         try:
             return self.transform(pixels, draw.seed)
         except CxlpError as error:
-            raise CxlpError(f"{error} (of {sample.path})") from error
+            raise CxlpError(f"{error} (image {sample.path})") from error
 
     def proportion(self, item: int) -> float:
-        """Height, in parts of the width, of what a sample's square picture shows."""
+        """Return the ratio of height to width of the image region that a sample's square input shows."""
         sample = self.samples[item]
         return self.transform.proportion(read_image(sample.path, sample.box, self.transform.needed(None)))
 
 
 def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
-    """Name the class that has the fewest images, in brackets; classes without any are left out."""
+    """Return a remark in brackets on the class with the fewest images, at least one."""
     if not labels:
         return ""
     label, count = min(Counter(labels).items(), key=lambda found: found[1])
@@ -121,11 +121,11 @@ def rarest(labels: Sequence[int], classes: Sequence[str]) -> str:
 
 
 def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> Iterator[str]:
-    """Yield each defect of a data set's lists that stops a run, whatever the images hold.
+    """Yield each defect of a data set's lists that stops a run, whatever the images contain.
 
     Args:
-        classes: Names.
-        samples: By split; ``train``: all that are fitted.
+        classes: Class names.
+        samples: Samples by split; ``train`` contains all images that are fitted.
     """
     if shared := [name for name, count in Counter(classes).items() if count > 1]:
         yield f"several classes have the same name: {', '.join(shared[:5])}"
@@ -133,11 +133,11 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
     if not labels:
         yield "there are no training images"
     elif len(classes) < 2 and isinstance(labels[0], int):
-        yield f"there is only one class, {', '.join(classes)}: nothing to tell apart"
+        yield f"there is only one class, {', '.join(classes)}: classification needs two or more"
     else:
         rows = [label for label in labels if not isinstance(label, int)]
         of_all = {sign: {k for row in rows for k, label in enumerate(row) if label == sign} for sign in (1, -1)}
-        known = of_all if rows else {1: set(labels)}  # where each image shows one class, it lacks the others
+        known = of_all if rows else {1: set(labels)}  # with one label per image, all other classes are absent
         for sign, what in {1: "no training image of", -1: "not one training image lacks"}.items():
             without = [name for k, name in enumerate(classes) if k not in known.get(sign, range(len(classes)))]
             if without:
@@ -160,15 +160,15 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
 
 
 def check_samples(name: str, classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> None:
-    """Refuse lists that stop a run.
+    """Check that the lists have no defects and that all files exist.
 
     Args:
-        name: The data set's.
-        classes: Names.
-        samples: By split.
+        name: Name of the data set, for errors.
+        classes: Class names.
+        samples: Samples by split.
 
     Raises:
-        CxlpError: Names the first defect, see :func:`list_defects`, or a file that is not there.
+        CxlpError: If there is a defect, see :func:`list_defects`, or a file is missing; the error names the first one.
     """
     for defect in list_defects(classes, samples):
         raise CxlpError(f"{name}: {defect}")
@@ -176,14 +176,14 @@ def check_samples(name: str, classes: Sequence[str], samples: Mapping[Split, Seq
     if lacking := [path for path in everything if not is_there(path)]:
         first = min(lacking)
         is_link = os.path.islink(first)  # noqa: PTH114 (raises nothing in a folder that may not be entered)
-        link = f" (a link to {first.readlink()}, which is not there or cannot be reached)" if is_link else ""
+        link = f" (a link to {first.readlink()}, which is missing or not accessible)" if is_link else ""
         raise CxlpError(f"{name}: {len(lacking):,} of {len(everything):,} images are missing, such as {first}{link}")
 
 
 def _identity(path: Path) -> object:
-    """What two names of the same file have in common."""
+    """Return a value that is equal for all paths of the same file."""
     try:
         status = path.stat()
-    except (OSError, ValueError):  # it is not there, may not be looked at, or has a name that no file can have
+    except (OSError, ValueError):  # the file is missing or inaccessible, or its name is invalid
         return path
     return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""From a file to pixels: upright, RGB, cut to a box, and no larger than it need be."""
+"""Decoding of image files: upright, in RGB, cropped to a box, and no larger than needed."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -18,10 +18,10 @@ Box = tuple[float, float, float, float]
 Result = TypeVar("Result")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-# Loading processes share the cores among them: one that starts threads of its own takes another's.
+# There is one loading process per core: threads of OpenCV would compete with the other processes.
 cv2.setNumThreads(0)
 
-# What JPEG decoders can divide both sides by, on the way from frequencies to pixels.
+# OpenCV's flags by the factor by which JPEG decoders can reduce both sides.
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -32,34 +32,34 @@ _END_OF_IMAGE = b"\xff\xd9"
 
 
 def read_image(path: Path, box: Box | None = None, needed: int | None = None) -> Pixels:
-    """Decode a picture by its content, upright, as RGB, and cut out a box.
+    """Decode an image file upright and as RGB, and crop it to a box. The format is detected by content.
 
-    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, which saves most of
-    the work; photos then differ by 2 of 255 in the mean from the whole picture, shrunk. An edge of the
-    box moves by at most half a pixel of what is returned, as it does by rounding at full size.
+    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, which saves most of the time. For photos,
+    the mean difference to resizing the full image is 2 of 255. An edge of the box moves by at most half a pixel of the
+    result, as it does by rounding at full size.
 
     Args:
         path: The file.
-        box: ``x, y, w, h`` in pixels of the file; clipped to the picture, and at least one pixel large.
-        needed: Pixels: both sides of the result are at least as large where the file allows it;
-            ``None``: the full size.
+        box: ``x, y, w, h`` in pixels of the file; clipped to the image, and at least one pixel large.
+        needed: Smallest length in pixels of both sides of the result, if the file is large enough; ``None`` for the
+            full size.
 
     Returns:
         ``(H, W, 3)`` uint8.
 
     Raises:
-        CxlpError: If the file is missing, empty, truncated, or no picture, or no part of the box lies in it.
+        CxlpError: If the file is missing, empty, truncated or not an image, or the box lies outside of the image.
     """
     try:
         pixels, scale, _ = with_image(path, lambda image: decode(path, image, box, needed))
     except FileNotFoundError as error:
         raise CxlpError(f"image not found: {path}") from error
     except IsADirectoryError as error:
-        raise CxlpError(f"no images in the folder {path}") from error
+        raise CxlpError(f"{path} is a folder, not an image") from error
     except PermissionError as error:
         raise CxlpError(f"cannot read image {path}: {error.strerror}") from error
-    except Exception as error:  # whatever decoders raise means that the file is broken
-        reason = str(error).removesuffix(f" {str(path)!r}") or type(error).__name__  # Pillow's repeats the path
+    except Exception as error:  # decoders raise various exceptions for broken files
+        reason = str(error).removesuffix(f" {str(path)!r}") or type(error).__name__  # Pillow repeats the path
         raise CxlpError(f"cannot decode image {path} ({path.stat().st_size} bytes): {reason}") from error
     if box is None:
         return pixels
@@ -70,14 +70,14 @@ def read_image(path: Path, box: Box | None = None, needed: int | None = None) ->
 
 
 def with_image(path: Path, use: Callable[[ImageFile], Result]) -> Result:
-    """Open a picture and use it; once more without its metadata, where that fails.
+    """Open an image and call a function with it; if that fails, try once more without the image's metadata.
 
     Args:
         path: The file.
-        use: What to do with it.
+        use: The function, called with the open image.
 
     Raises:
-        Exception: Whatever the decoder raises.
+        Exception: Any exception of the decoder.
     """
     try:
         with Image.open(path) as image:
@@ -90,40 +90,39 @@ def with_image(path: Path, use: Callable[[ImageFile], Result]) -> Result:
         try:
             with Image.open(BytesIO(bare)) as image:
                 return use(image)
-        except Exception as other:  # it was not the metadata, or not these alone
+        except Exception as other:  # the metadata are not the only cause
             raise (other if isinstance(error, UnidentifiedImageError) else error) from None
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """Turn a picture of Pillow's upright and into RGB, by the rules of :func:`read_image`: ``(H, W, 3)`` uint8.
+    """Convert an image of Pillow to upright RGB as in :func:`read_image`, ``(H, W, 3)`` uint8.
 
     Raises:
-        CxlpError: If it cannot be decoded, or its pixels are floating-point.
+        CxlpError: If the image cannot be decoded, or its pixels are floating-point numbers.
     """
     try:
         turned = orientation(image)
         return np.array(turn(image, _as_rgb(image), turned, upright=True))
     except (OSError, ValueError, SyntaxError) as error:
-        raise CxlpError(f"cannot decode the picture: {error}") from error
+        raise CxlpError(f"cannot decode the image: {error}") from error
 
 
 def decode(path: Path, image: ImageFile, box: Box | None = None, needed: int | None = None) -> tuple[Pixels, int, bool]:
-    """Decode a picture that is open, by the rules of :func:`read_image`.
+    """Decode an open image as in :func:`read_image`, but without cropping.
 
     Args:
         path: The file.
-        image: As Pillow opened it.
-        box: Only the part that is needed is as large as needed; nothing is cut out.
+        image: The image opened by Pillow.
+        box: If given, the part within the box is as large as needed, rather than the whole image.
         needed: See :func:`read_image`.
 
     Returns:
-        Pixels, upright or, with a box, as they are stored; by what their sides are divided; whether OpenCV decoded
-        them.
+        The pixels, upright, or with a box as stored; the divisor of their sides; and whether OpenCV decoded them.
 
     Raises:
-        Exception: Whatever the decoder raises.
+        Exception: Any exception of the decoder.
     """
-    scan = image.fp.tell() if image.fp else 0  # Pillow has read the header, up to the compressed data
+    scan = image.fp.tell() if image.fp else 0  # Pillow has read the header up to the compressed data
     scale = _reduction(image.size, box, needed) if isinstance(image, JpegImageFile) else 1
     turned = orientation(image)
     is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and not isinstance(image.fp, BytesIO)
@@ -133,12 +132,12 @@ def decode(path: Path, image: ImageFile, box: Box | None = None, needed: int | N
             return pixels, scale, True
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
-    # EXIF turns the picture; boxes are given in stored pixels.
+    # EXIF data may rotate the image, but boxes are given in stored pixels.
     return np.array(turn(image, _as_rgb(image), turned, upright=box is None)), scale, False
 
 
 def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> int:
-    """The largest divisor that leaves both sides of the box, or of the whole, as large as needed."""
+    """Return the largest divisor with which both sides of the box, or of the image, stay as large as needed."""
     if needed is not None:
         for scale in (8, 4, 2):
             width, height = (side // scale for side in size)
@@ -151,14 +150,14 @@ def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> in
 
 
 def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
-    """Decode by OpenCV, faster than Pillow; ``None`` where the file is out of the ordinary, for Pillow to judge.
+    """Decode a JPEG with OpenCV, which is faster than Pillow. ``None`` for unusual files, which are left to Pillow.
 
-    OpenCV makes up what is missing where a file is truncated or a stray marker ends its data early, and
-    no more than warns. So it gets only files that are one scan of compressed data to their very end.
+    If a file is truncated, or a stray marker ends its data early, OpenCV fills in the missing pixels and only warns.
+    Therefore it is used only for files that are a single scan of compressed data up to their end.
 
     Args:
         path: The file.
-        scan: Where its compressed data begins.
+        scan: Offset of the compressed data.
         scale: Divisor of the sides.
     """
     data = np.fromfile(path, np.uint8)
@@ -171,20 +170,20 @@ def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
 
 
 def is_plain(data: Pixels, scan: int) -> bool:
-    """Whether a JPEG is one scan of compressed data to its very end.
+    """Return whether a JPEG is a single scan of compressed data up to its end.
 
     Args:
         data: The file's bytes.
-        scan: Where the compressed data begins.
+        scan: Offset of the compressed data.
     """
-    # In compressed data 0xFF is followed by 0, or is a marker: of a restart (0xD0 to 0xD7), or the end (0xD9).
+    # In compressed data, 0xFF is followed by 0, or begins a marker: restart (0xD0 to 0xD7) or end of image (0xD9).
     after = data[scan + 1 :][data[scan:-1] == 0xFF]
     markers = after[(after != 0) & (after & 0xF8 != 0xD0)]
     return data[-2:].tobytes() == _END_OF_IMAGE and markers.tobytes() == _END_OF_IMAGE[1:]
 
 
 def is_outside(box: Box, width: int, height: int) -> bool:
-    """Whether no part of a box lies in a picture of this size."""
+    """Return whether no part of a box lies within an image of this size."""
     x, y, w, h = box
     return x >= width or y >= height or x + w <= 0 or y + h <= 0
 
@@ -193,17 +192,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode == "F":
-        raise ValueError("floating-point pixels: what is white is not known; convert it to 8 bits")
+        raise ValueError("pixels are floating-point numbers of unknown range: convert the image to 8 bits")
     if image.mode.startswith("I"):
-        # 16 bits: Pillow's own conversion clips at 255, which turns nearly all of them white.
+        # 16 bits: Pillow's own conversion clips at 255, which makes nearly all pixels white.
         grey = np.clip(np.asarray(image, np.int64), 0, 65535) // 256
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    # By way of RGBA, since palettes may carry transparency; the alpha itself is dropped.
+    # Convert via RGBA, since palettes may have transparency; the alpha channel is dropped.
     return image.convert("RGBA").convert("RGB")
 
 
 def _clip(box: Box, width: int, height: int, scale: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom in a picture of this size, of which the box knows ``scale`` times the size."""
+    """Return left, top, right and bottom of a box, given at ``scale`` times the size, in an image of this size."""
     x, y, w, h = (v / scale for v in box)
     left, top = (min(max(round(v), 0), limit - 1) for v, limit in ((x, width), (y, height)))
     right, bottom = (min(round(v), limit) for v, limit in ((x + w, width), (y + h, height)))

@@ -1,4 +1,4 @@
-"""Downloading a data set: its files are fetched, verified, unpacked beside the target, and renamed."""
+"""Download of a data set: its files are fetched, verified, unpacked into a temporary folder, and renamed."""
 
 import errno
 import shutil
@@ -20,12 +20,14 @@ if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, Debian 12's 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(Remote):
-    """A tar file, one folder of which belongs to a data set; a file that is used as it is, is a plain ``Remote``.
+    """A tar file, one folder of which contains the data set or a part of it.
+
+    A file that is not unpacked is a plain ``Remote``.
 
     Attributes:
-        folders: Where that folder may lie in the archive; several archives may bring parts of one folder.
-        into: Where its content goes below the data set's root.
-        marker: Some path below the root that is there when, and only when, this archive's content is.
+        folders: Possible paths of this folder in the archive. Several archives may contain parts of one folder.
+        into: Target of the folder's content, relative to the data set's root.
+        marker: A path below the root that exists if and only if the archive's content does.
     """
 
     folders: tuple[str, ...]
@@ -34,14 +36,14 @@ class Archive(Remote):
 
 
 def missing(files: Sequence[Remote], root: Path) -> list[Remote]:
-    """Which of a data set's files have not brought their content to ``root``."""
+    """Return the files of a data set whose content is missing in ``root``."""
     return [file for file in files if not (root / _marker(file)).exists()]
 
 
 def by_hand(files: Sequence[Remote], root: Path) -> str:
-    """Say what to do without a download."""
+    """Return instructions for providing the files without a download."""
     return (
-        f"By hand: put the following into {root.parent} as it is and run again, "
+        f"By hand: put the following files into {root.parent} as they are and run again, "
         f"or point to the unpacked data set by --data.root DIR:\n{_list(files, root)}"
         f"To try cxlp without any data: {train_program()} --config demo.yaml"
     )
@@ -52,21 +54,21 @@ def _list(files: Sequence[Remote], root: Path) -> str:
 
 
 def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True) -> None:
-    """Make a data set from its files. ``root`` appears only when it is complete; then nothing is done any more.
+    """Create a data set's folder ``root`` from its files. The folder appears only once it is complete.
 
-    Files that lie beside ``root`` are used and kept. Others are fetched into a hidden folder there, which goes
-    when all is done, and from which an interrupted download goes on.
+    If the data set exists, nothing is done. Files in the parent folder of ``root`` are used and kept. Other files are
+    downloaded into a hidden folder there, which is deleted at the end, and from which an interrupted download resumes.
 
     Args:
-        files: What it is made of. Plain files that a folder made by hand lacks are added to it.
-        root: Where it goes.
-        name: The data set's, for messages.
-        allowed: Whether to download at all.
+        files: Files of the data set. Plain files that are missing in an existing folder are added to it.
+        root: Folder of the data set.
+        name: Name of the data set, for messages.
+        allowed: Whether downloads are allowed.
 
     Raises:
-        CxlpError: Says where was looked and how to place the files by hand.
+        CxlpError: If the data set cannot be created; the error names the folder and how to place the files by hand.
     """
-    # Looked at first: where another process puts it in place just now, it is either not taken or not lacking.
+    # In this order: if another process creates the folder meanwhile, it is either not taken or not lacking files.
     is_taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
     lacking = missing(files, root)
     if not lacking:
@@ -75,71 +77,71 @@ def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True)
     if is_taken and (not root.is_dir() or any(isinstance(file, Archive) for file in lacking)):
         what = ", ".join(_marker(file) for file in lacking)
         raise CxlpError(
-            f"{name}: {root} holds something else than the data set, or a part of it: {what} is not there. "
-            f"Move it away and run again, or unpack there by hand what is missing:\n{_list(lacking, root)}"
+            f"{name}: {root} exists, but {what} is missing in it. Move the folder away and run again, or unpack the "
+            f"missing files into it by hand:\n{_list(lacking, root)}"
         )
     if not allowed and not all((root.parent / file.file).exists() for file in lacking):
         raise CxlpError(f"{name} not found in {root}, and download is off. {hint}")
     with locked(root.parent / f".{root.name}.lock", name):
-        lacking = missing(files, root)  # another process may have been faster
+        lacking = missing(files, root)  # another process may have created it meanwhile
         if not lacking:
             return
-        aside = root.parent / f".{root.name}.partial"
-        whole = aside / "whole"
+        temporary = root.parent / f".{root.name}.partial"
+        unpacked = temporary / "unpacked"
         try:
-            shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
-            whole.mkdir(parents=True)
-            hint = f"{name} was looked for in {root}. {hint}"
-            _assemble({file: _find(file, root.parent, aside, hint) for file in lacking}, whole, aside, name)
+            shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
+            unpacked.mkdir(parents=True)
+            hint = f"{name} was not found in {root}. {hint}"
+            _assemble({file: _find(file, root.parent, temporary, hint) for file in lacking}, unpacked, temporary, name)
             if is_taken:
-                for file in whole.iterdir():
+                for file in unpacked.iterdir():
                     file.replace(root / file.name)
             else:
                 if root.exists():
                     root.rmdir()
-                whole.rename(root)
-            shutil.rmtree(aside)
+                unpacked.rename(root)
+            shutil.rmtree(temporary)
         except OSError as error:
             room = "make room there, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise CxlpError(
-                f"{name}: cannot make {root}: {error}. What was downloaded is kept: {room}run again"
+                f"{name}: cannot create {root}: {error}. Downloaded files are kept: {room}run again"
             ) from error
         finally:
-            shutil.rmtree(whole, ignore_errors=True)
-            if aside.exists() and not any(aside.iterdir()):
-                aside.rmdir()
+            shutil.rmtree(unpacked, ignore_errors=True)
+            if temporary.exists() and not any(temporary.iterdir()):
+                temporary.rmdir()
 
 
-def _find(file: Remote, beside: Path, aside: Path, hint: str) -> Path:
-    """A file that somebody placed by hand, verified, or else one that is fetched."""
-    placed = beside / file.file
+def _find(file: Remote, folder: Path, temporary: Path, hint: str) -> Path:
+    """Return the path of a file placed by hand, after verifying it; otherwise download it."""
+    placed = folder / file.file
     if placed.exists():
         verify(placed, file)
         return placed
-    return fetch(file, aside, hint)
+    return fetch(file, temporary, hint)
 
 
-def _assemble(found: dict[Remote, Path], whole: Path, aside: Path, name: str) -> None:
+def _assemble(found: dict[Remote, Path], unpacked: Path, temporary: Path, name: str) -> None:
     for file, path in found.items():
         if not isinstance(file, Archive):
-            shutil.copyfile(path, whole / file.file)
+            shutil.copyfile(path, unpacked / file.file)
             continue
         try:
-            _unpack(file, path, whole)
-            if not (whole / file.marker).exists():
-                raise tarfile.TarError(f"it holds no {' or '.join(file.folders)} with {file.marker}")
+            _unpack(file, path, unpacked)
+            if not (unpacked / file.marker).exists():
+                raise tarfile.TarError(f"it contains no {' or '.join(file.folders)} with {file.marker}")
         except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # the disk's fault, not the archive's
+            if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the archive
                 raise
-            reason = str(error).partition(":\n")[0]  # tarfile goes on with a line per kind of compression
-            if path.parent == aside:
+            reason = str(error).partition(":\n")[0]  # tarfile appends a line for each compression format
+            if path.parent == temporary:
                 path.unlink()
                 raise CxlpError(f"{name}: cannot unpack {file}: {reason}. It was deleted: run again") from error
             raise CxlpError(f"{name}: cannot unpack {path}: {reason}. Delete it and run again") from error
 
 
-def _unpack(archive: Archive, path: Path, whole: Path) -> None:
-    """Unpack what lies in the archive's folder; the rest is passed over."""
+def _unpack(archive: Archive, path: Path, unpacked: Path) -> None:
+    """Unpack the archive's folder; ignore the rest of the archive."""
 
     def moved(name: str) -> str | None:
         old = PurePosixPath(name)
@@ -151,13 +153,13 @@ def _unpack(archive: Archive, path: Path, whole: Path) -> None:
         if name is None:
             return None
         progress.update()
-        if member.islnk():  # hard links name another member, symbolic ones a path from where they are
+        if member.islnk():  # a hard link names another member; a symbolic link has a path relative to itself
             link = moved(link) or f"/{link}"
-        # "data" refuses paths and links out of the folder, devices, and odd permissions.
+        # The filter "data" rejects devices, and paths and links out of the folder, and restricts permissions.
         return tarfile.data_filter(member.replace(name=name, linkname=link, deep=False), folder)
 
     with tarfile.open(path) as tar, bar(f"Unpacking {archive.file}", unit="files") as progress:
-        tar.extractall(whole, filter=choose)
+        tar.extractall(unpacked, filter=choose)
 
 
 def _marker(file: Remote) -> str:

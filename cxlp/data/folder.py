@@ -8,23 +8,23 @@ from typing import Any
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Content, Sample, Split
 from cxlp.data.listing import check_folder, count_files, folders_in, pictures, subfolders
-from cxlp.data.names import folded, notes_of_alike
-from cxlp.data.split_folders import find_splits, inner, refuse_splits_in_class, split_of
+from cxlp.data.names import folded, notes_on_similar
+from cxlp.data.split_folders import check_no_splits_in_class, find_splits, inner, split_of
 from cxlp.data.splitting import check_fraction, split_off
 from cxlp.utils.errors import CxlpError
 
 
 class Folder(ImageDataModule):
-    """Images in ``root/{train,val,test}/<class>/*``, or in ``root/<class>/*`` with a split made for you.
+    """Images in ``root/{train,val,test}/<class>/*``, or in ``root/<class>/*`` without splits.
 
-    Splits go by other usual names, too, such as ``Training``, ``valid`` or ``seg_test``; what looks like a split is
-    never taken for a class. ``val`` may be missing; its images are held out, unless ``validation`` says otherwise.
-    Without ``test``, they are the test.
+    Splits may have other usual names, such as ``Training``, ``valid`` or ``seg_test``; a folder that looks like a split
+    is never used as a class. ``val`` is optional; its images are held out unless ``validation`` is 0. Without ``test``,
+    the images of ``val`` are the test set. Without splits, a test set is drawn.
 
     Args:
-        root: The folder.
-        test_fraction: Without folders for the splits: the part of each class that becomes the
-            test set, the same in every run.
+        root: Folder of the images.
+        test_fraction: Fraction of each class for the test set if there are no folders for splits. The same images are
+            drawn in every run.
         **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
@@ -45,7 +45,7 @@ class Folder(ImageDataModule):
         folders = subfolders(self.root, self.left_out, "outside class folders")
         splits = find_splits(folders, self.root, layout, alone=not self.makes_split)
         if not splits and (odd := [path.name for path in folders if split_of(path.name) == "train"]):
-            self.notes.append(f"taken for classes, since no test is beside them: {', '.join(odd)}")
+            self.notes.append(f"folders used as classes, because there is no test folder: {', '.join(odd)}")
         if splits:
             for other in set(folders) - set(splits.values()):
                 count_files(other, self.left_out, f"in {other.name}, beside the splits")
@@ -55,7 +55,8 @@ class Folder(ImageDataModule):
             raise CxlpError(f"folder: no class folders in {self.root}; {layout}")
         if len(folders) == 1 and folders_in(folders[0]):
             raise CxlpError(
-                f"folder: {self.root} holds one folder: if it holds the classes or splits, set data.root: {folders[0]}"
+                f"folder: {self.root} contains only one folder: if it contains the classes or splits, set data.root: "
+                f"{folders[0]}"
             )
         self._note_odd_classes(classes)
         samples = self._samples(classes, list(classes))
@@ -65,7 +66,7 @@ class Folder(ImageDataModule):
     def _read_splits(self, splits: dict[Split, Path]) -> Content:
         folders = {}
         for split, path in splits.items():
-            # Each folder is listed once, lest its files be counted twice.
+            # List each folder only once, so that its files are not counted twice.
             for place in dict.fromkeys((path, inner(path))):
                 found = subfolders(place, self.left_out, "outside class folders")
             folders[split] = {path.name: path for path in found}
@@ -76,37 +77,37 @@ class Folder(ImageDataModule):
             folders.pop("val", None)
         for split in folders:
             if not folders[split]:
-                hint = f". To have a split made of the training images, set data.root: {splits.get('train')}"
+                hint = f". To draw a test set from the training images, set data.root: {splits.get('train')}"
                 raise CxlpError(
                     f"folder: no class folders in {splits[split]}, so its images have no labels"
                     f"{hint if folders.get('train') else ''}"
                 )
             if strange := sorted(folders[split].keys() - named.keys()):
                 same = {folded(name) for name in named} & {folded(name) for name in strange}
-                hint = ". They differ in case only, or are written in different Unicode forms: rename the folders"
+                hint = ". They differ only in case or in Unicode normalisation: rename the folders"
                 raise CxlpError(
-                    f"folder: {splits[split]} has classes that {splits['train'].name} has not: "
+                    f"folder: {splits[split]} has classes that are missing in {splits['train'].name}: "
                     f"{', '.join(strange[:5])}{hint if same else ''}"
                 )
         samples = {split: self._samples(found, classes) for split, found in folders.items()}
         if "train" in samples:
             self._check_filled(samples["train"], folders["train"])
         if odd := [f"{path.name} ({split})" for split, path in splits.items() if path.name != split]:
-            self.notes.append(f"taken for splits by their names: {', '.join(odd)}")
+            self.notes.append(f"folders used as splits because of their names: {', '.join(odd)}")
         if "test" not in samples and "val" in samples:
-            self.notes.append(f"there is no folder for the test: the test images are those of {splits['val']}")
+            self.notes.append(f"there is no test folder: the test images are those of {splits['val']}")
             samples["test"] = samples.pop("val")
         return tuple(classes), samples
 
     def _note_odd_classes(self, classes: Mapping[str, Path]) -> None:
-        """Note classes of nearly the same name, and that the folders in all class folders are rather the classes."""
-        self.notes += notes_of_alike(classes, "classes")
+        """Add notes on classes of almost equal names, and on classes that may be splits: all hold the same folders."""
+        self.notes += notes_on_similar(classes, "classes")
         below = [{path.name for path in folders_in(folder)} for folder in classes.values()]
         if len(classes) > 1 and len(shared := sorted(set.intersection(*below))) > 1:
             named, common = (", ".join(names[:5]) for names in (list(classes), shared))
             self.notes.append(
-                f"the classes {named} all hold the folders {common}: if these are the classes, and the others "
-                "are splits, call those train and test"
+                f"the classes {named} all contain the folders {common}: if {common} are the classes and {named} the "
+                "splits, call the splits train and test"
             )
 
     def _samples(self, folders: Mapping[str, Path], classes: Sequence[str]) -> list[Sample]:
@@ -114,7 +115,7 @@ class Folder(ImageDataModule):
         for k, name in enumerate(classes):
             found = pictures(folders[name], self.left_out) if name in folders else []
             if found:
-                refuse_splits_in_class(folders[name], found)
+                check_no_splits_in_class(folders[name], found)
             samples += [Sample(path, k) for path in found]
         return samples
 
@@ -128,7 +129,7 @@ class Folder(ImageDataModule):
             return {"train": [], "test": []}
         if not self.makes_split:
             return {"train": list(samples)}
-        # A fixed seed, not the run's: the test set must be the same in every run that is compared.
+        # A fixed seed, not that of the run, so that all runs have the same test set and can be compared.
         failure = f"folder: cannot split {self.root} into train and test"
         train, test = split_off(samples, classes, self.test_fraction, 0, failure)
         return {"train": train, "test": test}

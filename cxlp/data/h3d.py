@@ -28,27 +28,27 @@ ATTRIBUTES = (
     *("is_male", "has_long_hair", "has_glasses", "has_hat", "has_t-shirt", "has_long_sleeves", "has_shorts"),
     *("has_jeans", "has_long_pants"),
 )
-#: The paper's; the archive says which people are for training or validation, and which for test.
+#: Numbers of people in the paper. The archive separates the test people, but not training and validation.
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 2003, "val": 2010, "test": 4022}
 
 
 def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> Content:
     """Read the official lists ``{train,test}/labels.txt``.
 
-    The paper has 2,003 people for training and 2,010 for validation, but nothing that was published says
-    who is who: here, by convention, the first 2,003 of the 4,013 are ``train``. Where other than 4,013
-    are listed, there is no ``val``.
+    The paper has 2,003 people for training and 2,010 for validation, but their assignment was not published. By
+    convention, the first 2,003 of the 4,013 people are ``train`` here. If the number of people listed is not 4,013,
+    there is no ``val``.
 
     Args:
-        folder: ``attributes_dataset``, or a release of fewer people in the same layout.
-        bbox: Whether samples carry the person's box; where it is NaN, as for 23 people, all of the image.
-        margin: What is added to the box, see :func:`~cxlp.data.lists.widened`.
+        folder: The folder ``attributes_dataset``, or a subset of the people in the same layout.
+        bbox: Whether samples have the person's box. The box of 23 people is NaN; their samples are the whole image.
+        margin: Margin around the box, see :func:`~cxlp.data.lists.widened`.
 
     Returns:
-        The nine attributes, and the samples by split, labelled 1 present, -1 absent, 0 unspecified.
+        The nine attributes, and the samples by split, with labels 1 (present), -1 (absent) and 0 (unspecified).
 
     Raises:
-        CxlpError: Names the list and the line that is wrong.
+        CxlpError: If a list is wrong; the error names the list and the line.
     """
     people, test = (_people(folder / path, bbox, margin) for path in H3D.lists)
     train = OFFICIAL_COUNTS["train"]
@@ -64,13 +64,13 @@ def read_h3d(folder: Path, bbox: bool = True, margin: float = 0.0) -> Content:
 class H3D(Benchmark):
     """H3D human attributes.
 
-    ``validation: official`` validates on 2,010 of the 4,013 training people, see :func:`read_h3d`.
+    ``validation: official`` holds out 2,010 of the 4,013 training people, see :func:`read_h3d`.
 
     Args:
         root: The folder ``attributes_dataset``.
-        bbox: Crop each image to the person's box, in training and in test, as the benchmark is meant: the
-            box is given, and others are in the picture, too.
-        bbox_margin: What a crop keeps around the box, in parts of its width and height on each side.
+        bbox: Crop each image to the person's box, in training and test, as the benchmark intends: other people may be
+            in the image, too.
+        bbox_margin: Margin around the box on each side, as a fraction of its width and height.
         **common: See :class:`~cxlp.data.benchmark.Benchmark`.
     """
 
@@ -92,7 +92,7 @@ class H3D(Benchmark):
 
 
 def _people(path: Path, bbox: bool, margin: float) -> list[Sample]:
-    """Lines ``name x y w h`` and nine labels; the images lie beside the list."""
+    """Read lines of ``name x y w h`` and nine labels; the images are in the folder of the list."""
     people = []
     for number, line in read_lines(path):
         name, *words = line.split()

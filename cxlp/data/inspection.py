@@ -1,4 +1,4 @@
-"""Checks of one image file: whether the loaders can decode it, and what they convert."""
+"""Checks of one image file: whether the loaders can decode it, and which conversions they make."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,44 +17,50 @@ from cxlp.data.metadata import orientation, stored_size
 
 
 class Kind(Enum):
-    """Kinds of findings, in the order in which they are shown: first those that stop a run."""
+    """Kinds of findings in display order; those that stop a run come first.
+
+    Attributes:
+        what: Name of the kind.
+        effect: Effect on a run.
+        stops: Whether a finding of this kind stops every run.
+    """
 
     LISTS = "lists", "a run stops and says so", True
     MISSING = "missing file", "a run stops and names it", True
     TRUNCATED = "truncated file", "a run stops and names it", True
     UNDECODABLE = "undecodable file", "a run stops and names it", True
-    SHARED = "same picture in two splits", "used in both: the scores are too good", False
-    CONTRADICTED = "same picture with other labels", "used with both: at least one label is wrong", False
+    SHARED = "same image in two splits", "used in both: test results are too optimistic", False
+    CONTRADICTED = "same image with different labels", "used with both: at least one label is wrong", False
     DUPLICATED = (
-        "same picture again in a split",
-        "used twice: held-out scores and the choice of C may be too good",
+        "same image twice in a split",
+        "used twice: held-out scores and the choice of C may be too optimistic",
         False,
     )
     REPEATED = "listed twice", "fitted or scored twice", False
-    DAMAGED = "damaged JPEG", "decoded, with pixels that are missing or made up", False
+    DAMAGED = "damaged JPEG", "decoded, but with missing or wrong pixels", False
     BOX_LIST = "boxes unreadable", "a run with --data.bbox true stops", False
-    SINGLE = "class with one training image", "model.frozen.c: auto or a part held out stops a run", False
+    SINGLE = "class with one training image", "a run with model.frozen.c: auto or a held-out fraction stops", False
     NO_TEST = "class without test images", "left out of means over classes", False
-    UNSPECIFIED = "no label specified", "takes part in nothing", False
+    UNSPECIFIED = "no label specified", "ignored in training and test", False
     NO_BOX = "no box", "the whole image is used", False
-    METADATA = "malformed metadata", "left out: orientation and colour profile are not known", False
-    BOX_OUTSIDE = "box beyond the picture", "a run with --data.bbox true stops and names it", False
-    BOX_CLIPPED = "box crosses the border", "clipped to the picture", False
-    MISNAMED = "other format than its name's", "decoded by content", False
-    TURNED = "turned by EXIF", "turned upright; with a box, as stored", False
-    COLOURS = "other than RGB", "converted to RGB of 8 bits, alpha dropped", False
+    METADATA = "malformed metadata", "ignored: orientation and colour profile are unknown", False
+    BOX_OUTSIDE = "box outside the image", "a run with --data.bbox true stops and names it", False
+    BOX_CLIPPED = "box crosses the border", "clipped to the image", False
+    MISNAMED = "format differs from suffix", "decoded by content", False
+    TURNED = "rotated by EXIF", "rotated upright; with a box, used as stored", False
+    COLOURS = "other than RGB", "converted to 8-bit RGB, alpha dropped", False
 
     def __init__(self, what: str, effect: str, stops: bool) -> None:
         self.what, self.effect, self.stops = what, effect, stops
 
 
 class Finding(NamedTuple):
-    """Something that is worth knowing of a data set.
+    """A finding in a data set.
 
     Attributes:
-        kind: What kind of thing.
+        kind: Kind of the finding.
         where: The file, or the class.
-        detail: What exactly; may be empty.
+        detail: Details; may be empty.
     """
 
     kind: Kind
@@ -63,14 +69,14 @@ class Finding(NamedTuple):
 
 
 def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding], bytes | None]:
-    """Decode a file as the loaders do, and say what is out of the ordinary. Never raises for what a file holds.
+    """Decode a file in the same way as the loaders, and return its findings. No content of a file raises an error.
 
     Args:
         path: The file.
-        boxes: Those that samples cut out of it, ``x, y, w, h`` in pixels.
+        boxes: Boxes of the samples of this file, ``x, y, w, h`` in pixels.
 
     Returns:
-        The findings, and a digest of the pixels, which is ``None`` where they cannot be decoded.
+        The findings, and a digest of the pixels, or ``None`` if they cannot be decoded.
     """
     if not is_there(path):
         return [Finding(Kind.MISSING, str(path))], None
@@ -79,32 +85,32 @@ def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding],
         shown = hashlib.sha256(f"{pixels.shape}".encode())
         shown.update(pixels.data)
         return [Finding(kind, str(path), detail) for kind, detail in odd], shown.digest()
-    except Exception as error:  # whatever a decoder trips over stops a run, too
+    except Exception as error:  # any exception of a decoder would also stop a run
         return [_defect(path, error)], None
 
 
 def _defect(path: Path, error: Exception) -> Finding:
-    reason = "no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
     kind = Kind.TRUNCATED if "truncated" in reason.lower() else Kind.UNDECODABLE
     return Finding(kind, str(path), f"{reason} ({path.stat().st_size:,} bytes)")
 
 
 def _inspect(path: Path, image: ImageFile, boxes: Sequence[Box]) -> tuple[list[tuple[Kind, str]], Pixels]:
-    """What is out of the ordinary in a picture that is open, and its pixels."""
-    found = _oddities(path, image, boxes)  # before its pixels are loaded, which changes what Pillow says of it
+    """Return the findings in an open image, and its pixels."""
+    found = _oddities(path, image, boxes)  # before the pixels are loaded, which changes Pillow's attributes
     pixels, _, by_opencv = decode(path, image)
     if image.format in ("JPEG", "MPO") and not by_opencv:
-        decode_all(path)  # for libjpeg's warnings, which Pillow does not pass on
+        decode_all(path)  # for libjpeg's warnings, which Pillow suppresses
     return found, pixels
 
 
 def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
     found: list[tuple[Kind, str]] = []
-    is_bare = isinstance(image.fp, BytesIO)  # it could only be opened without its metadata
+    is_bare = isinstance(image.fp, BytesIO)  # the image could only be opened without its metadata
     turned = orientation(image)
     width, height = stored_size(image)
     named = Image.registered_extensions().get(path.suffix.lower(), image.format)
-    # Cameras write JPEGs with a preview behind the picture, which Pillow calls MPO.
+    # Cameras append a preview to JPEGs; Pillow calls this format MPO.
     content = "JPEG" if image.format == "MPO" else image.format
     if named != content:
         found.append((Kind.MISNAMED, f"{content} inside"))

@@ -1,4 +1,4 @@
-"""Warnings of libjpeg about JPEGs that decode although their data are damaged: pixels are missing or made up.
+"""Warnings of libjpeg about damaged JPEGs that decode nevertheless, with missing or wrong pixels.
 
 libjpeg writes its warnings to the process's standard error, without the name of a file.
 """
@@ -19,24 +19,24 @@ _WARNING = re.compile(rb"^(?:Corrupt JPEG data: |Premature end of JPEG|Invalid |
 
 
 def decode_all(path: Path) -> None:
-    """Let libjpeg go through all the data of a JPEG, at an eighth of its size; other files are left alone."""
+    """Decode all the data of a JPEG with libjpeg, at an eighth of its size; ignore other files."""
     data = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
     if data[:2].tobytes() == b"\xff\xd8":
         cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
 
 
 class Captured:
-    """Text on standard error: libjpeg's warnings are kept, all other text is passed on.
+    """Captured standard error: libjpeg's warnings are collected, all other text is passed on.
 
     Attributes:
-        stream: Standard error behind the capture, for progress bars.
+        stream: The original standard error, for progress bars.
     """
 
     def __init__(self, file: BinaryIO, stream: TextIO) -> None:
         self._file, self._read, self.stream = file, 0, stream
 
     def take(self) -> list[str]:
-        """Return the warnings since the last call, one a line."""
+        """Return the warnings since the last call, one per entry."""
         self._file.seek(self._read)
         text = self._file.read()
         self._read += len(text)
@@ -48,7 +48,7 @@ class Captured:
 
 @contextmanager
 def captured_warnings() -> Iterator[Captured]:
-    """Capture what all threads of the process write to standard error."""
+    """Capture the standard error of all threads of the process."""
     if sys.stderr is None:  # closed, as by `2>&-`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)

@@ -1,4 +1,4 @@
-"""Reading the official lists: lines, boxes, totals."""
+"""Reading of official lists: lines, boxes, and checks of totals."""
 
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -14,36 +14,37 @@ Value = TypeVar("Value")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read a list.
+    """Read the lines of a text file.
 
     Args:
-        path: A text file; neither carriage returns nor a byte-order mark nor a missing last newline matter.
+        path: A text file in UTF-8, with or without carriage returns, a byte-order mark, and a final newline.
 
     Returns:
-        The lines that are not blank, without the blanks around them, and their numbers from 1.
+        The lines that are not blank, stripped of surrounding whitespace, and their numbers from 1.
 
     Raises:
-        CxlpError: If there is no such file, or it is no text.
+        CxlpError: If the file does not exist, or is not text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise CxlpError(f"list not found: {path}") from error
     except UnicodeDecodeError as error:
-        raise CxlpError(f"{path} is no text: {error}") from error
+        raise CxlpError(f"{path} is not a text in UTF-8: {error}") from error
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def read_table(path: Path, expected: str, parse: Callable[[str], tuple[Key, Value]]) -> dict[Key, Value]:
-    """Read a list with one line for each of some keys.
+    """Read a text file with one line per key into a dictionary.
 
     Args:
         path: A text file.
-        expected: What a line looks like, for errors.
-        parse: Makes key and value of a line; a ``ValueError`` or ``KeyError`` says that it has another form.
+        expected: Description of a line's format, for errors.
+        parse: Returns key and value of a line, or raises ``ValueError`` or ``KeyError`` if its format is wrong.
 
     Raises:
-        CxlpError: If there is no such file, or it is no text; names a line of another form, and a second one for a key.
+        CxlpError: If the file does not exist or is not text, the format of a line is wrong, or a key is repeated; the
+            error names the line.
     """
     table: dict[Key, Value] = {}
     for number, line in read_lines(path):
@@ -52,35 +53,35 @@ def read_table(path: Path, expected: str, parse: Callable[[str], tuple[Key, Valu
         except (ValueError, KeyError) as error:
             raise CxlpError(f"{path}, line {number}: expected {expected}, got {line!r}") from error
         if key in table:
-            raise CxlpError(f"{path}, line {number}: a second line for {key}")
+            raise CxlpError(f"{path}, line {number}: a second line for {key}: keep one")
         table[key] = value
     return table
 
 
 def as_box(values: Sequence[str], where: str) -> Box:
-    """Read ``x y width height``.
+    """Parse a box ``x y width height``.
 
     Args:
-        values: Four numbers.
-        where: What stands there, for the error.
+        values: Four numbers as text.
+        where: File and line, for the error.
 
     Raises:
-        CxlpError: If they are no box.
+        CxlpError: If they are not a box.
     """
     try:
         x, y, w, h = (float(v) for v in values)
         if not all(map(isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
-            raise ValueError("no box")
+            raise ValueError("not a box")
     except ValueError as error:
         raise CxlpError(f"{where}: expected 'x y width height', got {' '.join(values)!r}") from error
     return x, y, w, h
 
 
 class TotalsError(CxlpError):
-    """A release that should have the official numbers of images has others.
+    """Raised if a release does not have the official numbers of images.
 
     Attributes:
-        content: What was read nevertheless: class names, and the samples by split.
+        content: The content that was read nevertheless: class names, and the samples by split.
     """
 
     def __init__(self, message: str, content: Content) -> None:
@@ -95,20 +96,20 @@ def check_totals(
     official: dict[Split, int],
     full: bool,
 ) -> None:
-    """Compare the numbers of images with the official ones.
+    """Check the numbers of images against the official ones.
 
-    Releases of fewer images are fine: for trying things out, or in tests. One that has the official
-    number in some split, or is known to be full, must have them all.
+    Subsets are allowed, for experiments and tests. But if a release has the official number of images in some split, or
+    is known to be complete, all numbers must be the official ones.
 
     Args:
-        folder: The data set's, for the error.
-        classes: Names.
-        samples: By split.
-        official: Totals by split.
-        full: Whether the release is known to be the full one.
+        folder: Folder of the data set, for the error.
+        classes: Class names.
+        samples: Samples by split.
+        official: Official number of images by split.
+        full: Whether the release is known to be complete.
 
     Raises:
-        TotalsError: Names the totals that differ.
+        TotalsError: If numbers differ; the error names them.
     """
     found = {split: len(samples.get(split, [])) for split in official}
     if found != official and (full or any(found[split] == total for split, total in official.items())):
@@ -118,12 +119,12 @@ def check_totals(
 
 
 def widened(box: Box, margin: float) -> Box:
-    """A box with more of its surroundings: ``margin`` times its width and height on each side."""
+    """Return a box that is enlarged on each side by ``margin`` times its width and height."""
     x, y, w, h = box
     return x - margin * w, y - margin * h, w * (1 + 2 * margin), h * (1 + 2 * margin)
 
 
 def check_margin(margin: float) -> None:
-    """Refuse a margin that would leave nothing of a box."""
+    """Check that a margin leaves a box of positive size."""
     if not margin > -0.5:
         raise CxlpError(f"data.bbox_margin is {margin}: it must be greater than -0.5 (0: the box itself)")

@@ -1,4 +1,4 @@
-"""Metadata of image files: the orientation, and how to decode a file whose metadata are malformed."""
+"""Metadata of image files: EXIF orientation, and removal of malformed metadata."""
 
 import re
 import struct
@@ -6,7 +6,7 @@ import struct
 from PIL import ExifTags, Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-#: Chunks that say what the pixels are; all others only add to them.
+#: Chunks needed to decode the pixels; all other chunks are metadata.
 _PIXELS_OF_PNG = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -21,53 +21,53 @@ _BACK = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 def orientation(image: Image.Image) -> int | None:
-    """How a picture is to be turned, 1 to 8, by its EXIF data; 1: as it is; ``None``: they cannot be read.
+    """Return the EXIF orientation of an image, 1 (upright) to 8, or ``None`` if its EXIF data are malformed.
 
-    To be asked before the picture is loaded.
+    Call this function before the pixels are loaded.
 
     Raises:
-        Exception: Whatever the decoder of a PNG raises for its pixels.
+        Exception: Any exception of the decoder of a PNG, whose pixels are loaded here.
     """
     if image.format == "PNG":
-        image.load()  # EXIF data may follow the pixels, so Pillow looks for them there, too
+        image.load()  # EXIF data may follow the pixels; Pillow reads them only then
     try:
-        if "exif" in image.info:  # what Pillow stumbled over when it opened a JPEG, it does not tell again
+        if "exif" in image.info:  # Pillow hides errors in the EXIF data of a JPEG after opening it
             Image.Exif().load(image.info["exif"])
         found = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # malformed: that costs the orientation, not the picture
+    except Exception:  # malformed EXIF data: the orientation is unknown, but the image can be used
         return None
     return int(found) if found in _TURNS else 1
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of a picture that is open, as it is stored: Pillow gives a TIFF's as if it were upright."""
+    """Return width and height of an open image as stored; for a TIFF, Pillow's are those after rotation."""
     is_turned = image.format == "TIFF" and orientation(image) in range(5, 9)
     return (image.height, image.width) if is_turned else image.size
 
 
 def turn(image: Image.Image, pixels: Image.Image, orientation: int | None, upright: bool) -> Image.Image:
-    """Turn a picture upright, or leave it as it is stored.
+    """Rotate an image upright, or return it as stored.
 
     Args:
-        image: The file, as Pillow opened it.
-        pixels: Its pixels, loaded and perhaps converted.
-        orientation: As asked for before it was loaded.
-        upright: Which of the two.
+        image: The image opened by Pillow.
+        pixels: Its pixels, loaded and possibly converted.
+        orientation: Result of :func:`orientation` before the pixels were loaded.
+        upright: Whether to return the image upright rather than as stored.
     """
-    is_upright = image.format == "TIFF"  # the one format that Pillow itself turns, when it loads the pixels
+    is_upright = image.format == "TIFF"  # the only format that Pillow itself rotates when it loads the pixels
     if upright == is_upright or orientation in (1, None):
         return pixels
     return pixels.transpose((_TURNS if upright else _BACK)[orientation])
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """Leave out what a PNG or a JPEG holds besides pixels: EXIF data, colour profiles, texts.
+    """Remove EXIF data, colour profiles and texts from a PNG or JPEG.
 
     Args:
-        data: The file.
+        data: Bytes of the file.
 
     Returns:
-        The rest of it; ``None`` where it is neither, or where its parts cannot be told apart.
+        Bytes of the file without metadata, or ``None`` if it is neither a PNG nor a JPEG, or cannot be parsed.
     """
     try:
         if data.startswith(_PNG):
@@ -80,7 +80,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG by their kinds: length, kind, content, checksum."""
+    """Return the chunks of a PNG (length, type, content, checksum), each with its type."""
     found, place = [], len(_PNG)
     while place < len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -90,9 +90,9 @@ def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _bare_jpeg(data: bytes) -> bytes:
-    """A JPEG without its application segments and comments, but for Adobe's, which says what its colours mean."""
+    """Return a JPEG without comments and application segments except Adobe's, which defines its colour space."""
     kept, place = [data[:2]], 2
-    while data[place + 1] != 0xDA:  # the compressed data begin
+    while data[place + 1] != 0xDA:  # start of the compressed data
         marker, length = struct.unpack_from(">HH", data, place)
         segment = data[place : place + 2 + length]
         is_added = 0xFFE0 <= marker <= 0xFFEF or marker == 0xFFFE

@@ -1,4 +1,4 @@
-"""MIT Indoor-67: 6,700 pictures of 67 kinds of rooms.
+"""MIT Indoor-67: 6,700 images of 67 kinds of rooms.
 
 Quattoni and Torralba, "Recognizing Indoor Scenes", CVPR 2009.
 """
@@ -36,9 +36,9 @@ LISTS: dict[Split, Remote] = {
     ),
 }
 FILES = (IMAGES, *LISTS.values())
-#: Where the images lie in copies that were unpacked with the archive's own name.
+#: Folder of the images if the archive was unpacked into a folder of its own name.
 NESTED = "indoorCVPR_09/Images"
-#: Images for training and test, about 80 + 20 of each class (77 to 83 and 17 to 23).
+#: Official numbers of images, about 80 + 20 of each class (77 to 83 and 17 to 23).
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 5360, "test": 1340}
 
 
@@ -46,14 +46,14 @@ def read_mit67(folder: Path) -> Content:
     """Read the official lists, which name 6,700 of the archive's 15,620 images.
 
     Args:
-        folder: Has both lists, and the images in ``Images`` or ``indoorCVPR_09/Images``; fewer classes
-            in the same layout are fine.
+        folder: Folder with both lists, and the images in ``Images`` or ``indoorCVPR_09/Images``, or with a subset of
+            the classes in the same layout.
 
     Returns:
         Class names in alphabetical order, such as ``airport_inside``, and the samples by split.
 
     Raises:
-        CxlpError: Names the list and the line that is wrong.
+        CxlpError: If a list is wrong; the error names the list and the line.
     """
     images = folder / NESTED if (folder / NESTED).is_dir() else folder / "Images"
     named = {split: read_table(folder / remote.file, "'class/file'", _named) for split, remote in LISTS.items()}
@@ -89,7 +89,7 @@ class MIT67(Benchmark):
 
 
 def _named(line: str) -> tuple[PurePosixPath, None]:
-    """Read ``class/file``; files may have spaces in their names."""
+    """Parse ``class/file``; file names may contain spaces."""
     name = PurePosixPath(line)
     if len(name.parts) != 2 or name.is_absolute() or ".." in name.parts:
         raise ValueError(line)

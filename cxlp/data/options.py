@@ -1,18 +1,18 @@
-"""Ranges of the options that all data sets have."""
+"""Checks of the options common to all data sets."""
 
 from cxlp.utils.errors import CxlpError
 
-#: The most loading processes: more would only exhaust the machine.
+#: Upper bound of loading processes, to protect the machine.
 MOST_WORKERS = 1024
 
 
 def check_options(
     batch_size: int, num_workers: int | None, image_size: int | None, validation: float | str, on_broken: str
 ) -> None:
-    """Refuse options of a data set that are out of their range, see ``ImageDataModule``.
+    """Check the ranges of options of ``ImageDataModule``.
 
     Raises:
-        CxlpError: Names the first one.
+        CxlpError: If an option is out of its range; the error names the first one.
     """
     for option, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
         if not 1 <= value < 2**31:

@@ -1,4 +1,4 @@
-"""What is to be told of a data set."""
+"""Remarks on a data set for the user."""
 
 from typing import TYPE_CHECKING
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 def remarks_on(data: "ImageDataModule") -> list[str]:
-    """Return a line each: notes, the files that are left out, test images that are training images."""
+    """Return one line per remark: notes, files that are left out, and test images that are training images."""
     notes = [f"warning: {note}" for note in data.notes]
     notes += [f"warning: {len(data.broken):,} files are left out:{name_broken(data.broken)}"] * bool(data.broken)
     if data.held_out_own and "val" in data.splits:
         part = "" if isinstance(data.validation, str) else f", not {data.validation:g} of the training images"
         own = f"{len(data.splits['val']):,} validation images of {data.name}{part}"
-        notes.append(f"held out: the {own} (data.validation: 0 fits them, too)")
+        notes.append(f"held out: the {own} (to train on them, set data.validation: 0)")
     used = {s.path for split in ("train", "test") if split in data.splits for s in data.splits[split].samples}
     if used and used <= data.contents.keys() and (trained := data.count_trained_test_images()):
         notes.append(f"warning: {trained:,} test images have the same content as training images")

@@ -1,4 +1,4 @@
-"""Which samples a rank gets, and in which order."""
+"""The sampler: distribution of samples over ranks, and their order."""
 
 from collections.abc import Iterator
 
@@ -9,24 +9,24 @@ from cxlp.data.dataset import Draw
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Distributes samples over ranks: each once and in order, or shuffled for training.
+    """Distributes samples over ranks, either each once and in order, or shuffled for training.
 
-    In order: rank r gets positions r, r + W, ...; where the number of samples is no multiple of the W ranks, the last
-    ranks get a repeat, marked as such, because ranks must take equally many steps. Shuffled: each batch is full; an
-    epoch's last one is filled up from the beginning of its order.
+    In order, rank r gets positions r, r + W, .... If the number of samples is not a multiple of the W ranks, the last
+    ranks get a repeat, marked as such, because all ranks must take the same number of steps. If shuffled, each batch is
+    full: the last batch of an epoch is filled up from the beginning of the epoch's order.
 
-    Draws depend on (seed, epoch, position) only: neither on workers nor on whether the run was interrupted.
-    The union of W ranks' batches of b samples is the batch of one rank with b W samples.
+    The order and the seeds depend only on (seed, epoch, position), but neither on workers nor on interruptions of the
+    run. The union of the batches of W ranks with batch size b is the batch of one rank with batch size b W.
 
-    A ``DistributedSampler``, so that Lightning keeps it and calls :meth:`set_epoch`.
+    The class inherits from ``DistributedSampler`` so that Lightning does not replace it and calls :meth:`set_epoch`.
 
     Args:
-        size: Number of samples n.
-        batch_size: Per rank; needed to fill batches.
-        shuffle: Whether samples are shuffled, each with a seed for its augmentation.
-        seed: The run's.
-        ranks: W.
-        rank: This one.
+        size: Number of samples, n.
+        batch_size: Batch size per rank, used to fill batches.
+        shuffle: Whether to shuffle the samples, and draw a seed for the augmentation of each.
+        seed: Seed of the run.
+        ranks: Number of ranks, W.
+        rank: Index of this rank.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which folders are the splits of a data set, whatever they are called."""
+"""Detection of the folders of splits by their names."""
 
 import re
 from collections import defaultdict
@@ -15,50 +15,49 @@ _NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst"),
 }
-#: Words that say nothing, alone or behind a split's, as in ``Training Set`` and ``testimages``.
+#: Words that are ignored, alone or appended to the name of a split, as in ``Training Set`` and ``testimages``.
 _FILLERS = (
     *("data", "dataset", "dir", "examples", "folder", "image", "images", "img", "imgs", "photos", "pictures"),
     *("samples", "set", "sets", "split", "splits"),
 )
 _WORDS = {name + end: split for split, names in _NAMES.items() for name in names for end in ("", *_FILLERS)}
 _RENAME = (
-    "If they are splits, call them train, val and test, and give them the same class folders; if they are classes, "
+    "If they are splits, call them train, val and test, and use the same class folders in each; if they are classes, "
     "give them other names"
 )
 
 
 def find_splits(folders: Sequence[Path], root: Path, layout: str, alone: bool = False) -> dict[Split, Path]:
-    """Tell the splits among the folders of a data set.
+    """Find the splits among the folders of a data set.
 
-    A folder is a split whose name says just that (``train``, ``Testing``, ``valid_images``, ``test2017``). One whose
-    name says it among other things (``seg_train``) is a split, too, if it has a class folder in common with another
-    split. What may be either is refused.
+    A folder whose name only names a split (``train``, ``Testing``, ``valid_images``, ``test2017``) is a split. A folder
+    whose name contains other words, too (``seg_train``), is a split if it has a class folder in common with another
+    split. Ambiguous names raise an error.
 
     Args:
         folders: All folders in the root.
-        root: For errors.
-        layout: What is expected, for errors.
-        alone: Whether one split is enough.
+        root: The root, for errors.
+        layout: The expected layout, for errors.
+        alone: Whether a single split is sufficient.
 
     Returns:
-        ``train`` and ``test``, ``val`` or both; nothing where the folders are classes.
+        ``train`` with ``test``, ``val`` or both; empty if the folders are classes.
 
     Raises:
-        CxlpError: If training or test images are missing, a split is there twice, or a name may be a split's or a
-            class's.
+        CxlpError: If training or test images are missing, a split occurs twice, or a name may mean a split or a class.
     """
     named = {path: split for path in folders if (split := split_of(path.name))}
-    sure = {path: split for path, split in named.items() if _says_no_more(path.name)}
+    sure = {path: split for path, split in named.items() if _is_unambiguous(path.name)}
     unsure = {path: split for path, split in named.items() if split not in sure.values()}
     kinds = set(named.values())
     if (kinds == {"val"} or (kinds == {"train"} and len(folders) > len(named))) and not any(map(folders_in, sure)):
-        sure = {}  # `valid` may be a class, like `fraud`, or `train` beside `bus`: it holds pictures as these do
+        sure = {}  # a folder of images only may be a class, such as `valid` next to `fraud`, or `train` next to `bus`
     candidates = sure | unsure
     is_split = "train" in candidates.values() and len(set(candidates.values())) > 1
     if not sure and not is_split:
-        _refuse_alike(folders)
+        _check_lookalikes(folders)
         return {}
-    found = sure | {p: s for p, s in unsure.items() if any(_alike(p, o) for o, t in candidates.items() if t != s)}
+    found = sure | {p: s for p, s in unsure.items() if any(_overlap(p, o) for o, t in candidates.items() if t != s)}
     if not _is_enough(found) and is_split:
         names = " and ".join(path.name for path in candidates)
         raise CxlpError(f"folder: {names} in {root} look like splits, but have no class folders in common. {_RENAME}")
@@ -67,23 +66,23 @@ def find_splits(folders: Sequence[Path], root: Path, layout: str, alone: bool = 
             raise CxlpError(f"folder: {' and '.join(twice)} in {root} both look like {split}: keep one; {layout}")
     splits = {split: path for path, split in found.items()}
     if not _is_enough(found) and not alone:
-        only = f"; to have a split made of its images, set data.root: {splits['train']}" if "train" in splits else ""
+        only = f"; to draw a test set from its images, set data.root: {splits['train']}" if "train" in splits else ""
         raise CxlpError(
-            f"folder: {root} has {' and '.join(path.name for path in found)} but not both train and test, and what "
-            f"looks like a split is never a class. If it is a class, give it another name{only}; {layout}"
+            f"folder: {root} has {' and '.join(path.name for path in found)} but not both train and test, and a folder "
+            f"with the name of a split is never a class. If it is a class, give it another name{only}; {layout}"
         )
     return {split: splits[split] for split in get_args(Split) if split in splits}
 
 
 def split_of(name: str) -> Split | None:
-    """Which split a name looks like; ``trainval`` and ``train_val`` are fitted together."""
+    """Return the split that a name means, or ``None``; ``trainval`` and ``train_val`` mean ``train``."""
     said = {_WORDS[token] for token in _tokens(name) if token in _WORDS}
     said -= {"val"} if "train" in said else set()
     return said.pop() if len(said) == 1 else None
 
 
 def inner(split: Path) -> Path:
-    """The folder of a split that holds the classes: ``seg_train/seg_train`` or ``train/images``, if it has no other."""
+    """Return the folder with a split's classes: its only subfolder in ``seg_train/seg_train`` or ``train/images``."""
     below = folders_in(split)
     if len(below) == 1 and (
         split_of(below[0].name) == split_of(split.name) or set(_tokens(below[0].name)) <= {*_FILLERS}
@@ -92,15 +91,15 @@ def inner(split: Path) -> Path:
     return split
 
 
-def refuse_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
-    """Refuse ``<class>/{train,test}/*``, however deep: splits that would be thrown together.
+def check_no_splits_in_class(folder: Path, pictures: Iterable[Path]) -> None:
+    """Check that a class has no folders ``<class>/.../{train,test}/*``, whose splits would be merged.
 
     Args:
-        folder: The class's.
-        pictures: All that lie in it.
+        folder: Folder of the class.
+        pictures: All images in it.
 
     Raises:
-        CxlpError: Names two of the folders.
+        CxlpError: If it has; the error names two of the folders.
     """
     splits: dict[Path, dict[Split, Path]] = defaultdict(dict)
     parents = {path.parent for path in pictures}
@@ -117,7 +116,7 @@ def _tokens(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
-def _says_no_more(name: str) -> bool:
+def _is_unambiguous(name: str) -> bool:
     return all(token in _WORDS or token in _FILLERS for token in _tokens(name))
 
 
@@ -125,18 +124,18 @@ def _is_enough(found: dict[Path, Split]) -> bool:
     return "train" in found.values() and len(set(found.values())) > 1
 
 
-def _alike(one: Path, other: Path) -> bool:
-    """Whether two folders have a folder in common."""
+def _overlap(one: Path, other: Path) -> bool:
+    """Return whether two folders have subfolders of the same name."""
     names, others = ({path.name for path in folders_in(inner(folder))} for folder in (one, other))
     return bool(names & others)
 
 
-def _refuse_alike(folders: Sequence[Path]) -> None:
-    """Refuse folders such as ``xtrain`` and ``xtest`` that have class folders in common."""
+def _check_lookalikes(folders: Sequence[Path]) -> None:
+    """Check that there are no folders such as ``xtrain`` and ``xtest`` with class folders in common."""
     trains, tests = (
         [path for path in folders if re.search(what, path.name.lower())] for what in ("train", "test|val|dev")
     )
     for one in trains:
         for other in tests:
-            if one != other and _alike(one, other):
+            if one != other and _overlap(one, other):
                 raise CxlpError(f"folder: {one} and {other.name} look like splits. {_RENAME}")

@@ -1,4 +1,4 @@
-"""Splits that are drawn: a part of each class is taken out of a list of samples."""
+"""Stratified random splits of samples."""
 
 from collections.abc import Sequence
 
@@ -13,28 +13,28 @@ from cxlp.utils.labels import strata
 def split_off(
     samples: Sequence[Sample], classes: Sequence[str], fraction: float, seed: int, failure: str
 ) -> tuple[list[Sample], list[Sample]]:
-    """Draw a part of each class; samples of one file, such as several boxes in it, stay together.
+    """Split off a fraction of each class; samples of the same file, such as several boxes, stay together.
 
     Args:
-        samples: All of them.
-        classes: Names, for the error.
-        fraction: How large the part is.
-        seed: What it is drawn by.
-        failure: What cannot be done, for the error.
+        samples: All samples.
+        classes: Class names, for the error.
+        fraction: Fraction of the images to split off.
+        seed: Seed of the draw.
+        failure: Beginning of the error message.
 
     Returns:
-        The others, and the part, each in the order of ``samples``.
+        The remaining samples, and those split off, each in the order of ``samples``.
 
     Raises:
-        CxlpError: If some class has too few images.
+        CxlpError: If a class has too few images.
     """
     files = {sample.path: sample for sample in reversed(samples)}  # the first sample of each
     paths = list(dict.fromkeys(sample.path for sample in samples))
     groups = strata(torch.tensor([files[path].label for path in paths])).tolist()
     try:
         _, drawn = train_test_split(range(len(paths)), test_size=fraction, stratify=groups, random_state=seed)
-    except ValueError as error:  # of a class with one image, or a part with fewer images than classes
-        least = f"each class needs two images, and the part, {fraction:g} of {len(paths)} images, one of each"
+    except ValueError as error:  # a class has one image, or one side of the split has fewer images than classes
+        least = f"each class needs two images, and the fraction, {fraction:g} of {len(paths)} images, one per class"
         raise CxlpError(f"{failure}{rarest(groups, classes)}: {least}") from error
     part = {paths[i] for i in drawn}
     return [s for s in samples if s.path not in part], [s for s in samples if s.path in part]
@@ -69,6 +69,6 @@ def draw_some(samples: Sequence[Sample], images: int, least: int, seed: int = 0)
 
 
 def check_fraction(fraction: float) -> None:
-    """Refuse a part for the test that would leave nothing, or all, to the training."""
+    """Check that a test fraction leaves images for both training and test."""
     if not 0 < fraction < 1:
         raise CxlpError(f"test_fraction is {fraction}: it must lie between 0 and 1")

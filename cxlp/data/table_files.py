@@ -1,4 +1,4 @@
-"""Rows of tables: CSV and TSV files, Parquet files, DataFrames, all as text."""
+"""Reading of tables (CSV, TSV and Parquet files, DataFrames) into rows of text."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cxlp.utils.errors import CxlpError
 
-#: What a cell holds, without the blanks around it; several values where a DataFrame or a Parquet file has a list.
+#: A cell's text without surrounding blanks; a list of texts if the cell of a DataFrame or Parquet file is a list.
 Cell = str | list[str]
 _DELIMITERS = ",;\t|"
 _PARQUET = (".parquet", ".pq")
@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
     Attributes:
         where: The table and the line or row, for errors.
-        cells: By column; blank: an empty text.
+        cells: Cells by column; an empty string if a cell is blank.
     """
 
     where: str
@@ -39,14 +39,14 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Rows:
     """Read a table whose first row names the columns.
 
     Args:
-        path: A Parquet file if it ends in ``.parquet`` or ``.pq``, else a text. What stands between its columns is a
-            tab in ``.tsv``, and in others whichever of comma, semicolon, tab and bar is most frequent in the first
-            line, if there is no line ``sep=;`` before it, which Excel writes. Byte-order marks, ends of lines, blank
-            lines and quotes are as spreadsheets write them.
-        encoding: Of a text; one that begins with UTF-16's byte-order mark is known by that.
+        path: A Parquet file with the suffix ``.parquet`` or ``.pq``, or else a text file. The delimiter of a ``.tsv``
+            or ``.tab`` file is a tab; of other text files, the most frequent of comma, semicolon, tab and bar in the
+            first line. A line ``sep=;`` before it, which Excel writes, overrides both. Byte-order marks, line endings,
+            blank lines and quotes are accepted as spreadsheets write them.
+        encoding: Encoding of a text file; one that begins with the byte-order mark of UTF-16 is read as UTF-16.
 
     Raises:
-        CxlpError: If it cannot be read; names the line.
+        CxlpError: If the table cannot be read; the error names the line.
     """
     check_table(path)
     try:
@@ -56,29 +56,32 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Rows:
 
 
 def check_table(path: Path) -> None:
-    """Refuse what is no table by its name, or is not there.
+    """Check that a file exists and is not a spreadsheet or folder.
 
     Raises:
-        CxlpError: Says so.
+        CxlpError: If it does not exist, or is one.
     """
     if path.suffix.lower() in (".xls", ".xlsx", ".ods"):
         raise CxlpError(f"{path} is a spreadsheet: save it as CSV")
     if not path.exists():
-        raise CxlpError(f"table not found: {path.absolute()}. Give yours by --data.table FILE")
+        raise CxlpError(f"table not found: {path.absolute()}. Set --data.table FILE")
     if path.is_dir():
-        raise CxlpError(f"{path} is a folder, no table: of images by class, --config folder.yaml --data.root {path}")
+        raise CxlpError(
+            f"{path} is a folder, not a table: if it contains a folder per class, use --config folder.yaml --data.root "
+            f"{path}"
+        )
 
 
 def rows_of(frame: Any, name: str = "the DataFrame") -> Rows:  # noqa: ANN401 (pandas and polars are optional)
-    """Take the rows of a pandas or polars DataFrame, counted from 1; an index that has a name is a column.
+    """Return the rows of a pandas or polars DataFrame, numbered from 1; a named index becomes a column.
 
     Args:
         frame: The DataFrame.
-        name: What it is called in errors.
+        name: Name of the DataFrame in errors.
     """
     if any(name is not None for name in getattr(getattr(frame, "index", None), "names", ())):
         frame = frame.reset_index()
-    _checked(map(str, frame.columns), name)  # pandas would leave one of two columns of the same name out
+    _checked(map(str, frame.columns), name)  # pandas would drop one of two columns of the same name
     records = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
     return _rows([str(column) for column in frame.columns], records, name)
 
@@ -91,7 +94,7 @@ def _read_parquet(path: Path) -> Rows:
     try:
         table = parquet.read_table(path)
     except ArrowException as error:
-        raise CxlpError(f"{path} is no Parquet file: {error}") from error
+        raise CxlpError(f"{path} is not a Parquet file: {error}") from error
     return _rows(table.column_names, table.to_pylist(), str(path))
 
 
@@ -113,12 +116,12 @@ def _read_text(path: Path, encoding: str) -> Rows:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise CxlpError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding}: save it as UTF-8, or say what it "
-            "is, such as data.encoding: cp1252"
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding}: save the file as UTF-8, or set "
+            "its encoding, such as data.encoding: cp1252"
         ) from error
     except LookupError as error:
-        raise CxlpError(f"data.encoding is {encoding!r}: Python knows no such encoding") from error
-    marked = re.match(r"sep=(.)(?=[\r\n])", text)  # how Excel says it in a line of its own
+        raise CxlpError(f"data.encoding is {encoding!r}: not an encoding of Python. Such as utf-8 or cp1252") from error
+    marked = re.match(r"sep=(.)(?=[\r\n])", text)  # Excel's line for the delimiter
     text = text[marked.end() :] if marked else text
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = (
@@ -138,8 +141,8 @@ def _read_text(path: Path, encoding: str) -> Rows:
                 continue
             if len(cells) != len(columns):
                 raise CxlpError(
-                    f"{where}: {len(cells)} fields, but the first line names {len(columns)} columns: put a field that "
-                    f"holds {delimiter!r} into double quotes"
+                    f"{where}: {len(cells)} fields, but the first line names {len(columns)} columns: put fields that "
+                    f"contain {delimiter!r} into double quotes"
                 )
             rows.append(Row(where, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
@@ -148,20 +151,20 @@ def _read_text(path: Path, encoding: str) -> Rows:
 
 
 def _checked(columns: Iterable[str], name: str) -> tuple[str, ...]:
-    """The names of columns; of one without a name, which pandas writes for its index, nothing is used."""
+    """Check and strip the names of columns; a column without a name, such as pandas' index, stays unused."""
     named = tuple(column.strip() for column in columns)
     if twice := [column for column, count in Counter(map(str.lower, named)).items() if count > 1 and column]:
-        raise CxlpError(f"{name}: several columns are called {twice[0]!r}")
+        raise CxlpError(f"{name}: several columns are called {twice[0]!r} (case ignored): rename them")
     return named
 
 
 def _cell(value: Any) -> Cell:  # noqa: ANN401 (whatever a DataFrame holds)
-    if hasattr(value, "tolist"):  # of NumPy: a scalar or an array
+    if hasattr(value, "tolist"):  # a scalar or an array of NumPy
         value = value.tolist()
     if isinstance(value, list | tuple | set):
         return [str(_cell(part)) for part in value]
     text = str(value).strip()
     if value is None or text in ("nan", "NaN", "<NA>", "NaT"):
         return ""
-    # A column of whole numbers with gaps is one of floating-point numbers.
+    # pandas stores integers with missing values as floating-point numbers.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else text

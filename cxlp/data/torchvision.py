@@ -1,4 +1,4 @@
-"""Data sets of torchvision for classification, by their names, with their official splits."""
+"""Classification data sets of torchvision, by name, with their official splits."""
 
 import inspect
 import json
@@ -21,23 +21,24 @@ from cxlp.utils.locking import locked
 from cxlp.utils.program import program
 from cxlp.utils.progress import track
 
-#: Where data sets have the names of their classes.
+#: Attributes of torchvision's data sets that hold class names.
 _NAMES = ("classes", "categories", "all_categories", "attr_names", "class_to_idx")
 
 
 class Torchvision(ImageDataModule):
-    """A data set of torchvision, by its name and with its official splits.
+    """A data set of torchvision, by name, with its official splits.
 
-    Validation images are training images, too, unless ``validation: official`` holds them out. Where the pictures are
-    no files but arrays (CIFAR, MNIST and the like), they are written once as PNG files.
+    Official validation images are used for training unless ``validation: official`` holds them out. If the images are
+    arrays rather than files (CIFAR, MNIST and others), they are written once as PNG files.
 
     Args:
-        name: The class in ``torchvision.datasets``, such as ``FGVCAircraft``, ``StanfordCars`` or ``Flowers102``.
-        root: The folder that is torchvision's ``root``: each data set makes one of its own in it.
-        options: Further arguments of that class that choose labels or pictures, such as ``annotation_level: family``.
-        download: Have torchvision fetch the data set where it is missing.
-        test_fraction: Of a data set without splits: the part of each class that becomes the test set, the same in every
-            run.
+        name: Name of the class in ``torchvision.datasets``, such as ``FGVCAircraft``, ``StanfordCars`` or
+            ``Flowers102``.
+        root: torchvision's ``root``, a folder in which each data set has its own folder.
+        options: Further arguments of the class that select labels or images, such as ``annotation_level: family``.
+        download: Let torchvision download the data set if it is missing.
+        test_fraction: Fraction of each class for the test set if the data set has no splits. The same images are drawn
+            in every run.
         **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
@@ -65,15 +66,15 @@ class Torchvision(ImageDataModule):
         for option, value in self.options.items():
             where = f"data.options: {self.name}'s {option}"
             if any(option in given for given in DATA_SETS[self.name].values()):
-                raise CxlpError(f"{where} says which split it is, and all are used")
+                raise CxlpError(f"{where} selects a split, but all splits are used: leave it out")
             if option not in taken:
-                what = "cannot be given" if _takes(_class_of(self.name), option) else "is unknown to torchvision"
-                raise CxlpError(f"{where} {what}. There is {', '.join(taken) or 'no option of its labels or pictures'}")
+                what = "cannot be set" if _takes(_class_of(self.name), option) else "is unknown to torchvision"
+                raise CxlpError(f"{where} {what}. Valid options: {', '.join(taken) or 'none'}")
             if taken[option] and value not in taken[option]:
-                raise CxlpError(f"{where} is {value!r}: the labels of classes are {', '.join(taken[option])}")
+                raise CxlpError(f"{where} is {value!r}: valid are {', '.join(taken[option])}, which are class labels")
 
     def prepare_data(self) -> None:
-        """Have torchvision download where the data set is missing, and write pictures that are no files."""
+        """Let torchvision download the data set if it is missing, and write images that are not files."""
         if (self._copy / "labels.json").is_file():
             return
         parts, reason = self._look()
@@ -86,10 +87,10 @@ class Torchvision(ImageDataModule):
                     self._write(parts)
 
     def read(self) -> Content:
-        """Ask torchvision for the files and labels of each split; classes without images are left out.
+        """Read the files and labels of each split from torchvision; classes without images are left out.
 
         Raises:
-            CxlpError: If the data set is not there.
+            CxlpError: If the data set is missing.
         """
         if (self._copy / "labels.json").is_file():
             classes, samples = self._read_copy()
@@ -101,7 +102,9 @@ class Torchvision(ImageDataModule):
             for split, part in parts.items():
                 if not _are_files(part):
                     how = f"{program()} download torchvision/{self.name}"
-                    raise CxlpError(f"{self.name}: its pictures are no files: prepare_data(), or {how}, writes them")
+                    raise CxlpError(
+                        f"{self.name}: its images are not files yet: write them by calling prepare_data(), or by {how}"
+                    )
                 with _opening_no_picture():
                     found = [part[i] for i in range(len(part))]
                 samples[split] = sorted(Sample(_path_of(picture) or Path(), _label(label)) for picture, label in found)
@@ -118,7 +121,7 @@ class Torchvision(ImageDataModule):
         return classes, samples
 
     def _open(self, root: Path, **more: Any) -> dict[Split, Any]:
-        """Build torchvision's data sets, which give paths where they let a picture be loaded otherwise."""
+        """Build torchvision's data sets by split; those with an argument ``loader`` return paths instead of images."""
         cls = _class_of(self.name)
         if _takes(cls, "loader"):
             more["loader"] = Path
@@ -126,65 +129,67 @@ class Torchvision(ImageDataModule):
         return {split: cls(str(root), **arguments, **self.options, **more) for split, arguments in given.items()}
 
     def _look(self) -> tuple[dict[Split, Any] | None, str]:
-        """The data set, if it is there; or why not.
+        """Return the data set, or ``None`` and the reason if it is missing.
 
         Raises:
             CxlpError: If an option has a wrong value.
         """
         try:
             return self._open(self.root), ""
-        except (RuntimeError, FileNotFoundError) as error:  # what torchvision raises where files are missing
+        except (RuntimeError, FileNotFoundError) as error:  # raised by torchvision if files are missing
             return None, str(error).partition(" You can")[0].rstrip(".")
         except (TypeError, ValueError) as error:
             raise CxlpError(f"{self.name}: torchvision cannot read it (data.options?): {error}") from error
 
     def _obtain(self, lacking: str) -> None:
-        """Have torchvision download into a hidden folder; what it brings appears in the root when it is whole."""
+        """Let torchvision download into a hidden folder, and move its content to the root once it is complete."""
         page = f"https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.{self.name}.html"
-        by_hand = f"By hand: put it there as torchvision has it, see {page}"
+        by_hand = f"By hand: put it there in torchvision's layout, see {page}"
         if not self.download or not _takes(_class_of(self.name), "download"):
             why = "torchvision cannot download it" if self.download else "download is off"
             raise CxlpError(f"{lacking}. {why[0].upper()}{why[1:]}. {by_hand}")
         with locked(self.root / f".{self.name}.lock", self.name):
-            if self._look()[0] is not None:  # another process was faster
+            if self._look()[0] is not None:  # another process has downloaded it meanwhile
                 return
-            print(f"{lacking}. Torchvision fetches it", file=sys.stderr)  # noqa: T201
-            aside = self.root / f".{self.name}.partial"
-            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-            aside.mkdir(parents=True)
+            print(f"{lacking}. torchvision downloads it", file=sys.stderr)  # noqa: T201
+            temporary = self.root / f".{self.name}.partial"
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+            temporary.mkdir(parents=True)
             try:
-                self._open(aside, download=True)
-                for path in sorted(aside.iterdir()):
+                self._open(temporary, download=True)
+                for path in sorted(temporary.iterdir()):
                     if (self.root / path.name).exists():
-                        raise FileExistsError(f"{self.root / path.name} is there, but not what it needs: move it away")
+                        raise FileExistsError(f"{self.root / path.name} exists, but is not the data set: move it away")
                     path.rename(self.root / path.name)
-            except Exception as error:  # whatever servers, archives and torchvision's checks come to
-                raise CxlpError(f"torchvision cannot fetch {self.name}: {str(error).rstrip('.')}. {by_hand}") from error
+            except Exception as error:  # servers, archives and torchvision's checks raise various exceptions
+                raise CxlpError(
+                    f"torchvision cannot download {self.name}: {str(error).rstrip('.')}. {by_hand}"
+                ) from error
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
 
-    # --- pictures that are no files -----------------------------------------------------------------
+    # --- images that are not files ------------------------------------------------------------------
 
     def _write(self, parts: Mapping[Split, Any]) -> None:
-        """Write all pictures as PNG files; their folder appears when it is whole."""
-        aside = self._copy.with_name(f".{self._copy.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
+        """Write all images as PNG files; their folder appears once it is complete."""
+        temporary = self._copy.with_name(f".{self._copy.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
         labels: dict[Split, list[Any]] = {split: [] for split in parts}
         try:
             for split, part in parts.items():
-                (aside / split).mkdir(parents=True)
+                (temporary / split).mkdir(parents=True)
                 for i in track(range(len(part)), f"Writing {self.name}, {split}", len(part)):
                     picture, label = part[i]
                     labels[split].append(_label(label))
-                    picture.save(aside / split / f"{i:07d}.png", compress_level=1)
-            samples = {split: [Sample(aside, label) for label in found] for split, found in labels.items()}
+                    picture.save(temporary / split / f"{i:07d}.png", compress_level=1)
+            samples = {split: [Sample(temporary, label) for label in found] for split, found in labels.items()}
             text = json.dumps({"classes": self._classes(parts["train"], samples), "labels": labels})
-            (aside / "labels.json").write_text(text, encoding="utf-8")
-            aside.rename(self._copy)
+            (temporary / "labels.json").write_text(text, encoding="utf-8")
+            temporary.rename(self._copy)
         except OSError as error:
-            raise CxlpError(f"{self.name}: cannot write its pictures into {self._copy}: {error}") from error
+            raise CxlpError(f"{self.name}: cannot write its images into {self._copy}: {error}") from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _read_copy(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         found = json.loads((self._copy / "labels.json").read_text(encoding="utf-8"))
@@ -194,12 +199,12 @@ class Torchvision(ImageDataModule):
         }
 
     def _classes(self, part: Any, samples: Mapping[Split, Sequence[Sample]]) -> tuple[str, ...]:  # noqa: ANN401
-        """Names by class index; of a data set without names, the indices."""
+        """Return the class names by index; for a data set without names, the indices."""
         labels = [sample.label for found in samples.values() for sample in found]
         count = max(len(label) if isinstance(label, tuple) else label + 1 for label in labels)
         kind = self.options.get("target_types") or self.options.get("target_type")
         attributes = ("bin_classes",) if kind == "binary-category" else _NAMES
-        groups = getattr(part, "categories_index", {})  # of iNaturalist: names with their numbers
+        groups = getattr(part, "categories_index", {})  # iNaturalist: indices by name
         lists = [groups[kind]] if kind in groups else [getattr(part, attribute, ()) for attribute in attributes]
         for found in lists:
             names = [name if isinstance(name, str) else ", ".join(name) for name in found]
@@ -209,14 +214,14 @@ class Torchvision(ImageDataModule):
 
 
 def _class_of(name: str) -> type:
-    from torchvision import datasets  # only where it is used: it takes time
+    from torchvision import datasets  # imported here, because the import takes time
 
     found: type = getattr(datasets, name)
     return found
 
 
 def _takes(cls: type, option: str) -> bool:
-    """Whether a class takes an argument, perhaps for the class that it inherits from."""
+    """Return whether the constructor of a class accepts an argument, possibly for a base class."""
     for each in cls.__mro__:
         if "__init__" in vars(each):
             parameters = inspect.signature(vars(each)["__init__"]).parameters
@@ -228,19 +233,19 @@ def _takes(cls: type, option: str) -> bool:
 
 
 class _Unopened:
-    """Stands for a picture of which only the path is asked."""
+    """Placeholder for an image of which only the path is needed."""
 
     def __init__(self, path: str | Path) -> None:
         self.filename = str(path)
 
     def convert(self, mode: str) -> "_Unopened":
-        """Stay as it is."""
+        """Return the placeholder itself."""
         return self
 
 
 @contextmanager
 def _opening_no_picture() -> Iterator[None]:
-    """Have Pillow open no file: some data sets open each picture to tell its label, and one may be broken."""
+    """Prevent Pillow from opening files: some data sets open each image for its label, and one may be broken."""
     opening = Image.open
     Image.open = _Unopened  # type: ignore[assignment]
     try:
@@ -250,7 +255,7 @@ def _opening_no_picture() -> Iterator[None]:
 
 
 def _are_files(part: Any) -> bool:  # noqa: ANN401 (a data set of torchvision)
-    """Whether its pictures are files, or arrays."""
+    """Return whether the images of a data set are files rather than arrays."""
     with _opening_no_picture():
         return not len(part) or _path_of(part[0][0]) is not None
 
@@ -262,9 +267,9 @@ def _path_of(picture: Any) -> Path | None:  # noqa: ANN401 (a picture, or a path
 
 
 def _label(label: Any) -> int | tuple[int, ...]:  # noqa: ANN401 (whatever a data set gives)
-    """A class index; or of 0 and 1 for each class, 1 present and -1 absent."""
+    """Return a class index; for a 0 or 1 per class, return 1 (present) or -1 (absent) per class."""
     if label is None:
-        raise CxlpError("there are images without a label")
+        raise CxlpError("some images of the data set have no label, so it cannot be used for classification")
     if hasattr(label, "tolist"):
         label = label.tolist()
     if isinstance(label, list):

@@ -1,4 +1,4 @@
-"""Which data sets of torchvision can be used for classification, and what they are asked for."""
+"""The data sets of torchvision that can be used for classification, and their arguments."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ _BY_FLAG: Arguments = {"train": {"train": True}, "test": {"train": False}}
 _TWO: Arguments = {"train": {"split": "train"}, "test": {"split": "test"}}
 _THREE: Arguments = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
 _VALID: Arguments = {**_THREE, "val": {"split": "valid"}}
-#: Those whose test images have no labels are tested on the validation images, as is usual.
+#: Data sets whose test images have no labels are tested on their validation images, as is usual.
 _TESTED_ON_VAL: Arguments = {"train": {"split": "train"}, "test": {"split": "val"}}
 _NONE: Arguments = {}
-#: The arguments by which each data set gives its splits; none: a split is made.
+#: The arguments that select the splits of each data set; without any, a test set is drawn.
 DATA_SETS: dict[str, Arguments] = {
     "CIFAR10": _BY_FLAG, "CIFAR100": _BY_FLAG, "Caltech101": _NONE, "Caltech256": _NONE, "CelebA": _VALID,
     "Country211": _VALID, "DTD": _THREE, "EMNIST": _BY_FLAG, "EuroSAT": _NONE, "FER2013": _TWO, "FGVCAircraft": _THREE,
@@ -28,7 +28,7 @@ DATA_SETS: dict[str, Arguments] = {
     "RenderedSST2": _THREE, "SEMEION": _NONE, "STL10": _TWO, "SUN397": _NONE, "SVHN": _TWO, "StanfordCars": _TWO,
     "USPS": _BY_FLAG,
 }  # fmt: skip
-#: The options of theirs that may be given, with the values that choose labels of classes; none: any value.
+#: The options that users may set, with the values that select class labels; an empty tuple allows any value.
 OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "Caltech101": {"target_type": ("category",)}, "CelebA": {"target_type": ("attr",)}, "DTD": {"partition": ()},
     "EMNIST": {"split": ()}, "FGVCAircraft": {"annotation_level": ()}, "Imagenette": {"size": ()},
@@ -39,17 +39,16 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def find_data_set(name: str) -> str:
-    """Find the name of a data set, whatever its case.
+    """Return the name of a data set in the correct case.
 
     Raises:
-        CxlpError: If there is none of that name; names those that are close.
+        CxlpError: If there is no such data set; the error suggests similar names.
     """
     if not name:
-        raise CxlpError("give data.name, the one of torchvision's data sets that is meant, such as Flowers102")
+        raise CxlpError("data.name is not set: choose a data set of torchvision, such as Flowers102")
     known = {each.lower(): each for each in DATA_SETS}
     if name.lower() not in known:
         raise CxlpError(
-            f"data.name: {name!r} is none of torchvision's data sets that can be used for "
-            f"classification. {did_you_mean(name, DATA_SETS)}"
+            f"data.name is {name!r}, not a classification data set of torchvision. {did_you_mean(name, DATA_SETS)}"
         )
     return known[name.lower()]

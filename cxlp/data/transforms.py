@@ -1,4 +1,4 @@
-"""From a decoded picture to the network's input; random changes by albumentations."""
+"""Transform from a decoded image to the network's input, with augmentation by albumentations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ from cxlp.utils.errors import CxlpError
 
 Aspect = Literal["warp", "crop"]
 
-_ELONGATION = 4 / 3  # of a random crop: at most so much longer than wide, or the reverse
+_ELONGATION = 4 / 3  # largest ratio of the sides of a random crop
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images in fine-tuning.
+    """Augmentation of training images in fine-tuning.
 
     Attributes:
-        crop_scale: Smallest part of the image's area that a random crop keeps; 1: no cropping.
-        flip: Probability of a mirror image.
-        colour: Strength of changes of brightness, contrast and saturation; 0: none.
-        erase: Probability that a rectangle, 2 to 33 % of the area, is filled with noise (random erasing, Zhong et al.,
+        crop_scale: Lower bound of a random crop's area as a fraction of the image's area; 1: no cropping.
+        flip: Probability of a horizontal flip.
+        colour: Strength of random changes of brightness, contrast and saturation; 0: none.
+        erase: Probability of filling a rectangle, 2 to 33 % of the area, with noise (random erasing, Zhong et al.,
             AAAI 2020).
-        custom: Further changes, one after another: transforms of albumentations or ``torchvision.transforms.v2``, or
-            modules of your own, each as ``class_path`` and ``init_args``. They keep size and kind of a picture, see
-            :func:`~cxlp.data.changes.build_change`.
+        custom: Further transforms, applied in order: transforms of albumentations or ``torchvision.transforms.v2``, or
+            modules of your own, each as ``class_path`` and ``init_args``. They must keep the shape and type of an
+            image, see :func:`~cxlp.data.changes.build_change`.
     """
 
     crop_scale: float = 0.5
@@ -48,17 +48,17 @@ class AugmentConfig:
             if not low <= value <= 1:
                 raise CxlpError(f"data.augment.{name} is {value}: it must lie between {low:g} and 1")
         for described in self.custom:
-            build_change(described, "data.augment.custom")  # refuses what cannot be built
+            build_change(described, "data.augment.custom")  # raises an error if it cannot be built
 
 
 class Transform:
-    """Resize, perhaps augment, and turn into a tensor; the network itself normalises.
+    """Resizes, optionally augments, and converts an image to a tensor; normalisation is part of the network.
 
     Args:
-        size: Side of the square output, pixels.
+        size: Side of the square output in pixels.
         aspect: ``warp`` or ``crop``, see :class:`~cxlp.data.datamodule.ImageDataModule`.
-        augment: Random changes, made where a seed is given.
-        prepare: Changes of all pictures before they become square, see ``data.transform``.
+        augment: Augmentation, applied if the transform is called with a seed.
+        prepare: Transforms of all images before they are made square, see ``data.transform``.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Transform:
 
     @cached_property
     def random(self) -> Any:  # noqa: ANN401 (of albumentations)
-        """The random changes. albumentations takes half a second to import, which most runs can do without."""
+        """The augmentation, built on first use, because the import of albumentations takes half a second."""
         import albumentations as A
 
         augment, size, jitter = self.augment, self.size, self.augment.colour
@@ -97,31 +97,30 @@ class Transform:
         return A.Compose(changes)
 
     def at(self, size: int) -> "Transform":
-        """Make pictures of another size in the same way, without random changes."""
+        """Return the same transform for another size, without augmentation."""
         return Transform(size, self.aspect, AugmentConfig(), self.described)
 
     def prepared(self, image: Pixels) -> Pixels:
-        """Change a decoded picture as all are, see ``data.transform``, before it becomes square."""
+        """Apply the transforms of ``data.transform`` to a decoded image."""
         for change in self._prepare:
             image = change(image, 0)
         return image
 
     def proportion(self, image: Pixels) -> float:
-        """Height, in parts of the width, of what the square input of a picture shows: of all of it, or of a square."""
+        """Return the ratio of height to width of the region that the square input shows; 1 for ``crop``."""
         height, width = self.prepared(image).shape[:2]
         return height / width if self.aspect == "warp" else 1.0
 
     def needed(self, seed: int | None) -> int | None:
-        """Short side, in pixels, that a picture must keep in decoding lest a part of it be enlarged for that.
+        """Return the short side at which an image must be decoded, so that no crop of it has to be enlarged.
 
-        The smallest random crop of a ``W x H`` picture has a short side of
-        ``sqrt(crop_scale / (4 / 3) * W * H)``.
+        The smallest random crop of a ``W x H`` image has a short side of ``sqrt(crop_scale / (4 / 3) * W * H)``.
 
         Args:
-            seed: ``None``: there is no random crop.
+            seed: Seed of the augmentation; ``None`` if there is no random crop.
 
         Returns:
-            Pixels; ``None``: all that the file has, since it is not known what is made of it.
+            Pixels, or ``None`` for the full size of the file, because ``data.transform`` may need it.
         """
         if self._prepare:
             return None
@@ -129,12 +128,12 @@ class Transform:
         return math.ceil(self.size / math.sqrt(part))
 
     def __call__(self, image: Pixels, seed: int | None) -> Tensor:
-        """Make the input of a picture.
+        """Transform an image into the network's input.
 
         Args:
             image: ``(H, W, 3)`` uint8, RGB.
-            seed: Seed of the random changes, which depend neither on the worker nor on what was
-                drawn before; ``None``: no random changes.
+            seed: Seed of the augmentation, which depends neither on the worker nor on earlier draws; ``None`` for no
+                augmentation.
 
         Returns:
             ``(3, size, size)`` uint8, RGB.
@@ -162,10 +161,10 @@ class Transform:
 
 
 def _resize(image: Pixels, height: int, width: int) -> Tensor:
-    """``(3, height, width)`` of an ``(H, W, 3)``, by cubics that widen with the shrinking: textures do not alias.
+    """Resize ``(H, W, 3)`` to ``(3, height, width)`` by bicubic interpolation with antialiasing.
 
-    In photos it is about 1 of 255 from the mean of the area that each pixel covers, at a quarter of
-    the time of ``cv2.INTER_AREA``.
+    On photos, the mean difference to ``cv2.INTER_AREA`` (the mean of the area that each pixel covers) is about 1 of
+    255, at a quarter of its time.
     """
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
     return F.interpolate(planes, (height, width), mode="bicubic", antialias=True)[0].contiguous()

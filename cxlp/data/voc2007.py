@@ -1,4 +1,4 @@
-"""Pascal VOC 2007 classification: 9,963 photographs, any number of 20 kinds of objects in each.
+"""Pascal VOC 2007 classification: 9,963 photographs with any number of 20 kinds of objects.
 
 Everingham, Van Gool, Williams, Winn and Zisserman, "The Pascal Visual Object Classes (VOC) Challenge",
 IJCV 2010.
@@ -39,14 +39,14 @@ def read_voc2007(folder: Path, difficult: Difficult = "ignore") -> Content:
     """Read the official lists ``ImageSets/Main/<class>_<split>.txt``.
 
     Args:
-        folder: ``VOC2007``, or a release of fewer images in the same layout.
+        folder: The folder ``VOC2007``, or a subset of the images in the same layout.
         difficult: See :class:`VOC2007`.
 
     Returns:
         The 20 class names in alphabetical order, and the samples by split.
 
     Raises:
-        CxlpError: Names the list and the line that is wrong.
+        CxlpError: If a list is wrong; the error names the list and the line.
     """
     values = {"1": 1, "-1": -1, "0": {"ignore": 0, "negative": -1, "positive": 1}[difficult]}
 
@@ -77,10 +77,9 @@ class VOC2007(Benchmark):
 
     Args:
         root: The folder ``VOC2007``, into which both archives were unpacked.
-        difficult: What an image is for a class of which it shows only objects that are marked as
-            difficult, in training and in scoring alike. ``ignore``, the official protocol: it takes
-            part in nothing for that class. ``negative``: it counts as one without the class;
-            ``positive``: as one with it. Results of different choices cannot be compared.
+        difficult: Label of an image for a class of which it shows only objects marked as difficult, in training and
+            test. ``ignore``, the official protocol: the image is ignored for this class; ``negative``: the class is
+            absent; ``positive``: it is present. Results of different choices are not comparable.
         **common: See :class:`~cxlp.data.benchmark.Benchmark`.
     """
 

@@ -1,4 +1,4 @@
-"""Explanations of images, to read on a terminal and to look at in a notebook."""
+"""Explanations of images, shown as text in a terminal and as pictures in a notebook."""
 
 import base64
 import os
@@ -18,21 +18,21 @@ from cxlp.explain.attribution import Explanation
 from cxlp.utils.files import write_whole
 from cxlp.utils.spelling import percent
 
-#: The most explanations that a notebook shows of a list.
+#: Maximum number of explanations of a list that a notebook shows.
 SHOWN = 6
 
 
 @dataclass(frozen=True, repr=False)
 class Explained:
-    """Why an image has its score; a notebook shows it as a picture.
+    """Explanation of an image's score, which a notebook shows as a picture.
 
     Attributes:
-        path: As it was given; empty where the picture itself was.
+        path: The given path; empty if a picture object was given.
         image: The network's input, ``(3, S, S)`` uint8.
-        proportion: Its height by its width, before it was made square.
-        explanation: The score, split over places and pooling channels.
-        classes: The network's.
-        channels: How many of the strongest pooling channels the picture shows.
+        proportion: Height divided by width of the picture, before it was made square.
+        explanation: The decomposition of the score over places and pooling channels.
+        classes: Names of the network's classes.
+        channels: Number of pooling channels in the picture, those with the largest absolute shares.
     """
 
     path: str
@@ -44,31 +44,31 @@ class Explained:
 
     @property
     def target(self) -> str:
-        """The class that is explained."""
+        """Name of the explained class."""
         return self.classes[self.explanation.target]
 
     @property
     def against(self) -> str | None:
-        """The class whose score is subtracted; ``None``: there is none."""
+        """Name of the class whose score is subtracted, or ``None``."""
         return None if self.explanation.against is None else self.classes[self.explanation.against]
 
     @property
     def probability(self) -> float:
-        """That of the class that is explained."""
+        """Probability of the explained class."""
         return float(self.explanation.probabilities[self.explanation.target])
 
     @property
     def score(self) -> float:
-        """The score, or the difference of scores: bias and evidence."""
+        """The score, or the difference of two scores: bias plus evidence."""
         return self.explanation.score
 
     @property
     def strongest(self) -> list[int]:
-        """The pooling channels with the largest shares, whatever their sign."""
+        """Indices of the pooling channels with the largest absolute shares."""
         return self.explanation.strongest(self.channels)
 
     def map(self, pixels: int | None = None) -> NDArray[np.float64]:
-        """The evidence over the square image, ``(pixels, pixels)``; ``None``: as many as the network's input has."""
+        """Return the evidence over the square image: ``(pixels, pixels)``, by default the network's input size."""
         found: NDArray[np.float64] = self.explanation.map(pixels or self.image.shape[-1]).numpy()
         return found
 
@@ -79,7 +79,7 @@ class Explained:
         return draw_explanation(self.image, self.proportion, self.explanation, self.strongest, self.classes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture as PNG."""
+        """Save the picture as a PNG file."""
         write_whole(Path(path), self._png)
 
     def __repr__(self) -> str:
@@ -98,14 +98,14 @@ class Explained:
 
 
 class Explanations(list[Explained]):
-    """Explanations in the order of the images: a list that shows itself as lines or, in a notebook, as pictures."""
+    """List of explanations in the order of the images, shown as lines or, in a notebook, as pictures."""
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Explained: ...
     @overload
     def __getitem__(self, place: slice) -> "Explanations": ...
     def __getitem__(self, place: Any) -> Any:
-        """One of them, or some as such a list again."""
+        """Return one explanation, or a slice as :class:`Explanations`."""
         found = super().__getitem__(place)
         return Explanations(found) if isinstance(place, slice) else found
 

@@ -1,4 +1,4 @@
-"""A fitted network as a file for other runtimes, ONNX or ``torch.export``, and the check that it computes the same."""
+"""Export of a fitted network to ONNX or ``torch.export``, and a check that the exported file computes the same."""
 
 import json
 import os
@@ -23,11 +23,12 @@ from cxlp.version import __version__
 Format = Literal["onnx", "torch"]
 DType = Literal["uint8", "float32"]
 
-#: The key of the description, in ONNX's ``metadata_props`` and (with ``.json``) among the extra files of ``.pt2``.
+#: Key of the description in ONNX's ``metadata_props`` and, followed by ``.json``, in the extra files of ``.pt2``.
 METADATA = "cxlp"
-#: What logits may differ by, in parts of the largest one or of 1: other orders of summing, behind square roots.
+#: Tolerance for differences of logits, relative to the largest logit or to 1. Sums in another order cause differences,
+#: which square roots amplify.
 TOLERANCE = 1e-3
-#: What writing and running ONNX takes beside what cxlp needs itself.
+#: Packages that are needed only to write and run ONNX files.
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 Run = Callable[[Tensor], Tensor]
@@ -35,15 +36,16 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Check:
-    """An exported file against its network.
+    """Comparison of an exported file with its network.
 
     Attributes:
-        images: How many were compared.
+        images: Number of images.
         difference: Largest absolute difference of logits.
-        largest: Largest absolute logit of the network, to judge that by.
-        same: On how many images both have the same class on top.
-        network_ms: Median milliseconds of the network for one image.
-        exported_ms: The same of the exported file, in turns, on as many threads.
+        largest: Largest absolute logit of the network, as the scale for ``difference``.
+        same: Number of images for which both predict the same class.
+        network_ms: Median time of the network for one image, in milliseconds.
+        exported_ms: Median time of the exported file for one image, in milliseconds, measured alternately with the
+            network and with the same number of threads.
     """
 
     images: int
@@ -55,25 +57,25 @@ class Check:
 
     @property
     def tolerated(self) -> float:
-        """What the logits may differ by, see :data:`TOLERANCE`."""
+        """Largest tolerated difference of logits, see :data:`TOLERANCE`."""
         return TOLERANCE * max(1.0, self.largest)
 
     @property
     def passed(self) -> bool:
-        """Whether the logits are the network's."""
-        return self.difference <= self.tolerated  # not so for NaN
+        """Whether the logits equal the network's within the tolerance."""
+        return self.difference <= self.tolerated  # False for NaN
 
 
 def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
-    """Say what an exported file expects and gives, as plain values: all that its user needs beside it."""
+    """Return a description of an exported file's input and output as plain values, enough to use the file."""
     size, classes = model.transform.size, len(model.classes)
     how = (
-        f"resize to {size} x {size}, the aspect ratio not kept"
+        f"resize to {size} x {size} without keeping the aspect ratio"
         if model.transform.aspect == "warp"
-        else f"resize the short side to {size}, keep the {size} x {size} in the centre"
+        else f"resize the short side to {size}, then crop the central {size} x {size}"
     )
     if model.transform.described:
-        how = f"change by `transform`, then {how}"
+        how = f"apply `transform`, then {how}"
     return {
         "made_by": f"cxlp {__version__}",
         "backbone": model.network.backbone.name,
@@ -87,7 +89,7 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
             "name": "images",
             "shape": ["batch", 3, size, size],
             "dtype": dtype,
-            "values": f"RGB, {'0..255' if dtype == 'uint8' else '0..1'}: the file subtracts means itself",
+            "values": f"RGB, {'0..255' if dtype == 'uint8' else '0..1'}: the file normalises the values itself",
         },
         "output": {
             "name": "logits",
@@ -98,34 +100,34 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
 
 
 def export(model: Predictor, path: Path, form: Format, dtype: DType = "uint8") -> list[Path]:
-    """Write a network, preprocessing of pixel values, test views and classifier included, for batches of any size.
+    """Export a network for any batch size, with the normalisation of pixel values, test views and classifier.
 
     Args:
-        model: On the CPU, in float32.
-        path: The file; put in place when it is whole.
+        model: The predictor, on the CPU and in float32.
+        path: Path of the file, which is created atomically.
         form: ``onnx``, or ``torch`` (``.pt2``, for ``torch.export.load``).
-        dtype: Of the input: ``uint8`` of 0..255, or ``float32`` of 0..1.
+        dtype: Type of the input: ``uint8`` in 0..255, or ``float32`` in 0..1.
 
     Returns:
-        The files; an ONNX file above 2 GB has its weights in a second one.
+        Paths of the files. An ONNX model of more than 2 GB has its weights in a second file.
 
     Raises:
-        CxlpError: If packages are missing, or torch cannot trace or translate the network.
+        CxlpError: If packages are missing, or torch cannot trace or convert the network.
     """
     if form == "onnx":
         _check_onnx(model.network)
     size = model.transform.size
-    # Two images: a batch of one would be taken for a constant.
+    # Two images, because torch.export would treat a batch size of one as a constant.
     example = torch.zeros(2, 3, size, size, dtype=getattr(torch, dtype))
     batch = ({0: torch.export.Dim("batch", min=1)},)
     try:
         with torch.no_grad():
             program = torch.export.export(_Scores(model), (example,), dynamic_shapes=batch, strict=False)
-    except Exception as error:  # of many kinds, by what in the network cannot be traced
-        raise CxlpError(f"torch cannot trace the network as one graph: {_first_line(error)}") from error
+    except Exception as error:  # tracing fails with many types of exceptions
+        raise CxlpError(f"torch.export cannot trace the network as one graph: {_first_line(error)}") from error
     for graph in (module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)):
         for node in graph.nodes:
-            node.meta.pop("stack_trace", None)  # paths of this machine
+            node.meta.pop("stack_trace", None)  # contains file paths of this computer
     text = json.dumps(describe(model, dtype), ensure_ascii=False)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         aside = Path(folder) / path.name
@@ -133,10 +135,10 @@ def export(model: Predictor, path: Path, form: Format, dtype: DType = "uint8") -
             _write_onnx(program, aside, text)
         else:
             with warnings.catch_warnings():
-                # It warns of weights that are no whole storage, lest they be on a GPU: they are not.
+                # A warning about weights that are part of a larger storage on a GPU. These weights are on the CPU.
                 warnings.filterwarnings("ignore", "No complete tensor found")
                 torch.export.save(program, aside, extra_files={f"{METADATA}.json": text})
-        # The one that others look for last, when what it refers to is there.
+        # Move the main file last, when the file of weights that it refers to exists.
         files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
         return [file.replace(path.parent / file.name) for file in files]
 
@@ -155,16 +157,18 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: str
         )
     except OnnxExporterError as error:
         reason = _first_line(error.__cause__ or error)
-        raise CxlpError(f"the network cannot be written as ONNX: {reason}. As PyTorch's own: --format torch") from error
+        raise CxlpError(
+            f"the network cannot be exported to ONNX: {reason}. Use PyTorch's format: --format torch"
+        ) from error
     assert written is not None
     for node in written.model.graph:
-        node.metadata_props.clear()  # where in torch each came from, at some length
+        node.metadata_props.clear()  # long descriptions of each node's origin in torch
     written.model.metadata_props[METADATA] = metadata
     written.save(path)
 
 
 def load_onnx(path: Path) -> Run:
-    """Open an exported ONNX file with onnxruntime, on the CPU and as many threads as torch has."""
+    """Load an exported ONNX file with onnxruntime, on the CPU and with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -174,20 +178,20 @@ def load_onnx(path: Path) -> Run:
 
 
 def load_torch(path: Path) -> Run:
-    """Open an exported ``.pt2`` file."""
+    """Load an exported ``.pt2`` file."""
     module = torch.export.load(path).module()
     return lambda images: module(images)
 
 
 def check(model: Predictor, path: Path, form: Format, images: Tensor, dtype: DType = "uint8") -> Check:
-    """Hold an exported file, as its users open it, against its network.
+    """Compare an exported file with its network.
 
     Args:
-        model: What was exported.
-        path: The file.
-        form: Its format.
-        images: ``(n, 3, T, T)`` uint8; they go in by one and by eight.
-        dtype: Of the file's input.
+        model: The exported predictor.
+        path: The exported file.
+        form: Format of the file.
+        images: ``(n, 3, T, T)`` uint8. The file is run with batches of one and of eight images.
+        dtype: Type of the file's input.
     """
     run = load_onnx(path) if form == "onnx" else load_torch(path)
     if dtype == "float32":
@@ -202,7 +206,7 @@ def check(model: Predictor, path: Path, form: Format, images: Tensor, dtype: DTy
 
 
 class _Scores(nn.Module):
-    """A network's scores by the test views, as its forward pass."""
+    """Module whose forward pass returns a network's mean scores over the test views."""
 
     def __init__(self, model: Predictor) -> None:
         super().__init__()
@@ -215,9 +219,10 @@ class _Scores(nn.Module):
 
 
 def _latencies(runs: Sequence[Run], images: Tensor, repeats: int = 30, seconds: float = 10.0) -> list[float]:
-    """Median milliseconds of each for one image, after three to warm up; fewer repeats where they take long.
+    """Return the median time in milliseconds of each function for one image, after three warm-up runs.
 
-    In turns, so that whatever else the machine does slows all of them down.
+    The functions run alternately, so that other load on the machine affects all of them. There are fewer repeats if
+    they would take more than ``seconds``.
     """
     spent: list[list[float]] = [[] for _ in runs]
     begin = time.perf_counter()
@@ -233,17 +238,17 @@ def _latencies(runs: Sequence[Run], images: Tensor, repeats: int = 30, seconds: 
 
 
 def _check_onnx(network: Network) -> None:
-    """Refuse in advance what would take minutes to fail."""
+    """Raise :class:`CxlpError` for missing packages or heads that ONNX does not support, before the slow export."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise CxlpError(
-            f"ONNX needs {', '.join(missing)}, which nothing else does: pip install {' '.join(ONNX_PACKAGES)} "
-            "(or --format torch)"
+            f"the export to ONNX needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}, or use "
+            "--format torch"
         )
     for head in network.each_head():
         if head.onnx_obstacle is not None:
             raise CxlpError(
-                f"{head.name} cannot be written as ONNX: {head.onnx_obstacle}. As PyTorch's own file: --format torch"
+                f"{head.name} cannot be exported to ONNX: {head.onnx_obstacle}. Use PyTorch's format: --format torch"
             )
 
 

@@ -1,4 +1,4 @@
-"""From what is said on a command line to the image files that it means."""
+"""Image files that paths, folders and patterns on a command line refer to."""
 
 import glob
 import io
@@ -12,17 +12,17 @@ from cxlp.utils.errors import CxlpError
 
 
 def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
-    """Go through the images that arguments name, one by one and in order: no list of all of them is made.
+    """Iterate lazily over the image files that arguments refer to, in order.
 
     Args:
-        arguments: Files; folders, which are gone through in the order of names, however deep, for pictures (by
-            :func:`~cxlp.data.listing.is_picture`; nothing hidden, no links to folders); patterns such as
-            ``shots/**/*.jpg``, for shells that do not expand them; ``-``: what ``lines`` name.
-        lines: Files and folders, one a line.
+        arguments: Files; folders, which are searched recursively in the order of names for pictures (see
+            :func:`~cxlp.data.listing.is_picture`), without hidden files and links to folders; patterns such as
+            ``shots/**/*.jpg``, for shells that do not expand them; or ``-``, which stands for the paths in ``lines``.
+        lines: Files and folders, one per line.
 
     Yields:
-        Paths. What does not exist, a pattern that nothing matches, and a folder without images stand for
-        themselves, so that whoever opens them finds out.
+        Paths. A path that does not exist, a pattern without matches and a folder without images are yielded as they
+        are, so that opening them raises an error.
     """
     for argument in arguments:
         if argument == "-":
@@ -30,7 +30,7 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
                 if name := line.rstrip("\r\n"):
                     yield from _files(name)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            matches = sorted(glob.iglob(argument, recursive=True))  # noqa: PTH207 (absolute or relative, as it is given)
+            matches = sorted(glob.iglob(argument, recursive=True))  # noqa: PTH207 (keeps paths relative)
             for match in matches or [argument]:
                 yield from _files(match)
         else:
@@ -38,30 +38,30 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
 
 
 def list_images(*paths: str | os.PathLike[str]) -> list[str]:
-    """List the images that files, folders and patterns name, in the order in which a Predictor takes them."""
+    """List the image files that paths, folders and patterns refer to, in the order in which a Predictor reads them."""
     return list(image_paths([os.fspath(path) for path in paths], ()))
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """Read the lines of the standard input as they come.
+    """Iterate over the lines of the standard input as they arrive.
 
     Raises:
-        CxlpError: If there is none, as where a shell has closed it.
+        CxlpError: If the standard input is closed or cannot be read.
     """
     if sys.stdin is None:
-        raise CxlpError("-: paths are read from the standard input, but it is closed")
+        raise CxlpError("-: paths are read from the standard input, but it is closed: give paths as arguments")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files are bytes
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names are bytes
     try:
         for number, line in enumerate(sys.stdin):
-            yield line if number else line.removeprefix("\ufeff")  # a byte-order mark, of Windows
+            yield line if number else line.removeprefix("\ufeff")  # byte order mark, written by Windows
     except OSError as error:
         raise CxlpError(f"-: the standard input cannot be read: {error.strerror}") from error
 
 
 def _files(path: str) -> Iterator[str]:
-    """The file itself, or the images in a folder; the folder itself where there are none."""
-    if not os.path.isdir(path):  # noqa: PTH112 (pathlib's raises for what cannot be a path)
+    """Iterate over the images in a folder; yield the path itself for a file or a folder without images."""
+    if not os.path.isdir(path):  # noqa: PTH112 (pathlib raises for invalid paths)
         yield path
         return
     images = _walk(path)
@@ -77,7 +77,7 @@ def _walk(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:  # for whoever opens it to say why
+    except OSError:  # yield the folder, so that opening it raises the error
         yield folder
         return
     for entry in entries:
@@ -86,4 +86,4 @@ def _walk(folder: str) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path)
         elif is_picture(Path(entry.path)):
-            yield entry.path  # also a link to nothing: it is missing
+            yield entry.path  # includes broken links, which are reported as missing

@@ -1,4 +1,4 @@
-"""A predictor of a checkpoint, or of a run's folder."""
+"""Load a predictor from a checkpoint or a run's folder."""
 
 import os
 from typing import get_args
@@ -18,25 +18,30 @@ def load(
     precision: Precision = "32",
     backbone: nn.Module | None = None,
 ) -> Predictor:
-    """Make a predictor of a checkpoint of either mode; nothing else is needed.
+    """Load a predictor from a checkpoint of either mode.
+
+    Heads and backbones that the checkpoint names by import path are imported and called: load only checkpoints that
+    you trust, see :func:`~cxlp.models.checkpoint.load_network`.
 
     Args:
-        checkpoint: A file that a run wrote, or the folder of a run, whose tested checkpoint is meant.
+        checkpoint: A checkpoint of a run, or the folder of a run, which stands for its tested checkpoint.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
-        backbone: See :func:`~cxlp.models.checkpoint.load_network`, which says, too, what is imported: load only
-            checkpoints that you trust.
+        backbone: See :func:`~cxlp.models.checkpoint.load_network`.
 
     Raises:
-        CxlpError: If it is no path, the file is missing or not a checkpoint of cxlp, or the device cannot be used.
+        CxlpError: If ``checkpoint`` is not a path, the file is missing or not a checkpoint of cxlp, or the device
+            cannot be used.
     """
     if not isinstance(checkpoint, str | os.PathLike):
-        raise CxlpError(f"the checkpoint is a {type(checkpoint).__name__}: give its path, or that of a run's folder")
+        raise CxlpError(f"checkpoint is a {type(checkpoint).__name__}: pass the path of a checkpoint or a run's folder")
     saved = read_checkpoint(checkpoint)
-    # A checkpoint of a plain Trainer does not say how its pictures were made.
+    # A checkpoint of a plain Trainer does not contain the preprocessing of pictures.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
-        raise CxlpError(f"{checkpoint} is broken: it does not say how its run made pictures square")
+        raise CxlpError(
+            f"{checkpoint} is broken: its entry image has no valid aspect. Use another checkpoint of the run"
+        )
     network = network_of(saved, backbone, str(checkpoint))
     given = image["aspect"], precision, image.get("boxes", False), image.get("transform", ())
     return Predictor(network, *given).to(device)

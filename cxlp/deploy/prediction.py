@@ -1,4 +1,4 @@
-"""What a network says of images, to read on a terminal and to look at in a notebook."""
+"""Predictions for images, shown as text in a terminal and with pictures in a notebook."""
 
 import base64
 import io
@@ -13,23 +13,23 @@ from cxlp.deploy.pictures import Picture, pixels_of
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.spelling import percent
 
-#: The most images that a list shows of itself, as lines and as pictures.
+#: Maximum number of images of a list that are shown, as lines and as pictures.
 LINES, SHOWN = 20, 24
-#: The longer side of a picture in a notebook, pixels.
+#: Longer side of a picture in a notebook, in pixels.
 THUMBNAIL = 160
 
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """What a network says of one image. A notebook shows the picture, too.
+    """Prediction for one image, which a notebook shows with the picture.
 
     Attributes:
-        path: As it was given; empty where the picture itself was.
-        classes: The most probable ones, best first; none where the file could not be read.
-        probabilities: Theirs. With one label per image they are a softmax's, and those of all classes sum to 1;
-            with several, each class has its own sigmoid.
-        error: Why the file could not be read; empty where it could.
-        image: What was given.
+        path: The given path; empty if a picture object was given.
+        classes: Names of the most probable classes, in descending order; empty if the file could not be read.
+        probabilities: Probabilities of these classes. With a single label per image, they are values of a softmax,
+            which sums to 1 over all classes. With several labels, each class has a separate sigmoid.
+        error: Why the file could not be read; empty if it could.
+        image: The given image.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Prediction:
             return ""
         try:
             picture = Image.fromarray(pixels_of(self.image, THUMBNAIL))
-        except CxlpError:  # the file has gone since, or was broken, which is told
+        except CxlpError:  # the file was deleted in the meantime, or was unreadable, which `error` tells
             return ""
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         file = io.BytesIO()
@@ -71,14 +71,14 @@ class Prediction:
 
 
 class Predictions(list[Prediction]):
-    """Predictions in the order of the images: a list that shows itself as lines or, in a notebook, as pictures."""
+    """List of predictions in the order of the images, shown as lines or, in a notebook, as pictures."""
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Prediction: ...
     @overload
     def __getitem__(self, place: slice) -> "Predictions": ...
     def __getitem__(self, place: Any) -> Any:
-        """One of them, or some as such a list again."""
+        """Return one prediction, or a slice as :class:`Predictions`."""
         found = super().__getitem__(place)
         return Predictions(found) if isinstance(place, slice) else found
 
@@ -94,7 +94,7 @@ class Predictions(list[Prediction]):
 
 
 def in_a_row(parts: Iterable[str], total: int) -> str:
-    """Put parts of a page side by side, and say how many there are besides."""
+    """Join HTML parts side by side, followed by the number of parts that are not shown."""
     parts = list(parts)
     more = f"<div>... {total - len(parts):,} more</div>" if total > len(parts) else ""
     return f"<div>{''.join(parts)}</div>{more}"

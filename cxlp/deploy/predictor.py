@@ -1,4 +1,4 @@
-"""A checkpoint at work on new images: as an object in Python, and as a stream for ``python -m cxlp predict``."""
+"""Prediction, features and explanations for new images, with a fitted network."""
 
 import sys
 import weakref
@@ -28,28 +28,29 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.progress import bar, is_watched
 from cxlp.utils.spelling import shown_names
 
-#: What the network computes in: float32, or bfloat16 by autocast.
+#: Precision of the network: float32, or bfloat16 by autocast.
 Precision = Literal["32", "bf16"]
 
 
 class Predictor:
-    """A fitted network together with what makes its input of a file, as in the test of its run.
+    """A fitted network with the preprocessing of pictures that its run used for the test.
 
     Args:
-        network: Without classes, it gives features only.
-        aspect: How pictures become square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
+        network: The network. A network without classes can only compute features.
+        aspect: How pictures are made square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
-        boxes: Whether its run cropped images to boxes.
-        transform: How pictures are changed before that, see there.
+        boxes: Whether the network was fitted to images that were cropped to bounding boxes.
+        transform: Transforms that are applied to pictures first, see
+            :class:`~cxlp.data.datamodule.ImageDataModule`.
 
     Attributes:
-        boxes: Whether it expects images that are cropped to the object, as its run's were: files are taken whole.
-        network: In evaluation mode; its backbone is held as long as the predictor lives, see
+        boxes: Whether the network expects images that are cropped to the object. The predictor does not crop.
+        network: The network, in evaluation mode. Its backbone is held for the lifetime of the predictor, see
             :meth:`~cxlp.backbones.backbone.Backbone.hold`.
-        classes: Names, in the order of :meth:`probabilities`.
-        multi_label: Whether an image may show several classes.
-        transform: Makes ``(3, T, T)`` of a picture.
-        device: Where the network is.
+        classes: Names of the classes, in the order of :meth:`probabilities`.
+        multi_label: Whether an image can have several classes.
+        transform: The preprocessing, which converts a picture to ``(3, T, T)``.
+        device: Device of the network.
 
     Raises:
         CxlpError: If the precision is unknown.
@@ -60,7 +61,7 @@ class Predictor:
         >>> small = Backbone("timm/test_resnet", ("layer3.0.conv2", "layer3"), weights=None, image_size=32)
         >>> network = Network(small, CrossLayerPooling(pca_dim=4), ["gull", "tern", "wren", "crow"])
         >>> model = Predictor(network)  # or: load("runs/NAME/checkpoints/best.ckpt")
-        >>> model.predict(np.zeros((48, 64, 3), np.uint8), top=2)  # not trained yet: no opinion
+        >>> model.predict(np.zeros((48, 64, 3), np.uint8), top=2)  # not trained yet
         Prediction('': gull 25.00%, tern 25.00%)
     """
 
@@ -83,34 +84,34 @@ class Predictor:
         self.device = network.backbone.mean.device
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the network.
+        """Move the network to a device.
 
         Args:
-            device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: a GPU where there is one.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: a GPU if one is available, otherwise the CPU.
 
         Raises:
-            CxlpError: If there is no such device.
+            CxlpError: If the device cannot be used.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.device = torch.device(device)
             self.network.to(self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
             raise CxlpError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
         return self
 
     def check_classes(self) -> None:
-        """Refuse to be asked for classes.
+        """Check that the network has classes.
 
         Raises:
-            CxlpError: If the network has none.
+            CxlpError: If the network has no classes.
         """
         if self.network.classifier is None:
-            raise CxlpError("the network has no classes: there is nothing to predict (embed gives its features)")
+            raise CxlpError("the network has no classes and can only compute features: use embed, or fit the network")
 
     def __repr__(self) -> str:
-        several, to = " of which an image may show several" * self.multi_label, self.transform
+        several, to = ", several per image" * self.multi_label, self.transform
         return (
             f"Predictor of {len(self.classes)} classes{several} ({some(self.classes)})\n"
             f"{indent(repr(self.network), '  ')}\n"
@@ -118,28 +119,29 @@ class Predictor:
         )
 
     def picture(self, image: Picture) -> Tensor:
-        """Make the network's input ``(3, T, T)`` uint8 of a file or a picture, as in the test.
+        """Return the network's input ``(3, T, T)`` uint8 for a picture, with the same preprocessing as in the test.
 
-        A file is decoded at reduced size where that is enough, see :func:`~cxlp.data.decode.read_image`: photos
-        that are opened elsewhere and given as pictures differ from it by 2 of 255 in the mean.
+        Files are decoded at reduced size if that is sufficient, see :func:`~cxlp.data.decode.read_image`. The input
+        differs by a mean of 2 of 255 if a photo is opened by other means and passed as a picture object.
 
         Raises:
-            CxlpError: If it cannot be decoded, or is no picture, see :data:`~cxlp.deploy.pictures.Picture`.
+            CxlpError: If the picture cannot be decoded, or has an invalid type, see
+                :data:`~cxlp.deploy.pictures.Picture`.
         """
         return prepared(image, self.transform)[0]
 
     @torch.inference_mode()
     def probabilities(self, pictures: Tensor) -> Tensor:
-        """Compute probabilities of all classes.
+        """Compute the probabilities of all classes.
 
         Args:
-            pictures: ``(B, 3, T, T)``, RGB, uint8 of 0..255 or floating point of 0..1, on any device.
+            pictures: ``(B, 3, T, T)``, RGB, uint8 in 0..255 or floating point in 0..1, on any device.
 
         Returns:
             ``(B, K)`` float32 on the CPU, in the order of :attr:`classes`.
 
         Raises:
-            CxlpError: If floating point pictures go beyond 0..1, or the network has no classes.
+            CxlpError: If floating point values are outside 0..1, or the network has no classes.
         """
         self.check_classes()
         check_images(pictures, self.network.test_size)
@@ -149,10 +151,10 @@ class Predictor:
 
     @torch.inference_mode()
     def features(self, pictures: Tensor) -> Tensor:
-        """Compute the representation of images, which the classifier is given: the mean of their test views'.
+        """Compute the representation of images, the input of the classifier, as the mean over their test views.
 
         Args:
-            pictures: As for :meth:`probabilities`.
+            pictures: See :meth:`probabilities`.
 
         Returns:
             ``(B, D)`` float32 on the CPU.
@@ -162,11 +164,12 @@ class Predictor:
             return self.network.test_features(pictures.to(self.device)).float().cpu()
 
     def embed(self, images: Pictures, batch_size: int = 32) -> NDArray[np.float32]:
-        """Make vectors of images, to compare them by: for retrieval, clustering, a classifier of your own.
+        """Compute the feature vectors of images, for retrieval, clustering or your own classifier.
 
         Args:
-            images: As for :meth:`predict`; of a folder, in the order of :func:`~cxlp.deploy.image_paths.list_images`.
-            batch_size: Images that pass through the network together.
+            images: See :meth:`predict`. The images of a folder are in the order of
+                :func:`~cxlp.deploy.image_paths.list_images`.
+            batch_size: Batch size of the network.
 
         Returns:
             ``(n, D)`` for several images, ``(D,)`` for one.
@@ -179,29 +182,29 @@ class Predictor:
         return cast(NDArray[np.float32], found[0] if is_one(images) else found)
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is an Iterable, too: a path all the same
+    def predict(  # type: ignore[overload-overlap]  # a str is an Iterable, but means a path
         self, images: Picture, top: int = ..., batch_size: int = ...
     ) -> Prediction: ...
     @overload
     def predict(self, images: Iterable[Picture], top: int = ..., batch_size: int = ...) -> Predictions: ...
     def predict(self, images: Pictures, top: int = 5, batch_size: int = 32) -> Prediction | Predictions:
-        """Name the most probable classes.
+        """Predict the most probable classes of images.
 
         Args:
-            images: A file, a picture of Pillow's, an array ``(H, W, 3)``, a tensor ``(3, H, W)``, of any size (RGB,
-                uint8 of 0..255 or floating point of 0..1); or several: a folder, a quoted pattern, a batch with a
-                dimension more, or any iterable of such.
-            top: How many classes; at most all are named.
-            batch_size: Images that pass through the network together.
+            images: A path, a Pillow image, an array ``(H, W, 3)`` or a tensor ``(3, H, W)`` of any size, RGB, uint8 in
+                0..255 or floating point in 0..1; or several images: a folder, a pattern, an array or tensor with a
+                batch dimension, or any iterable of these.
+            top: Number of classes per image, limited to the number of all classes.
+            batch_size: Batch size of the network.
 
         Returns:
-            A prediction of one image; else a list of them, in the order given.
+            A prediction for a single image, otherwise a list of predictions in the order of the images.
 
         Raises:
-            CxlpError: If an image cannot be read (:meth:`stream` goes on).
+            CxlpError: If an image cannot be read (:meth:`stream` continues instead).
         """
         if not isinstance(top, Integral) or top < 1:
-            raise CxlpError(f"top is {top!r}: a whole number, 1 or more")
+            raise CxlpError(f"top is {top!r}: pass an integer, 1 or more")
         self.check_classes()
         found = Predictions()
         for batch, inputs, _ in self._read(images, batch_size):
@@ -220,26 +223,26 @@ class Predictor:
     def explain(
         self, images: Pictures, target: str | None = None, against: str | None = None, channels: int = 8
     ) -> Explained | Explanations:
-        """Split the score of a class over the places of an image and the pooling channels, exactly.
+        """Decompose the score of a class exactly over the places of an image and the pooling channels.
 
-        Explained is the whole image, without test views. What comes back holds about a megabyte per image.
+        The explanation is that of the whole image, without test views. It takes about a megabyte per image.
 
         Args:
-            images: As for :meth:`predict`.
-            target: The class; ``None``: each image's most probable one.
-            against: A class whose score is subtracted.
-            channels: How many of the strongest channels are shown.
+            images: See :meth:`predict`.
+            target: Name of the class; ``None``: the most probable class of each image.
+            against: Name of a class whose score is subtracted.
+            channels: Number of pooling channels that are shown, those with the largest absolute shares.
 
         Returns:
-            An explanation of one image; else a list of them.
+            An explanation for a single image, otherwise a list of explanations.
 
         Raises:
-            CxlpError: If an image cannot be read, there is no such class, or a head's scores are no sums over places.
+            CxlpError: If an image cannot be read, there is no such class, or a head's scores are not sums over places.
         """
         self.check_classes()
         chosen, other = (None if name is None else self.index(name) for name in (target, against))
         if chosen is not None and chosen == other:
-            raise CxlpError(f"target and against are both {target!r}: give two classes")
+            raise CxlpError(f"target and against are both {target!r}: name two different classes")
         found = Explanations()
         for batch, inputs, proportions in self._read(images, 16):
             explained = explain(self.network, torch.stack(inputs).to(self.device), chosen, other)
@@ -248,22 +251,22 @@ class Predictor:
         return found[0] if is_one(images) else found
 
     def index(self, name: str) -> int:
-        """The place of a class among :attr:`classes`, by its name there or as pictures show it, `Laysan Albatross`.
+        """Return the index of a class, given its name in :attr:`classes` or as in pictures, such as `Laysan Albatross`.
 
         Raises:
-            CxlpError: If there is none of that name; names those that are close.
+            CxlpError: If there is no such class. The message suggests similar names.
         """
         for names in (self.classes, shown_names(self.classes)):
             if name in names:
                 return names.index(name)
-        raise CxlpError(f"the network knows no class {name!r}. {did_you_mean(name, self.classes)}")
+        raise CxlpError(f"the network has no class {name!r}. {did_you_mean(name, self.classes)}")
 
     def _read(
         self, images: Pictures, batch_size: int
     ) -> Iterator[tuple[list[Picture], tuple[Tensor, ...], tuple[float, ...]]]:
-        """Go through images batch by batch: what was given, the network's inputs, heights by widths."""
+        """Iterate over batches of images: the given images, the network's inputs, and heights divided by widths."""
         if batch_size < 1:
-            raise CxlpError(f"batch_size is {batch_size}: 1 or more")
+            raise CxlpError(f"batch_size is {batch_size}: it must be 1 or more")
         total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
         hidden = is_one(images) or not is_watched(sys.stderr)
         with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
@@ -275,16 +278,16 @@ class Predictor:
     def stream(
         self, paths: Iterable[str], top: int = 5, batch_size: int = 32, workers: int = 0
     ) -> Iterator[Prediction]:
-        """Predict for any number of files, one batch after another; a file that cannot be read stops nothing.
+        """Predict lazily for any number of files, batch by batch, and continue after files that cannot be read.
 
         Args:
-            paths: Taken a few batches ahead, never all at once.
-            top: How many classes; at most all are named.
-            batch_size: Images that pass through the network together.
-            workers: Processes that decode; 0: this one.
+            paths: Paths of files. They are read a few batches ahead, never all at once.
+            top: Number of classes per image, limited to the number of all classes.
+            batch_size: Batch size of the network.
+            workers: Number of worker processes for decoding; 0: decode in this process.
 
         Yields:
-            A prediction for each path, in order; with its ``error`` where the file could not be read.
+            A prediction for each path, in order. Its ``error`` is set if the file could not be read.
         """
         for batch in read_batches(paths, self.transform, batch_size, workers):
             yield from self._judge(batch, top)
@@ -296,5 +299,5 @@ class Predictor:
             yield Prediction(path, error=error) if error else self._named(path, next(rows), top, path)
 
     def _named(self, path: str, row: Sequence[float], top: int, image: Picture) -> Prediction:
-        best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # ties: in the order of the classes
+        best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # ties keep the order of the classes
         return Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best), image=image)

@@ -1,4 +1,4 @@
-"""Files read one by one or in batches, of which none may stop the others."""
+"""Reading of many files, one by one or in batches, which continues after files that cannot be read."""
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,29 +18,29 @@ T = TypeVar("T")
 
 
 def read(path: str, transform: Transform) -> tuple[Tensor, float] | str:
-    """Read one of many files, of which none may stop the others.
+    """Read a file without raising an error.
 
     Returns:
-        The network's input ``(3, T, T)`` uint8, and the height of what it shows in parts of the width; or what is wrong
-        with the file.
+        The network's input ``(3, T, T)`` uint8 and height divided by width of what it shows, or an error message if the
+        file cannot be read.
     """
     file = Path(path)
     try:
         if file.is_dir():
-            next(file.iterdir(), None)  # raises where it cannot be listed
+            next(file.iterdir(), None)  # raises if the folder cannot be listed
         return prepared(file, transform)
     except CxlpError as error:
         return str(error)
-    except Exception as error:  # decoders and file systems raise many kinds
+    except Exception as error:  # decoders and file systems raise many types
         return f"cannot read {path}: {error} ({type(error).__name__})"
 
 
-#: Paths, each with what is wrong with the file, and the pictures ``(b, 3, T, T)`` of the others.
+#: Paths, each with an error message that is empty if the file was read, and the inputs ``(b, 3, T, T)`` of those files.
 Batch = tuple[list[tuple[str, str]], Tensor]
 
 
 class _Files(Dataset[tuple[str, Tensor | str]]):
-    """Files by their paths: an item is the path, and its picture or what is wrong with it."""
+    """Data set that is indexed by path. An item is the path and the network's input or an error message."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
@@ -51,17 +51,17 @@ class _Files(Dataset[tuple[str, Tensor | str]]):
 
 
 def read_batches(paths: Iterable[str], transform: Transform, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Read any number of files, batch by batch; one that cannot be read stops nothing.
+    """Read any number of files in batches, and continue after files that cannot be read.
 
     Args:
-        paths: Taken a few batches ahead, never all at once.
-        transform: Makes a network's input of a picture.
-        batch_size: Files in a batch.
-        workers: Processes that decode; 0: this one.
+        paths: Paths of files. They are read a few batches ahead, never all at once.
+        transform: The preprocessing of pictures.
+        batch_size: Number of files per batch.
+        workers: Number of worker processes for decoding; 0: decode in this process.
     """
     loader: DataLoader[Any] = DataLoader(
         _Files(transform),
-        batch_sampler=batches(paths, batch_size),  # what it calls indices are paths here
+        batch_sampler=batches(paths, batch_size),  # the indices are paths
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_leave_interrupts_to_the_main_process,
@@ -70,7 +70,7 @@ def read_batches(paths: Iterable[str], transform: Transform, batch_size: int, wo
 
 
 def collate(items: Sequence[tuple[str, Tensor | str]]) -> Batch:
-    """Make a batch of paths, each with its picture or what is wrong with the file."""
+    """Collate paths, each with the network's input or an error message, into a batch."""
     pictures = [found for _, found in items if isinstance(found, Tensor)]
     errors = [(path, found if isinstance(found, str) else "") for path, found in items]
     return errors, torch.stack(pictures) if pictures else torch.empty(0)
@@ -81,7 +81,7 @@ def _leave_interrupts_to_the_main_process(worker: int) -> None:
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Go through any number of things, so many at a time."""
+    """Iterate lazily over lists of ``size`` items."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -1,8 +1,8 @@
-"""The score of a class for an image, split exactly over pooling channels and over places.
+"""Exact decomposition of a network's class score over pooling channels and places.
 
-How a head splits its part of a score is in the head's own file (its ``explain``); the algebra that they share is in
-:mod:`cxlp.heads.evidence`. This module puts the parts together: the classifier's bias and the shares of all heads add
-up to the score.
+The ``explain`` method of each head decomposes the head's part of a score, with the algebra in
+:mod:`cxlp.heads.evidence`. This module combines these parts: the classifier's bias and the shares of all heads sum to
+the score.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from cxlp.models.network import Network
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.threads import one_thread
 
-#: Largest effect of rounding to float32 on a head's part of a score, relative to the sum of its terms' absolute values.
+#: Bound on the rounding error of float32 in a head's part of a score, relative to the sum of its absolute terms.
 _ROUNDING = 1e-3
 
 
@@ -26,15 +26,15 @@ _ROUNDING = 1e-3
 class PartEvidence:
     """The contribution of one head of the network to an image's score.
 
-    A place is a cell of the map that the head pools under, see the head.
+    A place is a cell of the head's guide map, see the head.
 
     Attributes:
-        shares: ``e_ik``: ``(V, K, h, w)``, float64, for V views, K pooling channels and h x w places; zero where
-            nothing is pooled.
-        activations: ``a_ik``, the same shape.
-        windows: The places of the views in the image.
-        size: Side of a view, pixels.
-        image_size: Side of the image that the views are cut from, pixels.
+        shares: ``e_ik``: ``(V, K, h, w)``, float64, for V views, K pooling channels and h x w places. Zero at places
+            that are not pooled.
+        activations: ``a_ik``, of the same shape.
+        windows: Positions of the views in the image.
+        size: Size of a view in pixels.
+        image_size: Size in pixels of the image that the views are cut from.
     """
 
     shares: Tensor
@@ -49,12 +49,12 @@ class PartEvidence:
 
     @property
     def channels(self) -> Tensor:
-        """Shares of the pooling channels: ``(K,)``."""
+        """Shares of the pooling channels, summed over places: ``(K,)``."""
         return self.shares.sum(dim=(0, 2, 3))
 
     @property
     def places(self) -> Tensor:
-        """Shares of the places: ``(V, h, w)``."""
+        """Shares of the places, summed over pooling channels: ``(V, h, w)``."""
         return self.shares.sum(dim=1)
 
     @property
@@ -63,14 +63,14 @@ class PartEvidence:
         return (self.size / self.image_size) ** 2 / (self.shares.shape[2] * self.shares.shape[3])
 
     def lay_out(self, values: Tensor, pixels: int) -> Tensor:
-        """Interpolate values of the places over the image, bilinearly; views that overlap add up.
+        """Interpolate values of the places bilinearly over the image. Overlapping views are summed.
 
         Args:
             values: ``(V, h, w)``.
-            pixels: Side S of the result.
+            pixels: Size S of the result.
 
         Returns:
-            ``(S, S)``; its mean is the sum of the values times :attr:`cell`.
+            ``(S, S)``, whose mean is the sum of the values times :attr:`cell`.
         """
         canvas = values.new_zeros(pixels, pixels)
         side = self.size / self.image_size
@@ -81,7 +81,7 @@ class PartEvidence:
         return canvas
 
     def centre(self, place: int) -> tuple[float, float]:
-        """Return the position in the image, y and x in [0, 1], of a place numbered in the order of ``(V, h, w)``."""
+        """Return the position in the image, y and x in [0, 1], of a place given by its index in ``(V, h, w)``."""
         height, width = self.shares.shape[-2:]
         view, row, column = place // (height * width), place // width % height, place % width
         window = self.windows[view]
@@ -92,13 +92,13 @@ class PartEvidence:
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The score of a class for an image, or its difference to that of another class, with the parts that it sums.
+    """Decomposition of a class score of an image, or of the difference between the scores of two classes.
 
     Attributes:
-        target: The class.
-        against: The other class, whose score is subtracted; ``None``: there is none.
+        target: Index of the class.
+        against: Index of the class whose score is subtracted, or ``None``.
         probabilities: Probabilities of all classes: ``(classes,)``.
-        bias: The classifier's bias, the only term that is no evidence.
+        bias: The classifier's bias, the only term of the score that is not evidence.
         parts: The evidence of each head of the network.
     """
 
@@ -110,26 +110,26 @@ class Explanation:
 
     @property
     def channels(self) -> Tensor:
-        """Shares of the pooling channels of all parts, one part's after the other's."""
+        """Shares of the pooling channels, concatenated over all parts."""
         return torch.cat([part.channels for part in self.parts])
 
     @property
     def evidence(self) -> float:
-        """The sum of all shares."""
+        """Sum of all shares."""
         return float(sum(part.shares.sum() for part in self.parts))
 
     @property
     def score(self) -> float:
-        """The score: bias and evidence."""
+        """The score, bias plus evidence."""
         return self.bias + self.evidence
 
     @property
     def cell(self) -> float:
-        """Area that :meth:`map` refers to, as a fraction of the image: that of a place of the first part."""
+        """Area of a place of the first part as a fraction of the image, the unit of area of :meth:`map`."""
         return self.parts[0].cell
 
     def strongest(self, count: int) -> list[int]:
-        """The channels, numbered as in :attr:`channels`, of the largest shares, whatever their sign."""
+        """Return the indices in :attr:`channels` of the shares with the largest absolute values."""
         shares = self.channels.abs()
         found: list[int] = shares.topk(min(count, len(shares))).indices.tolist()
         return found
@@ -144,21 +144,21 @@ class Explanation:
         """Interpolate the evidence of all parts over the image.
 
         Args:
-            pixels: Side S of the result.
+            pixels: Size S of the result.
 
         Returns:
-            ``(S, S)``: score per area of a place of the first part, so its mean is the evidence times :attr:`cell`.
+            ``(S, S)``: score per area of a place of the first part. The mean is the evidence times :attr:`cell`.
         """
         densities = [part.lay_out(part.places, pixels) / part.cell for part in self.parts]
         return torch.stack(densities).sum(dim=0) * self.cell
 
     def activation(self, channel: int, pixels: int) -> Tensor:
-        """Interpolate a channel's activations over the image, ``(S, S)``; channels as in :attr:`channels`."""
+        """Interpolate the activations of a channel, an index in :attr:`channels`, over the image: ``(S, S)``."""
         part, k = self.locate(channel)
         return self.parts[part].lay_out(self.parts[part].activations[:, k], pixels)
 
     def locate(self, channel: int) -> tuple[int, int]:
-        """Find the part that a channel, numbered as in :attr:`channels`, belongs to, and its number there."""
+        """Convert a channel's index in :attr:`channels` to the index of its part and its index in that part."""
         for i, part in enumerate(self.parts):
             if channel < part.shares.shape[1]:
                 return i, channel
@@ -167,21 +167,21 @@ class Explanation:
 
 
 def check_explainable(network: Network) -> None:
-    """Refuse a network whose scores are no sums over places.
+    """Check that a network's scores are sums over places.
 
     Raises:
-        CxlpError: If a head has no such sums, which the message explains, or if there is no classifier.
+        CxlpError: If a head's scores are not, with the reason, or if the network has no classifier.
     """
     if network.classifier is None:
         raise CxlpError("the network has no classes yet, so there is no score to explain: fit it first")
     for i, head in enumerate(network.each_head()):
         if head.explanation_obstacle is not None:
             which = head.name if len(network.heads) == 1 else f"head {i + 1}, {head.name},"
-            raise CxlpError(f"{which} cannot be explained, its scores not split exactly: {head.explanation_obstacle}")
+            raise CxlpError(f"{which} cannot be explained, because {head.explanation_obstacle}")
 
 
 def is_explainable(network: Network) -> bool:
-    """Whether :func:`check_explainable` accepts a network."""
+    """Return whether :func:`check_explainable` accepts a network."""
     try:
         check_explainable(network)
     except CxlpError:
@@ -189,7 +189,7 @@ def is_explainable(network: Network) -> bool:
     return True
 
 
-@torch.inference_mode(False)  # it takes derivatives, also where a Trainer has switched that off
+@torch.inference_mode(False)  # for derivatives, also within the inference mode of a Trainer
 @torch.no_grad()
 def explain(
     network: Network,
@@ -197,23 +197,24 @@ def explain(
     target: int | Sequence[Sequence[int]] | None = None,
     against: int | None = None,
 ) -> Iterator[Explanation]:
-    """Split scores of images over pooling channels and places, see the module.
+    """Decompose the scores of images over pooling channels and places, see the module.
 
-    The scores are those of :meth:`~cxlp.models.network.Network.forward`: the image as in training, without test views.
-    Shares are computed in float64 from the backbone's maps, so they add up to the score but for its rounding.
+    The scores are those of :meth:`~cxlp.models.network.Network.forward`, which sees the image as in training, without
+    test views. Shares are computed in float64 from the backbone's maps, so they sum to the score up to the rounding of
+    the score.
 
     Args:
         network: A fitted network in evaluation mode.
-        images: ``(B, 3, S, S)``, RGB: uint8, or floating point of 0..1.
-        target: The class to explain; ``None``: each image's best one (other than ``against``). Or the classes to
-            explain, perhaps several, for each image.
-        against: A class whose score is subtracted, so that the difference of the two is explained.
+        images: ``(B, 3, S, S)``, RGB, uint8 or floating point in 0..1.
+        target: The class to explain, or a sequence of classes for each image. ``None``: the class with the highest
+            score of each image, other than ``against``.
+        against: A class whose score is subtracted, to explain the difference of two scores.
 
     Yields:
-        An explanation per image and class, on the CPU; each is made when it is asked for, by one thread.
+        An explanation per image and class, on the CPU. Explanations are computed lazily, in one thread.
 
     Raises:
-        CxlpError: See :func:`check_explainable`; or where a head's shares do not add up to its part of the score.
+        CxlpError: If :func:`check_explainable` fails, or a head's shares do not sum to its part of the score.
     """
     check_explainable(network)
     classifier = network.classifier
@@ -232,7 +233,7 @@ def explain(
                 weights, bias = weights - classifier.weight[against].double(), bias - classifier.bias[against].double()
             split = torch.split(weights, [head.out_features for head in heads])
             evidence = []
-            with one_thread():  # operations of one image are small
+            with one_thread():  # the operations for one image are too small for several threads
                 for head, maps, own, vector in zip(heads, own_maps, split, vectors, strict=True):
                     shares, activations = head.explain(maps, own * len(heads) ** -0.5)
                     _check_sum(head, float(shares.sum()), own * vector[i].double())
@@ -243,7 +244,7 @@ def explain(
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Switch TF32 off: square roots and signs enlarge its rounding, and shares would not add up to the score."""
+    """Context without TF32: roots and signs amplify TF32's rounding, and the shares would not sum to the score."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -255,20 +256,20 @@ def _full_float32() -> Iterator[None]:
 
 
 def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
-    """Refuse shares that do not add up to the score, ``terms.sum()``, as with an inherited ``explain``."""
+    """Raise :class:`CxlpError` if shares do not sum to the score ``terms.sum()``, as with an inherited ``explain``."""
     score = float(terms.sum())
     allowed = _ROUNDING * float(terms.abs().sum()) + 1e-6
-    if head.signs_only:  # rounding may turn a sign or two
+    if head.signs_only:  # rounding may flip a sign or two
         allowed += 4 * float(terms.abs().max())
     if abs(evidence - score) > allowed:
         raise CxlpError(
-            f"{head.name} cannot be explained: its explain() gives shares of {evidence:.4g} in all, its part of the "
-            f"score is {score:.4g}. A class that changes forward() must have an explain() that fits it"
+            f"{head.name} cannot be explained: the shares of its explain() sum to {evidence:.4g}, but its part of the "
+            f"score is {score:.4g}. A class that overrides forward() must also override explain()"
         )
 
 
 def _own(maps: Tensor, image: int, views: int) -> Tensor:
-    """An image's maps; a copy, since autograd takes none that were made in inference mode."""
+    """Return a copy of an image's maps, since autograd does not accept tensors that were created in inference mode."""
     return maps[image * views : (image + 1) * views].to(torch.float64, copy=True)
 
 
@@ -280,12 +281,14 @@ def _best(scores: Tensor, besides: int | None) -> int:
 
 
 def _tents(cells: int, start: float, length: float, pixels: int) -> Tensor:
-    """Weights of bilinear interpolation along a side: ``(pixels, cells)``, the outermost cells' constant to the edge.
+    """Return weights of linear interpolation along one side of an image: ``(pixels, cells)``.
+
+    Between the centre of an outermost cell and the edge, the weights are constant.
 
     Args:
-        cells: Number of cells, which divide a part of the side.
-        start: Where that part begins, in [0, 1].
-        length: Its length as a fraction of the side; beyond it, weights are zero.
+        cells: Number of cells, which divide a segment of the side.
+        start: Start of the segment, in [0, 1].
+        length: Length of the segment as a fraction of the side. Outside the segment, the weights are zero.
         pixels: Number of pixels of the whole side.
     """
     at = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels - start) / length * cells - 0.5

@@ -1,4 +1,4 @@
-"""The places of a data set where each pooling channel responds most."""
+"""Places of a data set with the strongest activations of each pooling channel."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,22 @@ from torch import Tensor
 
 from cxlp.explain.attribution import Explanation
 
-#: Side of a patch, in cells of the guide's map: the place and its neighbours. The receptive field of a deep layer's
-#: cell is far larger, often the whole image, but its effective part lies near the centre (Luo et al., NIPS 2016).
+#: Side of a patch in cells of the guide's map: the place and its neighbours. The receptive field of a cell of a deep
+#: layer is much larger, often the whole image, but its effective part is near the centre (Luo et al., NIPS 2016).
 PATCH_CELLS = 3
-#: Weight of the mean activation within the patch, added to the activation. It breaks ties, such as those of a ReLU6
-#: that has reached 6.
+#: Weight of the patch's mean activation, added to the activation to break ties, such as those of ReLU6 at its limit 6.
 _TIE = 1e-6
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A place of an image where a channel responds.
+    """Place of an image with a strong activation of a channel.
 
     Attributes:
-        image: The image's number.
-        activation: The channel's activation there.
-        top, left, side: The square around the place, moved inside the image where it crosses the border, as fractions
-            of the image's side.
+        image: Index of the image.
+        activation: The channel's activation at the place.
+        top, left, side: The square around the place, as fractions of the image's side. A square that would cross the
+            border is moved inside the image.
     """
 
     image: int
@@ -38,11 +37,13 @@ class Patch:
         pixels = image.shape[-1]
         side = max(1, round(self.side * pixels))
         top, left = (min(round(at * pixels), pixels - side) for at in (self.top, self.left))
-        return image[:, top : top + side, left : left + side].clone()  # not a view, which would hold all of the image
+        return image[
+            :, top : top + side, left : left + side
+        ].clone()  # not a view, which would keep the whole image in memory
 
 
 class TopPlaces:
-    """Keeps each channel's strongest places, at most one per image, and the sum of its shares.
+    """Accumulator of each channel's strongest places, at most one per image, and of the channels' shares.
 
     Memory does not depend on the number of images.
 
@@ -50,7 +51,7 @@ class TopPlaces:
         kept: Number of places per channel.
 
     Attributes:
-        images: Number of images seen.
+        images: Number of images so far.
     """
 
     def __init__(self, kept: int = 9) -> None:
@@ -58,11 +59,11 @@ class TopPlaces:
         self._last: Explanation | None = None
 
     def update(self, number: int, explanation: Explanation) -> None:
-        """Take in an image.
+        """Add an image.
 
         Args:
-            number: The image's number.
-            explanation: Its explanation, by the same network as those of the other images.
+            number: Index of the image.
+            explanation: Explanation of the image, from the same network as those of the other images.
         """
         found = [_strongest(part.activations) for part in explanation.parts]
         ranks, places, values = (torch.cat(own)[None] for own in zip(*found, strict=True))  # (1, K)
@@ -81,7 +82,7 @@ class TopPlaces:
         self._last = explanation
 
     def strongest(self, count: int) -> list[int]:
-        """Return the channels of largest :meth:`mean_size`, the largest first."""
+        """Return the channels with the largest :meth:`mean_size`, in descending order."""
         return self._sizes.topk(min(count, len(self._sizes))).indices.tolist()
 
     def mean_share(self, channel: int) -> float:
@@ -89,11 +90,11 @@ class TopPlaces:
         return float(self._shares[channel]) / self.images
 
     def mean_size(self, channel: int) -> float:
-        """Return the mean magnitude of a channel's share: large also where it speaks for one class, against another."""
+        """Return a channel's mean absolute share, in which shares of opposite sign do not cancel."""
         return float(self._sizes[channel]) / self.images
 
     def patches(self, channel: int) -> list[Patch]:
-        """Return a channel's places, the strongest first."""
+        """Return a channel's patches in descending order of activation."""
         assert self._last is not None
         part = self._last.parts[self._last.locate(channel)[0]]
         cell = part.size / part.image_size / min(part.shares.shape[-2:])
@@ -107,7 +108,7 @@ class TopPlaces:
 
 
 def _strongest(activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find each channel's strongest place in ``(V, K, h, w)``: its rank value, its number, its activation."""
+    """Return the strongest place of each channel in ``(V, K, h, w)``: value for ranking, index and activation."""
     around = F.avg_pool2d(activations, PATCH_CELLS, stride=1, padding=PATCH_CELLS // 2)
     ranks, places = (activations + _TIE * around).transpose(0, 1).flatten(1).max(dim=1)  # (K,)
     return ranks, places, activations.transpose(0, 1).flatten(1).gather(1, places[:, None])[:, 0]

@@ -1,1 +1,1 @@
-"""Fitting without gradients, as in the paper: streamed PCA, features on disk, Gram matrix, SVMs."""
+"""The fit without gradients, as in the paper: streamed PCA, stored features, Gram matrix, SVMs."""

@@ -104,14 +104,14 @@ class Entry:
         finally:
             let_go(self._lock)
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Delete the temporary folder."""
         if self.part is not None and rank() == 0:
             shutil.rmtree(self.part, ignore_errors=True)
             let_go(self._lock)
         self.part = None
 
-    def was_made_by(self, network: Network) -> bool:
+    def was_computed_by(self, network: Network) -> bool:
         """Return whether the entry is complete and this network, with equal weights bit by bit, computed it."""
         return self.complete and bool(ask_rank_zero(lambda: self.facts()["made by"] == _digest_of_network(network)))
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cxlp.frozen.checks import check_absent, check_labels, check_maps, check_type
-from cxlp.frozen.classifier import choose_cost_and_scale, split
+from cxlp.frozen.classifier import choose_cost_and_scale, quality, split
 from cxlp.frozen.folds import FoldClassifiers
+from cxlp.frozen.gram import score_rows
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
 from cxlp.frozen.solvers import Plan, SolverName, make_solver, plan, warn_if_unsolved
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
@@ -219,6 +220,7 @@ class FrozenFit:
 
         Returns:
             ``C``, ``logit_scale``, and ``cv_accuracy`` or ``cv_mAP`` from the cross-validation on the training images;
+            with a cross-validation also ``train_accuracy`` or ``train_mAP``, on the images the SVMs were fitted to;
             ``primal``, 1 if the primal solver was used and otherwise 0; with the primal solver ``unsolved``, the number
             of SVMs that did not reach the tolerance.
 
@@ -296,6 +298,9 @@ class FrozenFit:
             if self.cross and folds > 1:
                 self.fold_classifiers = solver.fold_classifiers(c).scaled(scale)
             weights, intercepts = solver.weights(c)
+            if folds > 1:
+                scores = score_rows(self.features, weights, intercepts, self.device).numpy()
+                report["train_accuracy" if labels.ndim == 1 else "train_mAP"] = quality(scores, labels)
             classifier.weight.copy_(from_rank_zero(scale * weights))
             classifier.bias.copy_(from_rank_zero(scale * intercepts))
         return {**report, "primal": float(self.plan.primal), **warn_if_unsolved(solver)}

@@ -74,3 +74,25 @@ def combine_rows(store: RowStore, coefficients: Tensor, device: torch.device, bl
         result.addmm_(coefficients[:, start:stop].to(device, torch.float32), rows)
         del rows  # free the memory before the next block is read
     return all_sum(result)
+
+
+def score_rows(
+    store: RowStore, weights: Tensor, intercepts: Tensor, device: torch.device, block_bytes: int = 256 << 20
+) -> Tensor:
+    """Compute ``X W^T + b`` of an ``(n, d)`` store: the decision values of linear classifiers.
+
+    Args:
+        store: The rows X.
+        weights: W, ``(classes, d)``.
+        intercepts: b, ``(classes,)``.
+        device: Device for the products.
+        block_bytes: Size of one block of rows as float32.
+
+    Returns:
+        ``(n, classes)``, float32, on the CPU, the same on each rank.
+    """
+    scores = torch.zeros(store.rows, len(weights))
+    weights, intercepts = weights.to(device, torch.float32), intercepts.to(device, torch.float32)
+    for start, stop in list(store.blocks(block_bytes))[rank() :: world_size()]:
+        scores[start:stop] = (store.read(start, stop).to(device, torch.float32) @ weights.T + intercepts).cpu()
+    return all_sum(scores)

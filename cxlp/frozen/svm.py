@@ -104,7 +104,7 @@ class FoldScores:
 
     def __init__(self, gram: Array, targets: NDArray[np.int8], fold: NDArray[np.int64] | None, threads: int) -> None:
         self.gram, self.targets, self.fold, self.threads = gram, targets, fold, threads
-        self._kept: tuple[float, DualSolution] | None = None  # the last cross-validation
+        self._kept: tuple[float, DualSolution] | None = None  # C and solution of the last cross-validation
 
     def held_out(self, costs: Sequence[float]) -> dict[float, Array]:
         """Score each row with the SVMs fitted without its fold: ``(n, classes)`` for each cost C."""

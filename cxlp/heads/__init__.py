@@ -1,4 +1,4 @@
-"""Pooling heads: maps in, one vector per image out; one file a head."""
+"""Pooling heads, which turn feature maps into one vector per image; one file per head."""
 
 from cxlp.heads.average import AveragePooling
 from cxlp.heads.base import Head

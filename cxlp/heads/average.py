@@ -13,15 +13,15 @@ from cxlp.heads.views import Views
 
 
 class AveragePooling(Head):
-    """Global average pooling with the normalisation of the other heads: the baseline to compare with.
+    """Global average pooling with the normalisation of the other heads, as a baseline.
 
     Args:
         zscore, sign, sqrt, l2: The normalisation, see :class:`~cxlp.heads.normalisation.Normalise`.
-        layers: The layer; ``None``: the backbone's last.
-        views: The views of an image whose places are averaged together.
+        layers: The layer that is pooled; ``None``: the backbone's last layer.
+        views: The views of an image that are averaged together.
 
     Attributes:
-        out_features: Channels C of the map.
+        out_features: Number C of channels of the map.
 
     Example:
         >>> head = AveragePooling(sqrt=False).connect((8, 13, 13))
@@ -43,18 +43,18 @@ class AveragePooling(Head):
         self.normalise = Normalise(zscore=zscore, sign=sign, sqrt=sqrt, l2=l2)
 
     def build(self, shapes: Sequence[Shape]) -> None:
-        """Note the length."""
+        """Set ``out_features`` to the number of channels."""
         self.out_features = shapes[0][0]
 
     def forward(self, features: Tensor, views: int = 1) -> Tensor:
-        """``(B * V, C, H, W) -> (B, C)``, the mean over V consecutive maps, too; float32 for half inputs."""
+        """Average over places and V consecutive maps: ``(B * V, C, H, W) -> (B, C)``; float32 for half inputs."""
         with torch.autocast(features.device.type, enabled=False):
             pooled = local_vectors(full_precision(features), views).mean(dim=1, keepdim=True)  # (B, 1, C)
         vector: Tensor = self.normalise(pooled)
         return vector
 
     def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Split a score over channels and places, see :mod:`cxlp.heads.evidence`; the map itself is activation."""
+        """Split a score over channels and places, see :mod:`cxlp.heads.evidence`. The activations are the map."""
         (activations,) = maps  # (V, C, h, w)
         pooled = activations.mean(dim=(0, 2, 3))[None]  # (1, C)
         effective = effective_weights(self.normalise, pooled, weights[None]).view(1, -1, 1, 1)

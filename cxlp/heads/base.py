@@ -1,4 +1,4 @@
-"""What a pooling head is, and how to write one."""
+"""The base class of pooling heads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,30 +19,33 @@ Shape = tuple[int, int, int]
 
 
 class Head(nn.Module, ABC):
-    """Makes one vector per image of the maps of one layer or several: the base class of all heads.
+    """Base class of pooling heads, which turn the maps of one or more layers into one vector per image.
 
-    A head of your own is a subclass, in any module that can be imported. It has
+    To write a head, subclass this class in an importable module and define
 
-    - a constructor whose arguments are its options, plain values but for ``views``. It hands ``layers`` and ``views``
-      on to this class and keeps each argument as an attribute of the same name, so that :meth:`options` finds them;
-    - :attr:`takes`: how many layers it takes;
-    - :meth:`build`: makes parameters and buffers once the maps' shapes are known, and sets ``out_features``;
-    - ``forward(*maps, views=1)``: of a map ``(B * V, C, H, W)`` for each layer, the V views of an image one after
-      another, it makes vectors ``(B, out_features)``. Unit length suits the SVMs and several heads side by side.
+    - a constructor whose arguments are the head's options. All of them are plain values except ``views``. The
+      constructor passes ``layers`` and ``views`` to this class and stores each argument as an attribute of the same
+      name, which :meth:`options` reads;
+    - :attr:`takes`, the number of layers that the head uses;
+    - :meth:`build`, which creates parameters and buffers for maps of known shapes and sets ``out_features``;
+    - ``forward(*maps, views=1)``, which receives one map ``(B * V, C, H, W)`` per layer, where the V views of an image
+      are adjacent, and returns vectors ``(B, out_features)``. Vectors of unit length work best with the SVMs and in
+      combination with other heads.
 
-    and, where it has such things,
+    The following members are optional:
 
-    - :meth:`start_fit`: what it learns from the training images without gradients, such as a PCA;
-    - :meth:`explain`: how a score is the sum of what places contribute; it fits one ``forward`` only;
-    - :attr:`onnx_obstacle`: why it cannot be written as ONNX.
+    - :meth:`start_fit`, which fits the head to the training images without gradients, for example a PCA;
+    - :meth:`explain`, which splits a score into the contributions of places; it must match ``forward``;
+    - :attr:`onnx_obstacle`, the reason why the head cannot be exported to ONNX.
 
     Args:
-        layers: The backbone's layers that it takes, lower before upper; ``None``: its last ones, see :meth:`layers_of`.
+        layers: Names of the backbone's layers that the head uses, lower before upper. ``None``: the backbone's last
+            layers, see :meth:`layers_of`.
         views: The views of an image that are encoded together.
 
     Attributes:
-        out_features: Length D of the vector, once it is connected.
-        view_count: V, views per image, once it is connected.
+        out_features: Length D of the vector. Set by :meth:`connect`.
+        view_count: Number V of views per image. Set by :meth:`connect`.
 
     Example:
         >>> import torch
@@ -62,13 +65,13 @@ class Head(nn.Module, ABC):
         2.0
     """
 
-    #: How many layers it takes.
+    #: Number of layers that the head uses.
     takes: ClassVar[int] = 1
-    #: Whether the head needs a codebook from :meth:`start_fit`, which then ends with :meth:`mark_fitted`.
+    #: Whether the head is unusable before it is fitted, as with a codebook. Its fit calls :meth:`mark_fitted`.
     needs_fit: ClassVar[bool] = False
-    #: Whether its fit takes the images' labels.
+    #: Whether the fit uses the images' labels.
     needs_labels: ClassVar[bool] = False
-    #: Why the head cannot be written as ONNX; ``None``: it can.
+    #: Why the head cannot be exported to ONNX; ``None`` if it can.
     onnx_obstacle: ClassVar[str | None] = None
 
     out_features: int
@@ -77,8 +80,8 @@ class Head(nn.Module, ABC):
     def __init__(self, layers: Sequence[str] | None = None, views: Views = Views()) -> None:
         super().__init__()
         if isinstance(layers, str) or not isinstance(views, Views):
-            named = f"layers is {layers!r}: name them in a list"
-            raise CxlpError(named if isinstance(layers, str) else f"views is {views!r}: give Views(...)")
+            named = f"layers is {layers!r}: pass a list of layer names"
+            raise CxlpError(named if isinstance(layers, str) else f"views is {views!r}: pass a Views(...) object")
         self.layers = None if layers is None else tuple(layers)
         self.views = views
         self.view_count = 1
@@ -93,42 +96,44 @@ class Head(nn.Module, ABC):
         return f"{self.name}({changed_options(type(self), self.options())}){made}"
 
     def __call__(self, *maps: Tensor, views: int = 1) -> Tensor:
-        """Call forward, see there.
+        """Call :meth:`forward`.
 
         Raises:
-            CxlpError: If the head is not connected.
+            CxlpError: If :meth:`connect` was not called before.
         """
         if self._connected is None:
             raise CxlpError(
-                f"{self.name} has no parameters yet: connect() it to the shapes (C, H, W) of its maps first"
+                f"{self.name} has no parameters yet: call connect() with the shapes (C, H, W) of its maps first"
             )
         vector: Tensor = super().__call__(*maps, views=views)
         return vector
 
     @property
     def name(self) -> str:
-        """The name of its class."""
+        """Name of the head's class."""
         return type(self).__name__
 
-    # --- its inputs -------------------------------------------------------------------------------
+    # --- inputs -----------------------------------------------------------------------------------
 
     def layers_of(self, available: Sequence[str], named: Collection[str] = ()) -> tuple[str, ...]:
-        """Name the layers that the head takes of a backbone's.
+        """Return the names of the backbone's layers that the head uses.
+
+        A head without ``layers`` uses the backbone's last layers if these include the last layers that no other head
+        names. Otherwise it uses the layers that no other head names.
 
         Args:
             available: The backbone's layers.
-            named: Those that the ``layers`` of other heads in the network name. A head without ``layers`` takes the
-                backbone's last ones, if these include the last ones that no other head names; otherwise it takes the
-                layers that no other head names.
+            named: The layers that other heads of the network name in their ``layers``.
 
         Raises:
-            CxlpError: If the backbone does not give them, or the layers that no other head names are not as many as
-                the head takes.
+            CxlpError: If the backbone does not return these layers, or the number of layers that no other head names
+                differs from :attr:`takes`.
         """
         if self.layers is None:
             if len(available) < self.takes:
                 raise CxlpError(
-                    f"{self.name} takes {_count(self.takes)}, but the backbone's are {list(available)}: name more there"
+                    f"{self.name} takes {_count(self.takes)}, but the backbone returns only {list(available)}: name "
+                    "more of the backbone's layers"
                 )
             last = tuple(available[-self.takes :])
             others = tuple(layer for layer in available if layer not in named)
@@ -137,29 +142,31 @@ class Head(nn.Module, ABC):
             if len(others) == self.takes:
                 return others
             raise CxlpError(
-                f"{self.name} names no layers, and besides those that other heads name, {sorted(named)}, the backbone "
-                f"gives {list(others)}, not {self.takes}: name its own by its option layers"
+                f"{self.name} has no option layers and takes {_count(self.takes)}, but other heads name "
+                f"{sorted(named)} and the backbone's remaining layers are {list(others)}: set layers of {self.name}"
             )
         for layer in self.layers:
             if layer not in available:
                 raise CxlpError(
-                    f"{self.name} takes layer {layer!r}, which the backbone does not give: add it to the backbone's "
+                    f"{self.name} takes layer {layer!r}, which the backbone does not return: add it to the backbone's "
                     f"layers. {did_you_mean(layer, available)}"
                 )
         return self.layers
 
     def connect(self, *shapes: Sequence[int], views: int = 1) -> Self:
-        """Make the head's parameters for maps of these shapes; done once, later calls must agree.
+        """Create the head's parameters for maps of the given shapes.
+
+        A second call with the same arguments does nothing.
 
         Args:
-            shapes: ``(C, H, W)`` of each layer that it takes.
-            views: V, how many views of an image are encoded together.
+            shapes: ``(C, H, W)`` of each layer that the head uses.
+            views: Number V of views of an image that are encoded together.
 
         Returns:
             The head itself.
 
         Raises:
-            CxlpError: If its options do not fit the shapes, or it is connected to others.
+            CxlpError: If the head's options do not fit the shapes, or the head is connected to other shapes.
         """
         given = tuple((int(c), int(h), int(w)) for c, h, w in shapes), views
         if self._connected == given:
@@ -167,28 +174,29 @@ class Head(nn.Module, ABC):
         if self._connected is not None:
             (made, made_views), (found, now) = self._connected, given
             raise CxlpError(
-                f"{self.name} was made for maps of {made} of {made_views} views an image, these are {found} of {now}"
+                f"{self.name} was built for maps of {made} and {made_views} views per image, but these are {found} and "
+                f"{now}: build a new head for them"
             )
         if len(shapes) != self.takes:
-            raise CxlpError(f"{self.name} takes {_count(self.takes)}, but was given the shapes of {len(shapes)} maps")
+            raise CxlpError(f"{self.name} takes {_count(self.takes)}, but connect() got {len(shapes)} shapes")
         self.view_count = views
         self.build(given[0])
         if self.needs_fit:
-            self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))  # so that checkpoints hold it
+            self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))  # a buffer, so that checkpoints hold it
         self._connected = given
         return self
 
     @abstractmethod
     def build(self, shapes: Sequence[Shape]) -> None:
-        """Make parameters and buffers for maps ``(C, H, W)``, and set ``out_features``."""
+        """Create parameters and buffers for maps ``(C, H, W)`` and set ``out_features``."""
 
     # --- fit, explanation, export -----------------------------------------------------------------
 
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
-        """Begin to learn from the training images; ``None``: there is nothing to fit, as here.
+        """Return the fit of this head to the training images, or ``None`` if there is nothing to fit (the default).
 
         Raises:
-            CxlpError: If there will be too few images for it.
+            CxlpError: If there are too few training images.
         """
         return None
 
@@ -199,62 +207,62 @@ class Head(nn.Module, ABC):
         images: int | None = None,
         vectors: int = 100_000,
     ) -> Self:
-        """Fit the PCA to a loader of images or maps in one pass, see :func:`~cxlp.heads.streamed.fit_pca`."""
+        """Fit the PCA in one pass over a loader of images or maps, see :func:`~cxlp.heads.streamed.fit_pca`."""
         fit_pca(self, loader, backbone, images, vectors)
         return self
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it can be used: always, but for a head that :attr:`needs_fit` and has not been fitted."""
+        """Whether the head can be used: ``False`` only if :attr:`needs_fit` is set and the head is not fitted yet."""
         return not self.needs_fit or (self._connected is not None and bool(self.fitted))
 
     def mark_fitted(self) -> None:
-        """Note that what :attr:`needs_fit` asks for is done; on all ranks."""
+        """Record that the head is fitted. To be called on all ranks."""
         if self.needs_fit:
             self.fitted.fill_(True)
 
     @property
     def explanation_obstacle(self) -> str | None:
-        """Why scores cannot be split over places; ``None``: they can."""
+        """Why scores cannot be split over places; ``None`` if they can."""
         return "it has no explain()" if type(self).explain is Head.explain else None
 
     def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Split ``weights @ self(*maps)`` of one image over pooling channels and places, exactly.
+        """Split the score ``weights @ self(*maps)`` of one image exactly over pooling channels and places.
 
         Args:
-            maps: What forward takes, of one image: ``(V, C, H, W)`` of each layer, float64.
-            weights: A class's weights of the head's vector: ``(out_features,)``, float64.
+            maps: The arguments of ``forward`` for one image: ``(V, C, H, W)`` for each layer, float64.
+            weights: Weights of one class for the head's vector: ``(out_features,)``, float64.
 
         Returns:
-            Shares ``e_ik`` of K channels at h x w places of each view, ``(V, K, h, w)``, which add up to the product,
-            and the channels' activations ``a_ik`` there, of the same shape.
+            Shares ``e_ik`` of K channels at h x w places of each view, ``(V, K, h, w)``, whose sum is the score, and
+            the channels' activations ``a_ik`` at these places, of the same shape.
         """
         raise CxlpError(f"{self.name} cannot be explained: {self.explanation_obstacle}")
 
     @property
     def unit_length(self) -> bool:
-        """Whether its vectors have length 1, as where ``self.normalise`` is a :class:`Normalise` with ``l2``."""
+        """Whether the vectors have unit length: ``self.normalise`` is a :class:`Normalise` with ``l2``."""
         normalise = getattr(self, "normalise", None)
         return isinstance(normalise, Normalise) and normalise.steps["l2"]
 
     @property
     def signs_only(self) -> bool:
-        """Whether the entries of a vector are signs times one number, as with ``sign`` and ``l2``."""
+        """Whether all nonzero entries of a vector have the same absolute value: ``sign`` and ``l2`` are on."""
         normalise = getattr(self, "normalise", None)
         return isinstance(normalise, Normalise) and normalise.steps["sign"] and normalise.steps["l2"]
 
-    # --- as plain values --------------------------------------------------------------------------
+    # --- configuration ----------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
-        """Read the constructor's arguments off the attributes of their names, as plain values.
+        """Return the constructor's arguments as plain values, read from the attributes of the same names.
 
         Raises:
-            CxlpError: If there is no such attribute, or its value is not plain.
+            CxlpError: If an attribute is missing, or its value is not plain.
         """
         found = {}
         for name in constructor_arguments(type(self)):
             if not hasattr(self, name):
-                raise CxlpError(f"{self.name} has an option {name!r}, but no attribute of that name: keep it as one")
+                raise CxlpError(f"{self.name} has an option {name!r}, but no attribute of that name: set self.{name}")
             try:
                 found[name] = plain(getattr(self, name))
             except TypeError as error:
@@ -262,7 +270,7 @@ class Head(nn.Module, ABC):
         return found
 
     def spec(self) -> dict[str, Any]:
-        """Describe the head by plain values, for :meth:`from_spec`: its class's name or import path, its options.
+        """Return the head's class name or import path and its options as plain values, for :meth:`from_spec`.
 
         Raises:
             CxlpError: If the class cannot be imported by its path, or an option is not plain.
@@ -275,14 +283,14 @@ class Head(nn.Module, ABC):
 
     @staticmethod
     def from_spec(spec: Mapping[str, Any]) -> "Head":
-        """Build a head, not connected yet.
+        """Build a head from its specification. The head is not connected yet.
 
         Args:
             spec: ``class_path``, the name of a class of :mod:`cxlp.heads` or the import path of any subclass of
-                :class:`Head`, and perhaps ``init_args``, its options. The module of an import path is imported.
+                :class:`Head`, and optionally ``init_args``, its options. The module of an import path is imported.
 
         Raises:
-            CxlpError: If there is no such head, or it has no such option.
+            CxlpError: If there is no such head, or the head has no such option.
 
         Example:
             >>> Head.from_spec({"class_path": "AveragePooling", "init_args": {"sqrt": False}}).options()["sqrt"]

@@ -1,4 +1,4 @@
-"""Bilinear pooling: cross-layer pooling of one layer under itself."""
+"""Bilinear pooling: cross-layer pooling with one layer as both local features and guide."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,21 +12,21 @@ from cxlp.heads.views import Views
 
 
 class BilinearPooling(CrossLayerPooling):
-    """Bilinear pooling of a layer (B-CNN, Lin et al., ICCV 2015), in full, low-rank or compact form.
+    """Bilinear pooling of one layer (B-CNN, Lin et al., ICCV 2015) in full, low-rank or compact form.
 
-    The layer's activations ``x_i`` pool its own local features, perhaps projected by a PCA: ::
+    The layer's activations ``x_i`` pool the layer's own local features, optionally projected by a PCA: ::
 
         P = sum_i x_i (W x_i + b)^T
 
-    With ``pca_dim=None`` that is B-CNN's ``sum_i x_i x_i^T``. For ``guide_dim`` and ``sketch`` (compact bilinear
-    pooling, Gao et al., CVPR 2016) see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
+    With ``pca_dim=None`` this is the ``sum_i x_i x_i^T`` of B-CNN. For ``guide_dim`` and ``sketch`` (compact bilinear
+    pooling, Gao et al., CVPR 2016), see :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
 
     Args:
-        pca_dim, size, stride, padding, channels, guide_dim, sketch, centre, whiten: As of cross-layer pooling, whose
-            guide is the map itself here.
+        pca_dim, size, stride, padding, channels, guide_dim, sketch, centre, whiten: See
+            :class:`~cxlp.heads.cross_layer.CrossLayerPooling`. The guide is the map itself.
         spectral, zscore, channel_l2, sign, sqrt, second_root, l2: The normalisation, see
             :class:`~cxlp.heads.cross_layer.CrossLayerPooling`.
-        layers: The layer; ``None``: the backbone's last.
+        layers: The layer that is pooled; ``None``: the backbone's last layer.
         views: The views of an image whose local features are pooled together.
 
     Example:
@@ -65,9 +65,9 @@ class BilinearPooling(CrossLayerPooling):
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:
-        """Make the projections and the sketch; the layer is its own guide."""
+        """Create the projections and the sketch, with the layer as its own guide."""
         super().build([shapes[0], shapes[0]])
 
     def select(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the map twice, the second time perhaps its first channels only."""
+        """Return the map twice, as local map and as guide. The guide is reduced to its first ``channels`` channels."""
         return super().select(maps[0], maps[0])

@@ -1,4 +1,4 @@
-"""The head of the paper: cross-layer pooling of two layers' maps, and its shorter forms."""
+"""Cross-layer pooling of two layers' maps, the paper's head, with low-rank and compact forms."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -28,64 +28,66 @@ from cxlp.utils.errors import CxlpError
 
 
 class CrossLayerPooling(Head):
-    """Cross-convolutional-layer pooling as a head: two maps in, one normalised vector out.
+    """Cross-convolutional-layer pooling, which turns two maps into one normalised vector.
 
-    For networks with many channels there are two shorter forms of the K p pooled features, which combine:
+    For networks with many channels, two shorter forms of the K p pooled features are available. They can be combined:
 
-    - low-rank: the guide's K channels are projected to k by ``V`` of orthonormal rows, and the rows ``V P`` pooled. Its
-      fit takes the leading eigenvectors of the guide's second moment ``E[a a^T]``, not centred, so that
-      ``V^T V a`` is the best approximation of rank k of its activations, and ``V^T (V P)`` one of ``P``; gradient
-      descent trains it. (Low-rank bilinear forms: Kong and Fowlkes, CVPR 2017.)
-    - compact: a count sketch adds them up in D bins, see :class:`~cxlp.heads.count_sketch.CountSketch`.
+    - low-rank: a matrix ``V`` with orthonormal rows projects the guide's K channels to k, so that the pooled features
+      are ``V P``. The fit sets ``V`` to the leading eigenvectors of the guide's uncentred second moment ``E[a a^T]``.
+      Then ``V^T V a`` is the best rank-k approximation of the activations, and ``V^T (V P)`` approximates ``P``.
+      Gradient descent can train ``V``. (Low-rank bilinear forms: Kong and Fowlkes, CVPR 2017.)
+    - compact: a count sketch sums the pooled features in D bins, see :class:`~cxlp.heads.count_sketch.CountSketch`.
 
-    Second-order statistics tell more of a picture when they do not depend on the mean (``centre``) and when no few
-    directions outweigh all others, neither those of the data set (``whiten``) nor those of the picture (``spectral``).
-    Together these options make the iSQRT-COV of a pair of layers, see ``configs/best.yaml``.
+    Second-order statistics are more informative if they do not depend on the mean (``centre``), and if no small set of
+    directions dominates the others, whether of the data set (``whiten``) or of the image (``spectral``). These options
+    together are iSQRT-COV for a pair of layers, see ``configs/best.yaml``.
 
-    The cost of an image with N places, in multiply-adds, and in values of memory beside the maps:
+    Cost of an image with N places, in multiply-adds and in values of memory in addition to the maps:
 
         ========  =======  ================================  ===========================
         form      length   multiply-adds                     memory
         ========  =======  ================================  ===========================
         full      ``K p``  ``N (C r r p + K p)``             ``N p + K p``
         low-rank  ``k p``  ``N (C r r p + K k + k p)``       ``N (p + k) + k p``
-        compact   ``D``    those of the full, and ``2 K p``  ``N p + 2 K p + D``
-        both      ``D``    those of low-rank, and ``2 k p``  ``N (p + k) + 2 k p + D``
+        compact   ``D``    full form plus ``2 K p``          ``N p + 2 K p + D``
+        both      ``D``    low-rank form plus ``2 k p``      ``N (p + k) + 2 k p + D``
         ========  =======  ================================  ===========================
 
-    With ``C = K = 2048``, ``p = 512``, ``N = 196``: 1,048,576 values and 411 million multiply-adds in full; with k = 64
-    32,768 values and 238 million.
+    For ``C = K = 2048``, ``p = 512`` and ``N = 196``, the full form has length 1,048,576 and takes 411 million
+    multiply-adds. The low-rank form with k = 64 has length 32,768 and takes 238 million.
 
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
-        size: Side r of the sub-array that is a local feature, odd.
+        size: Side r of the sub-array that forms a local feature, an odd number.
         stride: Step between sub-arrays, in cells of the map.
-        padding: ``"valid"``: whole sub-arrays only; ``"same"``: zeros beyond the border.
+        padding: ``"valid"``: whole sub-arrays only; ``"same"``: zero padding beyond the border.
         align: Rule for maps of different sizes, see :func:`align_maps`.
-        channels: How many pooling channels of the guide are used, the first ones; ``None``: all.
+        channels: Use only this many of the guide's first channels as pooling channels; ``None``: all.
         guide_dim: Number k of pooling channels that the guide is projected to; ``None``: no projection.
-        sketch: Length D of the count sketch of the pooled features; ``None``: none.
-        centre: Subtract the guide's mean over the places of each view, which makes the cross-covariance of both layers,
-            see :func:`~cxlp.heads.operator.cross_layer_pooling`. The axes of ``guide_dim`` are then those of the
+        sketch: Length D of the count sketch of the pooled features; ``None``: no sketch.
+        centre: Subtract the guide's mean over the places of each view. The result is the cross-covariance of both
+            layers, see :func:`~cxlp.heads.operator.cross_layer_pooling`, and ``guide_dim`` projects to the axes of the
             guide's covariance.
-        whiten: How far the projections' fit evens out the variances along the axes, see
-            :class:`~cxlp.heads.projection.PrincipalAxes`: 0 leaves them, 1 makes them equal, 0.5 takes their root.
+        whiten: Strength of the whitening of the projections, 0 to 1, see
+            :class:`~cxlp.heads.projection.PrincipalAxes`: 0 leaves the variances along the axes unchanged, 0.5 takes
+            their square roots, 1 makes them equal.
         spectral, zscore, channel_l2, sign, sqrt, l2: The normalisation, see
-            :class:`~cxlp.heads.normalisation.Normalise`. The root of the singular values takes the place of ``sqrt``.
-        second_root: Whether, with ``spectral``, the signed square root follows, as in improved bilinear pooling.
+            :class:`~cxlp.heads.normalisation.Normalise`. ``spectral`` replaces ``sqrt``.
+        second_root: With ``spectral``, apply the signed square root after it, as in improved bilinear pooling.
         layers: The layer of the local features and the layer of the guide; ``None``: the backbone's last two.
         views: The views of an image whose local features are pooled together.
 
     Attributes:
-        projection: The convolution that cuts and reduces local features, or ``None``.
-        guide_projection: The 1 x 1 convolution without bias that reduces the guide, or ``None``.
+        projection: The convolution that extracts and projects local features, or ``None``.
+        guide_projection: The 1 x 1 convolution without bias that projects the guide, or ``None``.
         count_sketch: The count sketch, or ``None``.
         local_dim: Size of a local feature before the projection, ``C r r``.
-        local_features: How many of them an image has, N of all views.
+        local_features: Number of local features of an image, N summed over all views.
         out_features: Length of the vector.
 
     Raises:
-        CxlpError: For options without meaning; by :meth:`connect`, for those that do not fit the maps.
+        CxlpError: If options are invalid or contradict each other. :meth:`connect` raises it for options that do not
+            fit the maps.
 
     Example:
         >>> import torch
@@ -126,16 +128,16 @@ class CrossLayerPooling(Head):
         for option, on in (("spectral", spectral), ("channel_l2", channel_l2)):
             if sketch is not None and on:
                 raise CxlpError(
-                    f"{option} is true, but a sketch has no pooling channels any more: set {option} to false, or "
+                    f"{option} is true, but a sketch does not preserve pooling channels: set {option} to false or "
                     "sketch to null"
                 )
         if second_root and not spectral:
-            raise CxlpError("second_root is true, but there is no first one: set spectral to true, or it to false")
+            raise CxlpError("second_root is true, but spectral is false: set spectral to true or second_root to false")
         self.pca_dim, self.size, self.stride, self.padding, self.align = pca_dim, size, stride, padding, align
         if not 0 <= whiten <= 1:
-            raise CxlpError(f"whiten is {whiten}: it must lie between 0 and 1")
+            raise CxlpError(f"whiten is {whiten}: it must be between 0 and 1")
         if whiten and pca_dim is None and guide_dim is None:
-            raise CxlpError(f"whiten is {whiten}, but there are no projections: give pca_dim or guide_dim, or whiten 0")
+            raise CxlpError(f"whiten is {whiten}, but there is no projection: set pca_dim or guide_dim, or whiten to 0")
         self.channels, self.guide_dim, self.sketch = channels, guide_dim, sketch
         self.centre, self.whiten = centre, whiten
         self.spectral, self.zscore, self.channel_l2 = spectral, zscore, channel_l2
@@ -146,7 +148,7 @@ class CrossLayerPooling(Head):
         )  # fmt: skip
 
     def build(self, shapes: Sequence[Shape]) -> None:
-        """Make the projections and the sketch."""
+        """Create the projections and the sketch."""
         local, guide = shapes
         check_sizes(local[1:], guide[1:], self.align)
         self.local_dim = local[0] * self.size**2
@@ -158,7 +160,9 @@ class CrossLayerPooling(Head):
         sides = (guide if self.align == "to_guide" else local)[1:]
         places = count_places(sides, self.size, self.stride, self.padding)
         if self.centre and places == 1:
-            raise CxlpError("centre is true, but a view has one local feature, which is its own mean: set it to false")
+            raise CxlpError(
+                "centre is true, but each view has a single local feature, which equals its mean: set centre to false"
+            )
         self.local_features = self.view_count * places
         self.projection: nn.Conv2d | None = None
         if self.pca_dim is not None:
@@ -173,14 +177,14 @@ class CrossLayerPooling(Head):
         self.out_features = self.sketch or pooled[0] * pooled[1]
 
     def select(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give local map and guide, of which only the first channels may be used."""
+        """Return the local map and the guide, the guide reduced to its first ``channels`` channels."""
         local, guide = maps
         return local, guide if self.channels is None else guide[:, : self.channels]
 
     def pool(self, local: Tensor, guide: Tensor) -> Tensor:
         """Pool selected maps without sketch and normalisation: ``(B, C, H, W), (B, K, H, W) -> (B, K, p)``."""
         if self.guide_projection is not None:
-            guide = project(self.guide_projection, guide)  # before it is resampled: both are linear
+            guide = project(self.guide_projection, guide)  # before resampling, which commutes: both are linear
         weight, bias = (None, None) if self.projection is None else (self.projection.weight, self.projection.bias)
         return cross_layer_pooling(
             local,
@@ -198,8 +202,8 @@ class CrossLayerPooling(Head):
         """Pool and normalise.
 
         Args:
-            maps: ``(B * V, C, H, W)`` of the local features and ``(B * V, K, H, W)`` of the guide.
-            views: V, how many consecutive maps belong to one image: their local features are pooled together.
+            maps: The local map ``(B * V, C, H, W)`` and the guide ``(B * V, K, H, W)``.
+            views: Number V of consecutive maps that belong to one image. Their local features are pooled together.
 
         Returns:
             ``(B, out_features)``, float32 for half inputs.
@@ -213,7 +217,7 @@ class CrossLayerPooling(Head):
         return vector
 
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
-        """Begin with the projections, of local features or guide or both, where there are any."""
+        """Return the fit of the projections of local features and guide, or ``None`` if there are none."""
         axes = [
             PrincipalAxes(projection, data, self.local_features, what, option, centred=centred, whiten=self.whiten)
             for projection, what, option, centred in (
@@ -225,7 +229,7 @@ class CrossLayerPooling(Head):
         return AxesFit(axes, self._projected_vectors) if axes else None
 
     def _projected_vectors(self, maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """What each projection is applied to where maps are pooled: ``(B V, N, d)``."""
+        """Return the input vectors of each projection at the pooled places: ``(B V, N, d)``."""
         local, guide = self.select(*maps)
         local, guide = align_maps(local.float(), guide.float(), self.align)
         found = []
@@ -237,14 +241,14 @@ class CrossLayerPooling(Head):
 
     @property
     def explanation_obstacle(self) -> str | None:
-        """A matrix root mixes all places."""
+        """The reason why ``spectral`` rules out an explanation; ``None`` without ``spectral``."""
         return "spectral is true: a matrix root mixes all places" if self.spectral else None
 
     def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         """Split a score over the guide's channels and places, see :mod:`cxlp.heads.evidence`.
 
-        A place is a cell of the guide on the grid that both maps are brought onto: the centre of its sub-array. Where
-        no sub-array is centred, shares are zero.
+        A place is a cell of the guide on the common grid of both maps, and the centre of a sub-array. Cells that are
+        not the centre of a sub-array have shares of zero.
         """
         if self.explanation_obstacle is not None:
             return super().explain(maps, weights)

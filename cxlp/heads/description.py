@@ -1,4 +1,4 @@
-"""Options of heads: plain values, their limits, and where the class is found that takes them."""
+"""Heads described by plain values: options, their checks, and building a head from its specification."""
 
 import inspect
 import warnings
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def changed_options(cls: type, options: Mapping[str, Any]) -> str:
-    """Write the options whose values are not the constructor's defaults, as in a call."""
+    """Format the options that differ from the constructor's defaults as call arguments."""
     defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
     changed = {name: value for name, value in options.items() if value != _plain_or_same(defaults.get(name))}
-    for name, value in changed.items():  # of a group of options, those that are changed
+    for name, value in changed.items():  # within a group such as views, again only the changed options
         usual = _plain_or_same(defaults.get(name))
         if isinstance(value, dict) and isinstance(usual, dict):
             changed[name] = {key: part for key, part in value.items() if part != usual.get(key)}
@@ -36,47 +36,48 @@ def _plain_or_same(value: Any) -> Any:  # noqa: ANN401 (any option)
 
 
 def constructor_arguments(cls: type) -> list[str]:
-    """List the names of a constructor's arguments."""
+    """Return the names of a constructor's arguments."""
     return list(inspect.signature(cls).parameters)
 
 
 def import_path(cls: type) -> str:
-    """Name a class by module and qualified name; warn where only this script can find it again by that.
+    """Return a class's import path, its module and qualified name.
+
+    Warns if the class cannot be imported by this path outside the running script.
 
     Raises:
-        CxlpError: If the path leads to another class.
+        CxlpError: If another class has this import path.
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
     if "<locals>" in path or cls.__module__ == "__main__":
-        place = "within a function" if "<locals>" in path else "in the script that runs"
+        place = "inside a function" if "<locals>" in path else "in the running script"
         warnings.warn(
-            f"head {cls.__name__} is defined {place}: its checkpoints can only be loaded into a network that is given, "
-            "such as by load_from_checkpoint(path, network=network). Define it at the level of a module that Python "
-            "can import",
+            f"head {cls.__name__} is defined {place}, so its checkpoints can only be loaded with "
+            "load_from_checkpoint(path, network=network): define the class at the top level of an importable module",
             stacklevel=4,
         )
     elif import_object(path, "head") is not cls:
-        raise CxlpError(f"head {path} is not what its import path gives: make it of the class that is there")
+        raise CxlpError(f"importing {path} returns a class other than this head's: use the class that is imported")
     return path
 
 
 def build_head(spec: Mapping[str, Any]) -> "Head":
-    """Build a head by its description, see :meth:`~cxlp.heads.base.Head.from_spec`."""
+    """Build a head from its specification, see :meth:`~cxlp.heads.base.Head.from_spec`."""
     import cxlp.heads
     from cxlp.heads.base import Head
 
     path = spec["class_path"]
     if "<locals>" in path:
         raise CxlpError(
-            f"head {path!r} is defined within a function, where it cannot be found again: load its checkpoint into "
-            "a network that has it, load_from_checkpoint(path, network=network)"
+            f"head {path!r} is defined inside a function and cannot be imported: load its checkpoint with "
+            "load_from_checkpoint(path, network=network), where network contains the head"
         )
     cls = import_object(path, "head") if "." in path else getattr(cxlp.heads, path, None)
     if not (isinstance(cls, type) and issubclass(cls, Head)) or inspect.isabstract(cls):
         known = [name for name in cxlp.heads.__all__ if name != "Head"]
         raise CxlpError(
-            f"{path!r} is no pooling head: name one of cxlp, or a class derived from cxlp.Head by its import path. "
-            f"{did_you_mean(path, known)}"
+            f"{path!r} is not a pooling head: name one of cxlp's heads, or give the import path of a subclass of "
+            f"cxlp.Head. {did_you_mean(path, known)}"
         )
     options = dict(spec.get("init_args") or {})
     known = constructor_arguments(cls)
@@ -89,10 +90,10 @@ def build_head(spec: Mapping[str, Any]) -> "Head":
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 (any option)
-    """Make a value plain: what JSON knows.
+    """Convert a value to plain values, which JSON can represent.
 
     Raises:
-        TypeError: If it is none that could be.
+        TypeError: If the value has no plain form.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
@@ -104,22 +105,22 @@ def plain(value: Any) -> Any:  # noqa: ANN401 (any option)
         return {plain(key): plain(entry) for key, entry in value.items()}
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(f"{value!r} is of type {type(value).__name__}; give numbers, strings or lists of them")
+    raise TypeError(f"{value!r} has type {type(value).__name__}; use numbers, strings, or lists of these")
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, one of NumPy's perhaps, and no truth value."""
+    """Return whether a value is an integer (including NumPy's types) and not a boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_count(option: str, value: int | None, most: int, there_are: str) -> None:
-    """Refuse an option that is neither null nor a number of what there is.
+    """Raise :class:`CxlpError` unless an option is ``None`` or an integer from 1 to ``most``.
 
     Args:
-        option: Its name.
-        value: Its value.
-        most: How many there are.
-        there_are: The same in words, for the error.
+        option: Name of the option.
+        value: Value of the option.
+        most: The largest valid value.
+        there_are: The reason for this limit, for the error message.
     """
     if value is not None and not (is_whole(value) and 1 <= value <= most):
         raise CxlpError(f"{option} is {value!r}, but {there_are}: choose 1 to {most}, or null")

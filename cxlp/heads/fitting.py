@@ -1,9 +1,9 @@
-"""How a head is fitted without gradients: one pass over the training images' maps, then a solution.
+"""Interface for fitting a head without gradients: one pass over the training images' maps, then a solution.
 
-Who runs the fit (:class:`~cxlp.frozen.fit.FrozenFit`, or a script) asks a head for its :class:`HeadFit`, has it observe
-the maps of all training images batch by batch, keeps these maps, and has it solve: then the maps can be read again,
-as often as the head likes. With several processes (ranks), each observes its own images, and all solve together; sums
-over ranks are in :mod:`cxlp.utils.distributed`.
+The caller, :class:`~cxlp.frozen.fit.FrozenFit` or a script, gets a :class:`HeadFit` from the head, passes the maps of
+all training images to its ``observe`` batch by batch, stores these maps, and calls its ``solve``, which can read the
+stored maps any number of times. With several ranks, each rank observes its own images, and all ranks call ``solve``
+together. Sums over ranks are in :mod:`cxlp.utils.distributed`.
 """
 
 from abc import ABC, abstractmethod
@@ -18,13 +18,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is known of the training images before their pass.
+    """Description of the training images that is known before the pass over them.
 
     Attributes:
-        images: n, how many there are over all ranks.
+        images: Number n of images on all ranks.
         classes: Number of classes.
-        per_image: How many local features each image gives to PCA and codebooks, at random places, if it has so many.
-        device: Where the maps are.
+        per_image: Maximum number of local features per image, at random places, for PCA and codebooks.
+        device: Device of the maps.
     """
 
     images: int
@@ -34,20 +34,20 @@ class TrainingSet:
 
 
 class Rows(Protocol):
-    """Numbers on disk, one row for each of some images."""
+    """Numbers on disk, one row per image."""
 
     def write(self, positions: Tensor, values: Tensor) -> None:
-        """Write rows ``(b, width)`` at their positions ``(b,)``."""
+        """Write rows ``(b, width)`` at positions ``(b,)``."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Read rows ``start`` to ``stop``: ``(stop - start, width)``."""
+        """Read rows ``start`` to ``stop - 1``: ``(stop - start, width)``."""
 
 
 class KeptMaps(Protocol):
-    """The maps that a head has observed, to be read again.
+    """Stored maps that a head has observed.
 
     Attributes:
-        labels: Those of all training images: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
+        labels: Labels of all training images: ``(n,)`` or ``(n, classes)``, see :mod:`cxlp.utils.labels`.
     """
 
     @property
@@ -55,27 +55,27 @@ class KeptMaps(Protocol):
         """See the class."""
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Go through this rank's maps: a head's maps of ``b`` images, and their positions ``(b,)`` among the n."""
+        """Iterate over this rank's maps: the head's maps of ``b`` images and their positions ``(b,)`` among the n."""
 
     def scratch(self, width: int) -> AbstractContextManager[Rows]:
-        """Give room on disk for a row of numbers for each of this rank's images, until the ``with`` ends."""
+        """Return a context with temporary rows on disk, one of ``width`` numbers for each of this rank's images."""
 
     def measure(self, phase: str) -> AbstractContextManager[None]:
-        """Time what runs inside a ``with``."""
+        """Return a context that records the run time of its body under the name ``phase``."""
 
 
 class HeadFit(ABC):
-    """What a head learns from the training images."""
+    """Fit of a head to the training images."""
 
     @abstractmethod
     def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
-        """Take in a batch.
+        """Process a batch.
 
         Args:
-            maps: What the head's forward takes: ``(b * V, C, H, W)`` of each layer.
-            positions: ``(b,)``, each image's place among the n; random choices depend on it alone.
+            maps: The arguments of the head's ``forward``: ``(b * V, C, H, W)`` for each layer.
+            positions: ``(b,)``, the position of each image among the n. Random choices depend only on this position.
         """
 
     @abstractmethod
     def solve(self, kept: KeptMaps) -> None:
-        """Set the head's parameters and buffers, the same on all ranks; called once all images were observed."""
+        """Set the head's parameters and buffers, equal on all ranks. Called after all images were observed."""

@@ -1,4 +1,4 @@
-"""What heads of one layer share whose local features are the map's places, perhaps reduced by PCA."""
+"""Base class of heads that encode the places of one layer's map as local features."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,20 +15,21 @@ from cxlp.heads.views import Views
 
 
 class LocalHead(Head):
-    """Encodes the local features of one layer's maps, all views of an image together.
+    """Base class of heads that encode local features of one layer's maps, all views of an image together.
 
-    A subclass has :meth:`encode`, and sets ``out_features`` in :meth:`build`; where it has a codebook or the like to
-    fit behind the PCA, :meth:`check_training` and :meth:`learn_from`.
+    A local feature is the vector at one place of the map, optionally projected by a PCA. A subclass defines
+    :meth:`encode` and sets ``out_features`` in :meth:`build`. A subclass that fits more than the PCA, such as a
+    codebook, also defines :meth:`check_training` and :meth:`learn_from`.
 
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
-        normalise: What follows the encoding.
-        layers: The layer, if another than the backbone's last.
-        views: The views that are encoded together.
+        normalise: The normalisation that follows the encoding.
+        layers: The layer that is encoded; ``None``: the backbone's last layer.
+        views: The views of an image whose local features are encoded together.
 
     Attributes:
-        projection: The PCA as a 1 x 1 convolution, or ``None``; once it is connected.
-        dim: Size of what is encoded at a place, p or C; once it is connected.
+        projection: The PCA as a 1 x 1 convolution, or ``None``. Set by :meth:`connect`.
+        dim: Size of an encoded local feature, p or C. Set by :meth:`connect`.
     """
 
     def __init__(self, pca_dim: int | None, normalise: Normalise, layers: Sequence[str] | None, views: Views) -> None:
@@ -37,7 +38,7 @@ class LocalHead(Head):
         self.normalise = normalise
 
     def build(self, shapes: Sequence[Shape]) -> None:
-        """Make the projection."""
+        """Create the projection."""
         ((channels, height, width),) = shapes
         check_count("pca_dim", self.pca_dim, channels, f"the layer has {channels} channels")
         self.dim = self.pca_dim or channels
@@ -45,7 +46,7 @@ class LocalHead(Head):
         self.projection = None if self.pca_dim is None else nn.Conv2d(channels, self.pca_dim, 1)
 
     def local(self, features: Tensor, views: int = 1) -> Tensor:
-        """Give what is encoded: maps ``(B * V, C, H, W) -> (B, V H W, p)``, float32 for half inputs."""
+        """Compute projected local features: ``(B * V, C, H, W) -> (B, V H W, p)``, float32 for half inputs."""
         maps = full_precision(features) if self.projection is None else project(self.projection, features)
         return local_vectors(maps, views)
 
@@ -54,7 +55,7 @@ class LocalHead(Head):
 
         Args:
             features: ``(B * V, C, H, W)``.
-            views: V, how many consecutive maps belong to one image: their local features are encoded together.
+            views: Number V of consecutive maps that belong to one image. Their local features are encoded together.
 
         Returns:
             ``(B, out_features)``, float32 for half inputs.
@@ -67,27 +68,27 @@ class LocalHead(Head):
     def encode(self, x: Tensor) -> Tensor:
         """Encode projected local features ``(B, N, p)`` into ``(B, K, d)``, with ``K d = out_features``."""
 
-    # --- its fit ----------------------------------------------------------------------------------
+    # --- fit --------------------------------------------------------------------------------------
 
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
-        """Begin with the PCA, where there is one, or with nothing where :meth:`learn_from` is still to come."""
+        """Return the fit of the PCA and of :meth:`learn_from`, or ``None`` if the head has neither."""
         learns = type(self).learn_from is not LocalHead.learn_from
         return _LocalFit(self, data) if learns or self.projection is not None else None
 
     def check_training(self, data: TrainingSet) -> None:
-        """Refuse, before the pass, what :meth:`learn_from` would refuse after it."""
+        """Raise the errors that :meth:`learn_from` would raise before the pass over the images; none by default."""
 
     def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
-        """Fit what lies behind the PCA, which is fitted, if there is one; nothing here."""
+        """Fit the parts after the PCA, which is already fitted; nothing by default."""
 
     def projected(self, kept: KeptMaps) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through this rank's local features after the PCA, ``(b, N, p)``, and the positions of their images."""
+        """Iterate over this rank's projected local features, ``(b, N, p)``, and the positions of their images."""
         for (features,), positions in kept:
             yield self.local(features, self.view_count), positions
 
 
 class _LocalFit(AxesFit):
-    """PCA, if any, then what the head has behind it."""
+    """Fit of the PCA, if there is one, and then of the head's ``learn_from``."""
 
     def __init__(self, head: LocalHead, data: TrainingSet) -> None:
         axes = []

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 ITERATIONS = 5
 #: Those of :func:`spectral_root`: pooled features are of low rank, and most of their singular values small.
 SPECTRAL_ITERATIONS = 15
+#: What the length of a pooling channel is raised by, so that silent channels stay zero.
+CHANNEL_EPS = 1e-7
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -102,8 +104,8 @@ class Normalise(nn.Module):
 
     Args:
         spectral: Square root of the matrix's singular values, see :func:`spectral_root`.
+        channel_l2: Scale each pooling channel's ``P_k`` to unit length: ``P_k / (1e-7 + |P_k|)``.
         zscore: Subtract the mean and divide by the standard deviation of each image's own vector.
-        channel_l2: Scale each pooling channel's ``P_k`` to unit length.
         sign: Keep only the sign, {-1, 0, 1} (section 3.4 of the paper). Its gradient is passed
             straight through, since its own is zero.
         sqrt: Signed square root, see :func:`signed_sqrt` (a sign is its own root).
@@ -121,15 +123,15 @@ class Normalise(nn.Module):
         self,
         *,
         spectral: bool = False,
-        zscore: bool = False,
         channel_l2: bool = False,
+        zscore: bool = False,
         sign: bool = False,
         sqrt: bool = True,
         l2: bool = True,
     ) -> None:
         super().__init__()
         self.steps = {
-            "spectral": spectral, "zscore": zscore, "channel_l2": channel_l2, "sign": sign, "sqrt": sqrt, "l2": l2
+            "spectral": spectral, "channel_l2": channel_l2, "zscore": zscore, "sign": sign, "sqrt": sqrt, "l2": l2
         }  # fmt: skip
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -139,13 +141,13 @@ class Normalise(nn.Module):
             x = full_precision(pooled)  # (B, K, p)
             if on["spectral"]:
                 x = spectral_root(x)
+            if on["channel_l2"]:
+                x = x / (CHANNEL_EPS + x.norm(dim=2, keepdim=True))
             if on["zscore"]:
                 mean = x.mean(dim=(1, 2), keepdim=True)
                 variance = x.var(dim=(1, 2), keepdim=True, correction=0)
                 # rsqrt of a clamped variance: a constant vector becomes zero, with a finite gradient
                 x = (x - mean) * variance.clamp_min(1e-12).rsqrt()
-            if on["channel_l2"]:
-                x = F.normalize(x, dim=2)
             if on["sign"]:
                 x = x.sign().detach() + (x - x.detach())
             elif on["sqrt"]:

@@ -1,14 +1,14 @@
 """Cross-convolutional-layer pooling (Liu, Shen and van den Hengel, CVPR 2015), in pure torch.
 
-One layer's activations pool the local features of the layer below it. With local features
+The activations of an upper layer pool the local features of a lower layer. With local features
 ``x_i`` in R^d at places ``i = 1..N`` of the lower layer, and activations ``a_ik`` of the upper
 layer's channel ``k`` at the same places, ::
 
     P_k = sum_i a_ik x_i,        P = [P_1; ...; P_K] in R^(K d).
 
-A local feature is an r x r sub-array over all channels of the lower map, reduced by PCA; both
-steps are linear in the map, so together they *are* one convolution (weight: the PCA basis as
-``(p, C, r, r)``; bias: minus the projected mean), and the whole head can be trained.
+A local feature is an r x r sub-array over all channels of the lower map, projected by a PCA.
+Both steps are linear in the map, so one convolution does both: its weight is the PCA basis as
+``(p, C, r, r)``, its bias minus the projected mean. The whole head can therefore be trained.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from cxlp.utils.errors import CxlpError
 
 Padding = Literal["valid", "same"]
 Align = Literal["strict", "to_local", "to_guide"]
-_PADDINGS, _RULES = get_args(Padding), get_args(Align)  # here, since torch.compile cannot trace get_args
+_PADDINGS, _RULES = get_args(Padding), get_args(Align)  # at module level: torch.compile cannot trace get_args
 
 
 def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Tensor, Tensor]:
-    """Bring two maps onto one grid.
+    """Resample two maps to a common grid.
 
     Args:
         local: Lower layer's map ``(B, C, H, W)``.
         guide: Upper layer's map ``(B, K, H', W')``.
         rule: ``"strict"``: the sizes must be equal. ``"to_local"``: resample the guide to
-            ``(H, W)``. ``"to_guide"``: resample the local map to ``(H', W')``. Resampling is
-            area averaging where a map shrinks and bilinear interpolation where it grows.
+            ``(H, W)``. ``"to_guide"``: resample the local map to ``(H', W')``. Resampling
+            averages over areas to shrink a map and interpolates bilinearly to enlarge it.
 
     Returns:
-        Both maps, of one size.
+        Both maps, with the same height and width.
 
     Raises:
         CxlpError: If the sizes differ under ``"strict"``, or the rule is unknown.
@@ -51,17 +51,17 @@ def align_maps(local: Tensor, guide: Tensor, rule: Align = "strict") -> tuple[Te
 
 
 def sub_arrays(local: Tensor, size: int = 1, stride: int = 1, padding: Padding = "valid") -> Tensor:
-    """Cut the local features out of a map, without reducing them.
+    """Extract the local features of a map as vectors, without projection.
 
     Args:
         local: Map ``(B, C, H, W)``.
-        size: Side r of the sub-array, odd.
+        size: Side r of the sub-array, an odd number.
         stride: Step between sub-arrays, in cells of the map.
-        padding: ``"valid"``: only whole sub-arrays; ``"same"``: zeros beyond the border.
+        padding: ``"valid"``: whole sub-arrays only; ``"same"``: zero padding beyond the border.
 
     Returns:
-        ``(B, N, C * r * r)``, the places in row-major order, each vector in the order of a
-        convolution's flattened weight ``(C, r, r)``.
+        ``(B, N, C * r * r)``, with the places in row-major order and the entries of each vector
+        in the order of a convolution's flattened weight ``(C, r, r)``.
     """
     count_places(local.shape[-2:], size, stride, padding)
     pad = size // 2 if padding == "same" else 0
@@ -69,7 +69,7 @@ def sub_arrays(local: Tensor, size: int = 1, stride: int = 1, padding: Padding =
 
 
 def centres(guide: Tensor, size: int = 1, stride: int = 1, padding: Padding = "valid") -> Tensor:
-    """Take a map at the centres of the sub-arrays that :func:`sub_arrays` cuts: ``(B, K, H, W) -> (B, K, h, w)``."""
+    """Return a map at the centres of the sub-arrays of :func:`sub_arrays`: ``(B, K, H, W) -> (B, K, h, w)``."""
     edge = size // 2 if padding == "valid" else 0
     height, width = guide.shape[-2:]
     return guide[..., edge : height - edge : stride, edge : width - edge : stride]
@@ -91,27 +91,28 @@ def cross_layer_pooling(
 
     ``P_k = sum_i a_ik (W x_i + b)``, where ``x_i`` is the r x r sub-array at place ``i`` of
     ``local`` and ``a_ik`` the guide's channel ``k`` at the sub-array's centre (section 3.2 of
-    the paper). Half-precision inputs, and everything under autocast, are computed in float32: the
-    sums over places and the square root behind them do not survive 8 bits of mantissa. (What float32 means
-    to a GPU's convolutions is torch's switch ``torch.backends.cudnn.allow_tf32``, on by default.)
+    the paper). Half-precision inputs, and all inputs under autocast, are computed in float32: 8 bits
+    of mantissa are too few for the sums over places and the square root that follows them. (On a GPU,
+    ``torch.backends.cudnn.allow_tf32`` decides whether float32 convolutions use TF32; it is on by default.)
 
     Args:
         local: Lower layer's map ``(B, C, H, W)``.
         guide: Upper layer's map ``(B, K, H', W')``.
         weight: Projection ``(p, C, r, r)``, for example a PCA basis; ``None``: no reduction.
-        bias: ``(p,)`` added to every projected local feature.
-        size: Side r of the sub-array where there is no ``weight`` (which says it otherwise).
-        stride: Step between sub-arrays, in cells.
-        padding: ``"valid"`` or ``"same"`` (zeros beyond the border).
-        align: What to do with maps of different sizes, see :func:`align_maps`.
-        centre: Subtract from each channel of the guide its mean over the N places, so that ``P`` is N times the
-            cross-covariance of both layers, ``sum_i (a_i - mean a)(W x_i - mean W x)^T``. (To centre one is enough.)
+        bias: ``(p,)``, added to every projected local feature.
+        size: Side r of the sub-array. Ignored if ``weight`` is given, which determines r.
+        stride: Step between sub-arrays, in cells of the map.
+        padding: ``"valid"``: whole sub-arrays only; ``"same"``: zero padding beyond the border.
+        align: Rule for maps of different sizes, see :func:`align_maps`.
+        centre: Subtract from each channel of the guide its mean over the N places. Then ``P`` is N times the
+            cross-covariance of both layers, ``sum_i (a_i - mean a)(W x_i - mean W x)^T``: it is enough to centre one
+            of the two factors.
 
     Returns:
-        ``(B, K, p)``, or ``(B, K, C r r)`` without projection; float32 for half inputs.
+        ``(B, K, p)``, or ``(B, K, C r r)`` without projection; float32 for half-precision inputs.
 
     Raises:
-        CxlpError: If r is even, a map is smaller than r x r, batches or channels do not fit, or
+        CxlpError: If r is even, a map is smaller than r x r, batch sizes or channels do not match, or
             the sizes differ under ``align="strict"``.
 
     Example:
@@ -121,9 +122,9 @@ def cross_layer_pooling(
     """
     for name, tensor in (("local", local), ("guide", guide)):
         if tensor.ndim != 4:
-            raise CxlpError(f"{name} must be a map (B, C, H, W), not of shape {tuple(tensor.shape)}")
+            raise CxlpError(f"{name} has shape {tuple(tensor.shape)}: pass a map (B, C, H, W)")
     if local.shape[0] != guide.shape[0]:
-        raise CxlpError(f"the maps hold {local.shape[0]} and {guide.shape[0]} images")
+        raise CxlpError(f"local has {local.shape[0]} images, guide has {guide.shape[0]}: pass maps of the same images")
     with torch.autocast(local.device.type, enabled=False):
         local, guide = align_maps(full_precision(local), full_precision(guide), align)
         if weight is None:
@@ -132,10 +133,10 @@ def cross_layer_pooling(
             size = weight.shape[-1]
             count_places(local.shape[-2:], size, stride, padding)
             if weight.shape[-2] != size:
-                raise CxlpError(f"the projection is {weight.shape[-2]}x{size}: sub-arrays are square")
+                raise CxlpError(f"the projection weight is {weight.shape[-2]}x{size}: it must be square")
             if weight.shape[1] != local.shape[1]:
                 raise CxlpError(
-                    f"the projection expects {weight.shape[1]} channels, the local map has {local.shape[1]}"
+                    f"the projection weight has {weight.shape[1]} channels, but the local map has {local.shape[1]}"
                 )
             pad = size // 2 if padding == "same" else 0
             bias = None if bias is None else bias.to(local.dtype)
@@ -148,7 +149,7 @@ def cross_layer_pooling(
 
 
 def check_sizes(local: Sequence[int], guide: Sequence[int], rule: Align) -> None:
-    """Refuse an unknown rule, and maps of different ``(H, W)`` under ``"strict"``."""
+    """Raise :class:`CxlpError` for an unknown rule, and for maps of different ``(H, W)`` under ``"strict"``."""
     if rule not in _RULES:
         raise CxlpError(f"unknown align rule {rule!r}; valid: {', '.join(_RULES)}")
     if rule == "strict" and tuple(local) != tuple(guide):
@@ -159,9 +160,9 @@ def check_sizes(local: Sequence[int], guide: Sequence[int], rule: Align) -> None
 
 
 def check_geometry(size: int, stride: int, padding: Padding) -> None:
-    """Refuse sub-arrays that cannot be cut out of any map."""
+    """Raise :class:`CxlpError` for a size, stride or padding that is invalid for every map."""
     if size < 1 or size % 2 == 0:
-        raise CxlpError(f"size is {size}: a sub-array needs an odd side (1, 3, ...), so that it has a centre")
+        raise CxlpError(f"size is {size}: it must be odd (1, 3, ...), so that a sub-array has a centre")
     if not isinstance(stride, int) or stride < 1:
         raise CxlpError(f"stride is {stride}: it must be 1 or more")
     if padding not in _PADDINGS:
@@ -169,10 +170,10 @@ def check_geometry(size: int, stride: int, padding: Padding) -> None:
 
 
 def count_places(sides: Sequence[int], size: int, stride: int, padding: Padding) -> int:
-    """Count the sub-arrays of a map of sides ``(H, W)``.
+    """Return the number of sub-arrays of a map of ``(H, W)`` cells.
 
     Raises:
-        CxlpError: If none can be cut out of the map.
+        CxlpError: If the map is too small for a single sub-array.
     """
     check_geometry(size, stride, padding)
     height, width = sides
@@ -187,7 +188,7 @@ def count_places(sides: Sequence[int], size: int, stride: int, padding: Padding)
 
 def _resample(x: Tensor, sides: Sequence[int]) -> Tensor:
     height, width = sides
-    x = F.adaptive_avg_pool2d(x, (min(height, x.shape[-2]), min(width, x.shape[-1])))  # where it shrinks
+    x = F.adaptive_avg_pool2d(x, (min(height, x.shape[-2]), min(width, x.shape[-1])))  # shrink
     if x.shape[-2:] == (height, width):
         return x
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Mean and covariance of a stream, and the principal axes of it."""
+"""Mean, covariance and principal axes of a stream of vectors."""
 
 import numpy as np
 import scipy.linalg
@@ -10,17 +10,17 @@ from cxlp.utils.errors import CxlpError
 
 
 class Moments:
-    """Count, mean and scatter of vectors that come in batches, in float64.
+    """Count, mean and scatter matrix of vectors that arrive in batches, in float64.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), which never
-    subtracts large numbers of equal size::
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), which avoids the
+    cancellation of large numbers of similar size::
 
         S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)^T.
 
     Args:
         dim: Length d of a vector.
-        device: Where the vectors are; the d x d scatter is kept there if it is a GPU that knows
-            float64, else on the CPU.
+        device: Device of the vectors. The d x d scatter matrix is stored there if it is a CUDA
+            device, which supports float64, otherwise on the CPU.
     """
 
     def __init__(self, dim: int, device: torch.device) -> None:
@@ -33,17 +33,17 @@ class Moments:
         return f"Moments({self.count:,} vectors of {len(self.mean):,} dimensions)"
 
     def update(self, x: Tensor) -> None:
-        """Take in a batch ``(n, d)``."""
+        """Add a batch ``(n, d)``."""
         if len(x) == 0:
             return
         x = x.to(self.mean.device)
         mean = x.mean(dim=0, dtype=torch.float64)
-        # The product in float32: d^2 n of it dominates, and its error is that of the features.
+        # In float32: these d^2 n multiply-adds dominate the cost, and the features have no higher precision.
         shift = mean.float()
         centred = x.float() - shift
-        with torch.autocast(x.device.type, enabled=False):  # half precision would round it, or overflow
+        with torch.autocast(x.device.type, enabled=False):  # half precision would lose digits or overflow
             scatter = (centred.T @ centred).double()
-        # It was centred on the rounded mean: matters where the mean dwarfs the spread.
+        # Correct for centring on the rounded mean, which matters if the mean is much larger than the spread.
         rounding = mean - shift
         self._merge(len(x), mean, scatter.addr_(rounding, rounding, alpha=-len(x)))
 
@@ -56,7 +56,7 @@ class Moments:
         self.count = total
 
     def merge_ranks(self) -> None:
-        """Make the moments those of all ranks together, on every rank."""
+        """Replace the moments on every rank by those of the vectors of all ranks."""
         count = all_sum(torch.tensor([float(self.count)], dtype=torch.float64, device=self.mean.device))
         mean = all_sum(self.mean * self.count) / count
         shift = self.mean - mean
@@ -65,25 +65,26 @@ class Moments:
         self.mean, self.count = mean, int(count.item())
 
     def principal_axes(self, dim: int, centred: bool = True) -> tuple[Tensor, Tensor]:
-        """The leading eigenvectors of the covariance, one per row, largest variance first, and their eigenvalues.
+        """Compute the leading eigenvectors of the covariance and their eigenvalues, largest first.
 
-        Signs are fixed (the largest entry of each is positive), so that two runs agree.
+        The largest entry of each eigenvector is positive, so that two runs agree.
 
         Args:
-            dim: How many.
-            centred: Whether of the covariance ``E[(x - m)(x - m)^T]``, or of the second moment ``E[x x^T]``, whose
-                axes ``V`` make ``V^T V x`` the best approximation of rank ``dim`` to the vectors themselves.
+            dim: Number of eigenvectors.
+            centred: Use the covariance ``E[(x - m)(x - m)^T]``. If ``False``, use the second moment ``E[x x^T]``,
+                whose axes ``V`` make ``V^T V x`` the best rank-``dim`` approximation of the vectors.
 
         Returns:
-            ``(dim, d)``, orthonormal rows, and ``(dim,)``; float64, the same on each rank.
+            The eigenvectors as orthonormal rows, ``(dim, d)``, and the eigenvalues, ``(dim,)``; float64, equal on all
+            ranks.
 
         Raises:
-            CxlpError: If there were too few vectors for so many axes, or they are not finite.
+            CxlpError: If there are too few vectors for ``dim`` axes, or the vectors are not finite.
         """
         if not bool(self.scatter.isfinite().all()):
             raise CxlpError("the local features of the PCA are NaN, infinite, or too large to be squared in float32")
         if self.count <= dim:
-            raise CxlpError(f"PCA to {dim} dimensions needs more than {dim} local features, there are {self.count}")
+            raise CxlpError(f"PCA to {dim} dimensions needs more than {dim} local features, but got {self.count}")
         d = len(self.mean)
         moment = self.scatter / self.count
         if not centred:

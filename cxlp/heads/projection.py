@@ -1,4 +1,4 @@
-"""Local features of maps, and the convolutions that project them to their principal axes."""
+"""Local features of maps, and convolutions that project them to their principal axes."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,13 +13,13 @@ from cxlp.utils.errors import CxlpError
 
 
 def local_vectors(features: Tensor, views: int = 1) -> Tensor:
-    """List the vectors at all places of an image's maps: ``(B * V, C, H, W) -> (B, V H W, C)``."""
+    """Return the vectors at all places of each image's maps: ``(B * V, C, H, W) -> (B, V H W, C)``."""
     vectors = features.flatten(2).transpose(1, 2)  # (B V, H W, C)
     return vectors.reshape(-1, views * vectors.shape[1], vectors.shape[2])
 
 
 def project(projection: nn.Conv2d, features: Tensor) -> Tensor:
-    """Apply a convolution in float32 or wider, whatever the precision of its weights and of the map."""
+    """Apply a convolution in float32 or float64, for weights and maps of any precision."""
     x = full_precision(features)
     bias = None if projection.bias is None else projection.bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
@@ -27,36 +27,36 @@ def project(projection: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
-    """Choose ``wanted`` of ``count`` places of each image ``(b, wanted)``, by its position among the images only."""
+    """Draw ``wanted`` of ``count`` places for each image, ``(b, wanted)``, with the image's position as the seed."""
     return torch.stack(
         [torch.randperm(count, generator=torch.Generator().manual_seed(p))[:wanted] for p in positions.tolist()]
     )
 
 
 class PrincipalAxes:
-    """Fits a convolution to the principal axes of a stream of the vectors that it projects.
+    """Fit of a convolution to the principal axes of its input vectors, which are passed in batches.
 
-    Either to those of the covariance, as PCA does; then the bias, if there is one, is minus the projected mean. Or to
-    the axes ``V`` of the second moment ``E[x x^T]``: then ``V^T V x`` is the best approximation of its rank to the
-    vectors themselves.
+    The axes are those of the covariance, as in PCA; the bias, if there is one, is then minus the projected mean. With
+    ``centred=False``, the axes ``V`` are those of the second moment ``E[x x^T]``, and ``V^T V x`` is the best
+    approximation of this rank to the vectors.
 
-    Whitening by ``w`` divides the projection to an axis by ``(l / l_1)^(w / 2)``, where ``l`` is the variance (or
-    second moment) along it, and ``l_1`` that of the first axis: along it projections have a variance of
-    ``l^(1 - w) l_1^w``. What is below ``1e-6 l_1`` counts as that.
+    Whitening with strength ``w`` divides the projection to an axis by ``(l / l_1)^(w / 2)``, where ``l`` is the
+    variance (or second moment) along this axis and ``l_1`` that along the first axis. The projections to this axis then
+    have variance ``l^(1 - w) l_1^w``. Values of ``l`` below ``1e-6 l_1`` are replaced by ``1e-6 l_1``.
 
-    With several ranks, each observes its share of the images and all call :meth:`solve` together.
+    With several ranks, each rank observes its share of the images, and all ranks call :meth:`solve` together.
 
     Args:
-        projection: The convolution, on the device to work on.
-        data: The training images.
-        available: How many vectors an image has.
-        what: What the axes are of, for the error.
-        option: The option that says how many axes there are.
-        centred: Whether of the covariance; else of the second moment.
-        whiten: w, 0 to 1.
+        projection: The convolution, on the device of the computation.
+        data: Description of the training images.
+        available: Number of vectors per image.
+        what: Name of the projection, for the error message.
+        option: Name of the option that sets the number of axes, for the error message.
+        centred: Use the covariance; if ``False``, the second moment.
+        whiten: Strength w of the whitening, 0 to 1.
 
     Raises:
-        CxlpError: If there will be too few vectors for so many axes.
+        CxlpError: If there are too few vectors for this number of axes.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class PrincipalAxes:
         axes, given = projection.out_channels, min(available, data.per_image)
         if data.images * given <= axes:
             raise CxlpError(
-                f"{what} to {axes} dimensions needs more than {axes} local features; {data.images} training images "
-                f"give {given} each (of {available}): lower {option}"
+                f"{what} to {axes} dimensions needs more than {axes} local features, but uses {given} (of {available}) "
+                f"from each of {data.images} training images: lower {option}"
             )
         self.moments = Moments(projection.weight[0].numel(), data.device)
 
@@ -84,7 +84,7 @@ class PrincipalAxes:
         return f"PrincipalAxes({len(self.projection.weight):,} axes of {self.moments!r})"
 
     def observe(self, vectors: Tensor, positions: Tensor) -> None:
-        """Take in vectors ``(b V, N, d)`` of ``b`` images at ``positions``, of each image those at random places."""
+        """Process vectors ``(b V, N, d)`` of ``b`` images at ``positions``; a random subset if an image has many."""
         vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
         if self.per_image < vectors.shape[1]:
             places = random_places(vectors.shape[1], self.per_image, positions)
@@ -93,7 +93,7 @@ class PrincipalAxes:
 
     @torch.no_grad()
     def solve(self) -> None:
-        """Set the convolution's weights, the same on all ranks."""
+        """Set the convolution's weights, equal on all ranks."""
         weight, bias = self.projection.weight, self.projection.bias
         self.moments.merge_ranks()
         axes, variances = self.moments.principal_axes(len(weight), self.centred)  # (p, d), (p,)
@@ -105,11 +105,11 @@ class PrincipalAxes:
 
 
 class AxesFit(HeadFit):
-    """Fits a head's projections.
+    """Fit of a head's projections.
 
     Args:
-        axes: One for each projection.
-        vectors: Gives, of the maps of a batch, what each projection is applied to, ``(b V, N, d)``.
+        axes: The fit of each projection.
+        vectors: Function from the maps of a batch to the input vectors of each projection, ``(b V, N, d)``.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class AxesFit(HeadFit):
         return f"AxesFit({', '.join(map(repr, self.axes))})"
 
     def observe(self, maps: tuple[Tensor, ...], positions: Tensor) -> None:
-        """Show the vectors to the axes."""
+        """Pass the input vectors to the fit of each projection."""
         for axes, vectors in zip(self.axes, self.vectors(maps), strict=True):
             axes.observe(vectors, positions)
 
     def solve(self, kept: KeptMaps) -> None:
-        """Set the projections."""
+        """Set the weights of all projections."""
         with kept.measure("PCA"):
             for axes in self.axes:
                 axes.solve()

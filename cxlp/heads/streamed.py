@@ -1,4 +1,4 @@
-"""Fitting a head's projections to a stream of batches, for scripts without a Trainer."""
+"""Fit of a head's projections in one pass over a loader, for scripts without a Trainer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,12 +15,12 @@ from cxlp.utils.errors import CxlpError
 if TYPE_CHECKING:
     from cxlp.heads.base import Head
 
-#: What makes maps of images.
+#: Types that a backbone may return.
 Maps = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
 
 
 class _Unkept:
-    """The maps that have passed: projections do not ask for them again."""
+    """Implementation of ``KeptMaps`` that stores no maps. Projections never read them again."""
 
     labels = torch.zeros(0, dtype=torch.int64)
 
@@ -42,34 +42,35 @@ def fit_pca(
     images: int | None = None,
     vectors: int = 100_000,
 ) -> None:
-    """Fit a head's PCA, or other projections, to a loader in one pass; memory holds one batch and the d x d scatter.
+    """Fit a head's PCA, or its other projections, in one pass over a loader.
 
-    The numbers are those of the frozen mode on the same images in the same order and precision. With several
-    processes, each has its share as a ``DistributedSampler`` deals it, and all call this together.
+    Memory holds one batch and the d x d scatter matrix. The result equals that of the frozen mode for the same images
+    in the same order and precision. With several processes, each process iterates over its share of the images as
+    assigned by a ``DistributedSampler``, and all processes call this function together.
 
     Args:
-        head: It is connected to the maps' shapes if it is not yet.
-        loader: Its batches are images, ``(images, ...)`` or ``{"image": images}``; without a backbone, maps: a
-            tensor or, lower before upper, several.
-        backbone: Makes the maps; a module evaluates meanwhile. Of a :class:`~cxlp.backbones.backbone.Backbone` the
-            head takes its layers and views.
-        images: How many the loader gives in all; ``None``: ``len(loader.dataset)``.
-        vectors: About how many local features the PCA sees, as ``model.frozen.pca_vectors``.
+        head: The head. It is connected to the maps' shapes if it is not connected yet.
+        loader: Yields batches ``images``, ``(images, ...)`` or ``{"image": images}``. Without a backbone, it yields
+            maps: one tensor, or several tensors ordered from the lower to the upper layer.
+        backbone: Function from images to maps. A module is switched to evaluation mode during the pass. For a
+            :class:`~cxlp.backbones.backbone.Backbone`, the head selects its layers and cuts its views.
+        images: Total number of images that the loader yields; ``None``: ``len(loader.dataset)``.
+        vectors: Approximate number of local features for the PCA, as ``model.frozen.pca_vectors``.
 
     Raises:
-        CxlpError: If there is nothing to project, or more to fit than projections; if there are too few images.
+        CxlpError: If the head has no projection, has to fit more than projections, or there are too few images.
     """
     if head.needs_fit or head.needs_labels:
         raise CxlpError(
-            f"{head.name} fits more than a PCA, to maps that it reads several times: fit it in a network, by "
-            "cxlp.Frozen or cxlp.frozen.fit.FrozenFit"
+            f"{head.name} fits more than a PCA and reads the maps several times: fit it in a network, with cxlp.Frozen "
+            "or cxlp.frozen.fit.FrozenFit"
         )
     if images is None:
         try:
             images = len(loader.dataset)  # type: ignore[attr-defined]
         except (AttributeError, TypeError) as error:
             raise CxlpError(
-                "how many images the loader gives is not known, by which local features are drawn: say it, "
+                "the loader's number of images is unknown, but determines how many local features are drawn: pass "
                 "fit_pca(..., images=N)"
             ) from error
     fit: HeadFit | None = None
@@ -82,19 +83,19 @@ def fit_pca(
             if fit is None:
                 fit = head.start_fit(TrainingSet(images, 0, -(-vectors // max(1, images)), maps[0].device))
                 if fit is None:
-                    raise CxlpError(f"{head.name} has no projection to fit: give it pca_dim, or leave fit_pca out")
-            # As DistributedSampler deals images; what it gives beyond their number are repeats.
+                    raise CxlpError(f"{head.name} has no projection to fit: set its pca_dim, or do not call fit_pca")
+            # The order of DistributedSampler. Its positions beyond the number of images are repeats, which are ignored.
             positions = (seen + torch.arange(len(maps[0]) // views)) * ranks + rank()
             seen += len(positions)
             kept = int((positions < images).sum()) if ranks > 1 else len(positions)
             fit.observe(tuple(m[: kept * views] for m in maps), positions[:kept])
     if fit is None:
-        raise CxlpError("the loader gives no batches: there is nothing to fit the PCA to")
+        raise CxlpError("the loader yields no batches, so the PCA cannot be fitted: pass a loader with images")
     fit.solve(_Unkept())
 
 
 def _maps_of(head: "Head", batch: Any, backbone: Callable[[Tensor], Maps] | None) -> tuple[Tensor, ...]:  # noqa: ANN401 (whatever a loader yields)
-    """The maps that the head takes, of a batch."""
+    """Return the head's maps of a batch."""
     if backbone is None:
         found: Any = batch
     else:
@@ -112,14 +113,14 @@ def _maps_of(head: "Head", batch: Any, backbone: Callable[[Tensor], Maps] | None
         shapes = [tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in found]
         raise CxlpError(
             f"{head.name} takes {head.takes} maps (B, C, H, W), lower before upper, but the "
-            f"{'loader' if backbone is None else 'backbone'} gives {shapes}"
+            f"{'loader yields' if backbone is None else 'backbone returns'} {shapes}"
         )
     return maps
 
 
 @contextmanager
 def _evaluating(backbone: Callable[[Tensor], Maps] | None) -> Iterator[None]:
-    """Have a network evaluate inside a ``with``, and hold its weights."""
+    """Context in which a network is in evaluation mode and its weights are held."""
     if not isinstance(backbone, nn.Module):
         yield
         return

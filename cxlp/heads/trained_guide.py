@@ -1,4 +1,4 @@
-"""Cross-layer pooling over a trained guide: the journal version's second scheme (arXiv 1510.00921)."""
+"""Cross-layer pooling with a trained guide, the second scheme of the journal version (arXiv 1510.00921)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -18,30 +18,30 @@ from cxlp.utils.distributed import all_sum
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import classification_loss
 
-#: What :meth:`TrainedGuidePooling.learn` goes over: local features ``(b, N, p)`` and labels of some images.
+#: Function that starts a pass over batches of local features ``(b, N, p)`` and labels.
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
-#: Images per step of training a guide, over all ranks.
+#: Global batch size for training a guide, in images.
 GUIDE_BATCH = 64
 
 
 class TrainedGuidePooling(LocalHead):
-    """Pool one layer's local features under channels that were trained on them.
+    """Pooling of one layer's local features with pooling channels that are trained on these features.
 
-    Local features, such as fully connected activations of an image's regions, are reduced by PCA to ``x_i``. A
+    Local features, such as fully connected activations of an image's regions, are projected by PCA to ``x_i``. A
     1 x 1 convolution with ReLU, ``a_i = max(W x_i / s + c, 0)`` in R^K, is trained with the class labels of the
-    images and then takes the place of the upper layer::
+    images and then replaces the upper layer::
 
         P_k = sum_i a_ik x_i.
 
-    Its training puts a linear classifier on the mean of ``a_i`` over the image's places, which is dropped
-    afterwards. (That the guide is trained under class supervision is the paper's; the recipe is ours.)
+    During its training, a linear classifier receives the mean of ``a_i`` over the image's places; this classifier is
+    discarded afterwards. (Training the guide with class labels follows the paper; the training recipe is our own.)
 
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.
         channels: Number K of trained pooling channels.
         zscore, channel_l2, sign, sqrt, l2: The normalisation, see :class:`~cxlp.heads.normalisation.Normalise`.
-        layers: The layer; ``None``: the backbone's last.
+        layers: The layer that is pooled; ``None``: the backbone's last layer.
         views: The views of an image whose local features are pooled together.
 
     Example:
@@ -69,24 +69,24 @@ class TrainedGuidePooling(LocalHead):
         normalise = Normalise(zscore=zscore, channel_l2=channel_l2, sign=sign, sqrt=sqrt, l2=l2)
         super().__init__(pca_dim, normalise, layers, views)
         if channels < 1:
-            raise CxlpError(f"channels is {channels}: a guide has 1 channel or more")
+            raise CxlpError(f"channels is {channels}: it must be 1 or more")
         self.channels = channels
         self.zscore, self.channel_l2, self.sign, self.sqrt, self.l2 = zscore, channel_l2, sign, sqrt, l2
 
     def build(self, shapes: Sequence[Shape]) -> None:
-        """Make the projection and the guide."""
+        """Create the projection and the guide."""
         super().build(shapes)
         self.guide = nn.Linear(self.dim, self.channels)
         self.register_buffer("unit", torch.ones(()))
         self.out_features = self.channels * self.dim
 
     def activations(self, x: Tensor) -> Tensor:
-        """Compute the guide of projected local features: ``(B, N, p) -> (B, N, K)``."""
+        """Compute the guide's activations for projected local features: ``(B, N, p) -> (B, N, K)``."""
         weight, bias = self.guide.weight.to(x.dtype), self.guide.bias.to(x.dtype)
         return F.linear(x / self.unit, weight, bias).relu()
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pool: ``(B, N, p) -> (B, K, p)``."""
+        """Pool the local features with the guide's activations: ``(B, N, p) -> (B, K, p)``."""
         return self.activations(x).transpose(1, 2) @ x
 
     def explain(self, maps: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,14 +101,14 @@ class TrainedGuidePooling(LocalHead):
         return shares_of_guide(pool, activations, self.normalise, weights), activations
 
     def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
-        """Train the guide on local features that lie on disk, projected: each pass reads them once."""
+        """Train the guide on projected local features, which are stored on disk and read once per epoch."""
         shape = self.local_features, self.dim
         with kept.measure("guide"), kept.scratch(shape[0] * shape[1]) as store:
-            row: dict[int, int] = {}  # of this rank's images, by position
+            row: dict[int, int] = {}  # position -> row, for this rank's images
             for x, positions in self.projected(kept):
                 store.write(torch.arange(len(row), len(row) + len(x)), x.flatten(1))
                 row.update((position, len(row)) for position in positions.tolist())
-            # A mixed order, the same on each rank: data sets list one class after another.
+            # A random order, equal on all ranks: data sets list their images class by class.
             order = torch.randperm(data.images, generator=torch.Generator().manual_seed(0))
 
             def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -123,16 +123,16 @@ class TrainedGuidePooling(LocalHead):
 
     @torch.enable_grad()
     def learn(self, batches: Batches, classes: int, epochs: int = 30, rate: float = 3e-3) -> None:
-        """Train the guide by Adam, its rate falling to zero along half a cosine.
+        """Train the guide with Adam and a cosine learning rate schedule that ends at zero.
 
-        All ranks call it together; each gives its own images of the same sequence of batches, and the gradients
-        are summed, so that the result is that of a single process.
+        All ranks call this method together. Each rank passes its own images of the same sequence of batches, and the
+        gradients are summed, so that the result is that of a single process.
 
         Args:
-            batches: Starts one pass over the images.
+            batches: Function that starts a pass over the images.
             classes: Number of classes.
-            epochs: Passes.
-            rate: Peak learning rate.
+            epochs: Number of passes.
+            rate: Initial learning rate.
         """
         norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         steps = 0
@@ -144,7 +144,7 @@ class TrainedGuidePooling(LocalHead):
         generator = torch.Generator().manual_seed(0)
         dim, channels = self.guide.in_features, self.guide.out_features
         with torch.no_grad():
-            # Entries of x / unit are about 1 / sqrt(p): so responses begin at about 1.
+            # Entries of x / unit are about 1 / sqrt(p), so these weights give initial activations of about 1.
             self.guide.weight.copy_(torch.randn(channels, dim, generator=generator))
             self.guide.bias.zero_()
         classifier = nn.Linear(channels, classes, device=self.guide.weight.device)

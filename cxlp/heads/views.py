@@ -1,4 +1,4 @@
-"""Views of an image: what of it a network is shown, and at which resolution."""
+"""Views of an image: the image itself, mirror images, crops, blocks or regions that pass through the network."""
 
 import math
 from collections.abc import Hashable
@@ -13,14 +13,14 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 
 Kind = Literal["whole", "flip", "crops", "blocks", "regions"]
 
-#: The size at which images are loaded for ten crops, relative to a crop: 256 px for 227 (Krizhevsky et al., 2012).
+#: Image size for ten crops, relative to the size of a crop: 256 px for 227 px (Krizhevsky et al., 2012).
 _CROPPED = 256 / 227
-#: The same for regions: 512 px for 227 (Liu et al., NIPS 2014).
+#: Image size for regions, relative to the size of a region: 512 px for 227 px (Liu et al., NIPS 2014).
 _REGIONS = 512 / 227
 
 
 class Window(NamedTuple):
-    """Where a square view lies in its image, pixels; mirrored: left and right are exchanged in it."""
+    """Position of a square view in its image, in pixels, and whether the view is mirrored left to right."""
 
     top: int
     left: int
@@ -32,15 +32,15 @@ class Views:
     """Which views of an image pass through the network.
 
     Attributes:
-        kind: ``whole``: the image. ``flip``: the image and its mirror image. ``crops``: four corners and the
-            centre, each also mirrored (CNN-Jitter). ``blocks``: the image cut into ``blocks`` x ``blocks`` parts, each
-            enlarged to the network's input (CL-45F). ``regions``: windows of the network's input size on a larger
-            image, ``stride`` pixels apart (R-CNN SCFV).
-        blocks: Blocks per side.
-        scale: Side of the image of which ``crops`` and ``regions`` are cut, in sides of the network's input;
-            null: 1.13 for crops (256 px for 227), 2.26 for regions (512 px for 227).
-        stride: Pixels between regions, in sides of the network's input; the last ones in a row end at the
-            border. (0.28: 64 px for 227, 36 regions. Regions 8 px apart would be 1,369.)
+        kind: ``whole``: the image. ``flip``: the image and its mirror image. ``crops``: the four corners and the
+            centre, each also mirrored (CNN-Jitter). ``blocks``: the image divided into ``blocks`` x ``blocks`` parts,
+            each enlarged to the network's input size (CL-45F). ``regions``: windows of the network's input size on a
+            larger image, at steps of ``stride`` (R-CNN SCFV).
+        blocks: Number of blocks per side.
+        scale: Size of the image that ``crops`` and ``regions`` are cut from, as a multiple of the network's input
+            size; null: 1.13 for crops (256 px for 227 px), 2.26 for regions (512 px for 227 px).
+        stride: Step between regions, as a fraction of the network's input size. The last region of a row ends at the
+            image border. (The default 0.28 means 64 px for 227 px, 36 regions; steps of 8 px would mean 1,369.)
     """
 
     kind: Kind = "whole"
@@ -54,18 +54,18 @@ class Views:
         if self.blocks < 1:
             raise CxlpError(f"views.blocks is {self.blocks}: it must be 1 or more")
         if self.scale is not None and self.scale < 1:
-            raise CxlpError(f"views.scale is {self.scale}: views are cut of an image that is no smaller, so 1 or more")
+            raise CxlpError(f"views.scale is {self.scale}: it must be 1 or more, since views are cut from this image")
         if not self.stride > 0:
             raise CxlpError(f"views.stride is {self.stride}: it must be greater than 0")
 
     @property
     def relevant(self) -> Hashable:
-        """What distinguishes these views from others: the kind, and those of its options that have an effect."""
+        """The kind and the options that have an effect for this kind, as a key to compare views."""
         options = {"crops": (self.scale,), "blocks": (self.blocks,), "regions": (self.scale, self.stride)}
         return self.kind, options.get(self.kind, ())
 
     def image_size(self, size: int) -> int:
-        """Side of the square image that the views are cut of, for a network that takes ``size`` pixels."""
+        """Return the size of the square image that the views are cut from, for a network with input size ``size``."""
         if self.kind == "blocks":
             return self.blocks * size
         if self.kind in ("whole", "flip"):
@@ -73,7 +73,7 @@ class Views:
         return round((self.scale or (_CROPPED if self.kind == "crops" else _REGIONS)) * size)
 
     def count(self, size: int) -> int:
-        """Views per image: forward passes."""
+        """Return the number of views per image, which is the number of forward passes."""
         if self.kind == "blocks":
             return self.blocks**2
         if self.kind == "regions":
@@ -81,17 +81,17 @@ class Views:
         return {"whole": 1, "flip": 2, "crops": 10}[self.kind]
 
     def cut(self, images: Tensor, size: int) -> Tensor:
-        """Make the views.
+        """Cut the views from images.
 
         Args:
-            images: ``(B, 3, S, S)``, uint8 of 0..255 or floating point of 0..1; resized where S is not
+            images: ``(B, 3, S, S)``, uint8 in 0..255 or floating point in 0..1. Images are resized if S differs from
                 :meth:`image_size`.
-            size: Side of a view, pixels.
+            size: Size of a view in pixels.
 
         Returns:
-            ``(B * V, 3, size, size)``, an image's views one after another, row by row: blocks and regions
-            from top left to bottom right; crops top left, top right, bottom left, bottom right, centre,
-            then their mirror images; the image before its mirror image.
+            ``(B * V, 3, size, size)``, where the views of an image are adjacent. Blocks and regions are in row-major
+            order. Crops are in the order top left, top right, bottom left, bottom right, centre, followed by their
+            mirror images. The image precedes its mirror image.
         """
         images = resized(images, self.image_size(size))
         if self.kind == "whole":
@@ -103,7 +103,7 @@ class Views:
         return torch.stack(views, dim=1).flatten(0, 1)  # (B V, 3, size, size)
 
     def windows(self, size: int) -> list[Window]:
-        """Say where the views lie in the image of :meth:`image_size`, in the order of :meth:`cut`."""
+        """Return the positions of the views in the image of :meth:`image_size`, in the order of :meth:`cut`."""
         if self.kind in ("whole", "flip"):
             corners = [(0, 0)]
         elif self.kind == "crops":
@@ -116,7 +116,7 @@ class Views:
         return [Window(top, left, mirrored) for mirrored in mirrors for top, left in corners]
 
     def _offsets(self, size: int) -> list[int]:
-        """Where views begin along one side."""
+        """Return the start positions of views along one side of the image."""
         if self.kind == "blocks":
             return [i * size for i in range(self.blocks)]
         room = self.image_size(size) - size
@@ -128,16 +128,16 @@ def resized(images: Tensor, size: int) -> Tensor:
     """Resize square images.
 
     Args:
-        images: ``(B, 3, S, S)``, uint8 of 0..255 or floating point of 0..1.
-        size: Side of the result, pixels.
+        images: ``(B, 3, S, S)``, uint8 in 0..255 or floating point in 0..1.
+        size: Target size in pixels.
 
     Returns:
-        The images as they are where they have that size; else ``(B, 3, size, size)`` in floating point, 0..1.
+        The unchanged images if they have this size, otherwise ``(B, 3, size, size)`` in floating point in 0..1.
     """
     if images.shape[-1] == size:
         return images
-    # In floating point for bytes, too: nothing is rounded in between, and GPUs lack bicubic resizing of bytes.
+    # Bytes are resized in floating point, without rounding in between. GPUs cannot resize bytes bicubically.
     full = images if images.is_floating_point() else images.float() / 255
-    if images.shape[0] == 0:  # a rank's share of a last batch
+    if images.shape[0] == 0:  # a rank may have no share of the last batch
         return full.new_zeros(0, 3, size, size)
     return F.interpolate(full, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,1 +1,1 @@
-"""Backbone, heads and classifier as one network, and its checkpoints."""
+"""The network of backbone, heads and classifier, and its checkpoints."""

@@ -1,4 +1,4 @@
-"""Names of classes, as they are given."""
+"""Names of classes."""
 
 import operator
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def numbered(classes: int | Sequence[str]) -> Sequence[str]:
-    """Name classes of which only the number is given, perhaps one of NumPy's."""
+    """Return names of classes: the given names, or ``"0"``, ``"1"``, ... for a number (also of NumPy)."""
     try:
         return [str(k) for k in range(operator.index(classes))]  # type: ignore[arg-type]
     except TypeError:
@@ -15,22 +15,22 @@ def numbered(classes: int | Sequence[str]) -> Sequence[str]:
 
 
 def checked(classes: Sequence[str]) -> tuple[str, ...]:
-    """Refuse names that are none, or that two classes share.
+    """Return class names as a tuple, after checking that there are names and that they are unique.
 
     Raises:
-        CxlpError: Says which.
+        CxlpError: If the names are a string, empty, or not unique.
     """
     if isinstance(classes, str):
-        raise CxlpError(f"classes is {classes!r}: give the names of the classes as a list")
+        raise CxlpError(f"classes is {classes!r}: pass a list of class names")
     names = [str(name) for name in classes]
     if not names:
-        raise CxlpError("classes is empty: a network has one class or more")
+        raise CxlpError("classes is empty: pass at least one class name")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise CxlpError(f"classes names {', '.join(map(repr, repeated))} more than once: each has its own name")
+        raise CxlpError(f"classes has {', '.join(map(repr, repeated))} more than once: give each class its own name")
     return tuple(names)
 
 
 def some(classes: Sequence[str], most: int = 3) -> str:
-    """Write the first names."""
+    """Format the first names, with ``...`` if there are more."""
     return ", ".join(classes[:most]) + ", ..." * (len(classes) > most)

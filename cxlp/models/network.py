@@ -1,4 +1,4 @@
-"""The one network that both modes fit: backbone, heads, linear classifier."""
+"""The network of backbone, heads and linear classifier, which both modes fit."""
 
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -16,39 +16,42 @@ from cxlp.heads.views import Views
 from cxlp.models.classes import checked, numbered, some
 from cxlp.utils.errors import CxlpError
 
-#: How many views pass through the backbone at a time: many to keep it busy, few to bound memory.
+#: Maximum number of views per forward pass of the backbone: large enough for a GPU, small enough to bound memory.
 _VIEWS_AT_A_TIME = 128
-#: How many bytes of vectors are encoded at a time, see :meth:`Network.encode`: the C library keeps no larger blocks.
+#: Bytes of vectors that are encoded at a time, see :meth:`Network.encode`. The C library does not cache larger blocks.
 _BYTES_AT_A_TIME = 16 << 20
 
 
 class Network(nn.Module):
-    """Images in, one score per class out; heads and classifier are fitted by either mode.
+    """Network of backbone, heads and linear classifier, which computes one score per class from images.
 
-    Images are RGB: uint8 of 0..255, or floating point of 0..1.
+    The frozen mode and the fine-tuning mode fit the same heads and classifier. Images are RGB, uint8 in 0..255 or
+    floating point in 0..1.
 
     Args:
-        backbone: ``images -> maps``; layers that no head takes are cut off, with what only they need.
-        head: What is made of the maps: a head, or several, whose vectors are concatenated. As any module, a head that
-            is given to two networks shares its weights between them.
-        classes: Names of the classes, or how many (then named ``"0"``, ``"1"``, ...); ``None``: the classifier comes
-            with :meth:`set_classes`.
-        multi_label: Whether an image may show several of them.
-        test_views: Views of an image that is scored (validation, test, prediction): the mean of their scores counts.
-            Training sees whole images.
+        backbone: The backbone, ``images -> maps``. Layers that no head uses are removed, with everything that only they
+            need.
+        head: One head, or several heads whose vectors are concatenated. If the same head is passed to two networks, the
+            networks share its weights, as for any module.
+        classes: Names of the classes, or their number (names ``"0"``, ``"1"``, ...). ``None``: the network has no
+            classifier until :meth:`set_classes` is called.
+        multi_label: Whether an image can have several classes.
+        test_views: Views of an image for validation, test and prediction, whose scores are averaged. Training uses
+            whole images.
 
     Attributes:
-        backbone: With the layers that heads take.
-        heads: Each makes a vector; the representation is their concatenation, divided by the square root of their
-            number, so that vectors of unit length make one of unit length.
-        image_size: Side of the square images that it is trained on, of which the heads' views are cut, pixels.
-        test_size: Side of the square images that :meth:`score` takes, of which the test views are cut, pixels.
+        backbone: The backbone, with only the layers that heads use.
+        heads: The heads. The image representation is the concatenation of their vectors, divided by the square root of
+            the number of heads, so that it has unit length if the vectors have unit length.
+        image_size: Size in pixels of the square training images, from which the heads' views are cut.
+        test_size: Size in pixels of the square images for :meth:`score`, from which the test views are cut.
         out_features: Length D of the representation.
-        classifier: ``(B, D) -> (B, classes)``: logits. Fitted as SVMs, they are the margins times one
-            fitted number, so that their softmax (or sigmoid, with several labels) is a sensible probability.
+        classifier: Linear layer ``(B, D) -> (B, classes)`` that returns logits. If it is fitted as SVMs, the logits are
+            the margins times one fitted scale, so that their softmax (sigmoid for multi-label data) gives reasonable
+            probabilities.
 
     Raises:
-        CxlpError: If a head does not fit the backbone's layers, or has an option that a checkpoint cannot hold.
+        CxlpError: If a head does not fit the backbone's layers, or has an option that cannot be saved in a checkpoint.
 
     Example:
         >>> from cxlp.heads import CrossLayerPooling
@@ -69,15 +72,13 @@ class Network(nn.Module):
         super().__init__()
         heads = list(head) if isinstance(head, Iterable) else [head]
         if not heads or not all(isinstance(each, Head) for each in heads):
-            raise CxlpError(f"head is {head!r}: give a head, such as CrossLayerPooling(), or several")
+            raise CxlpError(f"head is {head!r}: pass a head, such as CrossLayerPooling(), or a list of heads")
         if not isinstance(backbone, Backbone):
-            raise CxlpError(
-                f"backbone is a {type(backbone).__name__}: cut it after layers, Backbone(..., layers=[...])"
-            )
+            raise CxlpError(f"backbone is a {type(backbone).__name__}: pass a Backbone(..., layers=[...])")
         if len({id(each) for each in heads}) < len(heads):
-            raise CxlpError("a head is given twice: make one for each place, or copy it by copy.deepcopy")
+            raise CxlpError("head contains the same object twice: build two heads, or use copy.deepcopy")
         self._named = {layer for each in heads for layer in each.layers or ()}
-        # Parameters of which no score depends would have distributed training wait for their gradients.
+        # Distributed training would wait for the gradients of parameters that no score depends on.
         self.backbone = backbone.narrowed(
             {layer for each in heads for layer in each.layers_of(backbone.layers, self._named)}
         )
@@ -85,7 +86,7 @@ class Network(nn.Module):
             self._connect(each)
         self.heads = nn.ModuleList(heads)
         if not isinstance(test_views, Views):
-            raise CxlpError(f"test_views is {test_views!r}: give Views(...)")
+            raise CxlpError(f"test_views is {test_views!r}: pass a Views(...) object")
         self.test_views = test_views
         self.image_size = max(each.views.image_size(backbone.image_size) for each in heads)
         self.test_size = test_views.image_size(self.image_size)
@@ -99,11 +100,11 @@ class Network(nn.Module):
         self._registered_by = None if name is None else registered_by(name)
         if self._registered_by == "__main__":
             warnings.warn(
-                f"backbone {name!r} is registered in timm by the script that runs: only a script that registers it, "
-                "too, can load its checkpoints. Register it in a module that Python can import",
+                f"backbone {name!r} is registered in timm by the running script, so only scripts that register it can "
+                "load its checkpoints: register it in an importable module",
                 stacklevel=2,
             )
-        self.spec()  # what a checkpoint cannot hold shows now, not after training
+        self.spec()  # raises now, not after training, for options that a checkpoint cannot contain
 
     def __repr__(self) -> str:
         heads = "".join(f"\n  {head!r}" for head in self.each_head())
@@ -115,36 +116,36 @@ class Network(nn.Module):
         places = self._places(head)
         if len({backbone.same[i] for i in places}) < len(places):
             names = " and ".join(repr(backbone.layers[i]) for i in places)
-            raise CxlpError(f"layers {names} are one and the same map: {head.name} takes different ones")
+            raise CxlpError(f"layers {names} are the same map: choose different layers for {head.name}")
         shapes = [(backbone.channels[i], *backbone.map_sizes[i]) for i in places]
         head.connect(*shapes, views=head.views.count(backbone.image_size))
 
     def _places(self, head: Head) -> list[int]:
-        """The head's layers, by their places among the backbone's."""
+        """Return the indices of the head's layers among the backbone's layers."""
         return [self.backbone.layers.index(layer) for layer in head.layers_of(self.backbone.layers, self._named)]
 
     def each_head(self) -> Iterator[Head]:
-        """Go through the heads (which a ModuleList knows as modules only)."""
+        """Iterate over the heads, typed as heads (a ModuleList types them as modules)."""
         for head in self.heads:
             assert isinstance(head, Head)
             yield head
 
     @property
     def test_view_count(self) -> int:
-        """Views of an image that is scored."""
+        """Number of test views per image."""
         return self.test_views.count(self.image_size)
 
     @property
     def passes(self) -> int:
-        """Forward passes of the backbone per image that is scored."""
+        """Number of forward passes of the backbone per test image."""
         views = {head.views.relevant: head.view_count for head in self.each_head()}
         return sum(views.values()) * self.test_view_count
 
     def set_classes(self, classes: Sequence[str], multi_label: bool = False) -> None:
-        """Give the network its classifier; done once, repeated calls must agree.
+        """Create the classifier. A second call with the same arguments does nothing.
 
         Raises:
-            CxlpError: If there is a classifier for other classes already, or two have one name.
+            CxlpError: If the network already has other classes, or class names are not unique.
         """
         names = checked(classes)
         if self.classifier is None:
@@ -154,24 +155,24 @@ class Network(nn.Module):
             self.reset_classifier()
         elif (self.classes, self.multi_label) != (names, multi_label):
             raise CxlpError(
-                f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
-                f"the data has {len(names)} ({', '.join(names[:3])}, ...)"
+                f"the network was fitted to {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), but "
+                f"the data has {len(names)} ({', '.join(names[:3])}, ...): use data with the same classes"
             )
 
     def reset_classifier(self) -> None:
-        """Put the classifier back to no opinion at all: features have unit length and 10^4 to 10^6 entries."""
-        assert self.classifier is not None
+        """Set the classifier's weights and biases to zero, so that all classes have the same score."""
+        assert self.classifier is not None  # zeros, since features have unit length and 10^4 to 10^6 entries
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
     def inputs(self, images: Tensor) -> list[tuple[Tensor, ...]]:
-        """Compute what each head takes.
+        """Compute the input maps of each head.
 
         Args:
-            images: ``(B, 3, S, S)``; S is :attr:`image_size`.
+            images: ``(B, 3, S, S)``, where S is :attr:`image_size`.
 
         Returns:
-            For each head its maps ``(B * V, C, h, w)``. Heads with the same views share their passes.
+            The maps ``(B * V, C, h, w)`` of each head. Heads with the same views share the forward passes.
         """
         seen: dict[Hashable, tuple[Tensor, ...]] = {}
         found = []
@@ -183,19 +184,19 @@ class Network(nn.Module):
         return found
 
     def map_names(self, head: Head) -> list[tuple[Hashable, str]]:
-        """Tell the maps that :meth:`inputs` gives a head from those of others, by views and layer."""
+        """Return a key of views and layer for each input map of a head. Equal keys mean the same map."""
         return [(head.views.relevant, self.backbone.same[i]) for i in self._places(head)]
 
     def _see(self, images: Tensor, views: Views, count: int) -> tuple[Tensor, ...]:
-        """Send an image's views through the backbone: a map ``(B * V, C, h, w)`` by layer."""
+        """Compute the backbone's maps of all views of the images: ``(B * V, C, h, w)`` for each layer."""
         chunks = [self.backbone(views.cut(part, self.backbone.image_size)) for part in _chunks(images, count)]
         return chunks[0] if len(chunks) == 1 else tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def encode(self, head: Head, maps: tuple[Tensor, ...]) -> Tensor:
-        """Make a head's share ``(B, head.out_features)`` of the representation, float32 or wider.
+        """Compute a head's part ``(B, head.out_features)`` of the representation, in float32 or float64.
 
         Raises:
-            CxlpError: If the head gives another shape.
+            CxlpError: If the head returns another shape.
         """
         images = maps[0].shape[0] // head.view_count
         together = self._encoded_together(head, maps[0])
@@ -206,37 +207,37 @@ class Network(nn.Module):
             vector = head(*maps, views=head.view_count)
         if vector.ndim != 2 or vector.shape[1] != head.out_features or not _as_many(vector.shape[0], images):
             raise CxlpError(
-                f"{head.name} gives a tensor {tuple(vector.shape)} for {images} images of {head.view_count} views, but "
-                f"says out_features = {head.out_features}: its forward must return (B, out_features)"
+                f"{head.name} returns a tensor {tuple(vector.shape)} for {images} images of {head.view_count} views, "
+                f"but has out_features = {head.out_features}: its forward must return (B, out_features)"
             )
         vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
         return vector if len(self.heads) == 1 else vector * len(self.heads) ** -0.5
 
     def _encoded_together(self, head: Head, maps: Tensor) -> int | None:
-        """How many images a head encodes at a time: all (``None``), but without gradients on the CPU a few.
+        """Return the number of images that a head encodes at a time, or ``None`` for all images.
 
-        There, larger vectors come from the system as new pages at each operation, which takes longer than to compute
-        them.
+        The number is limited on the CPU without gradients. There, larger vectors are newly allocated pages at each
+        operation, which takes longer than the computation.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or maps.device.type != "cpu":
             return None
         return max(1, _BYTES_AT_A_TIME // (4 * head.out_features))
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the image representation: ``(B, 3, S, S) -> (B, D)``, float32 or wider."""
+        """Compute the image representation: ``(B, 3, S, S) -> (B, D)``, in float32 or float64."""
         vectors = [self.encode(head, maps) for head, maps in zip(self.each_head(), self.inputs(images), strict=True)]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
     def test_features(self, images: Tensor) -> Tensor:
-        """Compute what is scored of an image: the mean of its test views' representations.
+        """Compute the mean representation of an image's test views.
 
-        Scores are linear in the representation, so this is the mean of the views' scores.
+        Scores are linear in the representation, so its score is the mean of the views' scores.
 
         Args:
-            images: ``(B, 3, T, T)``; T is :attr:`test_size`.
+            images: ``(B, 3, T, T)``, where T is :attr:`test_size`.
 
         Returns:
-            ``(B, D)``; of unit length only where there is one view.
+            ``(B, D)``. Of unit length only with a single test view.
         """
         views = self.test_view_count
         if views == 1:
@@ -245,27 +246,27 @@ class Network(nn.Module):
         return torch.cat(found).view(-1, views, self.out_features).mean(dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Score features: ``(B, D) -> (B, classes)``."""
+        """Compute the scores of representations: ``(B, D) -> (B, classes)``."""
         if self.classifier is None:
             raise CxlpError("the network has no classes yet: call set_classes first")
-        # Full precision: half-precision scores of close classes tie.
+        # In float32, because similar classes would have equal scores in half precision.
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.classifier(features.to(self.classifier.weight.dtype))
             return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images by one view: ``(B, 3, S, S) -> (B, classes)``."""
+        """Compute the scores of images as in training, without test views: ``(B, 3, S, S) -> (B, classes)``."""
         return self.classify(self.features(images))
 
     def score(self, images: Tensor) -> Tensor:
-        """Score images by the test views: ``(B, 3, T, T) -> (B, classes)``."""
+        """Compute the mean scores of the images' test views: ``(B, 3, T, T) -> (B, classes)``."""
         return self.classify(self.test_features(images))
 
     def spec(self) -> dict[str, Any]:
-        """Describe the network by plain values, for :func:`~cxlp.models.checkpoint.network_from_spec`.
+        """Return the network's specification as plain values, for :func:`~cxlp.models.checkpoint.network_from_spec`.
 
         Raises:
-            CxlpError: If an option of a head is no plain value, or not kept as an attribute.
+            CxlpError: If an option of a head is not a plain value, or not stored as an attribute.
         """
         return {
             "backbone": plain(self.backbone.spec()),
@@ -278,12 +279,12 @@ class Network(nn.Module):
 
 
 def _as_many(found: int, expected: int) -> bool:
-    # While it is exported, the number of images is a symbol, and to compare it would fix it.
+    # During export, the number of images is a symbol, and a comparison would turn it into a constant.
     return isinstance(found, torch.SymInt) or isinstance(expected, torch.SymInt) or found == expected
 
 
 def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:
-    """Split a batch by how many views pass at a time; not one of any size, as export traces it."""
+    """Split a batch so that each part has a bounded number of views. A batch of symbolic size is not split."""
     if views == 1 or isinstance(images.shape[0], torch.SymInt):
         return (images,)
     return torch.split(images, max(1, _VIEWS_AT_A_TIME // views))

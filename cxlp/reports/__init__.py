@@ -1,1 +1,1 @@
-"""What a run leaves to look at: tables, figures, overlays, the report page."""
+"""The reports of a run: tables, figures, overlays, and the HTML page."""

@@ -1,4 +1,4 @@
-"""Line charts as SVG inside the page, in the page's colours, drawn by matplotlib."""
+"""Line charts, drawn by matplotlib as inline SVG in the colours of the HTML page."""
 
 import io
 import math
@@ -14,12 +14,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cxlp.utils.spelling import number, percent
 
-#: Number of colours that the page has for lines.
+#: Number of colours for lines that the page defines.
 COLOURS = 6
-#: Most points of a line, more than a chart has pixels; and most points of a line whose points are marked.
-POINTS, MARKED = 400, 60
+#: Maximum number of points of a line, which exceeds a chart's pixels.
+POINTS = 400
+#: Maximum number of points of a line with markers.
+MARKED = 60
 
-#: Of a drawing, in pixels of the page: on a telephone it is shown as large as this, with letters that can be read.
+#: Size of a chart in CSS pixels. A telephone shows it without shrinking, so the text stays legible.
 _WIDTH, _HEIGHT = 350, 210
 _SETTINGS: dict[Any, Any] = {
     "axes.autolimit_mode": "round_numbers", "axes.formatter.useoffset": False, "axes.grid": True, "axes.grid.axis": "y",
@@ -31,7 +33,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 class Chart(NamedTuple):
-    """A drawing, its title, and its legend: the number of a colour and a text for each line."""
+    """An SVG chart with its title and its legend, which has a colour number and a text for each line."""
 
     title: str
     svg: str
@@ -47,20 +49,20 @@ def line_chart(
     parts: bool = False,
     tested: float | None = None,
 ) -> Chart | None:
-    """Draw lines, with a legend that gives their last values.
+    """Draw lines, with a legend that shows their last values.
 
     Args:
         title: Title of the chart.
-        series: Points ``(x, y)`` by name, in the order of x. Those that are not finite, and on a logarithmic scale
-            those that are not positive, are left out.
-        x_label: Label of x.
-        log: Whether y is logarithmic.
-        limits: Limits of y, where they are known beforehand.
-        parts: Whether y is a part of 1, to be shown in percent.
-        tested: An x to mark: that of the weights that were tested.
+        series: Points ``(x, y)`` by name, in the order of x. Points that are not finite, and on a logarithmic axis
+            points that are not positive, are left out.
+        x_label: Label of the x axis.
+        log: Whether the y axis is logarithmic.
+        limits: Limits of the y axis; ``None`` derives them from the points.
+        parts: Whether y is a fraction, to be shown in percent.
+        tested: Position on the x axis of the tested weights, which is marked.
 
     Returns:
-        The chart; ``None`` where there is no point.
+        The chart; ``None`` if there are no points.
     """
     shown = {k: [(x, y) for x, y in v if math.isfinite(x + y) and (y > 0 or not log)] for k, v in series.items()}
     lines = {name: points[:: -math.ceil(len(points) / POINTS)][::-1] for name, points in shown.items() if points}
@@ -68,8 +70,8 @@ def line_chart(
         return None
     written = percent if parts else number
     legend: list[tuple[int, str]] = []
-    marks: list[str] = []  # texts shown under the pointer
-    # The SVG's ids are hashes with this salt: the same for the same chart, different for any two charts of a page.
+    marks: list[str] = []  # tooltips
+    # The ids in an SVG are hashes with this salt: reproducible, and different for any two charts of a page.
     with rc_context({**_SETTINGS, "svg.hashsalt": repr((title, lines))}):
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
         axes = figure.add_subplot()
@@ -95,17 +97,17 @@ def line_chart(
         axes.set_xlabel(x_label, loc="right")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
-    # The head of the file is that of a document; the first <defs> would style the whole page.
+    # The beginning of the file is left out: an inline SVG needs no prolog, and the first <defs> would style the page.
     drawing = file.getvalue().partition("</defs>")[2].replace("xlink:href", "href")
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{drawing}'
     svg = re.sub('<g id="mark (.+)">', lambda mark: f"<g><title>{escape(marks[int(mark[1])])}</title>", svg)
     svg = re.sub('<g id="[^"]*"', "<g", svg)
-    # The page defines colour n, for a light and a dark background.
+    # The page defines colour n for a light and for a dark background.
     return Chart(title, re.sub("#00000([1-9])", r"var(--c\1)", svg), legend)
 
 
 def _mark(axes: Axes, x: float) -> None:
-    """Mark an x by a line and the word "tested", beside it where there is space."""
+    """Draw a vertical line with the word "tested", on the side where there is space."""
     axes.axvline(x, color="#000008", linewidth=1, linestyle=(0, (4, 3)), clip_on=False)
     left, right = axes.get_xlim()
     is_right = x - left > 0.6 * (right - left)

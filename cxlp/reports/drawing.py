@@ -1,4 +1,4 @@
-"""Settings, labels and PNG bytes of all figures."""
+"""Common settings of all figures, their labels, and their conversion to PNG."""
 
 import io
 import warnings
@@ -18,16 +18,16 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
-    """Have a function that makes a figure return it as the bytes of a PNG; no name in it is read as a formula.
+    """Decorate a function that returns a figure, so that it returns the bytes of a PNG. Text is not parsed as TeX.
 
-    Figures are objects of their own, without pyplot, which looks for a screen and keeps state between runs.
+    Figures are created without pyplot, which looks for a display and keeps state between runs.
     """
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
         picture = io.BytesIO()
         with rc_context(_SETTINGS), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a missing glyph is drawn as a box
             draw(*args, **kwargs).savefig(picture, format="png")
         return picture.getvalue()
 
@@ -35,6 +35,6 @@ def as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
 
 
 def label(name: str, most: int = 28) -> str:
-    """Shorten a name to one line of at most ``most`` characters, without any that cannot be drawn."""
+    """Shorten a name to one line of at most ``most`` characters, and replace characters that cannot be drawn."""
     text = " ".join(name.encode(errors="replace").decode().split())
     return text if len(text) <= most else text[: most - 1] + "…"

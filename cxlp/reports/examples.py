@@ -1,4 +1,4 @@
-"""The worst mistakes of a test and a few right answers: collected batch by batch over all ranks, with thumbnails."""
+"""The worst mistakes of a test and a few right predictions, collected batch by batch over all ranks."""
 
 import heapq
 import io
@@ -23,31 +23,33 @@ from cxlp.utils.distributed import gather_objects
 from cxlp.utils.files import write_whole
 from cxlp.utils.threads import one_thread
 
-#: Number of mistakes and of right answers that are kept.
+#: Numbers of mistakes and of right predictions that are kept.
 MISTAKES, RIGHT = 16, 8
-#: Most height and width of a thumbnail, and width of the gap between two, pixels.
+#: Maximum height and width of a thumbnail, and width of the gap between two, in pixels.
 HEIGHT, WIDTH, GAP = 140, 186, 4
 
-#: Pictures that pass through the network together; and up to how many seconds for the first one, by one thread, the
-#: others have one thread, too. All threads wait for each other after each operation: beside another busy process, a
-#: small network takes ten times as long by them; a large one gains.
-BATCH, ONE_THREAD_SECONDS = 8, 1.0
+#: Batch size of pictures for the network.
+BATCH = 8
+#: If the first picture takes less than this with one thread, the others use one thread, too. Threads wait for each
+#: other after each operation, so that beside another busy process a small network takes ten times as long with all
+#: threads; a large network is faster with them.
+ONE_THREAD_SECONDS = 1.0
 
-#: Draws the evidence into pictures: network, pictures ``(B, 3, H, W)`` uint8, the statements for each of them -> for
-#: each picture a drawing per statement, ``(3, h, w)`` uint8.
+#: Draws evidence. Arguments: the network, pictures ``(B, 3, H, W)`` uint8, and the statements about each picture.
+#: Result: for each picture a drawing ``(3, h, w)`` uint8 per statement.
 Overlay = Callable[[Network, Tensor, Sequence[Sequence[Statement]]], list[list[Tensor]]]
 
 
 class Example(NamedTuple):
-    """An answer about one image or, with several labels per image, about one class in one image.
+    """A prediction for one image or, with several labels per image, for one class in one image.
 
     Attributes:
-        loss: Negative logarithm of the probability that the truth was given.
-        position: Position of the image in the test split.
-        shown: The predicted class; with several labels the class in question.
-        true: The true class; with several labels ``shown``, or -1 where it is absent.
-        answered: The predicted class; with several labels ``shown``, or -1 where it was said to be absent.
-        probability: Probability that the answer was given.
+        loss: Negative log-probability of the truth.
+        position: Index of the image in the test split.
+        shown: The predicted class; with several labels per image the class in question.
+        true: The true class; with several labels ``shown``, or -1 if the class is absent.
+        answered: The predicted class; with several labels ``shown``, or -1 if the class is predicted to be absent.
+        probability: Probability of the prediction.
     """
 
     loss: float
@@ -59,26 +61,27 @@ class Example(NamedTuple):
 
     @property
     def truth(self) -> float:
-        """Probability that the truth was given."""
+        """Probability of the truth."""
         return math.exp(-self.loss)
 
     @property
     def statements(self) -> list[Statement]:
-        """What was answered and, where that is wrong, what is true."""
+        """The prediction and, if it is wrong, the truth."""
         both = [(k, 1) if k >= 0 else (self.shown, -1) for k in (self.answered, self.true)]
         return list(dict.fromkeys(both))
 
     def names(self, classes: Sequence[str]) -> tuple[str, str]:
-        """Return the truth and the answer as text."""
+        """Return the truth and the prediction as text."""
         absent = f"no {classes[self.shown]}"
         true, answered = (classes[k] if k >= 0 else absent for k in (self.true, self.answered))
         return true, answered
 
 
 class Examples:
-    """Collects, batch by batch, the mistakes of largest loss and for each class the surest right answer.
+    """Collects, batch by batch, the mistakes with the largest loss and each class's most probable right prediction.
 
-    The result depends neither on the order of images nor on how ranks share them: ties keep the earlier image.
+    The result does not depend on the order of the images or on their distribution over ranks: ties keep the image with
+    the smaller index.
     """
 
     def __init__(self) -> None:
@@ -86,25 +89,25 @@ class Examples:
         self.right: dict[int, Example] = {}
 
     def update(self, scores: Tensor, labels: Tensor, positions: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             scores: Logits ``(B, K)``.
-            labels: ``(B,)`` class indices, or ``(B, K)`` of 1 present, -1 absent, 0 unspecified.
-            positions: ``(B,)``, positions in the test split.
+            labels: ``(B,)`` class indices, or ``(B, K)`` of 1 (present), -1 (absent) or 0 (unspecified).
+            positions: ``(B,)`` indices of the images in the test split.
         """
-        found = _answers(scores.float(), labels, positions)
+        found = _predictions(scores.float(), labels, positions)
         wrong = [example for example in found if example.true != example.answered]
         self.mistakes = heapq.nsmallest(MISTAKES, [*self.mistakes, *wrong], key=_worst_first)
-        # With several labels, that a class is absent is no answer to show.
+        # With several labels per image, a right prediction of an absent class is not worth showing.
         self._keep_right(example for example in found if example.true == example.answered >= 0)
 
     def gather(self) -> tuple[list[Example], list[Example]]:
-        """Collect the examples of all ranks, which call this together.
+        """Combine the examples of all ranks. All ranks must call this method.
 
         Returns:
-            At most 16 mistakes, the largest loss first; at most 8 right answers of different classes, the
-            surest first.
+            At most 16 mistakes, largest loss first, and at most 8 right predictions of different classes, most probable
+            first.
         """
         everywhere = gather_objects((self.mistakes, self.right))
         self.mistakes = heapq.nsmallest(MISTAKES, [e for part, _ in everywhere for e in part], key=_worst_first)
@@ -126,7 +129,7 @@ def _surest_first(example: Example) -> tuple[float, int, int]:
     return example.loss, example.position, example.shown
 
 
-def _answers(scores: Tensor, labels: Tensor, positions: Tensor) -> list[Example]:
+def _predictions(scores: Tensor, labels: Tensor, positions: Tensor) -> list[Example]:
     if labels.ndim == 1:
         logs = scores.log_softmax(dim=1)
         best, answered = logs.max(dim=1)
@@ -144,13 +147,13 @@ def _answers(scores: Tensor, labels: Tensor, positions: Tensor) -> list[Example]
             torch.where(margins > 0, shown, absent),
             margins.abs().sigmoid(),
         )
-    # Scores that are not numbers count as the worst mistakes.
+    # NaN scores count as the worst mistakes.
     columns = (columns[0].nan_to_num(nan=math.inf, posinf=math.inf), *columns[1:])
     return [Example(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _named(mistakes: Sequence[Example], right: Sequence[Example]) -> Iterator[tuple[str, str, Example]]:
-    """Yield file name of the thumbnail, kind, and example."""
+    """Yield the file name of the thumbnail, the kind, and the example."""
     for kind, examples in (("mistake", mistakes), ("right", right)):
         for number, example in enumerate(examples, 1):
             yield f"{kind}-{number:02d}.jpg", kind, example
@@ -159,12 +162,12 @@ def _named(mistakes: Sequence[Example], right: Sequence[Example]) -> Iterator[tu
 def example_table(
     data: ImageDataset, mistakes: Sequence[Example], right: Sequence[Example]
 ) -> tuple[list[str], list[list[Any]]]:
-    """Tabulate examples, with the names of their thumbnails.
+    """Return the table of the examples, with the file names of their thumbnails.
 
     Args:
         data: The test split.
-        mistakes: See :class:`Examples`.
-        right: See :class:`Examples`.
+        mistakes: Mistakes from :meth:`Examples.gather`.
+        right: Right predictions from :meth:`Examples.gather`.
 
     Returns:
         Headings and rows.
@@ -198,14 +201,13 @@ def write_thumbnails(
 
     Args:
         folder: The run's folder.
-        network: The network that answered.
+        network: The tested network.
         data: The test split.
-        mistakes: See :class:`Examples`.
-        right: See :class:`Examples`.
-        outputs: Notes whether one fails; the others are written all the same, and pictures alone if the evidence
-            cannot be drawn.
-        overlay: Draws the evidence for statements; shown beside the picture for the answer and, where that is wrong,
-            for the truth.
+        mistakes: Mistakes from :meth:`Examples.gather`.
+        right: Right predictions from :meth:`Examples.gather`.
+        outputs: Records failures. If a thumbnail fails, the others are still written. If the evidence cannot be drawn,
+            the thumbnails show only the pictures.
+        overlay: Draws the evidence beside the picture, for the prediction and, if it is wrong, for the truth.
     """
     place = folder / "examples"
     with outputs.attempt("examples"):
@@ -213,7 +215,7 @@ def write_thumbnails(
         for path in place.iterdir():
             path.unlink()
     named = [(name, example) for name, _, example in _named(mistakes, right)]
-    begun = time.thread_time()  # of this thread only: what else the machine does is not counted
+    begun = time.thread_time()  # CPU time of this thread, without that of other processes
     with one_thread():
         _write_batch(place, network, data, named[:1], outputs, overlay)
     is_quick = time.thread_time() - begun < ONE_THREAD_SECONDS
@@ -246,7 +248,7 @@ def _write_batch(
 
 
 def _thumbnail(pictures: Sequence[Tensor], proportion: float) -> bytes:
-    """Draw square pictures beside each other in their true shape, height by width, as a JPEG."""
+    """Draw square pictures side by side as a JPEG, stretched to ``proportion``, their height divided by width."""
     width = max(1, round(min(WIDTH, HEIGHT / proportion)))
     height = max(1, round(min(HEIGHT, WIDTH * proportion)))
     strip = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "black")

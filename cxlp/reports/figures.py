@@ -150,29 +150,34 @@ Ends = tuple[float, float] | None
 
 @as_png
 def draw_costs(
-    names: Sequence[str], quality: Sequence[float], ends: Sequence[Ends], seconds: Sequence[float], quality_label: str
+    names: Sequence[str],
+    quality: Sequence[float],
+    ends: Sequence[Ends],
+    costs: Sequence[float],
+    cost_label: str,
+    quality_label: str,
 ) -> Figure:
-    """Draw quality in percent against seconds per image: a point for each system, and an error bar between its ends."""
+    """Draw quality in percent against a cost per image: a point for each system, and an error bar between its ends."""
     figure = Figure((9.0, 6.0))
     axes = figure.add_subplot()
-    milliseconds = [1000 * value for value in seconds]
+    costs = list(costs)
     axes.set_xscale("log")
-    _draw_points(axes, milliseconds, quality, ends)
-    low, high = min(milliseconds), max(milliseconds)
+    _draw_points(axes, costs, quality, ends)
+    low, high = min(costs), max(costs)
     space = max(high / low, 10) ** 0.15  # for names
     axes.set_xlim(low / space, high * space)
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # a few milliseconds may lie within one power of ten
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all may lie within one power of ten
     axes.xaxis.set_minor_formatter("{x:g}")
-    axes.set(xlabel="ms per image (views, network, encoding, classification)", ylabel=quality_label)
+    axes.set(xlabel=cost_label, ylabel=quality_label)
     axes.grid(alpha=0.3)
     figure.draw_without_rendering()  # names are placed by pixels, so the axes must have their places
     figure.set_layout_engine("none")
     bars = [list(end or (y, y)) for y, end in zip(quality, ends, strict=True)]
     textalloc.allocate(
-        axes, milliseconds, list(quality), [label(name, 60) for name in names], x_scatter=milliseconds,
-        y_scatter=list(quality), x_lines=[[x, x] for x in milliseconds], y_lines=list(bars), textsize=8,
+        axes, costs, list(quality), [label(name, 60) for name in names], x_scatter=costs,
+        y_scatter=list(quality), x_lines=[[x, x] for x in costs], y_lines=list(bars), textsize=8,
         linecolor="grey", linewidth=0.6, min_distance=0.015, max_distance=0.6, nbr_candidates=1000,
     )  # fmt: skip
     return figure

@@ -1,4 +1,4 @@
-"""Tables as text, Markdown and CSV."""
+"""Tables formatted as text, Markdown and CSV."""
 
 import csv
 import io
@@ -9,16 +9,16 @@ from typing import Any, TextIO
 
 from cxlp.utils.spelling import as_text, is_part, shown_names
 
-#: Columns of tables that hold names of classes.
+#: Columns of tables that contain names of classes.
 _CLASSES = ("class", "true", "answered", "taken for", "most often taken for")
 
 
 def readable(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Spell classes, and parts of 1, for people in the rows of a test's tables.
+    """Make the rows of a test's tables readable: shorten names of classes, and show fractions in percent.
 
     Args:
         rows: Cells by column.
-        classes: The data set's names of all classes.
+        classes: The names of all classes of the data set.
     """
     spelled = dict(zip(classes, shown_names(classes), strict=True))
     spelled = {f"no {name}": f"no {shown}" for name, shown in spelled.items()} | spelled
@@ -32,12 +32,12 @@ def readable(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> list[
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Compute the standard deviation of a sample, with n - 1; ``None`` for a single value."""
+    """Compute the sample standard deviation (n - 1); ``None`` for a single value."""
     return stdev(values) if len(values) > 1 else None
 
 
 def as_cells(values: Sequence[Sequence[Any]]) -> list[list[str]]:
-    """Write the cells of a table as text; all rounded numbers of a column have as many decimals as one of them needs.
+    """Format the cells of a table as text. All floats of a column have the same number of decimals.
 
     >>> as_cells([["CL", 85.5], ["bilinear", 86.25], ["average", ""]])
     [['CL', '85.50'], ['bilinear', '86.25'], ['average', '']]
@@ -50,29 +50,30 @@ def as_cells(values: Sequence[Sequence[Any]]) -> list[list[str]]:
 
 
 def as_markdown(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
-    """Write a table in Markdown."""
+    """Format a table as Markdown."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *as_cells(values)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def as_csv(heads: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
-    """Write a table as CSV."""
+    """Format a table as CSV."""
     text = io.StringIO()
     csv_writer(text).writerows([heads, *values])
     return text.getvalue()
 
 
 def csv_writer(file: TextIO) -> Any:  # noqa: ANN401 (csv does not export its class)
-    """A ``csv.writer`` that ends lines with a line feed, and quotes carriage returns, too, which readers take for one.
+    """Return a ``csv.writer`` that ends lines with a line feed, and also quotes cells with carriage returns.
 
-    Python before 3.13 quotes only those letters that end a line.
+    Readers treat an unquoted carriage return as the end of a line. Python before 3.13 quotes only characters of the
+    line terminator.
     """
     return csv.writer(_LineFeeds(file), lineterminator="\r\n")
 
 
 @dataclass(frozen=True)
 class _LineFeeds:
-    """Writes rows that end with a carriage return and a line feed without the former."""
+    """Removes the carriage return from the end of each row that is written."""
 
     file: TextIO
 

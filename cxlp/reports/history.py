@@ -1,4 +1,4 @@
-"""A run's logs, read back from its folder."""
+"""The CSV logs of a run, read from its folder."""
 
 import csv
 import shlex
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-#: The stages of a run, in their order; each logs into its own folder.
+#: The stages of a run, in order. Each stage logs into its own folder.
 STAGES = ("frozen", "finetune", "closing", "test")
 
 
 def history(folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Read the CSV logs: for each stage a row per step; a step that was done twice has the later values.
+    """Read the CSV logs: for each stage, one row per step. A repeated step has its latest values.
 
     Args:
         folder: A run's folder.
@@ -26,7 +26,7 @@ def history(folder: Path) -> dict[str, list[dict[str, float]]]:
                 continue
             with log.open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
-                    with suppress(KeyError, TypeError, ValueError):  # what a kill or a full disk has cut
+                    with suppress(KeyError, TypeError, ValueError):  # a row that a kill or a full disk truncated
                         step = int(row.pop("step"))
                         known = {key: float(value) for key, value in row.items() if value != ""}
                         steps.setdefault(step, {}).update(known)
@@ -35,18 +35,18 @@ def history(folder: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def curves(folder: Path, train_images: int) -> dict[str, list[tuple[float, float]]]:
-    """Read metrics by epoch: 0 is before gradient epochs, k after k of them, and steps lie between.
+    """Read metrics as curves over epochs. Epoch 0 is before gradient descent, and steps lie between whole epochs.
 
     Args:
         folder: A run's folder.
-        train_images: Number of images in an epoch, for one that has not come to its end.
+        train_images: Number of images in an epoch, used for an epoch that is not complete.
 
     Returns:
-        Points ``(epoch, value)`` by metric, those of the test left out.
+        Points ``(epoch, value)`` by metric, without the test.
     """
     stages = history(folder)
     tuned, before = stages["finetune"], [row["images_seen"] for row in stages["frozen"] if "images_seen" in row]
-    # Epochs by the images seen so far, which every row of a step has.
+    # Epochs are interpolated from the number of images seen so far, which every row of a step has.
     ends = [(row["images_seen"], row["epoch"]) for row in tuned if {"train/loss_epoch", "images_seen"} <= row.keys()]
     knots = [(max(before, default=0.0), ends[0][1] - 1 if ends else 0.0), *ends]
     knots.append((knots[-1][0] + max(1, train_images), knots[-1][1] + 1))
@@ -63,7 +63,7 @@ def curves(folder: Path, train_images: int) -> dict[str, list[tuple[float, float
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:
-    """Read a metric by epoch, where 0 is the frozen fit: the last value of each epoch; empty if it was not logged.
+    """Read the last value of a metric in each epoch, where 0 is the frozen fit; empty if the metric was not logged.
 
     Args:
         folder: A run's folder.
@@ -74,7 +74,7 @@ def by_epoch(folder: Path, metric: str) -> dict[int, float]:
 
 
 def how_to_look(folder: Path) -> str | None:
-    """Return the command that shows the wandb run of a folder; ``None`` if there is none."""
+    """Return the command that shows the wandb run of a folder; ``None`` without a wandb run."""
     runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
     if runs:
         return f"wandb leet {shlex.quote(str(runs[-1]))}   (upload: wandb sync {shlex.join(map(str, runs))})"

@@ -1,4 +1,4 @@
-"""Outputs that follow a result, each of which may fail without the others."""
+"""Secondary outputs of a run, such as tables and pictures, whose failure does not stop the run."""
 
 import sys
 import traceback
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 class Outputs:
-    """Makes outputs one by one: one that fails is named on stderr, once, and the work goes on.
+    """Writes secondary outputs. A failure is reported on stderr, once per output, and the run continues.
 
     Attributes:
-        failed: Names of the outputs that could not be made.
+        failed: Names of the outputs that could not be written.
 
     Example:
         >>> outputs = Outputs()
@@ -26,17 +26,17 @@ class Outputs:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Make one output inside a ``with``."""
+        """Return a context manager for writing the output ``what``, which catches and reports exceptions."""
         try:
             yield
-        except Exception as error:  # of any kind: it comes from disks, fonts, networks and names
+        except Exception as error:  # any kind: causes include disks, fonts, networks and file names
             if what not in self.failed:
                 self.failed.append(what)
-                print(f"error: {what} could not be made: {_described(error)}", file=sys.stderr)  # noqa: T201
+                print(f"error: {what} could not be written: {_described(error)}", file=sys.stderr)  # noqa: T201
 
 
 def _described(error: Exception) -> str:
-    """Describe an exception in one line; one that is no system's failure, with its type and where it was raised."""
+    """Describe an exception in one line; unless it is an ``OSError``, with its type and where it was raised."""
     said = " ".join(str(error).split())[:300]
     if isinstance(error, OSError) and said:
         return said

@@ -1,4 +1,4 @@
-"""Pictures of explanations: evidence and pooling channels over the image, and what channels look at."""
+"""Pictures of explanations: evidence and pooling channels over an image, and the patches of channels."""
 
 import math
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from cxlp.reports.drawing import as_png, label
 from cxlp.utils.spelling import percent, shown_names
 from cxlp.utils.threads import one_thread
 
-#: Red is evidence for the class, blue against it, as is usual in such maps.
+#: Colour map of evidence: red is for the class, blue against it.
 EVIDENCE = colormaps["RdBu_r"]
-#: Pictures in a row.
+#: Number of channels in a row.
 COLUMNS = 4
 
 Picture = np.ndarray[Any, np.dtype[np.float64]]
-#: A class, and 1: it is there, or -1: it is not.
+#: A class, and 1 if it is present or -1 if it is absent.
 Statement = tuple[int, int]
 
 
@@ -39,21 +39,21 @@ def draw_explanation(
     classes: Sequence[str],
     note: str = "",
 ) -> Figure:
-    """Draw an image, the evidence over it, the score channel by channel, and each channel's activations.
+    """Draw an image, the evidence over it, the cumulative score over channels, and each channel's activations.
 
     Args:
-        image: ``(3, S, S)`` uint8, as the network sees it.
-        proportion: Height by width, to which the square is stretched back.
-        explanation: Its explanation.
-        channels: Pooling channels to show, numbered through all heads.
-        classes: Names.
-        note: A line below.
+        image: ``(3, S, S)`` uint8, the input of the network.
+        proportion: Height divided by width of the original image, to which the square is stretched.
+        explanation: The explanation of the image.
+        channels: Pooling channels to show, counted over all heads.
+        classes: Names of the classes.
+        note: A line of text below the figure.
     """
     picture = image.permute(1, 2, 0).numpy() / 255.0
     rows, height = math.ceil(len(channels) / COLUMNS), 3.0 * min(max(proportion, 0.5), 2.0) + 0.3
     figure = Figure((12.5, 0.7 + (1 + rows) * height))
     figure.suptitle(headline(explanation, classes), fontsize=11)
-    # Two parts, since the colour bar's space would make a gap in each row of channels.
+    # Two subfigures, because the space for the colour bar would leave a gap in each row of channels.
     grid = figure.add_gridspec(2, 1, height_ratios=(1, rows))
     above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     axes = above.subplots(1, 3, width_ratios=(1, 1.25, 1.75))
@@ -63,7 +63,7 @@ def draw_explanation(
     for i, channel in enumerate(channels):
         beside = below.add_subplot(rows, COLUMNS, i + 1)
         share = float(explanation.channels[channel])
-        title = f"{_called(explanation, channel)}: {_share(explanation, share)}"
+        title = f"{_channel_name(explanation, channel)}: {_share(explanation, share)}"
         _show(beside, _spotlight(picture, explanation.activation(channel, len(picture))), proportion, title)
         for spine in beside.spines.values():
             spine.set(visible=True, color=EVIDENCE(0.5 + 0.4 * np.sign(share)), linewidth=2)
@@ -73,17 +73,17 @@ def draw_explanation(
 
 
 def draw_evidence(network: Network, pictures: Tensor, statements: Sequence[Sequence[Statement]]) -> list[list[Tensor]]:
-    """Draw the evidence for statements over pictures in grey; strong evidence has strong colours.
+    """Draw the evidence for statements over grey pictures. The stronger the evidence, the more opaque its colour.
 
-    What speaks against a class speaks for the statement that it is not there.
+    Evidence against a class is evidence for the statement that the class is absent.
 
     Args:
-        network: A fitted network, see :func:`~cxlp.explain.attribution.check_explainable`.
-        pictures: ``(B, 3, T, T)`` uint8, as the network's test sees them.
-        statements: Those about each picture.
+        network: A fitted network that passes :func:`~cxlp.explain.attribution.check_explainable`.
+        pictures: ``(B, 3, T, T)`` uint8, the inputs of the network in the test.
+        statements: The statements about each picture.
 
     Returns:
-        For each picture a drawing per statement: ``(3, T, T)`` uint8.
+        For each picture, a drawing ``(3, T, T)`` uint8 per statement.
     """
     images = resized(pictures.to(network.backbone.mean.device), network.image_size)
     classes = [list(dict.fromkeys(k for k, _ in own)) for own in statements]
@@ -106,7 +106,7 @@ def _coloured(picture: Tensor, explanation: Explanation, sign: int) -> Tensor:
 
 
 def headline(explanation: Explanation, classes: Sequence[str]) -> str:
-    """Describe what is explained, how probable it is, and what its score is made of."""
+    """Describe the explained class, its probability, and its score as the sum of evidence and bias."""
     names = shown_names(classes)
 
     def named(k: int) -> str:
@@ -123,12 +123,12 @@ def draw_patches(rows: Sequence[tuple[str, Sequence[tuple[Tensor, str]]]]) -> Fi
     """Draw patches of images, one row per pooling channel.
 
     Args:
-        rows: For each channel its name and its patches ``(3, s, s)`` uint8, each with a line about it.
+        rows: For each channel, its name and its patches ``(3, s, s)`` uint8, each with a caption.
     """
     columns = max(len(patches) for _, patches in rows)
-    pitch = 1.2  # distance of rows in sides of a patch, with space for the lines of text
+    pitch = 1.2  # distance between rows in sides of a patch, with space for captions
     figure = Figure((1.5 + 1.25 * columns, 0.1 + 1.25 * pitch * len(rows)))
-    axes = figure.add_subplot()  # one for all patches: with one for each, layout takes a minute
+    axes = figure.add_subplot()  # a single one: with one for each patch, the layout takes a minute
     for i, (_, patches) in enumerate(rows):
         for j, (patch, said) in enumerate(patches):
             picture = patch.permute(1, 2, 0).numpy()
@@ -159,7 +159,7 @@ def _draw_map(axes: Axes, picture: Picture, proportion: float, explanation: Expl
         axes,
         (1 - opacity) * grey + opacity * EVIDENCE(norm(evidence))[..., :3],
         proportion,
-        "evidence: red for, blue against it",
+        "evidence: red for the class, blue against it",
     )
     bar = axes.figure.colorbar(ScalarMappable(norm, EVIDENCE), ax=axes, shrink=0.8)
     bar.set_label(f"score per 1/{1 / explanation.cell:.0f} of the image", fontsize=8)
@@ -167,14 +167,14 @@ def _draw_map(axes: Axes, picture: Picture, proportion: float, explanation: Expl
 
 
 def _draw_sum(axes: Axes, explanation: Explanation) -> None:
-    """Draw the score as channels are added to the bias, those of the largest shares first."""
+    """Draw the cumulative sum of the bias and the channels' shares, largest absolute shares first."""
     shares = explanation.channels
     ordered = shares[shares.abs().argsort(descending=True)]
     total = explanation.bias + torch.cat([ordered.new_zeros(1), ordered.cumsum(dim=0)])
     axes.plot(total.numpy(), color="black")
     axes.axhline(0, color="grey", linewidth=0.8)
     half = int((ordered.abs().cumsum(dim=0) < ordered.abs().sum() / 2).sum()) + 1
-    axes.set_title(f"the {half:,} strongest of {len(shares):,} channels hold half of all shares", fontsize=9)
+    axes.set_title(f"the {half:,} strongest of {len(shares):,} channels have half of all shares", fontsize=9)
     axes.plot(len(shares), explanation.score, "o", color="black")
     axes.set_xlabel("channels, strongest first", fontsize=8)
     axes.set_ylabel("score", fontsize=8)
@@ -183,7 +183,7 @@ def _draw_sum(axes: Axes, explanation: Explanation) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _called(explanation: Explanation, channel: int) -> str:
+def _channel_name(explanation: Explanation, channel: int) -> str:
     part, k = explanation.locate(channel)
     return f"channel {k}" if len(explanation.parts) == 1 else f"channel {channel} (head {part + 1}: {k})"
 
@@ -194,7 +194,7 @@ def _share(explanation: Explanation, share: float) -> str:
 
 
 def _spotlight(picture: Picture, activations: Tensor) -> Picture:
-    """Show an image bright where a channel responds, relative to its largest magnitude, and dark grey elsewhere."""
+    """Return the image, bright where a channel's magnitude is near its maximum, and dark grey elsewhere."""
     values = activations.abs()
     light = (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).numpy()[..., None]
     lit: Picture = light * picture + (1 - light) * 0.35 * picture.mean(axis=2, keepdims=True)

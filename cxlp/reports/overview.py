@@ -1,4 +1,4 @@
-"""One page of several runs: what came out, how they differ, their curves, and class by class."""
+"""The HTML page that compares several runs: metrics, differences of configs, validation curves, and classes."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from cxlp.reports.page import ROWS, render
 from cxlp.utils.files import write_whole
 from cxlp.utils.spelling import as_text, interval_as_text, is_part, shown_names
 
-#: Most classes that are listed one by one.
+#: Maximum number of classes in the table.
 CLASSES = 1000
 
 
@@ -22,10 +22,10 @@ class Shown(NamedTuple):
     """A run on the page.
 
     Attributes:
-        name: Its name.
-        folder: Its folder.
-        facts: What tells it from others, by column.
-        found: Its ``metrics.json``.
+        name: The run's name.
+        folder: The run's folder.
+        facts: The cells of the first table, by column.
+        found: The content of ``metrics.json``.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Shown(NamedTuple):
     found: dict[str, Any]
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """A metric by epoch."""
+        """Return a metric as points ``(epoch, value)``."""
         return [(float(epoch), value) for epoch, value in by_epoch(self.folder, metric).items()]
 
     @property
     def tested(self) -> Path:
-        """The folder that has the test's files: for a refit, that of its second run."""
+        """The folder of the test's files, which is ``refit/`` for a run with a refit."""
         return self.folder / "refit" if (self.folder / "refit" / "metrics.json").is_file() else self.folder
 
 
@@ -53,11 +53,11 @@ def write_overview(
     """Write the page.
 
     Args:
-        path: The file.
-        runs: One or more.
-        differing: Keys of the configs that differ, with a value for each run.
+        path: The output file.
+        runs: At least one run.
+        differing: The keys whose values differ among the configs, with a value for each run.
         paired: Rows of a table of paired tests.
-        note: What to say below it.
+        note: The note below that table.
     """
     write_whole(path, build_overview(path, runs, differing, paired, note))
 
@@ -69,7 +69,7 @@ def build_overview(
     paired: Sequence[dict[str, str]],
     note: str,
 ) -> str:
-    """Build the page, see :func:`write_overview`; links to reports are relative to the file."""
+    """Return the page of :func:`write_overview`; links to reports are relative to its path."""
     metrics = dict.fromkeys(name for run in runs for name in run.found.get("metrics", {}))
     names = [run.name for run in runs]
     return render(
@@ -97,7 +97,7 @@ def build_overview(
 
 
 def _bars(runs: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Intervals of the tested metric, in percent from the left, on one scale for all."""
+    """Compute the bars of the intervals: positions in percent from the left, on a common scale."""
     found = []
     for run in runs:
         for name in ("test/accuracy", "test/mAP"):
@@ -129,7 +129,7 @@ def _seconds(run: Shown, phase: str) -> str:
 
 
 def _per_class(runs: Sequence[Shown]) -> list[dict[str, str]]:
-    """Accuracy or average precision by class, a column for each run that tells it."""
+    """Return a row for each class, with a column of accuracy or average precision for each run."""
     rows: dict[str, dict[str, str]] = {}
     for run in runs:
         file = run.tested / "per_class.csv"
@@ -143,5 +143,5 @@ def _per_class(runs: Sequence[Shown]) -> list[dict[str, str]]:
 
 
 def _link(report: Path, page: Path) -> str:
-    """A report's address as seen from the page; empty: there is none."""
+    """Return a report's address relative to the page; empty if there is no report."""
     return Path(os.path.relpath(report, page.absolute().parent)).as_posix() if report.is_file() else ""

@@ -1,4 +1,4 @@
-"""The report page, built from the files in a run's folder."""
+"""The HTML report of a run, built from the files in the run's folder."""
 
 import base64
 import csv
@@ -21,14 +21,14 @@ from cxlp.reports.history import curves, how_to_look
 from cxlp.utils.files import write_whole
 from cxlp.utils.spelling import as_text, interval_as_text, number, shown_names
 
-#: Keys of the config that are shown for every run, and for one with gradient epochs.
+#: Keys of the config that are shown for every run; ``GRADIENT_KEYS`` are shown for runs with gradient descent.
 KEYS = (
     "model.backbone.name", "model.backbone.layers", "model.backbone.weights", "model.test_views.kind", "model.frozen.c",
     "data.init_args.root", "data.init_args.batch_size", "data.init_args.validation", "trainer.max_epochs",
     "trainer.precision", "seed_everything",
 )  # fmt: skip
 GRADIENT_KEYS = ("model.start", "model.closing_fit", "model.optimizer.name", "model.optimizer.backbone_lr")
-#: Most curves of precision over recall, most rows of a table, most bytes of a picture that is put into the page.
+#: Maximum numbers of precision-recall curves, of rows of a table, and of bytes of a picture embedded in the page.
 CURVES, ROWS, PICTURE = 40, 1000, 1_000_000
 _JINJA = Environment(
     loader=PackageLoader(str(__package__), ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -36,7 +36,7 @@ _JINJA = Environment(
 
 
 def _is_numeric(rows: Iterable[Mapping[str, str]], column: str) -> bool:
-    """Whether a column of a table holds numbers, perhaps with a unit, and nothing else; empty cells do not count."""
+    """Return whether a column contains only numbers, percentages and intervals of them, apart from empty cells."""
     cells = [str(row[column]) for row in rows if row[column] not in ("", None)]
     return bool(cells) and all(re.match(r"<?[-+]?[\d.,]+(e[-+]?\d+)?%?( to [-+]?[\d.]+%?)?$", cell) for cell in cells)
 
@@ -45,20 +45,20 @@ _JINJA.filters["is_numeric"] = _is_numeric
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill one of this folder's templates."""
+    """Render one of the templates in this folder."""
     return _JINJA.get_template(template).render(**values)
 
 
 def write_report(folder: Path) -> None:
-    """Write ``report.html`` into a run's folder, see :func:`build_page`."""
+    """Write ``report.html``, the result of :func:`build_page`, into a run's folder."""
     write_whole(folder / "report.html", build_page(folder))
 
 
 def build_page(folder: Path) -> str:
-    """Build the page of a finished run, leaving out whatever files are not there.
+    """Return the report of a finished run. Sections whose files are missing are left out.
 
     Args:
-        folder: A run's folder, with ``metrics.json``.
+        folder: A run's folder, which must contain ``metrics.json``.
     """
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     origin = json.loads(_text(folder / "provenance.json") or "{}")
@@ -129,7 +129,7 @@ def build_page(folder: Path) -> str:
 
 
 def _curves(folder: Path, train_images: int, tested: float | None) -> list[Chart | None]:
-    """Draw the logs of fine-tuning; a run that only fitted a frozen network has no curves."""
+    """Draw the curves of fine-tuning; a run without gradient descent has none."""
     series = curves(folder, train_images)
     if not any(key.startswith("train/loss") for key in series):
         return []
@@ -144,7 +144,7 @@ def _curves(folder: Path, train_images: int, tested: float | None) -> list[Chart
         "training, mean of the epoch": series.get("train/loss_epoch", []),
         "validation": quality.pop("loss", []),
     }
-    # A part's weights and biases share one rate.
+    # The weights and the biases of a part have the same learning rate.
     rates = {k.partition("/")[2]: points for k, points in chosen("lr-").items() if not k.endswith("/no decay")}
     chart = partial(line_chart, x_label="epoch", tested=tested)
     return [
@@ -157,7 +157,7 @@ def _curves(folder: Path, train_images: int, tested: float | None) -> list[Chart
 
 
 def _precisions(folder: Path, spelled: Mapping[str, str]) -> list[Chart | None]:
-    """Draw the curves of the first classes, which have the lowest average precision."""
+    """Draw the precision-recall curves of the first classes, which have the lowest average precision."""
     rows = {row.pop("class"): row for row in _records(folder / "precision_recall.csv")}
     lines = {name: [(float(r), float(p)) for r, p in rows[name].items()] for name in spelled if name in rows}
     return [
@@ -167,7 +167,7 @@ def _precisions(folder: Path, spelled: Mapping[str, str]) -> list[Chart | None]:
 
 
 def _picture(folder: Path, name: str) -> str:
-    """Return a picture as a data URL, its name if it is too large for that, or "" if there is none."""
+    """Return a picture as a data URL, as its file name if it is too large, or as "" if it is missing."""
     path = folder / name
     if not path.is_file():
         return ""
@@ -177,7 +177,7 @@ def _picture(folder: Path, name: str) -> str:
 
 
 def _drawing(folder: Path, name: str) -> tuple[str, int]:
-    """A drawing's source, see :func:`_picture`, and its width in pixels."""
+    """Return a drawing's source from :func:`_picture`, and its width in pixels."""
     source = _picture(folder, name)
     if not source:
         return "", 0
@@ -194,5 +194,5 @@ def _text(path: Path) -> str:
 
 
 def _at(config: Any, key: str) -> Any:  # noqa: ANN401 (a config's part)
-    """Return a value by its dotted key; ``None`` if there is none."""
+    """Return the value of a dotted key; ``None`` if it is missing."""
     return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), config)

@@ -1,4 +1,4 @@
-"""A test's answers image by image: collected over all ranks, and written as ``predictions.csv`` and ``scores.npz``."""
+"""The predictions of a test, collected over all ranks and written to ``predictions.csv`` and ``scores.npz``."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from cxlp.reports.outputs import Outputs
 from cxlp.utils.distributed import all_sum
 from cxlp.utils.files import aside
 
-#: Of how many images answers are kept: of all, of none, or of so many, evenly spread over the split.
+#: The images whose predictions are kept: all, none, or this number of images, evenly spaced in the split.
 Kept = int | Literal["all", "none"]
-#: How many classes of an image ``predictions.csv`` names.
+#: Number of classes per image in ``predictions.csv``.
 TOP = 5
-#: Rows that are ranked at a time.
+#: Number of rows that are sorted at a time.
 _ROWS = 1000
 
 
 def spread(images: int, kept: Kept) -> Tensor:
-    """Positions ``(m,)`` of the images that are kept, of so many; evenly spread, since lists are sorted by class."""
+    """Return the indices ``(m,)`` of the images to keep, evenly spaced because splits are sorted by class."""
     count = {"all": images, "none": 0}[kept] if isinstance(kept, str) else min(kept, images)
     return torch.arange(count) * images // max(1, count)
 
@@ -37,7 +37,7 @@ class Scores:
     Args:
         images: Number of images in the split.
         classes: Number of classes K.
-        positions: Positions ``(m,)`` of the images whose scores are kept.
+        positions: Indices ``(m,)`` in the split of the images whose scores are kept.
 
     Attributes:
         scores: ``(m, K)`` float32.
@@ -50,27 +50,27 @@ class Scores:
         self._rows[positions] = torch.arange(len(positions))
 
     def update(self, scores: Tensor, positions: Tensor) -> None:
-        """Take in a batch: scores ``(B, K)`` of the images at ``positions`` ``(B,)``, each once over all ranks."""
+        """Add a batch: scores ``(B, K)`` of the images with indices ``(B,)``. Each image must be on one rank only."""
         if not len(self.positions):
             return
         rows = self._rows[positions.cpu()]
         self.scores[rows[rows >= 0]] = scores.detach().cpu().float()[rows >= 0]
 
     def gather(self) -> Tensor:
-        """Return the scores of all ranks, which call this together; each has zeros where another one has scored."""
+        """Return the scores of all ranks, summed: each has zeros for the others' images. All ranks must call this."""
         return all_sum(self.scores)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of the images of a split.
+    """The predictions of a network for the images of a split.
 
     Attributes:
         data: The split.
-        root: Folder of the data set; files below it are named by their path there.
-        scores: ``(m, K)``, logits; see :class:`Scores`.
-        positions: ``(m,)``, the images that these are of.
-        kept: Of which of them files are written.
+        root: The root of the data set; images below it are named by their relative paths.
+        scores: Logits ``(m, K)``; see :class:`Scores`.
+        positions: Indices ``(m,)`` in the split of the images of ``scores``.
+        kept: The images whose predictions are written to files.
     """
 
     data: ImageDataset
@@ -81,16 +81,16 @@ class Predictions:
 
     @property
     def labels(self) -> Tensor:
-        """Labels of the images: ``(m,)``, or ``(m, K)`` of 1, -1, 0."""
+        """Labels of the images: ``(m,)`` class indices, or ``(m, K)`` of 1, -1 or 0."""
         return torch.tensor([self.data.samples[i].label for i in self.positions.tolist()])
 
     def write(self, folder: Path, outputs: Outputs) -> None:
         """Write ``predictions.csv`` and ``scores.npz``, and delete those of an earlier test.
 
         The table has a row per image: ``path``, ``true``, ``right`` (1 or 0), and the most probable classes with their
-        softmax. With several labels per image, ``true`` has the classes that are present and ``unspecified`` those that
-        are not known, both as a JSON list, and each class has its own sigmoid. The other file has ``scores``
-        ``(m, K)`` float32, ``labels``, ``paths``, ``classes``, and ``index``, the images' positions in the split.
+        softmax probabilities. With several labels per image, ``true`` lists the present classes and ``unspecified`` the
+        unspecified ones, both as JSON, and probabilities are sigmoids. ``scores.npz`` has ``scores`` ``(m, K)``
+        float32, ``labels``, ``paths``, ``classes``, and ``index``, the images' indices in the split.
         """
         for name, write in {"predictions.csv": self._write_table, "scores.npz": self._write_scores}.items():
             (folder / name).unlink(missing_ok=True)
@@ -100,7 +100,7 @@ class Predictions:
                 write(partial)
 
     def _chosen(self) -> Tensor:
-        """Rows of :attr:`scores` that are written."""
+        """Return the rows of :attr:`scores` that are written."""
         rows = torch.full((len(self.data),), -1)
         rows[self.positions] = torch.arange(len(self.positions))
         return rows[spread(len(self.data), self.kept)]
@@ -118,7 +118,7 @@ class Predictions:
 
     def _records(self, rows: Tensor, top: int, several: bool) -> Iterator[list[Any]]:
         names, scores = self.data.classes, self.scores[rows]
-        # Ties in the order of the classes.
+        # A stable sort keeps ties in the order of the classes.
         best = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
         found = (scores.sigmoid() if several else scores.softmax(dim=1)).gather(1, best)
         for position, ranked, values in zip(self.positions[rows].tolist(), best.tolist(), found.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The files of a test: tables and pictures, class by class, and the images to look at."""
+"""The result of a test, and its files: tables, pictures and example images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,19 +27,19 @@ Table = tuple[list[str], list[list[Any]]]
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a test has found.
+    """The result of a test.
 
     Attributes:
-        network: The network that was tested.
+        network: The tested network.
         data: The test split.
-        found: Counts ``(true, predicted)`` on the CPU. With several labels per image: average precisions ``(K,)`` by
-            name, and ``curves`` of precision at 101 recalls ``(K, 101)``.
-        mistakes: See :class:`~cxlp.reports.examples.Examples`.
-        right: See :class:`~cxlp.reports.examples.Examples`.
-        predictions: Image by image; with several labels, of all images.
+        found: The confusion matrix ``(true, predicted)`` of counts on the CPU. With several labels per image: average
+            precisions ``(K,)`` by name, and ``curves`` of precision at 101 recalls ``(K, 101)``.
+        mistakes: Mistakes from :class:`~cxlp.reports.examples.Examples`.
+        right: Right predictions from :class:`~cxlp.reports.examples.Examples`.
+        predictions: The predictions for images; with several labels per image, for all images.
     """
 
-    __test__ = False  # no test case of pytest's
+    __test__ = False  # pytest must not collect this class
 
     network: Network
     data: ImageDataset
@@ -49,7 +49,7 @@ class TestResult:
     predictions: Predictions
 
     def intervals(self) -> dict[str, Interval]:
-        """Find intervals of 95 % confidence, by the names of the metrics."""
+        """Compute 95 % confidence intervals by the names of the metrics."""
         if not self.network.multi_label:
             found = accuracy_intervals(self.found)
         else:
@@ -58,7 +58,7 @@ class TestResult:
         return {f"test/{name}": interval for name, interval in found.items()}
 
     def write(self, folder: Path, outputs: Outputs) -> dict[str, Table]:
-        """Write the tables first, then the pictures; what cannot be made is missing, also if an earlier test made it.
+        """Write the tables, then the pictures. Files of an earlier test are deleted, even if writing new ones fails.
 
         Files: ``predictions.csv`` and ``scores.npz``, see :class:`~cxlp.reports.predictions.Predictions`;
         ``per_class.csv``; with one label per image ``confusions.csv`` and ``confusion_matrix.png``, with several
@@ -66,7 +66,7 @@ class TestResult:
 
         Args:
             folder: The run's folder.
-            outputs: Gets the names of those that fail.
+            outputs: Records the files that could not be written.
 
         Returns:
             The tables, by name.
@@ -101,10 +101,10 @@ class TestResult:
         return {**tables, "examples": lambda: example_table(self.data, self.mistakes, self.right)}
 
     def _precisions(self) -> Table:
-        # The un-interpolated one comes last: it is drawn.
+        # The un-interpolated average precision comes last, because the last column is drawn.
         names = sorted(self.found.keys() - {"curves"}, key=lambda name: (name == "AP", name))
         labels = torch.tensor([sample.label for sample in self.data.samples])
-        # torchmetrics makes a scalar of a single class's value.
+        # For a single class, torchmetrics returns a scalar.
         values = {name: self.found[name].reshape(-1) for name in names}
         return precision_table(values, labels, self.network.classes)
 

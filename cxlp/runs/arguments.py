@@ -44,7 +44,9 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401 (any value)
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each ``--config NAME`` by the path of that file, here or in ``configs/``, and put the configs first.
+    """Replace each ``--config NAME`` by the path of its file, and put the configs first.
+
+    Files are looked up in the working directory, then in ``configs/``.
 
     ``--data NAME``, the name of a class or of a data set such as ``torchvision``, is put after the configs. If no
     config describes the data, it is put before them, so that overlays apply to it. ``--model FineTune`` and
@@ -56,7 +58,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     if not args or not args[0].startswith("-"):
         what = f"{args[0]!r} is not an option" if args else "there is nothing to run"
         raise CxlpError(f"{what}: name a config, {train_program()} --config {args[0] if args else 'demo.yaml'}")
-    found = _spelt_out(args)
+    found = _expand_modes(args)
     for i, arg in enumerate(found):
         if arg in ("--config", "-c") and i + 1 < len(found):
             found[i + 1] = str(_config_path(found[i + 1]))
@@ -84,7 +86,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     return configs + data + others if described else data + configs + others
 
 
-def _spelt_out(args: Sequence[str]) -> list[str]:
+def _expand_modes(args: Sequence[str]) -> list[str]:
     """Replace the name of a mode by the arguments of that mode."""
     found: list[str] = []
     for arg in args:
@@ -106,7 +108,7 @@ def given_configs(args: Sequence[str]) -> list[Path]:
     return [_config_path(name) for name in [*names, *(a[9:] for a in args if a.startswith("--config="))]]
 
 
-def part_heads(args: Sequence[str]) -> list[str]:
+def separate_head_lists(args: Sequence[str]) -> list[str]:
     """Prevent a list of heads from inheriting the options of a single head that was given before it.
 
     The parser copies a single head's options to each member of a following list, but copies nothing from an earlier

@@ -1,4 +1,4 @@
-"""Callbacks of a run: checkpoints and their metadata, random seeds, and training metrics besides the loss."""
+"""Callbacks of a run: checkpoints, their metadata, random seeds, and training metrics."""
 
 import os
 import time
@@ -23,7 +23,9 @@ from cxlp.utils.files import copy_whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file in the same folder and renames it, so that a kill keeps the earlier one.
+    """Writes checkpoints atomically: a kill while writing keeps the earlier checkpoint.
+
+    A checkpoint is written to a temporary file in the same folder, which is then renamed.
 
     Lightning writes to the system's temporary folder and moves the file. If the run's folder is on another disk, as it
     often is, the move is a copy, and the earlier checkpoint is lost before the new one is complete.
@@ -55,7 +57,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
-    """Build the callbacks that save ``last.ckpt`` and, if there is a validation metric, ``finetuned.ckpt``.
+    """Build the callbacks that save ``last.ckpt`` and, given a metric, ``finetuned.ckpt``.
 
     There are two callbacks because Lightning's ``save_last`` writes only when the best checkpoint changes, and because
     ``last.ckpt`` must be written at the end of an epoch even if validation runs within epochs: a run can be resumed
@@ -75,7 +77,10 @@ def checkpoints(folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves ``last.ckpt``; a separate class, since Lightning cannot save the state of two callbacks with equal keys."""
+    """Saves ``last.ckpt``.
+
+    A separate class, since Lightning cannot save the state of two callbacks with equal keys.
+    """
 
 
 class MovedCheckpoints(Callback):
@@ -93,12 +98,12 @@ class MovedCheckpoints(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and state and state.get("dirpath"):
                 old, new = Path(state["dirpath"]), Path(callback.dirpath)
                 if old != new:
-                    _bring_best(callback.state_key, state, old, new, copies=trainer.is_global_zero)
-                    state |= _moved(state, old, new)
+                    _copy_best(callback.state_key, state, old, new, copies=trainer.is_global_zero)
+                    state |= _with_moved_paths(state, old, new)
 
 
-def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: bool) -> None:
-    """Copy the best checkpoint if it exists only at its old path, unless another run has overwritten it there."""
+def _copy_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: bool) -> None:
+    """Copy the best checkpoint if it exists only at its old path and no other run has overwritten it."""
     best, score = Path(state["best_model_path"]), state["best_model_score"]
     there = new / os.path.relpath(best, old)
     if not state["best_model_path"] or score is None or there.is_file():
@@ -113,8 +118,8 @@ def _bring_best(key: str, state: dict[str, Any], old: Path, new: Path, copies: b
         copy_whole(best, there)
 
 
-def _moved(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
-    """The state of a ``ModelCheckpoint`` with its paths moved from ``old`` to ``new``; missing files are left out."""
+def _with_moved_paths(state: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
+    """Replace ``old`` by ``new`` in the state of a ``ModelCheckpoint``, and leave out missing files."""
 
     def place(path: str) -> str:
         there = new / os.path.relpath(path, old) if path else Path()
@@ -143,7 +148,7 @@ class EpochSeed(Callback):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
-class StopWhereItStopped(Callback):
+class RestoreEarlyStop(Callback):
     """Ends a resumed stage immediately if early stopping had already ended it."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -175,7 +180,7 @@ class Progress(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Signal that all processes are connected, and lower the logging interval to at most the steps of an epoch."""
+        """Signal that all processes are connected, and log at least once per epoch."""
         if self.have_met is not None:
             self.have_met.set()
         steps = max(1, trainer.num_training_batches // trainer.accumulate_grad_batches)
@@ -211,7 +216,10 @@ class Progress(Callback):
         batch: Any,  # noqa: ANN401 (Lightning's type)
         batch_idx: int,
     ) -> None:
-        """Count images; after the last batch of a frozen pass this runs before the fit, which is timed separately."""
+        """Count images, and log the speed.
+
+        After the last batch of a frozen pass, this hook runs before the fit, which is timed separately.
+        """
         read = read_batch(batch)
         count = len(read.labels) * trainer.world_size
         self.images += count
@@ -223,7 +231,7 @@ class Progress(Callback):
         before, self._step = self._step, batch_idx + 1 if isinstance(pl_module, Frozen) else trainer.global_step
         due = every and self._step > before and self._step % every == 0
         if due or (every and trainer.should_stop):  # logging a number copies it to the GPU and waits for the copy
-            self._tell(trainer, pl_module)
+            self._log_position(trainer, pl_module)
             now = time.perf_counter()
             images, then = self._last
             pl_module.log("train/images_per_second", (self.images - images) / (now - then), rank_zero_only=True)
@@ -231,23 +239,25 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log epoch and image count with the epoch's means."""
-        self._tell(trainer, pl_module)
+        self._log_position(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log epoch and image count with the validation metrics."""
-        self._tell(trainer, pl_module)
+        self._log_position(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch of the tested weights with the test metrics."""
-        self._tell(trainer, pl_module)
+        self._log_position(trainer, pl_module)
 
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log_position(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pl_module.log("images_seen", float(self.images), rank_zero_only=True)
         pl_module.log("epoch", float(self.first_epoch + trainer.current_epoch), rank_zero_only=True)
 
 
 class Record(Callback):
-    """Adds metadata to each checkpoint, as plain values: ``cxlp_run`` on the run, and ``image`` for prediction.
+    """Adds metadata to checkpoints: ``cxlp_run`` on the run, and ``image`` for prediction.
+
+    All values have plain types.
 
     Args:
         facts: Returns the metadata of the run.

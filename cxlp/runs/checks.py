@@ -15,13 +15,13 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 WANDB_MODES = ("online", "offline", "disabled", "dryrun", "off")
 
 #: Options of the Trainer that could omit some held-out or test images, with the values that omit none.
-WHOLE: dict[str, tuple[object, ...]] = {
+ALL_IMAGES: dict[str, tuple[object, ...]] = {
     "fast_dev_run": (None, False, 0), "barebones": (None, False), "overfit_batches": (None, 0.0),
     "limit_val_batches": (None, 1.0), "limit_test_batches": (None, 1.0),
 }  # fmt: skip
 
 #: Options that the Trainer does not check, with the smallest valid values.
-LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
+MINIMA = {"gradient_clip_val": 0, "log_every_n_steps": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
 
 
 def check_trainer(config: Namespace, model: ModelConfig) -> None:
@@ -36,8 +36,8 @@ def check_trainer(config: Namespace, model: ModelConfig) -> None:
     """
     trainer, refit = config["trainer"], config["run"]["refit"]
     if trainer["default_root_dir"] is not None:
-        raise CxlpError("trainer.default_root_dir: a run's folder is made in run.root; set --run.root")
-    for key, whole in WHOLE.items():
+        raise CxlpError("trainer.default_root_dir has no effect, since runs are stored in run.root: give --run.root")
+    for key, whole in ALL_IMAGES.items():
         # 1.0 means all batches, 1 means one batch
         if trainer[key] not in whole or (trainer[key] == 1 and isinstance(trainer[key], int)):
             raise CxlpError(
@@ -50,7 +50,7 @@ def check_trainer(config: Namespace, model: ModelConfig) -> None:
         )
     check_name(model.backbone.name)  # before data are downloaded
     check_gradient_options(config, build_parser().get_defaults())
-    for key, least in LEAST.items():
+    for key, least in MINIMA.items():
         if trainer[key] is not None and trainer[key] < least:
             raise CxlpError(f"trainer.{key} is {trainer[key]}: it must be {least} or more")
     mode = os.environ.get("WANDB_MODE", "online")

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cxlp.data import import_data_modules
 from cxlp.data.datamodule import ImageDataModule
-from cxlp.runs.arguments import CLASSES, HEAD, TRAINER, find_configs, part_heads
+from cxlp.runs.arguments import CLASSES, HEAD, TRAINER, find_configs, separate_head_lists
 from cxlp.runs.config_errors import check_group, explain, explain_instance, refuse_infinite, refuse_nulls
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.recipe import ModelConfig
@@ -25,7 +25,7 @@ from cxlp.utils.program import train_program
 
 @cache
 def build_parser() -> ArgumentParser:
-    """Build the parser of all keys: the groups ``model``, ``data``, ``trainer``, ``run``, and a few single keys."""
+    """Build the parser of all keys: ``model``, ``data``, ``trainer``, ``run``, and a few single keys."""
     import_data_modules()  # makes their short names known
     parser = ArgumentParser(
         prog=train_program(),
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     quiet()
     parser = build_parser()
     try:
-        config: Namespace = parser.parse_args(part_heads(find_configs(arguments)))
+        config: Namespace = parser.parse_args(separate_head_lists(find_configs(arguments)))
     except CxlpError:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml raise different classes
@@ -121,7 +121,7 @@ def model_of(config: Namespace) -> ModelConfig:
 
 
 #: Warnings that a user of a run cannot act on, by the start of their messages, and the reason to ignore each.
-_NO_NEWS = {
+_IGNORED_WARNINGS = {
     r"`isinstance\(treespec, LeafSpec\)` is deprecated": "Lightning's own code makes this call",
     r".*does not have many workers": "the number of workers follows the number of cores, or the user sets it",
     r"The number of training batches .* is smaller than the logging interval": "each epoch's end is logged as well",
@@ -140,5 +140,5 @@ def quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # omits tips, devices and seeds; the run prints what matters
-    for message in _NO_NEWS:
+    for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)

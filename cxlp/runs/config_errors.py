@@ -94,7 +94,7 @@ def no_class(key: str, wrong: str, valid: Sequence[str], why: str = "") -> str:
 
 
 def unknown_option(key: str, path: str, name: str, valid: Sequence[str]) -> str:
-    """Return a message that a class has no such option, with the classes that have it or the nearest option.
+    """Return a message that a class lacks an option, with classes that have it or the nearest option.
 
     Args:
         key: The key whose value is the class, such as ``data``.
@@ -288,7 +288,7 @@ def _keys(defaults: Namespace) -> list[str]:
 
 
 def explain_instance(error: Exception) -> str | None:
-    """Return one line about the value that a class rejected; ``None`` if the parser's message has no such line."""
+    """Return one line about the value that a class rejected; ``None`` if the message has none."""
     text = str(error)
     found = re.search(r"\nErrors:\n\s*- (.+)", text)
     given = re.search(r"\nGiven value: (.+)", text)

@@ -57,11 +57,11 @@ def find_done(
     """
     run, stage = saved["cxlp_run"], stage_of(saved)
     if is_new:
-        path, done = f"checkpoints/{_LAST[stage]}.ckpt", _bring_stages(folder, resumed, saved)
+        path, done = f"checkpoints/{_LAST[stage]}.ckpt", _copy_stages(folder, resumed, saved)
     else:
         state = folder / STAGES
         found = json.loads(state.read_text()) if state.is_file() else {}
-        path, done = place(folder, resumed), {k: Done(**v) for k, v in found.items() if v["checkpoint"]}
+        path, done = path_in_run(folder, resumed), {k: Done(**v) for k, v in found.items() if v["checkpoint"]}
     if stage != "frozen" and fits_first:
         done.setdefault("frozen", Done(path, path, 0, 1, {}, run["precision"]))
     if stage == "closing":
@@ -75,7 +75,7 @@ def find_done(
     return {name: done[name] for name in ("frozen", "finetune", "closing") if name in done}
 
 
-def _bring_stages(folder: Path, resumed: Path, saved: Mapping[str, Any]) -> dict[str, Done]:
+def _copy_stages(folder: Path, resumed: Path, saved: Mapping[str, Any]) -> dict[str, Done]:
     """Copy a checkpoint from another folder, and the checkpoints of the stages before it."""
     copies = launched_rank() == 0
     if copies:
@@ -95,8 +95,8 @@ def _bring_stages(folder: Path, resumed: Path, saved: Mapping[str, Any]) -> dict
     return done
 
 
-def place(folder: Path, path: str | Path) -> str:
-    """The path of a file, relative to the run's folder if the file is inside it, since that folder may be moved."""
+def path_in_run(folder: Path, path: str | Path) -> str:
+    """The path of a file, relative to the run's folder if inside it, since the folder may be moved."""
     real, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     return str(real.relative_to(own) if real.is_relative_to(own) else real)
 

@@ -48,7 +48,7 @@ def check_early(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         CxlpError: If an argument is invalid; describes the first problem.
     """
-    given = _Given()
+    given = _GivenOptions()
     for name, value in _options(find_configs(arguments)):
         if name in ("config", "c") and value is not None:
             content = load_yaml(Path(value).read_text(encoding="utf-8-sig"))
@@ -69,7 +69,7 @@ def known_options(arguments: Sequence[str]) -> Options:
     Args:
         arguments: Arguments of ``train.py``; invalid ones are ignored.
     """
-    given = _Given()
+    given = _GivenOptions()
     with suppress(CxlpError):
         for path in given_configs(arguments):
             for key, part in read_yaml(str(path)).items():
@@ -125,7 +125,7 @@ def _first_leaf(key: str, value: Any) -> str:  # noqa: ANN401 (any value of a fi
     return key
 
 
-class _Given:
+class _GivenOptions:
     """The keys and classes that were given so far, and the options that are valid next."""
 
     def __init__(self) -> None:

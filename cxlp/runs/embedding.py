@@ -1,4 +1,4 @@
-"""Feature vectors of images, from the network of a run or of a config, whose heads are fitted without labels."""
+"""Feature vectors of images, with the network of a run, or of a config and without labels."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,9 @@ def from_config(arguments: Sequence[str], device: str, precision: Precision) -> 
 
 @dataclass
 class Embedding:
-    """Feature vectors of image files, streamed to disk: memory holds one batch and the principal components.
+    """Feature vectors of image files, streamed to disk.
+
+    Memory holds one batch and the principal components.
 
     Args:
         model: Computes the features.
@@ -93,7 +95,7 @@ class Embedding:
                     raise self._none_read() from error
                 if not self.errors:
                     raise
-                broken = f"{len(self.errors)} of {len(places)} files cannot be read, such as"
+                broken = f"{len(self.errors)} of {len(places)} files cannot be read; the first error:"
                 raise CxlpError(f"{error}; {broken} {next(iter(self.errors.values()))}") from error
 
     def embed(self, dim: int | None = None) -> None:
@@ -123,7 +125,7 @@ class Embedding:
 
     def _none_read(self) -> CxlpError:
         return CxlpError(
-            f"none of {len(self.paths)} files can be read, such as {next(iter(self.errors.values()), 'none')}"
+            f"none of {len(self.paths)} files can be read; the first error: {next(iter(self.errors.values()), 'none')}"
         )
 
     def _reduce(self, places: Sequence[int], dim: int) -> None:
@@ -151,7 +153,7 @@ class Embedding:
             file.unlink()
 
     def _read(self, places: Sequence[int], transform: Transform, what: str) -> Iterator[tuple[list[int], Tensor]]:
-        """Read files by their indices; yield the indices of the readable files of each batch, and their images."""
+        """Read files by index; yield the indices and the images of the readable files of each batch."""
         paths, begin = [self.paths[place] for place in places], 0
         with bar(what, len(paths), hidden=not self.progress) as shown:
             for found, pictures in read_batches(paths, transform, self.batch_size, self.workers):

@@ -1,4 +1,4 @@
-"""Handling of failed and interrupted runs: the message to the user, and the end of the other processes."""
+"""Handling of failed and interrupted runs: message to the user, and end of the other processes."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ _PEER_GONE = (
 
 @dataclass
 class Begun:
-    """The run or series of runs in progress, its start time, and whether this process prints how to resume it."""
+    """The run or series in progress, its start time, and whether this process prints how to resume it."""
 
     start: float = field(default_factory=time.perf_counter)
 
@@ -33,7 +33,7 @@ class Begun:
 
 def mendable(error: BaseException | None) -> str | None:
     """The message to the user for an error that they can correct; ``None`` for any other error."""
-    while error is not None:  # the parser wraps what constructors raise
+    while error is not None:  # the parser wraps exceptions of constructors
         if isinstance(error, CxlpError):
             # An error of a DataLoader's worker contains the worker's traceback: keep the message only.
             return str(error).rpartition("CxlpError: ")[2].strip()

@@ -92,7 +92,7 @@ class TestRecorder(Callback):
 
 
 def read_predictions(file: Path, most: int) -> tuple[list[str], list[list[Any]]]:
-    """Read the header and ``most`` evenly spaced rows of ``predictions.csv``, whose rows are sorted by class."""
+    """Read the header and ``most`` evenly spaced rows of ``predictions.csv``, sorted by class."""
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
         count = sum(1 for _ in csv.reader(opened)) - 1
         opened.seek(0)
@@ -147,13 +147,13 @@ def wandb_panels(folder: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
             if row["kind"] == kind and (folder / "examples" / row["picture"]).is_file()
         }
         if captions:
-            shown = zip(of_one_size(captions), captions.values(), strict=True)
+            shown = zip(pad_to_common_size(captions), captions.values(), strict=True)
             panels[key] = [wandb.Image(picture, caption=caption, file_type="jpg") for picture, caption in shown]
     return panels
 
 
-def of_one_size(files: Iterable[Path]) -> list[Image.Image]:
-    """Read images and pad them with white to a common size, since a wandb panel shows all images in one size."""
+def pad_to_common_size(files: Iterable[Path]) -> list[Image.Image]:
+    """Read images and pad them with white to a common size, as wandb's panels need."""
     pictures = []
     for file in files:
         with Image.open(file) as opened:

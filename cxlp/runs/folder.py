@@ -29,7 +29,9 @@ JOB = ".job"
 
 
 def run_name(run: RunConfig, config: Namespace | None = None, data: ImageDataModule | None = None) -> str:
-    """The name of a run: ``run.name``, or the names of its configs, see :func:`names_of_configs`, and the time.
+    """The name of a run: ``run.name``, or the names of its configs and the time.
+
+    See :func:`names_of_configs`.
 
     Raises:
         CxlpError: If the user's name is a path.
@@ -54,14 +56,14 @@ def names_of_configs(config: Namespace, data: ImageDataModule) -> list[str]:
 
 
 def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path:
-    """Create a new folder for a run; a folder that another run creates at the same moment is left to that run.
+    """Create a new folder for a run, also if other runs create theirs at the same moment.
 
     Raises:
         CxlpError: If no folder can be created in ``run.root``.
     """
     root = Path(run.root)
     if launched_rank() != 0:
-        return root  # rank 0 tells the others its folder when the run begins
+        return root  # rank 0 broadcasts its folder when the run begins
     name = run_name(run, config, data)
     for number in range(1, 10_000):
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -70,17 +72,17 @@ def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path
         except FileExistsError:
             if folder.is_dir():
                 continue
-            raise CxlpError(f"cannot make a run's folder: {folder} is a file. Give another --run.root") from None
+            raise CxlpError(f"cannot create the run's folder: {folder} is a file. Give another --run.root") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", error)
-            raise CxlpError(f"cannot make {folder}: {reason}. Give another --run.root") from error
+            raise CxlpError(f"cannot create {folder}: {reason}. Give another --run.root") from error
         job = job_id()
         if job is not None:
             (folder / JOB).write_text(job)
         if number > 1:
-            print(f"{root / name} holds a run already: this one goes to {folder}")  # noqa: T201
+            print(f"{root / name} already contains a run: this run is stored in {folder}")  # noqa: T201
         return folder
-    raise CxlpError(f"{root} holds 9,999 runs called {name}; choose another --run.name")
+    raise CxlpError(f"{root} contains 9,999 runs called {name}: choose another --run.name")
 
 
 def looks_for_earlier(run: RunConfig) -> bool:
@@ -177,8 +179,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if "cxlp_run" not in saved:
         raise CxlpError(
-            f"{path} was written by a Trainer of your own, not by a run of cxlp train: which images and options it is "
-            "of is not known. Predict and explain take it; to train on, load it there, by load_from_checkpoint"
+            f"{path} was written by your own Trainer, not by cxlp train, so its images and options are unknown. Use it "
+            "with predict and explain, or continue training in your own script with load_from_checkpoint"
         )
     return saved
 
@@ -189,7 +191,7 @@ _OWN = (*NEWEST, "start.ckpt", "finetuned.ckpt", "best.ckpt")
 
 
 def name_best(folder: Path, checkpoint: str) -> None:
-    """Make ``best.ckpt`` a hard link to a checkpoint of a run, or a copy if the file system has no hard links."""
+    """Make ``best.ckpt`` a hard link to a checkpoint, or a copy if hard links are not supported."""
     best, part = (folder / "checkpoints" / name for name in ("best.ckpt", ".best.ckpt.part"))
     best.parent.mkdir(exist_ok=True)
     part.unlink(missing_ok=True)
@@ -207,11 +209,11 @@ def refit_folder(folder: Path) -> Path:
 
 
 def finished(folder: Path) -> Path | None:
-    """The folder with a run's results: its own folder or that of its refit; ``None`` if the run is not finished."""
-    return next((place for place in (folder, refit_folder(folder)) if _is_done(place / "metrics.json")), None)
+    """The folder with a run's results, its own or its refit's; ``None`` if the run is not finished."""
+    return next((place for place in (folder, refit_folder(folder)) if _is_complete(place / "metrics.json")), None)
 
 
-def _is_done(metrics: Path) -> bool:
+def _is_complete(metrics: Path) -> bool:
     """Whether a ``metrics.json`` has the key that a run writes last, after its tables and pictures."""
     try:
         found = json.loads(metrics.read_text())
@@ -229,7 +231,7 @@ _BEGUN = re.compile(
 
 
 def take_up(folder: Path) -> Path | None:
-    """Find the checkpoint to resume a stopped run from; without one, delete the files that the run began with.
+    """Find the checkpoint to resume a stopped run from; without one, delete the folder.
 
     Raises:
         CxlpError: If another process uses the folder, or there is no checkpoint but other files.
@@ -242,7 +244,7 @@ def take_up(folder: Path) -> Path | None:
         if last is None:
             files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
             others = [file for file in files if not _BEGUN.fullmatch(file)]
-            others += [path for path in ("config.yaml", "stages.json") if not _begins(folder / path)]
+            others += [path for path in ("config.yaml", "stages.json") if not _is_initial(folder / path)]
             trained = folder / "checkpoints" / "finetuned.ckpt"
             if (
                 not others and trained.is_file() and read_run(trained)["epoch"]
@@ -256,8 +258,8 @@ def take_up(folder: Path) -> Path | None:
     return last
 
 
-def _begins(file: Path) -> bool:
-    """Whether a run's ``config.yaml`` or ``stages.json`` is missing, or as written before the first checkpoint."""
+def _is_initial(file: Path) -> bool:
+    """Whether ``config.yaml`` or ``stages.json`` is missing or as written before the first checkpoint."""
     text = file.read_text(errors="replace") if file.is_file() else None
     return text is None or ("\nckpt_path:" in text if file.suffix == ".yaml" else "frozen.ckpt" not in text)
 

@@ -1,4 +1,4 @@
-"""How this process was started: alone or as one of several processes, and by which launcher or scheduler."""
+"""Detection of launchers and schedulers: rank of this process, job ID, and requeueing."""
 
 import inspect
 import os
@@ -28,14 +28,14 @@ from cxlp.utils.importing import import_object
 from cxlp.utils.program import forget_ranks_without_number
 
 #: Environment variables by which launchers give a process its rank.
-_PLACE = (
+_RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
 )  # fmt: skip
 #: Environment variables with the address of the rendezvous.
-_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 #: Removed variables of the launcher that :func:`job_id` needs: the task's number in the job, torchrun's ID.
-_FORGOTTEN: dict[str, str] = {}
+_UNSET: dict[str, str] = {}
 
 #: Options of the Trainer that are objects or are checked elsewhere.
 _NOT_PROBED = ("fast_dev_run", "barebones", "overfit_batches", "default_root_dir", "callbacks", "plugins")
@@ -58,10 +58,10 @@ def launched_rank() -> int:
 
 def job_id() -> str | None:
     """An ID of this job that stays the same when a scheduler restarts the job; ``None`` if unknown."""
-    elastic, slurm = ({**_FORGOTTEN, **os.environ}.get(name) for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"))
+    elastic, slurm = ({**_UNSET, **os.environ}.get(name) for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"))
     known: tuple[object, ...] = ()
     if slurm:
-        known = ("slurm", slurm, _FORGOTTEN.get("SLURM_PROCID"))
+        known = ("slurm", slurm, _UNSET.get("SLURM_PROCID"))
     elif "TORCHELASTIC_RESTART_COUNT" in os.environ and os.environ.get("GROUP_WORLD_SIZE") == "1":
         known = ("torchrun", elastic, socket.gethostname(), os.getppid())
     elif "TORCHELASTIC_RESTART_COUNT" in os.environ and elastic not in (None, "none"):
@@ -101,7 +101,7 @@ def settle_launch(trainer: Namespace) -> None:
             rank = kind(**dict(plugin.get("init_args") or {})).global_rank()
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             return
-    place = {name: os.environ.pop(name) for name in (*_PLACE, *_MEETING) if name in os.environ}
+    place = {name: os.environ.pop(name) for name in (*_RANK_VARIABLES, *_RENDEZVOUS) if name in os.environ}
     # All options with plain values, so that an invalid one is reported before anything is fitted.
     plain = {key: value for key, value in vars(trainer).items() if isinstance(value, int | float | str | list | None)}
     options: dict[str, Any] = {key: value for key, value in plain.items() if key not in _NOT_PROBED}
@@ -130,30 +130,32 @@ def _rank(place: Mapping[str, str], devices: int, nodes: int) -> int:
     if TorchElasticEnvironment.detect() and {"RANK", "WORLD_SIZE"} <= place.keys():
         _check_started("torchrun", int(place["WORLD_SIZE"]), count)
         rank = int(place["RANK"])
-        _FORGOTTEN["TORCHELASTIC_RUN_ID"] = os.environ["TORCHELASTIC_RUN_ID"]
-        return rank if count > 1 else _alone()
+        _UNSET["TORCHELASTIC_RUN_ID"] = os.environ["TORCHELASTIC_RUN_ID"]
+        return rank if count > 1 else _single_process()
     if started_by_srun():
         if count == 1:
-            return _alone_in_slurm(int(place["SLURM_NTASKS"]), int(place["SLURM_PROCID"]))
+            return _single_process_in_slurm(int(place["SLURM_NTASKS"]), int(place["SLURM_PROCID"]))
         _check_started("SLURM", int(place["SLURM_NTASKS"]), count)
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning requires it
         return int(place["SLURM_PROCID"])
     if count == 1:
-        return _alone()
+        return _single_process()
     # Started by Lightning's own launcher, which sets all of these variables for its child processes.
     if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys() and place.get("WORLD_SIZE") == str(count):
         return int(place.get("NODE_RANK", 0)) * devices + int(place["LOCAL_RANK"])
-    _forget((*_PLACE, *_MEETING) if nodes == 1 else (name for name in _PLACE if name != "NODE_RANK"))
+    _unset(
+        (*_RANK_VARIABLES, *_RENDEZVOUS) if nodes == 1 else (name for name in _RANK_VARIABLES if name != "NODE_RANK")
+    )
     return int(os.environ.get("NODE_RANK", 0)) * devices
 
 
-def _alone() -> int:
-    _forget((*_PLACE, *_MEETING))
+def _single_process() -> int:
+    _unset((*_RANK_VARIABLES, *_RENDEZVOUS))
     return 0
 
 
-def _alone_in_slurm(tasks: int, task: int) -> int:
-    _FORGOTTEN["SLURM_PROCID"] = str(task)
+def _single_process_in_slurm(tasks: int, task: int) -> int:
+    _UNSET["SLURM_PROCID"] = str(task)
     if task == 0:
         print(  # noqa: T201
             f"SLURM has started {tasks} tasks, but trainer.devices is 1: each task does its own run. To use all tasks "
@@ -161,10 +163,10 @@ def _alone_in_slurm(tasks: int, task: int) -> int:
         )
     else:
         os.environ.pop("WANDB_RUN_ID", None)  # an ID belongs to a single run
-    return _alone()
+    return _single_process()
 
 
-def _forget(names: Iterable[str]) -> None:
+def _unset(names: Iterable[str]) -> None:
     for name in names:
         os.environ.pop(name, None)
 

@@ -98,7 +98,7 @@ class ForgivingCSVLogger(_Forgiving, CSVLogger):
 
 
 class _CurvesLogger(WandbLogger):
-    """Lightning's wandb logger, which logs the frozen fit's cross-validation as a curve and omits duplicate curves.
+    """Lightning's wandb logger, plus a curve of cross-validation over C, minus duplicate curves.
 
     Cross-validated accuracy (or mAP) is logged as one row per cost C, to be plotted against C. The frozen fit's other
     values are not curves and go to the summary. Omitted are the learning rates of parameters without weight decay,
@@ -133,7 +133,7 @@ class LateWandbLogger(_CurvesLogger):
 
     @property
     def experiment(self) -> Any:  # noqa: ANN401 (Lightning's type is wider)
-        """The wandb run; a placeholder until its first use, since Trainers access this property before they start."""
+        """The wandb run, or a placeholder until its first use, since Trainers access it before they start."""
         return self._experiment or _NotBegun(self)
 
     def begun(self) -> Any:  # noqa: ANN401 (as above)

@@ -83,11 +83,12 @@ def choose_images(
     shown = {k for s in kept for k in _present(s)}
     if missing := [name for k, name in enumerate(network.classes) if k not in shown]:
         notes.append(
-            f"note: {len(missing)} of the network's {len(network.classes)} classes have no image here: {_some(missing)}"
+            f"note: {len(missing)} of the network's {len(network.classes)} classes have no image here: "
+            f"{_shorten(missing)}"
         )
     if unknown := [name for k, name in enumerate(classes) if k not in places]:
         count = len(samples) - len(kept)
-        notes.append(f"note: {len(unknown)} classes are unknown to the network: {_some(unknown)}")
+        notes.append(f"note: {len(unknown)} classes are unknown to the network: {_shorten(unknown)}")
         if count:
             data.left_out["of classes that the network does not know"] += count
             notes.append(f"note: {count:,} images of these classes are left out")
@@ -134,5 +135,5 @@ def _relabel(sample: Sample, places: Mapping[int, int], classes: int) -> Sample 
     return sample._replace(label=tuple(row))
 
 
-def _some(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

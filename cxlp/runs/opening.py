@@ -1,4 +1,4 @@
-"""Preparation of a run before its stages: data, network, folder, and the finished stages of a resumed run."""
+"""Preparation of a run before its stages: data, network, folder, and state of a resumed run."""
 
 import shlex
 import shutil
@@ -253,7 +253,7 @@ class OpenedRun:
         self._write_done()
 
     def _begin_wandb(self) -> wandb.Run | None:
-        """Start the wandb run when the first metrics are logged; return ``None`` if it is off or cannot be started."""
+        """Start the wandb run at the first logged metrics; return ``None`` if it is off or cannot start."""
         if self._wandb_id is None or self._has_begun_wandb:
             return self.experiment
         self._has_begun_wandb = True  # even if it fails, since each attempt takes time

@@ -39,7 +39,7 @@ def as_arguments(config: Config | Sequence[Config], overrides: Mapping[str, Any]
         raise CxlpError(f"overrides is {overrides!r}: give a dictionary, such as {{'data.root': 'photos'}}")
     values = {name: part for key, value in overrides.items() for name, part in _leaves(key, value)}
     if hasattr(values.get("data.table"), "columns"):
-        values |= _written(values["data.table"], values)
+        values |= _write_table(values["data.table"], values)
     options = [f"--{key}={_text(key, value)}" for key, value in values.items()]
     return [*(f"--config={os.fspath(name)}" for name in configs), *options]
 
@@ -85,7 +85,7 @@ def _plain(key: str, value: Any) -> Any:  # noqa: ANN401 (any value of a config)
     )
 
 
-def _written(frame: Any, values: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 (pandas and polars are optional)
+def _write_table(frame: Any, values: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 (pandas and polars are optional)
     """Write a DataFrame to a file that later processes can find; return the keys that refer to the file."""
     columns, rows = rows_of(frame)
     cells = [[row.cells[column] for column in columns] for row in rows]

@@ -1,4 +1,4 @@
-"""Lookup of a run's input files by name, without reading them, so that wrong paths are reported immediately."""
+"""Lookup of a run's input files by name only, so that wrong paths are reported immediately."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -82,7 +82,7 @@ def chosen_checkpoint(path: str) -> Path:
 
 
 #: Defaults of a test: one process and no logs, whatever the run's config says.
-_ALONE = {
+_TEST_DEFAULTS = {
     "trainer.accelerator": "auto", "trainer.devices": "1", "trainer.num_nodes": "1", "trainer.strategy": "auto",
     "trainer.logger": "false",
 }  # fmt: skip
@@ -110,7 +110,7 @@ def test_arguments(path: Path, given: Sequence[str]) -> list[str]:
         )
     configs = [] if run is None else [run / "config-resumed.yaml", run / "config.yaml"]
     own = next((["--config", str(config)] for config in configs if config.is_file()), [])
-    alone = [part for key, value in _ALONE.items() for part in (f"--{key}", value)]
+    alone = [part for key, value in _TEST_DEFAULTS.items() for part in (f"--{key}", value)]
     return [*own, *alone, "--ckpt_path", "null", *given]
 
 

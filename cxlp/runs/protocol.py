@@ -87,7 +87,7 @@ class Images:
 
 
 def check_recipe(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Reject a recipe that differs from a checkpoint's; keys that an older checkpoint lacks count as defaults.
+    """Reject a recipe that differs from a checkpoint's; keys missing there count as defaults.
 
     Raises:
         CxlpError: If the recipes differ; names the first key that differs.
@@ -160,7 +160,7 @@ def check_images(saved: Images, given: Images) -> None:
 
 
 def check_refitted_images(saved: Images, given: Images) -> None:
-    """Reject a refit on images other than the training and held-out images of the run that chose the epoch.
+    """Reject a refit on other images than the choosing run's training and held-out images together.
 
     Raises:
         CxlpError: If the images differ.
@@ -176,7 +176,7 @@ def check_refitted_images(saved: Images, given: Images) -> None:
 
 
 def check_start(path: Path, saved: Mapping[str, Any], network: Network, recipe: Mapping[str, Any], now: Images) -> None:
-    """Reject a start from a run with another network, other preprocessing, or test images among its training images.
+    """Reject a start from a run with another network or preprocessing, or trained on test images.
 
     Args:
         path: Path of the start checkpoint.

@@ -56,7 +56,7 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
 
 def data_facts(data: ImageDataModule) -> dict[str, Any]:
-    """Summary of a DataModule: ``name``, number of ``classes``, number of images by split, and a ``digest``.
+    """Summary of a DataModule: ``name``, number of ``classes``, images by split, and a ``digest``.
 
     The digest covers the classes and, for each image in order, its split, path below the root, file size, box and
     label. Two runs with the same digest used the same images, regardless of the root.

@@ -1,4 +1,4 @@
-"""Refit: choose the best epoch on held-out images, then run the same recipe on all training images to that epoch.
+"""Refit: choose an epoch on held-out images, then repeat the run on all images up to that epoch.
 
 The second run uses the first run's schedule with its full length (``trainer.max_epochs``), since the result at the
 chosen epoch depends on the learning rates until then. Only the second run is tested.
@@ -68,7 +68,7 @@ def read_chosen(path: str) -> dict[str, Any]:
 
 
 def find_refit(folder: Path, choice: Choice, recipe: Mapping[str, Any]) -> Path | None:
-    """Find the checkpoint to resume the second run from; rename a second run that was started for another choice.
+    """Find the checkpoint to resume the second run from; rename one started for another choice.
 
     Args:
         folder: Folder of the second run.
@@ -100,7 +100,9 @@ def stage_of(saved: Mapping[str, Any]) -> Stage:
 
 
 class StopAfter(Callback):
-    """Stops training after the chosen gradient epoch, while the schedule keeps the length of ``trainer.max_epochs``.
+    """Stops training after the chosen gradient epoch.
+
+    The schedule keeps the length of ``trainer.max_epochs``.
 
     Args:
         epoch: The chosen epoch, counted from 0 as by the Trainer.

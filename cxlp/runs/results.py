@@ -1,4 +1,4 @@
-"""What a run leaves when it has been tested: ``metrics.json``, the end of its wandb run, its report, a table."""
+"""Outputs of a tested run: ``metrics.json``, tables, pictures, report, and wandb summary."""
 
 import json
 import math
@@ -27,15 +27,15 @@ from cxlp.utils.spelling import as_text, interval_as_text
 
 
 class Clock:
-    """How long a run takes: phase by phase, and altogether.
+    """Measures the duration of a run, by phase and in total.
 
     Args:
-        start: When this process began with the run, by :func:`time.perf_counter`.
-        times: Seconds by phase of fit and test; at first those of the processes that the run was resumed from.
-        is_resumed: Whether it was.
+        start: The time at which this process started the run, by :func:`time.perf_counter`.
+        times: Seconds by phase of fit and test; initially those of the earlier processes of a resumed run.
+        is_resumed: Whether the run is resumed.
 
     Attributes:
-        after: Seconds by phase of what is made when the test is done.
+        after: Seconds by phase of the outputs that are written after the test.
     """
 
     def __init__(self, start: float, times: PhaseTimes, is_resumed: bool) -> None:
@@ -46,10 +46,10 @@ class Clock:
         self.after = PhaseTimes()
 
     def seconds(self) -> dict[str, float]:
-        """List what was measured so far: the phases, the rest of this process's time, and all of that.
+        """Return the seconds measured so far: by phase, the remaining time as ``other``, and the total.
 
-        ``start-up`` is imports, the data's lists and the network. A resumed run knows all the time that its phases
-        took; of the rest, only what this process took, ``since resumed``.
+        ``start-up`` covers imports, lists of images, and building the network. For a resumed run, the phases include
+        earlier processes, but ``other`` covers this process only, and ``since resumed`` replaces the total.
         """
         phases = {"start-up": self._start_up, **self._times, **self.after}
         whole = PhaseTimes.now() - self._start
@@ -59,13 +59,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Results:
-    """What came out, on rank 0.
+    """The results of a tested run, on rank 0.
 
     Attributes:
-        run: It has fitted and tested.
-        stage: What was tested.
+        run: The run, fitted and tested.
+        stage: The stage that was tested.
         tested: The test's metrics.
-        clock: Tells the seconds by phase.
+        clock: Measures the seconds by phase.
     """
 
     run: Run
@@ -75,44 +75,44 @@ class Results:
 
     @property
     def checkpoint(self) -> str:
-        """The tested one; empty: the weights as they were in the end."""
+        """Path of the tested checkpoint; empty if the final weights were tested."""
         return str(self.run.folder / self.stage.checkpoint) if self.stage.checkpoint else ""
 
     @cached_property  # a checkpoint of many classes is large
     def _report(self) -> dict[str, float]:
-        """What the frozen fit of the tested checkpoint chose and found."""
+        """Hyperparameters and scores of the frozen fit of the tested checkpoint."""
         report = read_checkpoint(self.checkpoint)["cxlp"]["report"] if self.checkpoint else {}
         return report or self.run.report
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the tested checkpoint: its test, its validation, and the values that its frozen fit found."""
+        """Metrics of the tested checkpoint: its test, its validation, and the values of its frozen fit."""
         found = {f"frozen/{k}": v for k, v in self._report.items() if k != "primal"}
         return {**self.tested, **self.stage.validated, **found}
 
     @property
     def solver(self) -> str:
-        """What has fitted the SVMs, ``kernel`` or ``primal``; empty: there was no frozen fit."""
+        """The solver of the SVMs, ``kernel`` or ``primal``; empty if there was no frozen fit."""
         return ("primal" if self._report["primal"] else "kernel") if "primal" in self._report else ""
 
     @property
     def images(self) -> dict[str, int]:
-        """How many there are, by split."""
+        """Number of images, by split."""
         return {str(name): len(split) for name, split in self.run.data.splits.items()}
 
     @property
     def images_per_second(self) -> dict[str, float]:
-        """By phase; images whose features an earlier run made did not pass through the backbone, nor count."""
+        """Images per second, by phase, without images whose stored features skip the backbone."""
         images = {**self.run.progress.phases, "test": self.images["test"]}
         return {phase: images[phase] / spent for phase, spent in self.run.times.items() if images.get(phase) and spent}
 
     def write(self) -> int:
-        """Write ``metrics.json``, then all that may fail without it: tables, pictures, the report, the wandb run.
+        """Write ``metrics.json``, then the outputs that may fail: tables, pictures, report, wandb run.
 
-        Last comes the key ``outputs`` of ``metrics.json``, without which the run has not come to its end.
+        The key ``outputs`` of ``metrics.json`` is written last and marks the run as finished.
 
         Returns:
-            The exit status: 0; 3 if an output is missing, which stderr names.
+            The exit status: 0, or 3 if an output could not be written; stderr names that output.
         """
         run, outputs = self.run, self.run.outputs
         summary = self._summary()
@@ -124,15 +124,15 @@ class Results:
             tables = {} if run.tested is None else run.tested.write(run.folder, outputs)
         summary["seconds"] = self.clock.seconds()
         with outputs.attempt("report.html"), self.clock.after.measure("report"):
-            self._save(summary)  # for the report
+            self._save(summary)  # the report reads the file
             write_report(run.folder)
         summary["seconds"] = self.clock.seconds()
         with outputs.attempt("the table on standard output"):
             try:
                 self.show(summary["seconds"], summary.get("intervals", {}))
-            except SystemExit as error:  # rich's answer to a closed pipe, such as that of `head`
-                raise BrokenPipeError("it is closed") from error
-        if run.experiment is not None:  # last: where the network is down, it waits
+            except SystemExit as error:  # rich exits if stdout is a closed pipe, as with `head`
+                raise BrokenPipeError("the pipe is closed") from error
+        if run.experiment is not None:  # last, since wandb waits if the network is down
             with outputs.attempt("the panels in wandb"):
                 run.experiment.log(wandb_panels(run.folder, tables))
             with outputs.attempt("the end of the wandb run"):
@@ -140,7 +140,7 @@ class Results:
         with outputs.attempt("the end of metrics.json"):
             self._save({**summary, "outputs": {"failed": outputs.failed}})
         if outputs.failed:
-            said = f"The result is in {run.folder / 'metrics.json'}; not made: {', '.join(outputs.failed)}"
+            said = f"The result is in {run.folder / 'metrics.json'}; not written: {', '.join(outputs.failed)}"
             print(said, file=sys.stderr)  # noqa: T201
         return 3 if outputs.failed else 0
 
@@ -160,7 +160,7 @@ class Results:
         if self.solver:
             summary["solver"] = self.solver
         if run.tested is not None:
-            with run.outputs.attempt("the intervals of confidence"):
+            with run.outputs.attempt("the confidence intervals"):
                 summary["intervals"] = {name: found._asdict() for name, found in run.tested.intervals().items()}
         if run.data.left_out:
             summary["left_out"] = dict(run.data.left_out)
@@ -176,19 +176,21 @@ class Results:
         if run.reuse is not None:
             summary["features"] = run.reuse.files
         if any(head.needs_labels for head in run.network.each_head()):
-            summary["heads learnt from labels"] = True  # so what is cross-validated behind them has seen these
+            summary["heads learnt from labels"] = (
+                True  # cross-validated scores are optimistic: the heads saw all labels
+            )
         summary["memory"] = peak_memory()
         summary["images_per_second"] = self.images_per_second
         return summary
 
     def _cost(self) -> dict[str, float]:
         run = self.run
-        run.network.to(run.trainer.strategy.root_device)  # which Lightning has left
+        run.network.to(run.trainer.strategy.root_device)  # Lightning has moved it to the CPU
         with run.trainer.precision_plugin.forward_context():
             return measure_cost(run.network, run.data.splits["test"], run.model.frozen.features)
 
     def show(self, seconds: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> None:
-        """Print a table, and where to look."""
+        """Print the table of metrics, and the paths of the outputs."""
         run, folder = self.run, self.run.folder
         table = metrics_table(
             f"{run.data.name}: {', '.join(f'{n} {k}' for k, n in self.images.items())} images", self.metrics, intervals
@@ -204,7 +206,7 @@ class Results:
         if len(run.done) > 1:
             name = next(name for name, stage in run.done.items() if stage == self.stage)
             table.add_row("tested", title(name, self.stage.epoch))
-        console = Console(markup=False, highlight=False)  # in names, [b] is no markup
+        console = Console(markup=False, highlight=False)  # names may contain [b], which is not markup
         console.print(table)
         *phases, (whole, spent) = ((phase, duration(spent)) for phase, spent in seconds.items() if spent >= 0.05)
         said = f"Time: {spent} {whole}, of which {', '.join(f'{phase} {spent}' for phase, spent in phases)}"
@@ -217,8 +219,8 @@ class Results:
 
 
 def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Begin the table of what came out, with the intervals of those metrics that have one."""
-    table = Table("what", title=title)
+    """Build a table of metrics, with the confidence intervals of those that have one."""
+    table = Table("result", title=title)
     table.add_column("value", justify="right")
     if intervals:
         table.add_column("95% interval")
@@ -229,7 +231,7 @@ def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[s
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401 (plain values, nested)
-    """Replace numbers that are not finite, which JSON does not know, by ``None``."""
+    """Replace numbers that are not finite by ``None``, since JSON cannot represent them."""
     if isinstance(value, Mapping):
         return {key: finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""A checkpoint tested once more: on its own test images, on another split, or on another data set with its classes."""
+"""Test of a saved checkpoint on its own test images, another split, or another data set."""
 
 import json
 import re
@@ -35,27 +35,27 @@ from cxlp.utils.files import find_checkpoint, out_folder, write_whole
 from cxlp.utils.processes import leave_with_parent
 from cxlp.utils.profiling import PhaseTimes, peak_memory
 
-#: Options of data that do not say which images there are.
+#: Options of data that do not select images.
 _NOT_WHICH = ("batch_size", "num_workers", "augment", "image_size", "aspect", "transform", "on_broken")
-#: Options that only say how images are divided.
+#: Options of data that divide images into splits.
 _DIVISION = ("validation", "split_seed", "test_fraction")
 
 
 def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, out: Path | None = None) -> int:
-    """Test a checkpoint; write what a run leaves of its test, and print the table.
+    """Test a checkpoint, write the same files as the test of a run, and print the table of metrics.
 
     Args:
-        given: A checkpoint, or the folder of a run, whose tested one is meant.
-        arguments: As for ``train.py``, behind those of the checkpoint's run, if it lies in its folder: keys of ``data``
-            choose other images, keys of ``trainer`` the device.
-        chosen: Which images; ``None``: ``test``, or ``all`` where other data than the run's have no test of their own.
-        out: The folder to write into; ``None``: a new one beside the run's.
+        given: A checkpoint, or the folder of a run, whose tested checkpoint is used.
+        arguments: Arguments of ``train.py``, added to those of the checkpoint's run if it is in a run's folder. Keys of
+            ``data`` choose other images, keys of ``trainer`` the device.
+        chosen: The images to test; ``None``: ``test``, or ``all`` for other data without a test split.
+        out: The output folder; ``None``: a new folder beside the run's folder.
 
     Returns:
-        The exit status: 0; 3 if an output is missing, which stderr names.
+        The exit status: 0, or 3 if an output could not be written; stderr names that output.
 
     Raises:
-        CxlpError: If the data cannot be told or do not fit the checkpoint, or ``out`` holds something else than an
+        CxlpError: If the data set is unknown or does not fit the checkpoint, or if ``out`` contains anything but an
             earlier test of this checkpoint.
     """
     path = find_checkpoint(given)
@@ -64,10 +64,10 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
     _forget_options_of_other_data(config, path, arguments)
     settle_launch(config["trainer"])
     leave_with_parent()
-    pl.seed_everything(config["seed_everything"], workers=True)  # by which images may be held out
+    pl.seed_everything(config["seed_everything"], workers=True)  # images may be held out by this seed
     network = network_of(saved, None, str(path))
     data: ImageDataModule = parts_of(config)["data"]
-    notes = _settle_pictures(data, saved, arguments)
+    notes = _use_preprocessing(data, saved, arguments)
     data.prepare_data()
     is_own = _is_own(path, config)
     held = saved["cxlp_run"]["images"]["marks"] if is_own and "cxlp_run" in saved else {}
@@ -79,7 +79,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
         notes += [f"warning: {trained:,} of these images were trained on"] if trained else []
     boxes = any(sample.box is not None for sample in data.splits["test"].samples)
     if saved["cxlp"].get("image", {}).get("boxes") and not boxes:
-        notes.append("warning: the network was trained on images cropped to boxes; these are taken whole")
+        notes.append("warning: the network was trained on images cropped to boxes, but these images are used whole")
     folder = _folder(path, out, data, chosen)
     if data.broken:
         notes.append(f"warning: {len(data.broken):,} broken files are left out: {folder / 'broken.txt'}")
@@ -88,13 +88,13 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
             print(note, file=sys.stderr)  # noqa: T201
     data.progress = config["trainer"]["enable_progress_bar"] is not False
     recorder = TestRecorder(data, RunConfig(**config["run"].as_dict()).predictions)
-    # As it was validated, so that its own test comes out the same; a checkpoint of a plain Trainer does not tell.
-    precision = None if _names(arguments, "trainer.precision") else saved.get("cxlp_run", {}).get("precision")
+    # The precision of its validation, to reproduce its own test; checkpoints of plain Trainers do not store it.
+    precision = None if _is_given(arguments, "trainer.precision") else saved.get("cxlp_run", {}).get("precision")
     precision = precision or without_gradients(config["trainer"]).name
     task = ClassificationTask(network)
     task.times = PhaseTimes()
     with out_folder(folder) if launched_rank() == 0 else nullcontext(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the test's metrics are of")  # the notes tell of classes without images
+        warnings.filterwarnings("ignore", "the test's metrics are of")  # the notes already name classes without images
         trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False, precision=precision)
         (tested,) = trainer.test(task, data, verbose=False)
         if not trainer.is_global_zero:
@@ -117,14 +117,14 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
 
 
 def _write(folder: Path, summary: dict[str, Any], data: ImageDataModule, result: TestResult) -> int:
-    """Write all of a test, and print its table; returns the exit status."""
+    """Write all outputs of a test, print its table, and return the exit status."""
     outputs = Outputs()
     if data.left_out:
         summary["left_out"] = dict(data.left_out)
     folder.mkdir(parents=True, exist_ok=True)
     if data.broken:
         write_whole(folder / "broken.txt", "\n".join(sorted(data.broken.values())) + "\n")
-    with outputs.attempt("the intervals of confidence"):
+    with outputs.attempt("the confidence intervals"):
         summary["intervals"] = {name: found._asdict() for name, found in result.intervals().items()}
     _save(folder / "metrics.json", summary)
     with outputs.attempt("provenance.json"):
@@ -141,7 +141,7 @@ def _write(folder: Path, summary: dict[str, Any], data: ImageDataModule, result:
 
 
 def _is_own(path: Path, config: Namespace) -> bool:
-    """Whether the data are those of the checkpoint's run, however they are divided."""
+    """Whether the data set is that of the checkpoint's run, regardless of its splits."""
     if run_of(path) is None:
         return False
     both = []
@@ -151,16 +151,16 @@ def _is_own(path: Path, config: Namespace) -> bool:
     return both[0] == both[1]
 
 
-def _names(arguments: Sequence[str], key: str) -> bool:
-    """Whether some argument is a key, or one below it."""
+def _is_given(arguments: Sequence[str], key: str) -> bool:
+    """Whether an argument sets a key or one of its subkeys."""
     names = [arg.partition("=")[0] for arg in arguments]
     return any(name == f"--{key}" or name.startswith((f"--{key}.", f"--{key}+")) for name in names)
 
 
 def _forget_options_of_other_data(config: Namespace, path: Path, arguments: Sequence[str]) -> None:
-    """Set to their defaults the options that say which images there are, where they are those of another data set.
+    """Reset options that select images to their defaults if the data set is not the run's.
 
-    The parser keeps options of the same name, such as ``root``, where the class of the data is changed.
+    When the class of the data changes, the parser keeps options of the same name, such as ``root``.
     """
     if run_of(path) is None or config["data"]["class_path"] == parse(test_arguments(path, []))["data"]["class_path"]:
         return
@@ -168,18 +168,18 @@ def _forget_options_of_other_data(config: Namespace, path: Path, arguments: Sequ
     named = {name for data in configs if isinstance(data, dict) for name in (data.get("init_args") or data)}
     own = parse(["--data", config["data"]["class_path"]])["data"]["init_args"]
     for name in set(vars(own)) - named - {*_NOT_WHICH}:
-        if not _names(arguments, f"data.{name}") and not _names(arguments, f"data.init_args.{name}"):
+        if not _is_given(arguments, f"data.{name}") and not _is_given(arguments, f"data.init_args.{name}"):
             config["data"]["init_args"][name] = own[name]
 
 
-def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    """Change pictures, and make them square, as the checkpoint's run did.
+def _use_preprocessing(data: ImageDataModule, saved: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+    """Use the transform and the aspect of the checkpoint's run.
 
     Returns:
-        What to tell of it: that a config of the user's asks for another way.
+        Notes to print if the user's config asks for different values.
 
     Raises:
-        CxlpError: If the user has asked for another way by a key.
+        CxlpError: If the user's command line asks for different values.
     """
     notes, image = [], saved["cxlp"].get("image", {})
     for key in ("aspect", "transform"):
@@ -188,24 +188,24 @@ def _settle_pictures(data: ImageDataModule, saved: Mapping[str, Any], arguments:
         known = known if key == "aspect" else tuple(known)
         if given != known:
             said = f"data.{key} is {given}, but the checkpoint's run had {known}"
-            if _names(arguments, f"data.{key}"):
-                raise CxlpError(f"{said}: leave it out")
-            notes.append(f"note: {said}, which is what its pictures get here, too")
+            if _is_given(arguments, f"data.{key}"):
+                raise CxlpError(f"{said}: remove it")
+            notes.append(f"note: {said}, which is used here as well")
         setattr(data, key, known)
     return notes
 
 
 def _folder(path: Path, out: Path | None, data: ImageDataModule, chosen: Chosen) -> Path:
-    """The folder to write into, which holds nothing, or an earlier test of the same checkpoint that ``out`` names.
+    """The output folder: ``out``, if empty or from an earlier test of this checkpoint, or a new one.
 
     Raises:
-        CxlpError: If ``out`` holds something else.
+        CxlpError: If ``out`` contains anything else.
     """
     if out is not None:
         if (out / "config.yaml").exists() or (out / "checkpoints").exists():
-            raise CxlpError(f"--out {out} is a run's own folder, whose results stay: name another one")
+            raise CxlpError(f"--out {out} is a run's own folder, whose results must be kept: name another folder")
         if launched_rank() == 0 and out.is_dir() and any(out.iterdir()) and not _is_test_of(path, out):
-            raise CxlpError(f"--out {out} holds something else than a test of this checkpoint: name another folder")
+            raise CxlpError(f"--out {out} is not empty and contains no test of this checkpoint: name another folder")
         return out
     run = run_of(path)
     place = path.parent / path.stem if run is None else path.parent.parent
@@ -219,7 +219,7 @@ def _is_test_of(path: Path, folder: Path) -> bool:
     try:
         found = json.loads((folder / "metrics.json").read_text())
         return bool(found["test_of"] == str(path.absolute()))
-    except (OSError, ValueError, LookupError, TypeError):  # none, or not of a test
+    except (OSError, ValueError, LookupError, TypeError):  # the file is missing or is not from a test
         return False
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a run within a Trainer's stage."""
+"""Handling of signals that end a run."""
 
 import signal
 import threading
@@ -10,22 +10,22 @@ from cxlp.utils.processes import end_together
 
 
 class Signals(Callback):
-    """Has a signal end all processes of a run on this machine, at once.
+    """Makes a signal end all processes of a run on this machine immediately.
 
-    It keeps the handler of SIGTERM that the process had when this callback was made. The Trainer's own waits for the
-    end of a batch, and among several processes it begins with a collective, in the middle of whatever collective each
-    of them is in. Lightning's launcher belongs to the first Trainer of a run: the others do not know its processes.
+    The callback restores the SIGTERM handler that the process had when the callback was created. The Trainer's handler
+    waits for the end of a batch and, with several processes, starts a collective while other collectives may be
+    running. Lightning's launcher belongs to the first Trainer of a run; later Trainers do not know its processes.
     """
 
     def __init__(self) -> None:
         self._handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the handler back, which the Trainer restores in the end by itself."""
+        """Restore the handler; at the end the Trainer restores it by itself."""
         end_together(getattr(trainer.strategy.launcher, "procs", []))
         if callable(self._handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put it back for the test."""
+        """Restore the handler for the test."""
         self.on_train_start(trainer, pl_module)

@@ -1,7 +1,7 @@
-"""A run: a frozen fit, gradient epochs, a closing frozen fit, each a plain ``Trainer.fit``; then the test of the best.
+"""The stages of a run: frozen fit, gradient epochs, closing frozen fit, and a test of the best.
 
-Each stage leaves a checkpoint that the next one starts from, and ``stages.json`` tells which are done. A stage that is
-done is not done again, which is also how a run resumes.
+Each fit is a plain ``Trainer.fit`` and saves a checkpoint that the next stage starts from. ``stages.json`` lists the
+finished stages. A run skips these, which is also how it resumes.
 """
 
 import os
@@ -19,8 +19,8 @@ from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.solvers import solver_of
 from cxlp.models.checkpoint import load_weights, read_checkpoint
 from cxlp.runs import summary
-from cxlp.runs.callbacks import Record, StopWhereItStopped
-from cxlp.runs.done import Done, place
+from cxlp.runs.callbacks import Record, RestoreEarlyStop
+from cxlp.runs.done import Done, path_in_run
 from cxlp.runs.evaluation import TestRecorder
 from cxlp.runs.folder import name_best
 from cxlp.runs.launch import launched_rank
@@ -28,7 +28,7 @@ from cxlp.runs.loggers import build_loggers
 from cxlp.runs.opening import OpenedRun
 from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import StopAfter
-from cxlp.runs.trainers import build_trainer, remark_on_precision
+from cxlp.runs.trainers import build_trainer, describe_precision
 from cxlp.runs.wandb_runs import wandb_id_of
 from cxlp.tasks import FineTune, Frozen
 from cxlp.tasks.base import ClassificationTask
@@ -43,15 +43,16 @@ class Run(OpenedRun):
     """One run, in one folder; see :class:`~cxlp.runs.opening.OpenedRun` for its attributes.
 
     Args:
-        config: Resolved, see :func:`cxlp.runs.cli.parse`.
+        config: The resolved config, see :func:`cxlp.runs.cli.parse`.
     """
 
     # --- stages -----------------------------------------------------------------------------------
 
     def fit(self) -> Done:
-        """Do the stages that are not done yet; returns the one whose checkpoint is to be tested.
+        """Run the stages that are not finished, and return the stage whose checkpoint is to be tested.
 
-        It is the best on the held-out images, ties keep the earlier one; without held-out images it is the last.
+        That is the best stage on the held-out images, or the last stage without held-out images. Ties keep the earlier
+        stage.
         """
         if launched_rank() == 0 and self.config["trainer"]["logger"] in (None, True):
             self._wandb_id = wandb_id_of(self.settings, self._wandb_id)
@@ -79,7 +80,7 @@ class Run(OpenedRun):
         validated = [s for s in self.done.values() if key in s.validated and (s.checkpoint or s is last)]
         if self.choice is not None or not validated:
             return last
-        return max(validated, key=lambda stage: stage.validated[key])  # of equals, max returns the first
+        return max(validated, key=lambda stage: stage.validated[key])  # ties: max returns the first
 
     def _fit_first(self) -> Done:
         count_folds(
@@ -96,12 +97,12 @@ class Run(OpenedRun):
         return done
 
     def _fit_again(self) -> Done:
-        """Fit without gradients behind the trained backbone."""
+        """Fit again without gradients, on the features of the fine-tuned backbone."""
         before = self._previous()
         self._load(before.last)
         settled = self.report["C"], self.report["logit_scale"]
         config = self.model.frozen
-        if config.solver == "auto":  # the first stage's choice: a run has one objective, whatever memory is free by now
+        if config.solver == "auto":  # both fits need the same objective, even if the free memory has changed
             config = replace(config, solver=solver_of(self.report))
         return self._fit_frozen("closing", Frozen(self.network, config, settled=settled), before.epochs)
 
@@ -140,40 +141,43 @@ class Run(OpenedRun):
             recompute=model.recompute,
             compile=model.compile,
         )
-        own: list[Callback] = [StopWhereItStopped()]
+        own: list[Callback] = [RestoreEarlyStop()]
         if self.choice is not None:
             own.append(StopAfter(self.choice.last_gradient_epoch - first))
         trainer = self._build_trainer("finetune", own, first)
         if resume is not None:
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
+        elif launched_rank() == 0:
+            for line in summary.room_to_gain(self.report, len(self.data.splits["train"])):
+                say(line)
         self._run(trainer, task, resume)
         if not trainer.global_step:
-            raise CxlpError("gradient descent has ended before its first step: give it more time (trainer.max_time?)")
+            raise CxlpError("gradient descent ended before its first step: raise trainer.max_time, if set")
         kept = trainer.checkpoint_callback
         last = self.folder / "checkpoints" / "last.ckpt"
         best = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
-        if not best and last.is_file():  # ended before anything was validated
+        if not best and last.is_file():  # training ended before the first validation
             best = str(last)
         epochs = first + trainer.current_epoch
         if not best:
             return Done("", "", epochs - 1, epochs, task.validated, str(trainer.precision))
         found = read_checkpoint(best)
-        if not last.is_file():  # gone on from a checkpoint of the user's own whose epochs are all done
+        if not last.is_file():  # resumed from a user's own checkpoint whose epochs are all finished
             last = Path(resume or best)
         epoch = first + int(found["epoch"])
         validated, precision = found["cxlp"]["validated"], found["cxlp_run"]["precision"]
-        return Done(place(self.folder, best), place(self.folder, last), epoch, epochs, validated, precision)
+        return Done(path_in_run(self.folder, best), path_in_run(self.folder, last), epoch, epochs, validated, precision)
 
     def _resumed_gradients(self) -> str | None:
-        """Return what the gradient epochs go on from, if they began before: here, or in a copy from elsewhere."""
+        """Return the checkpoint to resume gradient epochs from; ``None`` if they have not started yet."""
         if self.resumed is None:
             return None
         return str(self.resumed.absolute()) if read_checkpoint(self.resumed)["cxlp"]["task"] == "FineTune" else None
 
     def _start_from_checkpoint(self) -> Done:
-        """Take over the network of an earlier run; its frozen fit, if it is of these images, counts as this run's."""
+        """Load an earlier run's network; its validation metrics count if both runs hold out the same images."""
         start, self._start = self._start, None
-        assert start is not None  # a resumed run has this stage behind it
+        assert start is not None  # a resumed run has already finished this stage
         load_weights(self.network, start.saved, str(start.path))
         run = start.saved["cxlp_run"]
         self._seen, self.report = torch.unique(torch.cat([self._seen, run["seen"]])), run["report"]
@@ -182,11 +186,11 @@ class Run(OpenedRun):
         kept = "checkpoints/start.ckpt"
         if launched_rank() == 0:
             copy_whole(start.path, self.folder / kept)
-        # The gradient epochs start from the original: other processes do not know this run's folder yet.
+        # The gradient epochs start from the original file: other processes do not know this run's folder yet.
         return Done(kept, str(start.path.absolute()), 0, 1, start.validated, run["precision"])
 
     def test(self, stage: Done) -> dict[str, float]:
-        """Score the test images by the checkpoint of a stage."""
+        """Test the checkpoint of a stage, and return the metrics."""
         self._load(stage.checkpoint)
         frozen = list(self.done) == ["frozen"]
         task = Frozen(self.network, self.model.frozen, reuse=self.reuse) if frozen else ClassificationTask(self.network)
@@ -195,7 +199,7 @@ class Run(OpenedRun):
         task.times = self.times
         chosen = self.config["trainer"]["precision"] is None
         if launched_rank() == 0 and chosen and stage.precision == "bf16-mixed" != self._precision.name:
-            say("The tested weights were fitted in bf16-mixed: so is their test, slow as it may be on this hardware")
+            say("Testing in bf16-mixed, the precision of the fit, although it may be slow on this hardware")
         (tested,) = trainer.test(task, self.data, verbose=False)
         if stage.checkpoint and trainer.is_global_zero:
             with self.outputs.attempt("checkpoints/best.ckpt"):
@@ -207,7 +211,7 @@ class Run(OpenedRun):
 
     @property
     def trainer(self) -> pl.Trainer:
-        """The latest stage's."""
+        """The Trainer of the latest stage."""
         assert self._trainer is not None
         return self._trainer
 
@@ -216,15 +220,15 @@ class Run(OpenedRun):
         launcher = trainer.strategy.launcher
         with watching_start(lambda: getattr(launcher, "procs", []), self.discard) as self.progress.have_met:
             trainer.fit(task, self.data, ckpt_path=resume, weights_only=True if resume else None)
-        # Lightning's launcher starts other processes with the first fit: only now do they know the folder.
+        # Lightning's launcher starts the other processes in the first fit: tell them the folder now.
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
     def _build_trainer(
         self, stage: str, own: list[Callback], first_epoch: int, precision: str | None = None
     ) -> pl.Trainer:
-        """Make the Trainer of a stage that begins with an epoch, counted over all stages.
+        """Build the Trainer of a stage whose first epoch is ``first_epoch``, counted over all stages.
 
-        Where neither the user nor the caller says in which precision, it is the fastest one, and 32-true for gradients.
+        The default precision is the fastest one, and 32-true for gradient epochs.
         """
         self._stage, self.progress.first_epoch = stage, first_epoch
         self.lines.stage, self.lines.first_epoch = stage, first_epoch
@@ -246,7 +250,7 @@ class Run(OpenedRun):
             precision=precision or ("32-true" if stage == "finetune" else self._precision.name),
         )
         if self._plan and launched_rank() == 0:
-            why = remark_on_precision(self.config["trainer"], self._precision)
+            why = describe_precision(self.config["trainer"], self._precision)
             summary.tell(summary.opening(self.data, self.network, trainer, why, self._plan, self.folder))
             self._plan = ""
         if self.choice is not None and self.choice.stage != "frozen":
@@ -255,7 +259,7 @@ class Run(OpenedRun):
 
     @property
     def _monitor(self) -> str | None:
-        """The metric that chooses the best epoch; ``None``: nothing is held out."""
+        """The metric that chooses the best epoch; ``None`` if no images are held out."""
         return self.lines.metric if len(self.data.splits["val"]) else None
 
     def _images_per_step(self, trainer: pl.Trainer) -> int:
@@ -264,7 +268,7 @@ class Run(OpenedRun):
     # --- checkpoints ------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint of this run tells of it."""
+        """The metadata of this run in its checkpoints."""
         return {
             "wandb_id": self._wandb_id,
             "recipe": recipe_of(self.config),
@@ -274,7 +278,7 @@ class Run(OpenedRun):
             "images_per_step": self._images_per_step(self.trainer),
             "precision": str(self.trainer.precision),
             "report": self.report or getattr(self.trainer.lightning_module, "report", {}),
-            "seen": self._seen,  # images: its own, and those of the runs whose weights this one began with
+            "seen": self._seen,  # training images, including those of the runs that this run started from
             "images_seen": self.progress.images,
             "images_by_phase": dict(self.progress.phases),
             "first_epoch": self.progress.first_epoch,
@@ -286,7 +290,7 @@ class Run(OpenedRun):
         return list(self.done.values())[-1]
 
     def _load(self, checkpoint: str) -> dict[str, Any]:
-        """Give the network the weights of a checkpoint of this run; none was saved: it has the latest."""
+        """Load the weights of a checkpoint of this run; with an empty path, keep the current weights."""
         if not checkpoint:
             return {}
         saved = read_checkpoint(self.folder / checkpoint)

@@ -1,4 +1,4 @@
-"""``model.start``: the checkpoint of an earlier run in place of a frozen fit, and what it must agree with."""
+"""``model.start``: the checkpoint of an earlier run that replaces the frozen fit, and its checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from cxlp.utils.errors import CxlpError
 
 @dataclass(frozen=True)
 class Start:
-    """What gradient epochs start from.
+    """The checkpoint that gradient epochs start from.
 
     Attributes:
-        path: The checkpoint's.
-        saved: What is in it.
-        validated: What the images that this run holds out say of it; empty: they were not held out.
+        path: Path of the checkpoint.
+        saved: Content of the checkpoint.
+        validated: Its validation metrics; empty if they were measured on other images than this run holds out.
     """
 
     path: Path
@@ -34,14 +34,14 @@ def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], 
     """Read the checkpoint that ``model.start`` names.
 
     Args:
-        model: What the run trains.
-        network: As built for it.
-        recipe: The run's, see :func:`~cxlp.runs.protocol.recipe_of`.
-        images: The run's.
+        model: The model options of the run.
+        network: The network of the run.
+        recipe: The recipe of the run, see :func:`~cxlp.runs.protocol.recipe_of`.
+        images: The images of the run.
 
     Raises:
-        CxlpError: If there is none, it cannot be compared with the run (:func:`~cxlp.runs.protocol.check_start`), or
-            lacks what the closing or the cross-fitted stages take from it.
+        CxlpError: If there is no such checkpoint, it does not agree with the run
+            (:func:`~cxlp.runs.protocol.check_start`), or it lacks what ``closing_fit`` or ``cross_fit`` needs.
     """
     path = start_checkpoint(model.start)
     saved = read_run(path)
@@ -50,14 +50,14 @@ def read_start(model: ModelConfig, network: Network, recipe: Mapping[str, Any], 
     folds = saved["cxlp"].get("fold_classifiers")
     if (model.closing_fit and not run["report"]) or (model.cross_fit and folds is None):
         raise CxlpError(
-            f"{path} does not hold what model.closing_fit and model.cross_fit take from a frozen fit with the same "
-            "options: set model.start: frozen"
+            f"{path} lacks results of a frozen fit that model.closing_fit and model.cross_fit need: set model.start to "
+            "frozen"
         )
     same = torch.equal(run["images"]["marks"]["train"], images.marks["train"])
     if model.cross_fit and not same:
         raise CxlpError(
-            f"model.cross_fit scores each image by SVMs that have not seen it, but those of {path} were fitted to "
-            "other training images: give it the same data, data.validation and data.split_seed, or set model.start "
-            "to frozen"
+            f"model.cross_fit needs SVMs that were not fitted to the image that they score, but those of {path} belong "
+            "to other training images: give the same data, data.validation and data.split_seed, or set model.start to "
+            "frozen"
         )
     return Start(path, saved, saved["cxlp"]["validated"] if same else {})

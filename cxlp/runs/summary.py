@@ -1,4 +1,4 @@
-"""What a run says before its first stage: a few aligned lines."""
+"""The summary that a run prints before its first stage."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -7,13 +7,17 @@ import pytorch_lightning as pl
 import torch
 
 from cxlp.data.datamodule import ImageDataModule
+from cxlp.metrics.intervals import wilson
 from cxlp.models.network import Network
 from cxlp.runs.places import STARTS
 from cxlp.utils.progress import say
 
+#: Accuracy that fine-tuning must be able to gain, or it is not worth its time.
+LEAST_GAIN = 0.02
+
 
 def tell(facts: Mapping[str, str]) -> None:
-    """Print facts, a line each, aligned; those that are empty are left out."""
+    """Print the facts that are not empty, one aligned line each."""
     width = max(map(len, facts))
     for name, fact in facts.items():
         if fact:
@@ -23,15 +27,15 @@ def tell(facts: Mapping[str, str]) -> None:
 def opening(
     data: ImageDataModule, network: Network, trainer: pl.Trainer, precision: str, stages: str, folder: Path
 ) -> dict[str, str]:
-    """Say what a run begins with.
+    """Return the facts of a run's summary, by name.
 
     Args:
-        data: Set up.
-        network: Built.
-        trainer: The first stage's.
-        precision: In which precision it computes, and why.
-        stages: What it does, see :func:`plan`.
-        folder: The run's.
+        data: The DataModule, set up.
+        network: The network.
+        trainer: The Trainer of the first stage.
+        precision: The precision of the run, and the reason for it.
+        stages: The stages of the run, see :func:`plan`.
+        folder: The run's folder.
     """
     heads = [f"{h.name} ({', '.join(name for _, name in network.map_names(h))})" for h in network.each_head()]
     return {
@@ -47,14 +51,14 @@ def opening(
 
 
 def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str, chosen_by: str | None) -> str:
-    """Say what a run does, in words.
+    """Describe the stages of a run.
 
     Args:
-        stages: Their names.
-        done: Those that are done already.
-        epochs: The number of gradient epochs.
-        start: ``model.start``.
-        chosen_by: The metric of the held-out images that chooses what is tested; ``None``: the last epoch is tested.
+        stages: Names of the stages.
+        done: Names of the finished stages.
+        epochs: Number of gradient epochs.
+        start: Value of ``model.start``.
+        chosen_by: The validation metric that chooses the tested checkpoint; ``None``: the last one is tested.
     """
     frozen = "frozen fit" if start in STARTS else f"frozen fit of {start}"
     words = {"frozen": frozen, "finetune": f"{epochs} gradient epoch{'s' * (epochs != 1)}", "closing": "closing fit"}
@@ -64,19 +68,53 @@ def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str
     return f"{said}; tested: {f'the best by {chosen_by}' if chosen_by else 'the last, since no images are held out'}"
 
 
+def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
+    """Say how far fine-tuning can get: what the cross-validation of the frozen fit leaves to be gained.
+
+    Args:
+        report: That of the frozen fit, see :meth:`cxlp.frozen.fit.FrozenFit.finish`.
+        images: The number of training images.
+
+    Returns:
+        A line with the training accuracy and the cross-validated accuracy (or mAP), and a warning where fine-tuning
+        cannot pay: less than 2 points are left, or less than half the 95 % interval of the cross-validated accuracy,
+        so that even all of it could not be told from chance on so many images. Nothing if nothing was
+        cross-validated.
+    """
+    metric = next((name for name in ("accuracy", "mAP") if f"cv_{name}" in report), None)
+    if metric is None:
+        return []
+    cross_validated = report[f"cv_{metric}"]
+    left, least, around = 1 - cross_validated, LEAST_GAIN, ""
+    if metric == "accuracy":
+        low, high, _ = wilson(round(cross_validated * images), images)
+        least, around = max(least, (high - low) / 2), f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    said = [
+        f"frozen fit: training {metric} {100 * report[f'train_{metric}']:.1f} %, cross-validated "
+        f"{100 * cross_validated:.1f} %{around}: fine-tuning can gain {100 * left:.1f} points at most"
+    ]
+    if left < least:
+        why = f"{100 * least:.0f} points" if least == LEAST_GAIN else f"half the interval, {100 * least:.1f} points"
+        said.append(
+            f"warning: fine-tuning cannot pay: what is left is less than {why}. For the frozen fit alone, set "
+            "trainer.max_epochs to 0"
+        )
+    return said
+
+
 def images_by_split(data: ImageDataModule) -> str:
-    """Count the images of each split, in words."""
+    """Describe the number of images in each split."""
     train, val, test = (len(data.splits[split]) for split in ("train", "val", "test"))
     return f"{train:,} to train, {f'{val:,} held out' if val else 'none held out'}, {test:,} to test"
 
 
 def device(trainer: pl.Trainer) -> str:
-    """Name what a Trainer computes on."""
+    """Name the device of a Trainer."""
     root = trainer.strategy.root_device
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     if root.type == "cpu":
         return f"{count}CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
-    # A GPU that is not opened yet is left alone: where processes are forked, only they may open it.
+    # Do not initialise a GPU here: if processes are forked, only they may initialise it.
     if root.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return f"{count}{torch.cuda.get_device_name(root)}"
     return f"{count}{root.type.upper()}"

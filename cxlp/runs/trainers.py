@@ -1,4 +1,4 @@
-"""The Trainer of a stage, by the options of ``trainer``."""
+"""The Trainer of a stage, built from the options of ``trainer``."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -37,28 +37,28 @@ def build_trainer(
     refit: bool,
     precision: str,
 ) -> pl.Trainer:
-    """Make the Trainer of a stage; options and callbacks that are meant for gradient epochs apply there only.
+    """Build the Trainer of a stage; options and callbacks for gradient epochs apply to those only.
 
     Args:
-        config: Resolved.
+        config: The resolved config.
         stage: ``layers``, ``frozen``, ``finetune``, ``closing`` or ``test``.
-        folder: The run's.
-        callbacks: The run's own, besides those of this module.
-        loggers: The run's own, if the user has not said otherwise.
-        monitor: The metric that chooses the best epoch; ``None``: nothing is held out.
-        refit: Whether an earlier run has chosen the epoch to stop after.
-        precision: Of the stage, where the user has not chosen one.
+        folder: The run's folder.
+        callbacks: Callbacks of the run, in addition to those of this module.
+        loggers: Loggers of the run, used unless the user has set ``trainer.logger``.
+        monitor: The metric that chooses the best epoch; ``None`` if no images are held out.
+        refit: Whether an earlier run chose the epoch to stop after.
+        precision: Precision of the stage, used unless the user has set one.
     """
-    # Anew for each stage: strategies, plugins and the user's callbacks belong to one Trainer.
+    # Instantiate for each stage: strategies, plugins and the user's callbacks belong to a single Trainer.
     given = build_parser().instantiate(config.clone())["trainer"].as_dict()
     users, plugins = _listed(given.pop("callbacks")), _listed(given.pop("plugins"))
     saves, logs = given["enable_checkpointing"] is not False, given["logger"] is not False
     own = [EpochSeed(), MovedCheckpoints(), Signals()]
     if stage == "finetune":
-        if refit:  # nothing is held out that could end the run, or choose
+        if refit:  # no images are held out, so callbacks cannot monitor validation metrics
             users = [c for c in users if not str(getattr(c, "monitor", "")).startswith("val/")]
             given |= {"min_epochs": None, "min_steps": None}
-        if saves:  # the best one, unless the user has said which that is, and the last one
+        if saves:  # the best checkpoint, unless the user's ModelCheckpoint chooses it, and the last one
             theirs = any(isinstance(c, ModelCheckpoint) for c in users)
             own += checkpoints(folder / "checkpoints", None if theirs else monitor)
         if logs:
@@ -80,7 +80,7 @@ def build_trainer(
         plugins.append(WholeCheckpoints())
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     if slurm and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        # Lightning's own way to requeue saves within an epoch, where no run can be gone on with.
+        # Lightning's requeueing saves a checkpoint within an epoch, but runs resume only from the end of an epoch.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     if given["logger"] in (None, True) or stage == "layers":
         given["logger"] = loggers
@@ -94,7 +94,7 @@ def build_trainer(
 
 
 def without_gradients(trainer: Namespace) -> Precision:
-    """The precision of stages without gradients, where the user has not chosen one, and why it is that.
+    """The default precision of stages without gradients, and the reason for it.
 
     Args:
         trainer: Options of the Trainer.
@@ -103,21 +103,23 @@ def without_gradients(trainer: Namespace) -> Precision:
     if kind not in ("auto", "gpu", "cuda"):
         if kind in ("cpu", "mps"):
             return fastest_precision(str(kind))
-        return Precision("32-true", f"it is not known whether accelerator {kind} computes with bfloat16")
+        return Precision("32-true", f"it is unknown whether accelerator {kind} computes with bfloat16")
     if torch.cuda.is_available():
         devices = trainer["devices"]
         chosen = CUDAAccelerator.parse_devices(-1 if devices == "auto" else devices) or [0]
         found = [fastest_precision(f"cuda:{device}") for device in chosen]
-        return next((each for each in found if each.name == "32-true"), found[0])  # one without bfloat16 decides
+        return next(
+            (each for each in found if each.name == "32-true"), found[0]
+        )  # 32-true if any device lacks bfloat16
     return fastest_precision("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def remark_on_precision(trainer: Namespace, found: Precision) -> str:
-    """Say in which precision a run computes, and why.
+def describe_precision(trainer: Namespace, found: Precision) -> str:
+    """Describe the precision of a run, and the reason for it.
 
     Args:
         trainer: Options of the Trainer.
-        found: See :func:`without_gradients`.
+        found: The default precision, see :func:`without_gradients`.
     """
     for plugin in _listed(trainer["plugins"]):
         path = plugin.get("class_path", "") if isinstance(plugin, Mapping | Namespace) else ""

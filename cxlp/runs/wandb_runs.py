@@ -1,4 +1,4 @@
-"""Wandb runs: when they are online, what curves are drawn over, and what is in the summary."""
+"""wandb runs: online or offline mode, axes of curves, and the summary."""
 
 import netrc
 import os
@@ -16,32 +16,32 @@ from cxlp.runs.places import REFIT
 if TYPE_CHECKING:
     from cxlp.runs.loggers import RunConfig
 
-#: Where the user has wandb gather what it uploads.
+#: The user's folder for files that wandb stages for upload.
 DATA_DIR = os.environ.get("WANDB_DATA_DIR")
-#: What a wandb run is of: a run, the second one of a refit, or the table of several runs.
+#: Job type of a wandb run: a run, the second run of a refit, or a comparison of several runs.
 JobType = Literal["train", "refit", "compare"]
-#: What the horizontal axes are: training over the images seen, validation over epochs, cross-validation over C.
+#: Horizontal axes of curves: images seen for training, epochs for validation, C for cross-validation.
 AXES = {
     "train/*": "images_seen", "lr-*": "images_seen", "grad_norm/*": "images_seen", "val/*": "epoch",
     "frozen/cv_*": "frozen/C",
 }  # fmt: skip
 
 
-#: Of a frozen fit's values, those of one C.
+#: Keys of a frozen fit that belong to a single value of C.
 AT_COST = re.compile(r"(frozen/cv_\w+?)_C([\d.e+-]+)")
 
 
 def has_wandb_key() -> bool:
-    """Whether wandb could log in without asking: a key in the environment or in the netrc file.
+    """Whether wandb can log in without prompting, with an API key from the environment or the netrc file.
 
-    Asking wandb itself prompts on a terminal and crashes elsewhere.
+    wandb's own check prompts on a terminal and fails elsewhere.
     """
     if os.environ.get("WANDB_API_KEY"):
         return True
-    # wandb knows the host: from WANDB_BASE_URL, its settings file, or its own default, which has changed before.
-    # (A fresh wandb.Settings would not have read them.) With its port: so wandb files it.
+    # Ask wandb for the host, which comes from WANDB_BASE_URL, wandb's settings file or a default that has changed
+    # before. (A new wandb.Settings would not read them.) netrc entries of wandb include the port.
     host = urlparse(wandb.setup().settings.base_url).netloc
-    # wandb's own service has moved: a key that is filed under its earlier name still counts
+    # wandb's service has moved: also accept a key that is stored under the earlier host name
     hosts = [host, "api.wandb.ai"] if host.endswith(".coreweave.com") else [host]
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
@@ -52,11 +52,11 @@ def has_wandb_key() -> bool:
 
 
 def wandb_id_of(run: "RunConfig", known: str | None) -> str | None:
-    """The id that a run has in wandb, which it may begin later; ``None`` where wandb is off.
+    """The ID of a run in wandb, known before the wandb run starts; ``None`` if wandb is off.
 
     Args:
-        run: What the user asked for.
-        known: The id that it has already, on resume.
+        run: The user's options.
+        known: The ID of a resumed run.
     """
     if _mode(run) in ("off", "disabled"):
         return None
@@ -68,32 +68,32 @@ def _mode(run: "RunConfig") -> str | None:
 
 
 def start_wandb(run: "RunConfig", folder: Path, job: JobType, wandb_id: str | None = None) -> wandb.Run | None:
-    """Start a wandb run; ``None`` where it is off.
+    """Start a wandb run; return ``None`` if wandb is off.
 
     Args:
-        run: What the user asked for.
+        run: The user's options.
         folder: The run's folder.
-        job: Its type of job, by which wandb filters and groups.
-        wandb_id: The wandb run to continue, on resume; ``None``: a new one.
+        job: The job type, by which wandb filters and groups runs.
+        wandb_id: ID of the wandb run to resume; ``None``: start a new one.
     """
     mode = _mode(run)
     if mode in ("off", "disabled"):
         return None
-    # dryrun is wandb's older word for offline
+    # dryrun is wandb's former name of offline
     offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
     return _start_wandb(run, folder, job, wandb_id, offline)
 
 
 def _start_wandb(run: "RunConfig", folder: Path, job: JobType, wandb_id: str | None, offline: bool) -> wandb.Run:
-    """Start or continue a wandb run; offline where the server does not answer or refuses the key."""
-    # The id in the environment, as of a sweep's agent, is one run's: the first one's, also where that has one already.
+    """Start or resume a wandb run; use offline mode if the server does not respond or rejects the key."""
+    # An ID in the environment, as from a sweep's agent, is for the first run only, even if that run has an ID already.
     given = os.environ.pop("WANDB_RUN_ID", None)
     wandb_id = wandb_id or given or secrets.token_hex(4)
-    # Where wandb gathers tables and checkpoints before it uploads them: with the run, since HOME may not be writable.
+    # wandb stages tables and checkpoints for upload: use the run's folder, since HOME may not be writable.
     os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(folder.absolute() / "wandb")
     try:
         started = wandb.init(
-            dir=folder.absolute(),  # wandb's own process stays where the first run of this one began
+            dir=folder.absolute(),  # absolute: wandb's service keeps the first run's working directory
             name=f"{folder.parent.name}-{REFIT}" if folder.name == REFIT else folder.name,
             project=run.project,
             group=run.group,
@@ -115,20 +115,21 @@ def _start_wandb(run: "RunConfig", folder: Path, job: JobType, wandb_id: str | N
 
 
 def _define_metrics(run: wandb.Run) -> None:
-    """Say what curves are drawn over (in wandb's panels it can be chosen), and that the summary has their best values.
+    """Define the default horizontal axes of curves, and which value of a curve the summary contains.
 
-    The summary has ``val/accuracy.max`` and the like, ``val/loss.min``; of other curves the last value.
+    The summary contains the best values of validation curves, such as ``val/accuracy.max`` and ``val/loss.min``, and
+    the last values of other curves.
     """
     for names, axis in AXES.items():
         best: dict[str, Any] = {"summary": "max"} if names.startswith("val/") else {}
         run.define_metric(names, step_metric=axis, step_sync=True, **best)
     run.define_metric("val/loss", step_metric=AXES["val/*"], step_sync=True, summary="min")
-    for axis in sorted(set(AXES.values())):  # no curves of their own
+    for axis in sorted(set(AXES.values())):  # axes are not shown as curves
         run.define_metric(axis, hidden=True)
 
 
 def curve_of_costs(found: Mapping[str, float]) -> list[dict[str, float]]:
-    """Make rows of C and cross-validated quality, C ascending, of a frozen fit's values; it may have tried one only."""
+    """Extract rows of C and cross-validated score from a frozen fit's values, sorted by C."""
     tried = [match for key in found if (match := AT_COST.fullmatch(key))]
     points = [{"frozen/C": float(match[2]), match[1]: found[match[0]]} for match in tried]
     if not points:
@@ -142,9 +143,9 @@ def close_wandb(run: wandb.Run, summary: Mapping[str, Any], checkpoint: str | No
     """End a wandb run.
 
     Args:
-        run: Which.
-        summary: As in ``metrics.json``, see :func:`summary_of`.
-        checkpoint: What to upload as an artifact, if the run is online; ``None``: nothing.
+        run: The wandb run.
+        summary: The content of ``metrics.json``, see :func:`summary_of`.
+        checkpoint: Path of the checkpoint to upload as an artifact if the run is online; ``None``: upload nothing.
     """
     found = summary_of(summary)
     run.summary.update(found)
@@ -156,11 +157,12 @@ def close_wandb(run: wandb.Run, summary: Mapping[str, Any], checkpoint: str | No
 
 
 def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Make wandb's summary of a ``metrics.json``, one value a key.
+    """Convert the content of ``metrics.json`` to a flat summary for wandb.
 
-    ``test/...`` is the test, with the ends of the 95 % interval in ``test/accuracy_low`` and ``test/accuracy_high``;
-    ``tested/...`` the checkpoint that was tested, its epoch and its validation. (``val/...`` is left as it is: the best
-    values of the curves.) Values of single C are left out: they are a curve.
+    ``test/...`` contains the test's metrics, and the bounds of 95 % intervals as ``test/accuracy_low`` and
+    ``test/accuracy_high``. ``tested/...`` contains the tested checkpoint, its epoch and its validation metrics;
+    ``val/...`` is not set, since it contains the best values of the curves. Values for a single C are omitted, since
+    they form a curve.
     """
     found: dict[str, Any] = {}
     for key, value in results["metrics"].items():

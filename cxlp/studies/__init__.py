@@ -1,1 +1,1 @@
-"""Several runs: seeds, comparisons of systems, their tables."""
+"""Studies of several runs: series of seeds, comparisons of systems, and their tables."""

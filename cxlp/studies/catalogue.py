@@ -1,4 +1,4 @@
-"""The runs in a folder, read from what they left: without torch, so that they are listed at once."""
+"""The catalogue of the runs in a folder, read from their output files without importing torch, which is slow."""
 
 import json
 import os
@@ -14,25 +14,25 @@ import yaml
 from cxlp.utils.errors import CxlpError, did_you_mean
 from cxlp.utils.locking import is_held
 
-#: How deep below a folder runs are looked for: those of a comparison with seeds are three deep.
+#: Maximum depth of runs below the root. The runs of a comparison with several seeds have depth 3.
 DEPTH = 4
-#: Folders of a run's own and of what runs share, where none are looked for.
+#: Folders that hold no runs: a run's own subfolders and shared folders.
 _SKIPPED = ("checkpoints", "csv", "examples", "features", "logs", "wandb")
-#: Groups of keys that the config of each run has.
+#: Groups of keys that every run's config has.
 _GROUPS = ("model", "data", "trainer", "run")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run, or a later test of one.
+    """A run, or a later test of a run's checkpoint.
 
     Attributes:
-        folder: Its folder.
-        name: Its path below the folder of all runs.
-        config: Its ``config.yaml``; empty: it is a later test.
-        found: Its ``metrics.json``, or that of its refit, without what is not as a run writes it; empty: it has not
+        folder: The run's folder.
+        name: The folder's path relative to the root of all runs.
+        config: The content of ``config.yaml``; empty for a later test.
+        found: The content of ``metrics.json``, or of the refit's, without malformed values; empty if the run has not
             been tested.
-        origin: The groups of its ``provenance.json``.
+        origin: The groups in ``provenance.json``.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Entry:
     origin: dict[str, Any] = field(repr=False)
 
     def at(self, key: str) -> Any:  # noqa: ANN401 (any value of a config)
-        """A value of the config by its dotted key; ``None``: there is none."""
+        """Return the value of a dotted key of the config, or ``None`` if it is missing."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def mode(self) -> str:
-        """How it was fitted; for a later test, what was tested."""
+        """The kind of training; for a later test, the tested run."""
         if "test_of" in self.found:
             path = Path(str(self.found["test_of"]))
             run = path.parent.parent if path.parent.name == "checkpoints" else path
@@ -86,47 +86,47 @@ class Entry:
 
     @cached_property
     def state(self) -> str:
-        """``done``, ``running``, or ``stopped`` before its end."""
+        """``done``, ``running``, or ``stopped`` if the run ended early."""
         return "done" if "outputs" in self.found else "running" if is_held(self.folder) else "stopped"
 
     @property
     def metric(self) -> str:
-        """The metric that it is judged by, ``test/accuracy`` or ``test/mAP``; empty: it was not tested."""
+        """The main metric, ``test/accuracy`` or ``test/mAP``; empty if the run was not tested."""
         metrics = self.found.get("metrics", {})
         return next((name for name in ("test/accuracy", "test/mAP") if metrics.get(name) is not None), "")
 
     @property
     def value(self) -> float | None:
-        """That metric."""
+        """The value of the main metric, in [0, 1]."""
         return float(self.found["metrics"][self.metric]) if self.metric else None
 
     @property
     def interval(self) -> dict[str, Any] | None:
-        """Its interval of 95 % confidence: ``low``, ``high``, ``by``."""
+        """The 95 % confidence interval of the main metric: ``low``, ``high``, and its method ``by``."""
         found: dict[str, Any] | None = self.found.get("intervals", {}).get(self.metric)
         return found
 
     @cached_property
     def date(self) -> datetime:
-        """When it began."""
+        """The time at which the run started."""
         files = (self.folder / name for name in ("config.yaml", "metrics.json"))
         return datetime.fromtimestamp(next(file.stat().st_mtime for file in files if file.is_file()))
 
     @cached_property
     def size(self) -> int:
-        """Bytes on disk; a file with several names counts once."""
+        """Bytes on disk; hard links to the same file count once."""
         sizes: dict[tuple[int, int], int] = {}
         for place, _, names in os.walk(self.folder):
             for name in names:
                 try:
                     status = Path(place, name).lstat()
-                except OSError:  # a run that is going on has just taken it away
+                except OSError:  # a running process has just deleted the file
                     continue
                 sizes[status.st_dev, status.st_ino] = status.st_size
         return sum(sizes.values())
 
 
-#: What runs are sorted by, and whether the largest comes first.
+#: Sort keys of runs, and whether the order is descending.
 SORTS: dict[str, tuple[Callable[[Entry], Any], bool]] = {
     "name": (lambda entry: entry.name, False),
     "data": (lambda entry: (entry.data, entry.name), False),
@@ -140,13 +140,13 @@ SORTS: dict[str, tuple[Callable[[Entry], Any], bool]] = {
 
 
 def find_runs(root: Path) -> list[Entry]:
-    """Find all runs below a folder, each once, whatever links there are.
+    """Find all runs below a folder. Each run is found once, even if links lead to it.
 
     Raises:
-        CxlpError: If there is no such folder, or one in it cannot be listed.
+        CxlpError: If the folder does not exist, or a folder in it cannot be listed.
     """
     if not root.is_dir():
-        raise CxlpError(f"{root} is no folder: give that of the runs by --root")
+        raise CxlpError(f"{root} is not a folder: set --root to the folder of the runs")
     try:
         return list(_entries(root, root, DEPTH, set()))
     except OSError as error:
@@ -162,22 +162,22 @@ def _entries(place: Path, root: Path, depth: int, seen: set[Path]) -> Iterator[E
         yield entry
     elif depth:
         for folder in sorted(place.iterdir()):
-            # A link to something in the root is left to the name that it has there.
-            inward = folder.is_symlink() and folder.resolve().is_relative_to(root.resolve())
-            skipped = inward or folder.name.startswith(".") or folder.name in _SKIPPED
+            # A link to a folder in the root is skipped, because that folder is found under its own name.
+            is_inner_link = folder.is_symlink() and folder.resolve().is_relative_to(root.resolve())
+            skipped = is_inner_link or folder.name.startswith(".") or folder.name in _SKIPPED
             if folder.is_dir() and not skipped:
                 yield from _entries(folder, root, depth - 1, seen)
 
 
 def read_entry(folder: Path, root: Path) -> Entry | None:
-    """Read a run, or a later test; what is broken in its folder is taken for missing. ``None``: it is neither.
+    """Read a run or a later test; return ``None`` if the folder is neither.
 
-    A run has a ``config.yaml`` with the groups of keys of ``train.py``, a later test a ``metrics.json`` that names what
-    was tested.
+    A run has a ``config.yaml`` with the groups of keys of ``train.py``. A later test has a ``metrics.json`` that names
+    the tested checkpoint. Broken files are treated as missing.
     """
     config = _read(folder / "config.yaml")
     results = [found for place in (folder, folder / "refit") if (found := _read(place / "metrics.json"))]
-    found = _sound(results[-1]) if results else {}
+    found = _well_formed(results[-1]) if results else {}
     if not all(isinstance(config.get(group), dict) for group in _GROUPS):
         if "test_of" not in found or (folder / "config.yaml").exists():
             return None
@@ -187,8 +187,8 @@ def read_entry(folder: Path, root: Path) -> Entry | None:
     return Entry(folder, name, config, found, origin)
 
 
-def _sound(found: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a ``metrics.json`` what is not of the kind that a run writes."""
+def _well_formed(found: dict[str, Any]) -> dict[str, Any]:
+    """Remove values from the content of a ``metrics.json`` whose types a run never writes."""
     kinds: dict[str, Callable[[Any], bool]] = {
         "metrics": lambda value: value is None or _is_number(value),
         "intervals": lambda value: (
@@ -209,10 +209,10 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 (any value of a file)
 
 
 def choose(entries: Sequence[Entry], names: Sequence[str], root: Path) -> list[Entry]:
-    """Choose runs by their names or paths; one that is named twice is chosen once.
+    """Return the runs with the given names or paths, without duplicates.
 
     Raises:
-        CxlpError: Names the one that there is not.
+        CxlpError: If a run does not exist.
     """
     known = {entry.name: entry for entry in entries}
     chosen: dict[Path, Entry] = {}
@@ -225,14 +225,17 @@ def choose(entries: Sequence[Entry], names: Sequence[str], root: Path) -> list[E
     return list(chosen.values())
 
 
-def holds(entry: Entry, text: str) -> bool:
-    """Whether any column of a run contains a text, upper or lower case."""
+def matches(entry: Entry, text: str) -> bool:
+    """Return whether any column of a run contains a text, ignoring case."""
     columns = (entry.name, entry.data, entry.backbone, entry.head, entry.mode, entry.state)
     return any(text.casefold() in column.casefold() for column in columns)
 
 
 def differing(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Keys of the configs that differ among runs, each with its values as text; not those of names and places."""
+    """Return the keys whose values differ among the runs' configs, with each run's value as text.
+
+    The keys of the group ``run``, such as names and folders, are left out.
+    """
     flat = [dict(_leaves(entry.config)) for entry in entries]
     keys = dict.fromkeys(key for leaves in flat for key in leaves if not key.startswith(("run.", "config")))
     rows = {key: [leaves.get(key, "") for leaves in flat] for key in keys}
@@ -251,7 +254,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Read JSON or YAML; empty: there is none, or it is broken."""
+    """Read a JSON or YAML file; return an empty mapping if it is missing or broken."""
     try:
         text = file.read_text(encoding="utf-8")
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,4 +1,4 @@
-"""What a choice between systems may be made by."""
+"""The cross-validated metric, by which systems may be chosen without looking at the test images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 
 def cross_validated(found: Mapping[str, Any], metric: str) -> float | None:
-    """What a choice may be made by: a metric of the training images, each scored by SVMs that have not seen it.
+    """Return a metric of the training images, each scored by SVMs that were fitted without it.
 
     Args:
-        found: A ``metrics.json``.
+        found: The content of ``metrics.json``.
         metric: ``accuracy`` or ``mAP``.
 
     Returns:
-        In [0, 1]; ``None`` where the tested network is not that of the frozen fit, or its heads have learnt from the
-        labels of all training images.
+        The metric in [0, 1]; ``None`` if the tested network does not come from the frozen fit, or if its heads were
+        fitted to the labels of all training images.
     """
     tested, epoch = Path(str(found.get("tested"))).name, found.get("epoch")
     is_frozen = tested == "frozen.ckpt" or (tested == "final weights" and epoch == 0)

@@ -1,4 +1,7 @@
-"""``cxlp compare --combine``: systems whose representations are concatenated, without a pass over the images."""
+"""``cxlp compare --combine``: combine systems by concatenating their stored representations.
+
+No image passes through a network again.
+"""
 
 import json
 import time
@@ -29,24 +32,24 @@ from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.progress import track
 
-#: Most combinations in the table; the file has all of them.
+#: Maximum number of combinations in the table; ``combinations.csv`` has all of them.
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class CombinedRow:
-    """A combination.
+    """A row of the table for a combination of systems.
 
     Attributes:
-        names: Of its systems.
-        choice: Accuracy or mean average precision of the training images by cross-validation, in percent.
-        size: Of the concatenated vector.
+        names: Names of the systems.
+        choice: Cross-validated accuracy or mean average precision of the training images, in percent.
+        size: Dimensions of the concatenated vector.
         row_bytes: Bytes of an image's stored features.
-        c: The cost C that was chosen.
-        seconds: That its cross-validation took.
-        quality: The same of the test images; ``None``: it was not tested.
-        interval: Of 95 % confidence, in percent, of ``quality``.
-        place: The folder of its answers, where it was tested.
+        c: The chosen cost C.
+        seconds: Duration of the cross-validation.
+        quality: Accuracy or mean average precision of the test images, in percent; ``None`` if not tested.
+        interval: 95 % confidence interval of ``quality``, in percent.
+        place: The folder of the predictions; ``None`` if not tested.
     """
 
     names: tuple[str, ...]
@@ -61,12 +64,12 @@ class CombinedRow:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name that the table shows."""
         return f"combination: {' & '.join(self.names)}"
 
     @property
     def cells(self) -> dict[str, Any]:
-        """For a table: what is tested only where it was."""
+        """The cells of the table by column; those of the test only if the combination was tested."""
         tested = self.quality is not None and {"test": round(self.quality, 2)}
         ends = self.interval and {"95% interval": "{:.2f} to {:.2f}".format(*self.interval)}
         known = {"system": self.name, "cv %": round(self.choice, 2), "size": self.size}
@@ -75,7 +78,7 @@ class CombinedRow:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A system's features, and the images that they are of."""
+    """A system's stored features, and the data set whose images they describe."""
 
     name: str
     choice: float | None
@@ -93,7 +96,7 @@ class _Stored:
         return open_rows(self.store / self.files[split], size, dim, kind, to_write=False)
 
     def samples(self) -> list[list[tuple[Path, Any, Any]]]:
-        """The images in their order; what a sample may tell beside them changes nothing."""
+        """Return path, box and label of the training and test images, in order, to compare two systems' images."""
         splits: list[Sequence[Sample]] = [self.data.splits[split].samples for split in ("train", "test")]
         return [[(s.path.absolute(), s.box, s.label) for s in samples] for samples in splits]
 
@@ -106,18 +109,19 @@ def combine(
     Ties prefer fewer systems, then the shorter vector. The test images are scored once, by the chosen combination.
 
     Args:
-        places: By system the folder of its run's results.
-        store: Where the runs have kept features.
-        most: How many systems a combination has at most; at least two.
-        folder: The comparison's: gets ``combinations.csv``, and a folder with the answers of the chosen one.
+        places: The folder of each system's results, by the system's name.
+        store: The folder in which the runs have stored their features.
+        most: Maximum number of systems in a combination, at least 2.
+        folder: The comparison's folder, where ``combinations.csv`` and a folder with the predictions of the chosen
+            combination are written.
         metric: ``accuracy`` or ``mAP``.
-        outputs: Notes what could not be made.
+        outputs: Records secondary outputs that could not be written.
 
     Returns:
-        The best combinations, the chosen one first, and what to tell of them.
+        The best combinations, the chosen one first, and a note about them.
 
     Raises:
-        CxlpError: If there are no two systems with features of the same images, or too little memory for their kernels.
+        CxlpError: If fewer than two systems have features of the same images, or their kernels do not fit in memory.
     """
     found, skipped = _usable(places, store, metric)
     first = found[0]
@@ -147,35 +151,40 @@ def combine(
     if single.choice is not None and single.choice >= chosen.quality:
         alone = f"No combination is better than {single.name} alone, by cv %."
     note = (
-        f"combination: {len(rows)} combinations of {len(found)} systems, cross-validated on the sums of their kernels, "
-        f"each of unit mean diagonal: {kernels.seconds:.1f} s for {len(found)} Gram matrices, {spent:.1f} s for the "
-        f"cross-validations; {min(SHOWN, len(rows))} are shown, all are in combinations.csv. Only the best by cv % was "
-        f"tested; that it is the best of so many flatters its cv %, and not its test. {alone}"
+        f"combination: {len(rows)} combinations of {len(found)} systems were cross-validated on the sums of their "
+        f"Gram matrices, each scaled to a mean diagonal of 1. {len(found)} Gram matrices took {kernels.seconds:.1f} s, "
+        f"the cross-validations {spent:.1f} s. {min(SHOWN, len(rows))} combinations are shown; combinations.csv has "
+        "all. Only the best one by cv % was tested. Its cv % is optimistic, because it is the best of many; its test "
+        f"result is not. {alone}"
     )
     return rows[:SHOWN], " ".join([note, *skipped])
 
 
 def _usable(places: Mapping[str, Path], store: Path, metric: str) -> tuple[list[_Stored], list[str]]:
-    """Systems with features of the same images, and what is told of the others."""
+    """Return the systems that can be combined, and a sentence about each other one.
+
+    Raises:
+        CxlpError: If there are fewer than two such systems, or their images differ, or their features were deleted.
+    """
     found: list[_Stored] = []
     skipped: list[str] = []
     for name, place in places.items():
         known = json.loads((place / "metrics.json").read_text())
         files = known.get("features", {})
         if known.get("heads learnt from labels"):
-            skipped.append(f"{name} is left out: its heads have learnt from the labels, so its cv % would be too high.")
+            skipped.append(f"{name} is left out: its heads were fitted to the labels, so its cv % would be too high.")
         elif "test" not in files:
-            skipped.append(f"{name} is left out: what was tested is not its frozen fit, or it keeps no features.")
+            skipped.append(f"{name} is left out: its test was not of the frozen fit, or it has no stored features.")
         elif any(one.files["train"] == files["train"] for one in found):
-            skipped.append(f"{name} is left out: its features are those of another system.")
+            skipped.append(f"{name} is left out: it has the same features as another system.")
         elif lacking := [split for split in ("train", "test") if not (store / files[split]).is_file()]:
             raise CxlpError(
-                f"the {lacking[0]} features of {name} are not in {store} any more: delete {place}, and the same "
-                "command makes them anew"
+                f"the {lacking[0]} features of {name} are no longer in {store}: delete {place} and repeat the command "
+                "to compute them again"
             )
         else:
             config = parse(["--config", str(place / "config.yaml")])
-            pl.seed_everything(config["seed_everything"], workers=True)  # by which what is held out may be drawn
+            pl.seed_everything(config["seed_everything"], workers=True)  # the held-out images may be drawn at random
             parts = parts_of(config)
             data: ImageDataModule = parts["data"]
             data.prepare_data()
@@ -183,17 +192,17 @@ def _usable(places: Mapping[str, Path], store: Path, metric: str) -> tuple[list[
             choice = cross_validated(known, metric)
             found.append(_Stored(name, choice, files, store, data, parts["model"].frozen))
     if len(found) < 2:
-        raise CxlpError(" ".join(["there are no two systems to combine.", *skipped]))
+        raise CxlpError(" ".join(["fewer than two systems can be combined.", *skipped]))
     for other in found[1:]:
         if other.data.classes != found[0].data.classes or other.samples() != found[0].samples():
-            raise CxlpError(f"{found[0].name} and {other.name} have other training or test images")
+            raise CxlpError(f"{found[0].name} and {other.name} cannot be combined: their images or labels differ")
     return found, skipped
 
 
 def _test(
     row: CombinedRow, scores: Tensor, data: ImageDataModule, folder: Path, metric: str, outputs: Outputs
 ) -> CombinedRow:
-    """Test a combination, and write what it answers."""
+    """Test a combination, and write its predictions and metrics."""
     split = data.splits["test"]
     labels = torch.tensor([sample.label for sample in split.samples])
     interval: Interval | None

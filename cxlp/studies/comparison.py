@@ -1,4 +1,4 @@
-"""Several systems on one benchmark: run one after another, taken up where they were stopped."""
+"""A comparison: run several systems on one benchmark, one after another, and continue after an interruption."""
 
 import json
 import os
@@ -23,9 +23,10 @@ class System:
     """One row of the table.
 
     Attributes:
-        name: For people.
-        network: Layers and heads in the place of the configs' own, see :mod:`cxlp.studies.systems`; ``None``: theirs.
-        options: Further arguments of ``train.py``.
+        name: The name that the table shows.
+        network: Layers and heads that replace those of the configs, see :mod:`cxlp.studies.systems`; ``None`` keeps
+            the configs' network.
+        options: Additional arguments of ``train.py``.
     """
 
     name: str
@@ -36,16 +37,16 @@ class System:
 class Comparison:
     """A folder with one run for each system and seed.
 
-    A run's folder bears the system's name and a number that stands for all that its results depend on, see
-    :class:`~cxlp.studies.identity.Identities`. So the same command takes up what is there, and does not mix with
-    another command, or with what it did itself before images, labels or code were changed.
+    The name of a run's folder is the system's name and a hash of everything that the results depend on, see
+    :class:`~cxlp.studies.identity.Identities`. Repeating a command therefore reuses its finished runs, but never runs
+    of another command, or of other images, labels or code.
 
     Args:
-        arguments: Of ``train.py``, for all systems.
-        folder: Where runs, table and pictures go.
+        arguments: Arguments of ``train.py`` for all systems.
+        folder: The folder for runs, table and pictures.
         metric: ``accuracy`` or ``mAP``.
-        store: Where features are kept for later runs; ``None``: nowhere.
-        seeds: Each system is run with each of them; ``None``: the configs' own.
+        store: The folder in which features are stored for later runs; ``None`` stores none.
+        seeds: The seeds with which each system is run; ``None`` is the configs' own seed.
     """
 
     def __init__(
@@ -61,18 +62,18 @@ class Comparison:
         self._identities = Identities()
 
     def run(self, systems: Sequence[System]) -> tuple[list[Row], list[str]]:
-        """Run what has not been run yet.
+        """Do all runs that are not finished yet.
 
         Returns:
-            The rows of the systems that have a result with each seed, and the names of those that failed.
+            The rows of the systems that have a result for each seed, and the names of the systems that failed.
 
         Raises:
-            CxlpError: If there can be no such folder.
+            CxlpError: If the folder cannot be created.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CxlpError(f"cannot make the folder {self.folder}: {error.strerror}. Give another --out") from error
+            raise CxlpError(f"cannot create the folder {self.folder}: {error.strerror}. Give another --out") from error
         rows: list[Row] = []
         failed: list[str] = []
         for number, system in enumerate(systems, 1):
@@ -81,11 +82,11 @@ class Comparison:
                 name = system.name if seed is None else f"{system.name}, seed {seed}"
                 try:
                     places.append(self._run(system, seed, f"[{number}/{len(systems)}] {name}"))
-                except CxlpError as error:  # the others can do without it
+                except CxlpError as error:  # the other runs do not depend on this one
                     say(f"[{number}/{len(systems)}] {name}: {error}")
                     failed.append(name)
                 finally:
-                    os.environ.pop("WANDB_RUN_ID", None)  # it is one run's: the first one's
+                    os.environ.pop("WANDB_RUN_ID", None)  # a user's run id applies to the first run only
             if len(places) < len(self.seeds):
                 continue
             try:
@@ -100,7 +101,7 @@ class Comparison:
         return settled(arguments, self.folder, self._identities)
 
     def _run(self, system: System, seed: int | None, heading: str) -> Path:
-        """Run a system with a seed, unless that is done; returns the folder of its results."""
+        """Run a system with a seed, unless that run is finished; return the folder of the results."""
         arguments = self.settled(self._arguments(system))
         if seed is not None:
             arguments += ["--seed_everything", str(seed)]
@@ -118,35 +119,35 @@ class Comparison:
         if not any(a.startswith("--run.group") for a in arguments):
             own += ["--run.group", self.folder.name]
         if not any(a.startswith("--run.log_model") for a in arguments):
-            own += ["--run.log_model", "false"]  # twenty checkpoints are for nobody's account
+            own += ["--run.log_model", "false"]  # twenty uploaded checkpoints would fill an account
         return run_in(place, [*arguments, *own], self.folder / "logs" / f"{place.name}.txt")
 
     def _arguments(self, system: System) -> list[str]:
-        """The arguments of ``train.py`` that say what a system is."""
+        """Return the arguments of ``train.py`` that define a system."""
         if system.network is None:
             return [*self.arguments, *system.options]
-        # On the command line, after all that it says of the network: what comes last counts.
+        # Later arguments override earlier ones, so the system's network comes after the user's arguments.
         heads = system.network["heads"]
         layers, head = json.dumps(system.network["layers"]), json.dumps(heads if len(heads) > 1 else heads[0])
         return [*self.arguments, "--model.backbone.layers", layers, "--model.head", head, *system.options]
 
     def _identify(self, system: System, arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
-        """A run's name, another one where anything that its results depend on is another, and all of that."""
+        """Return the name of a run, which contains a hash of its identity, and the identity."""
         identity = self._identities.of(parse(arguments))
         return f"{_plain(system.name)}-{name_of(identity)}", identity
 
     def _earlier(self, name: str, identity: dict[str, Any]) -> str:
-        """Tell of results that the same system has already, of other images or the like."""
+        """Describe an earlier result of the same system with, for example, other images; empty without one."""
         for file in sorted((self.folder / "logs").glob(f"{name[:-8]}????????.json")):
             known = read_identity(file)
             place = finished(self.folder / file.stem)
             if known and place and file.stem != name and known.get("config") == identity["config"]:
-                return f" (not done yet: {place} has results of {difference(known, identity)})"
+                return f" (not done yet: the results in {place} are of {difference(known, identity)})"
         return ""
 
 
 def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
-    """Leave out options that begin so, with their values."""
+    """Return the arguments without options that start with one of the prefixes, and without their values."""
     left: list[str] = []
     rest = list(arguments)
     while rest:
@@ -159,5 +160,5 @@ def without(arguments: Sequence[str], *prefixes: str) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A system's name as part of a file's, which has at most 255 characters."""
+    """Turn a system's name into a part of a file name, short enough for the limit of 255 characters."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name)[:100].strip("-")

@@ -1,4 +1,4 @@
-"""Runs deleted: only what is surely one, and lies in the folder of the runs."""
+"""Deletion of runs, with checks that each folder is certainly a run and lies in the root of the runs."""
 
 import os
 import shutil
@@ -9,48 +9,50 @@ from cxlp.studies.catalogue import Entry
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import hold, let_go
 
-#: Files that a run writes when its first fit begins, and what may lie beside its config until then.
-_SIGNS, _BEGUN = {"provenance.json", "stages.json"}, {"config.yaml", ".lock", ".job", "broken.txt"}
+#: Files that a run writes when its first fit begins.
+_SIGNS = {"provenance.json", "stages.json"}
+#: Files that the folder of a run may contain before its first fit.
+_BEGUN = {"config.yaml", ".lock", ".job", "broken.txt"}
 
 
 def check_deletable(entries: Sequence[Entry], root: Path) -> None:
-    """Refuse to delete what is not surely a run, or lies elsewhere than in the root.
+    """Check that each folder is certainly a run, and lies in the root.
 
     Raises:
-        CxlpError: If one is the root, outside of it or behind a link; or is, or holds, the working directory; or has a
-            run's config or result, but none of the files that a run writes.
+        CxlpError: If a folder is the root, lies outside of it, or is reached by a link; if it is or contains the
+            working directory; or if it has none of the files that a run writes when its first fit begins.
     """
     base, working = root.resolve(), Path.cwd()
-    ways = base, Path(os.path.abspath(root))  # noqa: PTH100 (links are kept)
+    bases = base, Path(os.path.abspath(root))  # noqa: PTH100 (links are kept)
     for folder in (entry.folder for entry in entries):
         place = folder.resolve()
         if base not in place.parents:
-            raise CxlpError(f"{folder} is not deleted: it does not lie in {root}, the folder of the runs (--root)")
-        if Path(os.path.abspath(folder)) not in [way / place.relative_to(base) for way in ways]:  # noqa: PTH100
-            raise CxlpError(f"{folder} is not deleted: it is a link, or behind one. Name the folder itself")
+            raise CxlpError(f"{folder} is not deleted: it is not in {root}, the folder of the runs (--root)")
+        if Path(os.path.abspath(folder)) not in [path / place.relative_to(base) for path in bases]:  # noqa: PTH100
+            raise CxlpError(f"{folder} is not deleted: its path contains a link. Name the folder itself")
         if place == working or place in working.parents:
-            raise CxlpError(f"{folder} is not deleted: you are in it")
+            raise CxlpError(f"{folder} is not deleted: it contains the working directory. Change to another folder")
         names = {path.name for path in place.iterdir()}
         if not (names & _SIGNS or names <= _BEGUN):
             raise CxlpError(
-                f"{folder} is not deleted: it has neither provenance.json nor stages.json, so that it may be no run of "
+                f"{folder} is not deleted: it has neither provenance.json nor stages.json, so it may not be a run of "
                 "cxlp. Delete it yourself"
             )
 
 
 def delete(entries: Sequence[Entry], root: Path) -> None:
-    """Delete runs, and folders in the root that are empty then.
+    """Delete runs, and folders in the root that become empty.
 
     Raises:
-        CxlpError: See :func:`check_deletable`; or a process is working in one of them; none is deleted then. Or one
-            cannot be deleted.
+        CxlpError: If :func:`check_deletable` fails, or a process is working in one of the runs: then no run is deleted.
+            Also if a folder cannot be deleted.
     """
     check_deletable(entries, root)
     base, locks = root.resolve(), []
     places = [entry.folder.resolve() for entry in entries]
     try:
         for place in places:
-            locks.append(hold(place))  # noqa: PERF401 (one that fails leaves the others to let go)
+            locks.append(hold(place))  # noqa: PERF401 (if one fails, the locks in the list are released)
         for place in places:
             try:
                 shutil.rmtree(place)

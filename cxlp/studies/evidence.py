@@ -1,4 +1,4 @@
-"""What a comparison's table has beside its runs' own results: combinations, and paired tests."""
+"""The statistical evidence in a comparison's table: paired tests, and combinations of systems."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,23 @@ from cxlp.studies.paired import NOTE, Difference, compare
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.progress import say
 
-#: What is shown of all tables.
+#: The note below every table.
 CHOICE = (
-    "The test column reports; it is not for choosing, since the best of several systems by its test images is partly "
-    "lucky on them. Choose by cv % (the training images by cross-validation of the frozen fit, each scored by SVMs "
-    "that have not seen it; empty: the tested network was trained by gradients, or its heads from the labels) or by "
-    "val %."
+    "The test column is a report, not for choosing: the system that is best on the test images is so partly by luck. "
+    "Choose by cv % or by val %. cv % is the cross-validated metric of the frozen fit: each training image is scored "
+    "by SVMs that were fitted without it. It is empty if the tested network was trained by gradient descent, or its "
+    "heads were fitted to the labels."
 )
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Beside the rows of a table.
+    """Paired tests and combinations that accompany the rows of a table.
 
     Attributes:
-        paired: Comparisons with a reference by the names of rows; ``None``: no reference was named.
-        combined: Combinations of systems, the best first.
-        notes: What to say of both.
+        paired: The comparison with the reference by the name of the row; ``None`` without a reference.
+        combined: Combinations of systems, best first.
+        notes: Notes about both.
     """
 
     paired: Mapping[str, Difference] | None = None
@@ -35,11 +35,11 @@ class Evidence:
     notes: list[str] = field(default_factory=list)
 
     def cell(self, name: str, head: str) -> str:
-        """What a column of paired tests says of a row; empty: nothing."""
+        """Return the cell of a row in a column of the paired tests; empty if there is none."""
         return self.paired[name].cells.get(head, "") if self.paired and name in self.paired else ""
 
 
-#: A table without any.
+#: Default of tables without paired tests and combinations.
 NO_EVIDENCE = Evidence()
 
 
@@ -52,16 +52,18 @@ def gather(
     folder: Path,
     outputs: Outputs,
 ) -> Evidence:
-    """Combine systems, and compare all with the reference.
+    """Combine systems, and test the difference of each system from the reference.
+
+    Errors are printed on stderr and recorded in ``outputs``.
 
     Args:
-        places: The folders of the results of each system's runs, by its name.
+        places: The folders of the results of each system's runs, by the system's name.
         metric: ``accuracy`` or ``mAP``.
-        reference: What others are compared with; ``None``: nothing.
-        most: How many systems a combination has at most; ``None``: there are none.
-        store: Where features are kept.
-        folder: The comparison's.
-        outputs: Notes what could not be made, which stderr explains.
+        reference: The system that the others are compared with; ``None`` for no tests.
+        most: Maximum number of systems in a combination; ``None`` for no combinations.
+        store: The folder of the stored features.
+        folder: The comparison's folder.
+        outputs: Records secondary outputs that could not be written.
     """
     combined: list[CombinedRow] = []
     paired: dict[str, Difference] | None = None
@@ -82,7 +84,7 @@ def gather(
             paired = compare({**places, **tested}, reference, refused)
             notes.append(NOTE.format(metric=metric, reference=reference))
             notes += [
-                f"{name}: {found.left_out:,} images are left out of its difference, which not all of the runs have."
+                f"{name}: {found.left_out:,} images are left out of the difference, because not all runs have them."
                 for name, found in paired.items()
                 if found.left_out
             ]

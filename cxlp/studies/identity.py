@@ -1,4 +1,7 @@
-"""What a run's results depend on, so that those of other images, labels, weights or code are not taken for its own."""
+"""The identity of a run: everything that its results depend on.
+
+Two runs with equal identities have the same config, images, labels, weights, code and library versions.
+"""
 
 import json
 import os
@@ -19,17 +22,18 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
 from cxlp.utils.fingerprint import code_digest, digest, library_versions
 
-#: The rooms whose code results depend on.
+#: The subpackages whose code affects results.
 CODE = ("utils", "backbones", "heads", "models", "data", "metrics", "frozen", "tasks", "runs")
-#: What differs besides the config, in words.
+#: Descriptions of differences in parts of an identity other than the config.
 _OTHERS = {
     "images": "other images, boxes or labels",
     "weights": "other weights in the files that the config names",
     "code": "other code",
     "libraries": "other versions of libraries",
 }
-#: Keys that results depend on, by their beginnings, but for those that say where files are, and what is shown.
+#: Prefixes of keys that affect results.
 _KEYS = ("seed_everything", "model.", "data.", "trainer.", "run.refit")
+#: Prefixes of keys among them that do not affect results: locations of files, loading, and progress output.
 _FREE = (
     "model.frozen.store", "data.init_args.root", "data.init_args.num_workers", "data.init_args.download",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.logger",
@@ -37,7 +41,7 @@ _FREE = (
 
 
 def settings_of(config: Namespace) -> dict[str, Any]:
-    """List the values that a run's results depend on, by their whole keys, as a file gives them back."""
+    """Return the values of all keys that affect results, by dotted key, as plain JSON values."""
     found = {key: value for key, value in config.items() if key.startswith(_KEYS) and not key.startswith(_FREE)}
     text = json.dumps(found, default=lambda value: value.as_dict() if hasattr(value, "as_dict") else str(value))
     plain: dict[str, Any] = json.loads(text)
@@ -45,9 +49,10 @@ def settings_of(config: Namespace) -> dict[str, Any]:
 
 
 class Identities:
-    """Makes the identities of runs, plain values by what they are of: ``config`` and the others of a run.
+    """Computes the identities of runs.
 
-    Files are read once for all runs, and a data set's lists once for all runs that give the same options of ``data``.
+    Each file is read once for all runs, and a data set's lists are read once for all runs with the same options of
+    ``data``.
     """
 
     def __init__(self) -> None:
@@ -55,13 +60,16 @@ class Identities:
         self._data: dict[str, str] = {}
 
     def of(self, config: Namespace) -> dict[str, Any]:
-        """Make the identity of a run.
+        """Compute the identity of a run.
 
         Args:
-            config: Resolved, see :func:`cxlp.runs.cli.parse`.
+            config: The resolved config, see :func:`cxlp.runs.cli.parse`.
+
+        Returns:
+            Plain values by the keys ``config``, ``images``, ``weights``, ``code`` and ``libraries``.
 
         Raises:
-            CxlpError: If a value is out of its range, or the data set is not there.
+            CxlpError: If a value is out of range, or the data set is missing.
         """
         parts = parts_of(config)
         model: ModelConfig = parts["model"]
@@ -82,9 +90,9 @@ class Identities:
         }
 
     def _of_data(self, data: ImageDataModule) -> str:
-        """Digest all images by their contents, boxes, labels and splits.
+        """Hash the contents, boxes, labels and splits of all images.
 
-        What is held out of the training images and drawn anew by each process counts as a training image.
+        Held-out images that each process draws anew from the training images are counted as training images.
         """
         data.prepare_data()
         data.setup()
@@ -106,23 +114,23 @@ class Identities:
 
 
 def name_of(identity: Mapping[str, Any]) -> str:
-    """Digest an identity: eight hexadecimal digits."""
+    """Hash an identity to eight hexadecimal digits."""
     return digest(json.dumps(identity, sort_keys=True), size=4)
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """Say what, besides the config, one of two runs has that the other has not; ``None``: nothing."""
+    """Describe the first difference between two identities apart from the config; ``None`` if there is none."""
     return next((said for key, said in _OTHERS.items() if one.get(key) != other.get(key)), None)
 
 
 def write_identity(file: Path, identity: Mapping[str, Any]) -> None:
-    """Record an identity before its run begins."""
+    """Write an identity to a file, before the run begins."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(identity, indent=1) + "\n")
 
 
 def read_identity(file: Path) -> dict[str, Any] | None:
-    """Read a recorded identity; ``None``: there is none, or not a whole one."""
+    """Read an identity from a file; return ``None`` if the file is missing or broken."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the runs of a system have left: a row of a comparison's table."""
+"""The rows of a comparison's table, read from the output files of runs."""
 
 import csv
 import json
@@ -13,34 +13,34 @@ from cxlp.reports.history import by_epoch
 from cxlp.studies.choice import cross_validated
 from cxlp.utils.errors import CxlpError
 
-#: Phases of a run that are no part of fitting.
+#: Phases of a run that are not part of the fit.
 _NO_FIT = (
     "start-up", "test", "validation", "cost", "tables and pictures", "report", "other", "total", "since resumed",
 )  # fmt: skip
 
-#: What to do about a run whose files are broken.
-_ANEW = "delete {}, and the same command does that run anew"
+#: Remedy for a run whose files are broken.
+_REMEDY = "delete {} and repeat the command to do that run again"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came out of a system.
+    """The results of a system. With several seeds, metrics are means, and costs are those of the first seed.
 
     Attributes:
-        name: The system's.
-        quality: Accuracy or mean average precision of the test images, in percent; with several seeds the mean.
-        deviation: Sample standard deviation (n - 1) of ``quality`` among the seeds; ``None``: there is one seed.
-        cost: See :func:`cxlp.runs.cost.measure_cost`. The costs below, too, are those of the first seed.
+        name: The system's name.
+        quality: Accuracy or mean average precision of the test images, in percent.
+        deviation: Sample standard deviation (n - 1) of ``quality`` over the seeds; ``None`` for one seed.
+        cost: The result of :func:`cxlp.runs.cost.measure_cost`.
         row_bytes: Bytes of an image's stored features.
-        peak_bytes: The most memory that the whole run took.
-        fit_seconds: Seconds from images to the solution.
-        per_class: Accuracy or average precision by class, in percent; with several seeds the mean.
-        validations: For each seed, the same metric of the held-out images, in percent, by epoch; empty: no images are
-            held out.
-        incomplete: Whether a run could not make an output beside its result.
-        interval: Of one run, the ends of the 95 % interval of ``quality``, in percent, where it has one.
-        choice: ``quality`` of the training images by cross-validation, in percent, see
-            :func:`~cxlp.studies.choice.cross_validated`; with several seeds the mean.
+        peak_bytes: Peak memory of the whole run.
+        fit_seconds: Duration of the fit, from images to the solution, in seconds.
+        per_class: Accuracy or average precision by class, in percent.
+        validations: For each seed, the metric of the held-out images by epoch, in percent; empty if no images are held
+            out.
+        incomplete: Whether a secondary output of a run could not be written.
+        interval: For one run, the 95 % confidence interval of ``quality``, in percent, if it is defined.
+        choice: Cross-validated metric of the training images, in percent, see
+            :func:`~cxlp.studies.choice.cross_validated`.
         places: The folders of the runs' results.
     """
 
@@ -60,72 +60,72 @@ class Row:
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """Ends of the error bar of ``quality``: of the interval or, of several seeds, one deviation to each side."""
+        """Ends of the error bar of ``quality``: the interval, or for several seeds one standard deviation each way."""
         return (
             self.interval if self.deviation is None else (self.quality - self.deviation, self.quality + self.deviation)
         )
 
     @property
     def validation(self) -> float | None:
-        """Validation of the best epoch, which is the one that is tested; with several seeds the mean."""
+        """The validation metric of the best epoch, which is the tested one; the mean over the seeds."""
         return mean(max(curve.values()) for curve in self.validations) if self.validations else None
 
     def epochs_to(self, percent: float) -> int | None:
-        """The first epoch in which the seeds' mean validation reaches so much; ``None``: none does."""
+        """Return the first epoch whose validation metric, averaged over the seeds, reaches ``percent``, or ``None``."""
         shared = sorted(set.intersection(*map(set, self.validations))) if self.validations else []
         return next((e for e in shared if mean(curve[e] for curve in self.validations) >= percent), None)
 
     @property
     def seconds(self) -> float:
-        """Seconds that a new image takes: views, forward passes, encoding, classification; not its decoding."""
+        """Seconds per new image for views, forward passes, encoding and classification, without decoding."""
         return self.cost["network"] + self.cost["encoding"] + self.cost["classification"]
 
 
 def read_results(place: Path) -> dict[str, Any]:
-    """Read the ``metrics.json`` of a run that is done.
+    """Read the ``metrics.json`` of a finished run.
 
     Raises:
-        CxlpError: If it is not whole.
+        CxlpError: If the file is broken.
     """
     file = place / "metrics.json"
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         _ = found["metrics"].items(), is_incomplete(found)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CxlpError(f"{file} is not what a run writes ({type(error).__name__}): {_ANEW.format(place)}") from error
+        raise CxlpError(f"{file} is broken ({type(error).__name__}): {_REMEDY.format(place)}") from error
     return found
 
 
 def is_incomplete(results: Mapping[str, Any]) -> bool:
-    """Whether a run could not make an output beside its result."""
+    """Return whether a secondary output of a run could not be written."""
     return bool(results.get("outputs", {}).get("failed"))
 
 
 def read_row(name: str, places: Sequence[Path], metric: str) -> Row:
-    """Read what the runs of a system left.
+    """Read the results of a system's runs.
 
     Args:
-        name: The system's.
-        places: The folders of its runs, one for each seed.
+        name: The system's name.
+        places: The folders of the runs' results, one for each seed.
         metric: ``accuracy`` or ``mAP``.
 
     Raises:
-        CxlpError: If a run has no such metric, or its files are not whole.
+        CxlpError: If a run lacks the metric, or its files are broken.
     """
     results = [read_results(place) for place in places]
     for place, result in zip(places, results, strict=True):
         if result["metrics"].get(f"test/{metric}") is None:
-            raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}")
+            raise CxlpError(f"{place / 'metrics.json'} has no test/{metric}: {_REMEDY.format(place)}")
         if not {"cost", "memory", "seconds"} <= result.keys() or not (place / "per_class.csv").is_file():
-            raise CxlpError(f"{place} lacks costs or per_class.csv: {_ANEW.format(place)}")
+            raise CxlpError(f"{place} lacks costs or per_class.csv: {_REMEDY.format(place)}")
     quality = [100 * result["metrics"][f"test/{metric}"] for result in results]
     found = results[0]
-    # Where the features are an earlier run's, what they cost there belongs to this fit.
+    # If an earlier run computed the features, their cost is part of this fit.
     earlier = found.get("features made by an earlier run", {})
     seconds = {**found["seconds"], **earlier.get("seconds", {})}
     interval = found.get("intervals", {}).get(f"test/{metric}")
     chosen = [value for result in results if (value := cross_validated(result, metric)) is not None]
-    # A refit, which holds nothing out, lies in the folder of the run that chose its epoch.
+    # A refit holds no images out: its parent folder is the run with the validation curve.
     curves = [by_epoch(place, f"val/{metric}") or by_epoch(place.parent, f"val/{metric}") for place in places]
     return Row(
         name,

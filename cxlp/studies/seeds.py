@@ -1,4 +1,4 @@
-"""``train.py --seeds N``: the same run with several seeds, one after another, and what they have in common."""
+"""``train.py --seeds N``: a series of runs with different seeds, one after another, with mean and deviation."""
 
 import json
 import os
@@ -30,53 +30,56 @@ from cxlp.utils.program import train_program
 from cxlp.utils.progress import say
 from cxlp.utils.spelling import as_text
 
-#: Keys that a run's results depend on, by their beginnings, which its checkpoints do not tell.
+#: Prefixes of keys that affect the results but are not in a checkpoint.
 _KEYS = ("run.refit", "trainer.callbacks", "trainer.max_time")
-#: Further ones: gradient steps take so many images.
+#: Additional keys with gradient descent: they determine the global batch size.
 _STEP = ("data.init_args.batch_size", "trainer.devices", "trainer.num_nodes")
 
 
 def seeds_of(config: Namespace, count: int) -> list[int]:
-    """The seeds of a series: from the configured one upward.
+    """Return the seeds of a series, which are consecutive and start at ``seed_everything``.
 
     Raises:
-        CxlpError: If there is none to count from, or nothing to count; or under a launcher of several processes.
+        CxlpError: If ``count`` is less than 1 or more than 10,000, or a seed exceeds 2^32 - 1; or if torchrun or srun
+            launched this process.
     """
     first = config["seed_everything"]
     if count < 1:
         raise CxlpError(f"seeds is {count}: it must be 1 or more")
     if count > 10_000 or first + count > 2**32:
         raise CxlpError(
-            f"seeds is {count}, counted from seed_everything {first}: at most 10,000 are taken, none above 2^32 - 1"
+            f"seeds is {count} and seed_everything is {first}: at most 10,000 seeds are allowed, up to 2^32 - 1"
         )
     if "RANK" in os.environ or started_by_srun():
         raise CxlpError(
-            "seeds: a series starts its runs itself, and cannot be one process of many that torchrun or srun has "
-            "started. Start one job per seed, with --seed_everything 0, 1, ...; or, on one machine, "
-            f"{train_program()} --seeds with --trainer.devices, which launches the processes of each run"
+            "seeds: a series launches its runs itself, so torchrun or srun must not launch it. Start one job per seed, "
+            f"with --seed_everything 0, 1, ...; or, on one machine, {train_program()} --seeds with --trainer.devices, "
+            "which launches the processes of each run"
         )
     return list(range(first, first + count))
 
 
 def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
-    """Do what has not been done yet, and write ``results.json`` and ``results.md``.
+    """Do the runs of a series that are not finished yet, and write ``results.json`` and ``results.md``.
 
     Args:
-        arguments: Of ``train.py``.
-        config: Parsed of them.
-        folder: Of the series; each run has a folder in it.
+        arguments: The arguments of ``train.py``.
+        config: The config parsed from ``arguments``.
+        folder: The series' folder, in which each run has its own folder.
 
     Returns:
-        The exit status: 1 if a run failed; 3 if an output beside a run's result is missing.
+        The exit status: 0; 1 if a run failed; 3 if a secondary output of a run is missing.
 
     Raises:
-        CxlpError: If the folder holds something else.
+        CxlpError: If the folder is that of a single run, or ``ckpt_path`` is set.
     """
     seeds = seeds_of(config, config["seeds"])
     if config["ckpt_path"] is not None:
-        raise CxlpError("ckpt_path: the runs of --seeds are taken up by the same command with the same --run.name")
+        raise CxlpError(
+            "ckpt_path has no effect with --seeds: to continue, repeat the command with the same --run.name"
+        )
     if (folder / "config.yaml").is_file():
-        raise CxlpError(f"{folder} holds a single run: choose another --run.name for a series")
+        raise CxlpError(f"{folder} is a single run: choose another --run.name for the series")
     own = ["--seeds", "null", *([] if config["run"]["group"] else ["--run.group", folder.name])]
     results: dict[int, dict[str, float]] = {}
     places: dict[int, Path] = {}
@@ -92,10 +95,10 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
             places[seed] = done or run_in(place, given, folder / "logs" / f"{place.name}.txt")
             written = read_results(places[seed])
             results[seed], incomplete = written["metrics"], incomplete or is_incomplete(written)
-        except CxlpError as error:  # the others can do without it
+        except CxlpError as error:  # the other runs do not depend on this one
             say(f"{heading}: {error}")
         finally:
-            os.environ.pop("WANDB_RUN_ID", None)  # it is one run's: the first one's
+            os.environ.pop("WANDB_RUN_ID", None)  # a user's run id applies to the first run only
     failed = [seed for seed in seeds if seed not in results]
     if results:
         _write(folder, results, places, failed)
@@ -105,23 +108,23 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
 
 
 def check_same_run(place: Path, config: Namespace) -> None:
-    """Refuse to take a run for done, or to go on with it, that has another recipe, other images or other weights.
+    """Check that an existing run has the same recipe, images and weights before it is reused or continued.
 
-    All of it is compared with what the run's own checkpoint tells. Other code or libraries are told, and not refused.
+    The comparison is with the run's own checkpoint. A change of the code or of library versions is only a warning.
 
     Args:
         place: The run's folder.
-        config: What the run would have now.
+        config: The config that the run would have now.
 
     Raises:
-        CxlpError: Names the first thing that differs.
+        CxlpError: If something differs; the message names the first difference.
     """
     best = place / "checkpoints" / "best.ckpt"
     checkpoint = last_checkpoint(place) or (best if best.is_file() else None)
     if checkpoint is None:
         if finished(place) is None:
-            return  # nothing to take over
-        raise CxlpError(f"{place} has no checkpoint that tells what its results are of: choose another --run.name")
+            return  # there is nothing to reuse
+        raise CxlpError(f"{place} has no checkpoint with its recipe: choose another --run.name")
     saved = read_run(checkpoint)
     run = saved["cxlp_run"]
     try:
@@ -133,7 +136,7 @@ def check_same_run(place: Path, config: Namespace) -> None:
         )
         check_recipe(known, given)
         parts = parts_of(config)
-        pl.seed_everything(config["seed_everything"], workers=True)  # in the order of a run, which draws from it
+        pl.seed_everything(config["seed_everything"], workers=True)  # a run draws random numbers in this order
         data, model = parts["data"], parts["model"]
         data.prepare_data()
         data.setup()
@@ -144,26 +147,26 @@ def check_same_run(place: Path, config: Namespace) -> None:
         same = model.start in STARTS or (start.is_file() and cmp(start, start_checkpoint(model.start), shallow=False))
         if not same or run["weights"] != digest_of_weights(network.backbone):
             raise CxlpError(
-                f"model.{'backbone.weights' if same else 'start'} holds other weights than those of that run"
+                f"the weights of model.{'backbone.weights' if same else 'start'} differ from those of that run"
             )
     except CxlpError as error:
-        raise CxlpError(f"{place} is another run, choose another --run.name: {error}") from error
+        raise CxlpError(f"{place} is a different run, choose another --run.name: {error}") from error
     found = read_identity(place / "provenance.json") or {}
     facts = {"commit": found.get("git"), **found.get("versions", {})}
     others = [name for name, now in {"commit": git_state(), **versions()}.items() if facts.get(name) != now]
     if others:
-        say(f"warning: {place} was begun with another version of {', '.join(others)}")
+        say(f"warning: {place} was started with another version of {', '.join(others)}")
 
 
 def summarise(results: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    """Mean and deviation of each metric.
+    """Compute the mean and the standard deviation of each metric.
 
     Args:
-        results: Metrics by seed; ``None`` is one that is not defined.
+        results: Metrics by seed; the value ``None`` is undefined.
 
     Returns:
-        By metric: ``values`` in the order of the seeds, ``mean`` and ``deviation`` (of the sample, n - 1) of those
-        that are defined; ``None`` where there are too few.
+        By metric: ``values`` in the order of the seeds, and the ``mean`` and the sample standard ``deviation`` (n - 1)
+        of the defined values, or ``None`` if there are too few.
     """
     found = {}
     for metric in dict.fromkeys(key for metrics in results.values() for key in metrics):
@@ -191,7 +194,7 @@ def _write(folder: Path, results: dict[int, dict[str, float]], places: dict[int,
         [name, *("" if v is None else as_text(name, v) for v in (found["mean"], found["deviation"], *found["values"]))]
         for name, found in metrics.items()
     ]
-    note = "\n±: standard deviation of the sample, n - 1.\n"
+    note = "\n±: sample standard deviation (n - 1).\n"
     missing = f"\nNo result: seed {', '.join(map(str, failed))}.\n" if failed else ""
     write_whole(folder / "results.md", as_markdown(heads, rows) + note + missing)
     shown = Table(title=f"{folder.name}: {len(results)} seeds")
@@ -200,4 +203,4 @@ def _write(folder: Path, results: dict[int, dict[str, float]], places: dict[int,
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)
-    say(f"Everything is in {folder} (results.json, results.md)")
+    say(f"Results: {folder / 'results.md'}, {folder / 'results.json'}")

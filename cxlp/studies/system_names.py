@@ -1,10 +1,10 @@
-"""The names of the paper's systems, and of baselines, known without torch."""
+"""The names of the paper's systems and of the baselines, available without importing torch."""
 
 from collections.abc import Sequence
 
 from cxlp.utils.errors import CxlpError, did_you_mean
 
-#: Of known backbones, the pair of layers below their usual one.
+#: For some backbones, the pair of layers one step below the usual pair.
 LOWER_PAIRS: dict[str, tuple[str, str]] = {
     "caffenet": ("conv3", "conv4"),
     "squeezenet1_0": ("features.9", "features.10"),
@@ -14,21 +14,21 @@ LOWER_PAIRS: dict[str, tuple[str, str]] = {
 
 
 def pair_names(backbone: str) -> tuple[str, str]:
-    """What a backbone's usual pair of layers and the pair below are called; of the paper's, as in the paper."""
+    """Return the names of a backbone's usual pair of layers and of the pair below; for CaffeNet, the paper's names."""
     return ("CL-45", "CL-34") if backbone == "caffenet" else ("CL", "CL-lower")
 
 
 def other_size(size: int) -> int:
-    """The side of the sub-arrays that one system has in the place of the others'."""
+    """Return the sub-array side r of the one system whose side differs from that of the others."""
     return 3 if size == 1 else 1
 
 
 def system_names(backbone: str, size: int) -> list[str]:
-    """List the systems of :func:`cxlp.studies.systems.systems`, in its order.
+    """Return the names of the systems of :func:`cxlp.studies.systems.systems`, in its order.
 
     Args:
-        backbone: The network's name.
-        size: Side of the sub-arrays that are local features.
+        backbone: The backbone's name.
+        size: Side r of the sub-arrays that are local features.
     """
     pair, lower = pair_names(backbone)
     other = other_size(size)
@@ -36,16 +36,16 @@ def system_names(backbone: str, size: int) -> list[str]:
         "CNN-Global", "CNN-Jitter", "R-CNN FV", "R-CNN SCFV", "regions + trained guide",
         *([lower, f"{pair} + {lower}"] if backbone in LOWER_PAIRS else []),
         pair, f"{pair}, {other}x{other}", f"{pair}, signs", f"{pair}, low rank", f"{pair}, compact",
-        f"{pair}, matrix root", f"{pair}, best", f"{pair}F", f"{pair}C", "CL + CNN-Global", "CL + CNN-Jitter",
-        "average", "average, root", "bilinear", "bilinear, compact", "iSQRT-COV",
+        f"{pair}, matrix root", f"{pair}, best", f"{pair}, derived", f"{pair}F", f"{pair}C",
+        "CL + CNN-Global", "CL + CNN-Jitter", "average", "average, root", "bilinear", "bilinear, compact", "iSQRT-COV",
     ]  # fmt: skip
 
 
 def check_names(wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse unknown systems.
+    """Check that all systems are known.
 
     Raises:
-        CxlpError: Names the known ones.
+        CxlpError: If one is unknown; the message suggests known names.
     """
     unknown = [name for name in wanted if name not in known]
     if unknown:

@@ -1,6 +1,7 @@
 """The systems of the paper's tables, and baselines, each as a network: what ``python -m cxlp compare`` runs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -21,28 +22,40 @@ from cxlp.studies.system_names import LOWER_PAIRS, other_size, pair_names
 
 
 class Network(TypedDict):
-    """A network by plain values: the backbone's layers, and its heads (see :meth:`cxlp.heads.base.Head.from_spec`)."""
+    """A network by plain values.
+
+    Attributes:
+        layers: Those of the backbone.
+        heads: Its heads, see :meth:`cxlp.heads.base.Head.from_spec`.
+        options: Further arguments of ``train.py``.
+    """
 
     layers: list[str]
     heads: list[dict[str, Any]]
+    options: list[str]
 
 
 #: Axes of either layer in the most accurate form, see configs/best.yaml.
 BEST_DIM = 128
 #: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
 GUIDE_DIM, SKETCH = 64, 8192
+#: Axes of the derived form, see :func:`_derived`.
+DERIVED_DIM = 512
 
 #: What others are compared with class by class.
 BASELINE = "CNN-Global"
 
 
-def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Network]:
+def systems(
+    backbone: BackboneConfig, base: CrossLayerPooling, transform: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Network]:
     """Make the systems of the paper's tables, and baselines, of one network.
 
     Args:
         backbone: The network to cut.
         base: A cross-layer pooling, whose layers, sub-arrays and PCA the systems share. Where a system's layer has
             fewer channels than the PCA would keep, it keeps as many as there are.
+        transform: ``data.transform`` of all systems.
 
     Returns:
         Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
@@ -96,6 +109,12 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         "guide_dim": min(BEST_DIM, used), "channels": base.channels, "views": base.views,
         "centre": True, "whiten": 0.5, "spectral": True,
     }  # fmt: skip
+    dim = min(DERIVED_DIM, channels[layers[0]] * 3**2)
+    derived = CrossLayerPooling(dim, size=3, align=base.align, channel_l2=True, zscore=True, layers=layers)
+    arguments = {
+        f"{pair}, signs": ["--model.frozen.features", "sign"],  # two bits a value
+        f"{pair}, derived": _derived(found.image_size, transform),
+    }
     other = other_size(base.size)
     # A sketch has no pooling channels any more.
     made |= {
@@ -109,6 +128,7 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
             CrossLayerPooling(pca_dim=min(BEST_DIM, channels[layers[0]]), layers=layers, align=base.align, **best),
             BilinearPooling(pca_dim=min(BEST_DIM, channels[layers[1]]), layers=layers[1:], **best),
         ],
+        f"{pair}, derived": [derived],
         f"{pair}F": [finer],
         f"{pair}C": [plain, finer],
         "CL + CNN-Global": [plain, fc],
@@ -121,10 +141,23 @@ def systems(backbone: BackboneConfig, base: CrossLayerPooling) -> dict[str, Netw
         ],
         "iSQRT-COV": [CovariancePooling(pca_dim=pooled["pca_dim"], **upper)],
     }
-    return {name: _system(heads) for name, heads in made.items()}
+    return {name: _system(heads, arguments.get(name, [])) for name, heads in made.items()}
 
 
-def _system(heads: Sequence[Head]) -> Network:
-    """A system whose backbone gives the layers that its heads name, and no others."""
+def _system(heads: Sequence[Head], options: list[str]) -> Network:
+    """Describe a system whose backbone returns the layers that its heads name, and no others."""
     layers = dict.fromkeys(layer for head in heads for layer in (head.layers or ()))
-    return {"layers": list(layers), "heads": [head.spec() for head in heads]}
+    return {"layers": list(layers), "heads": [head.spec() for head in heads], "options": options}
+
+
+def _derived(image_size: int, transform: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the options of ``CL-45, derived`` beside its head, as a third party's file has them.
+
+    Images are resized bilinearly, each image's own mean colour is subtracted, and the PCA sees all local features.
+    (``clpRef.m`` of https://github.com/shoaibahmed/CrossLayerPooling, commit d4a976b.)
+    """
+    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [image_size, image_size]}}
+    return [
+        *("--model.backbone.mean", "image", "--model.frozen.pca_vectors", str(10**9)),
+        *("--data.transform", json.dumps([*map(dict, transform), resize])),
+    ]

@@ -1,4 +1,4 @@
-"""What came out of a comparison: the table, pictures and wandb run that are made of its rows."""
+"""The reports of a comparison: table, pictures and wandb run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,14 +29,13 @@ def table(
     reach: float | None = None,
     evidence: Evidence = NO_EVIDENCE,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Tabulate rows, plain values; with columns of deviations and validation where there are such.
+    """Return the headings and the rows of the table, as plain values. Columns without any values are left out.
 
     Args:
-        rows: In the order of the table.
+        rows: The systems, in the order of the table.
         metric: ``accuracy`` or ``mAP``.
-        reach: A percentage of the images held out, for a column of the first epoch that has it; ``None``: no such
-            column.
-        evidence: Paired tests, for columns of their own, and combinations, for rows below the others.
+        reach: Adds a column with the first epoch whose metric on the held-out images reaches this percentage.
+        evidence: Paired tests, which add columns, and combinations, which add rows at the end.
     """
     cost = {"network ms": "network", "encoding ms": "encoding", "SVM ms": "classification"}
     columns: dict[str, Callable[[Row], Any]] = {"system": lambda row: row.name}
@@ -72,19 +71,22 @@ def _or_empty(value: float | None, digits: int | None = None) -> float | str:
     return "" if value is None else round(value, digits)
 
 
-#: What columns mean, for those that are in the table.
+#: Notes on columns and pictures by the start of their names.
 _NOTES = {
-    "size": "size: of the vector; kB: of a stored one; passes, ms: per image, decoding not counted; x bare: these ms "
-    "together, in bare forward passes of one image up to the highest layer of the row; both are medians of two to five "
-    "rounds in turn, of at most 32 views at a time, as many as take a few seconds; peak MB: of the whole run; fit s: "
-    "from images to the solution, gradient epochs included.",
-    "±": "±: standard deviation (n - 1) among the seeds, whose mean is before it; costs are of the first seed.",
-    "95%": "95% interval: of the test images, by Wilson (accuracy) or a bootstrap over images (mAP). Systems that are "
-    "tested on the same images differ by less than their intervals suggest.",
-    "val %": "val %: accuracy or mAP of the held-out images in the best epoch, which is tested; the mean over seeds.",
+    "size": "size: dimensions of the vector. kB: size of a stored vector. passes, ms: forward passes and milliseconds "
+    "per image, without decoding. x bare: the sum of these times divided by the time of a bare forward pass of one "
+    "image up to the highest layer of the row; both times are medians of two to five alternating rounds with at most "
+    "32 views at a time, a few seconds in total. peak MB: peak memory of the whole run. fit s: seconds from images to "
+    "the solution, with gradient descent.",
+    "±": "±: sample standard deviation (n - 1) over the seeds; the value before it is the mean. Costs are those of the "
+    "first seed.",
+    "95%": "95% interval: Wilson interval (accuracy) or bootstrap over images (mAP). Differences between systems that "
+    "are tested on the same images are more certain than these intervals suggest.",
+    "val %": "val %: accuracy or mAP of the held-out images in the best epoch, which is the tested one; mean over "
+    "seeds.",
     "epochs to": "epochs to: the first epoch, counted from 0, in which the held-out images reach the percentage (with "
-    "several seeds, their mean in that epoch); empty: none. With a frozen start, epoch 0 is the frozen fit.",
-    "validation.png": "validation.png: means over the seeds, shaded from the lowest to the highest.",
+    "several seeds, on average); empty if none does. With a frozen start, epoch 0 is the frozen fit.",
+    "validation.png": "validation.png: means over the seeds; the shaded range is from the lowest to the highest.",
 }
 
 
@@ -98,15 +100,15 @@ def write_reports(
     reach: float | None = None,
     evidence: Evidence = NO_EVIDENCE,
 ) -> list[Path]:
-    """Write the table into a folder, then what may fail without it: pictures, and a wandb run.
+    """Write the table, then the pictures and a wandb run. A failure of these does not lose the table.
 
     Args:
-        folder: The comparison's.
+        folder: The comparison's folder.
         metric: ``accuracy`` or ``mAP``.
-        rows: At least one.
-        option: The option of a sweep; ``None``: the rows are systems or recipes.
+        rows: At least one system.
+        option: The option of a sweep; ``None`` if the rows are systems or recipes.
         run: The wandb options of the runs.
-        outputs: Notes what could not be made.
+        outputs: Records secondary outputs that could not be written.
         reach: See :func:`table`.
         evidence: See :func:`table`.
 
@@ -119,8 +121,13 @@ def write_reports(
     y_label = f"{metric}, %" + (f" (bars: {bars})" if any(ends) else "")
     pictures: dict[str, Callable[[], bytes]] = {}
     if option is None:
-        seconds = [row.seconds for row in rows]
-        pictures["accuracy_against_time.png"] = partial(draw_costs, names, quality, ends, seconds, y_label)
+        for what, costs, x_label in (
+            ("time", [1000 * row.seconds for row in rows], "ms per image (views, network, encoding, classification)"),
+            ("size", [row.row_bytes / 1000 for row in rows], "kB per image (its stored vector)"),
+        ):
+            pictures[f"accuracy_against_{what}.png"] = partial(
+                draw_costs, names, quality, ends, costs, x_label, y_label
+            )
     else:
         pictures["sweep.png"] = partial(draw_sweep, option, names, quality, ends, y_label)
     if len(rows) > 1:
@@ -147,14 +154,14 @@ def write_reports(
         write_whole(folder / name, text)
     drawn: list[str] = []
     for name, draw in pictures.items():
-        (folder / name).unlink(missing_ok=True)  # that of an earlier comparison
+        (folder / name).unlink(missing_ok=True)  # a picture of an earlier comparison
         with outputs.attempt(name):
             write_whole(folder / name, draw())
             drawn.append(name)
     with outputs.attempt("the wandb run"):
         experiment = start_wandb(run, folder, "compare")
         if experiment is not None:
-            # Where a number is missing; a text stays one.
+            # Missing numbers become NaN, missing texts stay empty.
             gaps = ["" if head in (_INTERVAL, *COLUMNS) else math.nan for head in heads]
             logged = [[gap if v == "" else v for gap, v in zip(gaps, record, strict=True)] for record in values]
             panels = {f"compare/{Path(name).stem}": wandb.Image(str(folder / name)) for name in drawn}

@@ -87,23 +87,23 @@ class FeatureReuse:
         train = f"{self.entry.folder.name}/features.bin"
         self.files = {"train": train, "dim": network.out_features, "kinds": {"train": config.features}}
 
-    def take_up(self) -> None:
+    def load_heads(self) -> None:
         """Load the heads that computed the stored features, and decode no training image in the sequential epoch."""
         heads = torch.load(self.entry.folder / "heads.pt", map_location="cpu", weights_only=True)
         self.network.heads.load_state_dict(heads)
         self.data.splits["train"].features = StoredFeatures(None)
         self.taken_up = True
 
-    def offer(self, split: Split) -> None:
+    def use_stored(self, split: Split) -> None:
         """Replace the images of a split by their stored features, if there are any."""
         size = len(self.data.splits[split])
         path = self.entry.folder / f"{self._name(split)}.bin"
         self.files[split] = f"{self.entry.folder.name}/{path.name}"
         self.files["kinds"][split] = self._kind
-        if size and self.entry.was_made_by(self.network) and ask_rank_zero(path.is_file):
+        if size and self.entry.was_computed_by(self.network) and ask_rank_zero(path.is_file):
             self.data.splits[split].features = StoredFeatures(path, size, self.network.out_features, self._kind)
 
-    def withdraw(self) -> None:
+    def use_images(self) -> None:
         """Decode the images of all splits again, because another network needs them."""
         for split in self.data.splits.values():
             split.features = None
@@ -119,7 +119,7 @@ class FeatureReuse:
     def begin_scored(self, split: Split) -> None:
         """Create a file for the features of a split, unless one exists or the entry belongs to other heads."""
         data = self.data.splits[split]
-        if data.features is None and self.entry.was_made_by(self.network):
+        if data.features is None and self.entry.was_computed_by(self.network):
             self._rows = ScoredRows(self.entry, self._name(split), len(data), self.network.out_features, self._kind)
 
     def write_scored(self, positions: Tensor, features: Tensor) -> None:
@@ -133,13 +133,13 @@ class FeatureReuse:
             self._rows.close(keep=True)
             self._rows = None
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Delete unfinished files."""
         if self._rows is not None:
             self._rows.close(keep=False)
             self._rows = None
         if hasattr(self, "entry"):
-            self.entry.give_up()
+            self.entry.abort()
 
     def _name(self, split: Split) -> str:
         def number() -> int:

@@ -65,8 +65,8 @@ class Frozen(ClassificationTask):
             self.reuse.open(self.network, str(self.trainer.precision))
             # Workers may start before any later hook, so the data must know now which images need not be decoded.
             if stage == "fit" and self.reuse.found:
-                self.reuse.take_up()
-            self.reuse.offer("val" if stage == "fit" else "test")
+                self.reuse.load_heads()
+            self.reuse.use_stored("val" if stage == "fit" else "test")
         if stage == "fit":
             self._trainable = [p for p in self.network.backbone.parameters() if p.requires_grad]
             for parameter in self._trainable:
@@ -79,8 +79,8 @@ class Frozen(ClassificationTask):
             self._fit.close(keep=False)
             self._fit = None
         if self.reuse is not None:
-            self.reuse.give_up()
-            self.reuse.withdraw()
+            self.reuse.abort()
+            self.reuse.use_images()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         self._trainable = []

@@ -28,10 +28,10 @@ def sampler_of(loader: DataLoader[Any]) -> Any:  # noqa: ANN401 (of any kind)
 
 
 def only_loader(loaders: Any) -> Any:  # noqa: ANN401 (Lightning's type)
-    """Return the loader that is evaluated.
+    """Return the only one of the Trainer's loaders.
 
     Raises:
-        CxlpError: If there are several.
+        CxlpError: If there are several loaders.
     """
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())

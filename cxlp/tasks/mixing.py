@@ -1,4 +1,4 @@
-"""MixUp and CutMix."""
+"""MixUp and CutMix augmentation."""
 
 from typing import Literal
 

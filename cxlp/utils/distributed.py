@@ -1,4 +1,4 @@
-"""Collectives that also work in a single process, so that callers need not ask where they run."""
+"""Collectives that also work in a single process, so that callers need no special case."""
 
 import os
 import socket
@@ -16,22 +16,22 @@ T = TypeVar("T")
 
 
 def is_distributed() -> bool:
-    """Whether a process group of several ranks is up."""
+    """Return whether a process group with several ranks is initialised."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's rank; 0 where there is only one."""
+    """Return the rank of this process; 0 in a single process."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """The number of ranks; 1 where there is only one."""
+    """Return the number of ranks; 1 in a single process."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def local_world_size() -> int:
-    """The number of ranks on this machine, which share its cores; all ranks call it together."""
+    """Return the number of ranks on this machine, which share its cores. All ranks must call it together."""
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
         return int(os.environ["LOCAL_WORLD_SIZE"])
     machine = socket.gethostname()
@@ -41,7 +41,7 @@ def local_world_size() -> int:
 def barrier() -> None:
     """Wait for all ranks.
 
-    An all-reduce of one number, because ``dist.barrier`` guesses a CUDA device under NCCL.
+    This is an all-reduce of one number, because ``dist.barrier`` guesses the CUDA device with NCCL.
     """
     if is_distributed():
         device = torch.device("cuda", torch.cuda.current_device()) if _on_nccl() else torch.device("cpu")
@@ -49,13 +49,13 @@ def barrier() -> None:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, in place; every rank gets the same bits.
+    """Sum a tensor over all ranks in place. The result is bitwise equal on all ranks.
 
     Args:
-        tensor: Any shape; the same shape on each rank. Under NCCL a CPU tensor goes through the GPU.
+        tensor: A tensor of any shape, equal on all ranks. With NCCL, a CPU tensor is copied to the GPU and back.
 
     Returns:
-        The same tensor.
+        The same tensor object.
     """
     if is_distributed():
         if _on_nccl() and tensor.device.type == "cpu":
@@ -68,7 +68,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 
 def from_rank_zero(tensor: Tensor) -> Tensor:
-    """Overwrite a tensor by rank 0's, in place, and return it."""
+    """Overwrite a tensor in place with the values of rank 0, and return the tensor."""
     if is_distributed():
         if rank() != 0:
             tensor.zero_()
@@ -77,7 +77,7 @@ def from_rank_zero(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Collect a small picklable value of each rank, in the order of the ranks; every rank gets all of them."""
+    """Return the values of all ranks, in the order of ranks, on every rank. Values must be picklable and small."""
     if not is_distributed():
         return [value]
     found = [value] * world_size()
@@ -86,17 +86,17 @@ def gather_objects(value: T) -> list[T]:
 
 
 def ask_rank_zero(ask: Callable[[], int]) -> int:
-    """Compute an integer on rank 0 only, and return it on all ranks; where it fails, all fail, and none waits.
+    """Compute an integer on rank 0 and return it on all ranks. If rank 0 fails, all ranks fail instead of waiting.
 
     Raises:
-        CxlpError: On the other ranks, if it failed; on rank 0, what it failed with.
+        CxlpError: On the other ranks, if rank 0 fails. Rank 0 raises the original exception.
     """
     failure: Exception | None = None
     answer = 0
     if rank() == 0:
         try:
             answer = int(ask())
-        except Exception as error:  # raised below, when the others know
+        except Exception as error:  # raised below, after the other ranks have been informed
             failure = error
     told = all_sum(torch.tensor([int(failure is not None), answer]))
     if failure is not None:
@@ -107,7 +107,7 @@ def ask_rank_zero(ask: Callable[[], int]) -> int:
 
 
 def on_rank_zero(work: Callable[[], None]) -> None:
-    """Do something on rank 0 only; all ranks wait for it, and fail where it fails, see :func:`ask_rank_zero`."""
+    """Call a function on rank 0 only. All ranks wait for it, and fail if it fails, see :func:`ask_rank_zero`."""
 
     def done() -> int:
         work()
@@ -121,5 +121,5 @@ def _on_nccl() -> bool:
 
 
 def usable_cores() -> int:
-    """The processor cores that this process may run on."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

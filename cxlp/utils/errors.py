@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for errors that the user can correct, and suggestions for misspelt names."""
 
 import re
 from collections.abc import Iterable
@@ -6,18 +6,18 @@ from difflib import get_close_matches
 
 
 class CxlpError(Exception):
-    """Something that the user gave is wrong; the message says what, where, and what to do.
+    """Error that the user can correct. The message says what is wrong, where, and what to do.
 
-    ``train.py`` prints it without a traceback.
+    ``train.py`` prints the message without a traceback.
     """
 
 
-#: The most valid choices that are listed whole; of more, the nearest.
+#: Up to ``SHOWN`` valid choices are all listed; of more, only the ``NEAREST`` closest ones.
 SHOWN, NEAREST = 40, 8
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str | None:
-    """Return the choice that is spelled most like a wrong one, whatever the case; or that contains it; or ``None``."""
+    """Return the choice closest in spelling, ignoring case, or a choice that contains the wrong name, or ``None``."""
     choices = list(valid)
     spelled = {choice.lower(): choice for choice in reversed(choices)}
     close = get_close_matches(wrong.lower(), spelled, n=1) or [c for c in reversed(spelled) if wrong.lower() in c]
@@ -25,12 +25,12 @@ def nearest(wrong: str, valid: Iterable[str]) -> str | None:
 
 
 def did_you_mean(wrong: str, valid: Iterable[str], prefix: str = "") -> str:
-    """Return a sentence that names the nearest valid choice, if one is near, and a list of the valid ones.
+    """Return a hint that suggests the closest valid choice, if there is a close one, and lists the valid choices.
 
     Args:
-        wrong: What was given.
+        wrong: The invalid value.
         valid: All valid choices.
-        prefix: Of all of them, which the list leaves out.
+        prefix: Common prefix of all choices, which is not repeated in the list.
 
     Example:
         >>> did_you_mean("wern", ["gull", "wren"])
@@ -48,5 +48,5 @@ def did_you_mean(wrong: str, valid: Iterable[str], prefix: str = "") -> str:
 
 
 def enumerated(names: Iterable[str]) -> str:
-    """Join names by commas; those that are not one plain word are quoted."""
+    """Join names with commas. Names that are not a single plain word are quoted."""
     return ", ".join(name if re.fullmatch(r"[\w./+-]+", name) else repr(name) for name in names)

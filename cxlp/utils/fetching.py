@@ -1,4 +1,4 @@
-"""Fetching a file: by HTTP from the first mirror that has it, resumed where it broke off, verified."""
+"""Download of files over HTTP, with mirrors, resumption and verification."""
 
 import hashlib
 import http.client
@@ -17,9 +17,9 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
 from cxlp.utils.progress import bar, say
 
-#: Seconds without a byte after which a connection counts as lost.
+#: Timeout in seconds for a connection that transfers no data.
 STALL = 30.0
-#: Seconds before each further attempt at the same mirror; counted anew whenever another ``PROGRESS`` bytes have come.
+#: Waiting times in seconds before each retry of a mirror. They start over after each ``PROGRESS`` received bytes.
 WAITS = (1.0, 4.0)
 PROGRESS = 1 << 20
 
@@ -29,10 +29,10 @@ class Remote:
     """A file on the web.
 
     Attributes:
-        urls: Where it is: mirrors, tried in this order.
-        file: What it is called on disk.
-        checksum: ``md5:...``, ``sha1:...`` or ``sha256:...`` in hexadecimal digits; ``None``: none is published.
-        size: The exact number of bytes, which is checked; or in words, for people.
+        urls: URLs of the mirrors, in the order in which they are tried.
+        file: Name of the file on disk.
+        checksum: ``md5:...``, ``sha1:...`` or ``sha256:...`` in hexadecimal digits; ``None`` if none is published.
+        size: Exact number of bytes, which is checked, or a description such as ``"244 MB"``.
     """
 
     urls: tuple[str, ...]
@@ -49,23 +49,24 @@ class Remote:
 def fetch(
     remote: Remote, folder: Path, by_hand: str = "", *, stall: float = STALL, waits: Sequence[float] = WAITS
 ) -> Path:
-    """Download a file once.
+    """Download a file unless it exists, and verify it.
 
-    It grows as ``NAME.part``, which a later call goes on with, and bears its name only when it is whole and
-    verified. Of several processes that fetch it into one folder, one does; the others wait and use what came.
+    The download is written to ``NAME.part``, which a later call resumes, and is renamed when it is complete and
+    verified. If several processes download the same file to the same folder, one of them does, and the others wait and
+    use the result.
 
     Args:
-        remote: Which file. One that is there already is verified, not fetched.
-        folder: Where it goes.
-        by_hand: What to do without a network, for the error.
-        stall: Seconds without a byte after which a connection counts as lost.
-        waits: Seconds before each further attempt at a mirror.
+        remote: The file. An existing file is verified, not downloaded.
+        folder: Target folder.
+        by_hand: Instructions for the error message, in case the download is impossible.
+        stall: Timeout in seconds for a connection that transfers no data.
+        waits: Waiting times in seconds before each retry of a mirror.
 
     Returns:
-        Its path.
+        Path of the file.
 
     Raises:
-        CxlpError: If no mirror gives the right bytes, the file that is there has others, or the disk is full.
+        CxlpError: If no mirror provides the expected file, the existing file differs, or the disk is full.
     """
     target = folder / remote.file
     if not target.exists():
@@ -84,21 +85,21 @@ def fetch(
 
 
 def verify(path: Path, remote: Remote) -> None:
-    """Compare a file with what is known of it.
+    """Check size and checksum of a file.
 
     Raises:
-        CxlpError: If it is another one, incomplete, or unreadable.
+        CxlpError: If the file is incomplete, a different file, or unreadable.
     """
     try:
         problem = _mismatch(path, remote)
     except OSError as error:
         raise CxlpError(f"cannot read {path}: {error.strerror}") from error
     if problem:
-        raise CxlpError(f"{path} {problem}: incomplete, or another file. Delete it and run again.")
+        raise CxlpError(f"{path} {problem}: it is incomplete or a different file. Delete it and run again.")
 
 
 class _FailedError(Exception):
-    """A mirror did not give the file."""
+    """A mirror failed to provide the file."""
 
     def __init__(self, reason: str, worth_retrying: bool) -> None:
         super().__init__(reason)
@@ -106,7 +107,7 @@ class _FailedError(Exception):
 
 
 class _Part:
-    """The bytes that have come, and in ``NAME.part.json`` of which file they are: url, validator, total size."""
+    """The partial download ``NAME.part``, with its URL, validator and total size in ``NAME.part.json``."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.note = file, file.with_name(f"{file.name}.json")
@@ -114,7 +115,7 @@ class _Part:
         try:
             note = json.loads(self.note.read_text())
             self.url, self.validator, self.total = str(note["url"]), str(note["validator"]), int(note["total"])
-        except (OSError, ValueError, TypeError, KeyError):  # none, or torn when its process was killed
+        except (OSError, ValueError, TypeError, KeyError):  # missing, or incomplete because its process was killed
             self.url, self.validator, self.total = "", "", -1
 
     @property
@@ -122,9 +123,9 @@ class _Part:
         return self.file.stat().st_size if self.file.exists() else 0
 
     def begin(self, url: str, validator: str, total: int) -> None:
-        """Start over; -1: the total is not known."""
+        """Start a new download. A ``total`` of -1 means that the size is unknown."""
         self.url, self.validator, self.total, self.in_one_piece = url, validator, total, True
-        self.file.write_bytes(b"")  # before the note: old bytes never stand beside a new note
+        self.file.write_bytes(b"")  # before the note, so that old bytes never exist with a new note
         self.note.write_text(json.dumps({"url": url, "validator": validator, "total": total}))
 
     def discard(self) -> None:
@@ -133,10 +134,10 @@ class _Part:
 
 
 def _download(remote: Remote, part: _Part, by_hand: str, stall: float, waits: Sequence[float]) -> None:
-    """Fill the part with the right bytes."""
+    """Download the file to its part, from the first mirror that provides it, and verify the part."""
     problems = []
     for url in remote.urls:
-        for _ in range(2):  # again from the beginning, if bytes of different times do not fit together
+        for _ in range(2):  # the second time from the start, if the resumed parts belong to different files
             try:
                 _transfer(url, remote, part, stall, waits)
             except _FailedError as error:
@@ -145,7 +146,7 @@ def _download(remote: Remote, part: _Part, by_hand: str, stall: float, waits: Se
             wrong = _mismatch(part.file, remote)
             if not wrong:
                 return
-            problem = f"what came {wrong}"
+            problem = f"the downloaded file {wrong}"
             part.discard()
             if part.in_one_piece:
                 break
@@ -154,7 +155,7 @@ def _download(remote: Remote, part: _Part, by_hand: str, stall: float, waits: Se
 
 
 def _transfer(url: str, remote: Remote, part: _Part, stall: float, waits: Sequence[float]) -> None:
-    """Receive from one mirror, again and again while that helps."""
+    """Download from one mirror, with retries."""
     furthest, left = part.size, list(waits)
     while True:
         try:
@@ -168,9 +169,9 @@ def _transfer(url: str, remote: Remote, part: _Part, stall: float, waits: Sequen
 
 
 def _receive(url: str, remote: Remote, part: _Part, stall: float) -> None:
-    """Receive by one request; of a part that is there, only the rest."""
+    """Download with one request, which asks only for the rest of an existing part."""
     same_source = bool(part.validator) and part.url == url
-    # Without a checksum, nothing but the server's word tells that the rest belongs to the same file.
+    # Without a checksum, only the server's validator shows that the rest belongs to the same file.
     is_resumable = 0 < part.size <= part.total and (remote.checksum is not None or same_source)
     if is_resumable and part.size == part.total:
         return None
@@ -183,13 +184,13 @@ def _receive(url: str, remote: Remote, part: _Part, stall: float) -> None:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=stall)
     except HTTPError as error:
         error.close()
-        if error.code == 416 and is_resumable:  # the file there has become shorter
+        if error.code == 416 and is_resumable:  # the file on the server is now shorter
             part.discard()
             return _receive(url, remote, part, stall)
         raise _FailedError(str(error), error.code >= 500 or error.code in (408, 429)) from error
     except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
         raise _FailedError(_reason(error, stall), worth_retrying=True) from error
-    except OSError as error:  # no such host, nobody listens, no valid certificate
+    except OSError as error:  # unknown host, connection refused, invalid certificate
         raise _FailedError(str(getattr(error, "reason", error)), worth_retrying=False) from error
     with response:
         validator, total = _validator(response.headers), _number(response.headers.get("Content-Length"))
@@ -200,20 +201,21 @@ def _receive(url: str, remote: Remote, part: _Part, stall: float) -> None:
             has_changed = same_source and validator != part.validator
             if (begins_at, total) != (part.size, part.total) or has_changed:
                 if not is_resumable:
-                    raise _FailedError("it sent a part of the file, unasked", worth_retrying=False)
+                    raise _FailedError("the server sent a part of the file without a request", worth_retrying=False)
                 part.discard()
                 return _receive(url, remote, part, stall)
         if isinstance(remote.size, int) and total not in (-1, remote.size):
-            raise _FailedError(f"the file there has {total:,} bytes, expected {remote.size:,}", worth_retrying=False)
+            raise _FailedError(f"the file has {total:,} bytes, expected {remote.size:,}", worth_retrying=False)
         try:
             if is_rest:
                 part.in_one_piece = False
             else:
                 part.begin(url, validator, total)
             _write(response, part, remote.file, stall)
-        except OSError as error:  # of the disk: the network's are told apart in _write
+        except OSError as error:  # of the disk: _write converts errors of the network
             raise CxlpError(
-                f"cannot write {part.file}: {error.strerror}. What has come is kept: make room there, then run again"
+                f"cannot write {part.file}: {error.strerror}. The partial download is kept: free space on this disk, "
+                "then run again"
             ) from error
     if part.size < total:
         raise _FailedError(f"the connection was lost after {part.size:,} of {total:,} bytes", worth_retrying=True)
@@ -228,7 +230,7 @@ def _write(response: Any, part: _Part, name: str, stall: float) -> None:  # noqa
     ):
         while True:
             try:
-                chunk = response.read1(1 << 20)  # what is there: a slow connection moves the bar, too
+                chunk = response.read1(1 << 20)  # returns early on slow connections, so that the bar moves
             except (OSError, http.client.HTTPException) as error:
                 raise _FailedError(_reason(error, stall), worth_retrying=True) from error
             if not chunk:
@@ -238,7 +240,7 @@ def _write(response: Any, part: _Part, name: str, stall: float) -> None:  # noqa
 
 
 def _mismatch(path: Path, remote: Remote) -> str | None:
-    """Say what is wrong with a file; ``None``: nothing."""
+    """Return how a file differs from its expected size or checksum, or ``None`` if it does not."""
     size = path.stat().st_size
     if isinstance(remote.size, int) and size != remote.size:
         return f"has {size:,} bytes, expected {remote.size:,}"
@@ -246,14 +248,14 @@ def _mismatch(path: Path, remote: Remote) -> str | None:
     with path.open("rb") as stream:
         got = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     if not expected:
-        say(f"No checksum of {remote.file} is published; this one has {_titled(algorithm, got)}", sys.stderr)
+        say(f"No checksum of {remote.file} is published; this file has {_titled(algorithm, got)}", sys.stderr)
     elif got != expected:
         return f"has {_titled(algorithm, got)}, expected {expected}"
     return None
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    """What ``If-Range`` may hold: a strong ETag, else the date."""
+    """Return the validator for ``If-Range``: a strong ETag if there is one, otherwise the date."""
     tag = headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
 
@@ -263,7 +265,7 @@ def _number(text: str | None) -> int:
 
 
 def _reason(error: Exception, stall: float) -> str:
-    return f"nothing came for {stall:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return f"no data for {stall:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
 
 
 def _titled(algorithm: str, digest: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Atomic writing of files, output folders, and search for checkpoints."""
 
 import os
 import shutil
@@ -11,32 +11,34 @@ from cxlp.utils.errors import CxlpError, nearest
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Find the checkpoint that is meant: the file itself, or of a run's folder the tested one.
+    """Return the path of a checkpoint, given as a file or as a run's folder, which stands for its tested checkpoint.
 
     Raises:
-        CxlpError: If there is none; of a folder, names what there is.
+        CxlpError: If there is no such checkpoint. The message names other checkpoints in the folder.
     """
     file = Path(path)
     if file.is_dir():
-        # Of a refit, only the second run is tested.
+        # With a refit, only the refitted network is tested.
         places = (file / "refit" / "checkpoints", file / "checkpoints", file)
         best = next((found for place in places if (found := place / "best.ckpt").is_file()), None)
         if best is None:
             others = sorted(
                 [*file.glob("checkpoints/*.ckpt"), *file.glob("*.ckpt"), *file.glob("*/checkpoints/best.ckpt")]
             )
-            what = "holds no checkpoints/best.ckpt, which a run has once it was tested"
+            what = "has no checkpoints/best.ckpt, which exists after the test of a run"
             has = f". It has {', '.join(map(str, others[:5]))}" if others else _meant(file, {})
             raise CxlpError(f"{file} {what}{has}")
         return best
     if not file.is_file():
-        siblings = {found.stem: found for found in sorted(file.parent.glob("[!.]*"))}  # all have one suffix
+        siblings = {
+            found.stem: found for found in sorted(file.parent.glob("[!.]*"))
+        }  # keyed by stem, since all checkpoints have the same suffix
         raise CxlpError(f"checkpoint not found: {file}{_meant(file, siblings)}")
     return file
 
 
 def _meant(file: Path, siblings: dict[str, Path]) -> str:
-    """Ask about what is named nearly the same: a run of that name, as ``cxlp runs`` lists it, or a file."""
+    """Return a suggestion: a run of this name, as listed by ``cxlp runs``, or a file with a similar name."""
     near = nearest(file.stem, siblings)
     run = Path("runs", file.name)
     is_run = not file.suffix and file.parent == Path() and run.is_dir()
@@ -45,9 +47,10 @@ def _meant(file: Path, siblings: dict[str, Path]) -> str:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file aside and rename it, so that no reader ever sees half of it.
+    """Write a file atomically: write a temporary file and rename it.
 
-    What a kill leaves aside has one name for all attempts, and is written over: a run's folder is one process's.
+    The temporary file has a fixed name. A file that a killed process leaves behind is overwritten by the next attempt,
+    which is safe because only one process writes to a run's folder.
     """
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     with aside(path) as partial:
@@ -55,7 +58,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file as :func:`write_whole` writes one; the target's folder is made."""
+    """Copy a file atomically, see :func:`write_whole`, and create the target's folder if necessary."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with aside(target) as partial:
         shutil.copyfile(source, partial)
@@ -63,22 +66,22 @@ def copy_whole(source: Path, target: Path) -> None:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Give a name beside a path, and rename what is written there; delete it where writing fails."""
+    """Context that yields the path of a temporary file, which is renamed at the end, or deleted after an error."""
     partial = path.with_name(f".{path.name}.part")
     try:
         yield partial
         partial.replace(path)
-    except Exception:  # on a full disk, half of it would take what is left
+    except Exception:  # on a full disk, the partial file would use up the remaining space
         partial.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def out_folder(out: Path) -> Iterator[None]:
-    """Make a folder for what a command writes; a new one that is still empty in the end is taken away again.
+    """Context with an output folder for a command, which is created, and removed at the end if new and empty.
 
     Raises:
-        CxlpError: If it cannot be made.
+        CxlpError: If the folder cannot be created or written to.
     """
     if out.exists() and not out.is_dir():
         raise CxlpError(f"--out {out} is a file: name a folder")
@@ -88,7 +91,9 @@ def out_folder(out: Path) -> Iterator[None]:
         with TemporaryFile(dir=out):
             pass
     except (OSError, ValueError) as error:
-        raise CxlpError(f"--out {out} cannot be written into: {getattr(error, 'strerror', error)}") from error
+        raise CxlpError(
+            f"--out {out} is not writable: {getattr(error, 'strerror', error)}. Name another folder"
+        ) from error
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What something was, and what computed it: digests of values and of code, versions of libraries."""
+"""Digests of values and of source code, and versions of libraries."""
 
 import inspect
 from collections.abc import Iterable
@@ -6,20 +6,20 @@ from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-#: Distributions that pictures and numbers depend on: decoding, resizing, augmenting, computing.
+#: Distributions that affect results: decoding, resizing, augmentation and computation.
 LIBRARIES = ("torch", "torchvision", "timm", "opencv-python-headless", "pillow", "albumentations")
 _PACKAGE = Path(__file__).parents[1]
 
 
 def digest(*parts: object, size: int = 16) -> str:
-    """Digest values in their order: bytes and arrays as they are, all else by its text.
+    """Return a digest of values in their order: bytes and memory views directly, other values as text.
 
     Args:
-        parts: The values. Texts may hold names of files that are no UTF-8.
-        size: Bytes of the digest.
+        parts: The values. Text may contain file names that are not valid UTF-8.
+        size: Size of the digest in bytes.
 
     Returns:
-        Hexadecimal digits, two a byte.
+        Hexadecimal digits, two per byte.
     """
     found = blake2b(digest_size=size)
     for part in parts:
@@ -29,12 +29,12 @@ def digest(*parts: object, size: int = 16) -> str:
 
 
 def code_digest(rooms: Iterable[str], others: Iterable[object] = ()) -> str:
-    """Digest the source of some rooms of this package, so that what was computed by other code is not taken for new.
+    """Return a digest of source code, so that cached results of other code are not reused.
 
     Args:
-        rooms: Folders of the package, such as ``heads``.
-        others: Modules, classes, functions and the like from elsewhere, such as a user's own head: the files that
-            define them count, too.
+        rooms: Folders of this package, such as ``heads``.
+        others: Modules, classes, functions or instances from outside the package, such as a user's head. The source
+            files that define them are included.
 
     Returns:
         Hexadecimal digits.
@@ -53,12 +53,12 @@ def code_digest(rooms: Iterable[str], others: Iterable[object] = ()) -> str:
 
 
 def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
-    """Return the versions of distributions by name."""
+    """Return the installed versions of distributions, by name."""
     return {name: _version(name) for name in names}
 
 
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # another distribution of the same module
+    except PackageNotFoundError:  # another distribution may provide the same module
         return "not installed by this name"

@@ -1,4 +1,4 @@
-"""Objects by import path, such as a user's own head or network."""
+"""Import of objects by their path, such as a user's head or network."""
 
 import importlib
 import os
@@ -10,40 +10,40 @@ from cxlp.utils.errors import CxlpError, did_you_mean
 
 
 def import_object(path: str, what: str) -> Any:  # noqa: ANN401 (anything can be imported)
-    """Import an object by its path, which runs the code of its module.
+    """Import an object by its path, which executes the code of its module.
 
     Args:
-        path: Module and names within it, such as ``my_package.heads.MaxPooling``.
-        what: What it is meant to be, for the error.
+        path: Import path, such as ``my_package.heads.MaxPooling``.
+        what: Kind of the object for error messages, such as ``head``.
 
     Raises:
-        CxlpError: If no module begins the path, or the module has no such name.
+        CxlpError: If the module cannot be imported, or has no such attribute.
     """
     names = path.split(".")
     module: ModuleType | None = None
-    depth = 0  # names that are modules
+    depth = 0  # number of names that are modules
     for name in (".".join(names[: i + 1]) for i in range(len(names))):
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name:  # the module is there, and one that it imports is not
+            if error.name != name:  # the module exists, but a module that it imports does not
                 raise CxlpError(f"{what} {path!r}: {name} cannot be imported: {error}") from error
             break
-        except Exception as error:  # whatever a user's module does when it is imported
-            raise CxlpError(f"{what} {path!r}: importing {name} fails: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a user's module may raise anything
+            raise CxlpError(f"{what} {path!r}: the import of {name} failed: {type(error).__name__}: {error}") from error
         depth += 1
     if module is None:
         raise CxlpError(
             f"{what} {path!r} cannot be imported: there is no module {names[0]!r} in {_places()}, or among the "
-            f"installed packages. Start where {names[0]}.py or the folder {names[0]} is, name that place in "
+            f"installed packages. Start in the folder that contains {names[0]}.py or {names[0]}/, add this folder to "
             "PYTHONPATH, or install the package"
         )
     found: Any = module
     for name in names[depth:]:
         if not hasattr(found, name) and names[0] == "__main__":
             raise CxlpError(
-                f"{what} {path!r} was defined in the script or notebook that trained it, and this process has none of "
-                "that name: define it before, or move it into a module, import it from there, and train again"
+                f"{what} {path!r} was defined in the training script or notebook, but is not defined in this process: "
+                "define it first, or move it to a module, import it from there, and train again"
             )
         if not hasattr(found, name):
             known = [key for key in vars(found) if not key.startswith("_")]
@@ -58,7 +58,7 @@ def _called(found: Any) -> str:  # noqa: ANN401 (a module, or something in it)
 
 
 def _places() -> str:
-    """The folders where Python looks for modules, without its own."""
+    """Return the folders in which Python searches for modules, without those of the Python installation."""
     own = (sys.prefix, sys.base_prefix)
     places = (os.path.realpath(place or os.curdir) for place in sys.path)
     return ", ".join(dict.fromkeys(place for place in places if not place.startswith(own))) or "no folder of yours"

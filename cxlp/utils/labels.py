@@ -1,8 +1,8 @@
-"""The two kinds of labels, told apart by their shape, and what depends on the kind.
+"""Single-label and multi-label targets, which differ in their shape.
 
 - One class per image: ``(n,)`` class indices.
-- Any number of classes per image: ``(n, K)`` of 1 present, -1 absent, 0 unspecified. What is
-  unspecified takes part in nothing: no loss, no SVM, no metric.
+- Any number of classes per image: ``(n, K)`` with 1 for present, -1 for absent and 0 for unspecified. Unspecified
+  labels are ignored by losses, SVMs and metrics.
 """
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def as_targets(labels: Tensor, classes: int) -> Tensor:
-    """Labels as one row of targets per class.
+    """Convert labels to one row of binary targets per class.
 
     Args:
         labels: ``(n,)`` indices or ``(n, K)`` of {1, -1, 0}.
-        classes: K.
+        classes: Number K of classes.
 
     Returns:
         ``(K, n)`` int8: 1 positive, -1 negative, 0 ignored.
@@ -26,14 +26,14 @@ def as_targets(labels: Tensor, classes: int) -> Tensor:
 
 
 def strata(labels: Tensor, parts: int = 2) -> Tensor:
-    """Groups ``(n,)`` to stratify a split by: the class; of several, the one that is rarest in ``labels``.
+    """Return the groups ``(n,)`` for a stratified split.
 
-    Images without any class form a group of their own; a group that could not give an image to each part
-    joins the largest one.
+    The group of an image is its class. An image with several classes belongs to the group of its rarest class. Images
+    without any class form a separate group. Groups with fewer images than parts are merged with the largest group.
 
     Args:
-        labels: ``(n,)`` indices (returned as they are) or ``(n, K)`` of {1, -1, 0}.
-        parts: Into how many the images are to be split.
+        labels: ``(n,)`` indices, which are returned unchanged, or ``(n, K)`` of {1, -1, 0}.
+        parts: Number of parts of the split.
     """
     if labels.ndim == 1:
         return labels
@@ -46,16 +46,16 @@ def strata(labels: Tensor, parts: int = 2) -> Tensor:
 
 
 def classification_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of a softmax over classes, or of a sigmoid for each class.
+    """Compute the cross-entropy of a softmax over classes, or of a sigmoid for each class.
 
-    The sigmoids' loss is the mean over all entries, unspecified ones counting 0, rather than over
-    the specified ones: so the mean of several ranks' losses is the loss of their joint batch.
+    The loss of sigmoids is the mean over all entries, where unspecified labels count as a loss of 0. With a mean over
+    the specified entries only, the mean of the losses of several ranks would differ from the loss of their joint batch.
 
     Args:
         scores: Logits ``(B, K)``.
-        labels: ``(B,)`` indices; ``(B, K)`` of {1, -1, 0}; or, of mixed images, ``(B, K)`` in floating point: each
-            class's share of the image, which the softmax should give.
-        label_smoothing: Part of each target that is spread evenly over the possible answers, in [0, 1).
+        labels: ``(B,)`` indices, ``(B, K)`` of {1, -1, 0}, or, for mixed images, ``(B, K)`` in floating point: target
+            probabilities of the softmax, the share of each class in the image.
+        label_smoothing: Label smoothing factor in [0, 1).
 
     Returns:
         A scalar.

@@ -1,8 +1,8 @@
-"""Locks among processes, on one machine or on several that share a disk.
+"""Locks between processes, on one machine or on several machines with a shared disk.
 
-``filelock`` takes them by ``flock``: such a lock ends with its process, however that ends, and holds between containers
-and machines. A forked loader worker does not keep it for the seconds by which it outlives a killed run, since
-``filelock`` closes the worker's copies.
+``filelock`` uses ``flock``. Such a lock is released when its process ends for any reason, and works between containers
+and machines. Forked loader workers, which outlive a killed run for some seconds, do not keep its locks, since
+``filelock`` closes their copies.
 """
 
 import shutil
@@ -17,24 +17,24 @@ from filelock import BaseFileLock, FileLock, Timeout
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.progress import say
 
-_HELD: list[BaseFileLock] = []  # a lock that nobody refers to is released
+_HELD: list[BaseFileLock] = []  # keeps references, since a lock without references is released
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Be the only process that works on something; wait for another one that does.
+    """Context with an exclusive lock, which waits for another process that has the lock.
 
     Args:
-        path: The lock file; its folder is made, and it is deleted in the end.
-        what: What is worked on, to tell the user what is waited for.
+        path: Path of the lock file. Its folder is created, and the file is deleted at the end.
+        what: Name of the file that is downloaded, for the message while waiting.
 
     Raises:
-        CxlpError: If nothing can be written or locked there.
+        CxlpError: If the lock file cannot be written or locked.
     """
     try:
         lock = _take(path, blocking=False)
     except Timeout:
-        say(f"Another process fetches {what}: waiting for it", sys.stderr)
+        say(f"Another process is downloading {what}: waiting for it", sys.stderr)
         lock = _take(path, blocking=True)
     try:
         yield
@@ -43,35 +43,35 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def hold(folder: Path) -> BaseFileLock:
-    """Keep a folder for this process, until :func:`let_go` or its end.
+    """Lock a folder for this process, until :func:`let_go` or the end of the process.
 
     Returns:
-        What to give to :func:`let_go`, if only this folder is to be let go.
+        The lock, for :func:`let_go`.
 
     Raises:
-        CxlpError: If another process has it: two would overwrite each other's files.
+        CxlpError: If another process has locked the folder. Two processes would overwrite each other's files.
     """
     return _hold(folder / ".lock")
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process keeps a folder."""
+    """Return whether another process has locked a folder."""
     if not (folder / ".lock").is_file():
         return False
     try:
         let_go(hold(folder))
     except CxlpError as error:
-        return isinstance(error.__cause__, Timeout)  # else it cannot be written there
+        return isinstance(error.__cause__, Timeout)  # otherwise the folder is not writable
     return False
 
 
 def hold_part(part: Path) -> BaseFileLock:
-    """:func:`hold` a file or folder that is about to be made, by a file beside it, so that it never lies there free."""
+    """Lock a file or folder before it is created, with a lock file beside it, so that it never exists unlocked."""
     return _hold(part.with_suffix(".lock"))
 
 
 def delete_abandoned(parts: Iterable[Path]) -> list[Path]:
-    """Delete the parts that no process holds any longer; return those that one does, or that cannot be locked."""
+    """Delete the parts that no process has locked; return the parts that are locked or cannot be locked."""
     left = []
     for part in parts:
         try:
@@ -88,18 +88,18 @@ def delete_abandoned(parts: Iterable[Path]) -> list[Path]:
 
 
 def let_go(lock: BaseFileLock | None) -> None:
-    """Release a lock, unless that is done, and delete its file."""
+    """Release a lock, unless it is already released, and delete its file."""
     if lock not in _HELD:
         return
     _HELD.remove(lock)
-    # Deleted while it is held: who waits sees that the old file has no name any more. On Windows filelock does it.
+    # Deleted before the release: a waiting process detects that the old file was deleted. On Windows, filelock does it.
     if lock.is_locked and sys.platform != "win32":
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 
 def let_go_all() -> None:
-    """Release all that this process holds."""
+    """Release all locks of this process."""
     while _HELD:
         let_go(_HELD[-1])
 
@@ -108,19 +108,19 @@ def _hold(path: Path) -> BaseFileLock:
     try:
         return _take(path, blocking=False)
     except Timeout as error:
-        raise CxlpError(f"another process is working in {path.parent}: wait for it, or stop it") from error
+        raise CxlpError(f"another process is working in {path.parent}: wait for it or stop it") from error
 
 
 def _take(path: Path, blocking: bool) -> BaseFileLock:
     lock = FileLock(path, thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):  # where no file can be made, filelock would try for ever
+        with TemporaryFile(dir=path.parent):  # in a folder that is not writable, filelock would retry forever
             pass
         lock.acquire(blocking=blocking)
-    except Timeout:  # an OSError, too
+    except Timeout:  # is an OSError
         raise
     except OSError as error:
-        raise CxlpError(f"cannot write into {path.parent}, or not lock files there: {error.strerror}") from error
+        raise CxlpError(f"cannot write or lock files in {path.parent}: {error.strerror}") from error
     _HELD.append(lock)
     return lock

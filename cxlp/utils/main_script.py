@@ -1,4 +1,4 @@
-"""The script that runs, which spawned processes import, so that it must not begin its work there once more."""
+"""Import of the main script by spawned processes, which must not start the script's work again."""
 
 import multiprocessing
 import re
@@ -9,22 +9,22 @@ from typing import Any
 
 from cxlp.utils.errors import CxlpError
 
-#: What is said where processes that load images import the script that runs, and that begins a run at once.
+#: Error message if loader workers import the main script and the script starts a run on import.
 IMPORTED_AGAIN = (
-    "processes that load images have ended: they import the script that starts them, which must not begin its run once "
-    'more. Put the call under if __name__ == "__main__":, or set data.num_workers to 0'
+    "the loader workers have ended, because they import the script that starts them, and the script starts its run on "
+    'import: put the call under if __name__ == "__main__":, or set data.num_workers to 0'
 )
 
 
 @contextmanager
 def starting_without_main() -> Iterator[None]:
-    """Have processes that are spawned inside a ``with`` not import the script that runs, of which they need nothing.
+    """Context in which spawned processes do not import the main script, which they do not need.
 
-    They would do what it does, unless that stands under ``if __name__ == "__main__"``.
+    The import would execute the script's code that is not under ``if __name__ == "__main__"``.
     """
     main = vars(sys.modules["__main__"])
     kept: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = None  # what multiprocessing looks at: first by which name, then in which file it is
+    main["__spec__"] = None  # multiprocessing looks for the script's name here, then for its file in __file__
     main.pop("__file__", None)
     try:
         yield
@@ -33,19 +33,20 @@ def starting_without_main() -> Iterator[None]:
 
 
 def check_not_imported_again() -> None:
-    """Refuse to begin where a process that loads images imports the script that has started it.
+    """Check that this process is not a spawned process that is importing the main script.
 
     Raises:
-        CxlpError: Says how the script must be written.
+        CxlpError: If it is. The message says how to change the script.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise CxlpError(IMPORTED_AGAIN)
 
 
 def imported_script(error: BaseException) -> bool:
-    """Whether loading processes have ended that, by how they are started here, import the script that runs.
+    """Return whether an error means that loader workers ended while importing the main script.
 
-    What is raised in such a process is told with its traceback, and is no such end.
+    Workers import it unless they are forked. An exception that is raised inside a worker's data loading is reported
+    with its traceback and is not such an error.
     """
     return (
         re.match(r"DataLoader worker .* exited unexpectedly", str(error)) is not None

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Free memory of this machine, and settings of the memory allocator."""
 
 import ctypes
 import os
@@ -6,20 +6,20 @@ import platform
 from pathlib import Path
 
 _MEMBERSHIP = "/proc/self/cgroup"
-#: Folders of control groups, the files that limit their memory, and those that say what they take, by version.
+#: Control groups of version 2 and version 1: root folder, file with the memory limit, file with the memory usage.
 _LIMITS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-#: Names of mallopt(3)'s parameters in glibc's malloc.h.
+#: Parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3), from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that are free on this machine, or in this process's control groups where that is less.
+    """Return the bytes of free memory on this machine, or in this process's control groups if that is less.
 
-    What the system holds only to avoid reading files again counts as free. Where the system does not tell (other than
-    Linux), half of its memory is taken for free; ``None`` where even that is unknown.
+    The system's file cache counts as free. On systems other than Linux, half of the total memory is assumed to be free;
+    ``None`` if the total is unknown.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -40,7 +40,7 @@ def free_memory() -> int | None:
 
 
 def _groups(root: Path) -> list[Path]:
-    """Folders of this process's control group and those above it, to the root: each of them has a limit of its own."""
+    """Return the folders of this process's control group and of its parents up to the root, each with its own limit."""
     try:
         lines = [line.split(":", 2) for line in Path(_MEMBERSHIP).read_text().splitlines()]
     except OSError:
@@ -49,13 +49,13 @@ def _groups(root: Path) -> list[Path]:
     folders = {root}
     for name in names:
         own = root / name.lstrip("/")
-        if ".." not in own.parts:  # of another namespace: not to be seen from here
+        if ".." not in own.parts:  # groups of another namespace are not visible
             folders |= {own, *(above for above in own.parents if root in above.parents)}
     return sorted(folders)
 
 
 def _file_cache(stat: Path) -> int:
-    """Bytes of a group's memory that only hold files that were read or written: they count as taken there."""
+    """Return the bytes of a group's file cache, which its memory usage includes."""
     try:
         lines = [line.split() for line in stat.read_text().splitlines()]
     except OSError:
@@ -64,11 +64,10 @@ def _file_cache(stat: Path) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, up to half a gigabyte, for the next tensors.
+    """Let glibc keep up to half a gigabyte of freed memory for the next tensors.
 
-    Otherwise glibc hands large blocks back to the system, which clears new pages for the next operation on large
-    tensors, again and again. Blocks of more than 64 MiB still go back at once. Where the C library is another one,
-    nothing changes.
+    By default, glibc returns large blocks to the system, which then clears new pages for each operation on large
+    tensors. Blocks of more than 64 MiB are still returned at once. With another C library, nothing changes.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

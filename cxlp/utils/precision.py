@@ -1,4 +1,4 @@
-"""The precision in which forward passes without gradients are fastest."""
+"""Choice of the fastest precision for forward passes without gradients."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -6,19 +6,20 @@ import torch
 
 
 class Precision(NamedTuple):
-    """A precision as Lightning names it, and why it was chosen, in words."""
+    """Lightning's name of a precision, and the reason for its choice."""
 
     name: Literal["bf16-mixed", "32-true"]
     why: str
 
 
 def fastest_precision(device: str | torch.device = "auto") -> Precision:
-    """Choose bfloat16 (autocast) where the hardware computes with it, else float32.
+    """Choose bfloat16 (autocast) if the hardware supports it, otherwise float32.
 
-    A convolution in bfloat16 takes about half the time of one in float32 there. Elsewhere it is emulated, and slower.
+    With hardware support, a convolution in bfloat16 takes about half the time of one in float32. Without it, bfloat16
+    is emulated and slower than float32.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: a GPU where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: a GPU if one is available, otherwise the CPU.
 
     Example:
         >>> fastest_precision("cpu").name in ("bf16-mixed", "32-true")  # pl.Trainer(precision=fastest_precision().name)
@@ -34,14 +35,14 @@ def fastest_precision(device: str | torch.device = "auto") -> Precision:
     else:
         known, what = device.type == "cpu" and _cpu_knows_bfloat16(), f"this {device.type.upper()}"
     if known:
-        return Precision("bf16-mixed", f"{what} computes with bfloat16")
-    return Precision("32-true", f"{what} has no bfloat16 of its own")
+        return Precision("bf16-mixed", f"{what} supports bfloat16")
+    return Precision("32-true", f"{what} does not support bfloat16")
 
 
 def _cpu_knows_bfloat16() -> bool:
-    """Whether there are instructions for products of bfloat16: AVX512-BF16 or AMX on x86, BF16 on ARM."""
+    """Return whether the CPU has bfloat16 instructions: AVX512-BF16 or AMX on x86, BF16 on ARM."""
     ask = getattr(torch.cpu, "get_capabilities", None)
-    if ask is None:  # before torch 2.10, which knows of x86 only
+    if ask is None:  # before torch 2.10, which only supports this check on x86
         return bool(torch.cpu._is_avx512_bf16_supported())
     found: dict[str, Any] = dict(ask())
     return any(found.get(name) is True for name in ("avx512_bf16", "amx_bf16", "bf16"))

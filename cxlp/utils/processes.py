@@ -1,4 +1,4 @@
-"""How processes end: by signals, after the process that started them, and with those that they have started."""
+"""Termination of processes: by signals, after their parent, and together with their children."""
 
 import os
 import signal
@@ -12,30 +12,30 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO, Any
 
-#: What a process says that ends because of another one.
+#: Error message of a process that ends because another process has failed.
 STOPPED = "another process of this run has stopped: see its message"
-#: Seconds that a process which must end because of another one has for an orderly end.
+#: Seconds for the cleanup of a process that ends because another process has failed.
 GRACE = 10.0
-#: Seconds that a process has for it after a signal: as many as Kubernetes and Slurm wait before they kill.
+#: Seconds for the cleanup of a process after a signal, equal to the time after which Kubernetes and Slurm kill.
 GRACE_AFTER_SIGNAL = 30.0
 
-#: The signals that ask a process to end: Ctrl-C, a supervisor's (docker stop, scancel, kill), a closed terminal's.
+#: Signals that ask a process to end: Ctrl-C, a supervisor (docker stop, scancel, kill), a closed terminal.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-#: Processes that end with this one.
+#: Child processes that end together with this process.
 _STARTED: list[subprocess.Popen[Any]] = []
-#: The lists of them that a launcher watches, which kills this process where one of them has failed.
+#: Launchers' lists of child processes. A launcher kills this process if a process in its list fails.
 _LAUNCHED: list[list[subprocess.Popen[Any]]] = []
-#: Within :func:`raising_on_signals`: what signals are written into.
+#: File descriptors that signal numbers are written to within :func:`raising_on_signals`.
 _WATCHED: list[int] = []
-#: The environment variable that tells a run which process waits for it.
+#: Environment variable with the process id of the process that waits for a run.
 _PARENT = "CXLP_PARENT"
 
 
 class Ended(KeyboardInterrupt):
-    """A signal has asked this process to end. Other libraries tidy up after it as they do after Ctrl-C.
+    """Raised when a signal asks this process to end. Libraries clean up as they do after Ctrl-C.
 
     Args:
-        number: The signal's.
+        number: Signal number.
     """
 
     def __init__(self, number: int) -> None:
@@ -45,15 +45,16 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def raising_on_signals() -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP raise :class:`Ended` in the main thread, inside a ``with``.
+    """Context in which SIGINT, SIGTERM and SIGHUP raise :class:`Ended` in the main thread.
 
-    SIGINT does so also in a job that a shell has started in the background, which would ignore it. SIGHUP stays ignored
-    where it is, which is what ``nohup`` is for. A second signal ends the process at once, unless it comes within a
-    second: supervisors signal a process and its group. So does the first one, after :data:`GRACE_AFTER_SIGNAL`, where
-    the main thread does not come back to Python, or takes so long to tidy up (after Ctrl-C, somebody is there to press
-    it again). In a forked process (a loader's worker) they end that one silently.
+    SIGINT does so even in a background job of a shell, where it would be ignored. SIGHUP remains ignored if it was
+    ignored before, as by ``nohup``. A second signal ends the process at once, unless it arrives within a second, since
+    supervisors signal both a process and its group. After SIGTERM or SIGHUP, the process also ends after
+    :data:`GRACE_AFTER_SIGNAL` seconds if the main thread has not returned to Python or finished its cleanup. There is
+    no such limit after Ctrl-C, which the user can press again. In forked processes, such as loader workers, a signal
+    ends that process silently.
     """
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
         yield
         return
     own, told = os.getpid(), False
@@ -81,12 +82,12 @@ def raising_on_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in earlier.items():
-            if handler is not None:  # set by something other than Python
+            if handler is not None:  # None: not set by Python
                 signal.signal(number, handler)
         if (present := signal.set_wakeup_fd(others)) != _WATCHED.pop():
             signal.set_wakeup_fd(present)
         if os.getpid() == own:
-            writing.shutdown(socket.SHUT_RDWR)  # to close it is not enough: forked processes may hold it, too
+            writing.shutdown(socket.SHUT_RDWR)  # close() is not enough, since forked processes may have copies
             watcher.join()
         reading.close()
         writing.close()
@@ -94,7 +95,7 @@ def raising_on_signals() -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Put the handlers of signals back that were there before a ``with``: they are the caller's, as in a notebook."""
+    """Context that restores the signal handlers at its end, since they belong to the caller, such as a notebook."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -109,7 +110,7 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def _leave_watched() -> None:
-    """Have a forked process's own signals end that process only."""
+    """Detach a forked process from the parent's socket, so that its signals do not affect the parent."""
     if _WATCHED:
         signal.set_wakeup_fd(-1)
 
@@ -119,10 +120,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _watch(received: socket.socket) -> None:
-    """End this process after a second signal, or some time after the first one, until the socket is shut down.
+    """End this process after a second signal, or some time after the first signal, until the socket is shut down.
 
-    Python writes each signal's number into the socket as it comes: its handler waits for the main thread, which may be
-    in a collective, or in the rendezvous before it, for peers that do not come.
+    Python writes each signal number to the socket immediately. The handler in Python, in contrast, waits for the main
+    thread, which may be waiting for other ranks in a collective or a rendezvous.
     """
     number, since = 0, 0.0
     try:
@@ -134,48 +135,48 @@ def _watch(received: socket.socket) -> None:
                 number, since = new, now
                 received.settimeout(None if number == signal.SIGINT else GRACE_AFTER_SIGNAL)
     except TimeoutError:
-        print(f"error: the end after {signal.Signals(number).name} took too long", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"error: the cleanup after {signal.Signals(number).name} took too long", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(128 + number)
 
 
 def _forget_workers() -> None:
-    """Keep loaders from raising an error, in the middle of whatever this process does, for each worker that ends."""
+    """Reset SIGCHLD, so that loaders do not raise an error in this process for each worker that ends."""
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def how_ended(error: BaseException, outer: BaseException | None = None) -> tuple[int, str] | None:
-    """Tell how an exception ends this process if a signal, or Ctrl-C, is behind it.
+    """Return the exit status and message for an exception that was caused by a signal or Ctrl-C.
 
     Args:
-        error: What was raised, perhaps while the process tidied up: Lightning makes a ``SystemExit`` of Ctrl-C.
-        outer: What was being handled when the work began, and has nothing to do with its end.
+        error: The exception, which may have been raised during cleanup: Lightning converts Ctrl-C to ``SystemExit``.
+        outer: The exception that was being handled when the work started, which is unrelated to ``error``.
 
     Returns:
-        The exit status, 128 and the signal's number as shells have it, and what to tell; ``None``: no signal was.
+        The exit status, 128 plus the signal number as in shells, and a message; ``None`` if no signal was the cause.
     """
     behind: BaseException | None = error
     while behind is not None and behind is not outer and not isinstance(behind, KeyboardInterrupt):
         behind = behind.__context__
     if behind is None or behind is outer:
         return None
-    _forget_workers()  # a Trainer that ends puts the handlers back that it has found
-    _end(_STARTED, GRACE_AFTER_SIGNAL / 10)  # they may wait for this process
+    _forget_workers()  # a Trainer restores the earlier handlers at its end
+    _end(_STARTED, GRACE_AFTER_SIGNAL / 10)  # child processes may be waiting for this process
     number = behind.number if isinstance(behind, Ended) else signal.SIGINT
     return 128 + number, "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 
 
 def leave_soon(status: int, said: str = "") -> None:
-    """End this process after :data:`GRACE` seconds, whatever it is waiting for then.
+    """End this process after :data:`GRACE` seconds at the latest.
 
-    Peers learn that a process has failed when it is gone: its connections are closed, and its launcher ends the others.
-    An orderly end can wait forever, though: NCCL's waits for peers which wait for this process.
+    Other ranks notice a failure only when the process has ended: then its connections are closed, and its launcher ends
+    the other ranks. A normal exit may wait forever, because NCCL waits for ranks that wait for this process.
 
     Args:
-        status: The exit status.
-        said: What is printed if the end was not orderly.
+        status: Exit status.
+        said: Message that is printed if the process does not exit by itself.
     """
-    # The peers fail because of this process: its launcher must not kill it for that, and its exit status with it.
+    # The other ranks fail because of this process. Its launcher must not kill it for that and change its exit status.
     for launched in _LAUNCHED:
         launched.clear()
 
@@ -189,15 +190,15 @@ def leave_soon(status: int, said: str = "") -> None:
 
 
 def run_to_end(command: Sequence[str], output: IO[str], environment: dict[str, str]) -> int:
-    """Run a command and wait for its end; if this process is told to end, or fails, the command ends before it.
+    """Run a command and wait for it. If this process is interrupted or fails, the command is ended first.
 
     Args:
-        command: What :func:`leave_with_parent` is called in, so that it ends even after this process was killed.
-        output: Takes what it prints, except errors.
-        environment: Its environment.
+        command: The command. It must call :func:`leave_with_parent`, so that it ends even if this process is killed.
+        output: File for the command's standard output.
+        environment: Environment variables of the command.
 
     Returns:
-        Its exit status.
+        Exit status of the command.
     """
     process = subprocess.Popen(command, stdout=output, env={**environment, _PARENT: str(os.getpid())})
     try:
@@ -208,10 +209,10 @@ def run_to_end(command: Sequence[str], output: IO[str], environment: dict[str, s
 
 
 def end_together(processes: list[subprocess.Popen[Any]]) -> None:
-    """Have processes that a launcher has started end before this one, when a signal ends it.
+    """Register processes of a launcher, which are ended first if a signal ends this process.
 
     Args:
-        processes: The launcher's own list: :func:`leave_soon` takes them out of it.
+        processes: The launcher's list itself, not a copy, since :func:`leave_soon` clears it.
     """
     _STARTED.extend(process for process in processes if process not in _STARTED)
     if processes and not any(processes is launched for launched in _LAUNCHED):
@@ -231,21 +232,21 @@ def _end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:
 
 
 def is_waited_for() -> bool:
-    """Whether another process, which speaks for it, has started this one."""
+    """Return whether this process was started by another process of cxlp, which prints messages for it."""
     return _PARENT in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def leave_with_parent(poll: float = 1.0) -> bool:
-    """End this process soon after the one that started it, if that was :func:`run_to_end` or rank 0 of this run.
+    """End this process soon after its parent ends, if the parent is :func:`run_to_end` or rank 0 of this run.
 
-    Lightning's launcher ends rank 0 when another rank fails, but nobody ends the others when rank 0 does. Under gloo
-    their collectives fail; under NCCL they would wait for its timeout, half an hour.
+    Lightning's launcher ends rank 0 if another rank fails, but the other ranks continue if rank 0 fails. With gloo,
+    their collectives fail. With NCCL, they would wait for its timeout of half an hour.
 
     Returns:
-        Whether such a process waits for this one, and speaks for it.
+        Whether there is such a parent, which prints messages for this process.
     """
     is_rank = int(os.environ.get("LOCAL_RANK", 0)) > 0
-    waiting = os.environ.pop(_PARENT, None)  # not for processes that this one starts
+    waiting = os.environ.pop(_PARENT, None)  # removed, so that child processes do not inherit it
     if not is_rank and waiting is None:
         return False
     parent = os.getppid() if waiting is None or is_rank else int(waiting)

@@ -1,4 +1,4 @@
-"""Wall-clock time by phase of a run."""
+"""Wall-clock time per phase of a run, and peak memory."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ import torch
 
 
 class PhaseTimes(dict[str, float]):
-    """Seconds by phase, in the order in which the phases began; repeated phases add up."""
+    """Seconds per phase, in the order in which the phases started. Repeated phases are summed."""
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Time what runs inside a ``with``."""
+        """Return a context that adds the run time of its body to a phase."""
         start = self.now()
         self.setdefault(phase, 0.0)
         try:
@@ -24,16 +24,16 @@ class PhaseTimes(dict[str, float]):
 
     @staticmethod
     def now() -> float:
-        """The clock, after work that a GPU still has under way."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # a run on the CPU opens no GPU
+        """Return the time in seconds, after pending work on the GPU is finished."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # does not initialise CUDA for runs on the CPU
             torch.cuda.synchronize()
         return time.perf_counter()
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes that this process held at most so far, in memory and on the GPU (loading processes not counted)."""
+    """Return this process's peak memory and peak GPU memory so far, in bytes, without loader workers."""
     found = {}
-    if sys.platform == "linux":  # not ru_maxrss, in which a process inherits the peak of the one that started it
+    if sys.platform == "linux":  # not ru_maxrss, which a process inherits from its parent
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         found["peak_bytes"] = int(status["VmHWM"].split()[0]) * 1024
     elif sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""How this process was called, for usage lines and for commands that messages tell the user to give."""
+"""How this process was started, for usage lines and for commands in messages, and settings of the interpreter."""
 
 import atexit
 import gc
@@ -11,29 +11,29 @@ from pathlib import Path
 
 
 def program() -> str:
-    """``cxlp``, where the process is that command; else ``python -m cxlp``, which works in a checkout, too."""
+    """Return ``cxlp`` if the process is that command, otherwise ``python -m cxlp``, which also works in a checkout."""
     return "cxlp" if Path(sys.argv[0]).stem == "cxlp" else "python -m cxlp"
 
 
 def train_program() -> str:
-    """What starts a run: ``python train.py``, where the process is that script, else :func:`program`'s command."""
+    """Return the command that starts a run: ``python train.py`` if this is the script, otherwise ``cxlp train``."""
     return "python train.py" if Path(sys.argv[0]).name == "train.py" else f"{program()} train"
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
 
 def was_restarted() -> bool:
-    """Whether SLURM or torchrun has started this job before, and starts it again."""
+    """Return whether SLURM or torchrun has restarted this job."""
     counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return any(count not in (None, "", "0") for count in counts)
 
 
 def print_any_text() -> None:
-    """Have letters that a terminal or a file does not know printed as escapes, and not end the program."""
+    """Print characters that the output's encoding does not support as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -41,7 +41,7 @@ def print_any_text() -> None:
 
 @contextmanager
 def collecting_no_garbage() -> Iterator[None]:
-    """Import large libraries meanwhile: to look for garbage among their objects takes a quarter of the time."""
+    """Context without garbage collection, which takes a quarter of the time for imports of large libraries."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -52,15 +52,15 @@ def collecting_no_garbage() -> Iterator[None]:
 
 
 def end_without_collecting() -> None:
-    """Have Python look for no garbage when it ends, which takes seconds where torch and Lightning are imported."""
-    atexit.unregister(gc.freeze)  # once, also where several programs are called in one process
+    """Skip garbage collection at exit, which takes seconds after torch and Lightning were imported."""
+    atexit.unregister(gc.freeze)  # register only once, also if several commands run in one process
     atexit.register(gc.freeze)
 
 
 def forget_ranks_without_number() -> None:
-    """Forget what the environment says of ranks where that is no number, which Lightning cannot even be imported with.
+    """Delete environment variables of ranks whose values are not numbers, with which importing Lightning fails.
 
-    To be called before that.
+    Must be called before Lightning is imported.
     """
     for name in (
         "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK",

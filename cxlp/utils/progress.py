@@ -1,4 +1,4 @@
-"""How far a piece of work has come: a bar in a terminal or a notebook, a whole line now and then elsewhere."""
+"""Progress of long operations, as a bar in a terminal or notebook and as occasional lines elsewhere."""
 
 import os
 import sys
@@ -15,26 +15,26 @@ from cxlp.utils.program import in_notebook
 
 T = TypeVar("T")
 
-#: Seconds until a bar is drawn: what is done sooner needs none.
+#: Seconds until a bar is drawn. Shorter operations show no bar.
 DELAY = 0.5
-#: Seconds until the first line in a pipe, and the least between two of them.
+#: Seconds until the first line in a pipe, and minimum time between two lines.
 PAUSE = 15.0
-#: tqdm's own, whose rate never turns into seconds per item.
+#: tqdm's format, with a rate that is never shown as seconds per item.
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 _OPEN_FORMAT = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"
-#: The bars that are drawn in this process.
+#: Bars of this process that are open.
 _DRAWN: list["TerminalBar"] = []
 
 
 class Bar:
-    """Progress that nobody sees; the base of those that are shown.
+    """Base class of progress bars, which shows nothing.
 
     Args:
-        what: What is done, such as ``Pooling``.
-        total: How many there are; ``None``: it is not known.
-        unit: What is counted, such as ``images``; ``B``: bytes.
-        start: How many were done before.
-        to: Where it is shown.
+        what: Name of the operation, such as ``Pooling``.
+        total: Number of items; ``None`` if unknown.
+        unit: Unit of items, such as ``images``; ``B`` for bytes.
+        start: Number of items that are already done.
+        to: Output stream.
     """
 
     def __init__(self, what: str, total: int | None, unit: str, start: int, to: TextIO) -> None:
@@ -42,14 +42,14 @@ class Bar:
         self.what, self.total, self.unit, self.done = what, total, unit, start
 
     def update(self, count: int = 1) -> None:
-        """Count what was done."""
+        """Add to the number of items that are done."""
         self.done += count
 
     def note(self, text: str) -> None:
-        """Put figures behind the bar."""
+        """Show a text, such as metrics, after the bar."""
 
     def close(self) -> None:
-        """Remove the bar; a second call changes nothing."""
+        """Remove the bar. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +59,7 @@ class Bar:
 
 
 class TerminalBar(Bar):
-    """A line at the bottom of the terminal, or a bar in a notebook's cell, which vanishes in the end."""
+    """Bar in the last line of the terminal or in a notebook cell, which is removed at the end."""
 
     def __init__(self, what: str, total: int | None, unit: str, start: int, to: TextIO) -> None:
         super().__init__(what, total, unit, start, to)
@@ -79,12 +79,12 @@ class TerminalBar(Bar):
         _DRAWN.append(self)
 
     def update(self, count: int = 1) -> None:
-        """Count what was done, and draw the bar where a tenth of a second has passed."""
+        """Add to the number of items that are done, and redraw the bar at most every tenth of a second."""
         super().update(count)
         self._bar.update(count)
 
     def note(self, text: str) -> None:
-        """Put figures behind the bar."""
+        """Show a text, such as metrics, after the bar."""
         self._bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
@@ -95,22 +95,22 @@ class TerminalBar(Bar):
 
     @property
     def is_visible(self) -> bool:
-        """Whether it was drawn already."""
+        """Whether the bar has been drawn."""
         return bool(self._bar.last_print_t >= self._bar.start_t + DELAY)
 
     def hide(self) -> None:
-        """Make room for other text."""
+        """Clear the bar to make room for other text."""
         if self.is_visible:
             self._bar.clear()
 
     def draw(self) -> None:
-        """Draw the bar as it is."""
+        """Redraw the bar."""
         if self.is_visible:
             self._bar.refresh()
 
 
 class LineBar(Bar):
-    """Whole lines, the further apart the longer it takes: each after a quarter more of the time, at first 15 s."""
+    """Progress as lines, the first after 15 s, each next one after the elapsed time has grown by a quarter."""
 
     def __init__(self, what: str, total: int | None, unit: str, start: int, to: TextIO) -> None:
         super().__init__(what, total, unit, start, to)
@@ -118,7 +118,7 @@ class LineBar(Bar):
         self._due, self._note = self._begin + PAUSE, ""
 
     def update(self, count: int = 1) -> None:
-        """Count what was done, and tell where it is time to."""
+        """Add to the number of items that are done, and print a line if one is due."""
         super().update(count)
         now = time.monotonic()
         if now < self._due:
@@ -133,12 +133,12 @@ class LineBar(Bar):
         print(said + (f"; {self._note}" if self._note else ""), file=self.to, flush=True)
 
     def note(self, text: str) -> None:
-        """Have figures told with the next line."""
+        """Add a text, such as metrics, to the next line."""
         self._note = text
 
 
 def _drawing() -> Any:  # noqa: ANN401 (tqdm has no types)
-    """What draws bars: in a notebook a widget, if its package is there."""
+    """Return the tqdm class: the widget in a notebook with ipywidgets, otherwise the one for terminals."""
     if in_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as widget
 
@@ -147,7 +147,7 @@ def _drawing() -> Any:  # noqa: ANN401 (tqdm has no types)
 
 
 def is_watched(stream: TextIO | None) -> bool:
-    """Whether what is written to a stream is seen at once: on a terminal, or in a notebook; ``None``: it is closed."""
+    """Return whether a stream is a terminal or belongs to a notebook. ``None`` is a closed stream."""
     return in_notebook() or (stream is not None and stream.isatty())
 
 
@@ -159,28 +159,28 @@ def bar(
     hidden: bool = False,
     to: TextIO | None = None,
 ) -> Bar:
-    """Begin to show progress.
+    """Return a new progress bar that suits the output stream.
 
     Args:
-        what: What is done, such as ``Pooling``.
-        total: How many there are; ``None``: it is not known.
-        unit: What is counted, such as ``images``; ``B``: bytes.
-        start: How many were done before.
+        what: Name of the operation, such as ``Pooling``.
+        total: Number of items; ``None`` if unknown.
+        unit: Unit of items, such as ``images``; ``B`` for bytes.
+        start: Number of items that are already done.
         hidden: Show nothing.
-        to: Where it is shown; ``None``: on standard error.
+        to: Output stream; ``None``: standard error.
     """
     to = to or sys.stderr
     if hidden or to is None:
         return Bar(what, total, unit, start, to)
     if not is_watched(to):
         return LineBar(what, total, unit, start, to)
-    return TerminalBar(what, total, unit, start, getattr(to, "recorded", to))  # a bar is not recorded
+    return TerminalBar(what, total, unit, start, getattr(to, "recorded", to))  # bars are not recorded
 
 
 def track(
     items: Iterable[T], what: str, total: int | None = None, unit: str = "images", hidden: bool = False
 ) -> Iterator[T]:
-    """Go through items with a bar."""
+    """Iterate over items with a progress bar."""
     with bar(what, total, unit, hidden=hidden) as progress:
         for item in items:
             yield item
@@ -188,7 +188,7 @@ def track(
 
 
 def write_above(stream: TextIO, text: str) -> None:
-    """Write whole lines to a stream, above the bar if there is one."""
+    """Write whole lines to a stream, above any open bars."""
     drawn = list(_DRAWN)
     for each in drawn:
         each.hide()
@@ -199,13 +199,13 @@ def write_above(stream: TextIO, text: str) -> None:
 
 
 def say(line: str, to: TextIO | None = None) -> None:
-    """Print a line that stays, above the bar if there is one; at once, also where it goes to a pipe.
+    """Print a line above any open bars and flush the stream, also for a pipe.
 
-    Where the pipe's reader has gone, as in ``train.py | head``, it is left out: nothing ends for that.
+    If the pipe is closed, as in ``train.py | head``, the line is dropped without an error.
 
     Args:
-        line: What to say.
-        to: Where; ``None``: standard output.
+        line: The line, without newline.
+        to: Output stream; ``None``: standard output.
     """
     stream = sys.stdout if to is None else to
     if stream is None:  # closed, as by `>&-`
@@ -215,12 +215,12 @@ def say(line: str, to: TextIO | None = None) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format a time for people: ``4.2 s``, ``1:05``, ``2:00:00``."""
+    """Format a duration: ``4.2 s``, ``1:05``, ``2:00:00``."""
     return f"{seconds:.1f} s" if seconds < 59.95 else str(tqdm.format_interval(round(seconds))).lstrip("0")
 
 
 def _forget_bars() -> None:
-    """Leave bars to the process that drew them: a fork knows of them, too."""
+    """Forget the parent's bars in a forked process, since only the parent draws them."""
     _DRAWN.clear()
 
 

@@ -1,8 +1,8 @@
-"""The run's seed, as Lightning's ``seed_everything`` leaves it for all processes."""
+"""The seed of a run, which Lightning's ``seed_everything`` stores in the environment for all processes."""
 
 import os
 
 
 def run_seed() -> int:
-    """Return the seed; 0 where nobody called ``seed_everything``."""
+    """Return the seed, or 0 if ``seed_everything`` was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))

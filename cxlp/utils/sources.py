@@ -1,7 +1,7 @@
-"""Options of classes, read from the classes' sources, because to import the classes takes seconds.
+"""Options of classes, parsed from source code, because importing the classes takes seconds.
 
-Misspelt keys, ``--model.help`` and shell completion are answered without that wait. What cannot be read is unknown,
-never an error: the caller goes on without it.
+This makes errors about misspelt keys, ``--model.help`` and shell completion fast. Code that cannot be parsed is treated
+as unknown, which is not an error for the caller.
 """
 
 import ast
@@ -17,7 +17,8 @@ from typing import Any, Literal, Union, get_args
 from docstring_parser import DocstringStyle
 from docstring_parser import parse as parse_docstring
 
-#: Options by name: a plain type such as ``int | None``, the options of a dataclass, or ``None`` for any other type.
+#: Maps names of options to their types: a plain type such as ``int | None``, the options of a dataclass, or ``None``
+#: for any other type.
 Options = dict[str, Any]
 
 _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
@@ -25,15 +26,15 @@ _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
 @cache
 def options_of(path: str) -> Options | None:
-    """List the options of a class in the order in which they are declared: a dataclass's fields or a constructor's.
+    """Return the options of a class in the order of declaration: fields of a dataclass, or constructor arguments.
 
-    Those that a constructor passes on as ``**common`` follow, from the base class.
+    Options that a constructor accepts as ``**common`` come last and are those of the base class.
 
     Args:
-        path: Of the class, such as ``cxlp.data.folder.Folder``; names that its package imports are followed.
+        path: Import path of the class, such as ``cxlp.data.folder.Folder``. Re-exports of its package are resolved.
 
     Returns:
-        The options; ``None``: there is no such class in the sources.
+        The options, or ``None`` if no source of such a class is found.
     """
     module, _, name = path.rpartition(".")
     module, cls = _find(module, name) or (module, None)
@@ -52,7 +53,7 @@ def options_of(path: str) -> Options | None:
 
 
 def keys_of(options: Options, prefix: str = "") -> Iterator[str]:
-    """Go through the keys of options, those of dataclasses one by one: ``augment.flip``."""
+    """Iterate over the keys of options, including those of nested dataclasses, such as ``augment.flip``."""
     for name, kind in options.items():
         if isinstance(kind, dict):
             yield from keys_of(kind, f"{prefix}{name}.")
@@ -61,7 +62,7 @@ def keys_of(options: Options, prefix: str = "") -> Iterator[str]:
 
 
 def exported(module: str) -> tuple[str, ...]:
-    """Read a module's ``__all__``."""
+    """Return a module's ``__all__``."""
     for node in _tree(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return tuple(ast.literal_eval(node.value))
@@ -70,13 +71,13 @@ def exported(module: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Described:
-    """An option as the source of its class describes it.
+    """Description of an option, from the source of its class.
 
     Attributes:
-        name: Its name; of a nested dataclass's option with a dot, such as ``augment.flip``.
-        kind: Its type, for people: ``int | null``.
-        default: Its default as it is written in the source; ``None``: the option must be given.
-        meaning: What the docstring says.
+        name: Name of the option. Options of nested dataclasses have a dot, such as ``augment.flip``.
+        kind: Type of the option as text, such as ``int | null``.
+        default: Default value as written in YAML; ``None`` for a required option.
+        meaning: Description of the option in the docstring.
     """
 
     name: str
@@ -87,13 +88,13 @@ class Described:
 
 @cache
 def describe(path: str) -> tuple[str, tuple[Described, ...]] | None:
-    """Describe a class and its options, in the order of :func:`options_of`.
+    """Return the descriptions of a class and of its options, in the order of :func:`options_of`.
 
     Args:
-        path: Of the class.
+        path: Import path of the class.
 
     Returns:
-        The first sentence of its docstring, and its options; ``None``: there is no such class in the sources.
+        The first line of the class's docstring and its options, or ``None`` if no source of such a class is found.
     """
     module, _, name = path.rpartition(".")
     module, cls = _find(module, name) or (module, None)
@@ -113,7 +114,7 @@ def describe(path: str) -> tuple[str, tuple[Described, ...]] | None:
     for parameter in (parameter for docstring in parsed for parameter in docstring.params):
         names, text = parameter.arg_name.split(", "), " ".join((parameter.description or "").split())
         for name in names:
-            # One sentence about several options refers to the class that describes each of them.
+            # A description of several options at once refers to a class that describes each of them.
             elsewhere = [*re.findall(r":class:`~?([\w.]+)`", text), *bases] if len(names) > 1 else []
             meanings[name] = next(filter(None, (_meaning(other, name) for other in elsewhere)), text)
     found = [
@@ -128,13 +129,13 @@ def describe(path: str) -> tuple[str, tuple[Described, ...]] | None:
 
 
 def _meaning(path: str, name: str) -> str:
-    """What a class's docstring says of an option; empty where it says nothing."""
+    """Return the description of an option in a class's docstring, or an empty string."""
     return next((option.meaning for option in (describe(path) or ("", ()))[1] if option.name == name), "")
 
 
 @cache
 def _tree(module: str) -> ast.Module:
-    """Parse a module, whose package is not imported for that; empty where there is no source."""
+    """Parse a module without importing its package; empty if no source is found."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     folders = (spec.submodule_search_locations if spec else None) or ()
@@ -147,13 +148,13 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _find(module: str, name: str) -> tuple[str, ast.AST] | None:
-    """Find what a name stands for in a module: the module where that is defined, and the class or the value."""
+    """Resolve a name in a module to the module that defines it and to its class or value."""
     for node in _statements(_tree(module).body):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return module, node.value
-        packages = (module.split(".")[0], "lightning_fabric")  # where Lightning's Trainer has types from
+        packages = (module.split(".")[0], "lightning_fabric")  # defines types of Lightning's Trainer
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in packages:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -162,7 +163,7 @@ def _find(module: str, name: str) -> tuple[str, ast.AST] | None:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Go through a module's statements, those under ``if TYPE_CHECKING`` among them."""
+    """Iterate over a module's statements, including those under ``if TYPE_CHECKING``."""
     for node in body:
         if isinstance(node, ast.If):
             yield from _statements(node.body)
@@ -179,7 +180,7 @@ def _arguments(function: ast.FunctionDef) -> list[ast.arg]:
 
 
 def _with_defaults(function: ast.FunctionDef) -> Iterator[tuple[ast.arg, ast.expr | None]]:
-    """Pair arguments with their defaults; ``None``: there is none."""
+    """Iterate over arguments with their defaults; ``None`` for required arguments."""
     plain = function.args.args
     missing = len(plain) - len(function.args.defaults)
     yield from zip(plain[1:], [*[None] * missing, *function.args.defaults][1:], strict=True)
@@ -187,7 +188,7 @@ def _with_defaults(function: ast.FunctionDef) -> Iterator[tuple[ast.arg, ast.exp
 
 
 def _as_text(module: str, annotation: ast.expr | None) -> str:
-    """A type as people write it in YAML."""
+    """Format a type with the names of YAML, such as ``null``."""
     kind = _kind(module, annotation)
     if kind is None or isinstance(kind, dict):
         return "" if annotation is None else ast.unparse(annotation).replace("None", "null")
@@ -204,7 +205,7 @@ def _name(kind: Any) -> str:  # noqa: ANN401 (a type, or a value of a Literal)
 
 
 def _written(default: ast.expr | None) -> str | None:
-    """A default as one would write it in YAML."""
+    """Format a default value as YAML."""
     if default is None:
         return None
     if isinstance(default, ast.Constant):
@@ -216,7 +217,7 @@ def _written(default: ast.expr | None) -> str | None:
 
 
 def _kind(module: str, annotation: ast.AST | None) -> Any:  # noqa: ANN401 (see Options)
-    """Make of an annotation what :data:`Options` says."""
+    """Convert an annotation to a value of :data:`Options`."""
     match annotation:
         case ast.Constant(value=None):
             return NoneType

@@ -1,27 +1,27 @@
-"""How numbers and names are spelled for people: everywhere in the same way."""
+"""Uniform formatting of numbers and names for output."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: What the names of metrics, and of columns, contain that are parts of 1.
+#: Matches names of metrics and columns whose values are proportions.
 _PARTS = re.compile("accuracy|AP|probability|part of")
-#: A class's number before its name.
+#: Matches the number at the start of a class name.
 _NUMBER = re.compile(r"(\d+)([._ -]+)(?=[^\W\d_])")
 
 
 def percent(part: float) -> str:
-    """Format a part of 1 for people."""
+    """Format a proportion in percent."""
     return f"{part:.2%}"
 
 
 def points(difference: float) -> str:
-    """Format a difference of two parts of 1 for people, in points of a hundred."""
-    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # of -0, too: +0.00
+    """Format a difference of two proportions in percentage points."""
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # + 0.0 turns -0.00 into +0.00
 
 
 def number(value: float) -> str:
-    """Format any other number for people: four significant digits, or thousands in groups.
+    """Format a number with four significant digits, or as an integer with thousands separators.
 
     >>> number(0.372512), number(10.0), number(1117.3)
     ('0.3725', '10', '1,117')
@@ -30,31 +30,31 @@ def number(value: float) -> str:
 
 
 def as_text(metric: str, value: float) -> str:
-    """Format a metric's value for people: everywhere in the same way, proportions in percent."""
+    """Format the value of a metric, proportions in percent."""
     return percent(value) if is_part(metric) else number(value)
 
 
 def is_part(metric: str) -> bool:
-    """Whether a metric, or a column, is a part of 1, such as an accuracy, an average precision or a probability."""
+    """Return whether a metric or column is a proportion, such as an accuracy, average precision or probability."""
     return _PARTS.search(metric) is not None
 
 
 def span_as_text(metric: str, interval: Mapping[str, Any]) -> str:
-    """Format the ends of an interval of ``metrics.json``, ``low`` and ``high``, for people."""
+    """Format the bounds ``low`` and ``high`` of an interval of ``metrics.json``."""
     return f"{as_text(metric, interval['low'])} to {as_text(metric, interval['high'])}"
 
 
 def interval_as_text(metric: str, interval: Mapping[str, Any]) -> str:
-    """Format an interval of ``metrics.json`` for people, with how it was found, ``by``."""
+    """Format an interval of ``metrics.json`` with its method ``by``."""
     return f"{span_as_text(metric, interval)} ({interval['by']})"
 
 
 def shown_names(classes: Sequence[str]) -> list[str]:
-    """Spell the names of all classes for people; files for programs keep the data set's own names.
+    """Return readable names of all classes for text and pictures; machine-readable files keep the original names.
 
-    Underscores become spaces. Numbers go if each name begins with one and they only number the classes: a dot follows
-    each, or they are 0, 1, 2 and so on, or 1, 2 and so on. Names stay as they are where two of them would be spelled
-    alike.
+    Underscores become spaces. Numbers at the start of all names are removed if they only enumerate the classes: a dot
+    follows each number, or the numbers are consecutive from 0 or 1. If two names would become equal, all names are
+    returned unchanged.
 
     >>> shown_names(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
     ['Black footed Albatross', 'Laysan Albatross']

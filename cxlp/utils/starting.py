@@ -1,4 +1,4 @@
-"""The start of several processes that wait for each other, and one of which may fail."""
+"""Detection of processes that fail while the ranks of a run start and wait for each other."""
 
 import os
 import subprocess
@@ -14,16 +14,17 @@ from cxlp.utils.processes import STOPPED
 
 @contextmanager
 def watching_start(launched: Callable[[], list[subprocess.Popen[Any]]], tidy: Callable[[], None]) -> Iterator[Event]:
-    """End this process inside a ``with`` if one that its launcher has started fails before all of them have met.
+    """Context in which this process ends if a process of its launcher fails before the rendezvous of all ranks.
 
-    This process would wait for it, in a call that no signal interrupts, until the launcher kills it.
+    Without it, this process would wait for the failed process, in a call that no signal interrupts, until the launcher
+    kills it.
 
     Args:
-        launched: The launcher's own list, empty until it has started them.
-        tidy: Called before the end.
+        launched: Function that returns the launcher's list of processes, which is empty before they are started.
+        tidy: Function that is called before this process ends.
 
     Yields:
-        To be set when all have met: what fails later, the others learn by their collectives.
+        An event that the caller sets after the rendezvous. Later failures are detected by the collectives.
     """
     have_met = Event()
 
@@ -31,7 +32,7 @@ def watching_start(launched: Callable[[], list[subprocess.Popen[Any]]], tidy: Ca
         while not have_met.wait(0.5):
             processes = launched()
             if any(process.poll() for process in processes):
-                processes.clear()  # so that the launcher does not kill this process meanwhile
+                processes.clear()  # so that the launcher does not kill this process before it ends
                 tidy()
                 print(f"error: {STOPPED}", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(2)

@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Number of threads of torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread inside a ``with``.
+    """Context in which torch uses a single thread.
 
-    Small operations gain nothing from more, and lose much on a busy machine, where the threads wait for each other.
+    Small operations are not faster with more threads, and much slower on a busy machine, where threads wait for each
+    other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

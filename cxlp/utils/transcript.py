@@ -1,4 +1,4 @@
-"""What a process prints, kept in a file: as a terminal would show it, without bars and control characters."""
+"""Log file of a process's output, as a terminal would show it, without progress bars and control characters."""
 
 import os
 import re
@@ -12,20 +12,20 @@ from typing import Any, TextIO
 
 from cxlp.utils.progress import write_above
 
-#: Colours, movements of the cursor, links.
+#: Control sequences: colours, cursor movements, links.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
 _PRESENT: list["Transcript"] = []
 
 
 class Transcript:
-    """Keeps whole lines, in memory until it is known where they belong, then in a file, line by line."""
+    """Recorder of whole lines, in memory until a file is opened, then line by line in the file."""
 
     def __init__(self) -> None:
         self._waiting: list[str] | None = []
         self._file: TextIO | None = None
 
     def open(self, path: Path, title: str) -> None:
-        """Append what was said so far, and whatever will be, to a file."""
+        """Append all lines recorded so far, and all later lines, to a file."""
         self.close()
         said = "".join(self._waiting or ())
         self._waiting = None
@@ -36,12 +36,12 @@ class Transcript:
             self._fail(error)
 
     def forget(self) -> None:
-        """Keep nothing, neither of what was said so far nor from now on."""
+        """Discard the lines recorded so far, and stop recording."""
         self.close()
         self._waiting = None
 
     def add(self, text: str) -> None:
-        """Take in whole lines."""
+        """Record whole lines."""
         lines = (_shown(line) for line in text.removesuffix("\n").split("\n"))
         kept = "".join(f"{line}\n" for line in lines if line is not None)
         if self._waiting is not None:
@@ -64,7 +64,7 @@ class Transcript:
         self._file.flush()
 
     def _fail(self, error: OSError) -> None:
-        """Tell once why there is no file, or no more of it: a run does not stop for that."""
+        """Warn once that the file cannot be written, and continue without it."""
         file, self._file = self._file, None
         stream = getattr(sys.stderr, "recorded", sys.stderr)
         name = "log.txt" if file is None else file.name
@@ -72,56 +72,56 @@ class Transcript:
 
 
 def _shown(line: str) -> str | None:
-    """What a terminal shows in the end of a line; ``None``: nothing, although there was something."""
+    """Return a line as a terminal finally shows it, or ``None`` if only control characters were written."""
     kept = _CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip()
     return None if line and not kept else kept
 
 
 class _Recorded:
-    """A stream whose lines are recorded, and are written above the bar; a line goes on when it is whole.
+    """Stream whose lines are recorded and written above progress bars. A line is written when it is complete.
 
     Args:
-        stream: What it stands for.
-        transcript: Takes the lines.
+        stream: The original stream.
+        transcript: The recorder.
     """
 
     def __init__(self, stream: TextIO, transcript: Transcript) -> None:
         self.recorded = stream
         self._transcript, self._begun, self._told = transcript, "", 0
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever streams have)
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (any attribute of a stream)
         return getattr(self.recorded, name)
 
     def write(self, text: str) -> int:
-        """Take in text; returns its length."""
+        """Write text and return its length."""
         self._begun += text
         whole, found, rest = self._begun.rpartition("\n")
         if found:
             told = self._told
-            self._begun, self._told = rest, 0  # before a pipe is found to be closed
+            self._begun, self._told = rest, 0  # before writing, which fails for a closed pipe
             self._transcript.add(f"{whole}\n")
             write_above(self.recorded, f"{whole}\n"[told:])
-        elif "\r" in text:  # a bar of somebody else's, which Python's own streams write at once, too
+        elif "\r" in text:  # a progress bar of another library, written at once as Python's own streams do
             self.flush()
         return len(text)
 
     def writelines(self, lines: Any) -> None:  # noqa: ANN401 (as of any stream)
-        """Take in several texts."""
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
     def end(self) -> None:
-        """Write and record what there is of a line."""
+        """Write and record an incomplete last line."""
         self.flush()
         begun, self._begun, self._told = self._begun, "", 0
         if begun:
             self._transcript.add(begun)
 
     def flush(self) -> None:
-        """Write what there is of a line, such as a prompt."""
+        """Write an incomplete line, such as a prompt."""
         if self._told < len(self._begun):
             self.recorded.write(self._begun[self._told :])
-            # What the line's beginning was written over is told, and is never recorded.
+            # Text before a carriage return is overwritten in the terminal. It is written, but not recorded.
             self._begun = self._begun[self._begun.rstrip("\r").rfind("\r") + 1 :]
             self._told = len(self._begun)
         self.recorded.flush()
@@ -129,10 +129,10 @@ class _Recorded:
 
 @contextmanager
 def recording() -> Iterator[Transcript]:
-    """Record what is printed inside a ``with``, an exception that leaves it included.
+    """Context that records all printed output, and the traceback of an exception that leaves the context.
 
-    Standard output and standard error are replaced, and recorded also where there is none, as after ``>&-``. What
-    libraries in C write, past Python, is not recorded.
+    Standard output and standard error are replaced. They are recorded even if they are closed, as after ``>&-``. Output
+    of C libraries, which bypasses Python, is not recorded.
     """
     transcript = Transcript()
     streams = sys.stdout, sys.stderr
@@ -156,17 +156,17 @@ def recording() -> Iterator[Transcript]:
 
 
 def keep(path: Path, title: str) -> None:
-    """Append what is recorded, so far and from now on, to a file; where nothing is recorded, nothing happens.
+    """Append the recorded output, so far and from now on, to a file; do nothing outside :func:`recording`.
 
     Args:
-        path: The file.
-        title: The first line says this, and the time.
+        path: Path of the file.
+        title: Title for the first line, which also contains the time.
     """
     if _PRESENT:
         _PRESENT[-1].open(path, title)
 
 
 def forget() -> None:
-    """Keep nothing of what is recorded, neither so far nor from now on."""
+    """Discard the recorded output so far, and stop recording."""
     if _PRESENT:
         _PRESENT[-1].forget()

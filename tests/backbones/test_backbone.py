@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +143,29 @@ def test_mean_and_std_may_be_given(photos: Tensor) -> None:
     for wrong in ({"mean": (0.1, 0.2)}, {"std": (1.0, 1.0, 0.0)}):
         with pytest.raises(CxlpError, match=f"backbone's {next(iter(wrong))} is"):
             build("squeezenet1_0", image_size=64, **wrong)
+
+
+@torch.no_grad()
+def test_each_images_own_mean_colour_may_be_subtracted(photos: Tensor) -> None:
+    plain = build("squeezenet1_0", image_size=64)
+    own = build("squeezenet1_0", image_size=64, mean="image")
+    own.load_state_dict(plain.state_dict())
+    expected = []
+    for photo in photos:  # alone: an image's mean is none of its batch
+        colours = [float(channel.double().mean()) / 255 for channel in photo]
+        shift = (torch.tensor(colours) - plain.mean.flatten()).view(3, 1, 1)
+        expected.append(plain((photo / 255 - shift)[None])[1][0])
+    wanted = torch.stack(expected)
+    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    close(own(photos)[1], wanted)
+    close(own(photos / 255)[1], wanted)
+    tinted = photos / 255 * 0.5 + torch.rand(len(photos), 3, 1, 1) * 0.5  # a tint, which goes with the mean
+    close(own(tinted)[1], own(photos / 255 * 0.5)[1])
+    with own.held():
+        close(own(photos)[1], wanted)
+    assert own.spec()["mean"] == "image" and Backbone(**own.spec()).spec() == own.spec()
+    with pytest.raises(CxlpError, match=r"mean is 'images': .*'image'"):
+        build("squeezenet1_0", image_size=64, mean="images")
 
 
 def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:

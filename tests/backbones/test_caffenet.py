@@ -124,7 +124,7 @@ def small(kind: str, name: str, bias: bool = True) -> tuple[onnx.NodeProto, list
 def test_an_onnx_file_of_another_network_is_refused(tmp_path: Path) -> None:
     parts = [small("Conv", "a"), small("Gemm", "b")]
     write(tmp_path / "other.onnx", [node for node, _ in parts], [t for _, tensors in parts for t in tensors])
-    with pytest.raises(CxlpError, match=r"other.onnx holds 2 convolution and fully connected layers, CaffeNet has 8"):
+    with pytest.raises(CxlpError, match=r"other.onnx has 2 .*layers, .*CaffeNet has 8"):
         onnx_state_dict(tmp_path / "other.onnx")
 
 
@@ -132,7 +132,7 @@ def test_a_layer_without_bias_is_refused_by_name(tmp_path: Path) -> None:
     # ResNets are exported so: BatchNorm follows, or the weights come out of another node.
     node, tensors = small("Conv", "stem", bias=False)
     write(tmp_path / "resnet.onnx", [node], tensors)
-    with pytest.raises(CxlpError, match=r"resnet.onnx: its layer 'stem' does not hold a weight and a bias"):
+    with pytest.raises(CxlpError, match=r"resnet.onnx: .*'stem' .*bias"):
         onnx_state_dict(tmp_path / "resnet.onnx")
 
 

@@ -337,7 +337,7 @@ class Branching(nn.Module):
 
 
 def test_a_network_that_cannot_be_traced_is_named() -> None:
-    with pytest.raises(CxlpError, match=r"the branching one cannot be traced .*traced_as_one = True"):
+    with pytest.raises(CxlpError, match=r"the branching one cannot be .*traced_as_one = True"):
         cut(Branching(), ("a", "b"), "after", "the branching one")
 
 

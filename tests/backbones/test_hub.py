@@ -46,7 +46,7 @@ def test_hugging_face_is_not_tried_again_where_its_server_is_not_there(
         hf_hub_download("timm/resnet10t.c3_in1k", "model.safetensors", cache_dir=tmp_path)
         return nn.Identity()
 
-    with pytest.raises(CxlpError, match=r"of net: 127\.0\.0\.1 cannot be reached, and the cache does not hold them\. "):
+    with pytest.raises(CxlpError, match=r"of net: 127\.0\.0\.1 cannot be reached, .*cache\. "):
         pretrained(load, "net", hugging_face=True)
     assert time.monotonic() - start < 10 and not constants.HF_HUB_OFFLINE
 

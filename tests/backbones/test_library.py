@@ -74,10 +74,10 @@ def test_a_module_keeps_its_weights(photos: Tensor) -> None:
         ("own_nets.trucks.Trunk", r"own_nets .* has no 'trucks'\.$"),
         ("no_such_nets.Trunk", "there is no module 'no_such_nets'"),
         ("own_nets.unfit.Trunk", "own_nets.unfit cannot be imported: No module named 'no_such_package'"),
-        ("own_nets.trunks.broken", "calling it without arguments fails: ValueError: no luck"),
-        ("own_nets.trunks.number", "gives int, not an nn.Module"),
+        ("own_nets.trunks.broken", r"'own_nets\.trunks\.broken': .*ValueError: no luck"),
+        ("own_nets.trunks.number", r"returns int: .*nn\.Module"),
         ("own_nets.trunks.OWN", "has no 'OWN'"),
-        ("own_nets.trunks.Branching", "cannot be traced by torch.fx.*traced_as_one = True"),
+        ("own_nets.trunks.Branching", r"torch\.fx.*traced_as_one = True"),
     ],
 )
 def test_what_is_no_network_of_ones_own_is_said(own: str, path: str, said: str) -> None:
@@ -102,7 +102,7 @@ def test_a_bare_name_may_be_timms() -> None:
     ("name", "close"), [("resnet81", "'resnet18'"), ("cafenet", "'caffenet'"), ("timm/convnext_ato", "'convnext_atto'")]
 )
 def test_an_unknown_backbone_lists_close_ones_once(name: str, close: str) -> None:
-    with pytest.raises(CxlpError, match=f"unknown backbone '{name}': .*import path. Did you mean .*{close}") as caught:
+    with pytest.raises(CxlpError, match=f"unknown backbone '{name}': .* Did you mean .*{close}") as caught:
         build(name)
     assert str(caught.value).count(close) == 1
 

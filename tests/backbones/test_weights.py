@@ -74,16 +74,16 @@ class Trap:
 @pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit)")
 def test_unreadable_files_are_named_and_run_no_code(tmp_path: Path) -> None:
     reasons = {
-        "empty.pth": "it is empty, cut short",
+        "empty.pth": r"it is empty.*\(\w+\)",
         "page.pth": "it is a web page",
-        "pointer.pth": "it is a pointer of Git LFS",
-        "picture.pth": "it is empty, cut short, or of another format",
-        "legacy.pth": "it is empty, cut short, or of another format",
-        "half.pth": "it is empty, cut short, or of another format .*; fetch it again",
-        "half.safetensors": "it is empty, cut short",
+        "pointer.pth": "it is a Git LFS pointer",
+        "picture.pth": r"it is empty.*\(\w+\)",
+        "legacy.pth": r"it is empty.*\(\w+\)",
+        "half.pth": r"it is empty.*\(\w+\)",
+        "half.safetensors": r"it is empty.*\(\w+\)",
         "page.safetensors": "it is a web page",
-        "trap.pth": r"it holds other objects than tensors, .*save the network's state_dict\(\) alone",
-        "module.pth": "it holds other objects than tensors",
+        "trap.pth": r"it contains objects other than tensors.*state_dict\(\)",
+        "module.pth": "it contains objects other than tensors",
         "script.pt": "it is a TorchScript archive",
     }
     for name in ("empty.pth", "page.pth", "page.safetensors", "pointer.pth"):
@@ -135,7 +135,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 )
 def test_a_file_without_a_state_dict_is_refused(content: object, said: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(CxlpError, match=rf"w.pth holds no state dict .*, but {said}: save the network's state_dict"):
+    with pytest.raises(CxlpError, match=rf"w.pth contains no state dict .*, but {said}: .*state_dict\(\)"):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -196,7 +196,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value: float) -> None:
     state["head.weight"][0, 0] = value  # behind the cut
     load_strictly(Kept(), Whole(), state, "f.pth")
     state["norm.running_var"][2] = value
-    with pytest.raises(CxlpError, match=r"^f\.pth holds NaN or infinity in norm\.running_var: "):
+    with pytest.raises(CxlpError, match=r"^f\.pth contains NaN or infinity in norm\.running_var: "):
         load_strictly(kept, Whole(), state, "f.pth")
     assert all(torch.equal(v, before[k]) for k, v in kept.state_dict().items())
 
@@ -210,7 +210,7 @@ def test_infinity_that_the_network_has_itself_is_no_damage() -> None:
     kept, state = masked(), masked().state_dict()
     load_strictly(kept, masked(), state, "f.pth")
     assert torch.equal(kept.conv.weight, state["conv.weight"])  # type: ignore[union-attr, arg-type]
-    with pytest.raises(CxlpError, match=r"f\.pth holds NaN or infinity in mask"):
+    with pytest.raises(CxlpError, match=r"f\.pth contains NaN or infinity in mask"):
         load_strictly(masked(0.0), masked(0.0), state, "f.pth")
 
 
@@ -221,11 +221,11 @@ def test_a_prefix_of_the_networks_names_is_looked_through(prefix: str) -> None:
     load_strictly(kept, Whole(), saved, "f.pth")
     assert all(torch.equal(v, state[k]) for k, v in kept.state_dict().items())
     both = saved | {"teacher." + k: v for k, v in state.items()}  # which one, nobody knows
-    with pytest.raises(CxlpError, match=rf"f\.pth holds several networks that fit, under '{prefix}', 'teacher\.'"):
+    with pytest.raises(CxlpError, match=rf"f\.pth contains several networks .*'{prefix}', 'teacher\.'"):
         load_strictly(Kept(), Whole(), both, "f.pth")
     trunk = {k: v for k, v in saved.items() if "head" not in k}  # fewer names do not decide
     old = {"old." + k: 0 * v for k, v in state.items()}
-    with pytest.raises(CxlpError, match=rf"several networks that fit, under 'old\.', '{prefix}': save the one"):
+    with pytest.raises(CxlpError, match=rf"several networks .*'old\.', '{prefix}': "):
         load_strictly(Kept(), Whole(), trunk | old, "f.pth")
     with pytest.raises(CxlpError, match=r"f\.pth does not fit this network: 8 unknown \(old\.conv"):  # not 'old.' alone
         load_strictly(Kept(), Whole(), state | old, "f.pth")
@@ -251,9 +251,7 @@ def test_tensors_of_another_kind_are_refused_by_name(change: Callable[[Tensor], 
     kept, state = Kept(), Whole().state_dict()
     before = kept.conv.weight.clone()
     state["conv.weight"] = change(state["conv.weight"])
-    with pytest.raises(
-        CxlpError, match=r"f\.pth holds conv\.weight as torch\..*: save dense tensors of floating point"
-    ):
+    with pytest.raises(CxlpError, match=r"f\.pth: conv\.weight is torch\..*: save dense floating point"):
         load_strictly(kept, Whole(), state, "f.pth")
     assert torch.equal(kept.conv.weight, before)
 
@@ -287,5 +285,5 @@ def test_in_order_renames_by_place() -> None:
     renamed = in_order({f"other{i}": v for i, v in enumerate(values)}, model)
     assert list(renamed) == list(model.state_dict())
     assert all(a is b for a, b in zip(renamed.values(), values, strict=True))
-    with pytest.raises(CxlpError, match="holds 1 tensors, the network 7"):
+    with pytest.raises(CxlpError, match=r"has 1 tensors, .*network has 7"):
         in_order({"a": torch.rand(1)}, model)

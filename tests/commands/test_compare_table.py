@@ -25,5 +25,5 @@ def test_what_there_is_no_room_for_is_left_out_and_the_rest_is_whole(
     if columns != "60":  # in which not even the rest has room: it is folded, and nothing is cut silently
         assert [head for head in HEADS if head not in said] == left_out
         assert max(map(len, said.splitlines())) <= int(columns)
-    assert ("some columns; all of them are in results.md" in said) == bool(left_out)
+    assert ("results.md has the whole table" in said) == bool(left_out)
     assert "not by the test column" in said

@@ -32,9 +32,7 @@ def test_size_difference_and_times_are_printed(form: str, checkpoint: Path, tmp_
     size, difference, times = capsys.readouterr().out.splitlines()
     assert size == f"{out}: {out.stat().st_size / 1e6:.1f} MB"
     images = "9 of 9 given images" if form == "onnx" else "10 of 10 drawn birds"
-    found = re.fullmatch(
-        rf"largest difference of logits: (\S+) of \S+ \(tolerance .*\); .* on top of {images}", difference
-    )
+    found = re.fullmatch(rf"largest difference of logits: (\S+), .* \(tolerance .*\); .* {images}", difference)
     assert found and float(found[1]) < 1e-3
     assert re.fullmatch(r"one image: network [\d.]+ ms, (onnxruntime|exported program) [\d.]+ ms \(medians\)", times)
 
@@ -47,13 +45,13 @@ def test_a_file_that_computes_something_else_is_status_1(
     monkeypatch.setattr(cxlp.deploy.export, "check", lambda *_: Check(3, 0.2, 1.0, 1, 1.0, 1.0))
     args = ["export", str(checkpoint), "--out", str(tmp_path / "model.pt2"), "--format", "torch"]
     assert main(args) == 1
-    assert capsys.readouterr().out.endswith("it does NOT compute the same: do not use it\n")
+    assert capsys.readouterr().out.endswith("do not use it\n")
 
 
 def test_wrong_arguments(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     for args, said in (
-        (["--out", "model.pt"], "--out model.pt: a file of --format onnx ends in .onnx"),
-        (["--out", "model.onnx", "--format", "torch"], "a file of --format torch ends in .pt2"),
+        (["--out", "model.pt"], "--out model.pt: with --format onnx, the name must end in .onnx"),
+        (["--out", "model.onnx", "--format", "torch"], "with --format torch, the name must end in .pt2"),
         (["--out", "no/such/model.onnx"], "there is no folder no/such"),
         (["--out", str(tmp_path / "m.onnx"), "--check", "none.jpg"], "image not found: none.jpg"),
     ):
@@ -67,5 +65,5 @@ def test_a_folder_and_no_images_are_refused_before_the_work(checkpoint: Path, tm
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "d.pt2"), "--format", "torch"]) == 2
     assert "is a folder: name a file" in capsys.readouterr().err
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "a.pt2"), "--format", "torch", "--check", "-"]) == 2
-    assert "--check names no images" in capsys.readouterr().err
+    assert "--check -: " in capsys.readouterr().err
     assert not (tmp_path / "a.pt2").exists()

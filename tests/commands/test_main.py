@@ -44,7 +44,7 @@ def test_download_goes_to_the_default_root(
         (["cub"], "there is no data set 'cub'. Did you mean 'cub200'?"),
         (["imagenet"], "there is no data set 'imagenet'. Valid: cub200, demo, "),
         (["folder", "--root", "nowhere"], "folder: "),
-        (["demo", "--root", "."], "demo: . holds something else"),
+        (["demo", "--root", "."], "demo: . contains other files"),
     ],
 )
 def test_what_the_user_can_mend_is_said_without_a_traceback(

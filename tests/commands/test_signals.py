@@ -22,9 +22,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 @pytest.mark.slow
 def test_signals_end_a_run_at_any_moment_with_one_sentence(runner: Runner) -> None:
     folder = runner.log.parent
-    go_on = "Go on with: --config runs/a/config.yaml --ckpt_path runs/a"
+    go_on = "To continue: --config runs/a/config.yaml --ckpt_path runs/a"
     moments = {
-        "SIGHUP pass frozen 1": (129, "stopped by SIGHUP. Nothing was saved yet: begin again"),
+        "SIGHUP pass frozen 1": (129, "stopped by SIGHUP. Nothing was saved yet: start again"),
         "SIGTERM stage finetune": (143, f"stopped by SIGTERM. {go_on}"),
         "SIGTERM save last 0": (143, f"stopped by SIGTERM. {go_on}"),
         "SIGINT batch 1 1": (130, f"interrupted. {go_on}"),
@@ -37,7 +37,7 @@ def test_signals_end_a_run_at_any_moment_with_one_sentence(runner: Runner) -> No
         assert runner.log.read_text().replace(f"{folder}/", "").strip().endswith(said), (
             moment
         )  # behind what the run says
-        if "begin again" in said:
+        if "start again" in said:
             assert not (folder / "runs" / "a").exists()
         else:
             resumed = ["--ckpt_path", "runs/a"]

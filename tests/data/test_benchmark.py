@@ -157,7 +157,7 @@ def test_a_missing_image_is_named(case: Case, tmp_path: Path) -> None:
 def test_pictures_that_no_list_names_are_counted(case: Case, tmp_path: Path) -> None:
     module = case.module(case.write(tmp_path), image_size=16)
     module.setup()
-    unlisted = module.left_out["pictures in no list"]
+    unlisted = module.left_out["images in no list"]
     assert unlisted == (3 if isinstance(module, MIT67) else 0)
     extra = module.splits["train"].samples[0].path
     below = Path(*extra.relative_to(module.root).parts[:1])
@@ -168,7 +168,7 @@ def test_pictures_that_no_list_names_are_counted(case: Case, tmp_path: Path) -> 
     shutil.copy(extra, extra.with_name("._x.jpg"))
     again = case.module(module.root, image_size=16)
     again.setup()
-    assert again.remarks() == [f"left out of {module.root}: {unlisted + 3} pictures in no list"]
+    assert again.remarks() == [f"left out of {module.root}: {unlisted + 3} images in no list"]
 
 
 def test_ends_of_lines_do_not_matter(case: Case, tmp_path: Path) -> None:

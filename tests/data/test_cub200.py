@@ -97,7 +97,7 @@ def test_boxes_are_not_read_where_they_are_not_asked_for(cub200: Path) -> None:
 
 def test_split_of_an_image_that_is_not_listed_is_named(cub200: Path) -> None:
     drop_line(cub200 / "images.txt", "7")
-    with pytest.raises(CxlpError, match=r"names image 7, which images\.txt does not"):
+    with pytest.raises(CxlpError, match=r"names image 7, .*images\.txt"):
         read_cub200(cub200, bbox=False)
 
 

@@ -57,7 +57,7 @@ def test_folder_that_cannot_be_put_in_place_is_named(tmp_path: Path, server: Ser
     root.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
     root.symlink_to(tmp_path / "elsewhere")  # an empty folder, but not one that a rename can replace
-    with pytest.raises(CxlpError, match=rf"cannot make {root}: .*{root}"):
+    with pytest.raises(CxlpError, match=rf"cannot create {root}: .*{root}"):
         obtain([offer(server, tar(BIRDS))], root, "Birds")
     assert left(tmp_path / "elsewhere") == []
 
@@ -71,7 +71,7 @@ def test_full_disk_is_told_and_the_download_is_kept(
     root, archive = tmp_path / "birds", offer(server, tar(BIRDS))
     with monkeypatch.context() as patch:
         patch.setattr(UNPACKER, "copyfileobj", full)
-        with pytest.raises(CxlpError, match=rf"cannot make {root}: .*No space left.* is kept: make room there"):
+        with pytest.raises(CxlpError, match=rf"cannot create {root}: .*No space left.*: make room there"):
             obtain([archive], root, "Birds")
     assert left(tmp_path) == [".birds.partial", ".birds.partial/birds.tgz"]
     obtain([archive], root, "Birds")
@@ -83,8 +83,8 @@ def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path, server: Server) 
     content = tar(BIRDS)
     archive = offer(server, content)
     aside = tmp_path / ".birds.partial"
-    (aside / "whole" / "images").mkdir(parents=True)  # it was killed while unpacking
-    (aside / "whole" / "images" / "stray.jpg").touch()
+    (aside / "unpacked" / "images").mkdir(parents=True)  # it was killed while unpacking
+    (aside / "unpacked" / "images" / "stray.jpg").touch()
     (aside / "birds.tgz").write_bytes(content)
     (tmp_path / ".birds.lock").touch()
     obtain([archive], tmp_path / "birds", "Birds")
@@ -99,7 +99,7 @@ def test_other_content_is_refused_without_a_download(tmp_path: Path, server: Ser
     (root / "thesis.txt").write_text("years of work")
     for place in (root, root / "thesis.txt"):
         for files in ([archive], [plain(server, "list.txt", b"a")])[: 1 if place == root else 2]:
-            with pytest.raises(CxlpError, match="holds something else") as caught:
+            with pytest.raises(CxlpError, match=r"Birds: .* is missing") as caught:
                 obtain(files, place, "Birds")
             assert str(place) in str(caught.value)
     assert server.asked == []
@@ -115,7 +115,7 @@ def test_download_off_asks_no_server(tmp_path: Path, server: Server) -> None:
     assert not root.parent.exists()
     message = str(caught.value)
     assert f"{root}," in message
-    assert f"put the following into {root.parent}" in message
+    assert f"put the following files into {root.parent}" in message
     for part in (archive.urls[0], f"MD5 {(archive.checksum or '')[4:]}", f"folder BIRDS becomes {root}", "demo.yaml"):
         assert part in message
 
@@ -161,7 +161,7 @@ def test_of_two_runs_one_makes_it_and_the_other_waits(
     for run in runs:
         run.start()
     said, deadline = "", time.monotonic() + 20
-    while "Another process fetches Birds: waiting for it" not in said and time.monotonic() < deadline:
+    while "Another process is downloading Birds: waiting for it" not in said and time.monotonic() < deadline:
         time.sleep(0.01)
         said += capsys.readouterr().err
     server.over.set()
@@ -187,7 +187,7 @@ def test_lists_are_added_to_a_folder_that_lacks_them_but_no_archive(tmp_path: Pa
     assert [a.path for a in server.asked] == ["/list.txt", "/other.txt"]
     assert left(root) == whole and [path.name for path in tmp_path.iterdir()] == ["birds"]
     (root / "images.txt").unlink()  # the other way round, the lists are not enough
-    with pytest.raises(CxlpError, match=r"something else than the data set, or a part of it: images\.txt is not there"):
+    with pytest.raises(CxlpError, match=r"images\.txt is missing"):
         obtain(files, root, "Birds")
 
 

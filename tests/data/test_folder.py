@@ -49,8 +49,8 @@ def test_test_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) 
 def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "valid", "test") for c in "ab"))
     renamed, held_out = (
-        "warning: taken for splits by their names: valid (val)",
-        f"held out: the 2 validation images of {root.name} (data.validation: 0 fits them, too)",
+        "warning: folders used as splits because of their names: valid (val)",
+        f"held out: the 2 validation images of {root.name} (to train on them, set data.validation: 0)",
     )
     parts, said = {}, {}
     for validation in ("auto", "official", 0.1, 0):
@@ -78,7 +78,7 @@ def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
     assert names(module.splits["train"].samples, root) == ["train/a/1.png", "train/b/1.png"]
     assert module.remarks() == [
         renamed,
-        f"warning: there is no folder for the test: the test images are those of {root / 'valid'}",
+        f"warning: there is no test folder: the test images are those of {root / 'valid'}",
     ]
     with pytest.raises(CxlpError, match="no official validation images"):
         Folder(root, image_size=8, validation="official").setup()
@@ -120,8 +120,8 @@ def test_folders_below_the_classes_that_may_be_the_classes_are_told(tmp_path: Pa
     root = fill(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("A", "B") for c in ("cat", "dog") for i in range(5)))
     module = Folder(root)
     assert module.read()[0] == ("A", "B")
-    assert module.remarks()[0].startswith("warning: the classes A, B all hold the folders cat, dog: if these ")
-    with pytest.raises(CxlpError, match=f"holds one folder: .*data.root: {root / 'whole'}"):
+    assert module.remarks()[0].startswith("warning: the classes A, B all contain the folders cat, dog: ")
+    with pytest.raises(CxlpError, match=f"one folder: .*data.root: {root / 'whole'}"):
         (root / "whole").mkdir()
         for name in "AB":
             (root / name).rename(root / "whole" / name)
@@ -157,7 +157,7 @@ def test_missing_root_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_file_for_a_root_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "mine.zip").write_text("")
-    with pytest.raises(CxlpError, match=r"mine\.zip is a file, no folder; expected"):
+    with pytest.raises(CxlpError, match=r"mine\.zip is a file, .*; expected"):
         Folder(tmp_path / "mine.zip").read()
 
 
@@ -180,7 +180,7 @@ def test_half_a_split_is_refused(tmp_path: Path, there: str, other: str) -> None
 
 
 def test_class_that_is_only_in_test_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="test has classes that train has not: stranger"):
+    with pytest.raises(CxlpError, match=r"test has classes .* train: stranger"):
         Folder(fill(tmp_path, "train/a/1.png", "test/a/1.png", "test/stranger/1.png")).read()
 
 
@@ -205,18 +205,18 @@ def test_folders_below_the_classes_are_told_in_splits_too(tmp_path: Path) -> Non
     root = fill(tmp_path, *(f"{s}/{k}/{c}/1.png" for s in ("train", "test") for k in ("rgb", "depth") for c in "ab"))
     module = Folder(root)
     assert module.read()[0] == ("depth", "rgb")
-    assert module.remarks()[0].startswith("warning: the classes depth, rgb all hold the folders a, b: if these ")
+    assert module.remarks()[0].startswith("warning: the classes depth, rgb all contain the folders a, b: ")
 
 
 def test_names_that_differ_in_case_or_encoding_only_are_told(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     for k, (one, other) in enumerate((("Cat", "cat"), (composed, decomposed), (composed.upper(), decomposed))):
         module = Folder(fill(tmp_path / f"flat{k}", *(f"{c}/{i}.png" for c in (one, other) for i in range(5))))
-        assert len(module.read()[0]) == 2 and "differ only in case or in how letters" in module.remarks()[0]
+        assert len(module.read()[0]) == 2 and "differ only in case or in Unicode" in module.remarks()[0]
         split = Folder(
             fill(tmp_path / f"split{k}", *(f"{p}/1.png" for p in (f"train/{one}", f"test/{other}", "train/x")))
         )
-        with pytest.raises(CxlpError, match=f"has classes that train has not: {other}. They differ in case"):
+        with pytest.raises(CxlpError, match=f"has classes .* train: {other}. They differ only in case"):
             split.read()
 
 

@@ -109,10 +109,10 @@ def test_files_that_stop_a_run_are_told_apart(tmp_path: Path) -> None:
     ((kind, reason),) = found.pop("cut.jpg")
     assert kind is Kind.TRUNCATED and reason.endswith(f"({len(whole) // 2:,} bytes)")
     ((kind, reason),) = found.pop("float.tif")
-    assert kind is Kind.UNDECODABLE and reason.startswith("floating-point pixels: what is white is not known")
+    assert kind is Kind.UNDECODABLE and reason.startswith("pixels are floating-point numbers of unknown range")
     assert found == {
-        "empty.jpg": [(Kind.UNDECODABLE, "no picture (0 bytes)")],
-        "page.jpg": [(Kind.UNDECODABLE, "no picture (16 bytes)")],
+        "empty.jpg": [(Kind.UNDECODABLE, "not an image (0 bytes)")],
+        "page.jpg": [(Kind.UNDECODABLE, "not an image (16 bytes)")],
         "folder.jpg": [(Kind.MISSING, "")],
         "link.jpg": [(Kind.MISSING, "")],
         "none.jpg": [(Kind.MISSING, "")],

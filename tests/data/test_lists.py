@@ -27,7 +27,7 @@ def test_lists_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match=r"list not found: .*none\.txt"):
         read_lines(tmp_path / "none.txt")
     (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(CxlpError, match=r"picture\.txt is no text"):
+    with pytest.raises(CxlpError, match=r"picture\.txt is not a text"):
         read_lines(tmp_path / "picture.txt")
 
 

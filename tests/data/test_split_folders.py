@@ -115,7 +115,7 @@ def test_a_train_is_a_vehicle_where_it_holds_pictures_as_the_others_do(tmp_path:
     root = fill(tmp_path / "full", *(f"{c}/{i}.png" for c in ("bus", "train") for i in range(5)))
     module = Folder(root)
     assert module.read()[0] == ("bus", "train")
-    assert module.remarks() == ["warning: taken for classes, since no test is beside them: train"]
+    assert module.remarks() == ["warning: folders used as classes, because there is no test folder: train"]
     fill(root, "test/1.png")
     with pytest.raises(CxlpError, match=r"no class folders in .*/train, so its images have no labels$"):
         module.read()
@@ -148,7 +148,7 @@ def test_splits_without_class_folders(tmp_path: Path) -> None:
         CxlpError, match=r"cats_test and .*dogs_train in .* look like splits, but have no class folders"
     ):
         found(tmp_path / "a", "cats_test", "cats_train", "dogs_test", "dogs_train", inside=())
-    with pytest.raises(CxlpError, match=r"holds one folder: .* set data.root: .*/data"):
+    with pytest.raises(CxlpError, match=r"one folder: .* set data.root: .*/data"):
         Folder(folders(tmp_path / "c", "data", inside=("train", "test"))[0].parent).read()
 
 

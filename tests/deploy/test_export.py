@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,9 @@ def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None
 EXPORTED: dict[str, Network] = {
     "sub-arrays, test crops": build(cross(size=3, padding="same"), SMALL, CLASSES, test_views=Views("crops")),
     "blocks beside the whole image": build([cross(), AveragePooling(views=Views("blocks"))], SMALL, CLASSES),
+    "own mean colour": build(
+        cross(size=3, channel_l2=True, zscore=True), replace(SMALL, mean="image", image_size=64), CLASSES
+    ),
     "covariance": build(CovariancePooling(pca_dim=4), SMALL, CLASSES),
     "Fisher vector": build(FisherVector(pca_dim=4, atoms=3), SMALL, CLASSES),
 }
@@ -116,7 +120,7 @@ def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
     model = predictor(build(head, SMALL, CLASSES))
     head.dictionary.copy_(nn.functional.normalize(torch.rand_like(head.dictionary), dim=1))
     head.iterations = 5
-    with pytest.raises(CxlpError, match=r"SparseFisherVector cannot be written as ONNX.*--format torch"):
+    with pytest.raises(CxlpError, match=r"SparseFisherVector .*ONNX.*--format torch"):
         export(model, tmp_path / "model.onnx", "onnx")
     assert list(tmp_path.iterdir()) == []
     path = tmp_path / "model.pt2"
@@ -131,9 +135,7 @@ def test_what_the_translation_stumbles_over_is_said(tmp_path: Path, monkeypatch:
         )
 
     monkeypatch.setattr("torch.onnx.export", stumble)
-    with pytest.raises(
-        CxlpError, match=r"ONNX: ValueError: No ONNX function for aten.x. As PyTorch's own: --format torch$"
-    ):
+    with pytest.raises(CxlpError, match=r"ONNX: ValueError: No ONNX function for aten.x\. .*--format torch$"):
         export(predictor(), tmp_path / "model.onnx", "onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -142,7 +144,7 @@ def test_missing_packages_are_named_before_any_work(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr("cxlp.deploy.export.find_spec", lambda name: None if name == "onnxscript" else object())
     monkeypatch.setattr("torch.export.export", None)
-    with pytest.raises(CxlpError, match=r"ONNX needs onnxscript, .*pip install onnx onnxruntime onnxscript"):
+    with pytest.raises(CxlpError, match=r"ONNX needs onnxscript: pip install onnx onnxruntime onnxscript"):
         export(predictor(), tmp_path / "model.onnx", "onnx")
 
 
@@ -173,7 +175,7 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.Mon
     model = predictor()
     score = model.network.score
     monkeypatch.setattr(model.network, "score", lambda images: score(images) if images.sum().item() > 0 else images)
-    with pytest.raises(CxlpError, match=r"torch cannot trace the network as one graph: .+"):
+    with pytest.raises(CxlpError, match=r"cannot trace the network as one graph: .+"):
         export(model, tmp_path / "model.pt2", "torch")
     assert list(tmp_path.iterdir()) == []
 

@@ -82,7 +82,7 @@ def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
     assert load(tmp_path).transform.aspect == "crop"
     assert load(tmp_path / "checkpoints").transform.aspect == "crop"
     (tmp_path / "other").mkdir()
-    with pytest.raises(CxlpError, match=r"other holds no checkpoints/best\.ckpt, which a run has once it was tested"):
+    with pytest.raises(CxlpError, match=r"other has no checkpoints/best\.ckpt"):
         load(tmp_path / "other")
 
 
@@ -148,15 +148,15 @@ def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (np.zeros((0, 8, 3), "u1"), r"an array of shape \(0, 8, 3\): give \(H, W, 3\), RGB$"),
-        (np.zeros((3, 8, 8), "u1"), r"\(3, 8, 8\): give \(H, W, 3\), RGB \(transpose it, or give it as a tensor\)"),
-        (np.zeros((8, 8, 3), "i8"), "the picture is of int64: give uint8"),
-        (np.full((8, 8, 3), 2.0), r"values from 2 to 2, but floats are RGB of 0\.\.1"),
+        (np.zeros((0, 8, 3), "u1"), r"an array of shape \(0, 8, 3\): .*\(H, W, 3\), RGB$"),
+        (np.zeros((3, 8, 8), "u1"), r"\(3, 8, 8\): pass \(H, W, 3\), RGB \(transpose "),
+        (np.zeros((8, 8, 3), "i8"), "int64: .*uint8"),
+        (np.full((8, 8, 3), 2.0), r"values from 2 to 2, .*0\.\.1"),
         (np.full((8, 8, 3), np.nan), "values from nan to nan"),
-        (torch.randn(3, 8, 8), "leave out Normalize"),
-        (torch.zeros(8, 8, 3), r"a tensor of shape \(8, 8, 3\): give \(3, H, W\)"),
-        ([None], "the picture is a NoneType: give a path"),
-        ([3], "the picture is a int: give a path"),
+        (torch.randn(3, 8, 8), r"values from -2.*Normalize"),
+        (torch.zeros(8, 8, 3), r"a tensor of shape \(8, 8, 3\): .*\(3, H, W\)"),
+        ([None], "the picture is a NoneType: .*path"),
+        ([3], "the picture is a int: .*path"),
     ],
 )
 def test_what_is_no_picture_is_refused(wrong: Any, said: str) -> None:
@@ -227,7 +227,7 @@ def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: 
     assert (tmp_path / "why.png").read_bytes() == one._repr_png_() and Image.open(tmp_path / "why.png").width > 500
     assert f"{one.target} {one.probability:.2%}, score" in repr(one) and "wren" in repr(several).splitlines()[1]
     assert several[:2]._repr_html_().count("<img ") == 2
-    with pytest.raises(CxlpError, match=r"the network knows no class 'wrenn'\. Did you mean 'wren'"):
+    with pytest.raises(CxlpError, match=r"the network has no class 'wrenn'\. Did you mean 'wren'"):
         model.explain(files[0], "wrenn")
     model.classes = ("001.Sooty_tern", "002.House_wren")  # both spellings are known
     assert [model.index(name) for name in ("House wren", "002.House_wren", "Sooty tern")] == [1, 1, 0]
@@ -238,7 +238,7 @@ def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: 
 
 def test_a_predictor_says_what_it_is() -> None:
     said = repr(predictor(multi_label=True))
-    assert "4 classes of which an image may show several (gull, tern, wren, ...)" in said
+    assert "4 classes, several per image (gull, tern, wren, ...)" in said
     assert "CrossLayerPooling(pca_dim=6)" in said and "images of 32 x 32 pixels (warp), on cpu, precision 32" in said
 
 
@@ -396,8 +396,8 @@ def test_numbers_below_one_are_refused(option: dict[str, int]) -> None:
 
 
 def test_arguments_of_wrong_kinds_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="the checkpoint is a int: give its path"):
+    with pytest.raises(CxlpError, match="checkpoint is a int: "):
         load(7)  # type: ignore[arg-type]
     for top in (0, "3", 1.5):
-        with pytest.raises(CxlpError, match=f"top is {top!r}: a whole number"):
+        with pytest.raises(CxlpError, match=f"top is {top!r}: "):
             predictor().predict(np.zeros((8, 8, 3), np.uint8), top=top)  # type: ignore[arg-type]

@@ -109,8 +109,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("a.jpg")
     Path("photos").symlink_to("pictures")
     monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 2, "test": 1})
-    maps = {"lower_map": torch.rand(2, 384, 13, 13), "upper_map": torch.rand(2, 256, 13, 13)}
-    return {"images": images, "loader": loader(images), "val_loader": loader(images[:20] / 255), **maps}
+    return {"images": images, "loader": loader(images), "val_loader": loader(images[:20] / 255)}
 
 
 @pytest.mark.slow

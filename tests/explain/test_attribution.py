@@ -243,16 +243,16 @@ def test_probabilities_of_several_labels_are_sigmoids() -> None:
 @pytest.mark.parametrize(
     ("head", "why"),
     [
-        (CovariancePooling(pca_dim=4), "a matrix root comes before"),
-        (FisherVector(pca_dim=4, atoms=3), "a generative model comes before"),
-        (SparseFisherVector(pca_dim=4, atoms=3), "a generative model comes before"),
-        (cross(spectral=True), "spectral is true: a matrix root mixes all places"),
+        (CovariancePooling(pca_dim=4), "matrix root"),
+        (FisherVector(pca_dim=4, atoms=3), "generative model"),
+        (SparseFisherVector(pca_dim=4, atoms=3), "generative model"),
+        (cross(spectral=True), "spectral is true: .*matrix root"),
     ],
 )
 def test_heads_that_are_no_sums_are_refused(head: Head, why: str) -> None:
     for network, which in ((build(head), head.name), (build(AveragePooling(), head), f"head 2, {head.name},")):
         assert not is_explainable(network)
-        with pytest.raises(CxlpError, match=f"{which} cannot be explained, .*{why}"):
+        with pytest.raises(CxlpError, match=f"{which} cannot be explained.*{why}"):
             next(explain(network, photos(network, 1)))
     with pytest.raises(CxlpError, match=why):
         head.explain([], torch.zeros(0))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cxlp.frozen import gram as gram_module
-from cxlp.frozen.gram import combine_rows, gram_matrix
+from cxlp.frozen.gram import combine_rows, gram_matrix, score_rows
 from cxlp.frozen.store import RowStore, open_rows
 
 CPU = torch.device("cpu")
@@ -47,6 +47,14 @@ def test_combine_rows_is_coefficients_times_x(rows: Tensor, tmp_path: Path, bloc
     coefficients = torch.randn(4, ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     combined = combine_rows(stored(rows, tmp_path), coefficients, CPU, block_bytes)
     torch.testing.assert_close(combined.double(), coefficients @ rows.double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("block_bytes", BLOCK_BYTES)
+def test_score_rows_is_x_times_the_weights_and_the_intercepts(rows: Tensor, tmp_path: Path, block_bytes: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights, intercepts = torch.randn(4, DIM, generator=generator), torch.randn(4, generator=generator).double()
+    scores = score_rows(stored(rows, tmp_path), weights, intercepts, CPU, block_bytes)
+    torch.testing.assert_close(scores, rows @ weights.T + intercepts.float(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

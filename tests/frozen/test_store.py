@@ -137,7 +137,7 @@ def test_a_disk_that_is_full_when_features_are_stored_is_named_and_nothing_is_le
     with room_for(100):
         with pytest.raises(CxlpError, match=r"cannot write .*\.part: .*Is the disk full\?"):
             entry.commit(build([AveragePooling()], SMALL), {})
-        entry.give_up()
+        entry.abort()
     assert not list((tmp_path / "store").iterdir())
 
 

@@ -47,7 +47,7 @@ def test_heads_with_a_codebook_and_with_nothing_to_fit(head: Head, tmp_path: Pat
 
 
 def test_a_head_that_learns_from_labels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="TrainedGuidePooling learns from labels"):
+    with pytest.raises(CxlpError, match=r"^TrainedGuidePooling .*labels"):
         fit_heads(network(TrainedGuidePooling(pca_dim=4, channels=2)), batches(), len(IMAGES), tmp_path)
 
 

@@ -63,12 +63,12 @@ def test_a_sketch_comes_back() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"class_path": "CrossLayerPoling"}, "'CrossLayerPoling' is no pooling head.*'CrossLayerPooling'"),
-        ({"class_path": "cross_layer"}, "'cross_layer' is no pooling head"),
-        ({"class_path": "Head"}, "'Head' is no pooling head: name one of cxlp, or a class derived from cxlp.Head"),
-        ({"class_path": "cxlp.heads.local.LocalHead"}, "LocalHead' is no pooling head"),
+        ({"class_path": "CrossLayerPoling"}, "^'CrossLayerPoling' .* 'CrossLayerPooling'"),
+        ({"class_path": "cross_layer"}, r"^'cross_layer' .* cxlp\.Head\b"),
+        ({"class_path": "Head"}, r"^'Head' .* cxlp\.Head\b"),
+        ({"class_path": "cxlp.heads.local.LocalHead"}, r"LocalHead' .* cxlp\.Head\b"),
         ({"class_path": "no_such_package.Head"}, "no module 'no_such_package'"),
-        ({"class_path": "torch.nn.Linear"}, "'torch.nn.Linear' is no pooling head"),
+        ({"class_path": "torch.nn.Linear"}, r"^'torch.nn.Linear' .* cxlp\.Head\b"),
         ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
     ],
 )
@@ -79,14 +79,14 @@ def test_what_is_no_head_is_said(spec: dict[str, Any], said: str) -> None:
 
 def test_a_head_is_connected_once() -> None:
     head = CrossLayerPooling(pca_dim=4)
-    with pytest.raises(CxlpError, match=r"connect\(\) it to the shapes"):
+    with pytest.raises(CxlpError, match=r"connect\(\) .*\(C, H, W\)"):
         head(torch.rand(1, 8, 5, 5), torch.rand(1, 6, 5, 5))
     assert head.connect((8, 5, 5), (6, 5, 5)) is head
     weights = head.projection
     assert head.connect((8, 5, 5), (6, 5, 5)).projection is weights
-    with pytest.raises(CxlpError, match="was made for maps of"):
+    with pytest.raises(CxlpError, match=r"\(\(8, 5, 5\), \(6, 5, 5\)\).*\(\(8, 5, 5\), \(7, 5, 5\)\)"):
         head.connect((8, 5, 5), (7, 5, 5))
-    with pytest.raises(CxlpError, match=r"takes 2 layers.* 1 maps"):
+    with pytest.raises(CxlpError, match=r"takes 2 layers.*connect\(\).* 1 "):
         CrossLayerPooling().connect((8, 5, 5))
 
 

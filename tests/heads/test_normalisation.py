@@ -66,9 +66,9 @@ def test_normalise_equals_numpy_in_its_documented_order() -> None:
     a = x.numpy()
     standard = (a - a.mean((1, 2), keepdims=True)) / a.std((1, 2), keepdims=True)
     np.testing.assert_allclose(normalise(x, zscore=True, sqrt=False, l2=False), standard.reshape(3, -1), atol=1e-12)
-    channels = a / np.linalg.norm(a, axis=2, keepdims=True)
+    channels = a / (1e-7 + np.linalg.norm(a, axis=2, keepdims=True))
     np.testing.assert_allclose(normalise(x, channel_l2=True, sqrt=False, l2=False), channels.reshape(3, -1), atol=1e-12)
-    both = standard / np.linalg.norm(standard, axis=2, keepdims=True)
+    both = (channels - channels.mean((1, 2), keepdims=True)) / channels.std((1, 2), keepdims=True)
     rooted = (np.sign(both) * np.sqrt(np.abs(both))).reshape(3, -1)
     whole = rooted / np.linalg.norm(rooted, axis=1, keepdims=True)
     np.testing.assert_allclose(normalise(x, zscore=True, channel_l2=True), whole, atol=1e-8)
@@ -201,7 +201,7 @@ def test_a_root_of_singular_values_takes_the_place_of_that_of_entries(kind: Any)
     assert steps() == {"spectral": False, "sqrt": True}
     assert steps(spectral=True) == {"spectral": True, "sqrt": False}
     assert steps(spectral=True, second_root=True) == {"spectral": True, "sqrt": True}
-    with pytest.raises(CxlpError, match="second_root is true, but there is no first one"):
+    with pytest.raises(CxlpError, match=r"second_root is true.*spectral to true"):
         kind(second_root=True)
 
 

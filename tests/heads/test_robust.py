@@ -152,7 +152,7 @@ def test_an_inherited_explanation_that_does_not_add_up_is_refused(sign: bool) ->
     torch.manual_seed(0)
     images = torch.rand(1, 3, 32, 32)
     own = randomise(build([AveragePooling(), Cubed(4, sign=sign)], SMALL, CLASSES))
-    with pytest.raises(CxlpError, match=r"Cubed cannot be explained: .* changes forward\(\) must have an explain\(\)"):
+    with pytest.raises(CxlpError, match=r"Cubed cannot be explained: .* forward\(\) .* explain\(\)$"):
         next(explain(own, images))
     plain = randomise(build([AveragePooling(), CrossLayerPooling(4, sign=sign)], SMALL, CLASSES))
     explanation = next(explain(plain, images))
@@ -177,9 +177,9 @@ def test_a_layer_that_another_head_names_leaves_the_others_to_this_one() -> None
     assert taken(pair, CrossLayerPooling(4), AveragePooling(layers=pair[:1]), AveragePooling()) == [
         pair, pair[:1], pair[1:]
     ]  # fmt: skip
-    with pytest.raises(CxlpError, match=r"Pooling names no layers.*\['penultimate'\].*gives.*'layer2'.*not 2"):
+    with pytest.raises(CxlpError, match=r"Pooling .*layers.* 2 .*\['penultimate'\].*\[.*'layer2'.*\].*set layers"):
         taken(("layer2", *pair, *top), CrossLayerPooling(4), AveragePooling(layers=top))
-    with pytest.raises(CxlpError, match=r"'penultimate'\], the backbone gives \['layer3.0.conv2'\], not 2"):
+    with pytest.raises(CxlpError, match=r" 2 .*'penultimate'\].*\['layer3.0.conv2'\].*set layers"):
         taken((*pair, *top), CrossLayerPooling(4), *(AveragePooling(layers=[each]) for each in ("layer3", *top)))
 
 
@@ -191,7 +191,7 @@ def test_a_head_is_in_one_place_of_a_network() -> None:
     assert build(head, SMALL).heads[0] is first.heads[0]  # as where a notebook's cell is run again
     assert len(build([head, copy.deepcopy(head)], SMALL).heads) == 2
     head = AveragePooling().connect((8, 4, 4))
-    with pytest.raises(CxlpError, match=r"\(\(8, 4, 4\),\) of 1 views an image, these are .* of 2"):
+    with pytest.raises(CxlpError, match=r"\(\(8, 4, 4\),\) and 1 views .*\(\(8, 4, 4\),\) and 2\b"):
         head.connect((8, 4, 4), views=2)
 
 
@@ -219,7 +219,7 @@ def test_numbers_of_numpy_become_plain_and_other_values_are_refused() -> None:
     assert type(power) is float and power == 0.5
     assert Weighted([np.int64(3), (1, None)]).spec()["init_args"]["power"] == [3, [1, None]]
     for value in (torch.ones(2), Path("here"), [object()]):
-        with pytest.raises(CxlpError, match=r"Weighted's option 'power' is not a plain value: .* is of type \w+;"):
+        with pytest.raises(CxlpError, match=r"Weighted's option 'power' is not a plain value: .* type \w+;"):
             Weighted(value).spec()
     with pytest.raises(CxlpError, match="Forgetful has an option 'power', but no attribute"):
         Forgetful().spec()
@@ -231,16 +231,16 @@ def test_a_description_names_a_class_that_can_be_found_again(monkeypatch: pytest
     class Local(AveragePooling):
         pass
 
-    with pytest.warns(UserWarning, match=r"Local is defined within a function: .*network=network"):
+    with pytest.warns(UserWarning, match=r"Local .* a function.*network=network"):
         spec = Local().spec()
-    with pytest.raises(CxlpError, match=r"Local'.* is defined within a function"):
+    with pytest.raises(CxlpError, match=r"<locals>\.Local' .* a function .*network=network"):
         Head.from_spec(spec)
     head = Weighted()
     monkeypatch.setattr(f"{__name__}.Weighted", Forgetful)
-    with pytest.raises(CxlpError, match=r"Weighted is not what its import path gives"):
+    with pytest.raises(CxlpError, match=rf"{__name__}\.Weighted "):
         head.spec()
     monkeypatch.setattr(type(head), "__module__", "__main__")
-    with pytest.warns(UserWarning, match="defined in the script that runs: its checkpoints can only"):
+    with pytest.warns(UserWarning, match=r"Weighted .* script, .*load_from_checkpoint"):
         assert head.spec()["class_path"] == "__main__.Weighted"
 
 

@@ -121,9 +121,9 @@ def test_memory_holds_one_batch() -> None:
 @pytest.mark.parametrize(
     ("made", "batches", "options", "said"),
     [
-        (head(), [], {"images": 3}, "the loader gives no batches"),
-        (head(), iter([torch.rand(1)]), {}, r"say it, fit_pca\(\.\.\., images=N\)"),
-        (head(), [torch.rand(2, 8, 3, 3)], {"images": 2}, r"takes 2 maps .* but the loader gives \[\(2, 8, 3, 3\)\]"),
+        (head(), [], {"images": 3}, "loader .*no batches"),
+        (head(), iter([torch.rand(1)]), {}, r"fit_pca\(\.\.\., images=N\)"),
+        (head(), [torch.rand(2, 8, 3, 3)], {"images": 2}, r"takes 2 maps .* loader .*\[\(2, 8, 3, 3\)\]"),
         (cxlp.AveragePooling(), [torch.rand(2, 8, 3, 3)], {"images": 2}, "has no projection to fit"),
         (cxlp.FisherVector(), [torch.rand(2, 8, 3, 3)], {"images": 2}, "fits more than a PCA"),
         (cxlp.TrainedGuidePooling(), [torch.rand(2, 8, 3, 3)], {"images": 2}, "fits more than a PCA"),

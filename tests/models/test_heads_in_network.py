@@ -110,7 +110,7 @@ def test_switches_reach_the_normalisation(photos: Tensor) -> None:
 def test_one_map_twice_is_refused() -> None:
     two_names = replace(BACKBONE, layers=("layer3.0.conv2", "layer3", "layer3.0"))
     for layers in (["layer3", "layer3.0"], ["layer3", "layer3"]):
-        with pytest.raises(CxlpError, match=f"layers '{layers[0]}' and '{layers[1]}' are one and the same map"):
+        with pytest.raises(CxlpError, match=f"layers '{layers[0]}' and '{layers[1]}' are the same map"):
             build(cross(layers=layers), two_names)
 
 
@@ -192,9 +192,9 @@ def test_layers_are_the_backbones_last_or_those_named(photos: Tensor) -> None:
         cross(layers=("layer3",))
     with pytest.raises(CxlpError, match=r"FisherVector takes one layer"):
         FisherVector(layers=("layer1", "layer2"))
-    with pytest.raises(CxlpError, match=r"CrossLayerPooling takes 2 layers, .* the backbone's are \['layer3'\]"):
+    with pytest.raises(CxlpError, match=r"CrossLayerPooling takes 2 layers, .* only \['layer3'\]"):
         build(cross(), replace(EVEN, layers=("layer3",)))
-    with pytest.raises(CxlpError, match=r"takes layer 'layer1', which the backbone does not give.*'layer3'"):
+    with pytest.raises(CxlpError, match=r"takes layer 'layer1', .*'layer3'"):
         build(AveragePooling(layers=["layer1"]))
 
 

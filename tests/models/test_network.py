@@ -123,9 +123,7 @@ def test_classes_are_set_once(photos: Tensor) -> None:
     before = network(photos)
     network.set_classes(tuple(CLASSES))  # again: nothing is reset
     assert torch.equal(network(photos), before)
-    with pytest.raises(
-        CxlpError, match=r"fitted to 3 classes \(gull, tern, wren, \.\.\.\), the data has 2 \(gull, owl"
-    ):
+    with pytest.raises(CxlpError, match=r"fitted to 3 classes \(gull, tern, wren, \.\.\.\), .*data has 2 \(gull, owl"):
         network.set_classes(["gull", "owl"])
     with pytest.raises(CxlpError):
         network.set_classes(CLASSES[::-1])  # the order is part of it
@@ -170,7 +168,7 @@ def save(network: Network, path: Path) -> Path:
     [
         (EVEN, CrossLayerPooling(pca_dim=6, size=3, padding="same", sign=True)),
         (BACKBONE, CrossLayerPooling(pca_dim=None, align="to_guide", zscore=True)),
-        (BACKBONE, AveragePooling(sqrt=False)),
+        (replace(BACKBONE, mean="image"), AveragePooling(sqrt=False)),
         (EVEN, CrossLayerPooling(pca_dim=6, guide_dim=5, sketch=20)),
         (EVEN, BilinearPooling(pca_dim=6, spectral=True)),
         (EVEN, CovariancePooling(pca_dim=6)),
@@ -209,7 +207,7 @@ def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos
     network = randomise(Network(backbone, CrossLayerPooling(pca_dim=4), 5)).eval()
     assert network.classes == ("0", "1", "2", "3", "4")
     checkpoint = read_checkpoint(save(network, tmp_path / "a.ckpt"))
-    with pytest.raises(CxlpError, match=r"made of an nn.Module, .* argument backbone"):
+    with pytest.raises(CxlpError, match=r"an nn\.Module, .* argument backbone"):
         network_of(checkpoint)
     for given in (trunk(), Backbone(trunk(), ["0", "2"], image_size=64, mean=(0.5, 0.5, 0.5))):
         with torch.no_grad():

@@ -222,12 +222,12 @@ def test_a_network_that_the_script_registers_in_timm_is_warned_of(
 
     own_trunk.__module__ = "__main__"
     monkeypatch.setitem(timm.models._registry._model_entrypoints, "own_trunk", own_trunk)
-    with pytest.warns(UserWarning, match="registered in timm by the script that runs: only a script that registers it"):
+    with pytest.warns(UserWarning, match=r"'\S+' is registered in timm by .* script"):
         model = Network(Backbone("timm/own_trunk", ("low", "high")), AveragePooling(), CLASSES)
     path = write_checkpoint(tmp_path / "last.ckpt", model)
     assert load_network(path).classes == tuple(CLASSES)
     forget()
-    with pytest.raises(CxlpError, match="was registered in timm by the script that trained it: register it before"):
+    with pytest.raises(CxlpError, match=r"'\S+' was registered in timm by .*script: register it"):
         load_network(path)
 
 
@@ -242,5 +242,5 @@ class Largest(Head):
 def test_a_head_that_says_nothing_more_cannot_be_explained_and_needs_no_fit(own: str, tmp_path: Path) -> None:
     model = Network(Backbone(f"{own}.Trunk", ["high"], image_size=64), Largest(), CLASSES).eval()
     fit(model, tmp_path / "features")
-    with pytest.raises(CxlpError, match=r"Largest cannot be explained, .*no explain\(\)"):
+    with pytest.raises(CxlpError, match=r"Largest cannot be explained.*no explain\(\)"):
         next(explain(model, small_images()[0][:1]))

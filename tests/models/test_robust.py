@@ -68,12 +68,15 @@ class Forgetful(Mean):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"head": AveragePooling}, "head is <class .*AveragePooling'>: give a head, such as"),
-        ({"head": []}, r"head is \[\]: give a head"),
-        ({"backbone": timm.create_model("test_resnet")}, "backbone is a ResNet: cut it after layers"),
+        ({"head": AveragePooling}, r"head is <class .*AveragePooling'>: .*CrossLayerPooling\(\)"),
+        ({"head": []}, r"head is \[\]: "),
+        (
+            {"backbone": timm.create_model("test_resnet")},
+            r"backbone is a ResNet: .*Backbone\(\.\.\., layers=\[\.\.\.\]\)",
+        ),
         ({"classes": 0}, "classes is empty"),
         ({"classes": []}, "classes is empty"),
-        ({"test_views": "crops"}, r"test_views is 'crops': give Views\("),
+        ({"test_views": "crops"}, r"test_views is 'crops': "),
     ],
 )
 def test_what_is_no_part_of_a_network_is_refused(wrong: dict[str, Any], said: str) -> None:
@@ -84,7 +87,7 @@ def test_what_is_no_part_of_a_network_is_refused(wrong: dict[str, Any], said: st
 
 def test_options_of_another_type_are_refused() -> None:
     for options, said in (
-        ({"layers": "layer3"}, "layers is 'layer3': name them"),
+        ({"layers": "layer3"}, "layers is 'layer3': "),
         ({"views": "crops"}, "views is 'cro"),
     ):
         with pytest.raises(CxlpError, match=said):
@@ -95,7 +98,7 @@ def test_options_of_another_type_are_refused() -> None:
 
 
 def test_an_option_that_no_checkpoint_holds_is_named() -> None:
-    with pytest.raises(CxlpError, match=r"Mean's option 'power' is not a plain value: .* of type Tensor"):
+    with pytest.raises(CxlpError, match=r"Mean's option 'power' is not a plain value: .* type Tensor"):
         build(Mean(torch.ones(1)), SMALL)
 
     with pytest.raises(CxlpError, match=r"Forgetful .*scale"):
@@ -118,7 +121,7 @@ class Wrong(Mean):
 
 
 def test_a_head_that_breaks_its_word_is_named(photos: Tensor) -> None:
-    with pytest.raises(CxlpError, match=r"Wrong gives a tensor \(2, 192\) for 2 images .* out_features = 191"):
+    with pytest.raises(CxlpError, match=r"Wrong returns a tensor \(2, 192\) for 2 images .* out_features = 191"):
         build(Wrong(), SMALL).features(photos)
 
 
@@ -183,7 +186,7 @@ def test_another_network_is_refused_in_words(tmp_path: Path) -> None:
     network = Network(small(), CrossLayerPooling(pca_dim=4), CLASSES)
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "a.ckpt", network))
     other = timm.create_model("test_resnet", stem_width=8)
-    with pytest.raises(CxlpError, match="the checkpoint holds another network") as caught:
+    with pytest.raises(CxlpError, match=r"the checkpoint has .* another network .*: ") as caught:
         network_of(checkpoint, other)
     assert "\n" not in str(caught.value)
 
@@ -224,7 +227,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
     with torch.no_grad():
         next(network.backbone.parameters())[0] = float("nan")
     path = write_checkpoint(tmp_path / "a.ckpt", network)
-    with pytest.raises(CxlpError, match=r"a\.ckpt holds NaN or infinity in backbone\.trunk\.conv1\.0\.weight"):
+    with pytest.raises(CxlpError, match=r"a\.ckpt contains NaN or infinity in backbone\.trunk\.conv1\.0\.weight"):
         load_network(path)
 
 
@@ -234,7 +237,7 @@ def test_no_function_of_python_is_called_for_a_checkpoint(tmp_path: Path) -> Non
     content = torch.load(path, weights_only=True)
     content["cxlp"]["network"]["backbone"]["name"] = "os.getcwd"
     torch.save(content, path)
-    with pytest.raises(CxlpError, match=r"'os\.getcwd' is no network"):
+    with pytest.raises(CxlpError, match=r"'os\.getcwd' is not a network"):
         load_network(path)
 
 

@@ -97,7 +97,7 @@ def test_names_of_systems_overlap_neither_each_other_nor_points_nor_error_bars(m
     quality = [90.0 + 0.2 * (k % 4) for k in range(12)]
     ends = [(y - 3, y + 3) if k % 2 else None for k, y in enumerate(quality)]
     seconds = [0.010 + 0.0004 * k for k in range(11)] + [0.4]
-    draw_costs(names, quality, ends, seconds, "accuracy, %")
+    draw_costs(names, quality, ends, [1000 * s for s in seconds], "ms", "accuracy, %")
     (axes,) = kept[0].axes
     boxes = [text.get_window_extent() for text in axes.texts]
     assert sorted(text.get_text() for text in axes.texts) == sorted(names)
@@ -114,8 +114,10 @@ def test_names_of_systems_overlap_neither_each_other_nor_points_nor_error_bars(m
 def test_the_axes_fit_few_systems(systems: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
-    draw_costs(["a", "b"][:systems], [80.0, 90.0][:systems], [(75.0, 84.0), None][:systems], [0.01, 0.02][:systems], "")
+    ends = [(75.0, 84.0), None][:systems]
+    draw_costs(["a", "b"][:systems], [80.0, 90.0][:systems], ends, [10.0, 20.0][:systems], "kB", "accuracy")
     (axes,) = kept[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("kB", "accuracy")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     assert 5 < left < 10 and 10 * systems < right < 30 * systems
     assert 70 < low < 75 and (84 if systems == 1 else 90) < high < 95

@@ -174,9 +174,9 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_answer_and_truth_have_their_probabilities(tmp_path: Path) -> None:
     page = build_page(write_run(tmp_path / "run", name="00{0}.Ivory_gull_{0}"))
-    caption = re.findall("<figcaption>(answer.*?)</figcaption>", page)[0]
+    caption = re.findall("<figcaption>(predicted.*?)</figcaption>", page)[0]
     told = re.sub("<.*?>", " ", caption.replace("\n", " "))
-    assert " ".join(told.split()) == "answer: Ivory gull 1 75.00% truth: Ivory gull 0 1.25%"
+    assert " ".join(told.split()) == "predicted: Ivory gull 1 75.00% true: Ivory gull 0 1.25%"
     assert "Ivory_gull" not in page
 
 
@@ -210,7 +210,7 @@ def headings(page: str) -> list[str]:
 def test_no_section_is_shown_without_content(tmp_path: Path) -> None:
     found = {"metrics": {"test/loss": None}, "seconds": {}, "tested": "final weights", "images": {"train": 1}}
     (tmp_path / "metrics.json").write_text(json.dumps(found | {"memory": {}, "cost": {}}))
-    assert headings(build_page(tmp_path)) == ["Where things are"]
+    assert headings(build_page(tmp_path)) == ["Files"]
     assert 'class="tiles"' not in build_page(tmp_path)
     # Files that hold nothing to show.
     for name in ("per_class", "confusions", "precision_recall", "examples"):
@@ -219,7 +219,7 @@ def test_no_section_is_shown_without_content(tmp_path: Path) -> None:
         tmp_path / "csv" / "finetune" / "version_0" / "metrics.csv", ["train/loss_step", "step"], ["nan", 0], ["nan", 1]
     )
     (tmp_path / "config.yaml").write_text("")
-    assert headings(build_page(tmp_path)) == ["Where things are"]
+    assert headings(build_page(tmp_path)) == ["Files"]
 
 
 def test_a_run_shows_the_sections_that_it_has_content_for(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_steps_lie_within_the_epochs_that_were_logged(tmp_path: Path) -> None:
 def setup_of(folder: Path) -> dict[str, str]:
     """What the page tells of how a run was made, and its line below the title."""
     page = build_page(folder)
-    section = page.partition("<h2>How it was run</h2>")[2].partition("</dl>")[0]
+    section = page.partition("<h2>Setup</h2>")[2].partition("</dl>")[0]
     found = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", section))
     return found | {"below": page.partition('<p class="soft">')[2].partition("</p>")[0]}
 

@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_written_costs_itself_only(tmp_path: Path, capsys:
     object.__setattr__(broken, "_write_table", lambda path: path.write_text("half") / 0)
     broken.write(tmp_path, outputs)
     assert outputs.failed == ["predictions.csv"] and [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
-    assert "predictions.csv could not be made" in capsys.readouterr().err
+    assert "predictions.csv could not be written" in capsys.readouterr().err
 
 
 def test_carriage_returns_are_no_ends_of_lines(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_an_output_that_fails_costs_itself_only(
     outputs, _ = write(result, tmp_path)
     assert outputs.failed == [lost]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and told[0].startswith(f"error: {lost} could not be made: {said}")
+    assert len(told) == 1 and told[0].startswith(f"error: {lost} could not be written: {said}")
     there = {path.name for path in tmp_path.iterdir() if path.is_file() or any(path.iterdir())}
     # Nor is that of an earlier test left. Pictures stand alone where the evidence cannot be drawn.
     assert whole - there == ({lost} if broken != "draw_evidence" else set())

@@ -173,7 +173,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
         patch.setattr(FineTune, "on_train_epoch_start", power_cut)
         assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "cut", *FINETUNE]) == 130
     said = "--config runs/cut/config.yaml --ckpt_path runs/cut"
-    assert capsys.readouterr().err.endswith(f"interrupted. Go on with: {said}\n")
+    assert capsys.readouterr().err.endswith(f"interrupted. To continue: {said}\n")
     assert not Path("runs/cut/metrics.json").exists()
     assert torch.load("runs/cut/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
     seed_everything(123)  # what is drawn after the resumption must not depend on the state of this process
@@ -204,7 +204,7 @@ def test_two_runs_started_into_one_folder_do_not_mix(birds: Path, capsys: pytest
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a"]) == 0
     assert {p: p.stat().st_mtime_ns for p in Path("runs/a").rglob("*") if p.is_file()} == before
     assert Path("runs/a-2/metrics.json").is_file()
-    assert "runs/a holds a run already: this one goes to runs/a-2" in capsys.readouterr().out
+    assert "run is stored in runs/a-2" in capsys.readouterr().out
 
 
 def test_a_resumed_run_goes_on_with_its_wandb_run(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cxlp.reports.formatting import readable
 from cxlp.runs.dashboard import COLUMNS, sections
-from cxlp.runs.evaluation import of_one_size, read_predictions
+from cxlp.runs.evaluation import pad_to_common_size, read_predictions
 from cxlp.utils.spelling import as_text
 from tests.generate import write_cub200, write_voc2007
 from tests.runs.birds import FINETUNE, run
@@ -161,7 +161,7 @@ def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several
     assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "CrossLayerPooling"])
     assert [tuned.run["run_group"], several.run["run_group"]] == ["CUB-200-2011", "Pascal VOC 2007"]
     assert [tuned.run["job_type"], several.run["job_type"]] == ["train", "train"]
-    assert tuned.run["notes"] == "CUB-200-2011: 11 train, 7 val, 9 test images of 3 classes. In runs/a"
+    assert tuned.run["notes"] == "CUB-200-2011: 11 train, 7 val, 9 test images of 3 classes. Folder: runs/a"
     assert tuned.config["model"]["head"]["init_args"]["pca_dim"] == 8
     assert tuned.config["trainer"]["max_epochs"] == 2
     written = json.loads((tuned.folder / "provenance.json").read_text())
@@ -201,7 +201,7 @@ def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline)
 def test_pictures_of_a_panel_have_one_size_and_are_not_stretched(tmp_path: Path) -> None:
     for name, size in (("wide.png", (6, 2)), ("high.png", (2, 4))):
         Image.new("RGB", size, "red").save(tmp_path / name)
-    wide, high = of_one_size([tmp_path / "wide.png", tmp_path / "high.png"])
+    wide, high = pad_to_common_size([tmp_path / "wide.png", tmp_path / "high.png"])
     assert wide.size == high.size == (6, 4)
     red = [
         [(x, y) for x in range(6) for y in range(4) if picture.getpixel((x, y)) == (255, 0, 0)]

@@ -39,7 +39,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before, rank = dict(os.environ), launched_rank()
     for name in [name for name in os.environ if name.startswith("SLURM_") or name in (*ELASTIC, *CHILD)]:
         del os.environ[name]
-    launch._FORGOTTEN.clear()
+    launch._UNSET.clear()
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -232,3 +232,17 @@ def test_two_processes_choose_as_one_does(work: Path, launcher: str) -> None:
     for key, value in a.items():
         torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-4)
     assert {p.name for p in Path("runs").iterdir()} == {"one", "two"}
+
+
+@pytest.mark.slow
+def test_both_processes_end_where_pairs_cannot_be_ranked(work: Path) -> None:
+    for file in sorted((work / "pictures/train/kind1").iterdir())[1:]:
+        file.unlink()
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
+    ended = subprocess.run(
+        [sys.executable, str(TRAIN), *auto(*ddp)], timeout=300, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "a ranking of pairs of layers needs two training images of each class" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(Path("runs").iterdir())

@@ -100,7 +100,7 @@ BAD = {
     "image size too small": ([f"--{BACKBONE}.image_size", "8"], ["8 x 8 pixels", "image_size"]),
     "no data": (
         ["--data.root", "elsewhere", "--data.download", "false"],
-        ["elsewhere", "download is off. By hand: put the following into", "CUB_200_2011.tgz", "--data.root"],
+        ["elsewhere", "download is off. By hand: put the following files into", "CUB_200_2011.tgz", "--data.root"],
     ),
     "checkpoint not found": (["--ckpt_path", "x.ckpt"], ["checkpoint not found: x.ckpt"]),
     "nothing to hold out": (["--data.validation", "0.01"], ["hold out"]),

@@ -67,7 +67,7 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
     found = json.loads(results("CL-CNN-Global").read_text())
     results("CL-CNN-Global").write_text(json.dumps({**found, "heads learnt from labels": True}))
     assert main([*command, "--combine", "2"]) == 0
-    assert "CL + CNN-Global is left out: its heads have learnt from the labels" in capsys.readouterr().out
+    assert "CL + CNN-Global is left out: its heads were fitted to the labels" in capsys.readouterr().out
     assert table()["CL + CNN-Global"]["cv %"] == "" and [*table()][3:] == ["combination: CNN-Global & CL"]
     # What the store has lost is told, and the table is there all the same.
     shutil.rmtree("runs/features")
@@ -82,9 +82,9 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--combine", "1"], "--combine is 1: a combination has 2 systems or more"),
-        (["--combine", "2", "--no-store"], "--combine and --no-store: combinations are made of the features"),
-        (["--combine", "2", "--seeds", "2"], "--combine and --seeds: combinations are made of the features"),
+        (["--combine", "1"], "--combine is 1: it must be 2 or more"),
+        (["--combine", "2", "--no-store"], "--combine and --no-store exclude each other"),
+        (["--combine", "2", "--seeds", "2"], "--combine and --seeds exclude each other"),
         (["--reference", "CL-99"], "unknown system 'CL-99'. Valid: CNN-Global"),
         (
             ["--systems", "CL", "average", "--reference", "bilinear"],

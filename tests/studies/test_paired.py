@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from cxlp.studies.paired import compare, p_as_text, read_answers, results_folder
+from cxlp.studies.paired import compare, p_as_text, read_image_results, results_folder
 from cxlp.utils.errors import CxlpError
 
 
@@ -33,7 +33,7 @@ B = [1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0]
 
 def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_classes(tmp_path: Path) -> None:
     one, other = left(tmp_path / "a", images(A)), left(tmp_path / "b", images(B, ("Wren", "Robin"))[::-1])
-    with pytest.raises(CxlpError, match="tested on no image in common"):  # the folders' names are other paths
+    with pytest.raises(CxlpError, match="no test images in common"):  # the folders' names are other paths
         compare({"a": [one], "b": [other]}, "b")
     renamed = [(path.lower(), true, right) for path, true, right in images(B, ("Wren", "Robin"))][::-1]
     found = compare({"a": [one], "b": [left(tmp_path / "b", renamed)]}, "b")
@@ -51,7 +51,7 @@ def test_what_just_one_has_or_labels_otherwise_is_left_out_and_counted(tmp_path:
     found = compare({"a": [left(tmp_path / "a", images(A))], "b": [left(tmp_path / "b", rows[:10])]}, "a")["b"]
     assert found.images == 9 and found.left_out == 2 + 2 * 1
     assert found.found.difference == pytest.approx(np.mean(B[1:10]) - np.mean(A[1:10]))
-    with pytest.raises(CxlpError, match=r"no image in common: 1 paths are the same, with other labels"):
+    with pytest.raises(CxlpError, match=r"no test images in common: 1 paths are the same"):
         compare({"a": [tmp_path / "a"], "b": [left(tmp_path / "b", [("wren/0.jpg", "robin", 1)])]}, "a")
 
 
@@ -78,7 +78,7 @@ def test_several_runs_with_the_same_images_are_draws_as_images_are(tmp_path: Pat
     }
     found = compare(systems, "b")["a"].found
     assert found.by == "3 runs x images, t" and found.p < 0.05
-    with pytest.raises(CxlpError, match=r"a has 3 runs and b has 2: .*give as many"):
+    with pytest.raises(CxlpError, match=r"a has 3 runs and b has 2: "):
         compare({**systems, "b": systems["b"][:2]}, "b")
 
 
@@ -110,7 +110,7 @@ def test_several_splits_are_corrected_for_what_they_share(tmp_path: Path) -> Non
     variance = np.var([0.1, 0.06, 0.08], ddof=1) * (1 / 3 + 1 / 3)
     assert (found.high - found.low) / 2 == pytest.approx(4.302653 * variance**0.5)
     (systems["b"][0] / "metrics.json").write_text("{}")
-    with pytest.raises(CxlpError, match=r"b0/metrics\.json does not say how many images"):
+    with pytest.raises(CxlpError, match=r"b0/metrics\.json .*images"):
         compare(systems, "b")
 
 
@@ -151,14 +151,14 @@ def test_of_several_labels_all_scores_are_taken_by_the_names_of_classes(tmp_path
     other = scored(tmp_path / "b", bad[:, turned].astype(np.float32), labels[:, turned], ["glasses", "hat", "jeans"])
     found = compare({"a": [one], "b": [other]}, "b")["a"].found
     assert found.by == "paired bootstrap" and found.difference > 0.1 and found.p < 0.01
-    with pytest.raises(CxlpError, match="images of one have a label each, of the other several"):
+    with pytest.raises(CxlpError, match="only one of them has several labels"):
         compare({"a": [one], "b": [left(tmp_path / "c", images(A))]}, "a")
 
 
 def test_names_of_any_bytes_are_read(tmp_path: Path) -> None:
     rows = [("wr\udcff.jpg", "<wren>, small", 1), ('a "b".jpg', "<wren>, small", 0)]
-    answers = read_answers(left(tmp_path / "a", rows))
-    assert answers.keys == (("wr\udcff.jpg", 0), ('a "b".jpg', 0)) and answers.answers.tolist() == [True, False]
+    found = read_image_results(left(tmp_path / "a", rows))
+    assert found.keys == (("wr\udcff.jpg", 0), ('a "b".jpg', 0)) and found.results.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("text", [None, "path,true,right\n1,2\n", "path,true,right\na,b,yes\n", "nothing\n"])
@@ -166,7 +166,7 @@ def test_missing_or_broken_answers_are_named(tmp_path: Path, text: str | None) -
     if text is not None:
         (tmp_path / "predictions.csv").write_text(text)
     with pytest.raises(CxlpError, match=r"predictions\.csv|scores\.npz"):
-        read_answers(tmp_path)
+        read_image_results(tmp_path)
 
 
 def test_of_a_refit_the_second_run_is_tested(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPa
         (["--seeds", "0"], "seeds is 0: it must be 1 or more"),
         (["--seeds", "x"], "seeds is 'x': expected int (or null)"),
         (["--seeds", "2", "--ckpt_path", "a.ckpt"], "the same --run.name"),
-        (["--seeds", "2", "--run.name", "single"], "runs/single holds a single run"),
+        (["--seeds", "2", "--run.name", "single"], "runs/single is a single run"),
         (["--seeds", "2", "--run.name", "a/b"], "without slashes"),
         (["--seeds", "2", "--run.resume", "auto"], "run.resume is auto, which finds a run by its name: set run.name"),
     ],
@@ -124,17 +124,17 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
         "--run.refit=true": "run.refit is True, but the checkpoint's run had False",
         "--trainer.callbacks=null": "trainer.callbacks",
     }.items():
-        with pytest.raises(CxlpError, match=f"a is another run, choose another --run.name: {said}"):
+        with pytest.raises(CxlpError, match=f"a is a different run, choose another --run.name: {said}"):
             check_same_run(place, parse([*given, change]))
     # other versions may give the same: they are told
     monkeypatch.setattr("cxlp.studies.seeds.versions", lambda: {**versions(), "wandb": "99", "timm": "98"})
     check_same_run(place, parse(given))
-    assert capsys.readouterr().out == f"warning: {place} was begun with another version of timm, wandb\n"
+    assert capsys.readouterr().out == f"warning: {place} was started with another version of timm, wandb\n"
     # nor what this one did on other images, or with other weights
     run_of = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
     run_of["cxlp_run"]["weights"] = "other"
     torch.save(run_of, place / "checkpoints" / "closing.ckpt")
-    with pytest.raises(CxlpError, match=r"model\.backbone\.weights holds other weights"):
+    with pytest.raises(CxlpError, match=r"weights of model\.backbone\.weights differ"):
         check_same_run(place, parse(given))
     (place / "checkpoints" / "closing.ckpt").unlink()
     kinds = [work / "moved" / split / "kind0" for split in ("train", "test")]
@@ -143,7 +143,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
         check_same_run(place, parse(given))
     # nor what tells nothing of itself
     shutil.rmtree(place / "checkpoints")
-    with pytest.raises(CxlpError, match="a has no checkpoint that tells what its results are of"):
+    with pytest.raises(CxlpError, match="a has no checkpoint with its recipe"):
         check_same_run(place, parse(given))
 
 
@@ -155,7 +155,7 @@ def test_what_started_from_another_run_is_not_taken_for_done(work: Path) -> None
     for start in ("runs/first", "runs/first/checkpoints/best.ckpt"):
         check_same_run(place, parse([*given, start]))
     run("first", *held, "--model.frozen.c", "1")
-    with pytest.raises(CxlpError, match=r"model\.start holds other weights"):
+    with pytest.raises(CxlpError, match=r"weights of model\.start differ"):
         check_same_run(place, parse([*given, "runs/first-2"]))
     with pytest.raises(CxlpError, match=r"model\.start is 'runs/none': expected"):
         check_same_run(place, parse([*given, "runs/none"]))

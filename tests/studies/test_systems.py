@@ -70,6 +70,7 @@ def test_with_the_papers_network_they_bear_the_papers_names() -> None:
         ("CL-45, compact", 8192, 1, 227),
         ("CL-45, matrix root", 500 * 256, 1, 227),
         ("CL-45, best", 2 * 128 * 128, 1, 227),
+        ("CL-45, derived", 512 * 256, 1, 227),
         ("CL-45 + CL-34", 500 * 256 + 500 * 384, 1, 227),
         ("CL + CNN-Global", 500 * 256 + 4096, 1, 227),
         ("average, root", 256, 1, 227),
@@ -124,7 +125,7 @@ def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
         for head in found:
             assert isinstance(head.normalise, Normalise)
             steps = head.normalise.steps
-            assert steps["l2"] and not (steps["zscore"] or steps["channel_l2"])
+            assert steps["l2"] and steps["zscore"] == steps["channel_l2"] == name.endswith("derived")
             roots = steps["sqrt"] + steps["spectral"] + steps["sign"] + isinstance(head, CovariancePooling)
             if steps["sign"]:
                 roots -= steps["sqrt"]  # a sign is its own root

@@ -141,8 +141,9 @@ def test_pictures_that_cannot_be_drawn_cost_themselves_only(
         outputs = Outputs()
         files = write_reports(tmp_path, "accuracy", rows, None, RunConfig(wandb="off"), outputs)
         assert sorted(files) == sorted(tmp_path.iterdir())
-        assert outputs.failed == (["accuracy_against_time.png", "the wandb run"] if failing else [])
+        pictures = [f"accuracy_against_{what}.png" for what in ("time", "size")]
+        assert outputs.failed == ([*pictures, "the wandb run"] if failing else [])
     assert {file.name for file in files} == {
         "results.md", "results.csv", "validation.csv", "per_class.png", "validation.png",
     }  # fmt: skip
-    assert capsys.readouterr().err.count("MemoryError") == 2
+    assert capsys.readouterr().err.count("MemoryError") == 3

@@ -110,7 +110,7 @@ def test_a_trainer_of_both_tasks_tells_the_second_ones_exception(tmp_path: Path)
 def test_a_backbone_that_cannot_move_is_told(tmp_path: Path) -> None:
     net = network()
     net.backbone.requires_grad_(False)
-    with pytest.warns(UserWarning, match="no parameter of the backbone requires gradients"):
+    with pytest.warns(UserWarning, match=r"model\.optimizer\.backbone_lr is .*, but no parameter"):
         trainer(tmp_path, max_epochs=1).fit(FineTune(net, RATES), loader())
 
 
@@ -179,7 +179,7 @@ def test_floats_beyond_0_and_1_are_refused(
 @pytest.mark.parametrize("what", ["validate", "test"])
 def test_several_loaders_are_refused_in_words(tmp_path: Path, what: str) -> None:
     evaluate = getattr(trainer(tmp_path), what)
-    with pytest.raises(CxlpError, match="2 loaders were given to evaluate, but there is one set of metrics"):
+    with pytest.raises(CxlpError, match=r"^2 loaders .*ConcatDataset"):
         evaluate(Frozen(network()), [loader(), loader()])
     assert len(evaluate(Frozen(network()), [loader()], verbose=False)) == 1
 

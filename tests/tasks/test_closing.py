@@ -225,12 +225,12 @@ def test_several_labels_per_image_are_cross_fitted_too(tmp_path: Path) -> None:
 
 def test_mixed_images_belong_to_no_fold(folder: Path, tmp_path: Path) -> None:
     frozen = solved(pictures(folder), tmp_path, network())
-    with pytest.raises(CxlpError, match=r"model\.mix is mixup, but a mixed image belongs to two folds"):
+    with pytest.raises(CxlpError, match=r"model\.mix is mixup, .*model\.cross_fit"):
         FineTune(frozen.network, RATES, frozen.fold_classifiers, mix="mixup")
 
 
 def test_it_needs_two_images_of_each_class(tmp_path: Path) -> None:
     write_folder(tmp_path / "few", train=1, test=1, size=32)
-    with pytest.raises(CxlpError, match=r"model.cross_fit needs two training images of each class, but 'kind0' has 1"):
+    with pytest.raises(CxlpError, match=r"model\.cross_fit .*'kind0' has 1$"):
         fit(Frozen(network(), keep_folds=True), pictures(tmp_path / "few"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["few"]

@@ -86,7 +86,7 @@ def test_the_schedule_spans_the_run(folder: Path, tmp_path: Path, accumulated: i
 
 
 def test_a_run_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CxlpError, match="max_epochs is not set: the schedule needs it"):
+    with pytest.raises(CxlpError, match="max_epochs is not set"):
         trainer(tmp_path, max_epochs=-1, max_steps=5).fit(task(), pictures(folder))
 
 
@@ -143,7 +143,7 @@ def test_a_backbone_that_is_held_to_the_end_is_refused(folder: Path, tmp_path: P
 def test_a_checkpoint_from_within_an_epoch_is_refused_in_words(folder: Path, tmp_path: Path) -> None:
     whole = ModelCheckpoint(tmp_path / "a", filename="{step}", every_n_train_steps=2, save_top_k=-1)
     trainer(tmp_path, max_epochs=1, callbacks=[whole], enable_checkpointing=True).fit(task(), pictures(folder))
-    with pytest.raises(CxlpError, match=r"written within an epoch .* resume from last\.ckpt"):
+    with pytest.raises(CxlpError, match=r"val_check_interval.* last\.ckpt"):
         trainer(tmp_path, max_epochs=2).fit(
             task(), pictures(folder), ckpt_path=str(tmp_path / "a" / "step=2.ckpt"), weights_only=True
         )

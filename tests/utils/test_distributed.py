@@ -19,7 +19,7 @@ from cxlp.frozen import fit as fit_module
 from cxlp.frozen.cache import Entry, ScoredRows
 from cxlp.frozen.classifier import split
 from cxlp.frozen.fit import FrozenConfig, FrozenFit
-from cxlp.frozen.gram import combine_rows, gram_matrix
+from cxlp.frozen.gram import combine_rows, gram_matrix, score_rows
 from cxlp.frozen.primal import PrimalSolver
 from cxlp.frozen.store import RowStore, check_shared
 from cxlp.frozen.svm import KernelSolver, solve
@@ -85,6 +85,7 @@ SOLVED = (
     "primal held out",
     "primal fold weights",
     "absent on one rank",
+    "scores",
 )
 
 
@@ -117,6 +118,7 @@ def solved(folder: Path) -> dict[str, Tensor]:
         "primal held out": torch.from_numpy(primal.held_out([10.0])[10.0]),
         "primal fold weights": primal.fold_classifiers(10.0).weight,
         "absent on one rank": absent[0],
+        "scores": score_rows(store, primal_weights, primal_intercepts, CPU, block_bytes=4 * DIM * 4),
     }
 
 

@@ -36,7 +36,5 @@ def test_a_run_is_meant_where_only_its_name_is_given(tmp_path: Path, monkeypatch
             find_checkpoint(given)
     with pytest.raises(CxlpError, match=r"not found: runs/crs\. Did you mean 'runs/cars'"):
         find_checkpoint("runs/crs")
-    with pytest.raises(
-        CxlpError, match=r"runs/cars holds no checkpoints/best\.ckpt, which a run has once it was tested$"
-    ):
+    with pytest.raises(CxlpError, match=r"runs/cars has no checkpoints/best\.ckpt, [^.]*$"):
         find_checkpoint("runs/cars")

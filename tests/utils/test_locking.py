@@ -59,7 +59,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, capsys: pytest.Cap
     holder.communicate(timeout=20)
     waiting.join(timeout=20)
     assert entered == [True]
-    assert capsys.readouterr().err == "Another process fetches the birds: waiting for it\n"
+    assert capsys.readouterr().err == "Another process is downloading the birds: waiting for it\n"
 
 
 def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_file_system_without_flock_has_a_lock_all_the_same(tmp_path: Path, mon
 
 def test_where_nothing_can_be_locked_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", refusing(errno.ENOLCK))
-    with pytest.raises(CxlpError, match=rf"{tmp_path}, or not lock files there: No locks available"):
+    with pytest.raises(CxlpError, match=rf"{tmp_path}: No locks available"):
         hold(tmp_path)
 
 
@@ -108,7 +108,10 @@ def test_parts_are_deleted_when_nobody_holds_them(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(CxlpError, match=rf"cannot write into {tmp_path}/taken"), locked(tmp_path / "taken" / "x", "it"):
+    with (
+        pytest.raises(CxlpError, match=rf"cannot write or lock files in {tmp_path}/taken"),
+        locked(tmp_path / "taken" / "x", "it"),
+    ):
         pass
 
 

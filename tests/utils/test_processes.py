@@ -116,7 +116,7 @@ def test_an_end_that_takes_too_long_is_cut_short() -> None:
     assert line(process) == "ready"
     process.terminate()
     _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (143, "error: the end after SIGTERM took too long\n")
+    assert (process.returncode, said) == (143, "error: the cleanup after SIGTERM took too long\n")
 
 
 #: A process whose main thread waits in native code, where no handler of Python's runs.
@@ -149,7 +149,7 @@ def test_signals_end_a_process_in_native_code(numbers: str) -> None:
     finally:
         process.kill()
     assert process.returncode == 128 + last
-    assert said == ("" if first else f"error: the end after {last.name} took too long\n")
+    assert said == ("" if first else f"error: the cleanup after {last.name} took too long\n")
 
 
 #: A process that has handled a signal, and does something else then; and one that has forked another one, which ends.

@@ -9,7 +9,7 @@ __all__ = ["Demo"]
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: the processes that draw need no torch, which takes seconds to import."""
+    """Import on first use: the drawing processes do not need torch, whose import takes seconds."""
     if name == "Demo":
         from cxlp.data.demo.datamodule import Demo
 

@@ -1,13 +1,13 @@
 """Small pictures of invented birds: a fine-grained data set that needs no download.
 
 The ten species share one body plan and one palette. They differ only in the choice of five small
-parts (beak, crown, wing bars, tail, breast), and no single part gives a species away: a recogniser
-has to find the parts and read their *combination*. Pose, size, plumage colour, light, background
-and foliage in front vary from picture to picture, whatever the species.
+parts (beak, crown, wing bars, tail, breast), and no single part identifies a species: a classifier
+has to recognise the *combination* of parts. Pose, size, plumage colour, light, background and
+foliage in front vary from picture to picture, independently of the species.
 
 Geometry: a part is described by points in *body lengths* (x towards the beak, y downwards) and
-mapped to pixels by a `Frame`. No random number depends on the species: under one seed, two species
-differ in the pixels of their parts and nowhere else.
+mapped to pixels by a `Frame`. No random number depends on the species: with the same seed, pictures
+of two species differ only in the pixels of their parts.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Species:
     breast: Literal["plain", "spots", "streaks", "band"]
 
 
-# Every choice occurs in at least two species; any two species differ in two to four parts.
+# Every choice occurs in at least two species. Any two species differ in two to four parts.
 SPECIES: tuple[Species, ...] = (
     Species("belted needlebill", "needle", "plain", 2, "short", "band"),
     Species("masked dartbill", "needle", "stripe", 1, "short", "plain"),
@@ -88,7 +88,7 @@ HIP = (-0.02, 0.2)  # where the legs leave the body
 
 @dataclass(frozen=True)
 class Individual:
-    """All that varies between two birds of one species, and how this one sits."""
+    """Build, pose and plumage of a bird: everything that varies between two birds of one species."""
 
     width: float  # from beak to tail, as a fraction of the image side
     centre: Array  # (2,), fraction of the image side
@@ -106,7 +106,7 @@ class Individual:
 
 
 def sample_individual(rng: np.random.Generator) -> Individual:
-    """Draws a bird's build, pose and plumage; nothing here knows the species."""
+    """Sample a bird's build, pose and plumage, independently of the species."""
     hue, saturation, value = rng.uniform(0, 1), rng.uniform(0.12, 0.45), rng.uniform(0.42, 0.62)
     warm = rng.uniform(0.03, 0.17)
     palette = {
@@ -137,7 +137,7 @@ def sample_individual(rng: np.random.Generator) -> Individual:
 
 
 def draw_tail(canvas: Canvas, body: Frame, bird: Individual, species: Species) -> None:
-    """The tail, hinged at the rump, with a dark line down the middle feathers."""
+    """Draw the tail, hinged at the rump, with dark lines along the middle feathers."""
     tail = body.child((-0.46, 0.02), bird.tail_angle, bird.sizes[0])
     canvas.fill(tail, TAILS[species.tail], bird.palette["wing"])
     for y in (-0.02, 0.02):
@@ -145,7 +145,7 @@ def draw_tail(canvas: Canvas, body: Frame, bird: Individual, species: Species) -
 
 
 def draw_legs(canvas: Canvas, hip: Frame, bird: Individual) -> None:
-    """Two legs with three toes each, from the hip straight down to the perch."""
+    """Draw two legs with three toes each, from the hip straight down to the perch."""
     width = max(1, round(0.028 * canvas.unit))
     for x in (-0.07, 0.07):
         for path in (
@@ -158,7 +158,7 @@ def draw_legs(canvas: Canvas, hip: Frame, bird: Individual) -> None:
 
 
 def draw_torso(canvas: Canvas, body: Frame, head: Frame, bird: Individual) -> None:
-    """Torso, neck and head in the colour of the back, with a pale belly and throat."""
+    """Draw torso, neck and head in the colour of the back, with a pale belly and throat."""
     canvas.fill(body, NECK, bird.palette["back"])
     canvas.fill(body, TORSO, bird.palette["back"])
     canvas.fill(head, HEAD, bird.palette["back"])
@@ -166,7 +166,7 @@ def draw_torso(canvas: Canvas, body: Frame, head: Frame, bird: Individual) -> No
 
 
 def draw_breast(canvas: Canvas, body: Frame, bird: Individual, species: Species) -> None:
-    """The dark pattern on the breast: nothing, round spots, long streaks or one band."""
+    """Draw the dark pattern on the breast: nothing, round spots, long streaks or one band."""
     belly = [body.map(curve(BELLY))]
     if species.breast == "band":
         canvas.stain([body.child((0, 0), 0, bird.sizes[1]).map(curve(BAND))], "dark")
@@ -182,7 +182,7 @@ def draw_breast(canvas: Canvas, body: Frame, bird: Individual, species: Species)
 
 
 def draw_wing(canvas: Canvas, body: Frame, bird: Individual, species: Species) -> None:
-    """The folded wing, its shadow, its feathers, and the pale bars across it."""
+    """Draw the folded wing, its shadow, its feathers, and the pale bars across it."""
     wing = body.child((0, 0), 0, bird.sizes[2])
     outline = wing.map(curve(WING))
     canvas.stain([outline + [0, 0.03 * canvas.unit]], "dark", soft=0.03, opacity=0.45)
@@ -197,7 +197,7 @@ def draw_wing(canvas: Canvas, body: Frame, bird: Individual, species: Species) -
 
 
 def draw_crown(canvas: Canvas, head: Frame, species: Species) -> None:
-    """The crown: plain, a dark cap, or a dark stripe through the eye under a pale brow."""
+    """Draw the crown: plain, a dark cap, or a dark stripe through the eye under a pale brow."""
     inside = [head.map(curve(HEAD))]
     if species.crown == "cap":
         canvas.stain([head.map(curve(CAP))], "dark", within=inside)
@@ -207,7 +207,7 @@ def draw_crown(canvas: Canvas, head: Frame, species: Species) -> None:
 
 
 def draw_face(canvas: Canvas, head: Frame, bird: Individual, species: Species) -> None:
-    """Beak and eye."""
+    """Draw beak and eye."""
     beak = head.child((0, 0), 0, bird.sizes[4])
     for mandible, shade in zip(reversed(BEAKS[species.beak]), (-25, 0), strict=True):
         canvas.fill(beak, mandible, vary(bird.palette["beak"], shade))
@@ -220,7 +220,7 @@ def draw_face(canvas: Canvas, head: Frame, bird: Individual, species: Species) -
 
 
 def draw_plumage(canvas: Canvas, body: Frame, bird: Individual) -> None:
-    """Short strokes along the body, lighter and darker, that read as feathers."""
+    """Draw feathers as short lighter and darker strokes along the body."""
     start = bird.barbs[:, :2] * (0.55, 0.32) + (0, -0.02)
     end = start - (1.0, -0.15) * (0.05 + 0.03 * bird.barbs[:, 2:3])
     lines = body.map(np.stack([start, end], axis=1))
@@ -229,7 +229,7 @@ def draw_plumage(canvas: Canvas, body: Frame, bird: Individual) -> None:
 
 
 def paint_bird(side: int, body: Frame, bird: Individual, species: Species) -> Image.Image:
-    """Paints the bird on a transparent layer (RGBA) of the given side."""
+    """Paint the bird on a transparent layer (RGBA) of the given side."""
     unit = body.unit
     canvas = Canvas(side, bird.palette, unit)
     head = body.child((0.36, -0.26), 0.8 * bird.pitch + bird.tilt)
@@ -250,7 +250,7 @@ def paint_bird(side: int, body: Frame, bird: Individual, species: Species) -> Im
 
 
 def develop(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """The camera: slight blur, colour cast, brightness, contrast and grain."""
+    """Simulate a camera: slight blur, colour cast, brightness, contrast and grain."""
     blur, noise = rng.uniform(0.1, 0.8) * picture.width / 256, rng.uniform(1, 6)
     gain = rng.uniform(0.85, 1.15) * rng.normal(1, 0.04, 3)
     grain = rng.standard_normal((picture.height, picture.width, 1), dtype=np.float32)
@@ -261,13 +261,13 @@ def develop(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
 
 
 def draw_bird(species: Species, rng: np.random.Generator, size: int = 256) -> Image.Image:
-    """Draws one picture of a bird.
+    """Draw one picture of a bird.
 
-    The same generator state gives the same picture (with the same Pillow), and as many random
-    numbers are used whatever the species.
+    The same state of the generator gives the same picture (with the same version of Pillow), and
+    the number of random numbers used does not depend on the species.
 
     Args:
-        species: What to draw, usually one of `SPECIES`.
+        species: The species, usually one of `SPECIES`.
         rng: Source of everything that varies between pictures of a species.
         size: Side of the picture in pixels.
 
@@ -290,10 +290,10 @@ def draw_bird(species: Species, rng: np.random.Generator, size: int = 256) -> Im
 
 
 def draw_file(job: tuple[Path, int, tuple[int, ...]]) -> None:
-    """Draw one picture into a file; for processes, which take one argument.
+    """Draw one picture and save it. It has a single argument, for use with ``map`` of a process pool.
 
     Args:
-        job: The file, the species' number, and the seed.
+        job: The file, the index of the species, and the seed.
     """
     path, species, seed = job
     path.parent.mkdir(parents=True, exist_ok=True)

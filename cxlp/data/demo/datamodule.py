@@ -1,4 +1,4 @@
-"""The demo: ten invented bird species, drawn on first use, so that a first run needs no data."""
+"""The demo data set: ten invented bird species, drawn on first use, so that a first run needs no data."""
 
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -15,18 +15,18 @@ from cxlp.utils.locking import locked
 from cxlp.utils.main_script import starting_without_main
 from cxlp.utils.progress import track
 
-#: Images per species.
+#: Number of images per species.
 COUNTS: dict[Split, int] = {"train": 40, "test": 20}
-#: Which version of the drawings the pictures are: raised with each change, so that old pictures are drawn again.
+#: Version of the drawings, incremented with each change, so that outdated pictures are drawn again.
 DRAWING = "cxlp demo birds, drawing 1\n"
 STAMP = "drawing.txt"
 
 
 class Demo(ImageDataModule):
-    """Pictures of :data:`~cxlp.data.demo.birds.SPECIES`, the same ones on every machine with the same Pillow.
+    """Pictures of :data:`~cxlp.data.demo.birds.SPECIES`, identical on all machines with the same version of Pillow.
 
     Args:
-        root: Where they are kept, ``root/{train,test}/<species>/NN.jpg``.
+        root: Folder of the pictures, ``root/{train,test}/<species>/NN.jpg``.
         **common: See :class:`~cxlp.data.datamodule.ImageDataModule`.
     """
 
@@ -36,40 +36,43 @@ class Demo(ImageDataModule):
         super().__init__(root, **common)
 
     def prepare_data(self) -> None:
-        """Draw the pictures once, on one process per machine; written aside, renamed when whole."""
+        """Draw the pictures if they are missing, in one process per machine.
+
+        They are written to a temporary folder, which is renamed once it is complete.
+        """
         if self._is_drawn():
             return
         if self.root.exists() and any(self.root.iterdir()) and not (self.root / STAMP).exists():
             raise CxlpError(
-                f"demo: {self.root} holds something else than the demo pictures: move it away, or give another "
-                "--data.root"
+                f"demo: {self.root} contains other files than the demo pictures: move the folder away, or choose "
+                "another --data.root"
             )
         with locked(self.root.parent / f".{self.root.name}.lock", "the demo pictures"):
-            if not self._is_drawn():  # another process may have been faster
+            if not self._is_drawn():  # another process may have drawn them meanwhile
                 self._draw(self.root.parent / f".{self.root.name}.partial")
 
-    def _draw(self, aside: Path) -> None:
+    def _draw(self, temporary: Path) -> None:
         jobs = [
-            (_path(aside, split, k, i), k, (s, k, i))
+            (_path(temporary, split, k, i), k, (s, k, i))
             for s, (split, count) in enumerate(COUNTS.items())
             for k in range(len(SPECIES))
             for i in range(count)
         ]
         try:
-            shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed has left
-            # Not forked: this process may have threads, and a drawing one imports neither them nor torch.
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
+            # Spawn rather than fork, because this process may have threads. The new processes do not import torch.
             spawning = get_context("spawn")
             with starting_without_main(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
                 drawn = pool.map(draw_file, jobs, chunksize=16)
                 list(track(drawn, "Drawing the demo birds", len(jobs)))
-            (aside / STAMP).write_text(DRAWING)
-            if (self.root / STAMP).exists():  # an older drawing
+            (temporary / STAMP).write_text(DRAWING)
+            if (self.root / STAMP).exists():  # pictures of an older version
                 shutil.rmtree(self.root)
             elif self.root.exists():
                 self.root.rmdir()
-            aside.rename(self.root)
+            temporary.rename(self.root)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _is_drawn(self) -> bool:
         stamp = self.root / STAMP

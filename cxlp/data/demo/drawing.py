@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
-SUPERSAMPLE = 2  # bird and perch are drawn this much larger, then reduced: smooth outlines
+SUPERSAMPLE = 2  # bird and perch are drawn larger by this factor and then reduced, for smooth outlines
 
 
 class Frame(NamedTuple):
@@ -24,11 +24,11 @@ class Frame(NamedTuple):
     origin: Array
 
     def map(self, points: ArrayLike) -> Array:
-        """Maps points, shape (n, 2) in body lengths, to pixels of the same shape."""
+        """Map points, (n, 2) in body lengths, to pixels of the same shape."""
         return np.asarray(points, dtype=np.float64) @ self.matrix.T + self.origin
 
     def child(self, origin: tuple[float, float], angle: float, stretch: ArrayLike = 1.0) -> "Frame":
-        """Hangs a part at `origin`, turned by `angle` (radians) and stretched along x, y."""
+        """Return the frame of a part at `origin`, rotated by `angle` (radians) and stretched along x, y."""
         cos, sin = np.cos(angle), np.sin(angle)
         turn = np.array([[cos, -sin], [sin, cos]]) * np.asarray(stretch)
         return Frame(self.matrix @ turn, self.map([origin])[0])
@@ -41,7 +41,7 @@ class Frame(NamedTuple):
 
 @cache
 def spline(count: int, steps: int) -> Array:
-    """The matrix, (count * steps, count), that rounds a closed polygon (Catmull-Rom)."""
+    """Return the matrix (count * steps, count) of a closed Catmull-Rom spline."""
     t = (np.arange(steps) / steps)[:, None]
     corner = np.eye(count)[:, None]
     before, after, next_but_one = (np.roll(corner, k, axis=0) for k in (1, -1, -2))
@@ -52,32 +52,32 @@ def spline(count: int, steps: int) -> Array:
 
 
 def curve(points: ArrayLike, steps: int = 6) -> Array:
-    """The smooth closed curve through points, (n, 2) -> (n * steps, 2)."""
+    """Return a smooth closed curve through points, (n, 2) -> (n * steps, 2)."""
     corners = np.asarray(points, dtype=np.float64)
     return spline(len(corners), steps) @ corners
 
 
 def flat(points: Array) -> list[float]:
-    """The points as Pillow wants them: x, y, x, y, ..."""
+    """Return the points in Pillow's order: x, y, x, y, ..."""
     coordinates: list[float] = points.ravel().tolist()
     return coordinates
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """An RGB colour, 0 to 255, from hue, saturation and value in 0 to 1 (the hue wraps)."""
+    """Return an RGB colour, 0 to 255, from hue, saturation and value in 0 to 1 (the hue wraps)."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def vary(colour: Colour, change: float | Array) -> Colour:
-    """Adds `change` (one number, or one per channel) to a colour and clips it."""
+    """Add `change` (one number, or one per channel) to a colour and clip it."""
     shifts = change.tolist() if isinstance(change, np.ndarray) else (change,) * 3
     red, green, blue = (min(255, max(0, int(c + d))) for c, d in zip(colour, shifts, strict=True))
     return red, green, blue
 
 
 def stencil(shapes: list[Array], extent: Array, level: int) -> Image.Image:
-    """A picture, mode L, of width and height `extent`, with polygons at `level` on black."""
+    """Return a mask (mode L) of width and height `extent`, with polygons at `level` on black."""
     width, height = extent.tolist()
     mask = Image.new("L", (width, height))
     draw = ImageDraw.Draw(mask)
@@ -87,7 +87,7 @@ def stencil(shapes: list[Array], extent: Array, level: int) -> Image.Image:
 
 
 class Canvas:
-    """The layer the bird is painted on (RGBA, transparent) and its relief (L, 128 is flat)."""
+    """The layer on which the bird is painted (RGBA, transparent) and its relief (L, 128 is flat)."""
 
     def __init__(self, side: int, palette: dict[str, Colour], unit: float) -> None:
         self.palette = palette
@@ -98,7 +98,7 @@ class Canvas:
         self.unit = unit
 
     def fill(self, frame: Frame, outline: ArrayLike, colour: Colour) -> None:
-        """Fills the curve through points given in part coordinates."""
+        """Fill the curve through points given in part coordinates."""
         self.draw.polygon(flat(frame.map(curve(outline))), fill=colour)
 
     def stain(
@@ -109,20 +109,20 @@ class Canvas:
         within: list[Array] | None = None,
         opacity: float = 0.92,
     ) -> None:
-        """Colours the plumage inside polygons (pixels), never outside the bird.
+        """Colour the plumage inside polygons (pixels), never outside the bird.
 
         Args:
             shapes: Polygons, each (n, 2) pixels.
             colour: Name in the palette.
             soft: Width of the soft edge in body lengths.
-            within: Polygons outside which nothing is coloured; by default the whole bird.
+            within: Polygons to which the colour is restricted; by default the whole bird.
             opacity: 0 to 1.
         """
         margin = 1 + 2 * soft * self.unit
         every = np.concatenate(shapes)
         low = np.maximum(every.min(axis=0) - margin, 0).astype(int)
         high = np.minimum(every.max(axis=0) + margin, self.layer.width).astype(int)
-        if (low >= high).any():  # off the picture
+        if (low >= high).any():  # outside the picture
             return
         mask = stencil([shape - low for shape in shapes], high - low, round(255 * opacity))
         if within is not None:
@@ -135,12 +135,12 @@ class Canvas:
         self.layer.paste(self.palette[colour], box, mask)
 
     def crease(self, line: Array, lightness: float) -> None:
-        """Draws a line, (n, 2) pixels, into the relief: negative is darker, positive lighter."""
+        """Draw a line, (n, 2) pixels, into the relief: negative is darker, positive lighter."""
         width = max(1, round(0.012 * self.unit))
         self.engrave.line(flat(line), fill=round(128 + lightness), width=width)
 
     def finish(self, light: Array) -> Image.Image:
-        """Reduces the layer to its final size and shades it as a rounded body under `light`."""
+        """Reduce the layer to its final size and shade it as a rounded body under `light`."""
         layer = self.layer.reduce(SUPERSAMPLE)
         radius = 0.1 * self.unit / SUPERSAMPLE
         alpha = layer.getchannel("A")

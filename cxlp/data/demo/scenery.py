@@ -1,4 +1,4 @@
-"""What is behind and before the birds: background, perch, and foliage near the camera."""
+"""The scenery of the birds: background, perch, and foliage near the camera."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -17,7 +17,7 @@ HABITATS: tuple[tuple[Colour, Colour, Colour], ...] = (
 
 
 def leaf(rng: np.random.Generator, place: Array, length: float) -> Array:
-    """The outline of a leaf, (n, 2) pixels, from its stalk at `place`, in a random direction."""
+    """Return the outline of a leaf, (n, 2) pixels, from its stalk at `place`, in a random direction."""
     outline = [(0.0, 0.0), (0.3, 0.2), (0.7, 0.17), (1.0, 0.0), (0.7, -0.16), (0.3, -0.2)]
     stretch = (length, length * rng.uniform(0.6, 1.3))
     frame = Frame(np.eye(2), place).child((0, 0), rng.uniform(0, 2 * np.pi), stretch)
@@ -25,7 +25,7 @@ def leaf(rng: np.random.Generator, place: Array, length: float) -> Array:
 
 
 def twig(rng: np.random.Generator) -> Array:
-    """A gently bent line, (9, 2), across a picture 128 pixels wide."""
+    """Return a slightly bent line, (9, 2), across a picture 128 pixels wide."""
     ends, bend = rng.uniform(-20, 148, size=(2, 2)), rng.normal(0, 14, 2)
     t = np.linspace(0, 1, 9)[:, None]
     line: Array = (1 - t) * ends[0] + t * ends[1] + 4 * t * (1 - t) * bend
@@ -33,7 +33,7 @@ def twig(rng: np.random.Generator) -> Array:
 
 
 def paint_background(rng: np.random.Generator, size: int, perch: Array, unit: float) -> Image.Image:
-    """Paints what is behind the bird, out of focus, and its perch, in focus.
+    """Paint the background, out of focus, and the bird's perch, in focus.
 
     Args:
         rng: Source of the random numbers.
@@ -75,7 +75,7 @@ def paint_background(rng: np.random.Generator, size: int, perch: Array, unit: fl
 
 
 def paint_branch(rng: np.random.Generator, picture: Image.Image, perch: Array, unit: float, wood: Colour) -> None:
-    """Paints a bent branch through the pixel `perch`: lit from above, with streaks of bark."""
+    """Paint a bent branch through the pixel `perch`, lit from above, with streaks of bark."""
     draw = ImageDraw.Draw(picture)
     along = np.linspace(-1, 1, 25) * picture.width
     bend = rng.uniform(-0.35, 0.35) * along + rng.normal(0, 0.06) * along**2 / picture.width
@@ -95,7 +95,7 @@ def paint_branch(rng: np.random.Generator, picture: Image.Image, perch: Array, u
 def paint_ground(
     rng: np.random.Generator, picture: Image.Image, perch: Array, unit: float, soil: Colour, green: Colour
 ) -> None:
-    """Paints grassy ground: small blades far off (at the height of `perch`), large ones near."""
+    """Paint grassy ground: small blades in the distance (at the height of `perch`), large ones near."""
     draw = ImageDraw.Draw(picture)
     top, bottom = float(perch[1]) - 0.1 * unit, picture.height
     for step in np.linspace(0, 1, 12).tolist():
@@ -112,7 +112,7 @@ def paint_ground(
 
 
 def paint_foreground(rng: np.random.Generator, size: int) -> Image.Image:
-    """Paints the leaves, twigs and grass between bird and camera: RGBA, size x size."""
+    """Paint the leaves, twigs and grass between bird and camera: RGBA, size x size."""
     green = vary(HABITATS[rng.integers(len(HABITATS))][2], rng.normal(0, 15))
     layer = Image.new("RGBA", (128, 128), (*green, 0))
     draw = ImageDraw.Draw(layer)

@@ -125,7 +125,7 @@ def test_empty_folder_is_filled(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("few")
 def test_other_content_is_refused_and_left_alone(tmp_path: Path, count_draws: list[Job]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(CxlpError, match=r"holds something else .*--data\.root") as caught:
+    with pytest.raises(CxlpError, match=r"demo: .* contains other files .*--data\.root") as caught:
         Demo(tmp_path).prepare_data()
     assert str(tmp_path) in str(caught.value)
     assert not count_draws

@@ -1,0 +1,60 @@
+"""Systems over several comparisons, each of them a cell: the same systems on another data set or backbone."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxlp.utils.errors import CxlpError
+
+
+class Cells(NamedTuple):
+    """The systems that all comparisons have.
+
+    Attributes:
+        cells: Names of the comparisons.
+        systems: Names of the systems.
+        values: Their accuracy or mAP on test images, in percent: ``(cells, systems)``.
+    """
+
+    cells: list[str]
+    systems: list[str]
+    values: NDArray[np.float64]
+
+
+def read_cells(folders: Sequence[Path]) -> Cells:
+    """Read the tables of comparisons, ``results.csv`` in their folders.
+
+    Raises:
+        CxlpError: If a table is missing or broken, or fewer than two comparisons or shared systems are left.
+    """
+    folders = list(dict.fromkeys(folders))
+    if len(folders) < 2:
+        raise CxlpError("a comparison over cells needs the folders of two comparisons or more (cxlp compare --out DIR)")
+    tables = [_read(folder) for folder in folders]
+    shared = [name for name in tables[0] if all(name in table for table in tables)]
+    if len(shared) < 2:
+        raise CxlpError(
+            f"the comparisons {', '.join(map(str, folders))} share {'one system' if shared else 'no system'}: compare "
+            "the same --systems in each"
+        )
+    values = np.array([[table[name] for name in shared] for table in tables])
+    names = [folder.name for folder in folders]
+    return Cells(names if len(set(names)) == len(names) else [str(folder) for folder in folders], shared, values)
+
+
+def _read(folder: Path) -> dict[str, float]:
+    """Read the test column of a comparison's table, by system."""
+    file = folder / "results.csv"
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = list(csv.DictReader(opened))
+        column = next(head for head in rows[0] if head.startswith("test "))
+        return {row["system"]: float(row[column]) for row in rows if row[column]}
+    except FileNotFoundError as error:
+        raise CxlpError(f"{file} is not there: name the folder of a comparison (cxlp compare --out DIR)") from error
+    except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
+        raise CxlpError(f"{file} is no table of a comparison: run the same cxlp compare again") from error

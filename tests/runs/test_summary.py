@@ -1,0 +1,64 @@
+"""What a run says of fine-tuning before it begins: how far its cross-validation lets it get."""
+
+from pathlib import Path
+
+import pytest
+
+from cxlp.metrics.intervals import wilson
+from cxlp.runs.summary import room_to_gain
+from tests.small_run import FINETUNE, metrics, run
+
+
+def report(cross_validated: float, metric: str = "accuracy") -> dict[str, float]:
+    return {"C": 10.0, "logit_scale": 2.0, f"cv_{metric}": cross_validated, f"train_{metric}": 1.0}
+
+
+def test_it_tells_both_accuracies_and_what_is_left() -> None:
+    (line,) = room_to_gain(report(0.92), 300)
+    low, high, _ = wilson(276, 300)
+    assert "training accuracy 100.0 %" in line and "cross-validated 92.0 %" in line and "8.0 points at most" in line
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in line
+
+
+@pytest.mark.parametrize(
+    ("cross_validated", "images", "least"),
+    [
+        (0.99, 10_000, "2 points"),
+        (0.985, 40_000, "2 points"),
+        (0.97, 100, "half the interval, 3.7 points"),  # 91.5 to 99.0
+    ],
+)
+def test_it_warns_where_little_is_left(cross_validated: float, images: int, least: str) -> None:
+    _, warning = room_to_gain(report(cross_validated), images)
+    assert warning.startswith("warning: ") and "trainer.max_epochs" in warning
+    assert f"less than {least}" in warning
+
+
+@pytest.mark.parametrize(("cross_validated", "images"), [(0.975, 10_000), (0.9, 100), (0.0, 20)])
+def test_it_does_not_warn_where_enough_is_left(cross_validated: float, images: int) -> None:
+    assert len(room_to_gain(report(cross_validated), images)) == 1
+
+
+def test_a_mean_average_precision_has_no_interval() -> None:
+    (line,) = room_to_gain(report(0.7, "mAP"), 50)
+    assert "cross-validated 70.0 %:" in line and "mAP" in line
+    assert len(room_to_gain(report(0.99, "mAP"), 50)) == 2
+
+
+def test_nothing_is_said_where_nothing_was_cross_validated() -> None:
+    assert room_to_gain({"C": 10.0, "logit_scale": 1.0}, 50) == []
+
+
+def test_a_run_says_it_once_between_the_frozen_fit_and_the_gradients(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run("tuned", *FINETUNE)
+    said = capsys.readouterr().out.splitlines()
+    (place,) = [i for i, line in enumerate(said) if "points at most" in line]
+    found = metrics(folder)["metrics"]
+    assert f"cross-validated {100 * found['frozen/cv_accuracy']:.1f} %" in said[place]
+    assert f"training accuracy {100 * found['frozen/train_accuracy']:.1f} %" in said[place]
+    epochs = [i for i, line in enumerate(said) if line.startswith(("frozen fit  ", "epoch 1"))]
+    assert epochs[0] < place < epochs[1]
+    run("frozen")
+    assert "points at most" not in capsys.readouterr().out
