@@ -41,18 +41,18 @@ def split_off(
 
 
 def draw_some(samples: Sequence[Sample], images: int, least: int, seed: int = 0) -> list[Sample]:
-    """Draw a number of samples whose classes have the same shares, but each class so many at least, if it has them.
+    """Draw a stratified random part with a least number of images per class.
 
-    Samples of one file stay together; with several labels per image, the rarest one counts.
+    Samples of one file stay together. With several labels per image, the rarest label counts.
 
     Args:
-        samples: All of them.
-        images: About how many are drawn.
-        least: The fewest files of each class.
-        seed: What they are drawn by.
+        samples: The samples to draw from.
+        images: Approximate number of samples to draw.
+        least: Least number of files per class, as far as the class has them.
+        seed: Random seed.
 
     Returns:
-        The drawn ones, in the order of ``samples``; all of them where there are no more than ``images``.
+        The drawn samples, in the order of ``samples``; all samples if there are no more than ``images``.
     """
     if len(samples) <= images:
         return list(samples)

@@ -42,11 +42,11 @@ class RankedPair:
         lower: The layer of the local features.
         upper: The layer of the guide.
         quality: Cross-validated accuracy or, with several labels per image, mean average precision.
-        interval: Of 95 % confidence: Wilson's of the accuracy, a bootstrap's of the mean average precision; ``None``
-            where the bootstrap gives none.
+        interval: The 95 % interval of ``quality``: Wilson's for accuracy, a bootstrap interval for mean average
+            precision; ``None`` if the bootstrap gives none.
         values: Length of the pooled vector without the sketch.
         work: Multiply-adds of projection and pooling, per image.
-        activation: Whether the layers were tapped ``after`` or ``before`` the activations that follow them.
+        activation: ``after`` or ``before``: where the layers were tapped if an activation follows them.
     """
 
     lower: str
@@ -63,18 +63,18 @@ class RankedPair:
         return self.lower, self.upper
 
     def order(self) -> tuple[float, int, int]:
-        """What pairs are sorted by: ties are broken by the multiply-adds, then by the length of the vector."""
+        """Sort key: higher quality first; ties are broken by fewer multiply-adds, then by a shorter vector."""
         return -self.quality, self.work, self.values
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of a network's layers that are worth trying.
+    """Candidate pairs of a network's layers.
 
     Attributes:
-        pairs: ``(lower, upper)``, the last ones first.
+        pairs: ``(lower, upper)``, the last layers first.
         image_size: Side of the images, pixels.
-        activated: The layers that an activation follows.
+        activated: Layers that are followed by an activation.
     """
 
     pairs: list[Pair]
@@ -83,17 +83,17 @@ class Candidates:
 
 
 def find_candidates(name: str, image_size: int | None = None, depth: int | None = None) -> Candidates:
-    """List the pairs of layers of a network that are worth trying.
+    """List candidate pairs of a network's layers.
 
-    These are all pairs among the last four layers with maps of one size, for each of the last two such sizes. Layers
-    are those whose names have at most ``depth`` parts, which are blocks in most networks. Where none of the last ones
-    is followed by an activation, as in transformers, the last layer at any depth that is followed by one is tried as
-    the guide of the layers below it.
+    The candidates are all pairs among the last four layers whose maps have one size, for each of the last two such
+    sizes. Only layers whose names have at most ``depth`` parts count, which are stages or blocks in most networks. If
+    none of the four is followed by an activation, as in transformers, the last layer at any depth that is followed by
+    one is also paired, as the guide, with those of the four that come before it.
 
     Args:
-        name: Of the network, see :class:`~cxlp.backbones.backbone.BackboneConfig`.
+        name: Name of the network, see :class:`~cxlp.backbones.backbone.BackboneConfig`.
         image_size: Side of the images, pixels; ``None``: the network's own.
-        depth: See above; ``None``: 2 or, where the last size then has fewer than three layers, as many as give three.
+        depth: See above; ``None``: 2, or more if that gives fewer than three layers with maps of the last size.
 
     Raises:
         CxlpError: If no two layers have maps of one size, or there is no such network.
@@ -112,8 +112,8 @@ def candidate_pairs(layers: Sequence[Layer], within: Sequence[Layer] = ()) -> li
     """Pair layers, see :func:`find_candidates`.
 
     Args:
-        layers: Of a network, from the image up, see :func:`~cxlp.backbones.inventory.inventory`.
-        within: Those at any depth.
+        layers: Layers of a network, from the image up, see :func:`~cxlp.backbones.inventory.inventory`.
+        within: Layers at any depth.
 
     Raises:
         CxlpError: If no two layers have maps of one size.
@@ -142,15 +142,15 @@ def _by_side(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def usable_pairs(backbone: Backbone, pairs: Sequence[Pair], heads: Sequence[Head]) -> tuple[list[Pair], str]:
-    """Leave out pairs that heads cannot take.
+    """Select the pairs that all heads accept.
 
     Args:
-        backbone: With all layers of the pairs.
+        backbone: A backbone with all layers of the pairs.
         pairs: ``(lower, upper)``.
-        heads: Which take the last layers of a pair.
+        heads: The heads; each takes the last layers of a pair.
 
     Returns:
-        The others, and why the last pair was left out; empty: none was.
+        The accepted pairs, and the error for the last pair that was not accepted, empty if all were.
     """
     kept, why = [], ""
     for pair in pairs:
@@ -161,7 +161,7 @@ def usable_pairs(backbone: Backbone, pairs: Sequence[Pair], heads: Sequence[Head
                     (backbone.channels[places[layer]], *backbone.map_sizes[places[layer]])
                     for layer in head.layers_of(pair)
                 ]
-                # Not the head itself: it is connected once.
+                # A copy, because a head is connected only once.
                 Head.from_spec(head.spec()).connect(*shapes, views=head.views.count(backbone.image_size))
         except CxlpError as error:
             why = str(error)
@@ -173,13 +173,13 @@ def usable_pairs(backbone: Backbone, pairs: Sequence[Pair], heads: Sequence[Head
 def ranking_network(
     backbone: Backbone, pairs: Sequence[Pair], images: int, classes: Sequence[str], multi_label: bool
 ) -> Network:
-    """Build the network that ranks pairs: a cross-layer pooling of each, with PCA and count sketch.
+    """Build the network that ranks pairs: for each of them a cross-layer pooling with PCA and count sketch.
 
     Args:
-        backbone: With all layers of the pairs.
+        backbone: A backbone with all layers of the pairs.
         pairs: ``(lower, upper)``.
-        images: How many it is fitted to: the PCAs have fewer axes than there are local features.
-        classes: Names.
+        images: Number of images that it will be fitted to; bounds the dimension of the PCAs.
+        classes: Names of the classes.
         multi_label: Whether an image may show several of them.
     """
     heads = []
@@ -192,14 +192,13 @@ def ranking_network(
 
 
 class PairFit(FrozenFit):
-    """Fits the PCAs of :func:`ranking_network` to one pass over the images, and cross-validates SVMs of each head.
+    """Fits the PCAs of :func:`ranking_network` in one pass over the images, and cross-validates SVMs for each head.
 
-    The PCAs see the images of all folds, but no labels. Memory is bounded as in any frozen fit: at most 2 GiB of maps,
-    or a quarter of the free memory, the others are kept on disk.
+    The PCAs see the images of all folds, but no labels. As in any frozen fit, at most 2 GiB of maps, or a quarter of
+    the free memory, are kept in memory, and the others on disk.
 
     Attributes:
-        ranked: After :meth:`finish`, the pairs, the best one first: by :attr:`RankedPair.quality`; of pairs with equal
-            quality the one with the fewest multiply-adds comes first, then the one with the shortest vector.
+        ranked: After :meth:`finish`, the pairs, best first, see :meth:`RankedPair.order`.
     """
 
     ranked: list[RankedPair]

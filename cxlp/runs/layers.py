@@ -1,4 +1,4 @@
-"""``model.backbone.layers: auto``: two layers are chosen on a part of the training images, before a run begins."""
+"""``model.backbone.layers: auto``: a run ranks pairs of layers on some training images, and pools the best pair."""
 
 import copy
 import csv
@@ -34,21 +34,21 @@ from cxlp.tasks.ranking import LayerRanking
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.starting import watching_start
 
-#: About how many training images pairs are ranked on, and the fewest of each class, if it has so many.
+#: Approximate number of training images for the ranking, and the least number per class, as far as a class has them.
 IMAGES, PER_CLASS = 400, 4
-#: How what cannot be chosen is told.
+#: Beginning of error messages.
 _AUTO = "model.backbone.layers is auto"
-#: The file of a run's folder that holds the ranking.
+#: File with the ranking in the run's folder.
 FILE = "layers.csv"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Pairs of layers, ranked.
+    """A ranking of pairs of layers.
 
     Attributes:
-        pairs: The best one first, see :class:`~cxlp.frozen.pairs.PairFit`.
-        images: How many they were ranked on.
+        pairs: The pairs, best first, see :class:`~cxlp.frozen.pairs.PairFit`.
+        images: Number of images used.
         metric: ``accuracy`` or ``mAP``.
     """
 
@@ -57,7 +57,7 @@ class Ranking:
     metric: str
 
     def as_csv(self) -> str:
-        """Write the ranking as CSV."""
+        """Format the ranking as CSV."""
         heads = (
             "lower",
             "upper",
@@ -77,7 +77,7 @@ class Ranking:
 
     @classmethod
     def from_csv(cls, text: str) -> "Ranking":
-        """Read what :meth:`as_csv` has written."""
+        """Parse the output of :meth:`as_csv`."""
         heads, *rows = csv.reader(io.StringIO(text))
         metric = heads[3].removeprefix("cv_")
         by = "Wilson" if metric == "accuracy" else "bootstrap"
@@ -103,17 +103,17 @@ def rank_layers(
     """Rank pairs of a network's layers by cross-validation on a part of the training images.
 
     Args:
-        backbone: The network; its ``layers`` are not looked at.
-        data: Set up. Validation and test images are not used.
-        fit: Calls a Trainer's ``fit``.
-        images: About how many images, see :func:`~cxlp.data.splitting.draw_some`.
+        backbone: The network; its ``layers`` are ignored.
+        data: The data, after ``setup``; validation and test images are not used.
+        fit: Runs ``Trainer.fit``.
+        images: Approximate number of images, see :func:`~cxlp.data.splitting.draw_some`.
         depth: See :func:`~cxlp.frozen.pairs.find_candidates`.
-        activations: Tap layers after the activation that follows them, or before it, or both; empty: as ``backbone``
-            says.
-        heads: If given, at least one pair must suit them.
+        activations: Whether to tap layers after the activation that follows them, before it, or both; empty: as in
+            ``backbone``.
+        heads: Heads that must accept at least one of the pairs.
 
     Raises:
-        CxlpError: If the network has no pairs, or some class has a single image.
+        CxlpError: If the network has no pairs, the heads accept none, or a class has a single image.
     """
     candidates = find_candidates(backbone.name, backbone.image_size, depth)
     samples = draw_some(data.splits["train"].samples, images, PER_CLASS)
@@ -144,13 +144,13 @@ def rank_layers(
 
 
 def choose_pair(ranking: Ranking, backbone: BackboneConfig, heads: Sequence[Head]) -> tuple[Pair, str]:
-    """Choose the best pair that the heads take.
+    """Choose the best pair that the heads accept.
 
     Returns:
-        The pair, and a sentence that tells of it.
+        The pair, and a line about it for the terminal.
 
     Raises:
-        CxlpError: If they take none.
+        CxlpError: If the heads accept none.
     """
     layers = layers_of([pair.layers for pair in ranking.pairs])
     trunk = Backbone.from_config(replace(backbone, layers=tuple(layers), weights=None))
@@ -170,12 +170,12 @@ def choose_pair(ranking: Ranking, backbone: BackboneConfig, heads: Sequence[Head
 
 
 def settled_earlier(model: ModelConfig, run: RunConfig, saved: Mapping[str, Any] | None) -> Pair | None:
-    """Look up the layers of the run that this one goes on with, refits, or starts from; ``None``: there is none.
+    """Look up the layers in the run that this run resumes, refits or starts from; ``None`` if there is no such run.
 
     Args:
-        model: With ``layers: auto``.
+        model: Its ``layers`` are ``auto``.
         run: Options of the run.
-        saved: The checkpoint that it goes on from.
+        saved: Content of the checkpoint that the run resumes from.
     """
     if saved is None and isinstance(run.refit, str):
         saved = read_chosen(run.refit)
@@ -185,15 +185,15 @@ def settled_earlier(model: ModelConfig, run: RunConfig, saved: Mapping[str, Any]
 
 
 def rank_in_run(config: Namespace, model: ModelConfig, data: ImageDataModule) -> Ranking:
-    """Rank pairs of layers with the processes of a run; all of them together, with one result.
+    """Rank pairs of layers with the Trainer of a run; all its processes call this together and get the same ranking.
 
     Args:
-        config: Resolved, with ``model.backbone.layers: auto``.
-        model: Built from it.
-        data: Set up.
+        config: The resolved config, with ``model.backbone.layers: auto``.
+        model: The model part of the config.
+        data: The data, after ``setup``.
 
     Raises:
-        CxlpError: If a head names layers, no pair suits the heads, or see :func:`rank_layers`.
+        CxlpError: If a head names layers, or for the reasons of :func:`rank_layers`.
     """
     for head in model.heads:
         if head.layers is not None:
@@ -201,9 +201,13 @@ def rank_in_run(config: Namespace, model: ModelConfig, data: ImageDataModule) ->
                 f"{_AUTO}, which chooses two layers, but {head.name} names {list(head.layers)}: "
                 "leave model.head.layers out, or name the backbone's layers"
             )
-    root = Path(config["run"]["root"])
-    root.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=".layers-", dir=root)) if launched_rank() == 0 else root
+    root = place = Path(config["run"]["root"])
+    if launched_rank() == 0:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            place = Path(tempfile.mkdtemp(prefix=".layers-", dir=root))
+        except OSError as error:
+            raise CxlpError(f"cannot write to {root}: {error.strerror}. Give another --run.root") from error
 
     def tidy() -> None:
         if place != root:

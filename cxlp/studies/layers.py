@@ -15,26 +15,26 @@ from cxlp.utils.progress import say
 
 #: The key that names the layers.
 KEY = "model.backbone.layers"
-#: Keys that a ranking depends on, by their beginnings.
+#: Prefixes of the keys that a ranking depends on.
 _KEYS = ("model.backbone.", "data.")
-#: One process, whatever the runs have.
+#: The ranking takes one process, whatever the runs take.
 _ALONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
 
 
 def settled(arguments: Sequence[str], folder: Path, identities: Identities) -> list[str]:
-    """Name the layers that ``auto`` stands for.
+    """Replace ``model.backbone.layers: auto`` by two names.
 
     Args:
-        arguments: Of ``train.py``.
-        folder: Of all runs. A ranking is kept there in a file whose name stands for all that it depends on, and is
-            not done again.
-        identities: Makes that name.
+        arguments: Arguments of ``train.py``.
+        folder: Folder of all runs. The ranking is kept there, in a file whose name depends on the backbone, the images
+            and the code, and is read again by the next call.
+        identities: Computes that name.
 
     Returns:
-        The arguments with the layers behind them; as they are where they name layers already.
+        The arguments, followed by the names of the layers; unchanged if they name layers already.
 
     Raises:
-        CxlpError: If there is no pair that the heads take.
+        CxlpError: If the heads accept no pair.
     """
     config = parse(arguments)
     if config[KEY] != "auto":
@@ -58,14 +58,14 @@ def settled(arguments: Sequence[str], folder: Path, identities: Identities) -> l
 
 
 def settled_by_first(config: Namespace, folder: Path) -> list[str]:
-    """Name the layers that the first run of a series with several seeds has chosen, as arguments of the other runs.
+    """Return the layers that the first run of a series with several seeds has chosen, as arguments for the others.
 
     Args:
-        config: Of the series.
-        folder: Likewise.
+        config: Config of the series.
+        folder: Folder of the series.
 
     Returns:
-        Nothing where ``config`` names layers, or no run has begun.
+        An empty list if ``config`` names layers, or no run has begun.
     """
     if config[KEY] != "auto":
         return []

@@ -36,7 +36,7 @@ class Frozen(ClassificationTask):
     """
 
     augment = False
-    #: What the epoch does with the images.
+    #: The fit that the images are given to.
     fit_class: ClassVar[type[FrozenFit]] = FrozenFit
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The choice of layers: pairs of a network's layers are ranked in one pass over some training images."""
+"""The ranking of pairs of a network's layers, in one pass over some training images."""
 
 from typing import Any, ClassVar
 
@@ -12,10 +12,10 @@ class LayerRanking(Frozen):
     """Ranks pairs of layers by the cross-validated quality of cross-layer pooling, see :mod:`cxlp.frozen.pairs`.
 
     Args:
-        network: Of :func:`~cxlp.frozen.pairs.ranking_network`.
+        network: Built by :func:`~cxlp.frozen.pairs.ranking_network`.
 
     Attributes:
-        ranked: After the fit, the pairs, the best one first; the same on each rank.
+        ranked: After the fit, the pairs, best first, the same on each rank.
 
     Example:
         ``pl.Trainer(max_epochs=1).fit(LayerRanking(network), loader)`` with any loader of ``(image, label)``.
@@ -32,4 +32,4 @@ class LayerRanking(Frozen):
         fit = self._fit
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.trainer.is_last_batch and isinstance(fit, PairFit):
-            self.ranked = self.trainer.strategy.broadcast(fit.ranked)  # processors of other kinds round otherwise
+            self.ranked = self.trainer.strategy.broadcast(fit.ranked)  # GPUs of other kinds may round differently

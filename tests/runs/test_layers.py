@@ -190,6 +190,12 @@ def test_what_is_refused(
     assert rankings.count == 0 and not [*Path("runs").glob("*"), *Path("runs").glob(".*")]
 
 
+def test_a_root_that_is_a_file_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "file").write_text("")
+    assert main(auto("--run.root", "file")) == 2
+    assert "cannot write to file: File exists. Give another --run.root" in capsys.readouterr().err
+
+
 def test_a_class_of_one_image_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in sorted((work / "pictures/train/kind1").iterdir())[1:]:
         file.unlink()
