@@ -90,7 +90,7 @@ def forward_seconds(run: Run) -> float:
                 _wait()
                 start = time.perf_counter()
             trunk = folded.copy_for(batch.device)
-            for part in torch.split(batch, folded.together(batch.device)):
+            for part in torch.split(batch, folded.images_per_pass(batch.device)):
                 trunk(part)
     _wait()
     return time.perf_counter() - start

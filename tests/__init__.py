@@ -1,1 +1,1 @@
-"""The tests, file by file as in ``cxlp``."""
+"""Tests. Their folders and files correspond to those of ``cxlp``."""

@@ -1,9 +1,9 @@
-"""``train.py`` (``python -m tests.broken_run ARGUMENTS``) where one rank fails, as the environment's ``BROKEN`` says.
+"""``train.py`` with a rank that fails: ``python -m tests.broken_run ARGUMENTS``.
 
-``RANK PLACE OTHERS``: the rank that raises; ``setup``: as it reads its lists, ``pass``: at its first batch, or
-``codebook``: when it fits one; what the other does: ``work``, or ``wait`` where it gets no word of it, as under NCCL,
-whose collectives do not see that a peer has gone. ``stay`` for OTHERS: they work, but the broken rank waits for them at
-its end, as NCCL does.
+The environment variable ``BROKEN`` is ``RANK PLACE OTHERS``. RANK raises an error. PLACE is ``setup`` (reading the
+lists), ``pass`` (the first batch) or ``codebook`` (fitting a codebook). OTHERS is ``work``; ``wait``, if the other
+ranks get no notice, as with NCCL, whose collectives do not detect a missing peer; or ``stay``: the others work, and the
+failing rank waits for them at its end, as with NCCL.
 """
 
 import atexit
@@ -13,7 +13,7 @@ import time
 from typing import Any
 from unittest import mock
 
-#: Longer than any test waits.
+#: Seconds that exceed the timeout of any test.
 FOREVER = 120
 
 if __name__ == "__main__":
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     whole = getattr(owner, name)
 
     def work(*args: Any) -> Any:
-        # There is no process group yet where the lists are read.
+        # The process group does not exist yet when the lists are read.
         if (int(os.environ.get("LOCAL_RANK", 0)) if place == "setup" else rank()) == int(broken):
             if others == "stay":
                 atexit.register(time.sleep, FOREVER)

@@ -1,9 +1,9 @@
-"""Fixtures that several rooms of the tests use."""
+"""Fixtures that are used by several folders of tests."""
 
 import os
 
-# Tensors of tests are small: threads cost more than they bring, much more where several tests run at a time.
-# Before torch is imported, and inherited by the processes that tests start.
+# The tensors of tests are small, so several threads are slower than one, especially if tests run in parallel.
+# This is set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def mit67(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def voc2007(tmp_path: Path) -> Path:
-    """A tiny Pascal VOC 2007: of each of 20 classes 2 + 1 + 1 images."""
+    """A tiny Pascal VOC 2007: 2 + 1 + 1 images for each of 20 classes."""
     return write_voc2007(tmp_path, (2, 1, 1), size=32)
 
 
@@ -39,7 +39,7 @@ def h3d(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Official files of the benchmarks: the folder that the environment variable CXLP_REAL_DATA names."""
+    """The folder of official data files that the environment variable CXLP_REAL_DATA names."""
     folder = os.environ.get("CXLP_REAL_DATA")
     if not folder:
         pytest.skip("CXLP_REAL_DATA names no folder of official files")

@@ -1,4 +1,4 @@
-"""Changing lists, to see what is said of them, and packing data sets as they are distributed."""
+"""Edits of lists, to test error messages, and archives of data sets in their published form."""
 
 import tarfile
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from cxlp.utils.fetching import Remote
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
-    """Replace a file's text, line ends as they are."""
+    """Replace a file's text without changing its line ends."""
     path.write_bytes(change(path.read_bytes().decode()).encode())
 
 
@@ -30,7 +30,7 @@ def windows_ends(text: str) -> str:
 
 
 def pack(archive: Path, members: dict[str, Path]) -> None:
-    """Make a tar file of files and folders by their names in it."""
+    """Create a tar file with files and folders under the given names."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz" if archive.suffix == ".tgz" else "w") as tar:
         for name, path in members.items():
@@ -38,5 +38,5 @@ def pack(archive: Path, members: dict[str, Path]) -> None:
 
 
 def unverified(files: Sequence[Remote]) -> tuple[Remote, ...]:
-    """The same files without checksums and sizes, for small stand-ins."""
+    """Return the files without checksums and sizes, for small stand-ins."""
     return tuple(replace(file, checksum=None, size="small") for file in files)

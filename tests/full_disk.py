@@ -1,4 +1,4 @@
-"""A disk that fills up, in this process: files cannot grow beyond a number of bytes meanwhile."""
+"""Simulates a full disk in this process, by a limit on the size of files."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Let no file grow beyond ``size`` bytes: as on a full disk, a write takes what fits, and the next one fails."""
+    """Limit files to ``size`` bytes. As on a full disk, a write stores the bytes that fit, and the next write fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

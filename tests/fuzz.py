@@ -1,9 +1,9 @@
-"""Mangled input of every kind: each item ends with a result or one clear error, and none hangs.
+"""Fuzzing with mangled input: each item ends with a result or one clear error, and none hangs.
 
     python -m tests.fuzz --items 500 --seed 0 [--kinds images lists configs checkpoints archives]
 
-One process does all of it, with a time limit for each item. What fails is printed with the number by which it can be
-tried again (``--only KIND:NUMBER``); the exit status is then 1.
+One process handles all items, each with a time limit. Defects are printed with the number that repeats them
+(``--only KIND:NUMBER``), and the exit status is then 1.
 """
 
 import argparse
@@ -44,11 +44,11 @@ from tests.editing import pack
 from tests.generate import texture, write_cub200, write_folder, write_h3d, write_mit67, write_voc2007
 from tests.networks import CLASSES, SMALL, build, write_checkpoint
 
-#: Seconds that an item may take.
+#: Time limit of an item, seconds.
 LIMIT = 20
-#: Lines of an error; those of a download tell what to do by hand.
+#: Maximum number of lines of an error; those of a download explain how to do it by hand.
 MOST_LINES = 12
-#: What is put in the place of words.
+#: Replacements for words.
 AWKWARD = (
     "", "nan", "-1", "0", "1e999", "99999999999999999999", "../../x", "/", ".", "\0", "\ufeff", "\u202e", "é", "null",
     "[]", "{}", "- a", "true", "'", '"', "%s", "&a", "*a", "!!python/name:os.system", "0x1F", "1_0", "~", "x" * 5000,
@@ -60,7 +60,7 @@ Rng = np.random.Generator
 
 
 def mangle_bytes(data: bytes, rng: Rng) -> bytes:
-    """Change, cut, repeat or swap some bytes."""
+    """Change, truncate, repeat or overwrite some bytes."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         size = max(1, len(changed))
@@ -82,7 +82,7 @@ def mangle_bytes(data: bytes, rng: Rng) -> bytes:
 
 
 def mangle_text(text: str, rng: Rng, most: int = 3) -> bytes:
-    """Change at most so many words or lines, and perhaps how they are written."""
+    """Change up to ``most`` words or lines, and sometimes the encoding."""
     lines = text.splitlines() or [""]
     for _ in range(int(rng.integers(1, most + 1))):
         i, j = (int(k) for k in rng.integers(len(lines), size=2))
@@ -110,12 +110,12 @@ def mangle_text(text: str, rng: Rng, most: int = 3) -> bytes:
     return b"" if kind == 3 else whole.encode(errors="surrogateescape")
 
 
-#: What values are replaced by.
+#: Replacements for values.
 WRONG: list[Any] = [None, -1, 0, "x", [], {}, float("nan"), True, 10**20, [[]], {"x": 1}]
 
 
 def mangle_tree(tree: Any, rng: Rng, values: Sequence[Any]) -> None:
-    """Replace or leave out a value in nested dictionaries and lists."""
+    """Replace or delete a value in nested dictionaries and lists."""
     found = list(places(tree))
     place, key = found[int(rng.integers(len(found)))]
     kind = int(rng.integers(len(values) + 1))
@@ -126,19 +126,19 @@ def mangle_tree(tree: Any, rng: Rng, values: Sequence[Any]) -> None:
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """All places in nested dictionaries and lists."""
+    """Yield all positions in nested dictionaries and lists."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
         yield from places(value[key])
 
 
-# --- what is tried: each makes its input in an empty folder, and returns what there is to do with it
+# --- inputs: each function writes its input to an empty folder, and returns a function that processes it
 
 
 @cache
 def template() -> Path:
-    """A folder with a whole one of everything."""
+    """Return a folder with a valid input of each kind."""
     folder = Path(tempfile.mkdtemp(prefix="cxlp-fuzz-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_cub200(folder, size=24)
@@ -158,14 +158,14 @@ def predictor() -> Predictor:
 
 
 def image(folder: Path, rng: Rng) -> Callable[[], object]:
-    """A picture, for ``cxlp predict``."""
+    """Mangle a picture for ``cxlp predict``."""
     form = str(rng.choice(["png", "jpg", "gif", "bmp", "webp", "tif", "ppm"]))
     mode = str(rng.choice(["RGB", "L", "RGBA", "P", "CMYK", "I;16", "1"]))
     picture = Image.fromarray(texture(0, 3, rng, 40, 40))
     try:
         picture = Image.new("I;16", (40, 40), 3000) if mode == "I;16" else picture.convert(mode)
         picture.save(folder / f"a.{form}")
-    except (OSError, ValueError):  # no such mode in this format
+    except (OSError, ValueError):  # the format does not support this mode
         Image.fromarray(texture(0, 3, rng, 40, 40)).save(folder / f"a.{form}")
     path = folder / f"a.{form}"
     path.write_bytes(mangle_bytes(path.read_bytes(), rng))
@@ -185,7 +185,7 @@ DATA: dict[str, type[ImageDataModule]] = {
 
 
 def lists(folder: Path, rng: Rng) -> Callable[[], object]:
-    """A data set, one of whose lists is mangled; of a folder, which has none, some name or file."""
+    """Mangle one of a data set's lists; for a folder, which has no lists, a name or a file."""
     name = list(DATA)[int(rng.integers(len(DATA)))]
     root = folder / name
     shutil.copytree(template() / name, root, symlinks=True)
@@ -257,7 +257,7 @@ run: {{wandb: "off", tags: [a, b]}}
 
 
 def config(folder: Path, rng: Rng) -> Callable[[], object]:
-    """A config, whose text or whose values are mangled: it is parsed, and made what it stands for."""
+    """Mangle the text or the values of a config, which is parsed and instantiated."""
     path, text = folder / "mine.yaml", CONFIG.format(root=template() / "folder")
     if rng.integers(4):
         tree = yaml.safe_load(text)
@@ -269,13 +269,13 @@ def config(folder: Path, rng: Rng) -> Callable[[], object]:
 
 
 def checkpoint(folder: Path, rng: Rng) -> Callable[[], object]:
-    """A checkpoint, whose bytes or whose content is mangled."""
+    """Mangle the bytes or the content of a checkpoint."""
     path = folder / "mine.ckpt"
     if rng.integers(2):
         path.write_bytes(mangle_bytes((template() / "whole.ckpt").read_bytes(), rng))
         return lambda: load(path)
     saved: Any = torch.load(template() / "whole.ckpt", weights_only=True)
-    values = [value for value in WRONG if value is not True]  # which Python takes for a 1 nearly everywhere
+    values = [value for value in WRONG if value is not True]  # Python treats it as 1 nearly everywhere
     mangle_tree(saved, rng, [*values, torch.zeros(2)])
     torch.save(saved, path)
 
@@ -287,7 +287,7 @@ def checkpoint(folder: Path, rng: Rng) -> Callable[[], object]:
 
 
 def archive(folder: Path, rng: Rng) -> Callable[[], object]:
-    """An archive of a data set, placed by hand."""
+    """Mangle the archive of a data set that the user has placed."""
     name = str(rng.choice(["CUB.tgz", "CUB.tar"]))
     (folder / name).write_bytes(mangle_bytes((template() / name).read_bytes(), rng))
     file = Archive(
@@ -311,19 +311,19 @@ KINDS: dict[str, Callable[[Path, Rng], Callable[[], object]]] = {
 }  # fmt: skip
 
 
-# --- trying
+# --- items
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an item: ``result``, ``refused``, or a defect of ours, with what was said."""
+    """The outcome of an item: ``result``, ``refused``, or in capitals a defect of cxlp; and the message."""
 
     verdict: str
     said: str = ""
 
 
 def attempt(kind: str, number: int, seed: int = 0) -> Outcome:
-    """Try an item."""
+    """Process an item."""
     rng = np.random.default_rng((seed, list(KINDS).index(kind), number))
     folder = Path(tempfile.mkdtemp(prefix="cxlp-fuzz-item-"))
     earlier = signal.signal(signal.SIGALRM, _stop)
@@ -348,7 +348,7 @@ def attempt(kind: str, number: int, seed: int = 0) -> Outcome:
 
 
 class _TooLongError(BaseException):
-    """An item has taken longer than it may."""
+    """An item has exceeded the time limit."""
 
 
 def _stop(*_: object) -> None:
@@ -356,12 +356,12 @@ def _stop(*_: object) -> None:
 
 
 def main() -> int:
-    """Try items; return 1 if some are defects."""
+    """Process items; return 1 if there are defects."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])
-    parser.add_argument("--items", type=int, default=500, metavar="N", help="how many in all (default: 500)")
+    parser.add_argument("--items", type=int, default=500, metavar="N", help="number of items (default: 500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
-    parser.add_argument("--only", metavar="KIND:NUMBER", help="try one again, and print what is said")
+    parser.add_argument("--only", metavar="KIND:NUMBER", help="repeat an item, and print its message")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.only:

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of the real ones, with pictures that can be learnt."""
+"""Small data sets in the layouts of the real ones, with pictures whose classes can be learnt."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ Pixels = NDArray[np.uint8]
 
 
 def texture(kind: int, kinds: int, rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A striped picture, ``(height, width, 3)``: direction and colour tell its kind, also in grey."""
+    """Draw a striped picture, ``(height, width, 3)``: direction and colour identify its kind, also in grey."""
     y, x = np.mgrid[:height, :width]
     angle = np.pi * kind / kinds + rng.normal(0, 0.05)
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / (8 + 4 * (kind % 3)) + rng.uniform(0, 6))
@@ -24,9 +24,9 @@ def texture(kind: int, kinds: int, rng: np.random.Generator, width: int, height:
 
 
 def write_image(path: Path, pixels: NDArray[Any]) -> Path:
-    """Write a picture in the format of its suffix, with its folders."""
+    """Write a picture in the format of its suffix, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=95)  # PNG knows no quality, and ignores it
+    Image.fromarray(pixels).save(path, quality=95)  # PNG ignores the quality
     return path
 
 
@@ -34,8 +34,8 @@ def write_folder(root: Path, classes: int = 3, train: int = 6, test: int = 3, si
     """Write ``root/{train,test}/<class>/NN.png``.
 
     Args:
-        root: Where.
-        classes: How many; they are called ``kind0``, ``kind1``, ...
+        root: The folder.
+        classes: Number of classes, which are called ``kind0``, ``kind1``, ...
         train: Training images per class.
         test: Test images per class.
         size: Side of the pictures.
@@ -54,18 +54,18 @@ def write_folder(root: Path, classes: int = 3, train: int = 6, test: int = 3, si
 def write_cub200(root: Path, classes: int = 3, train: int = 6, test: int = 3, size: int = 96, seed: int = 0) -> Path:
     """Write a release of CUB-200-2011 with few classes, in the official layout.
 
-    The bird is a texture inside its box, in front of noise. As in the real release, ids are not
-    sorted by split, sizes differ, image 2 is a greyscale JPEG, and a box crosses the border (that
-    of image 3, on the right and below). As in copies of it that went through other hands,
-    ``image_class_labels.txt`` has CRLF and ``train_test_split.txt`` no newline at its end.
+    The bird is a texture inside its box, on a background of noise. As in the real release, ids are
+    not sorted by split, sizes differ, image 2 is a greyscale JPEG, and the box of image 3 crosses the
+    right and lower border. As in some modified copies, ``image_class_labels.txt`` has CRLF, and
+    ``train_test_split.txt`` has no newline at its end.
 
     Args:
-        root: The folder in which ``CUB_200_2011`` is made.
-        classes: How many.
+        root: The folder in which ``CUB_200_2011`` is created.
+        classes: Number of classes.
         train: Training images per class.
         test: Test images per class.
         size: Height of the pictures; every other one is a quarter wider.
-        seed: Of the pictures and of the split.
+        seed: Seed of the pictures and of the split.
 
     Returns:
         The folder ``CUB_200_2011``.
@@ -110,18 +110,18 @@ def write_cub200(root: Path, classes: int = 3, train: int = 6, test: int = 3, si
 def write_mit67(root: Path, classes: int = 3, train: int = 6, test: int = 3, size: int = 96, seed: int = 0) -> Path:
     """Write a release of MIT Indoor-67 with few classes, in the official layout.
 
-    As in the real one, names hold spaces, an apostrophe and a double ending; each class has the base
-    names ``room_NN.jpg``; the lists have no newline at their end and are sorted by nothing; there are
-    images that no list names (here such that cannot be decoded); and files that end in ``.jpg`` hold
-    GIF, PNG, BMP, palettes, grey and CMYK.
+    As in the real release, names contain spaces, an apostrophe and a double suffix; all classes have
+    the base names ``room_NN.jpg``; the lists are not sorted and have no newline at their end; there
+    are unlisted images (here, they cannot be decoded); and files called ``.jpg`` are GIF, PNG, BMP,
+    palette, grey and CMYK images.
 
     Args:
-        root: The folder in which ``mit67`` is made.
-        classes: How many; at most 5.
+        root: The folder in which ``mit67`` is created.
+        classes: Number of classes, at most 5.
         train: Training images per class.
         test: Test images per class.
         size: Height of the pictures; every other one is a quarter wider.
-        seed: Of the pictures and of the lists.
+        seed: Seed of the pictures and of the lists.
 
     Returns:
         The folder ``mit67``.
@@ -148,7 +148,7 @@ def write_mit67(root: Path, classes: int = 3, train: int = 6, test: int = 3, siz
 
 
 def mixture(kinds: list[int], of: int, rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A picture of vertical stripes of texture, one for each kind, from left to right in any order."""
+    """Draw vertical stripes of texture, one for each kind, in random order."""
     widths = np.diff(np.linspace(0, width, len(kinds) + 1).astype(int))
     parts = zip(rng.permutation(kinds), widths, strict=True)
     return np.concatenate([texture(kind, of, rng, part, height) for kind, part in parts], axis=1)
@@ -158,14 +158,14 @@ def write_voc2007(root: Path, per_class: tuple[int, int, int] = (3, 2, 2), size:
     """Write a release of Pascal VOC 2007 with few images: lists of all 20 classes, and pictures.
 
     An image shows one or two classes. As in the real release, lists have CRLF, positives are padded
-    (``000005  1``), ids are not those of one split in a row, and some labels are 0: such an image shows
-    nothing of the class that a classifier of 96 pixels could see.
+    (``000005  1``), the ids of a split are not consecutive, and some labels are 0: at 96 pixels, such
+    an image shows nothing of the class.
 
     Args:
-        root: The folder in which ``VOCdevkit/VOC2007`` is made.
-        per_class: Images in train, val and test of which a class is the first.
+        root: The folder in which ``VOCdevkit/VOC2007`` is created.
+        per_class: Numbers of images in train, val and test whose first class is a given one.
         size: Side of the pictures.
-        seed: Of the pictures and of the lists.
+        seed: Seed of the pictures and of the lists.
 
     Returns:
         The folder ``VOC2007``.
@@ -201,16 +201,16 @@ def write_voc2007(root: Path, per_class: tuple[int, int, int] = (3, 2, 2), size:
 def write_h3d(root: Path, train: int = 54, test: int = 36, size: int = 96, seed: int = 0) -> Path:
     """Write a release of the H3D attributes with few people, in the official layout.
 
-    The person is a mixture of the present attributes' textures inside a box, in front of noise. As in the
-    real release, columns are padded with runs of spaces, and in each list person 2 has a box of NaN,
-    person 3 one that crosses the border (on the left and below), people 4 and 5 nothing but 0.
+    The person is a mixture of the present attributes' textures inside a box, on a background of noise.
+    As in the real release, columns are padded with spaces. In each list, person 2 has a box of NaN, the
+    box of person 3 crosses the left and lower border, and people 4 and 5 have only labels of 0.
 
     Args:
-        root: The folder in which ``attributes_dataset`` is made.
-        train: People in ``train``.
-        test: People in ``test``.
+        root: The folder in which ``attributes_dataset`` is created.
+        train: Number of people in ``train``.
+        test: Number of people in ``test``.
         size: Height of the pictures; every other one is a quarter wider.
-        seed: Of the pictures and the labels.
+        seed: Seed of the pictures and the labels.
 
     Returns:
         The folder ``attributes_dataset``.
@@ -220,7 +220,7 @@ def write_h3d(root: Path, train: int = 54, test: int = 36, size: int = 96, seed:
         lines = []
         for number in range(1, people + 1):
             rng = np.random.default_rng((seed, split == "test", number))
-            # Each attribute in turn, so that a few people make up for all of them.
+            # Each attribute in turn, so that a few people have all of them.
             shown = sorted({number % 9, int(rng.integers(9))})
             labels = np.where(rng.random(9) < 0.25, 0, -1)
             labels[shown] = 1

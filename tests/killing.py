@@ -1,7 +1,7 @@
-"""Runs of train.py in processes that are killed, at a moment made certain or after a time.
+"""Runs of train.py in processes that are killed at a defined moment or after a time.
 
-Importing the packages takes longer than such a run. So one process (``python -m tests.killing``) imports them, and
-forks one for each run, which does what ``train.py`` does.
+Importing the packages takes longer than such a run. Therefore one process (``python -m tests.killing``) imports them,
+and forks a process for each run, which does the same as ``train.py``.
 """
 
 import io
@@ -23,7 +23,7 @@ class Runner:
     """Starts runs, one at a time.
 
     Args:
-        folder: Their working directory.
+        folder: The working directory of the runs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,17 +33,17 @@ class Runner:
             cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.log = folder / "log.txt"
-        assert self._answer() == os.getpid()  # it has imported all
+        assert self._answer() == os.getpid()  # the process has imported everything
 
     def __call__(self, arguments: Sequence[str], moment: str | None = None) -> int:
         """Do a run.
 
         Args:
-            arguments: Of ``train.py``.
-            moment: When it is killed, see :func:`prepare`; ``None``: never.
+            arguments: The arguments of ``train.py``.
+            moment: The moment at which it is killed, see :func:`prepare`; ``None`` does not kill it.
 
         Returns:
-            Its exit status, -9 if it was killed.
+            The exit status, -9 if the run was killed.
         """
         assert self._process.stdin is not None
         asked = {"arguments": list(arguments), "moment": moment, "log": str(self.log)}
@@ -63,25 +63,26 @@ class Runner:
         self._process.stdout.close()
 
 
-#: What a run is sent; SIGKILL, which no process can do anything about, unless the moment begins with another one.
+#: The signal that ends a run: SIGKILL, which cannot be handled, unless the moment names another signal.
 _sent = [signal.SIGKILL]
 
 
 def die() -> NoReturn:
-    """Send the signal to this process and to all that it has started."""
+    """Send the signal to this process and to all processes that it has started."""
     os.killpg(0, _sent[0])
     raise AssertionError
 
 
 def prepare(moment: str) -> None:
-    """Have this process kill itself.
+    """Make this process kill itself.
 
     Args:
         moment: ``stage NAME``: before a stage begins; ``pass NAME BATCH``: within the pass of a stage without
-            gradients; ``start EPOCH``: before a gradient epoch, of the Trainer's count; ``batch EPOCH BATCH``: within
-            one; ``save FILE EPOCH``: with half of a checkpoint written that ends an epoch; ``done NAME``: between a
-            stage's checkpoint and ``stages.json``; ``test``: after the last stage; ``after SECONDS``: wherever in
-            training or in the test that is. The name of a signal may stand before it, such as ``SIGTERM batch 0 1``.
+            gradients; ``start EPOCH``: before a gradient epoch, as counted by the Trainer; ``batch EPOCH BATCH``:
+            within a gradient epoch; ``save FILE EPOCH``: when half of the checkpoint after an epoch is written;
+            ``done NAME``: between a stage's checkpoint and ``stages.json``; ``test``: after the last stage;
+            ``after SECONDS``: at any point of training or test. The name of a signal may precede the moment, such as
+            ``SIGTERM batch 0 1``.
     """
     import pytorch_lightning as pl
     import torch
@@ -107,9 +108,9 @@ def prepare(moment: str) -> None:
         return build(run, stage, *args, **options)
 
     def at_fit(trainer: pl.Trainer, *args: Any, **options: Any) -> Any:
-        if what == "after" and not timers:  # the first stage's
+        if what == "after" and not timers:  # in the first stage
             timers.append(threading.Timer(float(where[0]), die))
-            timers[0].daemon = True  # a run that is over sooner is not waited for
+            timers[0].daemon = True  # a run that ends sooner does not wait for it
             timers[0].start()
         return fit(trainer, *args, **options)
 
@@ -159,7 +160,7 @@ def prepare(moment: str) -> None:
 
 
 def serve() -> None:
-    """Fork a process for each line of the input, and tell how it ended."""
+    """Fork a process for each line of the input, and print how it ended."""
     import cxlp.runs.stages
     import cxlp.studies.seeds  # noqa: F401 (main imports both only when it runs)
     from cxlp.commands.train import main

@@ -1,4 +1,4 @@
-"""A network made for tests, and the formula of its normalisation."""
+"""A small network for tests, and its normalisation formula."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.models.network import Network
 
-# A network made for tests: 48 channels under 192, on 64 x 64 pixels 8x8 under 4x4, or both 4x4; on 32 x 32 both 2x2.
+# 48 and 192 channels; for 64 x 64 pixels, maps of 8x8 and 4x4, or both 4x4; for 32 x 32 pixels, both 2x2.
 BACKBONE = BackboneConfig("timm/test_resnet", ("layer3.0.conv1", "layer3"), weights=None, image_size=64)
 EVEN = replace(BACKBONE, layers=("layer3.0.conv2", "layer3"))
 SMALL = replace(EVEN, image_size=32)
@@ -26,12 +26,12 @@ def build(
     classes: Sequence[str] | None = None,
     **options: Any,
 ) -> Network:
-    """Make a network with random weights; without a head, of cross-layer pooling with a PCA to 6."""
+    """Build a network with random weights; the default head is cross-layer pooling with a PCA to 6."""
     return Network(Backbone.from_config(backbone), head or CrossLayerPooling(pca_dim=6), classes, **options).eval()
 
 
 def randomise(network: Network) -> Network:
-    """Fill what starts at zero, so that a loss of it shows."""
+    """Randomise parameters that are initially zero, so that losing them is noticed."""
     assert network.classifier is not None
     nn.init.normal_(network.classifier.weight)
     nn.init.normal_(network.classifier.bias)
@@ -46,7 +46,7 @@ def rooted(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def write_checkpoint(path: Path, network: Network, aspect: str = "warp", boxes: bool = False) -> Path:
-    """Write what prediction needs of a run's checkpoint; the classifier, if there is one, gets opinions."""
+    """Write the part of a run's checkpoint that prediction needs, with a random classifier if there is one."""
     if network.classifier is not None:
         nn.init.normal_(network.classifier.weight)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}

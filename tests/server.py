@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves as it is told."""
+"""A local web server that misbehaves as tests require."""
 
 import re
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Answer:
-    """How one request is answered.
+    """The response to one request.
 
     Attributes:
-        content: The file's.
-        status: Anything but 200: an error, without content.
-        location: Where to redirect to instead.
-        cut_after: The connection is closed after so many bytes of the answer.
-        stalls: ... or it stays open, and nothing comes any more.
-        ranges: Whether parts are sent when asked for.
-        etag: Of the file; empty: the server gives none.
-        keeps_to_if_range: Whether ``If-Range`` is honoured.
+        content: The content of the file.
+        status: The status; other than 200, the response is an error without content.
+        location: The address of a redirect, which is sent instead.
+        cut_after: Number of bytes after which the connection is closed.
+        stalls: Whether the connection stays open after these bytes, without sending more.
+        ranges: Whether range requests are supported.
+        etag: The ETag of the file; empty for none.
+        keeps_to_if_range: Whether ``If-Range`` is supported.
         sized: Whether ``Content-Length`` is sent.
     """
 
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Asked(NamedTuple):
-    """One request, and how many bytes of content it got."""
+    """A request, and the number of bytes of content that were sent."""
 
     path: str
     range: str | None
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by :attr:`answers`, of each path one after the other, the last one forever; else with 404."""
+    """Sends the responses in :attr:`answers` for each path in turn, and repeats the last one; otherwise 404."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -58,7 +58,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def offer(self, path: str, *answers: Answer | bytes) -> str:
-        """Serve a path from now on; returns its address."""
+        """Serve a path from now on, and return its address."""
         self.answers[path] = [Answer(a) if isinstance(a, bytes) else a for a in answers]
         return self.url(path)
 
@@ -100,12 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
         return content, headers, status
 
     def log_message(self, *_: Any) -> None:
-        """Stay silent."""
+        """Print nothing."""
 
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """A server in a thread."""
+    """Run a server in a thread."""
     with Server() as server:
         server.daemon_threads = True
         thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)

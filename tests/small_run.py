@@ -1,4 +1,4 @@
-"""``train.py`` on eighteen tiny pictures of three kinds, with a network made for tests: a second a run."""
+"""``train.py`` on eighteen tiny pictures of three kinds, with a small network: one second per run."""
 
 import contextlib
 import csv
@@ -12,9 +12,9 @@ from typing import Any
 from cxlp.commands.train import main
 from tests.generate import write_folder
 
-#: Where the network's keys are.
+#: Prefixes of the network's keys.
 BACKBONE, POOLING = "model.backbone", "model.head"
-#: What to train, in a working directory where :func:`write_pictures` was.
+#: Arguments of a frozen run, in a working directory prepared by :func:`write_pictures`.
 ARGUMENTS = [
     *("--config", "folder.yaml"),
     *("--data.root", "pictures"),
@@ -31,7 +31,7 @@ ARGUMENTS = [
     *("--trainer.devices", "1"),
     *("--trainer.enable_progress_bar", "false"),
 ]
-#: Further: after the frozen fit, two gradient epochs.
+#: Additional arguments: two gradient epochs after the frozen fit.
 FINETUNE = [
     *("--config", "finetune.yaml"),
     *("--data.validation", "0.34"),
@@ -41,12 +41,12 @@ FINETUNE = [
 
 
 def write_pictures(folder: Path) -> None:
-    """Write the pictures, six of each kind to train, three to test."""
+    """Write the pictures: six training and three test pictures of each kind."""
     write_folder(folder / "pictures", size=48)
 
 
 def run(name: str, *more: str) -> Path:
-    """Run train.py in this process; returns the run's folder."""
+    """Run train.py in this process, and return the run's folder."""
     assert main([*ARGUMENTS, "--run.name", name, *more]) == 0
     return Path("runs", name)
 
@@ -56,12 +56,12 @@ _PLACE = tempfile.TemporaryDirectory(prefix="runs-of-tests-")
 
 
 def copy_of_run(name: str, arguments: Sequence[str], write: Callable[[Path], object]) -> Path:
-    """Put a finished run into this folder that is made once in this process; returns its folder.
+    """Copy a finished run, which is computed once in this process, into this folder, and return the copy.
 
     Args:
-        name: What it is called here.
-        arguments: Those of ``train.py``.
-        write: Writes its data into a folder.
+        name: The name of the copy.
+        arguments: The arguments of ``train.py``.
+        write: A function that writes the run's data into a folder.
     """
     key = tuple(arguments)
     if key not in _TEMPLATES:
@@ -79,7 +79,7 @@ def copy_of_run(name: str, arguments: Sequence[str], write: Callable[[Path], obj
 
 
 def prepared(name: str, *more: str) -> Path:
-    """Like :func:`run`, but the same arguments are run only once in this process, see :func:`copy_of_run`."""
+    """Like :func:`run`, but runs the same arguments only once in this process, see :func:`copy_of_run`."""
     return copy_of_run(name, [*ARGUMENTS, *more], write_pictures)
 
 
@@ -90,7 +90,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def logged(folder: Path, key: str, by: str = "epoch") -> dict[int, float]:
-    """A metric by epoch or step, from the CSV logs (of all stages and sessions of a run)."""
+    """Return a metric by epoch or step, from the CSV logs of all stages and sessions of a run."""
     values: dict[int, float] = {}
     for file in sorted((folder / "csv").glob("*/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
         values |= {int(float(row[by])): float(row[key]) for row in csv.DictReader(file.open()) if row.get(key)}

@@ -1,4 +1,4 @@
-"""The benchmark scripts run at tiny sizes, and their contestants agree."""
+"""The benchmark scripts run at tiny sizes, and their variants agree."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_frozen_benchmark_holds_a_run_against_its_floor(tmp_path: Path) -> None:
     floor = [value for name, value in seconds.items() if name.startswith("floor: ")]
     assert len(floor) == 2
     assert seconds["run / floor"] == pytest.approx(sum(phases) / sum(floor), rel=0.5)
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]  # the run is gone
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]  # the run is deleted
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_plain_benchmark_holds_two_processes_side_by_side(tmp_path: Path) -> Non
         (process,) = found[name]
         assert all(process["phases"][phase] > 0 for phase in ("extraction", "PCA", "pooling", "SVM", "test"))
         assert process["phases"]["test"] < process["seconds"]
-        assert process["accuracy"] == 1.0  # kinds of pictures that any network tells apart
+        assert process["accuracy"] == 1.0  # any network distinguishes these kinds of pictures
     seconds = [found[name][0]["seconds"] for name in ("plain script", "cxlp")]
     assert found["x"]["whole process"] == pytest.approx(seconds[0] / seconds[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "pictures"]

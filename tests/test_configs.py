@@ -1,4 +1,4 @@
-"""Each benchmark's shipped config, run to its end on a small data set in the benchmark's own layout."""
+"""Each benchmark's shipped config, as a complete run on a small data set in the benchmark's layout."""
 
 import importlib
 import inspect
@@ -16,8 +16,8 @@ from tests.runs.birds import run
 
 ACCURACIES = {"accuracy", "mean_class_accuracy"}
 PRECISIONS = {"mAP", "mAP_11point", "mAP_allpoint"}
-#: By config: the metrics, and what each of them must exceed on these pictures. Chance is 1/3 for 3 classes, and
-#: for average precision the part of positives: 0.08 (1.5 of 20 classes per image) and 0.22 (about 2 of 9).
+#: By config: the metrics, and the lower bound of each on these pictures. Chance is 1/3 for 3 classes, and for
+#: average precision the fraction of positives: 0.08 (1.5 of 20 classes per image) and 0.22 (about 2 of 9).
 BENCHMARKS = {
     "cub200": (ACCURACIES, 0.5),
     "mit67": (ACCURACIES, 0.5),
@@ -28,7 +28,7 @@ BENCHMARKS = {
 
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``data``, where each benchmark lies where its config looks for it."""
+    """A folder with ``data``, where each benchmark is in the default folder of its config."""
     folder = tmp_path_factory.mktemp("benchmarks")
     for write in (write_cub200, write_mit67, write_voc2007, write_h3d):
         write(folder / "data")
@@ -37,7 +37,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh working directory with all of the data."""
+    """A new working directory with all data sets."""
     (tmp_path / "data").symlink_to(benchmarks / "data")
     monkeypatch.chdir(tmp_path)
 
@@ -50,7 +50,7 @@ def test_frozen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     results = {key: value for key, value in found["metrics"].items() if key.startswith(("test/", "val/"))}
     assert results.keys() == {f"test/{metric}" for metric in names | {"loss"}}
     assert all(results[f"test/{metric}"] > least for metric in names)
-    # The official protocols train on all training images, those of an official validation list among them.
+    # The official protocols train on all training images, including those of an official validation list.
     images = {"cub200": (18, 9), "mit67": (18, 9), "voc2007": (100, 40), "h3d": (54, 36)}[name]
     assert found["images"] == {"train": images[0], "val": 0, "test": images[1]}
     seconds = dict(found["seconds"])
@@ -58,7 +58,7 @@ def test_frozen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"start-up", "tables and pictures", "report", "other"} < seconds.keys()
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
     assert found["tested"] == "checkpoints/frozen.ckpt"
-    # Files that no list names are counted, in one line at the start and in the results.
+    # Unlisted files are counted, in one line at the start and in the results.
     unlisted = {"mit67": {"images in no list": 3}}.get(name)
     assert found.get("left_out") == unlisted
     assert ("left out of data/mit67: 3 images in no list\n" in capsys.readouterr().err) == (unlisted is not None)
@@ -86,7 +86,7 @@ def test_fine_tuning(name: str) -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_config_shows_options_of_the_data_at_their_defaults(name: str) -> None:
-    """So the benchmark's own protocol is what a script with the data module alone gets, too."""
+    """A script with only the data module follows the benchmark's own protocol, too."""
     path, _, class_name = DATA_MODULES[name].rpartition(".")
     module = getattr(importlib.import_module(path), class_name)
     signatures = [inspect.signature(cls).parameters for cls in (ImageDataModule, Benchmark, module)]

@@ -1,4 +1,4 @@
-"""The examples in docstrings, run as they stand."""
+"""The examples in docstrings."""
 
 import doctest
 import importlib
@@ -19,7 +19,7 @@ def test_examples(file: Path) -> None:
     module = importlib.import_module(".".join(("cxlp", *file.relative_to(ROOT).with_suffix("").parts)))
     failed, attempted = doctest.testmod(module)
     assert attempted > 0
-    assert failed == 0, "its output, above, says which"
+    assert failed == 0, "the output above names the failed example"
 
 
 def test_the_main_entries_have_examples() -> None:

@@ -1,4 +1,4 @@
-"""The scripts of examples/ run on a few of the demo's birds, offline and with a tiny backbone; each is a page."""
+"""The scripts of examples/ run on a few of the demo's birds, offline and with a tiny backbone."""
 
 import runpy
 import sys
@@ -13,7 +13,7 @@ import torchvision
 from tests.data.torchvision_copies import flowers
 
 FOLDER = Path(__file__).parents[1] / "examples"
-#: The backbone of the scripts, and what stands for it here.
+#: The backbone of the scripts, and its replacement here.
 BACKBONE = '"efficientnet_lite0", layers=("blocks.6.0", "conv_head")'
 SMALL = '"timm/test_resnet", layers=("layer3.0.conv2", "layer3"), weights=None, image_size=32'
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -21,7 +21,7 @@ SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 @pytest.fixture(autouse=True)
 def few_birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, where the demo has five training images and a test image of each species."""
+    """Work in an empty folder, where the demo has five training images and one test image per species."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cxlp.data.demo.datamodule.ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setattr("cxlp.data.demo.datamodule.COUNTS", {"train": 5, "test": 1})

@@ -1,4 +1,4 @@
-"""A short slice of ``python -m tests.fuzz``; and that it finds what it is there for."""
+"""A few items of ``python -m tests.fuzz``, and a check that it detects defects."""
 
 import time
 from pathlib import Path

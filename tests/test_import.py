@@ -1,4 +1,4 @@
-"""``import cxlp``: what it gives, and what it does without."""
+"""``import cxlp``: its names, and the modules that it does not import."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def test_it_imports_nothing_large() -> None:
     assert [name for name in modules if name.partition(".")[0] == "cxlp"] == ["cxlp"]
 
 
-def test_its_names_are_those_it_gives() -> None:
+def test_its_public_names_exist() -> None:
     assert dir(cxlp) == sorted(cxlp.__all__) and len(set(cxlp.__all__)) == len(cxlp.__all__)
     for name in cxlp.__all__:
         assert getattr(cxlp, name) is not None

@@ -1,4 +1,4 @@
-"""The version of a build is the git tag's; a checkout, whatever is installed beside it, is no release."""
+"""The version of a build is the git tag; the version of a checkout is not a release's."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def built_version(place: Path) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone of this checkout without its tags, with the build's settings as they stand here."""
+    """A clone of this checkout without its tags, with the current build settings."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     git(tmp_path, "clone", "--quiet", "--no-tags", str(ROOT), "clone")
@@ -50,7 +50,7 @@ def test_the_tag_is_the_version_of_a_build_and_of_an_archive(clone: Path, tmp_pa
 
 def test_a_checkout_is_no_release(tmp_path: Path) -> None:
     assert cxlp.__version__ == "0+source" or Path(cxlp.__file__).parent != (ROOT / "cxlp")
-    other = tmp_path / "cxlp-3.2.1.dist-info"  # of a cxlp that is installed elsewhere
+    other = tmp_path / "cxlp-3.2.1.dist-info"  # of another installed cxlp
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: cxlp\nVersion: 3.2.1\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cxlp; print(cxlp.__version__)"

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works where there is no checkout."""
+"""The wheel: its content, and its use without a checkout."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the wheel of this checkout is installed, without what it needs."""
+    """A folder into which the wheel of this checkout is installed, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True, timeout=300)
@@ -23,7 +23,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(installed: Path, place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Give the installed command in some folder."""
+    """Run the installed command in a folder."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
     line = [sys.executable, str(installed / "bin" / "cxlp"), *arguments]
     return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -57,6 +57,6 @@ def test_it_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
 def test_runs_of_a_series_start_where_nothing_but_the_wheel_is(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "folder").mkdir(parents=True)
     series = command(installed, tmp_path, "train", "--config", "folder.yaml", "--seeds", "1", "--run.name", "a")
-    # The run says so, in a process of its own, that there are no images; the series, that the run failed.
+    # The run, in its own process, reports that there are no images; the series reports that the run failed.
     assert series.returncode == 1 and "folder: no class folders in data/folder" in series.stderr
     assert "no result: seed 0" in series.stdout

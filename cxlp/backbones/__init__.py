@@ -1,1 +1,1 @@
-"""Backbones: networks by name, import path or module, cut after named layers, which turn images into maps."""
+"""Backbones, which turn images into maps: networks by name, import path or module."""

@@ -1,4 +1,4 @@
-"""Any network, cut after named layers: images in, their maps out."""
+"""The backbone: any network, cut after named layers, which turns images into maps."""
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,27 +24,27 @@ from cxlp.utils.errors import CxlpError
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which network, cut where, by plain values: the arguments of :class:`Backbone`.
+    """Configuration of the backbone: the arguments of :class:`Backbone` as plain values.
 
     Attributes:
-        name: ``caffenet``, ``efficientnet_lite0``, or any torchvision or timm classification network;
-            ``torchvision/NAME`` or ``timm/NAME`` where both have it (else torchvision's). Or the import path of a
-            callable without arguments that returns an ``nn.Module``, such as ``my_package.nets.trunk``.
-        layers: Layers whose maps heads may take, lower before upper, each the name of a
-            module or of a graph node, or ``penultimate``: the vector that the network's classifier is given
-            (if the classifier is convolutional, the mean over places). The map of a transformer is the grid of its
-            patch tokens: such as ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
+        name: ``caffenet``, ``efficientnet_lite0``, or any classification network of torchvision (first choice) or timm,
+            explicitly ``torchvision/NAME`` or ``timm/NAME``. Or the import path of a callable without arguments that
+            returns an ``nn.Module``, such as ``my_package.nets.trunk``.
+        layers: Names of the layers whose maps heads can use, lower before upper: modules, graph nodes, or
+            ``penultimate``, the input of the network's classifier (its mean over places if the classifier is
+            convolutional). The map of a transformer is the grid of its patch tokens. Suitable pairs of layers are
+            ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
             ``auto``: the run ranks pairs on a part of its training images, and takes and saves the best one.
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
-        weights: ``default`` (ImageNet; of an import path, those that the network comes with), a local file (``.pth``
-            or ``.safetensors``, for caffenet also ``.onnx``), or null for random ones.
-        image_size: Side of the square input in pixels; null: what the network was trained with (224 where that is
-            not known).
-        mean: Mean that is subtracted from the channels of RGB images of 0..1; ``image``: each image's (and each test
-            view's) own mean colour; null: the network's own (ImageNet's where that is not known).
-        std: Standard deviation that they are divided by after that; null: the network's own.
+        weights: ``default`` (ImageNet weights; for an import path, the weights of the returned module), a local file
+            (``.pth`` or ``.safetensors``, for caffenet also ``.onnx``), or null for random weights.
+        image_size: Size of the square input in pixels; null: the size that the network was trained with (224 if
+            unknown).
+        mean: Mean that is subtracted from the channels of RGB images in 0..1; ``image``: the mean colour of each image
+            (and each test view); null: the network's own mean (ImageNet's if unknown).
+        std: Standard deviation by which the channels are divided afterwards; null: the network's own, as for ``mean``.
     """
 
     name: str = "caffenet"
@@ -57,34 +57,33 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """A network cut after some layers; everything behind them is gone.
+    """A network that is cut after some layers and returns their maps.
 
-    Images are RGB: uint8 of 0..255, or floating point of 0..1, as torchvision has it.
+    Images are RGB, uint8 in 0..255 or floating point in 0..1, as in torchvision.
 
     Args:
-        name: A network by name or import path, see :class:`BackboneConfig`, or an ``nn.Module``, whose layers become
-            the backbone's: they are not copied. The backbone begins in its mode, training or evaluation.
-        layers: See :class:`BackboneConfig`, as for all others.
-        activation: Tap layers ``after`` the activation that follows them, or ``before`` it.
-        weights: ``default``, a local file, or ``None``; of a module, ``default`` and ``None`` leave it as it is.
-        image_size: Side of the square input, pixels.
-        mean: Mean of RGB images of 0..1, by channel (that of bytes divided by 255), or ``image``: each image's own.
-        std: Their standard deviation.
+        name: Name or import path of a network, see :class:`BackboneConfig`, or an ``nn.Module``. The backbone shares
+            the module's layers and starts in the module's mode, training or evaluation.
+        layers: Names of the layers, see :class:`BackboneConfig`, which describes all options in detail.
+        activation: Tap layers ``after`` or ``before`` the activation that follows them.
+        weights: ``default``, a local file, or ``None``. For a module, ``default`` and ``None`` keep its weights.
+        image_size: Size of the square input in pixels.
+        mean: Mean of RGB images in 0..1, by channel (that of bytes divided by 255), or ``image``: each image's own.
+        std: Standard deviation of RGB images in 0..1, by channel.
 
     Attributes:
-        layers: Their names.
-        image_size: Side of the square input, pixels.
-        channels: Channels of the maps, in the order of the layers, found by a dry run.
-        map_sizes: Their ``(H, W)`` at ``image_size``.
-        same: For each layer the first one that means the same map.
-        name: The network's, or of a module its class's.
-        recompute: Whether training holds few maps and computes the others again for their gradients
-            (gradient checkpointing, see :mod:`cxlp.backbones.gradient_checkpointing`); off at first, and no argument:
-            it changes no value.
+        layers: Names of the layers.
+        image_size: Size of the square input in pixels.
+        channels: Number of channels of each layer's map, determined by a dry run.
+        map_sizes: ``(H, W)`` of each layer's map for images of ``image_size``.
+        same: For each layer, the first layer with the same map.
+        name: Name of the network, or the class name of a module.
+        recompute: Whether training recomputes most maps for gradients instead of storing them, see
+            :mod:`cxlp.backbones.gradient_checkpointing`. Off by default. Not an argument, since it changes no value.
 
     Raises:
-        CxlpError: For an unknown network or layer, weights that do not fit, an image size too
-            small for the network, or a network that cannot be traced.
+        CxlpError: If the network or a layer is unknown, the weights do not fit, the images are too small for the
+            network, or the network cannot be traced.
 
     Example:
         >>> backbone = Backbone("timm/test_resnet", layers=("layer2", "layer3"), weights=None, image_size=64)
@@ -126,31 +125,31 @@ class Backbone(nn.Module):
         self.image_size = self._arguments["image_size"] or source.expects.size
         self.bgr, self.recompute = source.expects.bgr, False
         self._holds: list[Folded] = []
-        # Not in the state dict: they are the network's definition, not learnt.
+        # Not in the state dict: mean and std are part of the network's definition.
         for key, own in (("mean", source.expects.mean), ("std", source.expects.std)):
             values = own if self._arguments[key] in (None, "image") else self._arguments[key]
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-            # Bytes are compared with 255 times these, so that whole numbers are subtracted exactly.
+            # For bytes, 255 times these values, so that integers are subtracted exactly.
             in_bytes = torch.tensor([255 * value for value in values]).view(1, 3, 1, 1)
             self.register_buffer(f"_{key}_of_bytes", in_bytes, persistent=False)
         self.trunk = cut(source.model, {layer: layer for layer in self.layers}, activation, self.name)
         self.training = self.trunk.training
         self._load(weights, source)
-        # Convolutions are up to twice as fast so, on CPU and on GPU; the maps come out alike.
+        # Convolutions in this memory format are up to twice as fast on CPU and GPU, with equal maps.
         for module in self.trunk.modules():
-            if isinstance(module, nn.Conv2d):  # not the trunk as a whole: a transformer's buffers may be of rank 5
+            if isinstance(module, nn.Conv2d):  # not the whole trunk: buffers of transformers can have five dimensions
                 module.to(memory_format=torch.channels_last)
         self._dry_run()
 
     @classmethod
     def from_config(cls, config: BackboneConfig) -> "Backbone":
-        """Build it from plain values."""
+        """Build a backbone from plain values."""
         return cls(**asdict(config))
 
     def narrowed(self, layers: Collection[str]) -> "Backbone":
-        """Give a backbone with some of the layers only, in their order here, and nothing that only others need.
+        """Return a backbone that is reduced to some of the layers, in their current order.
 
-        It has the same parameters, not copies; where all layers are asked for, it is this one.
+        It shares its parameters with this backbone. If all layers are kept, this backbone itself is returned.
         """
         kept = [i for i, layer in enumerate(self.layers) if layer in layers]
         if len(kept) == len(self.layers):
@@ -171,32 +170,32 @@ class Backbone(nn.Module):
         return f"Backbone({self.name}, {size:.1f} M parameters, images of {self.image_size} pixels: {maps})"
 
     def spec(self) -> dict[str, Any]:
-        """Describe it by plain values, its arguments; ``name`` is ``None`` where it was made of a module."""
+        """Return the arguments as plain values; ``name`` is ``None`` if the backbone was built from a module."""
         return dict(self._arguments)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps.
+        """Compute the maps of images.
 
         Args:
-            images: ``(B, 3, H, W)``, RGB: uint8 of 0..255, or floating point of 0..1.
+            images: ``(B, 3, H, W)``, RGB, uint8 in 0..255 or floating point in 0..1.
 
         Returns:
-            A map ``(B, C, h, w)`` for each layer; a fully connected layer's vector is a map of 1 x 1, a transformer's
-            patch tokens are one of their grid.
+            A map ``(B, C, h, w)`` for each layer. The vector of a fully connected layer becomes a map of 1 x 1, patch
+            tokens of a transformer a map of their grid.
 
         Raises:
-            CxlpError: If the images are of another type.
+            CxlpError: If the images have another dtype.
         """
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise CxlpError(f"the images are {images.dtype}: give uint8 of 0..255, or floating point of 0..1")
-        holds = self._holds[-1:]  # read once: another thread may release it
-        traced = torch.compiler.is_compiling() or torch._C._is_tracing()  # which would fix the parts
+            raise CxlpError(f"the images are {images.dtype}: pass uint8 in 0..255 or floating point in 0..1")
+        holds = self._holds[-1:]  # read once: another thread may call release()
+        traced = torch.compiler.is_compiling() or torch._C._is_tracing()  # tracing would fix the number of parts
         if not holds or traced or self.training or torch.is_grad_enabled():
             return self._maps(self._outputs(images, self.trunk))
-        # A few at a time, from the bytes on, see Folded.
+        # In parts, including the normalisation of bytes, see Folded.
         folded, trunk = holds[0], holds[0].copy_for(images.device)
         outputs = list(zip(*(self._outputs(part, trunk) for part in folded.parts(images)), strict=True))
-        folded.count(images)
+        folded.record(images)
         return self._maps([(torch.cat(same) if len(same) > 1 else same[0])[: len(images)] for same in outputs])
 
     def _maps(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -207,9 +206,9 @@ class Backbone(nn.Module):
         )
 
     def _outputs(self, images: Tensor, trunk: Callable[[Tensor], Any]) -> list[Tensor]:
-        """What the layers give, in the network's own layouts."""
+        """Return the outputs of the layers in the network's layouts."""
         mean, std = (self.mean, self.std) if images.is_floating_point() else (self._mean_of_bytes, self._std_of_bytes)
-        x = (images.to(mean.dtype) - mean) / std  # before the change of layout: five times as fast, the same values
+        x = (images.to(mean.dtype) - mean) / std  # before the change of memory format: five times as fast, same values
         if self._arguments["mean"] == "image":  # the constant mean above cancels out
             x = x - x.mean(dim=(2, 3), keepdim=True)
         x = x.flip(1) if self.bgr else x
@@ -219,22 +218,22 @@ class Backbone(nn.Module):
         return [outputs[layer] for layer in self.layers]
 
     def hold(self) -> None:
-        """Begin a time in which the weights stay as they are: passes without gradients may then be faster.
+        """Announce constant weights until :meth:`release`, which speeds up passes without gradients.
 
-        In evaluation they take a copy of the network whose BatchNorms are parts of its convolutions, see
-        :mod:`cxlp.backbones.folding`; it is made at the first pass, and anew if weights change after all (but for
-        changes through ``parameter.data``). Maps stay up to rounding. Holds nest: each has its own :meth:`release`.
+        In evaluation mode, such passes use a copy with BatchNorms folded into convolutions, whose maps are equal up to
+        rounding, see :mod:`cxlp.backbones.folding`. The copy is built at the first pass, and rebuilt if weights change
+        after all, except through ``parameter.data``. Calls can be nested; each needs its own :meth:`release`.
         """
         self._holds.append(Folded(self.trunk))
 
     def release(self) -> None:
-        """End the time that the latest :meth:`hold` began."""
+        """End the effect of the latest :meth:`hold`."""
         if self._holds:
             self._holds.pop()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the weights inside a ``with``, see :meth:`hold`."""
+        """Context in which the weights are held, see :meth:`hold`."""
         self.hold()
         try:
             yield
@@ -242,21 +241,21 @@ class Backbone(nn.Module):
             self.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Add the modes, which a copy of the cut network loses; a copy is not held."""
+        """Add the modes, which a copy of the cut network would lose. The copy's weights are not held."""
         return {**self.__dict__, "_modes": self._modes(), "_holds": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy's modes: torchvision's cut networks wake up in training mode."""
+        """Restore the modes of a copy. Copies of torchvision's graph modules are in training mode at first."""
         modes = state.pop("_modes")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._set_modes(modes)
 
     def _modes(self) -> dict[str, bool]:
-        """By module, since some may be frozen in evaluation mode."""
+        """Return the mode of each module, since some may be frozen in evaluation mode."""
         return {name: module.training for name, module in self.named_modules()}
 
     def _set_modes(self, modes: Mapping[str, bool]) -> None:
-        self.trunk.train(modes["trunk"])  # which takes the graph of that mode
+        self.trunk.train(modes["trunk"])  # selects the graph of this mode
         for name, module in self.named_modules():
             module.training = modes[name]
 
@@ -268,7 +267,7 @@ class Backbone(nn.Module):
             state, called = source.default_state(), f"the default weights of {self.name}"
         elif weights.endswith(".onnx"):
             if not isinstance(source.model, CaffeNet):
-                raise CxlpError(f"{weights} is an ONNX file, which only caffenet takes: give a .pth file")
+                raise CxlpError(f"{weights} is an ONNX file, which only caffenet supports: use a .pth file")
             state, called = onnx_state_dict(find_weights(weights)), weights
         else:
             state, called = read_state_dict(Path(weights)), weights
@@ -276,16 +275,16 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _dry_run(self) -> None:
-        """Find channels and sizes of the maps, and check that the taps are what was asked for."""
+        """Determine channels and sizes of the maps, and check that the outputs of the layers are maps."""
         modes = self._modes()
         self.eval()
         noise = torch.rand(1, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         try:
             outputs = self._outputs(noise, self.trunk)
-        except (RuntimeError, AssertionError) as error:  # some networks assert their one input size
+        except (RuntimeError, AssertionError) as error:  # some networks assert their only valid input size
             raise CxlpError(
-                f"{self.name} cannot take images of {self.image_size} x {self.image_size} pixels "
-                f"(the backbone's image_size): {str(error).splitlines()[0]}"
+                f"{self.name} cannot take images of {self.image_size} x {self.image_size} pixels: change the "
+                f"backbone's image_size ({str(error).splitlines()[0]})"
             ) from error
         finally:
             self._set_modes(modes)

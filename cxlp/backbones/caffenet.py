@@ -1,4 +1,4 @@
-"""CaffeNet, the paper's network: the architecture of its deploy file and its weights from an ONNX file."""
+"""CaffeNet, the paper's network, with weights from an ONNX file."""
 
 from pathlib import Path
 

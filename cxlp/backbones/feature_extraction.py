@@ -110,7 +110,7 @@ def tracing_options(model: nn.Module) -> dict[str, Any]:
 
 
 def trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
-    """Trace a network in its current mode; return the graph and its nodes in order with their qualified names."""
+    """Trace a network in its current mode; return the graph and its nodes with qualified names."""
     from torchvision.models.feature_extraction import NodePathTracer
 
     tracer = NodePathTracer(**options)
@@ -126,7 +126,7 @@ def trace(model: nn.Module, options: dict[str, Any], name: str) -> tuple[fx.Grap
 
 
 def _graph_to(taps: Mapping[str, str], model: nn.Module, options: dict[str, Any], name: str) -> fx.Graph:
-    """Trace a network in its current mode, with the named nodes as outputs and without the nodes after them."""
+    """Trace a network in its current mode up to the named nodes, which become the outputs."""
     graph, names = trace(model, options, name)
     found = {path: node for node, path in names.items()}
     missing = [path for path in taps.values() if path not in found]
@@ -197,7 +197,7 @@ def _before_the_last(names: dict[fx.Node, str], modules: dict[str, nn.Module], n
 
 
 def _users(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
-    """Iterate over the nodes that use a node's output, skipping modules that are the identity in evaluation."""
+    """Iterate over the nodes that use a node's output, looking through :data:`TRANSPARENT` modules."""
     for user in node.users:
         if user.op == "call_module" and isinstance(modules[str(user.target)], TRANSPARENT):
             yield from _users(user, modules)
@@ -216,7 +216,7 @@ def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _unfuse(trunk: fx.GraphModule, activation: Activation) -> None:
-    """Separate an activation that timm fuses into a BatchNorm, or into another norm that is tapped before activation.
+    """Separate activations that timm fuses into BatchNorms, or into norms that are tapped before them.
 
     Conversion of a BatchNorm to a synchronised BatchNorm would lose the fused activation. In the trunk, the norm is
     replaced by a copy without activation, which has the same parameters and buffers under the same names. The given
@@ -250,7 +250,7 @@ def fused_activation(module: nn.Module | None) -> nn.Module | None:
 
 
 def _protect_from_in_place(trunk: fx.GraphModule) -> None:
-    """Return copies of taps that later nodes use, so that an in-place ReLU does not turn "before" into "after".
+    """Return copies of taps that later nodes use, which an in-place ReLU would otherwise change.
 
     A copy of one map is cheap compared with a convolution, and is safe against every write, also through an alias: an
     identity, or a dropout in evaluation mode, returns the tap's own memory. Taps that are themselves in-place

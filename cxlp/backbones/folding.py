@@ -20,7 +20,7 @@ _RARE = 2  # a batch size is rare until it has occurred this often; cuDNN plans 
 
 
 def fold(trunk: fx.GraphModule, dtype: torch.dtype | None = None) -> fx.GraphModule:
-    """Build a faster version of a cut network in evaluation mode, whose values are the same up to rounding.
+    """Build a faster, equivalent version of a cut network in evaluation mode, equal up to rounding.
 
     A convolution whose output is used by a BatchNorm only is merged with the BatchNorm into one convolution (Jacob et
     al., CVPR 2018, section 3.2): with ``s = gamma / sqrt(var + eps)`` per output channel, ::
@@ -104,7 +104,7 @@ class Folded:
             self.made = made = state, fold(self.trunk, dtype)
         return made[1]
 
-    def together(self, device: torch.device) -> int:
+    def images_per_pass(self, device: torch.device) -> int:
         """Return the number of images per forward pass.
 
         On the CPU, a small number is fast: the maps of more images are newly allocated pages at each operation, and
@@ -115,7 +115,7 @@ class Folded:
             return 2**31
         return max(8, 2 * torch.get_num_threads())
 
-    def filled(self, images: Tensor) -> Tensor:
+    def padded(self, images: Tensor) -> Tensor:
         """Pad a batch of rare size on a GPU with black images to the largest batch size so far.
 
         cuDNN plans each convolution for each new batch size. For a rare batch size, mostly that of the last batch, the
@@ -130,18 +130,18 @@ class Folded:
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Split the images into parts of :meth:`together` images, after padding with :meth:`filled`."""
-        return torch.split(self.filled(images), self.together(images.device))
+        """Split the images into parts of :meth:`images_per_pass` images, after padding with :meth:`padded`."""
+        return torch.split(self.padded(images), self.images_per_pass(images.device))
 
-    def count(self, images: Tensor) -> None:
-        """Record the size of a batch before padding. Called after the batch, so that it is known to fit in memory."""
+    def record(self, images: Tensor) -> None:
+        """Record the size of an unpadded batch, after its computation, so that it is known to fit in memory."""
         if images.device.type == "cuda":
             self._sizes[len(images)] += 1
             self._largest = max(self._largest, len(images))
 
 
 def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
-    """Return a key of the state that a folded copy is built from. It changes with each change that torch counts."""
+    """Return a key of the trunk's state, which changes with each change that torch counts."""
     modes = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trunk.modules()]
     tensors = [
         (id(t), t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device)
@@ -151,7 +151,7 @@ def _state(trunk: nn.Module) -> tuple[Hashable, ...]:
 
 
 def _mixes_images(trunk: fx.GraphModule) -> bool:
-    """Return whether a BatchNorm uses batch statistics, so that an image's maps depend on the other images."""
+    """Return whether an image's maps depend on other images, because a BatchNorm uses batch statistics."""
     graph = trunk.eval_graph
     assert isinstance(graph, fx.Graph)
     return any(node.target is nn.functional.batch_norm for node in graph.nodes) or any(

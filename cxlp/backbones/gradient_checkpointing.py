@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a cut network: the backward pass recomputes most maps instead of storing them.
+"""Gradient checkpointing of a cut network: the backward pass recomputes most maps.
 
 The graph of n operations runs in about sqrt(n) segments (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
 2016). Only the values that pass from one segment to the next are stored. The backward pass runs each segment again when
@@ -22,10 +22,11 @@ from cxlp.utils.errors import CxlpError
 
 
 def run_in_segments(trunk: fx.GraphModule, x: Tensor) -> Any:  # noqa: ANN401 (the output of any graph)
-    """Compute ``trunk(x)`` with a checkpoint around each segment except the last, whose gradient is computed first.
+    """Compute ``trunk(x)`` with a checkpoint around each segment except the last.
 
-    The second run of a segment uses the same random numbers and the same autocast state as the first run, and does not
-    update the running statistics of BatchNorm.
+    The gradient of the last segment is computed first, so recomputing that segment would save no memory. The second run
+    of a segment uses the same random numbers and the same autocast state as the first run, and does not update the
+    running statistics of BatchNorm.
 
     Raises:
         CxlpError: If the network overwrites a value in place in a way that :func:`allowed_cuts` does not detect.
@@ -58,7 +59,7 @@ def _run(trunk: fx.GraphModule, segment: list[fx.Node], inputs: list[fx.Node], *
 
 
 def find_cuts(trunk: fx.GraphModule) -> list[int]:
-    """Return the indices of nodes that begin a segment: near even spacing, at the cuts that the fewest values cross."""
+    """Return the indices of nodes that begin a segment, nearly evenly spaced, where few values pass."""
     passing, length = allowed_cuts(trunk), sqrt(len(trunk.graph.nodes))
     places = [k * length for k in range(1, round(length))]
     near = [(place, [cut for cut in passing if abs(cut - place) < length / 2]) for place in places]
@@ -66,7 +67,7 @@ def find_cuts(trunk: fx.GraphModule) -> list[int]:
 
 
 def allowed_cuts(trunk: fx.GraphModule) -> dict[int, int]:
-    """Return the indices of nodes that may begin a segment, each with the number of values that cross the cut there.
+    """Return the indices of nodes that may begin a segment, with the number of values that pass there.
 
     No cut lies between an in-place operation and the operation that allocated the memory it overwrites. Otherwise the
     second run of a segment would read values that the first run has overwritten.

@@ -44,7 +44,7 @@ def pretrained(load: Callable[[], nn.Module], name: str, hugging_face: bool = Fa
 
 @contextmanager
 def _offline_where_unreachable() -> Iterator[str]:
-    """Set Hugging Face's library offline if its server is unreachable; yield the server's name or an empty string."""
+    """Set Hugging Face's library offline if its server is unreachable, and yield this server's name."""
     from huggingface_hub import constants
 
     server = urlparse(constants.ENDPOINT).hostname or ""

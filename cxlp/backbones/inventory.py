@@ -1,4 +1,4 @@
-"""The maps of a network: each layer that can be named, its channels and size, and what it can be pooled with."""
+"""Inventory of a network's maps: layers, channels, sizes, and pairs that can be pooled together."""
 
 import warnings
 from collections.abc import Iterable
@@ -22,9 +22,9 @@ from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import find
 from cxlp.utils.errors import CxlpError
 
-#: Pixels by which images grow to tell strides; all usual ones divide it.
+#: Pixels by which the image size is increased to determine strides, a multiple of all usual strides.
 _GROWTH = 256
-#: What hands on values as they are, in evaluation, perhaps in another shape.
+#: Operations that leave values unchanged in evaluation mode, although they may change the shape.
 _REARRANGING = {
     "permute", "transpose", "swapaxes", "reshape", "view", "flatten", "unflatten", "contiguous", "clone", "squeeze",
     "unsqueeze", "dropout", "stochastic_depth", "Permute", "Flatten", "Unflatten", "StochasticDepth", "DropPath",
@@ -36,15 +36,16 @@ class Layer:
     """A map of a network.
 
     Attributes:
-        name: The layer's, as the backbone's ``layers`` take it.
+        name: Name of the layer, as used in the backbone's ``layers``.
         also: Other names of the same map.
-        kind: The class of the module that makes it, such as ``Conv2d`` or a block's.
-        channels: C.
-        side: Height and width.
-        stride: How many pixels of the image lie between two places of the map.
-        activation: What follows the layer, such as ``ReLU``, and is tapped ``after`` it; empty: nothing does.
-        below: The nearest of the layers that this one's input comes from with maps of the same side: the two can be
-            pooled, with this one's activations as weights; empty: there is none.
+        kind: Class of the module that computes the map, such as ``Conv2d`` or the class of a block.
+        channels: Number C of channels.
+        side: Height and width of the map.
+        stride: Distance between neighbouring places of the map, in pixels of the image.
+        activation: Activation that follows the layer, such as ``ReLU``, with which the layer is tapped by default;
+            empty if there is none.
+        below: Name of the nearest lower layer on the path to this layer whose map has the same size, so that both can
+            be pooled together with this layer as the guide; empty if there is none.
     """
 
     name: str
@@ -58,21 +59,22 @@ class Layer:
 
 
 def inventory(name: str, image_size: int | None = None, depth: int | None = None) -> tuple[list[Layer], int]:
-    """List the maps of a network, from the image up.
+    """List the maps of a network, from the lowest to the highest layer.
 
-    Maps of a single place are left out, and those that are another one rearranged or normalised place by place: pooled
-    with it, they would say nothing else.
+    Maps with a single place are omitted. So are maps that only rearrange another map or normalise it at each place,
+    since they would add no information when they are pooled with it.
 
     Args:
-        name: See :class:`~cxlp.backbones.backbone.BackboneConfig`; weights are random, and nothing is downloaded.
-        image_size: Side of the images, pixels; ``None``: what the network was trained with.
-        depth: The most parts that a layer's name has: 2 lists ``layer4.1``, but not ``layer4.1.conv2``; ``None``: all.
+        name: See :class:`~cxlp.backbones.backbone.BackboneConfig`. The weights are random, and nothing is downloaded.
+        image_size: Image size in pixels; ``None``: the size that the network was trained with.
+        depth: Maximum number of parts of a layer's name: 2 lists ``layer4.1``, but not ``layer4.1.conv2``; ``None``: no
+            limit.
 
     Returns:
-        The layers, and the side of the images.
+        The layers, and the image size.
 
     Raises:
-        CxlpError: If there is no such network, it cannot be traced, or it cannot take such images.
+        CxlpError: If there is no such network, it cannot be traced, or it cannot process images of this size.
     """
     source = find(name)
     size = image_size or source.expects.size
@@ -81,17 +83,17 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
     modules = dict(model.named_modules())
     sides, refused = _sides(model, graph, size)
     if refused:
-        raise CxlpError(f"{name} cannot take images of {size} x {size} pixels: {refused}")
-    grown, _ = _sides(model, graph, size + _GROWTH)  # as far as it goes: linear layers take a single size
+        raise CxlpError(f"{name} cannot take images of {size} x {size} pixels: change the image size ({refused})")
+    grown, _ = _sides(model, graph, size + _GROWTH)  # stops at layers with a fixed input size, such as linear layers
     found: dict[fx.Node, list[str]] = {}
     ends = _ends(names)
     for path, module in modules.items():
         if path in ends and not isinstance(module, (*ACTIVATION_MODULES, *NORMS, *TRANSPARENT)):
-            node = _made_by(find_tap(names, modules, path, "after", name), modules, sides)
+            node = _producer(find_tap(names, modules, path, "after", name), modules, sides)
             if node is None:
                 continue
             is_own = names[node] == path or names[node].startswith(f"{path}.")
-            follows = is_activation(node, modules)  # and need not be in the layer
+            follows = is_activation(node, modules)  # may lie outside the layer
             if (is_own or follows) and sides[node][1] > 1 and (depth is None or path.count(".") < depth):
                 found.setdefault(node, []).append(path)
     ancestors = _ancestors(graph)
@@ -120,12 +122,12 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
 
 
 def _ends(names: dict[fx.Node, str]) -> set[str]:
-    """All modules that a graph passes through."""
+    """Return the names of all modules in a graph."""
     return {path[:place] for path in names.values() for place in (*_dots(path), len(path))}
 
 
-def _made_by(node: fx.Node, modules: dict[str, nn.Module], sides: dict[fx.Node, tuple[int, int]]) -> fx.Node | None:
-    """The node that makes a map which others only rearrange; ``None``: it is no map, or only another one normalised."""
+def _producer(node: fx.Node, modules: dict[str, nn.Module], sides: dict[fx.Node, tuple[int, int]]) -> fx.Node | None:
+    """Return the node that computes a map before rearrangements; ``None`` if there is no such map."""
     made = None
     while node in sides or made is not None:
         if _is_token_norm(node, modules):
@@ -139,27 +141,27 @@ def _made_by(node: fx.Node, modules: dict[str, nn.Module], sides: dict[fx.Node, 
 
 
 def _called(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """The name of what a node calls: of a function or method, or of a module's class."""
+    """Return the name of the function, method or module class that a node calls."""
     if node.op == "call_module":
         return type(modules[str(node.target)]).__name__
     return str(getattr(node.target, "__name__", node.target)).strip("_")
 
 
 def _only_rearranges(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node hands on the values that it is given, perhaps in another shape."""
+    """Return whether a node returns its input's values unchanged, although possibly in another shape."""
     is_module = node.op == "call_module" and isinstance(modules[str(node.target)], TRANSPARENT)
     return bool(node.all_input_nodes) and (is_module or _called(node, modules) in _REARRANGING)
 
 
 def _is_token_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node normalises each place of a map by itself, as transformers do behind their blocks."""
+    """Return whether a node normalises each place separately, as transformers do after their blocks."""
     is_leaf = node.op != "call_module" or not any(modules[str(node.target)].children())
     called = _called(node, modules).lower()
     return is_leaf and "norm" in called and not any(kind in called for kind in ("batch", "group", "instance"))
 
 
 def _name(paths: list[str], modules: dict[str, nn.Module]) -> str:
-    """Of several modules that end with the same map, the innermost one that has weights; they come from the outside."""
+    """Return the innermost module with weights among modules with the same map, outermost first."""
     weighted = [path for path in paths if next(modules[path].parameters(), None) is not None]
     return (weighted or paths)[-1]
 
@@ -169,7 +171,7 @@ def _dots(path: str) -> Iterable[int]:
 
 
 def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """All that each node is computed of."""
+    """Return all ancestors of each node."""
     found: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
         found[node] = set().union(*(found[given] | {given} for given in node.all_input_nodes))
@@ -177,38 +179,38 @@ def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph, and notes channels and side of what nodes give, where that is a map."""
+    """Interpreter of a graph that records the channels and side of each node's map."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.sides: dict[str, tuple[int, int]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 (whatever a node gives)
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 (any output of a node)
         output = super().run_node(n)
         if isinstance(output, Tensor):
             try:
                 found = layout_of(output, n.name).as_map(output)
                 self.sides[n.name] = found.shape[1], found.shape[2]
-            except CxlpError:  # no map
+            except CxlpError:  # not a map
                 pass
         return output
 
 
 @torch.no_grad()
 def _sides(model: nn.Module, graph: fx.Graph, size: int) -> tuple[dict[fx.Node, tuple[int, int]], str]:
-    """Channels and side of each node's map, for images of a size; and why they are not taken, if they are not."""
+    """Return channels and side of each node's map, and the error message if the network fails."""
     shapes, refused = _Shapes(model, graph), ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shapes.run(torch.zeros(1, 3, size, size))
-    except Exception as error:  # some networks assert their one input size
+    except Exception as error:  # some networks assert their only valid input size
         refused = (str(error).splitlines() or [type(error).__name__])[0]
     return {node: shapes.sides[node.name] for node in graph.nodes if node.name in shapes.sides}, refused
 
 
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """The name of a node's activation; empty: it is none."""
+    """Return the name of a node's activation, or an empty string if the node is not an activation."""
     if not is_activation(node, modules):
         return ""
     module = modules.get(str(node.target)) if node.op == "call_module" else None

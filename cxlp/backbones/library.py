@@ -1,4 +1,4 @@
-"""Networks by name, from torchvision, timm and this package, or by the import path of a user's own network."""
+"""Networks by name, from torchvision, timm and this package, or by import path."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from cxlp.utils.importing import import_object
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Input that a network expects: ``(x - mean) / std`` for RGB in 0..1, then in BGR order if ``bgr`` is set."""
+    """A network's preprocessing: ``(x - mean) / std`` of RGB in 0..1, then BGR order if ``bgr`` is set."""
 
     size: int
     mean: tuple[float, ...]
@@ -101,7 +101,7 @@ def _builder(name: str) -> Callable[[], Source]:
 
 
 def preprocessing(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a backbone's ``image_size``, ``mean`` and ``std``, with the network's defaults for missing values."""
+    """Return a backbone's ``image_size``, ``mean`` and ``std``, with defaults for missing values."""
     given = {key: spec[key] for key in ("image_size", "mean", "std")}
     if all(value is not None for value in given.values()):
         return given
@@ -135,7 +135,7 @@ def users_own(name: str) -> list[object]:
 
 
 def registered_by(name: str) -> str | None:
-    """Return the name of the user's module that registered a network in timm, or ``None`` for other networks."""
+    """Return the name of the user's module that registered a network in timm, or ``None``."""
     if name in _OWN or name.startswith("torchvision/"):
         return None
     import timm
@@ -147,7 +147,7 @@ def registered_by(name: str) -> str | None:
 
 
 def register(name: str, module: str) -> None:
-    """Import the user's module that registers a network in timm, unless this name is already registered by a user.
+    """Import the user's module that registers a network in timm, unless it is registered already.
 
     Raises:
         CxlpError: If the module cannot be imported.

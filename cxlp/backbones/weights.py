@@ -71,7 +71,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401 (whatever a file holds)
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Return why a file cannot be read, without torch's message, which suggests to disable ``weights_only``."""
+    """Return why a file is unreadable, without torch's message, which suggests disabling ``weights_only``."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     with path.open("rb") as file:
@@ -203,7 +203,7 @@ def _readings(
 
 
 def _prefixes(state: State, known: State, wanted: State) -> list[str]:
-    """Return the candidate prefixes of the network's names: the empty prefix and the most frequent prefixes."""
+    """Return candidates for the prefix of names: the empty prefix and the most frequent prefixes."""
     if "missing" not in _problems(state, known, wanted):
         return [""]
     starts = [(key, [m.end() for m in re.finditer(r"\.", key)]) for key in state]
@@ -212,7 +212,7 @@ def _prefixes(state: State, known: State, wanted: State) -> list[str]:
 
 
 def _read_by(whole: nn.Module, state: State, known: State) -> State:
-    """Convert names with the network's own ``load_state_dict``, as torchvision's transformers do for older files."""
+    """Convert names with the network's own ``load_state_dict``, which may support older files."""
     memo: dict[int, Any] = {}  # for a copy on the meta device, which uses no memory
     for value in (*whole.parameters(), *whole.buffers()):
         empty = torch.empty_like(value, device="meta")

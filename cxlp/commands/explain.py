@@ -113,14 +113,14 @@ def run(args: Namespace) -> int:
     if not 1 <= args.channels <= MAX_CHANNELS or len(args.indices or ()) > MAX_CHANNELS:
         raise CxlpError(f"--channels, --indices: one picture shows 1 to {MAX_CHANNELS} channels")
     check_numbers(args, limit=1)
-    find_checkpoint(args.checkpoint)
+    checkpoint = find_checkpoint(args.checkpoint)
     check_images(args.images)
 
     from cxlp.deploy.image_paths import image_paths, lines_of_stdin
     from cxlp.deploy.loading import load
     from cxlp.explain.attribution import check_explainable
 
-    model = load(args.checkpoint, "auto")
+    model = load(checkpoint, "auto")
     model.check_classes()
     check_explainable(model.network)
     target, against = (None if name is None else model.index(name) for name in (args.target, args.against))
@@ -134,7 +134,7 @@ def run(args: Namespace) -> int:
             f"explaining the first {limit} of {len(files):,} images; --limit {len(files)} explains all", file=sys.stderr
         )
     source = _Source(model, files[:limit])
-    out = args.out or _new(_run_folder(args.checkpoint) / "explained")
+    out = args.out or _new(_run_folder(checkpoint) / "explained")
     with out_folder(out):
         (_patches if args.patches else _evidence)(source, target, against, args, out)
     return 1 if source.failed else 0

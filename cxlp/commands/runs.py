@@ -34,8 +34,8 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "One name shows the details of that run. --html writes a page that compares the named or filtered runs.\n"
         "'runs compare' tests the differences between runs on the same test images. There, the folder of a\n"
         "series (train --seeds) or a quoted pattern such as 'cl-split*' stands for several runs of one system.\n"
-        "'runs cells' takes folders of comparisons (cxlp compare), each of them a cell. It ranks the systems that\n"
-        "all of them have, and tests the differences over the cells.\n"
+        "'runs cells' takes the folders of comparisons (cxlp compare), ranks the systems that all of them share,\n"
+        "and tests the differences, with each comparison as one sample.\n"
         "--delete deletes only folders in --root that are certainly runs, and follows no links.\n"
         "Exit status: 0; 2 the arguments are wrong, or a run to be deleted is still in progress.",
         epilog="examples:\n"
@@ -111,7 +111,7 @@ def run(args: Namespace) -> int:
 
         return cells(args)
     if args.picture is not None:
-        raise CxlpError("--picture goes with: cxlp runs cells COMPARISON OTHER")
+        raise CxlpError("--picture has no effect without cells. Give: cxlp runs cells COMPARISON OTHER --picture FILE")
     word, *others = args.names or [""]
     if word in _WORDS and others and not (args.root / word).exists():
         meant = " ".join([program(), "runs", *others])

@@ -1,4 +1,4 @@
-"""``cxlp runs cells``: mean ranks of systems over several comparisons, and the tests of their differences."""
+"""``cxlp runs cells``: mean ranks of systems over several comparisons, and tests of their differences."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def cells(args: Namespace) -> int:
-    """Run the command, see :mod:`cxlp.commands.runs`; return the exit status."""
+    """Run the command with the arguments of :mod:`cxlp.commands.runs`; return the exit status."""
     from cxlp.commands import check_out_file
     from cxlp.commands.runs import WIDTH
     from cxlp.metrics.ranks import rank_systems
@@ -23,7 +23,7 @@ def cells(args: Namespace) -> int:
     from cxlp.utils.files import write_whole
 
     if args.delete or args.filter or args.html is not None or args.reference is not None:
-        raise CxlpError("runs cells takes folders of comparisons, --picture and --json, and no other option")
+        raise CxlpError("runs cells accepts no options except --root, --picture and --json: leave out the others")
     if args.picture is not None:
         check_out_file(args.picture, "--picture")
     found = read_cells([_folder(name, args.root) for name in args.names[1:]])
@@ -45,7 +45,7 @@ def cells(args: Namespace) -> int:
                 found.systems[k], f"{ranking.ranks[k]:.2f}", *(f"{value:.2f}" for value in found.values[:, k])
             )
         console.print(table)
-        pairs = Table("system", title="p of Wilcoxon's signed-rank test, by Holm over all pairs")
+        pairs = Table("system", title="p of Wilcoxon's signed-rank test, corrected by Holm's method for all pairs")
         for k in order[:-1]:
             pairs.add_column(found.systems[k], justify="right", overflow="fold")
         for place, k in enumerate(order[1:], 1):
@@ -59,7 +59,7 @@ def cells(args: Namespace) -> int:
         )
         if least * count > 0.05:
             console.print(
-                f"With {len(found.cells)} cells, p of a pair is {p_as_text(least)} at least, and "
+                f"With {len(found.cells)} cells, the smallest possible p of a pair is {p_as_text(least)}, or "
                 f"{p_as_text(min(1.0, least * count))} after the correction for {count} pairs: no single pair can be "
                 "significant. More cells or fewer systems are needed."
             )

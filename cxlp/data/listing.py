@@ -197,7 +197,7 @@ def _reason_to_skip(path: Path, is_file: bool) -> str | None:
         if isinstance(error, OSError) and error.errno is not None:
             raise CxlpError(f"cannot read {path}: {error.strerror}. Make it readable, or move it away") from error
         is_known = False
-    return None if is_known else f"not images ({_suffix(path)})"
+    return None if is_known else f"non-image ({_suffix(path)})"
 
 
 def _suffix(path: Path) -> str:

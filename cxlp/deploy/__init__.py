@@ -1,1 +1,1 @@
-"""A fitted network elsewhere: prediction in Python, and export to other runtimes."""
+"""Use of a fitted network: prediction in Python, and export to other runtimes."""

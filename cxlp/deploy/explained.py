@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxlp.deploy.prediction import LINES, in_a_row
+from cxlp.deploy.prediction import LINES, join_html
 from cxlp.explain.attribution import Explanation
 from cxlp.utils.files import write_whole
 from cxlp.utils.spelling import percent
@@ -68,7 +68,7 @@ class Explained:
         return self.explanation.strongest(self.channels)
 
     def map(self, pixels: int | None = None) -> NDArray[np.float64]:
-        """Return the evidence over the square image: ``(pixels, pixels)``, by default the network's input size."""
+        """Return the evidence over the square image, ``(pixels, pixels)``; default: the input size."""
         found: NDArray[np.float64] = self.explanation.map(pixels or self.image.shape[-1]).numpy()
         return found
 
@@ -83,9 +83,9 @@ class Explained:
         write_whole(Path(path), self._png)
 
     def __repr__(self) -> str:
-        return f"Explained({self.path!r}: {self._said()})"
+        return f"Explained({self.path!r}: {self._summary()})"
 
-    def _said(self) -> str:
+    def _summary(self) -> str:
         over = "" if self.against is None else f" rather than {self.against}"
         evidence = f"{self.explanation.evidence:+.3f}, bias {self.explanation.bias:+.3f}"
         shares = self.explanation.channels
@@ -112,7 +112,9 @@ class Explanations(list[Explained]):
     def __repr__(self) -> str:
         shown: Sequence[Explained] = self[:LINES]
         more = [f"  ... {len(self) - LINES:,} more"] if len(self) > LINES else []
-        return "\n".join([f"{len(self):,} explanations", *(f"  {each.path}  {each._said()}" for each in shown), *more])
+        return "\n".join(
+            [f"{len(self):,} explanations", *(f"  {each.path}  {each._summary()}" for each in shown), *more]
+        )
 
     def _repr_html_(self) -> str:
         parts = []
@@ -120,4 +122,4 @@ class Explanations(list[Explained]):
             data = base64.b64encode(each._png).decode()
             picture = f'<img style="max-width: 100%" src="data:image/png;base64,{data}">'
             parts.append(f"<div>{escape(each.path)}</div>{picture}")
-        return in_a_row(parts, len(self))
+        return join_html(parts, len(self))

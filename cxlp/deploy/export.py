@@ -1,4 +1,4 @@
-"""Export of a fitted network to ONNX or ``torch.export``, and a check that the exported file computes the same."""
+"""Export of a fitted network to ONNX or ``torch.export``, and a check of the exported file."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def describe(model: Predictor, dtype: DType) -> dict[str, Any]:
 
 
 def export(model: Predictor, path: Path, form: Format, dtype: DType = "uint8") -> list[Path]:
-    """Export a network for any batch size, with the normalisation of pixel values, test views and classifier.
+    """Export a network with its normalisation of pixel values and test views, for any batch size.
 
     Args:
         model: The predictor, on the CPU and in float32.
@@ -238,7 +238,7 @@ def _latencies(runs: Sequence[Run], images: Tensor, repeats: int = 30, seconds: 
 
 
 def _check_onnx(network: Network) -> None:
-    """Raise :class:`CxlpError` for missing packages or heads that ONNX does not support, before the slow export."""
+    """Raise :class:`CxlpError` for missing packages or unsupported heads, before the slow export."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise CxlpError(

@@ -38,7 +38,7 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
 
 
 def list_images(*paths: str | os.PathLike[str]) -> list[str]:
-    """List the image files that paths, folders and patterns refer to, in the order in which a Predictor reads them."""
+    """List the image files in folders and patterns, in the order in which a Predictor reads them."""
     return list(image_paths([os.fspath(path) for path in paths], ()))
 
 

@@ -24,8 +24,8 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 Pictures = Picture | Iterable[Picture]
 
 
-def is_one(images: Pictures) -> bool:
-    """Return whether the argument is a single picture, not a folder, a pattern, a batch or another iterable."""
+def is_single(images: Pictures) -> bool:
+    """Return whether the argument is a single picture, not a folder, pattern, batch or iterable."""
     if isinstance(images, str | os.PathLike):
         path = os.fspath(images)
         return not (os.path.isdir(path) or _is_pattern(path))  # noqa: PTH112 (pathlib raises for invalid paths)
@@ -36,15 +36,15 @@ def is_one(images: Pictures) -> bool:
     return isinstance(images, Image.Image)
 
 
-def one_by_one(images: Pictures) -> Iterator[Picture]:
+def iterate_pictures(images: Pictures) -> Iterator[Picture]:
     """Iterate over pictures, including those in folders and those that match patterns."""
-    if is_one(images):
+    if is_single(images):
         yield cast(Picture, images)
     elif isinstance(images, str | os.PathLike):
         yield from image_paths([os.fspath(images)], ())
     elif isinstance(images, Iterable):
         for image in images:
-            yield from one_by_one(image)
+            yield from iterate_pictures(image)
     else:
         yield images  # of an invalid type, for which pixels_of raises an error
 
@@ -86,7 +86,7 @@ def pixels_of(image: Picture, needed: int | None = None) -> Pixels:
 
 
 def prepared(image: Picture, transform: Transform) -> tuple[Tensor, float]:
-    """Return the network's input ``(3, T, T)`` uint8 for a picture, and height divided by width of what it shows."""
+    """Return the network's input ``(3, T, T)`` uint8 and the picture's height divided by its width."""
     pixels = pixels_of(image, transform.needed(None))
     return transform(pixels, None), transform.proportion(pixels)
 

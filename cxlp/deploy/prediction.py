@@ -39,9 +39,9 @@ class Prediction:
     image: Picture | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        return f"Prediction({self.path!r}: {self._said()})"
+        return f"Prediction({self.path!r}: {self._summary()})"
 
-    def _said(self, most: int | None = None) -> str:
+    def _summary(self, most: int | None = None) -> str:
         pairs = list(zip(self.classes, self.probabilities, strict=True))[:most]
         return self.error or ", ".join(f"{name} {percent(probability)}" for name, probability in pairs)
 
@@ -62,7 +62,7 @@ class Prediction:
             return ""
         try:
             picture = Image.fromarray(pixels_of(self.image, THUMBNAIL))
-        except CxlpError:  # the file was deleted in the meantime, or was unreadable, which `error` tells
+        except CxlpError:  # the file was deleted in the meantime, or `error` says why it is unreadable
             return ""
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         file = io.BytesIO()
@@ -85,15 +85,15 @@ class Predictions(list[Prediction]):
     def __repr__(self) -> str:
         shown: Sequence[Prediction] = self[:LINES]
         width = max((len(each.path) for each in shown), default=0)
-        lines = [f"  {each.path:{width}}  {each._said(3)}" for each in shown]
+        lines = [f"  {each.path:{width}}  {each._summary(3)}" for each in shown]
         more = [f"  ... {len(self) - LINES:,} more"] if len(self) > LINES else []
         return "\n".join([f"{len(self):,} predictions", *lines, *more])
 
     def _repr_html_(self) -> str:
-        return in_a_row([each._repr_html_() for each in self[:SHOWN]], len(self))
+        return join_html([each._repr_html_() for each in self[:SHOWN]], len(self))
 
 
-def in_a_row(parts: Iterable[str], total: int) -> str:
+def join_html(parts: Iterable[str], total: int) -> str:
     """Join HTML parts side by side, followed by the number of parts that are not shown."""
     parts = list(parts)
     more = f"<div>... {total - len(parts):,} more</div>" if total > len(parts) else ""

@@ -17,11 +17,11 @@ from torch import Tensor
 from cxlp.backbones.inputs import check_images
 from cxlp.data.transforms import Aspect, AugmentConfig, Transform
 from cxlp.deploy.explained import Explained, Explanations
-from cxlp.deploy.pictures import Picture, Pictures, is_one, name_of, one_by_one, prepared
+from cxlp.deploy.pictures import Picture, Pictures, is_single, iterate_pictures, name_of, prepared
 from cxlp.deploy.prediction import Prediction, Predictions
 from cxlp.deploy.reading import Batch, batches, read_batches
 from cxlp.explain.attribution import explain
-from cxlp.models.classes import some
+from cxlp.models.classes import first_names
 from cxlp.models.network import Network
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError, did_you_mean
@@ -40,8 +40,7 @@ class Predictor:
         aspect: How pictures are made square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
         boxes: Whether the network was fitted to images that were cropped to bounding boxes.
-        transform: Transforms that are applied to pictures first, see
-            :class:`~cxlp.data.datamodule.ImageDataModule`.
+        transform: Transforms that are applied to pictures before that, see the same class.
 
     Attributes:
         boxes: Whether the network expects images that are cropped to the object. The predictor does not crop.
@@ -113,20 +112,19 @@ class Predictor:
     def __repr__(self) -> str:
         several, to = ", several per image" * self.multi_label, self.transform
         return (
-            f"Predictor of {len(self.classes)} classes{several} ({some(self.classes)})\n"
+            f"Predictor of {len(self.classes)} classes{several} ({first_names(self.classes)})\n"
             f"{indent(repr(self.network), '  ')}\n"
             f"  images of {to.size} x {to.size} pixels ({to.aspect}), on {self.device}, precision {self.precision}"
         )
 
     def picture(self, image: Picture) -> Tensor:
-        """Return the network's input ``(3, T, T)`` uint8 for a picture, with the same preprocessing as in the test.
+        """Return the network's input ``(3, T, T)`` uint8 for a picture, preprocessed as in the test.
 
         Files are decoded at reduced size if that is sufficient, see :func:`~cxlp.data.decode.read_image`. The input
         differs by a mean of 2 of 255 if a photo is opened by other means and passed as a picture object.
 
         Raises:
-            CxlpError: If the picture cannot be decoded, or has an invalid type, see
-                :data:`~cxlp.deploy.pictures.Picture`.
+            CxlpError: If the picture cannot be decoded, or is not a :data:`~cxlp.deploy.pictures.Picture`.
         """
         return prepared(image, self.transform)[0]
 
@@ -151,7 +149,7 @@ class Predictor:
 
     @torch.inference_mode()
     def features(self, pictures: Tensor) -> Tensor:
-        """Compute the representation of images, the input of the classifier, as the mean over their test views.
+        """Compute the representation of images, the classifier's input: the mean over test views.
 
         Args:
             pictures: See :meth:`probabilities`.
@@ -167,8 +165,7 @@ class Predictor:
         """Compute the feature vectors of images, for retrieval, clustering or your own classifier.
 
         Args:
-            images: See :meth:`predict`. The images of a folder are in the order of
-                :func:`~cxlp.deploy.image_paths.list_images`.
+            images: See :meth:`predict`. Folders are read in the order of :func:`~cxlp.deploy.image_paths.list_images`.
             batch_size: Batch size of the network.
 
         Returns:
@@ -179,7 +176,7 @@ class Predictor:
         """
         parts = [self.features(torch.stack(inputs)) for _, inputs, _ in self._read(images, batch_size)]
         found = torch.cat(parts).numpy() if parts else np.empty((0, self.network.out_features), np.float32)
-        return cast(NDArray[np.float32], found[0] if is_one(images) else found)
+        return cast(NDArray[np.float32], found[0] if is_single(images) else found)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is an Iterable, but means a path
@@ -192,8 +189,8 @@ class Predictor:
 
         Args:
             images: A path, a Pillow image, an array ``(H, W, 3)`` or a tensor ``(3, H, W)`` of any size, RGB, uint8 in
-                0..255 or floating point in 0..1; or several images: a folder, a pattern, an array or tensor with a
-                batch dimension, or any iterable of these.
+                0..255 or floating point in 0..1. Or several images: a folder, a quoted pattern, an array or tensor with
+                a batch dimension, or any iterable of these.
             top: Number of classes per image, limited to the number of all classes.
             batch_size: Batch size of the network.
 
@@ -209,8 +206,8 @@ class Predictor:
         found = Predictions()
         for batch, inputs, _ in self._read(images, batch_size):
             rows = self.probabilities(torch.stack(inputs)).tolist()
-            found += [self._named(name_of(image), row, top, image) for image, row in zip(batch, rows, strict=True)]
-        return found[0] if is_one(images) else found
+            found += [self._prediction(name_of(image), row, top, image) for image, row in zip(batch, rows, strict=True)]
+        return found[0] if is_single(images) else found
 
     @overload
     def explain(  # type: ignore[overload-overlap]  # as above
@@ -248,10 +245,10 @@ class Predictor:
             explained = explain(self.network, torch.stack(inputs).to(self.device), chosen, other)
             for image, made, proportion, each in zip(batch, inputs, proportions, explained, strict=True):
                 found.append(Explained(name_of(image), made, proportion, each, self.classes, channels))
-        return found[0] if is_one(images) else found
+        return found[0] if is_single(images) else found
 
     def index(self, name: str) -> int:
-        """Return the index of a class, given its name in :attr:`classes` or as in pictures, such as `Laysan Albatross`.
+        """Return the index of a class, given its name in :attr:`classes` or its readable name in pictures.
 
         Raises:
             CxlpError: If there is no such class. The message suggests similar names.
@@ -264,13 +261,13 @@ class Predictor:
     def _read(
         self, images: Pictures, batch_size: int
     ) -> Iterator[tuple[list[Picture], tuple[Tensor, ...], tuple[float, ...]]]:
-        """Iterate over batches of images: the given images, the network's inputs, and heights divided by widths."""
+        """Iterate over batches: the given images, the network's inputs, and heights divided by widths."""
         if batch_size < 1:
             raise CxlpError(f"batch_size is {batch_size}: it must be 1 or more")
         total = len(images) if isinstance(images, list | np.ndarray | Tensor) else None
-        hidden = is_one(images) or not is_watched(sys.stderr)
+        hidden = is_single(images) or not is_watched(sys.stderr)
         with ThreadPoolExecutor(usable_cores()) as pool, bar("Images", total, hidden=hidden) as progress:
-            for batch in batches(one_by_one(images), batch_size):
+            for batch in batches(iterate_pictures(images), batch_size):
                 inputs, proportions = zip(*pool.map(prepared, batch, repeat(self.transform)), strict=True)
                 yield batch, inputs, proportions
                 progress.update(len(batch))
@@ -278,7 +275,7 @@ class Predictor:
     def stream(
         self, paths: Iterable[str], top: int = 5, batch_size: int = 32, workers: int = 0
     ) -> Iterator[Prediction]:
-        """Predict lazily for any number of files, batch by batch, and continue after files that cannot be read.
+        """Predict lazily for any number of files, and continue after files that cannot be read.
 
         Args:
             paths: Paths of files. They are read a few batches ahead, never all at once.
@@ -290,14 +287,14 @@ class Predictor:
             A prediction for each path, in order. Its ``error`` is set if the file could not be read.
         """
         for batch in read_batches(paths, self.transform, batch_size, workers):
-            yield from self._judge(batch, top)
+            yield from self._predict_batch(batch, top)
 
-    def _judge(self, batch: Batch, top: int) -> Iterator[Prediction]:
+    def _predict_batch(self, batch: Batch, top: int) -> Iterator[Prediction]:
         errors, pictures = batch
         rows = iter(self.probabilities(pictures).tolist() if len(pictures) else ())
         for path, error in errors:
-            yield Prediction(path, error=error) if error else self._named(path, next(rows), top, path)
+            yield Prediction(path, error=error) if error else self._prediction(path, next(rows), top, path)
 
-    def _named(self, path: str, row: Sequence[float], top: int, image: Picture) -> Prediction:
+    def _prediction(self, path: str, row: Sequence[float], top: int, image: Picture) -> Prediction:
         best = sorted(range(len(row)), key=lambda k: -row[k])[:top]  # ties keep the order of the classes
         return Prediction(path, tuple(self.classes[k] for k in best), tuple(row[k] for k in best), image=image)

@@ -224,7 +224,9 @@ def explain(
         vectors = [network.encode(head, maps) for head, maps in zip(heads, found, strict=True)]
     size = network.backbone.image_size
     for i, scores in enumerate(network.classify(torch.cat(vectors, dim=1)).float()):
-        own_maps = [[_own(m, i, head.view_count) for m in maps] for head, maps in zip(heads, found, strict=True)]
+        own_maps = [
+            [_maps_of_image(m, i, head.view_count) for m in maps] for head, maps in zip(heads, found, strict=True)
+        ]
         probabilities = (scores.sigmoid() if network.multi_label else scores.softmax(dim=0)).cpu()
         chosen = _best(scores, against) if target is None else target
         for k in (chosen,) if isinstance(chosen, int) else chosen[i]:
@@ -244,7 +246,7 @@ def explain(
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Context without TF32: roots and signs amplify TF32's rounding, and the shares would not sum to the score."""
+    """Context without TF32, whose rounding is too coarse after square roots and signs."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -256,7 +258,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
-    """Raise :class:`CxlpError` if shares do not sum to the score ``terms.sum()``, as with an inherited ``explain``."""
+    """Raise :class:`CxlpError` if shares do not sum to the score, as with an inherited ``explain``."""
     score = float(terms.sum())
     allowed = _ROUNDING * float(terms.abs().sum()) + 1e-6
     if head.signs_only:  # rounding may flip a sign or two
@@ -268,8 +270,8 @@ def _check_sum(head: Head, evidence: float, terms: Tensor) -> None:
         )
 
 
-def _own(maps: Tensor, image: int, views: int) -> Tensor:
-    """Return a copy of an image's maps, since autograd does not accept tensors that were created in inference mode."""
+def _maps_of_image(maps: Tensor, image: int, views: int) -> Tensor:
+    """Return a copy of an image's maps, since autograd does not accept inference tensors."""
     return maps[image * views : (image + 1) * views].to(torch.float64, copy=True)
 
 

@@ -108,7 +108,7 @@ class TopPlaces:
 
 
 def _strongest(activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the strongest place of each channel in ``(V, K, h, w)``: value for ranking, index and activation."""
+    """Return value for ranking, index and activation of each channel's strongest place."""
     around = F.avg_pool2d(activations, PATCH_CELLS, stride=1, padding=PATCH_CELLS // 2)
     ranks, places = (activations + _TIE * around).transpose(0, 1).flatten(1).max(dim=1)  # (K,)
     return ranks, places, activations.transpose(0, 1).flatten(1).gather(1, places[:, None])[:, 0]

@@ -37,8 +37,8 @@ class FrozenConfig:
         c: Cost C of the SVMs. ``auto`` chooses C among ``c_candidates`` by cross-validation on the training images: by
             accuracy, or by mean average precision if an image may have several labels.
         c_candidates: Costs C that ``auto`` compares.
-        folds: Number of folds of the cross-validation, 2 to 100, for C and for the logit scale. It is reduced to the
-            number of images of the rarest class.
+        folds: Number of folds of the cross-validation, 2 to 100, for C and for the logit scale. If the rarest class
+            has fewer images, their number is used.
         pca_vectors: Approximate number of local features that the PCA is fitted to. Each image contributes the same
             number of them, at random places that depend only on the image's position in the data set.
         features: Storage type of the pooled training features: ``float32``; ``float16``, half the size; ``sign``, two
@@ -69,24 +69,24 @@ class FrozenConfig:
             raise CxlpError(f"model.frozen.pca_vectors is {self.pca_vectors}: it must be 1 or more")
 
 
-def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, needing: str = "") -> int:
+def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, needed_by: str = "") -> int:
     """Return the number of folds: ``config.folds``, or the number of images of the rarest class if that is smaller.
 
     Args:
         labels: Labels of the training images, see :mod:`cxlp.utils.labels`.
         classes: Class names.
         config: Options of the frozen fit.
-        needing: Name of a feature that needs a cross-validation, for the error. ``c: auto`` always needs one.
+        needed_by: Name of a feature that needs a cross-validation, for the error. ``c: auto`` always needs one.
 
     Raises:
         CxlpError: If a cross-validation is needed, but a class has fewer than two images.
     """
     images = (as_targets(labels, len(classes)) == 1).sum(dim=1)
     folds = min(config.folds, int(images.min()))
-    needing = needing or ("model.frozen.c: auto" if config.c == "auto" else "")
-    if folds < 2 and needing:
+    needed_by = needed_by or ("model.frozen.c: auto" if config.c == "auto" else "")
+    if folds < 2 and needed_by:
         raise CxlpError(
-            f"{needing} needs two training images of each class, but {classes[int(images.argmin())]!r} has "
+            f"{needed_by} needs two training images of each class, but {classes[int(images.argmin())]!r} has "
             f"{int(images.min())}"
         )
     return folds
@@ -221,8 +221,8 @@ class FrozenFit:
         Returns:
             ``C``, ``logit_scale``, and ``cv_accuracy`` or ``cv_mAP`` from the cross-validation on the training images;
             with a cross-validation also ``train_accuracy`` or ``train_mAP``, on the images the SVMs were fitted to;
-            ``primal``, 1 if the primal solver was used and otherwise 0; with the primal solver ``unsolved``, the number
-            of SVMs that did not reach the tolerance.
+            ``primal``, 1 with the primal solver, otherwise 0; with it also ``unsolved``, the number of SVMs that
+            have not reached the tolerance.
 
         Raises:
             CxlpError: If images were left out, features are not finite, or a class has a single image and a

@@ -40,7 +40,7 @@ class FoldClassifiers:
         """Return scores ``(B, K)`` of features ``(B, D)`` of images at positions ``(B,)`` among the n."""
         folds, classes = self.bias.shape
         with torch.autocast(features.device.type, enabled=False):  # as in the network's own classifier
-            # Score by all folds, then select: this copies no weights and does not synchronize with a GPU.
+            # Score by all folds, then select: this copies no weights and does not synchronise with a GPU.
             scores = F.linear(features.to(self.weight.dtype), self.weight.flatten(0, 1), self.bias.flatten())
         rows = torch.arange(len(features), device=features.device)
         own: Tensor = scores.view(-1, folds, classes)[rows, self.fold[positions]]

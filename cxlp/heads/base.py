@@ -23,9 +23,8 @@ class Head(nn.Module, ABC):
 
     To write a head, subclass this class in an importable module and define
 
-    - a constructor whose arguments are the head's options. All of them are plain values except ``views``. The
-      constructor passes ``layers`` and ``views`` to this class and stores each argument as an attribute of the same
-      name, which :meth:`options` reads;
+    - a constructor whose arguments are the head's options, plain values except ``views``. It passes ``layers`` and
+      ``views`` to this class and stores each argument as an attribute of the same name, which :meth:`options` reads;
     - :attr:`takes`, the number of layers that the head uses;
     - :meth:`build`, which creates parameters and buffers for maps of known shapes and sets ``out_features``;
     - ``forward(*maps, views=1)``, which receives one map ``(B * V, C, H, W)`` per layer, where the V views of an image
@@ -118,12 +117,11 @@ class Head(nn.Module, ABC):
     def layers_of(self, available: Sequence[str], named: Collection[str] = ()) -> tuple[str, ...]:
         """Return the names of the backbone's layers that the head uses.
 
-        A head without ``layers`` uses the backbone's last layers if these include the last layers that no other head
-        names. Otherwise it uses the layers that no other head names.
-
         Args:
             available: The backbone's layers.
-            named: The layers that other heads of the network name in their ``layers``.
+            named: The layers that other heads of the network name in their ``layers``. A head without ``layers`` uses
+                the backbone's last layers, if these include the last ones that no other head names, and otherwise the
+                layers that no other head names.
 
         Raises:
             CxlpError: If the backbone does not return these layers, or the number of layers that no other head names
@@ -154,9 +152,7 @@ class Head(nn.Module, ABC):
         return self.layers
 
     def connect(self, *shapes: Sequence[int], views: int = 1) -> Self:
-        """Create the head's parameters for maps of the given shapes.
-
-        A second call with the same arguments does nothing.
+        """Create the head's parameters for maps of the given shapes; repeated calls must agree and do nothing.
 
         Args:
             shapes: ``(C, H, W)`` of each layer that the head uses.
@@ -193,7 +189,7 @@ class Head(nn.Module, ABC):
     # --- fit, explanation, export -----------------------------------------------------------------
 
     def start_fit(self, data: TrainingSet) -> HeadFit | None:
-        """Return the fit of this head to the training images, or ``None`` if there is nothing to fit (the default).
+        """Return the head's fit to the training images, or ``None`` (the default) if there is none.
 
         Raises:
             CxlpError: If there are too few training images.
@@ -213,7 +209,7 @@ class Head(nn.Module, ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the head can be used: ``False`` only if :attr:`needs_fit` is set and the head is not fitted yet."""
+        """Whether the head can be used: it is fitted, or :attr:`needs_fit` is not set."""
         return not self.needs_fit or (self._connected is not None and bool(self.fitted))
 
     def mark_fitted(self) -> None:

@@ -69,5 +69,5 @@ class BilinearPooling(CrossLayerPooling):
         super().build([shapes[0], shapes[0]])
 
     def select(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map twice, as local map and as guide. The guide is reduced to its first ``channels`` channels."""
+        """Return the map as local map and, with its first ``channels`` channels only, as guide."""
         return super().select(maps[0], maps[0])

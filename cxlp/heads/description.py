@@ -113,14 +113,14 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_count(option: str, value: int | None, most: int, there_are: str) -> None:
+def check_count(option: str, value: int | None, most: int, reason: str) -> None:
     """Raise :class:`CxlpError` unless an option is ``None`` or an integer from 1 to ``most``.
 
     Args:
         option: Name of the option.
         value: Value of the option.
         most: The largest valid value.
-        there_are: The reason for this limit, for the error message.
+        reason: The reason for this limit, for the error message.
     """
     if value is not None and not (is_whole(value) and 1 <= value <= most):
-        raise CxlpError(f"{option} is {value!r}, but {there_are}: choose 1 to {most}, or null")
+        raise CxlpError(f"{option} is {value!r}, but {reason}: choose 1 to {most}, or null")

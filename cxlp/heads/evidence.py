@@ -46,7 +46,7 @@ def effective_weights(normalise: Normalise, pooled: Tensor, weights: Tensor) -> 
 def shares_of_guide(
     pool: Callable[[Tensor], Tensor], activations: Tensor, normalise: Normalise, weights: Tensor
 ) -> Tensor:
-    """Compute the shares ``e_ik`` of a pooling that is linear in its guide, as activation times derivative.
+    """Compute the shares ``e_ik`` for a pooling that is linear in its guide: activation times derivative.
 
     Args:
         pool: Function from the guide ``(V, K, h, w)`` of one image to the unnormalised matrix, such as ``(K, p)``.

@@ -24,7 +24,7 @@ from cxlp.utils.errors import CxlpError
 
 
 class Codebook(LocalHead):
-    """Base class of the two Fisher vectors: a model with K atoms that is fitted to local features, not trained.
+    """Base class of Fisher vectors, with a model of K atoms that is fitted to local features.
 
     Args:
         pca_dim: Size p of a projected local feature; ``None``: no projection.

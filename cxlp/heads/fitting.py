@@ -1,4 +1,4 @@
-"""Interface for fitting a head without gradients: one pass over the training images' maps, then a solution.
+"""Interface for fitting a head without gradients, in one pass over the training images' maps.
 
 The caller, :class:`~cxlp.frozen.fit.FrozenFit` or a script, gets a :class:`HeadFit` from the head, passes the maps of
 all training images to its ``observe`` batch by batch, stores these maps, and calls its ``solve``, which can read the
@@ -55,10 +55,10 @@ class KeptMaps(Protocol):
         """See the class."""
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Iterate over this rank's maps: the head's maps of ``b`` images and their positions ``(b,)`` among the n."""
+        """Iterate over this rank's maps of ``b`` images each, with the positions ``(b,)`` of the images."""
 
     def scratch(self, width: int) -> AbstractContextManager[Rows]:
-        """Return a context with temporary rows on disk, one of ``width`` numbers for each of this rank's images."""
+        """Context with temporary rows of ``width`` numbers on disk, one for each of this rank's images."""
 
     def measure(self, phase: str) -> AbstractContextManager[None]:
         """Return a context that records the run time of its body under the name ``phase``."""

@@ -76,7 +76,7 @@ class LocalHead(Head):
         return _LocalFit(self, data) if learns or self.projection is not None else None
 
     def check_training(self, data: TrainingSet) -> None:
-        """Raise the errors that :meth:`learn_from` would raise before the pass over the images; none by default."""
+        """Raise errors of :meth:`learn_from` in advance, before the pass over the images; none by default."""
 
     def learn_from(self, kept: KeptMaps, data: TrainingSet) -> None:
         """Fit the parts after the PCA, which is already fitted; nothing by default."""

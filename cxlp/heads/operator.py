@@ -69,7 +69,7 @@ def sub_arrays(local: Tensor, size: int = 1, stride: int = 1, padding: Padding =
 
 
 def centres(guide: Tensor, size: int = 1, stride: int = 1, padding: Padding = "valid") -> Tensor:
-    """Return a map at the centres of the sub-arrays of :func:`sub_arrays`: ``(B, K, H, W) -> (B, K, h, w)``."""
+    """Return a map at the centres of :func:`sub_arrays`: ``(B, K, H, W) -> (B, K, h, w)``."""
     edge = size // 2 if padding == "valid" else 0
     height, width = guide.shape[-2:]
     return guide[..., edge : height - edge : stride, edge : width - edge : stride]
@@ -149,7 +149,7 @@ def cross_layer_pooling(
 
 
 def check_sizes(local: Sequence[int], guide: Sequence[int], rule: Align) -> None:
-    """Raise :class:`CxlpError` for an unknown rule, and for maps of different ``(H, W)`` under ``"strict"``."""
+    """Raise :class:`CxlpError` for an unknown rule, or different ``(H, W)`` under ``"strict"``."""
     if rule not in _RULES:
         raise CxlpError(f"unknown align rule {rule!r}; valid: {', '.join(_RULES)}")
     if rule == "strict" and tuple(local) != tuple(guide):

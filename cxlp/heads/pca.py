@@ -82,9 +82,15 @@ class Moments:
             CxlpError: If there are too few vectors for ``dim`` axes, or the vectors are not finite.
         """
         if not bool(self.scatter.isfinite().all()):
-            raise CxlpError("the local features of the PCA are NaN, infinite, or too large to be squared in float32")
+            raise CxlpError(
+                "the local features of the PCA are NaN, infinite, or too large to be squared in float32: check the "
+                "images and the backbone's weights"
+            )
         if self.count <= dim:
-            raise CxlpError(f"PCA to {dim} dimensions needs more than {dim} local features, but got {self.count}")
+            raise CxlpError(
+                f"PCA to {dim} dimensions needs more than {dim} local features, but got {self.count}: lower the number "
+                "of dimensions"
+            )
         d = len(self.mean)
         moment = self.scatter / self.count
         if not centred:

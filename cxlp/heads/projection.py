@@ -27,7 +27,7 @@ def project(projection: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 def random_places(count: int, wanted: int, positions: Tensor) -> Tensor:
-    """Draw ``wanted`` of ``count`` places for each image, ``(b, wanted)``, with the image's position as the seed."""
+    """Draw ``wanted`` of ``count`` places per image, ``(b, wanted)``, seeded with the image's position."""
     return torch.stack(
         [torch.randperm(count, generator=torch.Generator().manual_seed(p))[:wanted] for p in positions.tolist()]
     )
@@ -84,7 +84,7 @@ class PrincipalAxes:
         return f"PrincipalAxes({len(self.projection.weight):,} axes of {self.moments!r})"
 
     def observe(self, vectors: Tensor, positions: Tensor) -> None:
-        """Process vectors ``(b V, N, d)`` of ``b`` images at ``positions``; a random subset if an image has many."""
+        """Process vectors ``(b V, N, d)`` of ``b`` images, at most ``per_image`` random ones per image."""
         vectors = vectors.reshape(len(positions), -1, vectors.shape[2])  # (b, V N, d)
         if self.per_image < vectors.shape[1]:
             places = random_places(vectors.shape[1], self.per_image, positions)

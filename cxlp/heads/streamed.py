@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Maps = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
 
 
-class _Unkept:
+class _DiscardedMaps:
     """Implementation of ``KeptMaps`` that stores no maps. Projections never read them again."""
 
     labels = torch.zeros(0, dtype=torch.int64)
@@ -75,7 +75,7 @@ def fit_pca(
             ) from error
     fit: HeadFit | None = None
     seen, ranks = 0, world_size()
-    with _evaluating(backbone):
+    with _evaluation_mode(backbone):
         for batch in loader:
             maps = _maps_of(head, batch, backbone)
             views = head.views.count(backbone.image_size) if isinstance(backbone, Backbone) else head.view_count
@@ -91,7 +91,7 @@ def fit_pca(
             fit.observe(tuple(m[: kept * views] for m in maps), positions[:kept])
     if fit is None:
         raise CxlpError("the loader yields no batches, so the PCA cannot be fitted: pass a loader with images")
-    fit.solve(_Unkept())
+    fit.solve(_DiscardedMaps())
 
 
 def _maps_of(head: "Head", batch: Any, backbone: Callable[[Tensor], Maps] | None) -> tuple[Tensor, ...]:  # noqa: ANN401 (whatever a loader yields)
@@ -119,7 +119,7 @@ def _maps_of(head: "Head", batch: Any, backbone: Callable[[Tensor], Maps] | None
 
 
 @contextmanager
-def _evaluating(backbone: Callable[[Tensor], Maps] | None) -> Iterator[None]:
+def _evaluation_mode(backbone: Callable[[Tensor], Maps] | None) -> Iterator[None]:
     """Context in which a network is in evaluation mode and its weights are held."""
     if not isinstance(backbone, nn.Module):
         yield

@@ -1,4 +1,4 @@
-"""Cross-layer pooling with a trained guide, the second scheme of the journal version (arXiv 1510.00921)."""
+"""Cross-layer pooling with a trained guide, from the paper's journal version (arXiv 1510.00921)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Views of an image: the image itself, mirror images, crops, blocks or regions that pass through the network."""
+"""Views of an image that pass through the network: mirror images, crops, blocks or regions."""
 
 import math
 from collections.abc import Hashable
@@ -65,7 +65,7 @@ class Views:
         return self.kind, options.get(self.kind, ())
 
     def image_size(self, size: int) -> int:
-        """Return the size of the square image that the views are cut from, for a network with input size ``size``."""
+        """Return the size of the square image that views of ``size`` pixels are cut from."""
         if self.kind == "blocks":
             return self.blocks * size
         if self.kind in ("whole", "flip"):

@@ -138,7 +138,7 @@ def load_weights(network: Network, checkpoint: dict[str, Any], source: str) -> N
 
 
 def _check_same(backbone: Backbone, spec: Mapping[str, Any]) -> None:
-    """Raise :class:`CxlpError` if a backbone does not match its specification, so that the heads would not fit."""
+    """Raise :class:`CxlpError` if a backbone does not match its specification."""
     own = backbone.spec()
     found, wanted = ({**each, **preprocessing(each)} for each in (own, spec))
     for key in ("layers", "activation", "image_size", "mean", "std"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cxlp.utils.errors import CxlpError
 
 
-def numbered(classes: int | Sequence[str]) -> Sequence[str]:
+def class_names(classes: int | Sequence[str]) -> Sequence[str]:
     """Return names of classes: the given names, or ``"0"``, ``"1"``, ... for a number (also of NumPy)."""
     try:
         return [str(k) for k in range(operator.index(classes))]  # type: ignore[arg-type]
@@ -14,7 +14,7 @@ def numbered(classes: int | Sequence[str]) -> Sequence[str]:
         return classes  # type: ignore[return-value]
 
 
-def checked(classes: Sequence[str]) -> tuple[str, ...]:
+def check_class_names(classes: Sequence[str]) -> tuple[str, ...]:
     """Return class names as a tuple, after checking that there are names and that they are unique.
 
     Raises:
@@ -31,6 +31,6 @@ def checked(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def some(classes: Sequence[str], most: int = 3) -> str:
+def first_names(classes: Sequence[str], most: int = 3) -> str:
     """Format the first names, with ``...`` if there are more."""
     return ", ".join(classes[:most]) + ", ..." * (len(classes) > most)

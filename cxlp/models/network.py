@@ -13,7 +13,7 @@ from cxlp.backbones.library import registered_by
 from cxlp.heads.base import Head
 from cxlp.heads.description import plain
 from cxlp.heads.views import Views
-from cxlp.models.classes import checked, numbered, some
+from cxlp.models.classes import check_class_names, class_names, first_names
 from cxlp.utils.errors import CxlpError
 
 #: Maximum number of views per forward pass of the backbone: large enough for a GPU, small enough to bound memory.
@@ -95,7 +95,7 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] = ()
         self.multi_label = multi_label
         if classes is not None:
-            self.set_classes(numbered(classes), multi_label)
+            self.set_classes(class_names(classes), multi_label)
         name = backbone.spec()["name"]
         self._registered_by = None if name is None else registered_by(name)
         if self._registered_by == "__main__":
@@ -108,7 +108,7 @@ class Network(nn.Module):
 
     def __repr__(self) -> str:
         heads = "".join(f"\n  {head!r}" for head in self.each_head())
-        classes = f"{len(self.classes)} classes ({some(self.classes)})" if self.classes else "no classes yet"
+        classes = f"{len(self.classes)} classes ({first_names(self.classes)})" if self.classes else "no classes yet"
         return f"Network(\n  {self.backbone!r}{heads}\n  {self.out_features:,} features -> {classes}\n)"
 
     def _connect(self, head: Head) -> None:
@@ -147,7 +147,7 @@ class Network(nn.Module):
         Raises:
             CxlpError: If the network already has other classes, or class names are not unique.
         """
-        names = checked(classes)
+        names = check_class_names(classes)
         if self.classifier is None:
             self.classes, self.multi_label = names, multi_label
             like = self.backbone.mean
@@ -179,7 +179,7 @@ class Network(nn.Module):
         for head in self.each_head():
             views = head.views
             if views.relevant not in seen:
-                seen[views.relevant] = self._see(images, views, head.view_count)
+                seen[views.relevant] = self._maps_of_views(images, views, head.view_count)
             found.append(tuple(seen[views.relevant][i] for i in self._places(head)))
         return found
 
@@ -187,7 +187,7 @@ class Network(nn.Module):
         """Return a key of views and layer for each input map of a head. Equal keys mean the same map."""
         return [(head.views.relevant, self.backbone.same[i]) for i in self._places(head)]
 
-    def _see(self, images: Tensor, views: Views, count: int) -> tuple[Tensor, ...]:
+    def _maps_of_views(self, images: Tensor, views: Views, count: int) -> tuple[Tensor, ...]:
         """Compute the backbone's maps of all views of the images: ``(B * V, C, h, w)`` for each layer."""
         chunks = [self.backbone(views.cut(part, self.backbone.image_size)) for part in _chunks(images, count)]
         return chunks[0] if len(chunks) == 1 else tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
@@ -199,13 +199,13 @@ class Network(nn.Module):
             CxlpError: If the head returns another shape.
         """
         images = maps[0].shape[0] // head.view_count
-        together = self._encoded_together(head, maps[0])
+        together = self._images_per_encoding(head, maps[0])
         if together is not None and images > together:
             parts = zip(*(torch.split(m, together * head.view_count) for m in maps), strict=True)
             vector = torch.cat([head(*part, views=head.view_count) for part in parts])
         else:
             vector = head(*maps, views=head.view_count)
-        if vector.ndim != 2 or vector.shape[1] != head.out_features or not _as_many(vector.shape[0], images):
+        if vector.ndim != 2 or vector.shape[1] != head.out_features or not _counts_agree(vector.shape[0], images):
             raise CxlpError(
                 f"{head.name} returns a tensor {tuple(vector.shape)} for {images} images of {head.view_count} views, "
                 f"but has out_features = {head.out_features}: its forward must return (B, out_features)"
@@ -213,7 +213,7 @@ class Network(nn.Module):
         vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
         return vector if len(self.heads) == 1 else vector * len(self.heads) ** -0.5
 
-    def _encoded_together(self, head: Head, maps: Tensor) -> int | None:
+    def _images_per_encoding(self, head: Head, maps: Tensor) -> int | None:
         """Return the number of images that a head encodes at a time, or ``None`` for all images.
 
         The number is limited on the CPU without gradients. There, larger vectors are newly allocated pages at each
@@ -263,7 +263,7 @@ class Network(nn.Module):
         return self.classify(self.test_features(images))
 
     def spec(self) -> dict[str, Any]:
-        """Return the network's specification as plain values, for :func:`~cxlp.models.checkpoint.network_from_spec`.
+        """Return the specification for :func:`~cxlp.models.checkpoint.network_from_spec` as plain values.
 
         Raises:
             CxlpError: If an option of a head is not a plain value, or not stored as an attribute.
@@ -278,13 +278,13 @@ class Network(nn.Module):
         }
 
 
-def _as_many(found: int, expected: int) -> bool:
+def _counts_agree(found: int, expected: int) -> bool:
     # During export, the number of images is a symbol, and a comparison would turn it into a constant.
     return isinstance(found, torch.SymInt) or isinstance(expected, torch.SymInt) or found == expected
 
 
 def _chunks(images: Tensor, views: int) -> Sequence[Tensor]:
-    """Split a batch so that each part has a bounded number of views. A batch of symbolic size is not split."""
+    """Split a batch into parts with a bounded number of views, unless its size is symbolic."""
     if views == 1 or isinstance(images.shape[0], torch.SymInt):
         return (images,)
     return torch.split(images, max(1, _VIEWS_AT_A_TIME // views))

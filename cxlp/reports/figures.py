@@ -1,4 +1,4 @@
-"""A test's result class by class, and comparisons of systems: tables and pictures."""
+"""Tables and figures of a test by class, and of comparisons of systems."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from cxlp.utils.spelling import number, percent, shown_names
 
 
 def confusion_table(counts: Tensor, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """Tabulate a confusion matrix ``(true, predicted)``, worst class first, and what each class is mostly taken for."""
+    """Return a table of a confusion matrix ``(true, predicted)``, worst class first, with each one's main confusion."""
     (most, other), right = _wrong(counts).max(dim=1), counts.diagonal()
     columns = (column.tolist() for column in (counts.sum(dim=1), right, most, other))
     rows = [
@@ -31,7 +31,7 @@ def confusion_table(counts: Tensor, classes: Sequence[str]) -> tuple[list[str], 
 
 
 def confusion_pairs(counts: Tensor, classes: Sequence[str], shown: int = 50) -> tuple[list[str], list[list[Any]]]:
-    """Tabulate at most ``shown`` pairs of a true class and another that it is taken for, the most frequent first."""
+    """Return a table of the ``shown`` most frequent confusions of a true class with a predicted one."""
     rates = _rates(counts)
     rows = [
         [classes[i], classes[j], int(counts[i, j]), round(float(rates[i, j]), 4)] for i, j in _confused(counts)[:shown]
@@ -41,9 +41,9 @@ def confusion_pairs(counts: Tensor, classes: Sequence[str], shown: int = 50) -> 
 
 @as_png
 def draw_confusion(counts: Tensor, classes: Sequence[str], shown: int = 40) -> Figure:
-    """Draw a confusion matrix whose rows sum to 1, with classes that are taken for each other side by side.
+    """Draw a confusion matrix whose rows sum to 1. Classes that are often confused are next to each other.
 
-    If there are more than ``shown`` classes, it shows those in the most frequent confusions.
+    If there are more than ``shown`` classes, the figure shows those with the most frequent confusions.
     """
     chosen = _block(counts, shown)
     n = len(chosen)
@@ -77,7 +77,7 @@ def _wrong(counts: Tensor) -> Tensor:
 
 
 def _confused(counts: Tensor) -> list[tuple[int, int]]:
-    """List pairs (true, predicted) of different classes, the most frequent first; ties are in the order of classes."""
+    """Return the pairs (true, predicted) of different classes, most frequent first; ties keep the order of classes."""
     wrong = _wrong(counts)
     places = wrong.nonzero()
     order = wrong[tuple(places.T)].argsort(descending=True, stable=True)
@@ -85,7 +85,7 @@ def _confused(counts: Tensor) -> list[tuple[int, int]]:
 
 
 def _block(counts: Tensor, most: int) -> list[int]:
-    """Choose at most ``most`` classes of the most frequent confusions, ordered so that confused ones are near."""
+    """Choose at most ``most`` classes with the most frequent confusions, ordered so that confused ones are near."""
     among = dict.fromkeys(k for pair in _confused(counts) for k in pair)
     chosen = sorted([*among, *(k for k in range(len(counts)) if k not in among)][:most])
     if len(chosen) < 3:
@@ -100,12 +100,12 @@ def _block(counts: Tensor, most: int) -> list[int]:
 def precision_table(
     precisions: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]
 ) -> tuple[list[str], list[list[Any]]]:
-    """Tabulate average precisions, worst class first, classes without any positive last.
+    """Return a table of average precisions, worst class first, and classes without positives last.
 
     Args:
-        precisions: ``(K,)`` by name of the definition.
-        labels: ``(n, K)`` of {1, -1, 0}.
-        classes: K names.
+        precisions: Average precisions ``(K,)`` by the name of their definition.
+        labels: ``(n, K)`` of 1, -1 or 0.
+        classes: The K names of classes.
     """
     counts = ((labels == sign).sum(dim=0).tolist() for sign in (1, -1, 0))
     values = ([None if math.isnan(v) else round(v, 4) for v in column.tolist()] for column in precisions.values())
@@ -116,9 +116,9 @@ def precision_table(
 
 @as_png
 def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]], shown: int = 60) -> Figure:
-    """Draw the last column of :func:`precision_table` as bars, with the share of positives beside each.
+    """Draw the last column of :func:`precision_table` as bars, each with a mark at the fraction of positives.
 
-    If there are more than ``shown`` classes, it shows the first, those of lowest precision.
+    If there are more than ``shown`` classes, the figure shows those with the lowest average precision.
     """
     defined = [row[-1] for row in rows if row[-1] is not None]
     mean = percent(sum(defined) / len(defined) if defined else math.nan)
@@ -130,7 +130,7 @@ def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]], shown
     values = [row[-1] or 0.0 for row in rows]
     chance = [row[1] / max(1, row[1] + row[2]) for row in rows]
     axes.barh(range(len(rows)), values, color="tab:blue")
-    axes.plot(chance, range(len(rows)), "|", color="black", markersize=12, label="share of positives: random order")
+    axes.plot(chance, range(len(rows)), "|", color="black", markersize=12, label="fraction of positives (chance level)")
     for i, row in enumerate(rows):
         said = "no positive" if row[-1] is None else percent(row[-1])
         axes.text(values[i] + 0.01, i, said, va="center", fontsize=8)
@@ -144,7 +144,7 @@ def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]], shown
     return figure
 
 
-#: Ends of the error bar of a quality, in percent; ``None``: it has none.
+#: Ends of the error bar of a quality, in percent; ``None`` without an error bar.
 Ends = tuple[float, float] | None
 
 
@@ -157,7 +157,7 @@ def draw_costs(
     cost_label: str,
     quality_label: str,
 ) -> Figure:
-    """Draw quality in percent against a cost per image: a point for each system, and an error bar between its ends."""
+    """Draw quality in percent over the cost per image, with a point and an error bar for each system."""
     figure = Figure((9.0, 6.0))
     axes = figure.add_subplot()
     costs = list(costs)
@@ -168,11 +168,11 @@ def draw_costs(
     axes.set_xlim(low / space, high * space)
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all may lie within one power of ten
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all costs may be within one power of ten
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel=cost_label, ylabel=quality_label)
     axes.grid(alpha=0.3)
-    figure.draw_without_rendering()  # names are placed by pixels, so the axes must have their places
+    figure.draw_without_rendering()  # fixes the axes' positions, because names are placed in pixels
     figure.set_layout_engine("none")
     bars = [list(end or (y, y)) for y, end in zip(quality, ends, strict=True)]
     textalloc.allocate(
@@ -190,12 +190,12 @@ def _draw_points(axes: Axes, x: Sequence[float], quality: Sequence[float], ends:
 
 @as_png
 def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, shown: int = 60) -> Figure:
-    """Draw the gain of each system over a baseline, class by class, as a coloured table.
+    """Draw the gain of each system over a baseline by class, as a coloured table.
 
     Args:
         values: Quality in percent by system and class.
-        baseline: One of the systems.
-        shown: Number of classes at most: those with the largest mean differences.
+        baseline: The name of the baseline, one of the systems.
+        shown: Maximum number of classes; those with the largest mean differences are shown.
     """
     others = [name for name in values if name != baseline]
     base = values[baseline]
@@ -222,7 +222,7 @@ def draw_differences(values: Mapping[str, Mapping[str, float]], baseline: str, s
 def draw_sweep(
     option: str, values: Sequence[str], quality: Sequence[float], ends: Sequence[Ends], quality_label: str
 ) -> Figure:
-    """Draw quality in percent against the values of an option, in their order, each with an error bar."""
+    """Draw quality in percent over the values of an option, in their order, each with an error bar."""
     figure = Figure((7.0, 4.5))
     axes = figure.add_subplot()
     axes.plot(range(len(values)), quality, color="tab:blue")
@@ -243,9 +243,9 @@ def draw_validations(
     """Draw quality in percent over epochs: the mean of several seeds, and the range between them.
 
     Args:
-        curves: By system a curve for each seed, which gives quality by epoch.
-        metric: Name of the quality.
-        reach: A height to mark.
+        curves: The curves of each system by its name: for each seed, the quality by epoch.
+        metric: Name of the metric.
+        reach: A quality to mark by a horizontal line.
     """
     figure = Figure((8.0, 5.0))
     axes = figure.add_subplot()
@@ -258,7 +258,7 @@ def draw_validations(
     if reach is not None:
         axes.axhline(reach, color="black", linewidth=0.8, linestyle="--")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel=f"{metric} of the images held out, %")
+    axes.set(xlabel="epoch", ylabel=f"{metric} of the held-out images, %")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure

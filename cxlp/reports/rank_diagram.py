@@ -11,18 +11,18 @@ from cxlp.reports.drawing import as_png, label
 
 @as_png
 def draw_ranks(names: Sequence[str], ranks: Sequence[float], critical_difference: float, cells: int) -> Figure:
-    """Draw mean ranks on a line, the best system at the left; bars join systems that are not told apart.
+    """Draw mean ranks on a line, the best system on the left. Bars join systems without a significant difference.
 
     Args:
-        names: The systems.
-        ranks: Their mean ranks.
-        critical_difference: See :class:`cxlp.metrics.ranks.Ranking`.
-        cells: The number of cells that ranks are means over.
+        names: Names of the systems.
+        ranks: Mean ranks of the systems.
+        critical_difference: Nemenyi's critical difference, see :class:`cxlp.metrics.ranks.Ranking`.
+        cells: Number of cells.
     """
     systems = len(names)
     order = np.argsort(ranks, kind="stable").tolist()
     joined = cliques(np.asarray(ranks), critical_difference)
-    left = (systems + 1) // 2  # as many names on this side, the others on the other one
+    left = (systems + 1) // 2  # number of names on the left side; the others are on the right
     step, bars = 0.55, 0.3
     top = bars * len(joined) + 0.35
     height = top + step * left

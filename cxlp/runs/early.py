@@ -118,7 +118,7 @@ def _imported(place: str) -> Iterator[str]:
 
 
 def _first_leaf(key: str, value: Any) -> str:  # noqa: ANN401 (any value of a file)
-    """The first key below a nested value whose own value is not nested, as the parser names it."""
+    """The first key with a plain value inside a nested value, as the parser names it."""
     while isinstance(value, dict) and value:
         name, value = next(iter(value.items()))
         key = f"{key}.{name}"

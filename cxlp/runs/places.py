@@ -116,7 +116,7 @@ def test_arguments(path: Path, given: Sequence[str]) -> list[str]:
 
 @contextmanager
 def describing_data(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Complete arguments without a data set, such as those of an overlay, since the parser requires one."""
+    """Add a placeholder data set to arguments that may name none, since the parser requires one."""
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "data.yaml"
         whole.write_text("data: Demo\n")

@@ -251,7 +251,7 @@ class Run(OpenedRun):
         )
         if self._plan and launched_rank() == 0:
             why = describe_precision(self.config["trainer"], self._precision)
-            summary.tell(summary.opening(self.data, self.network, trainer, why, self._plan, self.folder))
+            summary.print_facts(summary.run_facts(self.data, self.network, trainer, why, self._plan, self.folder))
             self._plan = ""
         if self.choice is not None and self.choice.stage != "frozen":
             check_images_per_step(self.choice.images_per_step, self._images_per_step(trainer))

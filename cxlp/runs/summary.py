@@ -12,11 +12,11 @@ from cxlp.models.network import Network
 from cxlp.runs.places import STARTS
 from cxlp.utils.progress import say
 
-#: Accuracy that fine-tuning must be able to gain, or it is not worth its time.
+#: Smallest possible gain in accuracy for which fine-tuning is worthwhile.
 LEAST_GAIN = 0.02
 
 
-def tell(facts: Mapping[str, str]) -> None:
+def print_facts(facts: Mapping[str, str]) -> None:
     """Print the facts that are not empty, one aligned line each."""
     width = max(map(len, facts))
     for name, fact in facts.items():
@@ -24,7 +24,7 @@ def tell(facts: Mapping[str, str]) -> None:
             say(f"{name:<{width}}   {fact}")
 
 
-def opening(
+def run_facts(
     data: ImageDataModule, network: Network, trainer: pl.Trainer, precision: str, stages: str, folder: Path
 ) -> dict[str, str]:
     """Return the facts of a run's summary, by name.
@@ -69,19 +69,19 @@ def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str
 
 
 def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
-    """Say how far fine-tuning can get: what the cross-validation of the frozen fit leaves to be gained.
+    """Describe the possible gain of fine-tuning: the errors in the frozen fit's cross-validation.
 
     Args:
-        report: That of the frozen fit, see :meth:`cxlp.frozen.fit.FrozenFit.finish`.
-        images: The number of training images.
+        report: The report of the frozen fit, see :meth:`cxlp.frozen.fit.FrozenFit.finish`.
+        images: Number of training images.
 
     Returns:
-        A line with the training accuracy and the cross-validated accuracy (or mAP), and a warning where fine-tuning
-        cannot pay: less than 2 points are left, or less than half the 95 % interval of the cross-validated accuracy,
-        so that even all of it could not be told from chance on so many images. Nothing if nothing was
-        cross-validated.
+        A line with the training accuracy and the cross-validated accuracy (or mAP), and a warning if fine-tuning is not
+        worthwhile: if the possible gain is less than 2 points, or less than half the width of the 95 % interval of the
+        cross-validated accuracy, so that even the full gain would not be significant on that number of images. An empty
+        list without cross-validation.
     """
-    metric = next((name for name in ("accuracy", "mAP") if f"cv_{name}" in report), None)
+    metric = next((name for name in ("accuracy", "mAP") if f"train_{name}" in report), None)
     if metric is None:
         return []
     cross_validated = report[f"cv_{metric}"]
@@ -91,12 +91,12 @@ def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
         least, around = max(least, (high - low) / 2), f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
     said = [
         f"frozen fit: training {metric} {100 * report[f'train_{metric}']:.1f} %, cross-validated "
-        f"{100 * cross_validated:.1f} %{around}: fine-tuning can gain {100 * left:.1f} points at most"
+        f"{100 * cross_validated:.1f} %{around}: fine-tuning can gain at most {100 * left:.1f} points"
     ]
     if left < least:
         why = f"{100 * least:.0f} points" if least == LEAST_GAIN else f"half the interval, {100 * least:.1f} points"
         said.append(
-            f"warning: fine-tuning cannot pay: what is left is less than {why}. For the frozen fit alone, set "
+            f"warning: fine-tuning is not worthwhile, since it can gain less than {why}. For the frozen fit alone, set "
             "trainer.max_epochs to 0"
         )
     return said

@@ -1,4 +1,4 @@
-"""Systems over several comparisons, each of them a cell: the same systems on another data set or backbone."""
+"""Results of the same systems in several comparisons. Each comparison, on a data set and backbone, is a cell."""
 
 import csv
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from cxlp.utils.errors import CxlpError
 
 
 class Cells(NamedTuple):
-    """The systems that all comparisons have.
+    """The results of the systems that all comparisons share.
 
     Attributes:
         cells: Names of the comparisons.
         systems: Names of the systems.
-        values: Their accuracy or mAP on test images, in percent: ``(cells, systems)``.
+        values: Accuracy or mAP of the test images, in percent: ``(cells, systems)``.
     """
 
     cells: list[str]
@@ -29,11 +29,11 @@ def read_cells(folders: Sequence[Path]) -> Cells:
     """Read the tables of comparisons, ``results.csv`` in their folders.
 
     Raises:
-        CxlpError: If a table is missing or broken, or fewer than two comparisons or shared systems are left.
+        CxlpError: If a table is missing or broken, or there are fewer than two comparisons or shared systems.
     """
     folders = list(dict.fromkeys(folders))
     if len(folders) < 2:
-        raise CxlpError("a comparison over cells needs the folders of two comparisons or more (cxlp compare --out DIR)")
+        raise CxlpError("runs cells: name the folders of at least two comparisons (cxlp compare --out DIR)")
     tables = [_read(folder) for folder in folders]
     shared = [name for name in tables[0] if all(name in table for table in tables)]
     if len(shared) < 2:
@@ -55,6 +55,6 @@ def _read(folder: Path) -> dict[str, float]:
         column = next(head for head in rows[0] if head.startswith("test "))
         return {row["system"]: float(row[column]) for row in rows if row[column]}
     except FileNotFoundError as error:
-        raise CxlpError(f"{file} is not there: name the folder of a comparison (cxlp compare --out DIR)") from error
+        raise CxlpError(f"{file} is missing: name the folder of a comparison (cxlp compare --out DIR)") from error
     except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
-        raise CxlpError(f"{file} is no table of a comparison: run the same cxlp compare again") from error
+        raise CxlpError(f"{file} is not the table of a comparison: run the same cxlp compare again") from error

@@ -88,8 +88,8 @@ def gather(
                 for name, found in paired.items()
                 if found.left_out
             ]
-            for name, error in refused.items():
-                _tell(f"paired test of {name}", error, outputs)
+            for name, cause in refused.items():
+                _tell(f"paired test of {name}", cause, outputs)
         except CxlpError as error:
             _tell("paired tests", error, outputs)
     return Evidence(paired, combined, notes)

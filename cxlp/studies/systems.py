@@ -1,4 +1,4 @@
-"""The systems of the paper's tables, and baselines, each as a network: what ``python -m cxlp compare`` runs."""
+"""The systems of the paper's tables and baselines, as networks that ``python -m cxlp compare`` runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from cxlp.studies.system_names import LOWER_PAIRS, other_size, pair_names
 
 
 class Network(TypedDict):
-    """A network by plain values.
+    """A network, described by plain values.
 
     Attributes:
-        layers: Those of the backbone.
-        heads: Its heads, see :meth:`cxlp.heads.base.Head.from_spec`.
-        options: Further arguments of ``train.py``.
+        layers: The layers of the backbone.
+        heads: The descriptions of the heads, see :meth:`cxlp.heads.base.Head.from_spec`.
+        options: Additional arguments of ``train.py``.
     """
 
     layers: list[str]
@@ -35,31 +35,31 @@ class Network(TypedDict):
     options: list[str]
 
 
-#: Axes of either layer in the most accurate form, see configs/best.yaml.
+#: PCA dimensions of both layers in the most accurate system, see configs/best.yaml.
 BEST_DIM = 128
-#: Pooling channels of the low-rank form, and values of the compact one (as Gao et al. recommend for bilinear pooling).
+#: Pooling channels of the low-rank system, and size of the compact one (Gao et al.'s value for bilinear pooling).
 GUIDE_DIM, SKETCH = 64, 8192
-#: Axes of the derived form, see :func:`_derived`.
+#: PCA dimensions of the derived system, see :func:`_derived`.
 DERIVED_DIM = 512
 
-#: What others are compared with class by class.
+#: The system with which others are compared by class.
 BASELINE = "CNN-Global"
 
 
 def systems(
     backbone: BackboneConfig, base: CrossLayerPooling, transform: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Network]:
-    """Make the systems of the paper's tables, and baselines, of one network.
+    """Return the systems of the paper's tables and the baselines for one backbone.
 
     Args:
-        backbone: The network to cut.
-        base: A cross-layer pooling, whose layers, sub-arrays and PCA the systems share. Where a system's layer has
-            fewer channels than the PCA would keep, it keeps as many as there are.
+        backbone: The backbone.
+        base: A cross-layer pooling, whose layers, sub-arrays and PCA dimension the systems share. The PCA dimension is
+            reduced for layers with fewer channels.
         transform: ``data.transform`` of all systems.
 
     Returns:
-        Networks by name. Where the backbone is the paper's, the names are, too: CL-45 is ``base``, CL-34 one
-        pair of layers lower; of other backbones they are called CL and CL-lower.
+        Networks by name. For CaffeNet, the names are the paper's: CL-45 is ``base``, and CL-34 uses the pair of layers
+        below. For other backbones, these two are called CL and CL-lower.
     """
     pair, lower = pair_names(backbone.name)
     layers = base.layers_of(backbone.layers)
@@ -71,7 +71,7 @@ def systems(
     def kept(layer: str, size: int = 1) -> int | None:
         return None if base.pca_dim is None else min(base.pca_dim, channels[layer] * size * size)
 
-    # The full form: where the base has another one, that is a system of its own.
+    # The full form. Variants of it are separate systems, even if the base is such a variant.
     options = base.options() | {
         "views": base.views, "layers": layers,
         "sign": False, "guide_dim": None, "sketch": None, "spectral": False, "second_root": False,
@@ -81,11 +81,11 @@ def systems(
     def cross(**changes: Any) -> CrossLayerPooling:
         return CrossLayerPooling(**options | changes)
 
-    # Of the upper layer alone, of single places, normalised as the base is.
+    # Baselines pool single places of the upper layer only, and are normalised like the base.
     steps = {name: getattr(base, name) for name in ("zscore", "l2")}
     upper = {"layers": layers[1:], "views": base.views, **steps}
     pooled = {"pca_dim": kept(layers[1]), "sqrt": base.sqrt, "channel_l2": base.channel_l2, **upper}
-    # As in the paper's time: the activations themselves, of unit length.
+    # As in 2015: activations of unit length, without signed square root.
     fc = AveragePooling(layers=[PENULTIMATE], sqrt=False)
     jitter = AveragePooling(layers=[PENULTIMATE], sqrt=False, views=Views("crops"))
     dim = min(base.pca_dim or 500, channels[PENULTIMATE])
@@ -112,11 +112,11 @@ def systems(
     dim = min(DERIVED_DIM, channels[layers[0]] * 3**2)
     derived = CrossLayerPooling(dim, size=3, align=base.align, channel_l2=True, zscore=True, layers=layers)
     arguments = {
-        f"{pair}, signs": ["--model.frozen.features", "sign"],  # two bits a value
+        f"{pair}, signs": ["--model.frozen.features", "sign"],  # two bits per value
         f"{pair}, derived": _derived(found.image_size, transform),
     }
     other = other_size(base.size)
-    # A sketch has no pooling channels any more.
+    # A sketch has no pooling channels, so channel_l2 does not apply.
     made |= {
         pair: [plain],
         f"{pair}, {other}x{other}": [cross(size=other, pca_dim=kept(layers[0], other))],
@@ -151,10 +151,10 @@ def _system(heads: Sequence[Head], options: list[str]) -> Network:
 
 
 def _derived(image_size: int, transform: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the options of ``CL-45, derived`` beside its head, as a third party's file has them.
+    """Return the options of ``CL-45, derived``, which follow a third-party implementation.
 
-    Images are resized bilinearly, each image's own mean colour is subtracted, and the PCA sees all local features.
-    (``clpRef.m`` of https://github.com/shoaibahmed/CrossLayerPooling, commit d4a976b.)
+    Images are resized bilinearly, each image's own mean colour is subtracted, and the PCA is fitted to all local
+    features. Source: ``clpRef.m`` of https://github.com/shoaibahmed/CrossLayerPooling, commit d4a976b.
     """
     resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [image_size, image_size]}}
     return [

@@ -71,8 +71,7 @@ class ClassificationTask(pl.LightningModule):
         self._phase_start = self._evaluation_start = 0.0
         self._holds_backbone = False
         self._seen = 0  # images that the loader has yielded on this rank so far
-        # Number of images scored on this rank, then the number of positives of each class.
-        self._scored = torch.zeros(classes + 1, dtype=torch.long)
+        self._scored = torch.zeros(classes + 1, dtype=torch.long)  # scored images of this rank, positives by class
 
     def __repr__(self) -> str:
         options = {name: value for name, value in self.arguments().items() if name != "network"}
@@ -177,10 +176,9 @@ class ClassificationTask(pl.LightningModule):
         warn_if_incomplete("test", self.trainer.test_dataloaders, self._scored)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ANN401 (as above)
-        """Return probabilities ``(B, K)``, computed from the test views.
+        """Return probabilities ``(B, K)``: the softmax of the scores, or with several labels their sigmoid.
 
-        They are the softmax of the scores, or their sigmoid if an image may have several labels. A batch may consist of
-        images alone, ``(B, 3, T, T)``; labels are ignored.
+        Scores are computed from the test views. A batch may be images alone, ``(B, 3, T, T)``; labels are ignored.
         """
         images = read_images(batch)
         if batch_idx == 0:
@@ -195,7 +193,7 @@ class ClassificationTask(pl.LightningModule):
         self._scored = torch.zeros_like(self._scored, device=self.device)
 
     def _checked(self, batch: Any, batch_idx: int, side: int) -> Batch:  # noqa: ANN401 (whatever a loader yields)
-        """Read a batch and check it; on a GPU, check the first batch of an epoch only, because checks synchronize."""
+        """Read a batch and check it; on a GPU, check the first batch of an epoch only, because checks synchronise."""
         read = read_batch(batch)
         if batch_idx == 0 and not read.stored:
             check_images(read.images, side)
@@ -286,9 +284,7 @@ class ClassificationTask(pl.LightningModule):
         """
         saved = checkpoint["cxlp"]
         if saved["task"] != type(self).__name__:
-            raise CxlpError(
-                f"the checkpoint is of {saved['task']}, not of {type(self).__name__}: load it with {saved['task']}"
-            )
+            raise CxlpError(f"the checkpoint is of {saved['task']}, not {type(self).__name__}: load it as the former")
         self.report, self.validated = dict(saved["report"]), dict(saved["validated"])
         self.times.update(saved["times"])
         folds = saved["fold_classifiers"]

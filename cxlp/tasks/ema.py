@@ -16,7 +16,7 @@ def warmed_up(decay: float, step: Tensor) -> Tensor:
 
     Args:
         decay: The final decay.
-        step: The step, counted from 1, as a scalar tensor to avoid synchronizing with a GPU.
+        step: The step, counted from 1, as a scalar tensor to avoid synchronising with a GPU.
     """
     return ((1 + step) / (10 + step)).clamp(max=decay)
 

@@ -41,9 +41,7 @@ def check_options(label_smoothing: float, mix_alpha: float, ema: float, recomput
     if not 0 < mix_alpha < math.inf:
         raise CxlpError(f"model.mix_alpha is {mix_alpha}: it must be greater than 0")
     if recompute and compile:
-        raise CxlpError(
-            "model.recompute and model.compile are both true, but exclude each other: set one of them to false"
-        )
+        raise CxlpError("model.recompute and model.compile are both true, but exclude each other: choose one")
 
 
 class FineTune(ClassificationTask):
@@ -97,7 +95,7 @@ class FineTune(ClassificationTask):
         self.mix, self.mix_alpha = mix, mix_alpha
         self.recompute, self.compile_parts = recompute, compile
         self._mixing = None if mix == "none" else Mixing(mix, mix_alpha, len(self.network.classes))
-        self.train_loss = MeanMetric(nan_strategy="disable")  # a check for NaN would synchronize with the GPU
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a check for NaN would synchronise with the GPU
         self._finite = torch.ones((), dtype=torch.bool)
         self._compiled: list[nn.Module] = []
         self._held: list[nn.Parameter] = []  # the classifier's parameters, with cross-fitting
@@ -198,9 +196,9 @@ class FineTune(ClassificationTask):
         loss = classification_loss(scores, labels, self.label_smoothing)
         self._finite &= torch.isfinite(loss.detach())
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (batch_idx + 1) % every == 0:  # not at each step, because the check synchronizes with the GPU
+        if every and (batch_idx + 1) % every == 0:  # not at each step, because the check synchronises with the GPU
             self._stop_unless(bool(self._finite), "the training loss is not finite")
-        # The loss of a step is that of rank 0; only the mean of the epoch is synchronized between the ranks.
+        # The loss of a step is that of rank 0; only the mean of the epoch is synchronised between the ranks.
         self.log("train/loss_step", loss.detach(), prog_bar=True, rank_zero_only=True)
         self.train_loss.update(loss.detach())
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)

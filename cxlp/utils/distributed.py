@@ -77,7 +77,7 @@ def from_rank_zero(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return the values of all ranks, in the order of ranks, on every rank. Values must be picklable and small."""
+    """Return the small, picklable values of all ranks, in the order of ranks, on every rank."""
     if not is_distributed():
         return [value]
     found = [value] * world_size()
@@ -86,7 +86,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def ask_rank_zero(ask: Callable[[], int]) -> int:
-    """Compute an integer on rank 0 and return it on all ranks. If rank 0 fails, all ranks fail instead of waiting.
+    """Compute an integer on rank 0 and return it on all ranks. If rank 0 fails, all ranks fail.
 
     Raises:
         CxlpError: On the other ranks, if rank 0 fails. Rank 0 raises the original exception.
@@ -107,7 +107,7 @@ def ask_rank_zero(ask: Callable[[], int]) -> int:
 
 
 def on_rank_zero(work: Callable[[], None]) -> None:
-    """Call a function on rank 0 only. All ranks wait for it, and fail if it fails, see :func:`ask_rank_zero`."""
+    """Call a function on rank 0, while all ranks wait. If it fails, all fail, see :func:`ask_rank_zero`."""
 
     def done() -> int:
         work()

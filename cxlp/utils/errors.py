@@ -17,7 +17,7 @@ SHOWN, NEAREST = 40, 8
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str | None:
-    """Return the choice closest in spelling, ignoring case, or a choice that contains the wrong name, or ``None``."""
+    """Return the choice closest in spelling, ignoring case, or one that contains the name, or ``None``."""
     choices = list(valid)
     spelled = {choice.lower(): choice for choice in reversed(choices)}
     close = get_close_matches(wrong.lower(), spelled, n=1) or [c for c in reversed(spelled) if wrong.lower() in c]
@@ -25,7 +25,7 @@ def nearest(wrong: str, valid: Iterable[str]) -> str | None:
 
 
 def did_you_mean(wrong: str, valid: Iterable[str], prefix: str = "") -> str:
-    """Return a hint that suggests the closest valid choice, if there is a close one, and lists the valid choices.
+    """Return a hint for an error message: the closest valid choice, if any, and the valid choices.
 
     Args:
         wrong: The invalid value.

@@ -11,7 +11,7 @@ from cxlp.utils.errors import CxlpError, nearest
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint, given as a file or as a run's folder, which stands for its tested checkpoint.
+    """Return the path of a checkpoint; a run's folder stands for its tested checkpoint.
 
     Raises:
         CxlpError: If there is no such checkpoint. The message names other checkpoints in the folder.
@@ -66,7 +66,7 @@ def copy_whole(source: Path, target: Path) -> None:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Context that yields the path of a temporary file, which is renamed at the end, or deleted after an error."""
+    """Context with a temporary file, which is renamed at the end, or deleted after an error."""
     partial = path.with_name(f".{path.name}.part")
     try:
         yield partial
@@ -78,7 +78,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def out_folder(out: Path) -> Iterator[None]:
-    """Context with an output folder for a command, which is created, and removed at the end if new and empty.
+    """Context that creates an output folder for a command, and removes it at the end if new and empty.
 
     Raises:
         CxlpError: If the folder cannot be created or written to.

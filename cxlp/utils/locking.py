@@ -66,7 +66,7 @@ def is_held(folder: Path) -> bool:
 
 
 def hold_part(part: Path) -> BaseFileLock:
-    """Lock a file or folder before it is created, with a lock file beside it, so that it never exists unlocked."""
+    """Lock a file or folder before it is created, with a lock file next to it."""
     return _hold(part.with_suffix(".lock"))
 
 

@@ -16,7 +16,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def free_memory() -> int | None:
-    """Return the bytes of free memory on this machine, or in this process's control groups if that is less.
+    """Return the free memory in bytes, on this machine or in this process's control groups if less.
 
     The system's file cache counts as free. On systems other than Linux, half of the total memory is assumed to be free;
     ``None`` if the total is unknown.
@@ -40,7 +40,7 @@ def free_memory() -> int | None:
 
 
 def _groups(root: Path) -> list[Path]:
-    """Return the folders of this process's control group and of its parents up to the root, each with its own limit."""
+    """Return the folders of this process's control group and its parents, each with its own limit."""
     try:
         lines = [line.split(":", 2) for line in Path(_MEMBERSHIP).read_text().splitlines()]
     except OSError:

@@ -95,7 +95,7 @@ def raising_on_signals() -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Context that restores the signal handlers at its end, since they belong to the caller, such as a notebook."""
+    """Context that restores the signal handlers of its caller, such as a notebook, at its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -120,7 +120,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _watch(received: socket.socket) -> None:
-    """End this process after a second signal, or some time after the first signal, until the socket is shut down.
+    """End this process after a second signal, or some time after the first signal.
 
     Python writes each signal number to the socket immediately. The handler in Python, in contrast, waits for the main
     thread, which may be waiting for other ranks in a collective or a rendezvous.
@@ -237,7 +237,7 @@ def is_waited_for() -> bool:
 
 
 def leave_with_parent(poll: float = 1.0) -> bool:
-    """End this process soon after its parent ends, if the parent is :func:`run_to_end` or rank 0 of this run.
+    """End this process soon after its parent, if that is :func:`run_to_end` or rank 0 of this run.
 
     Lightning's launcher ends rank 0 if another rank fails, but the other ranks continue if rank 0 fails. With gloo,
     their collectives fail. With NCCL, they would wait for its timeout of half an hour.

@@ -1,4 +1,4 @@
-"""How this process was started, for usage lines and for commands in messages, and settings of the interpreter."""
+"""How this process was started, and settings of the interpreter."""
 
 import atexit
 import gc
@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 def program() -> str:
-    """Return ``cxlp`` if the process is that command, otherwise ``python -m cxlp``, which also works in a checkout."""
+    """Return the command's name for messages: ``cxlp`` or, in a checkout, ``python -m cxlp``."""
     return "cxlp" if Path(sys.argv[0]).stem == "cxlp" else "python -m cxlp"
 
 
 def train_program() -> str:
-    """Return the command that starts a run: ``python train.py`` if this is the script, otherwise ``cxlp train``."""
+    """Return the command that starts a run: ``python train.py`` or :func:`program` with ``train``."""
     return "python train.py" if Path(sys.argv[0]).name == "train.py" else f"{program()} train"
 
 
@@ -41,7 +41,7 @@ def print_any_text() -> None:
 
 @contextmanager
 def collecting_no_garbage() -> Iterator[None]:
-    """Context without garbage collection, which takes a quarter of the time for imports of large libraries."""
+    """Context without garbage collection, which would take a quarter of the time of large imports."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -58,9 +58,9 @@ def end_without_collecting() -> None:
 
 
 def forget_ranks_without_number() -> None:
-    """Delete environment variables of ranks whose values are not numbers, with which importing Lightning fails.
+    """Delete environment variables of ranks whose values are not numbers.
 
-    Must be called before Lightning is imported.
+    Importing Lightning fails with such values. Must be called before Lightning is imported.
     """
     for name in (
         "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK",

@@ -110,7 +110,7 @@ class TerminalBar(Bar):
 
 
 class LineBar(Bar):
-    """Progress as lines, the first after 15 s, each next one after the elapsed time has grown by a quarter."""
+    """Progress as lines, the first after 15 s, later ones each time the elapsed time grows by a quarter."""
 
     def __init__(self, what: str, total: int | None, unit: str, start: int, to: TextIO) -> None:
         super().__init__(what, total, unit, start, to)

@@ -1,4 +1,4 @@
-"""The seed of a run, which Lightning's ``seed_everything`` stores in the environment for all processes."""
+"""The seed of a run, which Lightning's ``seed_everything`` stores in the environment."""
 
 import os
 

@@ -26,7 +26,7 @@ _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
 @cache
 def options_of(path: str) -> Options | None:
-    """Return the options of a class in the order of declaration: fields of a dataclass, or constructor arguments.
+    """Return the options of a class, dataclass fields or constructor arguments, in their order.
 
     Options that a constructor accepts as ``**common`` come last and are those of the base class.
 

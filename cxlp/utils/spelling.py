@@ -35,7 +35,7 @@ def as_text(metric: str, value: float) -> str:
 
 
 def is_part(metric: str) -> bool:
-    """Return whether a metric or column is a proportion, such as an accuracy, average precision or probability."""
+    """Return whether a metric or column is a proportion, such as an accuracy or a probability."""
     return _PARTS.search(metric) is not None
 
 
@@ -50,11 +50,11 @@ def interval_as_text(metric: str, interval: Mapping[str, Any]) -> str:
 
 
 def shown_names(classes: Sequence[str]) -> list[str]:
-    """Return readable names of all classes for text and pictures; machine-readable files keep the original names.
+    """Return readable names of all classes for text and pictures.
 
-    Underscores become spaces. Numbers at the start of all names are removed if they only enumerate the classes: a dot
-    follows each number, or the numbers are consecutive from 0 or 1. If two names would become equal, all names are
-    returned unchanged.
+    Machine-readable files keep the original names. Underscores become spaces. Numbers at the start of all names are
+    removed if they only enumerate the classes: a dot follows each number, or the numbers are consecutive from 0 or 1.
+    If two names would become equal, all names are returned unchanged.
 
     >>> shown_names(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
     ['Black footed Albatross', 'Laysan Albatross']

@@ -14,7 +14,7 @@ from cxlp.utils.processes import STOPPED
 
 @contextmanager
 def watching_start(launched: Callable[[], list[subprocess.Popen[Any]]], tidy: Callable[[], None]) -> Iterator[Event]:
-    """Context in which this process ends if a process of its launcher fails before the rendezvous of all ranks.
+    """Context in which this process ends if another rank fails before the rendezvous of all ranks.
 
     Without it, this process would wait for the failed process, in a call that no signal interrupts, until the launcher
     kills it.

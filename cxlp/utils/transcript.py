@@ -1,4 +1,4 @@
-"""Log file of a process's output, as a terminal would show it, without progress bars and control characters."""
+"""Log file of a process's output, without progress bars and control characters."""
 
 import os
 import re
@@ -78,7 +78,7 @@ def _shown(line: str) -> str | None:
 
 
 class _Recorded:
-    """Stream whose lines are recorded and written above progress bars. A line is written when it is complete.
+    """Stream whose complete lines are recorded and written above progress bars.
 
     Args:
         stream: The original stream.

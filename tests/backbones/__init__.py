@@ -1,1 +1,1 @@
-"""Tests of cxlp.backbones.backbone."""
+"""Tests of ``cxlp.backbones``."""

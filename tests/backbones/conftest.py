@@ -1,4 +1,4 @@
-"""Fixtures that tests of backbones share."""
+"""Fixtures for tests of backbones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Backbones with random weights, and what a layer of a whole network gives."""
+"""Backbones with random weights, and the outputs of layers in whole networks."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def hooked(model: nn.Module, layer: str, images: Tensor) -> Tensor:
 
 
 def own_weights(name: str, layers: tuple[str, str], folder: Path) -> tuple[nn.Module, Backbone]:
-    """A timm network with random weights, whole and cut."""
+    """Return a timm network with random weights, and a backbone with the same weights."""
     whole = timm.create_model(name, pretrained=False).eval()
     torch.save(whole.state_dict(), folder / "weights.pth")
     return whole, build(f"timm/{name}", layers, weights=str(folder / "weights.pth"))

@@ -1,4 +1,4 @@
-"""Backbones: described rightly, fed as they were trained, in the modes in which they were found."""
+"""Backbones: their description, preprocessing and modes."""
 
 import copy
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.utils.errors import CxlpError
 from tests.backbones.small import SQUEEZE, build, hooked
 
-# --- what it says of itself
+# --- description
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ def test_the_default_size_is_the_one_of_training(name: str, layers: tuple[str, s
     assert build(name, layers).image_size == size
 
 
-def test_caffenet_is_the_papers(caffe: Backbone) -> None:
+def test_caffenet_has_the_layers_of_the_paper(caffe: Backbone) -> None:
     assert caffe.image_size == 227
     assert caffe.channels == (384, 256)
     assert caffe.map_sizes == ((13, 13), (13, 13))
 
 
-def test_maps_do_not_depend_on_the_memory_format_or_the_batch(squeeze: Backbone, photos: Tensor) -> None:
+def test_maps_are_independent_of_memory_format_and_batch_size(squeeze: Backbone, photos: Tensor) -> None:
     whole = squeeze(photos)
     last = squeeze(photos.contiguous(memory_format=torch.channels_last))
     alone = squeeze(photos[1:])
     for i in (0, 1):
-        # another batch size may take another kernel: rounding differs
+        # another batch size may use another kernel, which rounds differently
         torch.testing.assert_close(last[i], whole[i], atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(alone[i], whole[i][1:], atol=1e-4, rtol=1e-5)
 
@@ -93,7 +93,7 @@ def test_bytes_are_normalised_as_the_library_does(
         config = timm.data.resolve_data_config({}, model=whole)
         mean, std = config["mean"], config["std"]
     else:
-        # torchvision's loader with its download replaced: a network with its own weights, as it comes.
+        # replaces the download of torchvision: a network with its own weights, and its usual preprocessing
         extra = {"aux_logits": True, "init_weights": False} if bare == "googlenet" else {}
         state = torchvision.models.get_model(bare, weights=None, **extra).state_dict()
         monkeypatch.setattr(_api.WeightsEnum, "get_state_dict", lambda *_args, **_kwargs: state)
@@ -108,7 +108,7 @@ def test_bytes_are_normalised_as_the_library_does(
         torch.testing.assert_close(one, truth, rtol=1e-3, atol=1e-5 * max(1.0, float(truth.abs().max())))
 
 
-def test_caffenet_sees_blue_first_and_its_mean_subtracted(caffe: Backbone, photos: Tensor) -> None:
+def test_caffenet_gets_bgr_minus_its_mean(caffe: Backbone, photos: Tensor) -> None:
     seen: list[Tensor] = []
     handle = caffe.trunk.get_submodule("conv1").register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     caffe(photos)
@@ -118,11 +118,11 @@ def test_caffenet_sees_blue_first_and_its_mean_subtracted(caffe: Backbone, photo
 
 
 @pytest.mark.parametrize("name", ["squeeze", "caffe"])
-def test_bytes_and_floats_of_one_image_give_one_result(
+def test_bytes_and_floats_of_an_image_have_equal_maps(
     name: str, photos: Tensor, request: pytest.FixtureRequest
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    for dtype in (torch.float32, torch.float64):  # of 0..1, as torchvision has it
+    for dtype in (torch.float32, torch.float64):  # values from 0 to 1, as torchvision returns them
         for one, other in zip(backbone(photos), backbone(photos.to(dtype) / 255), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
             assert other.dtype == torch.float32
@@ -137,7 +137,7 @@ def test_mean_and_std_may_be_given(photos: Tensor) -> None:
     other = build("squeezenet1_0", image_size=64, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 1.0))
     other.load_state_dict(plain.state_dict())
     shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.5, 1.0)))
-    same = (photos / 255 - shift) / scale * plain.std + plain.mean  # what the plain one must be given
+    same = (photos / 255 - shift) / scale * plain.std + plain.mean  # the normalised input for the plain network
     found, expected = other(photos)[1], plain(same)[1]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     for wrong in ({"mean": (0.1, 0.2)}, {"std": (1.0, 1.0, 0.0)}):
@@ -168,7 +168,7 @@ def test_each_images_own_mean_colour_may_be_subtracted(photos: Tensor) -> None:
         build("squeezenet1_0", image_size=64, mean="images")
 
 
-def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:
+def test_more_than_two_layers_are_returned_in_order(photos: Tensor) -> None:
     layers = ("features.12", "features.3", "features.11")
     backbone = build("squeezenet1_0", layers, image_size=64)
     assert backbone.channels == (512, 128, 512) == tuple(m.shape[1] for m in backbone(photos))
@@ -177,7 +177,7 @@ def test_more_layers_than_two_are_given_in_their_order(photos: Tensor) -> None:
             build("squeezenet1_0", wrong)  # type: ignore[arg-type]
 
 
-def test_a_config_is_its_arguments_and_so_is_the_description() -> None:
+def test_config_and_description_have_the_constructor_arguments() -> None:
     config = BackboneConfig("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64, std=(1.0, 1.0, 0.5))
     spec = Backbone.from_config(config).spec()
     assert spec == {**asdict(config), "layers": ["layer1", "layer2"], "std": [1.0, 1.0, 0.5]}
@@ -201,11 +201,13 @@ def test_random_weights_are_random() -> None:
 # --- modes
 
 
-def test_a_new_backbone_is_in_training_mode_and_left_as_it_was_found() -> None:
+def test_a_new_backbone_is_in_training_mode_and_building_changes_no_mode() -> None:
     backbone = Backbone("timm/test_resnet", ("layer1", "layer2"), weights=None, image_size=64)
     assert backbone.training and backbone.trunk.training
     norm = backbone.trunk.get_submodule("layer1.0.bn1")
-    assert isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked == 0  # the dry run taught it nothing
+    assert (
+        isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked == 0
+    )  # the dry run has not changed the statistics
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -215,7 +217,7 @@ def test_a_copy_keeps_mode_and_values(training: bool, squeeze: Backbone, photos:
     trunk: Any = twin.trunk
     assert trunk.graph is (trunk.train_graph if training else trunk.eval_graph)
     twin.train()
-    assert trunk.graph is trunk.train_graph  # it still has both
+    assert trunk.graph is trunk.train_graph  # both modes are kept
     twin.eval()
     assert torch.equal(twin(photos)[1], squeeze(photos)[1])
 
@@ -232,13 +234,13 @@ def test_compiles_without_graph_breaks(squeeze: Backbone, photos: Tensor) -> Non
     ("name", "layers"),
     [
         ("timm/test_resnet", ("layer3.0.conv2", "layer3")),
-        ("timm/test_efficientnet", ("blocks.3.0.bn1", "bn2")),  # activations are fused with its norms
+        ("timm/test_efficientnet", ("blocks.3.0.bn1", "bn2")),  # activations are fused with normalisation
     ],
 )
 def test_synchronised_batch_norm_leaves_the_trunk_as_it_is(
     photos: Tensor, name: str, layers: tuple[str, str], activation: Literal["after", "before"]
 ) -> None:
-    # what trainer.sync_batchnorm does; its training needs several GPUs
+    # the effect of trainer.sync_batchnorm, whose training needs several GPUs
     plain = build(name, layers, image_size=64, activation=activation)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))  # type: ignore[no-untyped-call]
     norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

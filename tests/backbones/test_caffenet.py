@@ -23,17 +23,17 @@ def net() -> CaffeNet:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, net: CaffeNet) -> tuple[Path, dict[str, Tensor]]:
-    """An ONNX file as an exporter with its own names might write it, of a corner of each weight, and these corners."""
+    """Write an ONNX file with other names, as another exporter might, and return it with corners of each weight."""
     nodes, tensors = [], []
     state = {key: value[tuple(slice(5 + i) for i in range(value.ndim))] for key, value in net.state_dict().items()}
     for i, layer in enumerate(LAYERS):
         weight, bias = state[f"{layer}.weight"].numpy(), state[f"{layer}.bias"].numpy()
         attributes: dict[str, Any] = {} if layer.startswith("conv") else {"transB": 1}
-        if layer == "fc7":  # the other way that exporters write a product
+        if layer == "fc7":  # another way in which exporters write a product
             weight, attributes = np.ascontiguousarray(weight.T), {}
-        if layer == "fc8":  # said, and off
+        if layer == "fc8":  # reported, and removed
             weight, attributes = np.ascontiguousarray(weight.T), {"transB": 0}
-        # Names that sort against the order of the layers, and are no layer's.
+        # names that are not in the order of the layers, and are not names of layers
         name = f"z{9 - i}/%{i}:0"
         tensors += [numpy_helper.from_array(bias, name + "b"), numpy_helper.from_array(weight, name)]
         kind = "Conv" if layer.startswith("conv") else "Gemm"
@@ -56,7 +56,7 @@ def test_shapes_of_every_layer(net: CaffeNet) -> None:
     for name, layer in net.named_children():
         x = layer(x)
         shapes[name] = tuple(x.shape[1:])
-    # As Caffe reports them for the deploy file.
+    # shapes that Caffe reports for the deploy file
     assert shapes["conv1"] == (96, 55, 55)
     assert shapes["pool1"] == (96, 27, 27)
     assert shapes["conv2"] == (256, 27, 27)
@@ -76,7 +76,7 @@ def test_number_of_parameters() -> None:
     assert groups == {"conv1": 1, "conv2": 2, "conv3": 1, "conv4": 2, "conv5": 2}
 
 
-def test_forward_is_the_layers_in_order_and_dropout_is_of_training_only(net: CaffeNet) -> None:
+def test_layers_run_in_order_and_dropout_only_in_training(net: CaffeNet) -> None:
     x = torch.rand(1, 3, 227, 227)
     with torch.no_grad():
         assert torch.equal(net(x), nn.Sequential(*net.children())(x))
@@ -87,7 +87,7 @@ def test_forward_is_the_layers_in_order_and_dropout_is_of_training_only(net: Caf
 
 
 def test_pooling_rounds_up(net: CaffeNet) -> None:
-    # On 4 cells a 3-wide window of stride 2 fits once; Caffe adds the window that hangs over the border.
+    # On 4 cells, a window of width 3 and stride 2 fits once; Caffe adds the window that exceeds the border.
     x = torch.arange(16.0).view(1, 1, 4, 4)
     for pool in (net.pool1, net.pool2, net.pool5):
         assert pool(x)[0, 0].tolist() == [[10, 11], [14, 15]]
@@ -98,11 +98,11 @@ def test_response_normalisation_equals_caffes_formula(net: CaffeNet) -> None:
     a = x.double().numpy()
     expected = np.zeros_like(a)
     for c in range(9):
-        window = a[:, max(0, c - 2) : c + 3]  # 5 channels, fewer at the ends; alpha is divided by 5 all the same
+        window = a[:, max(0, c - 2) : c + 3]  # 5 channels, fewer at the ends; alpha is always divided by 5
         expected[:, c] = a[:, c] / (1 + 1e-4 / 5 * (window**2).sum(1)) ** 0.75
     for norm in (net.norm1, net.norm2):
         np.testing.assert_allclose(norm(x).numpy(), expected, rtol=1e-5)
-    assert np.abs(expected / a - 1).max() > 0.3  # the inputs are large enough to tell
+    assert np.abs(expected / a - 1).max() > 0.3  # the inputs are large enough to show a difference
 
 
 def test_onnx_weights_come_back_equal(written: tuple[Path, dict[str, Tensor]], net: CaffeNet) -> None:
@@ -129,7 +129,7 @@ def test_an_onnx_file_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_layer_without_bias_is_refused_by_name(tmp_path: Path) -> None:
-    # ResNets are exported so: BatchNorm follows, or the weights come out of another node.
+    # ResNets are exported like this: BatchNorm follows, or a node computes the weights
     node, tensors = small("Conv", "stem", bias=False)
     write(tmp_path / "resnet.onnx", [node], tensors)
     with pytest.raises(CxlpError, match=r"resnet.onnx: .*'stem' .*bias"):
@@ -152,7 +152,7 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_normalisation_of_large_activations_does_not_overflow_in_half_precision() -> None:
-    x = torch.rand(1, 96, 3, 3, generator=torch.Generator().manual_seed(0)) * 2000  # 2000^2 is no float16
+    x = torch.rand(1, 96, 3, 3, generator=torch.Generator().manual_seed(0)) * 2000  # 2000^2 exceeds float16
     expected = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)(x)
     norm = FullPrecisionLRN(5, alpha=1e-4, beta=0.75)
     assert torch.equal(norm(x), expected)

@@ -1,4 +1,4 @@
-"""Cutting: what comes out are the named layers' maps, and nothing behind them is kept."""
+"""Feature extraction: the outputs are the maps of the named layers, and layers above them are removed."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name:
     return cutting.cut(model, dict(zip(("local", "guide"), layers, strict=True)), activation, name)
 
 
-def test_a_single_tap_keeps_nothing_of_the_other(images: Tensor) -> None:
+def test_a_single_layer_keeps_no_modules_of_another(images: Tensor) -> None:
     model = tv("squeezenet1_0")()
     both = cut(model, ("features.11", "features.12"), "after", "squeezenet1_0").eval()
     lower = cutting.cut(model, {"local": "features.11"}, "after", "squeezenet1_0").eval()
@@ -35,7 +35,7 @@ def tv(name: str) -> Callable[[], nn.Module]:
         with torch.device("meta"):  # torchvision's own initialisation is slow
             model: nn.Module = torchvision.models.get_model(name, weights=None, **special)
         if name.startswith("vgg"):
-            model.classifier = nn.Flatten()  # 120 of its 130 million numbers, behind every cut made here
+            model.classifier = nn.Flatten()  # 120 of its 130 million parameters, above all layers that are tested here
         model.to_empty(device="cpu")
         for module in model.modules():
             if hasattr(module, "reset_parameters"):
@@ -49,7 +49,7 @@ def ti(name: str) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, pretrained=False)
 
 
-# Network, the two layers to cut at, and the modules whose outputs they are after and before the activation.
+# Network, the two layers, and the modules whose outputs are the maps before and after the activation.
 Case = tuple[Callable[[], nn.Module], tuple[str, str], tuple[str, str], tuple[str, str]]
 CASES: dict[str, Case] = {
     "vgg11": (tv("vgg11"), ("features.11", "features.13"), ("features.12", "features.14"),
@@ -69,7 +69,7 @@ CASES: dict[str, Case] = {
 
 
 def hooked(model: nn.Module, layers: tuple[str, ...], images: Tensor) -> list[Tensor]:
-    """What modules give, copied before whatever follows writes into it."""
+    """Record the outputs of modules, cloned before later modules overwrite them."""
     seen: dict[str, Tensor] = {}
     for layer in layers:
 
@@ -82,7 +82,7 @@ def hooked(model: nn.Module, layers: tuple[str, ...], images: Tensor) -> list[Te
 
 
 def settle(model: nn.Module) -> nn.Module:
-    """Give BatchNorm statistics and weights that differ from the identity, so that a lost one shows."""
+    """Set statistics and weights of BatchNorm that differ from the identity, so that a missing one is noticed."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -100,18 +100,21 @@ def images() -> Tensor:
 @pytest.mark.parametrize("activation", ["after", "before"])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_taps_are_what_the_modules_give(case: str, activation: Activation, images: Tensor) -> None:
+def test_maps_equal_the_outputs_of_the_modules(case: str, activation: Activation, images: Tensor) -> None:
     build, layers, after, before = CASES[case]
     model = settle(build())
     whole = copy.deepcopy(model)
     trunk = cut(model, layers, activation, case).eval()
     found = trunk(images)
     found = [found["local"], found["guide"]]
-    if activation == "before" and before == ("", ""):  # fused with its BatchNorm: no module gives it alone
+    if activation == "before" and before == (
+        "",
+        "",
+    ):  # fused with its BatchNorm: no module returns the map before the activation
         for layer in after:
             whole.get_submodule(layer).act = nn.Identity()
         before = after
-        # The lower one's activation still acts on what the upper one sees.
+        # The lower layer's activation is still applied to the input of the upper one.
         whole.get_submodule(after[0]).register_forward_hook(lambda _m, _i, output: F.relu6(output))
         lower = hooked_input(whole, after[0], images)
         expected = [lower, hooked(whole, before, images)[1]]
@@ -119,12 +122,12 @@ def test_taps_are_what_the_modules_give(case: str, activation: Activation, image
         expected = hooked(whole, after if activation == "after" else before, images)
     for tap, truth in zip(found, expected, strict=True):
         torch.testing.assert_close(tap, truth)
-        # The sign tells a map after its ReLU from one before.
+        # The sign distinguishes the maps before and after ReLU.
         assert (tap.min() == 0) if activation == "after" else (tap.min() < 0)
 
 
 def hooked_input(model: nn.Module, norm: str, images: Tensor) -> Tensor:
-    """A normalisation's output, from its input and its formula."""
+    """Compute the output of a normalisation from its input by its formula."""
     seen: list[Tensor] = []
     module = model.get_submodule(norm)
     assert isinstance(module, nn.BatchNorm2d)
@@ -137,7 +140,7 @@ def hooked_input(model: nn.Module, norm: str, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", ["after", "before"])
 @torch.no_grad()
 def test_residual_blocks_and_reused_modules(activation: Activation, images: Tensor) -> None:
-    # torchvision's basic block calls one in-place ReLU twice; the block's map is what the second call gives.
+    # torchvision's basic block calls the same in-place ReLU twice; the block's map is the output of the second call.
     model = settle(tv("resnet18")())
     whole = copy.deepcopy(model)
     found = cut(model, ("layer1.0", "layer1.1"), activation, "resnet18").eval()(images)
@@ -150,8 +153,8 @@ def test_residual_blocks_and_reused_modules(activation: Activation, images: Tens
 
 
 @torch.no_grad()
-def test_a_layer_without_an_activation_is_tapped_as_it_is(images: Tensor) -> None:
-    # bn2 of a basic block is followed by the shortcut's sum, not by its ReLU.
+def test_a_layer_without_an_activation_is_extracted_directly(images: Tensor) -> None:
+    # bn2 of a basic block is followed by the sum with the shortcut, not by its ReLU.
     model = settle(tv("resnet18")())
     expected = hooked(copy.deepcopy(model), ("layer1.0.bn2", "layer1.1.bn2"), images)
     activations: tuple[Activation, ...] = ("after", "before")
@@ -193,7 +196,7 @@ def test_a_network_of_other_activations(images: Tensor) -> None:
 
 
 class Writers(nn.Module):
-    """Each way of writing into the map of ``conv``, behind aliases or not."""
+    """Ways of overwriting the map of ``conv`` in place, directly or by an alias."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -219,7 +222,7 @@ class Writers(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["module", "behind aliases", "behind a view", "functional", "method", "arithmetic"])
-def test_nothing_writes_into_a_tap(kind: str, images: Tensor) -> None:
+def test_later_in_place_operations_do_not_change_maps(kind: str, images: Tensor) -> None:
     model = Writers(kind).eval()
     local = model.conv(images)
     guide = model.upper(F.relu(local) if kind != "arithmetic" else 2 * local)
@@ -227,25 +230,25 @@ def test_nothing_writes_into_a_tap(kind: str, images: Tensor) -> None:
     found = trunk(images)
     torch.testing.assert_close(found["local"], local)
     torch.testing.assert_close(found["guide"], guide)
-    (found["local"].sum() + found["guide"].sum()).backward()  # and autograd does not mind either
+    (found["local"].sum() + found["guide"].sum()).backward()  # autograd accepts it, too
     assert model.conv.weight.grad is not None and model.conv.weight.grad.any()
 
 
 def test_identities_hide_no_activation(images: Tensor) -> None:
-    # timm puts placeholders (drop_block, anti-aliasing) between BatchNorm and ReLU.
+    # timm has placeholders (drop_block, anti-aliasing) between BatchNorm and ReLU.
     found = cut(Writers("behind aliases"), ("conv", "upper"), "after", "writers").eval()(images)
     assert found["local"].min() == 0
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_everything_behind_is_dropped_and_names_stay(case: str) -> None:
+def test_later_modules_are_removed_and_parameter_names_kept(case: str) -> None:
     build, layers, after, before = CASES[case]
     model = build()
     trunk = cut(model, layers, "before", case)
     whole, kept = model.state_dict(), trunk.state_dict()
     assert kept.keys() < whole.keys()
     assert all(kept[name].shape == whole[name].shape for name in kept)
-    # Definition order is forward order in these networks: what is kept ends with the upper layer.
+    # In these networks, the order of definition is the order of execution: the last kept module is the upper layer.
     names = list(whole)
     upper = tuple(f"{layer}." for layer in (layers[1], after[1], before[1]) if layer)
     assert max(names.index(name) for name in kept) == max(i for i, name in enumerate(names) if name.startswith(upper))
@@ -271,7 +274,9 @@ def test_training_and_evaluation_differ_where_the_network_does() -> None:
     trunk = cut(torchvision.models.efficientnet_b0(weights=None), ("features.2", "features.3"), "after", "b0")
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0  # batches leave no trace, so that only stochastic depth differs between calls
+            module.momentum = (
+                0.0  # batches do not change the statistics, so that only stochastic depth differs between calls
+            )
         elif isinstance(module, torchvision.ops.StochasticDepth):
             module.p = 0.5
     trunk.train()
@@ -282,7 +287,7 @@ def test_training_and_evaluation_differ_where_the_network_does() -> None:
 
 
 class Dropping(nn.Module):
-    """Dropout as a function, which a single trace would freeze in one mode."""
+    """Functional dropout, which tracing once would fix in one mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +303,7 @@ class Dropping(nn.Module):
 def test_functional_dropout_follows_the_mode(images: Tensor) -> None:
     model = Dropping()
     trunk = cut(model, ("conv", "upper"), "after", "dropping")
-    for _ in range(2):  # there and back
+    for _ in range(2):  # to the other mode and back
         assert not torch.equal(trunk.train()(images)["guide"], trunk(images)["guide"])
         torch.testing.assert_close(trunk.eval()(images)["guide"], model.upper(model.conv(images)))
 
@@ -313,7 +318,7 @@ def test_an_unknown_layer_lists_close_ones() -> None:
         cut(tv("vgg11")(), ("features.8", "features.9x"), "after", "vgg11")
 
 
-def test_two_names_of_one_map_give_it_twice(images: Tensor) -> None:
+def test_two_names_of_the_same_map_return_it_twice(images: Tensor) -> None:
     found = cut(tv("vgg11")(), ("features.11", "features.12"), "after", "vgg11").eval()(images)
     assert list(found) == ["local", "guide"] and found["local"] is found["guide"]
 
@@ -322,7 +327,7 @@ def test_two_names_of_one_map_give_it_twice(images: Tensor) -> None:
     ("build", "same"),
     [(tv("resnet18"), "flatten"), (tv("squeezenet1_0"), "features.12"), (ti("tf_efficientnet_lite0"), "global_pool")],
 )
-def test_penultimate_is_what_the_classifier_is_given(build: Callable[[], nn.Module], same: str, images: Tensor) -> None:
+def test_penultimate_is_the_input_of_the_classifier(build: Callable[[], nn.Module], same: str, images: Tensor) -> None:
     model = settle(build())
     found = cut(copy.deepcopy(model), (same, "penultimate"), "after", "it").eval()(images)
     assert found["local"] is found["guide"]
@@ -383,7 +388,7 @@ def test_blocks_and_mlps_of_transformers_are_layers(
             torch.testing.assert_close(found["guide"], expected)
 
 
-def test_checks_of_later_blocks_do_not_keep_them() -> None:
+def test_assertions_of_later_blocks_are_removed() -> None:
     trunk = cut(
         small_transformer(),
         ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1.mlp.0"),
@@ -392,7 +397,7 @@ def test_checks_of_later_blocks_do_not_keep_them() -> None:
     )
     assert not [name for name, _ in trunk.named_parameters() if "layer_2" in name or "heads" in name]
     assert len(list(trunk.eval_graph.nodes)) < 60  # type: ignore[union-attr, arg-type]
-    with pytest.raises(AssertionError, match="Wrong image height"):  # that of the patches before them is kept
+    with pytest.raises(AssertionError, match="Wrong image height"):  # the output of the patches before them is kept
         trunk(torch.rand(1, 3, 24, 32))
 
 

@@ -1,4 +1,4 @@
-"""A folded network gives what the network gives, and leaves it as it is."""
+"""Folding of BatchNorm: the folded network has the same outputs, and the original is not changed."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ from cxlp.backbones.feature_extraction import Activation
 from cxlp.backbones.folding import Folded, fold
 from tests.backbones.small import build
 
-#: Networks, layers, and how many of their BatchNorms are left.
+#: Networks, layers, and the number of BatchNorms that cannot be folded.
 NETWORKS = [
     ("resnet18", ("layer3.0.conv1", "layer4.1"), "after", 0),
     ("resnet18", ("layer3.0.conv1", "layer4.1"), "before", 0),
@@ -22,7 +22,7 @@ NETWORKS = [
     ("efficientnet_lite0", ("blocks.6.0", "conv_head"), "after", 0),
     ("timm/tf_efficientnet_lite0", ("blocks.5.0.conv_pw", "blocks.6.0"), "before", 0),
     ("mobilenet_v2", ("features.17", "features.18"), "after", 0),
-    # each layer normalises what all before it have given, concatenated; norm2 stands behind a convolution alone
+    # each layer normalises the concatenated outputs of all earlier ones; only norm2 follows a convolution
     ("densenet121", ("features.denseblock2", "features.denseblock3"), "after", None),
     ("timm/regnetx_002", ("s3", "s4"), "after", 0),
     ("squeezenet1_0", ("features.11", "features.12"), "before", 0),
@@ -31,7 +31,7 @@ NETWORKS = [
 
 
 def with_statistics(backbone: Backbone) -> Backbone:
-    """Give each BatchNorm weights and statistics of its own, and compute in float64."""
+    """Give each BatchNorm its own weights and statistics, and convert the network to float64."""
     generator = torch.Generator().manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -45,14 +45,14 @@ def with_statistics(backbone: Backbone) -> Backbone:
 
 
 def folded(backbone: Backbone) -> fx.GraphModule:
-    """The folded copy that a held backbone has made."""
+    """Return the folded copy that a held backbone has created."""
     made = backbone._holds[-1].made
     assert made is not None
     return made[1]
 
 
 def norms(trunk: nn.Module) -> int:
-    """How often a BatchNorm is called."""
+    """Count the calls of BatchNorm."""
     assert isinstance(trunk.graph, fx.Graph)
     calls = [trunk.get_submodule(str(node.target)) for node in trunk.graph.nodes if node.op == "call_module"]
     return sum(isinstance(called, nn.BatchNorm2d) for called in calls)
@@ -60,7 +60,7 @@ def norms(trunk: nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "layers", "activation", "left"), NETWORKS)
 @torch.no_grad()
-def test_values_stay(
+def test_folding_keeps_values(
     name: str, layers: tuple[str, ...], activation: Activation, left: int | None, photos: Tensor
 ) -> None:
     backbone = with_statistics(build(name, layers, activation=activation, image_size=64))
@@ -75,7 +75,7 @@ def test_values_stay(
 
 
 class Own(nn.Module):
-    """Convolutions and norms in all kinds of places."""
+    """Convolutions and normalisations in all kinds of positions."""
 
     def __init__(self, case: str) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Own(nn.Module):
 
 
 class Standardised(nn.Conv2d):
-    """Does more with its weights than a convolution does."""
+    """A module that uses its weights for more than a convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias, padding=self.padding)
@@ -115,7 +115,7 @@ class Standardised(nn.Conv2d):
     ],
 )  # fmt: skip
 @torch.no_grad()
-def test_what_is_not_a_convolution_and_its_norm_alone_is_left(case: str, left: int, photos: Tensor) -> None:
+def test_other_modules_are_not_folded(case: str, left: int, photos: Tensor) -> None:
     torch.manual_seed(0)
     backbone = with_statistics(build_own(Own(case), ("last",)))
     (expected,) = backbone(photos)
@@ -129,7 +129,7 @@ def build_own(model: nn.Module, layers: tuple[str, ...]) -> Backbone:
 
 
 @torch.no_grad()
-def test_a_tapped_convolution_stays_as_it_is(photos: Tensor) -> None:
+def test_a_convolution_whose_map_is_extracted_is_not_folded(photos: Tensor) -> None:
     backbone = with_statistics(build_own(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), ("0", "1")))
     convolved, normalised = backbone(photos)
     with backbone.held():
@@ -142,7 +142,7 @@ def test_a_tapped_convolution_stays_as_it_is(photos: Tensor) -> None:
 def test_modules_in_training_mode_stay_in_it(photos: Tensor) -> None:
     convolution, norm, dropout = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
     backbone = with_statistics(build_own(nn.Sequential(convolution, norm, nn.ReLU(), dropout, nn.ReLU()), ("2", "4")))
-    norm.train()  # statistics of the batch, and their running mean moves
+    norm.train()  # the statistics of the batch, and their running mean changes
     dropout.train()
     expected = backbone(photos)[0]
     with backbone.held():
@@ -154,7 +154,7 @@ def test_modules_in_training_mode_stay_in_it(photos: Tensor) -> None:
 
 @pytest.mark.parametrize("case", ["alone", "statistics of the batch", "function"])
 @torch.no_grad()
-def test_a_batch_is_cut_where_each_image_stands_for_itself(case: str) -> None:
+def test_a_batch_is_split_if_images_are_independent(case: str) -> None:
     class Normalised(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             for module in self:
@@ -167,13 +167,13 @@ def test_a_batch_is_cut_where_each_image_stands_for_itself(case: str) -> None:
     (expected,) = backbone(images)
     with backbone.held():
         (found,) = backbone(images)
-        parts = backbone._holds[0].together(images.device)
+        parts = backbone._holds[0].images_per_pass(images.device)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert (parts < len(images)) == (case == "alone")
 
 
 class OnlyCpuKnowsDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses float64 elsewhere, as Apple's GPU does."""
+    """Raises an error for float64 on other devices, as Apple's GPU does."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -221,13 +221,13 @@ def test_attention_is_shared_and_linear_layers_are_cast(photos: Tensor) -> None:
     assert all(p.dtype == torch.float32 for p in backbone.parameters())
 
 
-def test_a_gpu_computes_rare_batches_as_large_ones() -> None:
+def test_a_gpu_pads_rare_batch_sizes() -> None:
     def sizes(backbone: Backbone, *given: int) -> list[int]:
         folded, found = Folded(backbone.trunk), []
         for n in given:
             images = torch.zeros(n, 3, 8, 8, device="cuda")
-            found.append(len(folded.filled(images)))
-            folded.count(images)
+            found.append(len(folded.padded(images)))
+            folded.record(images)
         return found
 
     plain, mixing = (build("resnet18", ("layer3.0.conv1", "layer4.1")).eval() for _ in range(2))
@@ -236,23 +236,23 @@ def test_a_gpu_computes_rare_batches_as_large_ones() -> None:
         assert sizes(plain, 32, 32, 12, 12, 12, 64, 7) == [32, 32, 32, 32, 12, 64, 64]
         assert sizes(mixing, 32, 12) == [32, 12]
     folded = Folded(plain.trunk)
-    folded.count(torch.zeros(64, 3, 8, 8))  # on the CPU, which plans nothing
+    folded.record(torch.zeros(64, 3, 8, 8))  # on the CPU, whose convolutions are not planned
     with FakeTensorMode():
-        assert len(folded.filled(torch.zeros(512, 3, 8, 8, device="cuda"))) == 512  # and then lacks memory
-        assert len(folded.filled(torch.zeros(32, 3, 8, 8, device="cuda"))) == 32
-        folded.count(torch.zeros(32, 3, 8, 8, device="cuda"))
-        assert len(folded.filled(torch.zeros(12, 3, 8, 8, device="cuda"))) == 32
-        assert len(folded.filled(torch.zeros(12, 3, 8, 8))) == 12
+        assert len(folded.padded(torch.zeros(512, 3, 8, 8, device="cuda"))) == 512  # the device then runs out of memory
+        assert len(folded.padded(torch.zeros(32, 3, 8, 8, device="cuda"))) == 32
+        folded.record(torch.zeros(32, 3, 8, 8, device="cuda"))
+        assert len(folded.padded(torch.zeros(12, 3, 8, 8, device="cuda"))) == 32
+        assert len(folded.padded(torch.zeros(12, 3, 8, 8))) == 12
 
 
 def test_batches_are_counted_when_they_have_been_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    monkeypatch.setattr(Folded, "count", lambda self, images: counted.append(len(images)))
+    monkeypatch.setattr(Folded, "record", lambda self, images: counted.append(len(images)))
     backbone = build("resnet18", ("layer3.0.conv1", "layer4.1")).eval()
     with torch.inference_mode(), backbone.held():
         backbone(torch.zeros(3, 3, 64, 64))
         with pytest.raises(RuntimeError):
-            backbone(torch.zeros(5, 4, 64, 64))  # stands for a lack of memory
+            backbone(torch.zeros(5, 4, 64, 64))  # simulates a lack of memory
     assert counted == [3]
 
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same values and gradients, of fewer bytes held for the backward pass."""
+"""Gradient checkpointing: equal values and gradients with less memory for the backward pass."""
 
 import copy
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.gradient_checkpointing import allowed_cuts, find_cuts, run_in_segments
 from cxlp.utils.errors import CxlpError
 
-#: Residual sums; activations that overwrite what came before, also those whose result is not their own input's
-#: image (SiLU, hard swish); squeeze and excitation; stages with stochastic depth.
+#: Residual sums; in-place activations, also those whose gradient needs their input
+#: (SiLU, hard swish); squeeze-and-excitation; stages with stochastic depth.
 NETWORKS = {
     "timm/test_resnet": ("layer3.0.conv2", "layer3"),
     "squeezenet1_0": ("features.11", "features.12"),
@@ -39,9 +39,9 @@ def photos(count: int = 3) -> Tensor:
 
 
 def held_bytes(forward: Callable[[], Any]) -> tuple[Any, int]:
-    """Run, and count the bytes of distinct memory that the backward pass would read, parameters not counted."""
+    """Run, and count the bytes of distinct storage that the backward pass reads, without parameters."""
     memory: dict[int, int] = {}
-    kept: list[Tensor] = []  # alive, so that no address is used twice
+    kept: list[Tensor] = []  # kept alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
@@ -50,7 +50,7 @@ def held_bytes(forward: Callable[[], Any]) -> tuple[Any, int]:
         return tensor
 
     def watched(segment: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        for value in given:  # what a checkpoint keeps passes no hook
+        for value in given:  # tensors saved by a checkpoint do not pass the hooks
             if isinstance(value, Tensor):
                 pack(value)
         return checkpoint(segment, *given, **options)
@@ -65,9 +65,9 @@ def held_bytes(forward: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def step(backbone: Backbone, recompute: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor], int]:
-    """Maps, gradients by parameter, and the bytes held between forward and backward pass."""
+    """Return maps, gradients by parameter, and the bytes kept between forward and backward pass."""
     backbone.recompute = recompute
-    torch.manual_seed(5)  # of dropout and its like
+    torch.manual_seed(5)  # of dropout and similar layers
     maps, held = held_bytes(lambda: backbone(photos()))
     sum((m.float() ** 2).mean() for m in maps).backward()
     return maps, {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}, held
@@ -75,7 +75,7 @@ def step(backbone: Backbone, recompute: bool) -> tuple[tuple[Tensor, ...], dict[
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("norms", ["trained", "frozen"])
-def test_values_gradients_and_statistics_are_those_of_a_plain_step(name: str, norms: str) -> None:
+def test_values_gradients_and_statistics_equal_those_of_a_plain_step(name: str, norms: str) -> None:
     plain, segmented = build(name), build(name)
     for backbone in (plain, segmented):
         for module in backbone.modules():
@@ -92,7 +92,7 @@ def test_values_gradients_and_statistics_are_those_of_a_plain_step(name: str, no
 
 
 class Overwriting(nn.Module):
-    """What makes a graph hard to cut: memory that is written twice, aliases of it, numbers, random numbers."""
+    """A graph that is hard to split: storage that is written twice, aliases, scalars, random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,11 +102,11 @@ class Overwriting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convs[0](x)
-        skipped = self.rest(x)  # the same memory
+        skipped = self.rest(x)  # the same storage
         y = self.convs[1](F.relu(x))
         y = self.convs[2](F.silu(y))
         skipped = F.hardswish(skipped, inplace=True)
-        x = self.convs[3](x)  # reads what was written through the other name
+        x = self.convs[3](x)  # reads the value that was written through the alias
         batch, channels = x.shape[0], x.shape[1]
         x = x + y + skipped
         one, other = self.dropout(x).chunk(2, dim=1)
@@ -120,7 +120,7 @@ def overwriting() -> Any:
     return create_feature_extractor(Overwriting(), {"view": "map"}, suppress_diff_warning=True).train()
 
 
-def test_cuts_keep_away_from_what_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_not_split_at_overwritten_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, segmented, x = overwriting(), overwriting(), torch.randn(2, 3, 16, 16)
     names = {node.name: i for i, node in enumerate(segmented.graph.nodes)}
     expected = gradients(plain, lambda: plain(x)["map"])
@@ -145,7 +145,7 @@ def gradients(trunk: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
     return [out.detach(), *(p.grad.clone() for p in trunk.parameters() if p.grad is not None)]
 
 
-def test_half_precision_is_that_of_a_plain_step() -> None:
+def test_half_precision_equals_that_of_a_plain_step() -> None:
     plain, segmented = build("squeezenet1_0"), build("squeezenet1_0")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, gradients, _ = step(plain, False)
@@ -155,7 +155,7 @@ def test_half_precision_is_that_of_a_plain_step() -> None:
     torch.testing.assert_close(own, gradients, rtol=1e-6, atol=1e-6)
 
 
-def test_evaluation_and_copies_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_and_copies_are_unaffected(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build("timm/test_resnet")
     names = list(backbone.state_dict())
     backbone.recompute = True
@@ -164,7 +164,7 @@ def test_evaluation_and_copies_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> N
     twin = copy.deepcopy(backbone)
     assert twin.recompute
     torch.testing.assert_close(step(twin, True)[1], step(backbone, True)[1])
-    monkeypatch.setattr(cxlp.backbones.gradient_checkpointing, "checkpoint", None)  # neither is run in segments
+    monkeypatch.setattr(cxlp.backbones.gradient_checkpointing, "checkpoint", None)  # neither is split into segments
     backbone.eval()(photos())
     with torch.no_grad():
         backbone.train()(photos())

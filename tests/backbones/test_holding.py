@@ -1,4 +1,4 @@
-"""A held backbone: when its folded copy is taken, and what it sees of changes."""
+"""Held backbones: when the folded copy is created, and which changes it follows."""
 
 import copy
 import pickle
@@ -65,7 +65,7 @@ def test_weights_that_change_while_held_are_seen(change: Callable[[Backbone], An
 
 
 @torch.no_grad()
-def test_holds_nest(photos: Tensor) -> None:
+def test_holds_can_be_nested(photos: Tensor) -> None:
     backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
     backbone.hold()
     with backbone.held():
@@ -73,7 +73,7 @@ def test_holds_nest(photos: Tensor) -> None:
     backbone(photos)
     assert norms(folded(backbone)) == 0
     backbone.release()
-    backbone.release()  # one too many changes nothing
+    backbone.release()  # an additional release has no effect
     assert not backbone._holds
 
 

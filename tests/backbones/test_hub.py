@@ -1,4 +1,4 @@
-"""Pretrained weights where there is no network."""
+"""Pretrained weights without a network connection."""
 
 import socket
 import time
@@ -28,14 +28,14 @@ def test_pretrained_explains_a_failing_hub() -> None:
 
 @pytest.fixture
 def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a server that is not there."""
+    """Return the address of a server that does not exist."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_hugging_face_is_not_tried_again_where_its_server_is_not_there(
+def test_hugging_face_is_not_retried_without_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: str
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", closed_port)
@@ -78,4 +78,4 @@ def test_a_server_that_answers_and_names_that_take_long(monkeypatch: pytest.Monk
     assert not answers("https://huggingface.co", patience=0.2)
     assert time.monotonic() - start < 3
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    assert answers("https://huggingface.co", patience=0.2)  # the proxy knows
+    assert answers("https://huggingface.co", patience=0.2)  # the proxy resolves names

@@ -1,4 +1,4 @@
-"""The maps that a network is said to have are those that a backbone gives, cut at the same names."""
+"""The inventory of a network's maps: a backbone with the same layers returns maps of these sizes."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from cxlp.utils.errors import CxlpError
 
 
 class Trunk(nn.Module):
-    """A network of one's own: strides 2 and 4, a branch, and a layer that only one size of image fits."""
+    """A user's own network: strides 2 and 4, a branch, and a layer that fits one size of image only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Trunk(nn.Module):
         return scores
 
 
-def test_of_a_network_of_ones_own() -> None:
+def test_a_users_own_network_is_listed() -> None:
     layers, size = inventory(f"{__name__}.Trunk")
     assert size == 224
     found = {layer.name: (layer.channels, layer.side, layer.stride, layer.activation, layer.below) for layer in layers}
@@ -36,7 +36,7 @@ def test_of_a_network_of_ones_own() -> None:
         "low.0": (4, 112, 2, "ReLU", ""),
         "side": (6, 112, 2, "", "low.0"),
         "high": (6, 56, 4, "ReLU", ""),
-        "top": (5, 56, 4, "", "high"),  # not computed of it: low and side have another size
+        "top": (5, 56, 4, "", "high"),  # not computed from it: low and side have another size
     }
     assert layers[0].kind == "Conv2d" and layers[0].also == ("low",)
     assert [layer.name for layer in inventory(f"{__name__}.Trunk", depth=1)[0]] == ["low", "side", "high", "top"]
@@ -45,20 +45,20 @@ def test_of_a_network_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "squeezenet1_1"])
-def test_a_backbone_cut_there_gives_such_maps(name: str) -> None:
+def test_a_backbone_returns_maps_of_the_listed_sizes(name: str) -> None:
     layers, size = inventory(name, None if "vit" in name else 96)
     chosen = layers[:: max(1, len(layers) // 8)]
     backbone = Backbone(name, [layer.name for layer in chosen], weights=None, image_size=size)
     assert backbone.channels == tuple(layer.channels for layer in chosen)
     assert backbone.map_sizes == tuple((layer.side, layer.side) for layer in chosen)
-    assert len(set(backbone.same)) == len(chosen)  # no map twice
+    assert len(set(backbone.same)) == len(chosen)  # no duplicates
     for layer in layers:
         assert layer.side > 1 and abs(size / layer.side - layer.stride) < layer.stride / 2
         below = next((other for other in layers if other.name == layer.below), None)
         assert below is None or (below.side == layer.side and layers.index(below) < layers.index(layer))
 
 
-def test_layers_that_do_not_depend_on_each_other_are_no_pair() -> None:
+def test_independent_layers_are_not_paired() -> None:
     layers, _ = inventory("squeezenet1_1", 96)
     below = {layer.name: layer.below for layer in layers}
     assert below["features.12.expand1x1"] == below["features.12.expand3x3"] == "features.12.squeeze"
@@ -73,7 +73,7 @@ def test_the_papers_network_has_the_papers_layers() -> None:
 
 
 class Rearranged(nn.Module):
-    """A block's map, normalised and rearranged behind it, as transformers have it."""
+    """A block's map that is then normalised and rearranged, as in transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Rearranged(nn.Module):
         return turned.mean(dim=(2, 3))
 
 
-def test_norms_and_what_only_rearranges_are_no_layers() -> None:
+def test_norms_and_rearrangements_are_not_layers() -> None:
     layers, _ = inventory(f"{__name__}.Rearranged")
     assert [(layer.name, layer.below) for layer in layers] == [("low", ""), ("high", "low")]
     layers, _ = inventory("timm/test_vit")

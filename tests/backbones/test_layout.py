@@ -1,4 +1,4 @@
-"""Layouts of layers' outputs, read as maps: vectors, tokens, channels last."""
+"""Layouts of layers' outputs that are converted to maps: vectors, tokens, channels last."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_patch_tokens_are_a_map_of_their_grid(name: str, prefix: int, tmp_path: 
 
 
 @torch.no_grad()
-def test_a_patchs_token_stands_where_the_patch_is() -> None:
+def test_tokens_are_at_the_places_of_their_patches() -> None:
     backbone = build("timm/test_vit", ("patch_embed", "blocks.0"))
     dark = torch.zeros(1, 3, 160, 160)
     lit = dark.clone()
@@ -51,7 +51,7 @@ def test_a_patchs_token_stands_where_the_patch_is() -> None:
 
 @pytest.mark.parametrize("activation", ["after", "before"])
 @torch.no_grad()
-def test_maps_with_channels_last_are_turned(activation: str, tmp_path: Path) -> None:
+def test_channels_last_maps_are_permuted(activation: str, tmp_path: Path) -> None:
     layers = ("stages.1.blocks.0", "stages.1.blocks.1.mlp.act")
     whole = timm.create_model("test_convnext", pretrained=False).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
@@ -92,10 +92,10 @@ def test_two_names_of_the_same_tokens_are_one_map() -> None:
         ("timm/test_vit", ("blocks.0.attn.reshape", "blocks.1"), r"\(1, 101, 3, 2, 32\)"),
         ("timm/test_vit", ("blocks.0", "blocks.1.attn.scaled_dot_product_attention"), r"\(1, 2, 101, 32\)"),
         ("timm/test_vit", ("blocks.0", "blocks.1.attn.unbind"), "tuple"),
-        # a layer that sees windows of the map, 16 of them, as if they were images
+        # a layer whose batch consists of 16 windows of the map
         ("timm/test_maxvit", ("stages.1", "stages.1.blocks.0.attn_block.attn.proj"), r"\(16, 5, 5, 64\)"),
     ],
 )
-def test_layers_that_are_no_maps_are_refused(name: str, layers: tuple[str, str], shape: str) -> None:
+def test_layers_without_maps_are_refused(name: str, layers: tuple[str, str], shape: str) -> None:
     with pytest.raises(CxlpError, match=rf"layer .* of {name} returns {shape}: .*\(B, C, H, W\)"):
         build(name, layers)

@@ -1,4 +1,4 @@
-"""Networks found by name: torchvision's, timm's, and ones of one's own by import path."""
+"""Networks by name: those of torchvision and timm, and a user's own by import path."""
 
 import importlib
 import sys
@@ -35,7 +35,7 @@ def number():
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A package with networks, on Python's path."""
+    """A package with networks that is on Python's path."""
     (tmp_path / "own_nets").mkdir()
     (tmp_path / "own_nets" / "__init__.py").touch()
     (tmp_path / "own_nets" / "trunks.py").write_text(OWN)
@@ -80,7 +80,7 @@ def test_a_module_keeps_its_weights(photos: Tensor) -> None:
         ("own_nets.trunks.Branching", r"torch\.fx.*traced_as_one = True"),
     ],
 )
-def test_what_is_no_network_of_ones_own_is_said(own: str, path: str, said: str) -> None:
+def test_import_paths_without_a_network_are_refused(own: str, path: str, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Backbone(path, ("0", "2"))
 
@@ -89,7 +89,7 @@ def test_what_is_no_network_of_ones_own_is_said(own: str, path: str, said: str) 
 def test_a_bare_name_is_torchvisions_where_both_have_it(name: str) -> None:
     state = build(name, ("layer1", "layer2"), image_size=64).trunk.state_dict()
     assert "layer1.0.conv1.weight" in state
-    with pytest.raises(CxlpError, match=r"no layer 'layer1\.0\.act1'"):  # timm's name for it
+    with pytest.raises(CxlpError, match=r"no layer 'layer1\.0\.act1'"):  # timm's name for the network
         build(name, ("layer1.0.act1", "layer2"))
     build("timm/resnet18", ("layer1.0.act1", "layer1.1.act1"), image_size=64)
 
@@ -110,7 +110,7 @@ def test_an_unknown_backbone_lists_close_ones_once(name: str, close: str) -> Non
 def test_an_unknown_library_is_named_with_the_known_ones() -> None:
     with pytest.raises(CxlpError, match=r"'keras/resnet18': there is no library 'keras'. Valid: torchvision, timm."):
         build("keras/resnet18")
-    with pytest.raises(CxlpError, match="unknown backbone 'torchvision/convnext_atto'"):  # timm's only
+    with pytest.raises(CxlpError, match="unknown backbone 'torchvision/convnext_atto'"):  # only in timm
         build("torchvision/convnext_atto")
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_layer_names_the_backbone() -> None:
         build("squeezenet1_0", ("features.11", "features.21"))
 
 
-def test_no_network_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_args: object, **_kwargs: object) -> None:
         raise OSError("no route to host")
 

@@ -1,4 +1,4 @@
-"""Files of weights as libraries and authors give them, loaded into whole backbones."""
+"""Files of weights in the formats of libraries and authors, loaded into whole backbones."""
 
 import re
 from collections.abc import Callable
@@ -21,9 +21,7 @@ from tests.backbones.small import build, hooked
 
 
 def test_a_weights_file_is_loaded_and_checked(tmp_path: Path, photos: Tensor) -> None:
-    whole = torchvision.models.squeezenet1_0(
-        weights=None, num_classes=7
-    )  # a classifier of other classes is no obstacle
+    whole = torchvision.models.squeezenet1_0(weights=None, num_classes=7)  # a classifier of other classes is ignored
     torch.save({"state_dict": {f"module.{k}": v for k, v in whole.state_dict().items()}}, tmp_path / "mine.pth")
     backbone = build("squeezenet1_0", weights=str(tmp_path / "mine.pth"))
     for key, value in backbone.trunk.state_dict().items():
@@ -36,7 +34,7 @@ def test_a_weights_file_is_loaded_and_checked(tmp_path: Path, photos: Tensor) ->
 
 
 def original_convnext(key: str) -> str:
-    """A name of timm's as the authors' file has it."""
+    """Convert a name of timm to the name in the authors' file."""
     key = re.sub(r"^stem\.", "downsample_layers.0.", key)
     key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
     key = re.sub(r"^stages\.(\d)\.blocks\.", r"stages.\1.", key)
@@ -45,12 +43,12 @@ def original_convnext(key: str) -> str:
 
 
 def original_densenet(key: str) -> str:
-    """A name of torchvision's as its files have it, which are of before 2018."""
+    """Convert a name of torchvision to the name in its files, which are from before 2018."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key)
 
 
 def original_transformer(key: str) -> str:
-    """A name of torchvision's as its files of transformers have it."""
+    """Convert a name of torchvision to the name in its files of transformers."""
     return key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")
 
 
@@ -80,14 +78,14 @@ def test_files_with_the_names_of_old_load_as_their_library_loads_them(
     torch.save({"model": {f"module.{k}": v for k, v in old.items()}}, tmp_path / "w.pth")
     kept = build(name, layers, weights=str(tmp_path / "w.pth"), image_size=64).trunk.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in kept.items() if "num_batches" not in key)
-    del old[next(key for key in old if "norm" in key)]  # a network that is made anew has ones there, too
+    del old[next(key for key in old if "norm" in key)]  # a new network has ones there, too
     torch.save(old, tmp_path / "w.pth")
     with pytest.raises(CxlpError, match=r"w.pth does not fit this network: .*missing"):
         build(name, layers, weights=str(tmp_path / "w.pth"), image_size=64)
 
 
-def test_what_timm_reads_leniently_is_still_to_be_complete(tmp_path: Path) -> None:
-    state = torchvision.models.inception_v3(init_weights=False).state_dict()  # with a classifier that timm leaves out
+def test_files_that_timm_loads_leniently_must_be_complete(tmp_path: Path) -> None:
+    state = torchvision.models.inception_v3(init_weights=False).state_dict()  # with a classifier, which timm leaves out
     torch.save(state, tmp_path / "w.pth")
     layers = ("Conv2d_1a_3x3", "Mixed_5b")
     kept = build("timm/inception_v3", layers, weights=str(tmp_path / "w.pth"), image_size=96).trunk.state_dict()
@@ -126,7 +124,7 @@ def test_efficientnet_lite0_carries_real_weights(photos: Tensor) -> None:
     backbone = build("efficientnet_lite0", ("blocks.6.0", "conv_head"), weights="default", image_size=64)
     kept = backbone.trunk.state_dict()
 
-    # The file's names, put into timm's, independently of their order: the blocks run on through the stages.
+    # The file's names are converted to timm's without using their order: blocks are numbered across stages.
     counts = [1, 2, 2, 3, 3, 4, 1]
     place = [f"blocks.{stage}.{block}" for stage, n in enumerate(counts) for block in range(n)]
     expected = {}
@@ -153,7 +151,7 @@ def test_efficientnet_lite0_carries_real_weights(photos: Tensor) -> None:
     for key, value in kept.items():
         assert torch.equal(value, expected[key]), key
 
-    # And the maps are those of the whole network with these weights.
+    # The maps are those of the whole network with these weights.
     whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     whole.load_state_dict(expected)
     local, guide = backbone(photos)

@@ -1,4 +1,4 @@
-"""What a user's own network may hold, and that it stays as it was."""
+"""Users' own networks: what they may contain, and that they are not changed."""
 
 import copy
 import sys
@@ -66,7 +66,7 @@ def test_batch_norms_of_ones_own_are_frozen_too() -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     task(torch.rand(4, 3, 32, 32))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    network.train()  # where nobody freezes them, they learn
+    network.train()  # they learn unless they are frozen
     task(torch.rand(4, 3, 32, 32))
     assert not torch.equal(
         network.state_dict()["backbone.trunk.1.running_mean"], before["backbone.trunk.1.running_mean"]
@@ -74,7 +74,7 @@ def test_batch_norms_of_ones_own_are_frozen_too() -> None:
 
 
 class Discarding(nn.Module):
-    """In-place operations whose results nothing is assigned to, before and behind the layers that are cut at."""
+    """In-place operations whose results are not assigned, before and after the extracted layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,8 +85,8 @@ class Discarding(nn.Module):
         low = self.low(x)
         self.relu(low)
         other = low * 1
-        low.mul_(2)  # later than the layer's map
-        F.relu_(other - 0.5)  # of a value that nothing reads
+        low.mul_(2)  # after the layer's map was computed
+        F.relu_(other - 0.5)  # on a value that nothing reads
         other = other - 0.1
         F.relu_(other)
         high = self.high(other)
@@ -124,7 +124,7 @@ def test_a_network_of_timm_within_ones_own_module(images: Tensor) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_what_is_traced_as_one_may_be_part_of_a_network_of_timm() -> None:
+def test_own_untraced_modules_may_be_part_of_timm_networks() -> None:
     model = timm.create_model("test_resnet")
     model.maxpool = nn.Sequential(model.maxpool, Branching())
     assert Backbone(model, ("layer2",), image_size=64).channels == (48,)
@@ -186,7 +186,7 @@ def test_options_may_be_numpys() -> None:
 
 def test_integers_other_than_bytes_are_refused() -> None:
     backbone = Backbone("timm/test_resnet", ("layer3",), weights=None, image_size=32)
-    with pytest.raises(CxlpError, match=r"images are torch.int32: give uint8"):
+    with pytest.raises(CxlpError, match=r"images are torch.int32: .*uint8"):
         backbone(torch.zeros(1, 3, 32, 32, dtype=torch.int32))
 
 

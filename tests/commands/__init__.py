@@ -1,1 +1,1 @@
-"""What ``python -m cxlp`` can do, file by file."""
+"""Tests of ``cxlp.commands``."""

@@ -1,4 +1,4 @@
-"""``python -m cxlp check``: what it prints, and its exit status."""
+"""``python -m cxlp check``: output and exit status."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def run(*args: object, status: int, capsys: Capture) -> str:
-    """Run it in this process; what it printed, blanks of tables as one."""
+    """Run the command in this process, and return its output with single spaces between cells."""
     assert main(["check", *map(str, args), "--workers", "1"]) == status
     captured = capsys.readouterr()
     lines = (captured.err if status == 2 else captured.out).replace("│", " ").splitlines()
@@ -72,14 +72,14 @@ def test_missing_files_are_summed_up_unless_all_are_asked_for(cub200: Path, caps
     assert not any("more" in line for line in everything)
 
 
-def test_a_data_set_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_data_set(tmp_path: Path, capsys: Capture) -> None:
     for name in ("cub200", "mit67", "voc2007", "h3d", "demo"):
         text = run(name, "--root", tmp_path / "none", status=2, capsys=capsys)
         assert text.startswith("error: ") and str(tmp_path / "none") in text
         assert text.endswith(f"python -m cxlp download {name} --root {tmp_path / 'none'}")
     text = run("folder", "--root", tmp_path / "none", status=2, capsys=capsys)
     assert text.startswith(f"error: folder: {tmp_path / 'none'} does not exist") and "download" not in text
-    assert list(tmp_path.iterdir()) == [], "nothing is fetched or made"
+    assert list(tmp_path.iterdir()) == [], "nothing is downloaded or created"
 
 
 def test_lists_that_cannot_be_read(cub200: Path, capsys: Capture) -> None:

@@ -1,4 +1,4 @@
-"""The table of ``cxlp compare`` as terminals of different widths show it."""
+"""The table of ``cxlp compare`` in terminals of different widths."""
 
 import pytest
 
@@ -15,14 +15,14 @@ VALUES = [
 @pytest.mark.parametrize(
     ("columns", "left_out"), [("200", []), ("100", ["network ms"]), ("60", ["size", "network ms", "fit s"])]
 )
-def test_what_there_is_no_room_for_is_left_out_and_the_rest_is_whole(
+def test_columns_are_dropped_until_the_table_fits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str, left_out: list[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     show(HEADS, VALUES, "birds")
     said = capsys.readouterr().out
     assert "[b]bilinear" in said and "88.8" in said and "85.50" in said
-    if columns != "60":  # in which not even the rest has room: it is folded, and nothing is cut silently
+    if columns != "60":  # too narrow even for the other columns: they are wrapped, not truncated
         assert [head for head in HEADS if head not in said] == left_out
         assert max(map(len, said.splitlines())) <= int(columns)
     assert ("results.md has the whole table" in said) == bool(left_out)

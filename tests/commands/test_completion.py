@@ -1,4 +1,4 @@
-"""What the shell is offered at TAB, asked as argcomplete asks, and that torch is not needed for it."""
+"""Shell completion: the suggestions that argcomplete requests, and that torch is not imported for them."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ CXLP = ("-X", "importtime", "-m", "cxlp")
 
 
 def offered(place: Path, line: str, *program: str) -> set[str]:
-    """What is offered at the end of a line."""
+    """Return the suggestions at the end of a line."""
     out = place / "offered"
     asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **asked}
@@ -67,7 +67,7 @@ def test_the_command_completes(tmp_path: Path, line: str, words: set[str]) -> No
 )
 def test_train_py_completes(tmp_path: Path, line: str, words: set[str] | None) -> None:
     found = offered(tmp_path, line, *TRAIN)
-    if words is None:  # of this head, whatever they are: some, and none of another one
+    if words is None:  # some options of this head, and none of another one
         assert "--model.head.sqrt" in found and "--model.head.pca_dim" not in found
     else:
         assert found == words

@@ -1,4 +1,4 @@
-"""``python -m cxlp embed``: vectors by a checkpoint and by a config, reduced or not, and what cannot be read."""
+"""``python -m cxlp embed``: vectors by a checkpoint and by a config, with and without PCA, and unreadable files."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests.small_run import BACKBONE
 
 Capture = pytest.CaptureFixture[str]
 
-#: A small network by keys of train.py.
+#: Keys of train.py for a small network.
 NETWORK = [
     *(f"--{BACKBONE}.name", "timm/test_resnet", f"--{BACKBONE}.layers", "[layer3.0.conv2, layer3]"),
     *(f"--{BACKBONE}.weights", "null", f"--{BACKBONE}.image_size", "32"),
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Eighteen pictures, one that cannot be read in their middle, one behind them."""
+    """Eighteen pictures, and two unreadable files: one between them, one after them."""
     monkeypatch.chdir(tmp_path)
     folder = write_folder(tmp_path / "photos", train=6, test=0, size=40)
     for name in ("train/kind1/02a.png", "train/zz.png"):
@@ -73,7 +73,7 @@ def test_reduced_features_keep_their_distances(
     )
     distances = [np.linalg.norm(x[:, None] - x, axis=2) for x in (whole, few)]
     assert distances[1] == pytest.approx(distances[0], abs=1e-4)
-    # components of some of the images: the others are projected
+    # the components are fitted to some of the images; the others are projected
     monkeypatch.setattr(cxlp.runs.embedding, "REDUCE", 10)
     some = embed(checkpoint, photos, "--out", "some.npz", "--dim", 4)["features"]
     assert some.shape == (18, 4) and len(np.unique(some.round(6), axis=0)) == 18
@@ -84,10 +84,10 @@ def test_a_config_needs_no_labels(photos: Path, monkeypatch: pytest.MonkeyPatch)
     found = embed("net.yaml", photos, *NETWORK, "--out", "x.npz")["features"]
     assert found.shape == (18, 4 * 192)
     assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(18), abs=1e-4)
-    # fitted to the images: pooling's PCA is centred, so features differ from those of a random projection
+    # PCA is fitted to the images and centred, so the features differ from those of a random projection
     monkeypatch.setattr(cxlp.runs.embedding.Embedding, "fit", lambda self: None)
     assert embed("net.yaml", photos, *NETWORK, "--out", "y.npz")["features"] != pytest.approx(found, abs=0.01)
-    # a shipped config of a whole run, whose data are not looked at
+    # a shipped config of a whole run, whose data set is not read
     embed("demo.yaml", photos, *NETWORK, "--model.head.pca_dim", "4", "--out", "z.npz")
 
 
@@ -99,7 +99,7 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
     table = pq.read_table("x.parquet").to_pydict()
     assert table["path"] == expected["paths"].tolist()
     assert np.array(table["features"]) == pytest.approx(expected["features"])
-    frame = pd.read_parquet("x.parquet")  # as its users do
+    frame = pd.read_parquet("x.parquet")  # as users read it
     assert np.stack(frame["features"].tolist()).dtype == np.float32 and len(frame) == len(expected["paths"])
 
 
@@ -143,7 +143,7 @@ def test_parquet(checkpoint: Path, photos: Path) -> None:
         (["none.yaml", "photos", "--out", "x.npz"], "config file not found: none.yaml"),
     ],
 )
-def test_what_is_refused(checkpoint: Path, photos: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+def test_wrong_arguments(checkpoint: Path, photos: Path, capsys: Capture, arguments: list[str], said: str) -> None:
     Path("net.yaml").write_text("model: {head: {class_path: CrossLayerPooling, init_args: {pca_dim: 40}}}\n")
     assert embed(*(arg.format(checkpoint) for arg in arguments), status=2) is None
     assert said in capsys.readouterr().err

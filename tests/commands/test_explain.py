@@ -1,4 +1,4 @@
-"""``python -m cxlp explain``: what it writes and prints, and its exit status."""
+"""``python -m cxlp explain``: files, output and exit status."""
 
 import json
 import re
@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def write(path: Path, *, aspect: str = "warp", classes: bool = True, **options: Any) -> Path:
-    """Write what a run writes, of a network with random weights."""
+    """Write a checkpoint of a network with random weights, with the content that a run writes."""
     torch.manual_seed(0)
     head = options.pop("head", None) or CrossLayerPooling(pca_dim=4)
     network = build(head, classes=CLASSES if classes else None, **options)
@@ -44,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of one image, which take most of the time, are left empty."""
+    """Replace the drawing of pictures of single images, which takes most of the time, by an empty file."""
     monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", lambda *_: b"")
 
 
@@ -67,7 +67,7 @@ def test_a_picture_and_a_record_per_image(checkpoint: Path, photos: Path, capsys
             scores = network(pixels.permute(2, 0, 1)[None])[0]
         k = int(scores.argmax())
         assert (record["class"], record["against"]) == (CLASSES[k], None)
-        assert record["score"] == pytest.approx(float(scores[k]), abs=0.02)  # Pillow resizes a little otherwise
+        assert record["score"] == pytest.approx(float(scores[k]), abs=0.02)  # Pillow resizes slightly differently
         assert record["probability"] == pytest.approx(float(scores.softmax(dim=0)[k]), abs=0.02)
         assert record["bias"] + sum(record["channels"]) == pytest.approx(record["score"])
         assert record["bias"] + np.sum(record["places"]) == pytest.approx(record["score"])
@@ -94,7 +94,7 @@ def test_a_class_against_another(checkpoint: Path, photos: Path, tmp_path: Path,
     assert "wren (probability " in capsys.readouterr().out.splitlines()[0].split(" rather than gull (probability ")[0]
 
 
-def test_a_picture_that_cannot_be_drawn_costs_itself_only(
+def test_a_failed_picture_does_not_affect_others(
     checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     image = photos / "test" / "kind0" / "00.png"
@@ -131,7 +131,7 @@ def test_unreadable_images_are_named_and_the_others_explained(
     assert json.loads((tmp_path / "x" / "evidence.json").read_text()) == []
 
 
-def test_what_channels_look_at_across_a_folder(
+def test_patches_of_channels_across_a_folder(
     checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(explain, "BATCH", 4)
@@ -231,11 +231,11 @@ def test_networks_and_folders_that_cannot_be_explained(tmp_path: Path, photos: P
     (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
     run(write(tmp_path / "c.ckpt"), tmp_path / "empty", status=1)
-    assert capsys.readouterr().err.startswith(f"error: no images in the folder {tmp_path / 'empty'}")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'} is a folder")
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_long_name_and_what_cannot_be_a_path_stop_nothing(
+def test_long_names_and_invalid_paths_do_not_stop_the_command(
     checkpoint: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     long = tmp_path / f"{'n' * 245}.png"
@@ -246,6 +246,14 @@ def test_a_long_name_and_what_cannot_be_a_path_stop_nothing(
     assert record["image"] == str(long) and (tmp_path / "out" / record["picture"]).is_file()
     run(checkpoint, long, "--out", long, status=2)
     assert "is a file: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_runs_folder_gets_its_explanations(tmp_path: Path, photos: Path) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "best.ckpt").parents[1]
+    run(folder, photos / "test" / "kind0" / "00.png", "--channels", 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "explained"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,4 +1,4 @@
-"""``python -m cxlp export``: what it prints, and its exit status."""
+"""``python -m cxlp export``: output and exit status."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_size_difference_and_times_are_printed(form: str, checkpoint: Path, tmp_
     assert re.fullmatch(r"one image: network [\d.]+ ms, (onnxruntime|exported program) [\d.]+ ms \(medians\)", times)
 
 
-def test_a_file_that_computes_something_else_is_status_1(
+def test_a_file_with_other_logits_has_exit_status_1(
     checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model.pt2").touch()

@@ -1,4 +1,4 @@
-"""``--GROUP.help``: the keys of the parser, with the defaults of the parser, and without torch."""
+"""``--GROUP.help``: the parser's keys with their defaults, without importing torch."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ def page(*arguments: str) -> str:
 
 
 def told(*arguments: str) -> dict[str, str]:
-    """The keys of a page, with their defaults."""
+    """Return the keys of a page with their defaults."""
     return dict(re.findall(r"^  --([\w.]+\w) .*\(default: (.*)\)$", page(*arguments), re.M))
 
 
@@ -32,7 +32,7 @@ def test_keys_and_defaults_are_those_of_the_parser(group: str) -> None:
     if group == "data" or group.startswith("data."):
         defaults = parse(["--config", "demo.yaml"])
         defaults["data"] = defaults["data"]["init_args"]
-        # demo.yaml, and the data set itself, have others
+        # demo.yaml and the data set have other defaults
         changed = {"data.root", *(f"data.{key}" for key in ("num_workers", "image_size", "split_seed"))}
     elif group.startswith("model.head"):
         defaults["model"]["head"] = parse(["--config", "cub200.yaml"])["model"]["head"]["init_args"]
@@ -54,7 +54,7 @@ def test_each_head_tells_its_keys(path: str) -> None:
     said = page("--model.head.help", name)
     assert said.startswith(f"model.head, {name}: ") and "--model.head.layers" in said
     options = re.split(r"^  --", said.partition("\n\n")[2].rpartition("\n\n")[0], flags=re.M)[1:]
-    assert options and all("\n      " in option for option in options)  # each has its meaning
+    assert options and all("\n      " in option for option in options)  # each key has a meaning
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
@@ -68,7 +68,7 @@ def test_the_trainers_defaults_are_those_of_a_run() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--modl.help"], ["--data.help", "Nowhere"], ["--model.frozen.help", "Folder"]])
-def test_what_is_not_there_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_groups_and_classes_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {arguments[0]}")
 

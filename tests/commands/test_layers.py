@@ -1,4 +1,4 @@
-"""``python -m cxlp layers``: what it prints."""
+"""``python -m cxlp layers``: its output."""
 
 import json
 from pathlib import Path
@@ -81,6 +81,6 @@ def test_several_labels_are_ranked_by_mean_average_precision(voc2007: Path, caps
         (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
     ],
 )
-def test_what_is_refused(arguments: list[str], said: str, capsys: Capture) -> None:
+def test_wrong_arguments(arguments: list[str], said: str, capsys: Capture) -> None:
     assert main(["layers", *arguments]) == 2
     assert said in capsys.readouterr().err

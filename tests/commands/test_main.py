@@ -1,4 +1,4 @@
-"""``python -m cxlp``: what it prints, and its exit status."""
+"""``python -m cxlp``: output and exit status."""
 
 import importlib
 import subprocess
@@ -23,7 +23,7 @@ def test_each_data_set_is_a_module_that_bears_its_name(name: str) -> None:
     assert issubclass(getattr(importlib.import_module(path), class_name), ImageDataModule)
 
 
-def test_download_finds_what_is_there(cub200: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_finds_an_existing_data_set(cub200: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", "cub200", "--root", str(cub200)]) == 0
     assert capsys.readouterr().out == f"CUB-200-2011: 18 train + 9 test images in {cub200}\n"
 
@@ -47,7 +47,7 @@ def test_download_goes_to_the_default_root(
         (["demo", "--root", "."], "demo: . contains other files"),
     ],
 )
-def test_what_the_user_can_mend_is_said_without_a_traceback(
+def test_user_errors_have_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_help_is_a_page_with_a_summary_and_examples(
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--config", "a", "--data.x=1", "--version", "--run.name", "b c"], []]
 )
-def test_train_is_given_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_train_gets_its_arguments_unchanged(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     given: list[list[str]] = []
 
     def train(args: list[str]) -> int:

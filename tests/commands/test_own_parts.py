@@ -1,4 +1,4 @@
-"""A run with a head and a backbone of one's own: each command takes them where they can be imported, or says how."""
+"""A run with a user's own head and backbone: each command imports them, or reports that it cannot."""
 
 import sys
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, the module of one's own in a folder of its own, and a run with them."""
+    """A folder with pictures, a folder with the user's module, and a run with it."""
     folder = tmp_path_factory.mktemp("own")
     write_pictures(folder)
     (folder / "code").mkdir()
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The run; its module is known to nobody yet."""
+    """The run, whose module has not been imported yet."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(place)])
     if not Path("runs/mine").exists():
@@ -62,7 +62,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_says_what_it_lacks(run: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_names_the_missing_module(run: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([arg.format(run=run) for arg in COMMANDS[command]]) == 2
     said = capsys.readouterr().err
     assert "'own_things." in said and "cannot be imported: there is no module 'own_things' in " in said
@@ -71,13 +71,13 @@ def test_each_command_says_what_it_lacks(run: str, command: str, capsys: pytest.
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_takes_them(
+def test_each_command_imports_own_parts(
     run: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Path
 ) -> None:
     monkeypatch.syspath_prepend(place / "code")
     arguments = [arg.format(run=place / run).replace("pictures", str(place / "pictures")) for arg in COMMANDS[command]]
     if command == "resume":
-        assert main(arguments) == 0  # its data are relative to this folder
+        assert main(arguments) == 0  # the data are relative to this folder
         return
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").symlink_to(place / "pictures")
@@ -91,7 +91,7 @@ def test_in_python(run: str, monkeypatch: pytest.MonkeyPatch, place: Path) -> No
     assert next(cxlp.load(run).network.each_head()).name == "Mean"
 
 
-def test_what_import_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_imports(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(place / "code")
     with pytest.raises(CxlpError, match=r"'own_things\.Meen': own_things \(.*own_things\.py\) has no 'Meen'\. Did"):
         import_object("own_things.Meen", "head")

@@ -1,4 +1,4 @@
-"""``python -m cxlp predict``: its rows, its exit status, and what it does when somebody goes away."""
+"""``python -m cxlp predict``: its rows, its exit status, and its reaction to closed pipes and signals."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run's checkpoint holds, of a network with names that CSV must quote."""
+    """A checkpoint of a network whose class names must be quoted in CSV."""
     torch.manual_seed(0)
     network = build(backbone=SMALL, classes=['gull, "great"', "tern", "wren\u00f6"])
     return write_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", network)
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shots(tmp_path: Path) -> Path:
-    """A folder of good images with awkward names, and of bad ones."""
+    """A folder of valid images with awkward names, and of invalid ones."""
     good = sorted((write_folder(tmp_path / "made", train=1, test=2, size=40) / "test").rglob("*.png"))
     folder = tmp_path / "shots"
     (folder / "deep").mkdir(parents=True)
@@ -52,13 +52,13 @@ def shots(tmp_path: Path) -> Path:
 
 
 def predict(*args: object, status: int, capsys: Capture) -> str:
-    """Run it in this process; what it printed."""
+    """Run the command in this process, and return its output."""
     assert main(["predict", *map(str, args), "--workers", "0", "--device", "cpu"]) == status
     return capsys.readouterr().out
 
 
 def by_path(checkpoint: Path, folder: Path, top: int = 5) -> dict[str, Prediction]:
-    """What the Python interface says of the good images."""
+    """Return the predictions of the Python interface for the valid images."""
     paths = [str(path) for path in folder.rglob("*.png")]
     return {p.path: p for p in load(checkpoint).predict(paths, top=top)}
 
@@ -70,7 +70,7 @@ def test_csv(checkpoint: Path, shots: Path, capfdbinary: pytest.CaptureFixture[b
     args = ["predict", str(checkpoint), str(shots), "gone.jpg", "--top", "2", "--batch-size", "3", "--workers", "0"]
     assert main(args) == 1
     written, said = capfdbinary.readouterr()
-    text = written.decode(errors="surrogateescape")  # as the file system has the names
+    text = written.decode(errors="surrogateescape")  # names as the file system has them
     heads, *rows = csv.reader(io.StringIO(text, newline=""))
     assert heads == ["path", "class_1", "probability_1", "class_2", "probability_2", "error"]
     names = ["a b.png", 'c,"d".png', "cut.jpg", "deep/ü.png", "e\nf.png", "text.jpg", "void.jpg", "\udce9.png"]
@@ -98,12 +98,10 @@ def test_json_lines(checkpoint: Path, shots: Path, capsys: Capture) -> None:
         else:
             assert row["classes"] == row["probabilities"] == []
     assert sum(row["error"] is not None for row in rows) == 3
-    assert any("ü.png" in line for line in lines), "letters stay letters"
+    assert any("ü.png" in line for line in lines), "non-ASCII characters are not escaped"
 
 
-def test_status_0_where_all_is_well_and_more_classes_than_there_are(
-    checkpoint: Path, shots: Path, capsys: Capture
-) -> None:
+def test_status_0_and_top_beyond_the_number_of_classes(checkpoint: Path, shots: Path, capsys: Capture) -> None:
     text = predict(checkpoint, shots / "a b.png", "--top", 99, status=0, capsys=capsys)
     assert text.splitlines()[0].split(",")[-2:] == ["probability_3", "error"]
     assert len(text.splitlines()) == 2
@@ -119,12 +117,12 @@ def test_paths_on_stdin(checkpoint: Path, shots: Path, capsys: Capture, monkeypa
     assert [bool(row["error"]) for row in rows] == [False, True, False]
 
 
-def test_a_file_is_put_in_place_when_it_is_whole(
+def test_the_output_file_appears_when_it_is_complete(
     checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "found.csv"
     out.write_text("earlier")
-    (shots / "\udce9.png").unlink()  # capsys takes UTF-8 only
+    (shots / "\udce9.png").unlink()  # capsys supports UTF-8 only
     printed = predict(checkpoint, shots, status=1, capsys=capsys)
     seen: list[str] = []
 
@@ -153,7 +151,7 @@ def test_a_file_is_put_in_place_when_it_is_whole(
     ],
 )
 def test_wrong_arguments(args: list[str], said: str, checkpoint: Path, capsys: Capture) -> None:
-    assert main(["predict", str(checkpoint), str(checkpoint), *args]) == 2  # no picture, but a file
+    assert main(["predict", str(checkpoint), str(checkpoint), *args]) == 2  # an existing file that is not a picture
     assert said in capsys.readouterr().err
 
 
@@ -175,13 +173,13 @@ def test_out_is_no_folder_and_other_files_are_written_to_as_they_are(
     assert read[0] == (tmp_path / "real.csv").read_text() and not (tmp_path / "pipe").is_file()
 
 
-def test_what_cannot_be_a_path_gets_a_row_like_any_other(checkpoint: Path, shots: Path, capsys: Capture) -> None:
+def test_an_invalid_path_gets_a_row(checkpoint: Path, shots: Path, capsys: Capture) -> None:
     printed = predict(checkpoint, "x" * 300, shots / "a b.png", status=1, capsys=capsys)
     rows = list(csv.DictReader(io.StringIO(printed)))
     assert "too long" in rows[0]["error"] and rows[1]["class_1"]
 
 
-def test_nothing_to_predict_is_said(checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_stdin_is_reported(checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert main(["predict", str(checkpoint), "-"]) == 0
     assert capsys.readouterr().err.startswith("-: ")
@@ -211,7 +209,7 @@ def test_no_checkpoint(tmp_path: Path, capsys: Capture) -> None:
 def start(checkpoint: Path, *args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "cxlp", "predict", str(checkpoint), *args, "--device", "cpu"]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    # A shell starts what runs in the background deaf to interrupts, and that is inherited.
+    # A shell lets background processes ignore interrupts, and their children inherit that.
     hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=hear)
 
@@ -226,12 +224,12 @@ def test_a_closed_pipe_and_an_interrupt_are_no_tracebacks(checkpoint: Path, shot
         process.stdin.write(8 * image)
         process.stdin.flush()
         assert process.stdout.readline().startswith(b"path,")
-        assert process.stdout.readline().count(b"a b.png") == 1, "rows come while paths still do"
+        assert process.stdout.readline().count(b"a b.png") == 1, "rows are written before all paths are read"
     assert closed.stdout
     closed.stdout.close()
     _, said = closed.communicate(1000 * image, timeout=60)
     assert (closed.returncode, said) == (141, b"")
     time.sleep(0.2)
-    os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does: the workers, too
+    os.killpg(interrupted.pid, signal.SIGINT)  # a terminal sends it to the workers, too
     _, said = interrupted.communicate(timeout=60)
     assert (interrupted.returncode, said) == (130, b"interrupted\n")

@@ -1,4 +1,4 @@
-"""``python -m cxlp runs``: what it lists, shows, compares and deletes; without torch."""
+"""``python -m cxlp runs``: listing, showing, comparing and deleting runs, without importing torch."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def write_run(folder: Path, accuracy: float | None = None, epochs: int = 0, age: int = 0, **model: Any) -> Path:
-    """Write what ``cxlp runs`` reads of a run, begun so many hours ago."""
+    """Write the files that ``cxlp runs`` reads, for a run that began a number of hours ago."""
     folder.mkdir(parents=True)
     head = {"class_path": "cxlp.heads.CrossLayerPooling", "init_args": {"pca_dim": 100}}
     config = {
@@ -79,15 +79,15 @@ def found(*arguments: str, capsys: Capture) -> list[dict[str, Any]]:
     return listed
 
 
-def test_runs_are_found_wherever_they_lie_with_what_they_are(root: Path, capsys: Capture) -> None:
+def test_runs_are_found_in_subfolders_with_their_properties(root: Path, capsys: Capture) -> None:
     listed = {entry["name"]: entry for entry in found(capsys=capsys)}
-    assert list(listed) == ["begun", "compare/CL/0", "tuned", "birds"]  # the newest first
+    assert list(listed) == ["begun", "compare/CL/0", "tuned", "birds"]  # newest first
     tuned = listed["tuned"]
     assert tuned["mode"] == "5 gradient epochs, closing fit" and tuned["value"] == 0.8
     assert [tuned["data"], tuned["backbone"], tuned["head"]] == ["CUB-200-2011", "caffenet", "CrossLayerPooling"]
     assert [listed["birds"][key] for key in ("mode", "state")] == ["frozen", "done"]
     assert [listed["begun"][key] for key in ("value", "state", "interval")] == [None, "stopped", None]
-    assert 3_000_000 < tuned["bytes"] < 3_100_000  # a checkpoint of two names counts once
+    assert 3_000_000 < tuned["bytes"] < 3_100_000  # a checkpoint with two hard links counts once
     said = runs(capsys=capsys)
     assert "75.00%" in said and "70.00% to 80.00%" in said
     assert "4 runs" in said and "│ stopped │" in said.replace("  ", "")
@@ -121,7 +121,7 @@ def test_a_page_compares_them(root: Path, capsys: Capture) -> None:
     assert {"runs/birds/report.html", "runs/tuned/report.html"} <= set(page.links)
     texts = [text.strip() for text in page.texts]
     assert {"data.bbox", "trainer.max_epochs", "model.closing_fit", "val/accuracy", "<wren>"} <= set(texts)
-    assert "model.backbone.name" not in texts and "run.name" not in texts  # the same, and no part of the recipe
+    assert "model.backbone.name" not in texts and "run.name" not in texts  # equal, and not part of the recipe
     assert "75.00%, 70.00% to 80.00% (Wilson)" in texts and "<script>alert" not in text
     (root / "many").mkdir()
     for k in range(31):
@@ -134,13 +134,17 @@ def test_runs_are_deleted_when_that_is_confirmed(root: Path, capsys: Capture) ->
     assert "--delete: name the runs" in runs("--delete", "--yes", capsys=capsys, status=2)
     assert len(found(capsys=capsys)) == 4
     assert re.search(r"deleted \d+ MB\n", runs("compare/CL/0", "begun", "--delete", "--yes", capsys=capsys))
-    assert sorted(path.name for path in root.iterdir()) == ["birds", "features", "tuned"]  # nor empty folders around
+    assert sorted(path.name for path in root.iterdir()) == [
+        "birds",
+        "features",
+        "tuned",
+    ]  # empty parent folders are deleted, too
 
 
 @pytest.mark.parametrize(
     ("word", "said"), [("show", "runs birds\n"), ("delete", "runs birds --delete --yes\n"), ("birds", None)]
 )
-def test_words_of_other_programs_are_answered_by_what_does_it_here(
+def test_subcommands_of_other_programs_get_a_suggestion(
     root: Path, word: str, said: str | None, capsys: Capture
 ) -> None:
     answer = runs(word, "birds", capsys=capsys, status=2 if said else 0)
@@ -148,10 +152,10 @@ def test_words_of_other_programs_are_answered_by_what_does_it_here(
     assert (root / "birds").is_dir()
 
 
-def test_what_is_not_surely_a_run_is_not_deleted(
+def test_only_certain_runs_are_deleted(
     root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A project with a config of its own; the root, what lies outside of it or behind a link, where the user is."""
+    """A project with its own config; the root; folders outside of it or behind a link; the working directory."""
 
     def refuses(*arguments: str) -> str:
         before = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
@@ -166,7 +170,7 @@ def test_what_is_not_surely_a_run_is_not_deleted(
         (site / "config.yaml").write_text(text)
         assert "there is no run 'runs/site'" in refuses("runs/site")
         assert "no run in runs/site" in refuses("--root", "runs/site", "--filter", "stopped")
-    # with a config of train.py, and what any trainer writes
+    # with a config of train.py, and files that any trainer writes
     shutil.copyfile(root / "begun" / "config.yaml", site / "config.yaml")
     (site / "checkpoints").mkdir()
     (site / "metrics.json").write_text("{}")
@@ -195,7 +199,7 @@ def test_each_run_is_listed_and_deleted_once(root: Path, tmp_path: Path, capsys:
     assert "1 run would be deleted" in runs("begun", "runs/begun", "--delete", capsys=capsys, status=2)
     runs("begun", "runs/begun", str(root / "begun"), "--delete", "--yes", capsys=capsys)
     assert not (root / "begun").exists()
-    assert len(found("birds", "--html", "page.html", capsys=capsys)) == 1  # nothing but JSON on standard output
+    assert len(found("birds", "--html", "page.html", capsys=capsys)) == 1  # standard output has JSON only
 
 
 def test_a_run_that_has_only_begun_is_deleted(root: Path, capsys: Capture) -> None:
@@ -220,7 +224,7 @@ def test_a_run_that_has_only_begun_is_deleted(root: Path, capsys: Capture) -> No
         ("per_class.csv", "class\n"),
     ],
 )
-def test_what_is_broken_in_one_run_is_taken_for_missing(root: Path, capsys: Capture, file: str, text: str) -> None:
+def test_broken_files_of_a_run_count_as_missing(root: Path, capsys: Capture, file: str, text: str) -> None:
     (root / "birds" / file).write_text(text)
     assert {entry["name"] for entry in found(capsys=capsys)} == {"begun", "birds", "compare/CL/0", "tuned"}
     assert "birds" in runs("--sort", "accuracy", capsys=capsys) and runs("birds", capsys=capsys)
@@ -231,7 +235,7 @@ def test_what_is_broken_in_one_run_is_taken_for_missing(root: Path, capsys: Capt
     assert "later" in runs(capsys=capsys)
 
 
-def test_a_run_that_goes_on_is_not_deleted(root: Path, capsys: Capture) -> None:
+def test_a_run_in_progress_is_not_deleted(root: Path, capsys: Capture) -> None:
     code = (
         "import sys, pathlib, cxlp.utils.locking as l; l.hold(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
     )
@@ -242,7 +246,7 @@ def test_a_run_that_goes_on_is_not_deleted(root: Path, capsys: Capture) -> None:
         assert {entry["name"]: entry["state"] for entry in found(capsys=capsys)}["begun"] == "running"
         said = runs("birds", "begun", "--delete", "--yes", capsys=capsys, status=2)
         assert "another process is working in" in said
-        assert len(found(capsys=capsys)) == 4  # none is deleted
+        assert len(found(capsys=capsys)) == 4  # no run is deleted
         other.communicate(b"\n")
     assert {entry["name"]: entry["state"] for entry in found(capsys=capsys)}["begun"] == "stopped"
     assert not list(root.rglob(".lock"))
@@ -279,5 +283,5 @@ def test_torch_is_not_imported(root: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=place, timeout=60, capture_output=True).returncode == 0
 
 
-def test_there_is_no_such_folder(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_folder(tmp_path: Path, capsys: Capture) -> None:
     assert "nowhere is not a folder: set --root" in runs("--root", "nowhere", capsys=capsys, status=2)

@@ -1,6 +1,7 @@
-"""``cxlp runs cells``: which systems are ranked, what is printed, drawn and refused."""
+"""``cxlp runs cells``: the ranked systems, output, picture and errors."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,22 +53,22 @@ def test_the_figures_as_json(root: Path, capsys: Capture) -> None:
 def test_too_few_cells_are_told(root: Path, capsys: Capture) -> None:
     assert main(["runs", "cells", *CELLS[:4]]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "With 4 cells, p of a pair is 0.12 at least" in said and "no single pair can be significant" in said
+    assert re.search(r"With 4 cells, .* 0\.12[ ,].* no single pair can be significant", said)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["cell0"], "two comparisons or more"),
-        (["cell0", "runs/cell0"], "two comparisons or more"),
-        (["cell0", "absent"], "absent/results.csv is not there"),
+        (["cell0"], "at least two comparisons"),
+        (["cell0", "runs/cell0"], "at least two comparisons"),
+        (["cell0", "absent"], "absent/results.csv is missing"),
         (["cell0", "other"], "share one system"),
-        (["cell0", "broken"], "broken/results.csv is no table of a comparison"),
+        (["cell0", "broken"], "broken/results.csv is not the table of a comparison"),
         (["cell0", "cell1", "--picture", "no/such/ranks.png"], "--picture no/such/ranks.png: there is no folder"),
-        (["cell0", "cell1", "--html", "page.html"], "runs cells takes folders of comparisons"),
+        (["cell0", "cell1", "--html", "page.html"], "runs cells accepts no options except"),
     ],
 )
-def test_what_cannot_be_ranked_is_told(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
+def test_wrong_arguments(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
     write_comparison(root / "other", CL=80, theirs=70)
     write_comparison(root / "broken", CL="high")
     assert main(["runs", "cells", *arguments]) == 2
@@ -76,4 +77,4 @@ def test_what_cannot_be_ranked_is_told(root: Path, capsys: Capture, arguments: l
 
 def test_the_picture_belongs_to_cells(root: Path, capsys: Capture) -> None:
     assert main(["runs", "--picture", "ranks.png"]) == 2
-    assert "--picture goes with: cxlp runs cells" in capsys.readouterr().err
+    assert "--picture has no effect without cells" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``cxlp runs compare``: which runs are paired, what is printed, and the page."""
+"""``cxlp runs compare``: the pairing of runs, the output and the page."""
 
 import json
 import re
@@ -55,7 +55,9 @@ def test_finished_runs_are_compared_on_the_terminal_and_in_a_page(root: Path, ca
     one = plain["differences"]["plain"]
     assert one["difference"] == pytest.approx(-0.45) and one["images"] == 20
     assert one["p"] == pytest.approx(2 / 2**9)  # of nine images
-    assert one["p_holm"] == pytest.approx(one["p"])  # split0 is farther, so this is the second of two
+    assert one["p_holm"] == pytest.approx(
+        one["p"]
+    )  # split0 has a larger difference, so this p-value is the second of two
 
 
 def test_the_page_takes_intervals_and_small_p_values_for_numbers(root: Path, capsys: Capture) -> None:
@@ -88,11 +90,11 @@ def test_a_series_and_a_pattern_are_several_runs_of_one_system(root: Path, capsy
         (["plain", "better", "--delete"], "runs compare does not accept --delete"),
     ],
 )
-def test_what_cannot_be_compared_is_told(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
+def test_wrong_arguments(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
     assert error in said(*arguments, capsys=capsys, status=2)
 
 
-def test_without_answers_there_is_nothing_to_pair(root: Path, capsys: Capture) -> None:
+def test_runs_without_predictions_cannot_be_compared(root: Path, capsys: Capture) -> None:
     (root / "better" / "predictions.csv").unlink()
     error = said("plain", "better", capsys=capsys, status=2)
     assert "better/predictions.csv" in error and "run.predictions" in error

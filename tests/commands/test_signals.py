@@ -1,4 +1,4 @@
-"""Runs that are told to end by signals: their exit status, their words, and that they can be gone on with."""
+"""Runs that are ended by signals: exit status, message, and continuation."""
 
 from collections.abc import Iterator
 
@@ -36,7 +36,7 @@ def test_signals_end_a_run_at_any_moment_with_one_sentence(runner: Runner) -> No
         assert runner([*COMMAND, *resumed], moment) == status
         assert runner.log.read_text().replace(f"{folder}/", "").strip().endswith(said), (
             moment
-        )  # behind what the run says
+        )  # after the output of the run
         if "start again" in said:
             assert not (folder / "runs" / "a").exists()
         else:

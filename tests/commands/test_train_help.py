@@ -1,4 +1,4 @@
-"""The page of ``train.py --help``: short, and of keys and configs that there are."""
+"""The page of ``train.py --help``: it is short, and its keys and configs exist."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ def test_its_keys_and_values_are_accepted() -> None:
     for key, value in examples:
         if not key.endswith(".help") and (key, value) != ("model.start", "runs"):
             config = {"data.table": "table.yaml", "data.name": "flowers.yaml"}.get(key, "cub200.yaml")
-            own = {"data.table": __file__, "data.name": "Flowers102"}.get(key, "null")  # these two are looked up
+            own = {"data.table": __file__, "data.name": "Flowers102"}.get(key, "null")  # these two are help options
             check_early(["--config", config, f"--{key}", value or own])
 
 
@@ -46,7 +46,7 @@ def test_train_py_is_told_by_its_own_name() -> None:
     assert done.stdout.startswith("usage: python train.py --config CONFIG")
 
 
-def test_all_keys_are_behind_another_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_all_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help-all"]) == 0
     said = capsys.readouterr().out
     assert "--trainer.gradient_clip_val" in said and "--model.optimizer.layer_decay" in said

@@ -1,4 +1,4 @@
-"""What is misspelt on a command line: one suggestion, the valid ones once, and no torch for that."""
+"""Misspelt arguments: one suggestion, the valid values once, and no import of torch."""
 
 import subprocess
 import sys
@@ -65,13 +65,13 @@ def test_one_suggestion_and_one_list(
     (tmp_path / "runs" / "birds").mkdir(parents=True)
     try:
         status = main(arguments)
-    except SystemExit as ended:  # of argparse
+    except SystemExit as ended:  # argparse exits
         status = int(str(ended.code))
     message = capsys.readouterr().err
     assert status == 2 and said in message, message
     assert message.startswith("error: ") and message.count("\n") == 1
     assert message.count("Did you mean") == 1 and message.count("Valid") <= 1
-    assert not (tmp_path / "data").exists()  # nothing was drawn or fetched for it
+    assert not (tmp_path / "data").exists()  # nothing was drawn or downloaded
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a user can mend ends with exit status 2 and one line, before anything is fitted, and leaves nothing behind."""
+"""Errors that the user can fix: exit status 2, one line, before any fit, and no files left behind."""
 
 import io
 import os
@@ -66,7 +66,7 @@ def assert_said(status: int, said: str, before: set[Path], work: Path, capsys: C
         ("model.mix_alpha", "-1", "model.mix_alpha is -1.0: it must be greater than 0"),
         ("seed_everything", "5000000000", "seed_everything is 5000000000: give"),
         ("seed_everything", "-1", "seed_everything is -1: give"),
-        ("seeds", "5000000000", "at most 10,000 are taken, none above 2^32 - 1"),
+        ("seeds", "5000000000", "at most 10,000 seeds are allowed, up to 2^32 - 1"),
         ("data.num_workers", "1000000", "data.num_workers is 1000000: it must lie between 0 and 1024"),
         ("data.batch_size", str(10**30), "it must be less than 2^31"),
         ("model.backbone.image_size", "1000000000", "the backbone's image_size is 1000000000"),
@@ -157,11 +157,11 @@ def test_an_unknown_mode_of_wandb(work: Path, capsys: Capture, monkeypatch: pyte
         (["compare", *ARGUMENTS, "--sweep", ""], "give a key and a list of values"),
         (
             ["compare", *ARGUMENTS, "--sweep", "model.frozen.c=[1]", "--out", "/proc/x"],
-            "cannot make the folder /proc/x",
+            "cannot create the folder /proc/x",
         ),
         (
             ["compare", *ARGUMENTS, "--sweep", "model.frozen.c=[1]", "--seeds", str(2**32)],
-            "at most 10,000 are taken, none above 2^32 - 1",
+            "at most 10,000 seeds are allowed, up to 2^32 - 1",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_list_of_windows_on_the_standard_input(
     assert capsys.readouterr().out.splitlines()[1].startswith(f"{image},")
 
 
-def test_letters_that_a_terminal_does_not_know(work: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_a_terminal_cannot_print(work: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
     monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", lambda *_: b"")

@@ -1,4 +1,4 @@
-"""Small archives on a server of this machine."""
+"""Small archives on a local server."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ BIRDS = {"BIRDS/images.txt": b"1 a.jpg\n", "BIRDS/images/a.jpg": b"pixels", "BES
 
 
 def tar(members: dict[str, bytes], mode: str = "w:gz") -> bytes:
-    """An archive of files."""
+    """Return the bytes of an archive with these files."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
         for name, content in members.items():
@@ -24,7 +24,7 @@ def tar(members: dict[str, bytes], mode: str = "w:gz") -> bytes:
 
 
 def offer(server: Server, content: bytes) -> Archive:
-    """Put an archive on the server."""
+    """Serve an archive."""
     return Archive(
         urls=(server.offer("/birds.tgz", content) + "?download=1",),
         file="birds.tgz",
@@ -36,11 +36,11 @@ def offer(server: Server, content: bytes) -> Archive:
 
 
 def plain(server: Server, file: str, content: bytes) -> Remote:
-    """Put a file that is not to be unpacked on the server."""
+    """Serve a file that is not an archive."""
     sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     return Remote(urls=(server.offer(f"/{file}", content),), file=file, checksum=f"sha1:{sha1}", size=len(content))
 
 
 def left(folder: Path) -> list[str]:
-    """All files and folders, hidden ones too."""
+    """List all files and folders, also hidden ones."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""Fixtures of the data sets' tests."""
+"""Fixtures for tests of data sets."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.server import Server, serving
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on this machine."""
+    """A local web server."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving() as server:
         yield server

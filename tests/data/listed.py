@@ -1,4 +1,4 @@
-"""A small data set whose samples are given by hand."""
+"""A small data set with given samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.generate import texture, write_image
 
 
 class Listed(ImageDataModule):
-    """Samples given by hand."""
+    """A data set with given samples."""
 
     name = "listed"
 

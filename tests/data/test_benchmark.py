@@ -1,4 +1,4 @@
-"""What all published data sets have in common: they are downloaded, unpacked, and their lists read or named."""
+"""The published data sets: they are downloaded and unpacked, and missing lists are named."""
 
 import hashlib
 import shutil
@@ -22,7 +22,7 @@ from tests.server import Server
 
 
 class Case(NamedTuple):
-    """A benchmark, a small release of it, and how that is packed: paths in the archives by paths of the release."""
+    """A benchmark, a small release of it, and its archives: paths in the archive by paths of the release."""
 
     module: Callable[..., Benchmark]
     write: Callable[[Path], Path]
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 
 def voc2007_archives(folder: Path) -> dict[str, dict[str, Path]]:
-    """Lists and images of the test apart from the others."""
+    """Separate the test's lists and images from the others."""
     packed: dict[str, dict[str, Path]] = {"VOCtrainval_06-Nov-2007.tar": {}, "VOCtest_06-Nov-2007.tar": {}}
     test = set((folder / "ImageSets" / "Main" / "test.txt").read_text().split())
     for path in folder.rglob("*.*"):
@@ -82,7 +82,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def moved(content: Content, old: Path, new: Path) -> Content:
-    """The same samples below another root."""
+    """Return the same samples below another root."""
     classes, samples = content
     return classes, {
         split: [Sample(new / s.path.relative_to(old), s.label, s.box) for s in part] for split, part in samples.items()
@@ -99,9 +99,9 @@ def test_official_files_become_the_folder(
         pack(placed / archive, members)
     official = case.module("none").files
     for file in official:
-        if not (placed / file.file).exists():  # a list that is no archive
+        if not (placed / file.file).exists():  # a list that is a plain file
             (placed / file.file).write_bytes((folder / file.file).read_bytes())
-    # The official entries, but for where the files are and what their bytes are.
+    # The official entries, except for addresses and checksums.
     contents = {file.file: (placed / file.file).read_bytes() for file in official}
     files = tuple(
         replace(
@@ -134,7 +134,7 @@ def test_missing_data_set_says_where_it_looked_and_what_to_do(case: Case, tmp_pa
     assert not root.parent.exists()
 
 
-def test_a_missing_list_is_named_with_the_file_that_brings_it(case: Case, tmp_path: Path) -> None:
+def test_a_missing_list_is_named_with_its_archive(case: Case, tmp_path: Path) -> None:
     module = case.module(case.write(tmp_path), image_size=16)
     for path in module.lists:
         content = (module.root / path).read_bytes()
@@ -187,4 +187,4 @@ def test_the_root_is_found_one_level_up_or_down(case: Case, tmp_path: Path) -> N
     for given in (root, root.parent, below):
         assert case.module(given).root == root
     shutil.copytree(root, root.parent / "copy")
-    assert case.module(root.parent).root == root.parent, "which of the two is meant is not known"
+    assert case.module(root.parent).root == root.parent, "it is unknown which of the two is right"

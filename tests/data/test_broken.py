@@ -1,4 +1,4 @@
-"""Files that are missing or broken: named before a run's first pass, or left out."""
+"""Missing and broken files: reported before the first pass of a run, or left out."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def test_all_broken_files_of_all_splits_are_named_at_once(tmp_path: Path) -> Non
     broken = [root / "test" / "kind1" / "00.png", root / "train" / "kind0" / "01.png"]
     for path in broken:
         cut(path)
-    data = module(root)  # a script of one's own reads what it needs
+    data = module(root)  # a user's own script reads only the files that it needs
     for ask in (lambda: data.fingerprints("train"), lambda: data.digest("test")):
         with pytest.raises(CxlpError, match=r"mine: 2 of 27 files cannot be used \(data.on_broken: skip") as caught:
             ask()
@@ -69,7 +69,7 @@ def test_broken_files_can_be_left_out(tmp_path: Path) -> None:
         module(root)
 
 
-def test_what_is_held_out_is_drawn_of_what_is_left(tmp_path: Path) -> None:
+def test_held_out_images_are_drawn_from_readable_ones(tmp_path: Path) -> None:
     root = write_folder(tmp_path, size=16)
     for path in (root / "train" / "kind0").iterdir():
         if path.stem not in ("00", "01"):
@@ -91,7 +91,7 @@ def test_not_everything_is_left_out(tmp_path: Path) -> None:
 
 
 def test_whatever_a_loader_cannot_decode_is_left_out(tmp_path: Path) -> None:
-    """Files whose headers and ends are in order, with damage in between."""
+    """Files with valid headers and ends, and damage in between."""
     root = write_folder(tmp_path, size=64)
     damaged = root / "train" / "kind0" / "00.png"
     data = damaged.read_bytes()
@@ -109,7 +109,7 @@ def test_whatever_a_loader_cannot_decode_is_left_out(tmp_path: Path) -> None:
     for sample in kept.splits["train"].samples:
         read_image(sample.path)
     with pytest.raises(CxlpError, match=r"(?s)1 of 28 files cannot be used.*kind0/00\.png"):
-        module(root).fingerprints("train")  # which looks at checksums, not at tables
+        module(root).fingerprints("train")  # which checks checksums, not tables
 
 
 def test_boxes_outside_of_their_pictures_are_broken_samples(tmp_path: Path) -> None:

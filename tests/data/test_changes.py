@@ -1,4 +1,4 @@
-"""Random changes of one's own: by import path, seeded, and refused where they do not fit."""
+"""A user's own random augmentations: by import path, seeded, and checked."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ STILL: dict[str, Any] = {"crop_scale": 1.0, "flip": 0.0, "colour": 0.0}
 
 
 class Noise(nn.Module):
-    """Draws by all three generators that there are."""
+    """Draws numbers from all three generators."""
 
     def forward(self, image: Tensor) -> Tensor:
         assert image.shape == (3, 24, 24) and image.dtype == torch.uint8
@@ -49,7 +49,7 @@ def test_draws_depend_on_the_seed_alone(described: dict[str, Any]) -> None:
     first = draws()
     assert first[0] == first[2] != first[1] and PICTURE.tobytes() not in first
     assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
-    assert np.random.get_state()[1].tolist() == state[2], "whoever draws besides is not disturbed"  # type: ignore[index]
+    assert np.random.get_state()[1].tolist() == state[2], "other random draws are not affected"  # type: ignore[index]
     random.seed(6)
     torch.manual_seed(6)
     np.random.seed(6)
@@ -91,7 +91,7 @@ def test_workers_and_epochs_draw_as_one_process_does(tmp_path: Path) -> None:
         ({"path": "x"}, "{'path': 'x'}: .*class_path"),
     ],
 )
-def test_what_cannot_be_built_is_refused_at_once(described: dict[str, Any], said: str) -> None:
+def test_invalid_augmentations_are_refused_at_construction(described: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=rf"data\.augment\.custom:? .*{said}"):
         AugmentConfig(custom=(described,))
 
@@ -144,7 +144,7 @@ def test_all_pictures_are_prepared_before_they_become_square() -> None:
     for seed in (None, 3):
         made = transform(wide, seed)
         assert made.shape == (3, 24, 24) and made[:, :4].min() > 250 and made[:, 8:16].max() < 5
-    assert transform.needed(None) is None, "what is made of the picture's parts is not known"
+    assert transform.needed(None) is None, "the effect on parts of the picture is unknown"
     assert torch.equal(transform.at(12)(wide, None), Transform(12, "warp", AugmentConfig(), (PADDED,))(wide, None))
     assert transform.prepared(wide).shape == (48, 48, 3)
     with pytest.raises(CxlpError, match=r"data\.transform: .*Normalize returns float32 .*: it must be uint8, with 3"):

@@ -1,4 +1,4 @@
-"""Whole data sets: what is counted, found, and survived."""
+"""Checks of whole data sets: counts, findings, and tolerated errors."""
 
 import os
 import shutil
@@ -44,14 +44,14 @@ def test_cub200(cub200: Path, workers: int) -> None:
     assert (report.files, report.decoded, report.defects) == (27, 27, 0)
     assert numbers(report) == {Kind.BOX_CLIPPED: 1, Kind.COLOURS: 1}
     assert names(report, Kind.COLOURS)[0].endswith("_2.jpg") and names(report, Kind.BOX_CLIPPED)[0].endswith("_3.jpg")
-    assert module.bbox is False, "that boxes were looked at is not left behind"
+    assert module.bbox is False, "reading boxes has not changed the data set"
 
 
 def test_mit67_holds_other_formats(mit67: Path) -> None:
     report = check(MIT67(mit67), 1)
-    # The files are of six kinds in turn: 5 GIF, 4 PNG and 3 BMP that are called .jpg, the GIF and PNG with palettes.
+    # The files have six kinds in turn: 5 GIF, 4 PNG and 3 BMP are called .jpg, the GIF and PNG have palettes.
     assert numbers(report) == {Kind.MISNAMED: 12, Kind.COLOURS: 6 + 5 + 9}  # grey, CMYK, palettes
-    assert report.defects == 0, "files that no list names are not looked at"
+    assert report.defects == 0, "files that no list names are not read"
 
 
 def test_voc2007_counts_positive_and_ignored_labels(voc2007: Path) -> None:
@@ -106,14 +106,14 @@ def test_images_of_training_that_are_in_the_test_are_told_by_content(tmp_path: P
     for copy in ("test/kind1/00.png", "train/kind0/02.png"):
         shutil.copy(twin, tmp_path / copy)
     for split in ("train", "test"):
-        (tmp_path / split / "kind1" / "empty.png").touch()  # alike, and no picture
+        (tmp_path / split / "kind1" / "empty.png").touch()  # equal, and not pictures
     report = check(Folder(tmp_path), 1)
     (leak,) = report.findings[Kind.SHARED]
     assert leak.where == str(tmp_path / "test" / "kind1" / "00.png")
     assert leak.detail == f"in test; in train: {twin}, with other labels"
     (again,) = report.findings[Kind.DUPLICATED]
     assert (again.where, again.detail) == (str(tmp_path / "train/kind0/02.png"), f"in train, as {twin}")
-    assert report.defects == 2, "a leak stops no run; the empty files do"
+    assert report.defects == 2, "a leak does not stop a run; empty files do"
 
 
 def test_the_same_picture_under_other_labels_or_in_another_format_is_told(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_another_box_in_the_same_picture_is_another_sample_where_boxes_are_cut_o
 
 
 def damage(path: Path, how: str) -> Path:
-    """Spoil a photograph's data so that it decodes."""
+    """Damage the data of a photo so that it can still be decoded."""
     pixels = texture(1, 3, np.random.default_rng(0), 301, 203)
     Image.fromarray(pixels).save(path, "JPEG", quality=92, progressive="progressive" in how)
     data = bytearray(path.read_bytes())
@@ -148,7 +148,7 @@ def damage(path: Path, how: str) -> Path:
     elif how == "a hole":
         del data[third : third + 1000]
     elif how == "noise":
-        noise = np.random.default_rng(1).integers(1, 255, 500).astype(np.uint8)  # no marker among it
+        noise = np.random.default_rng(1).integers(1, 255, 500).astype(np.uint8)  # not a marker
         data[third : third + 500] = noise.tobytes()
     elif how == "cut off and ended":
         data[-1000:] = b"\xff\xd9"
@@ -164,17 +164,17 @@ def damage(path: Path, how: str) -> Path:
 def test_damaged_jpegs_that_decode_are_named(tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
     write_folder(tmp_path, classes=2, train=40, test=1, size=8)
     path = damage(tmp_path / "train" / "kind1" / "damaged.jpg", how)
-    read_image(path)  # it is not refused
+    read_image(path)  # it is not an error
     capfd.readouterr()
     report = check(Folder(tmp_path), 2)
     (finding,) = report.findings[Kind.DAMAGED]
     assert finding.where == str(path)
     assert finding.detail.startswith("Corrupt JPEG data: ")
     assert report.findings.keys() == {Kind.DAMAGED} and report.defects == 0
-    assert "Corrupt" not in capfd.readouterr().err, "which would name no file"
+    assert "Corrupt" not in capfd.readouterr().err, "the error would not name a file"
 
 
-def test_what_others_write_to_standard_error_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_output_on_standard_error_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
     with captured_warnings() as captured:
         os.write(2, b"before\nCorrupt JPEG data: 3 extraneous bytes\nPremature end of JPEG file\nafter\n")
         assert captured.take() == ["Corrupt JPEG data: 3 extraneous bytes", "Premature end of JPEG file"]
@@ -228,7 +228,7 @@ def test_a_file_listed_twice_is_told(cub200: Path) -> None:
     one, two = (next(i for i, line in enumerate(lines) if line.endswith(s.path.name)) for s in train[:2])
     edit_line(cub200 / "images.txt", two + 1, lambda _: f"{two + 1} {lines[one].split()[1]}\n")
     boxes = (cub200 / "bounding_boxes.txt").read_text().splitlines()
-    assert Kind.REPEATED not in check(CUB200(cub200), 1).findings, "with another box it is another sample"
+    assert Kind.REPEATED not in check(CUB200(cub200), 1).findings, "another box makes it another sample"
     edit_line(cub200 / "bounding_boxes.txt", two + 1, lambda _: f"{two + 1} {boxes[one].split(' ', 1)[1]}\n")
     (finding,) = check(CUB200(cub200), 1).findings[Kind.REPEATED]
     assert (finding.where, finding.detail) == (str(train[0].path), "in train")
@@ -271,7 +271,7 @@ def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
     assert (counts.images, counts.fewest, counts.most) == (5, 1, 4)
 
 
-def test_what_has_not_begun_is_dropped_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_work_is_dropped_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
 
     def slow(path: Path, boxes: object) -> None:

@@ -1,4 +1,4 @@
-"""Pictures are recognised by their content: by runs that must not be tested on what they were trained on."""
+"""Pictures are recognised by content, so that no run is tested on its own training images."""
 
 import hashlib
 import re
@@ -28,7 +28,7 @@ def ready(root: Path) -> Folder:
 
 
 def seen_by(root: Path, earlier: Path) -> int:
-    """How many test images of one folder another one's run was trained on."""
+    """Count the test images of one folder on which a run on another folder was trained."""
     return int(torch.isin(ready(root).fingerprints("test"), ready(earlier).fingerprints("train")).sum())
 
 
@@ -36,7 +36,7 @@ def test_training_images_are_recognised_in_another_root_place_or_split(tmp_path:
     root = write_folder(tmp_path / "a", train=5, test=2, size=8)
     shutil.copytree(root, tmp_path / "moved" / "b")
     assert seen_by(tmp_path / "moved" / "b", root) == 0
-    assert seen_by(root / "train", root) == 3, "a root one level deeper, whose test images are a fifth of them"
+    assert seen_by(root / "train", root) == 3, "a deeper root, whose test images are a fifth"
     swapped = tmp_path / "swapped"
     shutil.copytree(root / "train", swapped / "test")
     shutil.copytree(root / "test", swapped / "train")
@@ -67,7 +67,7 @@ def test_a_bar_is_shown_where_reading_takes_long(
 ) -> None:
     module = ready(write_folder(tmp_path, size=8))
     module.fingerprints("test")
-    assert capsys.readouterr().err == "", "it takes no time"
+    assert capsys.readouterr().err == "", "it is fast"
     monkeypatch.setattr(progress, "PAUSE", 0.0)
     module = ready(tmp_path)
     module.fingerprints("train")
@@ -118,13 +118,13 @@ def test_a_truncated_file_is_found_without_decoding_the_whole_ones(
     monkeypatch.setattr("cxlp.data.contents.read_image", decoded)
     whole = read_content(path)
     assert whole == Content(hashlib.sha256(path.read_bytes()).digest(), size=size)
-    assert decoded.called == (suffix in ("webp", "gif", "bmp", "tiff")), "these have no checksums"
+    assert decoded.called == (suffix in ("webp", "gif", "bmp", "tiff")), "these formats have no checksums"
     path.write_bytes(path.read_bytes()[: SIZES[suffix]])
     cut = read_content(path)
     assert cut.digest != whole.digest and re.match(rf"cannot decode image {path} \(\d+ bytes\): ", cut.defect)
 
 
-def test_what_follows_a_picture_or_stands_in_its_metadata_does_not_break_it(tmp_path: Path) -> None:
+def test_trailing_bytes_and_metadata_do_not_break_a_picture(tmp_path: Path) -> None:
     for suffix in ("jpg", "png"):
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
@@ -133,14 +133,14 @@ def test_what_follows_a_picture_or_stands_in_its_metadata_does_not_break_it(tmp_
     bad = tmp_path / "b.png"
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(bad)
     data = bad.read_bytes()
-    bad.write_bytes(data[:33] + b"\0\0\0\x01eXIf?\0\0\0\0" + data[33:])  # a wrong checksum, of metadata only
+    bad.write_bytes(data[:33] + b"\0\0\0\x01eXIf?\0\0\0\0" + data[33:])  # a wrong checksum, but of metadata only
     assert read_content(bad).defect == ""
 
 
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "cannot decode"), (b"no picture", "cannot decode"), (None, "not found")]
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_files_that_are_not_pictures_are_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     assert said in read_content(tmp_path / "a.jpg").defect

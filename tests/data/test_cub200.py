@@ -1,4 +1,4 @@
-"""CUB-200-2011: the official lists, boxes, and what is said when they do not fit together."""
+"""CUB-200-2011: official lists, boxes, and errors about inconsistent lists."""
 
 from itertools import chain
 from pathlib import Path
@@ -28,10 +28,10 @@ def test_lists_become_classes_and_splits(cub200: Path) -> None:
     assert {split: len(part) for split, part in samples.items()} == {"train": 18, "test": 9}
     for part, count in ((samples["train"], 6), (samples["test"], 3)):
         assert [sum(s.label == k for s in part) for k in range(3)] == [count] * 3
-        # The folder that an image lies in bears its class's name: labels count from 0.
+        # The folder of an image has the name of its class; labels start at 0.
         assert all(s.path.is_file() and classes.index(s.path.parent.name) == s.label for s in part)
         assert all(s.box is None for s in part)
-    # Line by line against the list of the split: 1 is training.
+    # Line by line against the list of splits: 1 is training.
     flags = dict(line.split() for line in (cub200 / "train_test_split.txt").read_text().splitlines())
     files = dict(line.split() for line in (cub200 / "images.txt").read_text().splitlines())
     assert {s.path.name for s in samples["train"]} == {Path(files[i]).name for i, flag in flags.items() if flag == "1"}
@@ -62,7 +62,7 @@ def test_box_is_cut_out_as_by_hand(cub200: Path) -> None:
             whole = np.asarray(image.convert("RGB"))
         x, y, w, h = (int(v) for v in boxes[number])
         crossing += x + w > whole.shape[1] and y + h > whole.shape[0]
-        # Slices end at the border, as a clipped box does.
+        # Slices end at the border, like a clipped box.
         assert np.array_equal(read_image(sample.path, sample.box), whole[y : y + h, x : x + w])
     assert crossing == 1
 
@@ -74,7 +74,7 @@ def test_boxes_are_used_in_training_and_in_test(cub200: Path, split: Split) -> N
         module = CUB200(cub200, bbox=bbox, image_size=32)
         module.setup()
         shown[bbox] = module.splits[split][0]["image"].float()
-    # Around the box is noise, which shrinks to grey; the texture in it reaches the corners only if it is cut out.
+    # Around the box is noise, which is averaged to grey; the texture reaches the corners only if the box is cropped.
     noise, texture = (shown[bbox][:, :3, :3].std() for bbox in (False, True))
     assert texture > 2 * noise
 
@@ -122,7 +122,7 @@ def test_value_outside_its_list_is_named(cub200: Path, name: str, value: str) ->
 
 
 def write_lists(folder: Path, train: int, test: int) -> Path:
-    """Lists of 200 classes, without images."""
+    """Write the lists of 200 classes, without images."""
     folder.mkdir()
     splits = [1] * train + [0] * test
     rows = range(1, len(splits) + 1)

@@ -1,4 +1,4 @@
-"""What all data sets share: holding out, and feeding a Trainer."""
+"""Features of all data sets: held-out images, and use with a Trainer."""
 
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ def test_held_out_part_depends_on_its_own_seed_unless_that_is_null(
 
 
 class Listed3(Listed):
-    """With an official validation list: the last two training images of each class."""
+    """A data set with an official validation list: the last two training images of each class."""
 
     def read(self) -> tuple[tuple[str, ...], dict[Split, list[Sample]]]:
         classes, parts = super().read()
@@ -48,7 +48,7 @@ class Listed3(Listed):
         return classes, parts
 
 
-def test_official_validation_images_are_one_switch_from_being_trained_on(tmp_path: Path) -> None:
+def test_official_validation_images_can_be_trained_on(tmp_path: Path) -> None:
     def split(validation: float | Literal["official"]) -> dict[str, set[Path]]:
         module = Listed3(tmp_path, num_workers=0, validation=validation)
         module.setup()
@@ -64,7 +64,7 @@ def test_official_validation_images_are_one_switch_from_being_trained_on(tmp_pat
 
 
 class Tagged(Listed):
-    """Several labels per image: the class, one that each image has, one that is never said."""
+    """Several labels per image: the image's class, a class of all images, and one that is never specified."""
 
     multi_label = True
     third = (1, -1, 0)
@@ -78,7 +78,7 @@ class Tagged(Listed):
         return ("zero", "third"), tagged
 
 
-def test_several_labels_come_as_a_row(tmp_path: Path) -> None:
+def test_several_labels_are_a_row(tmp_path: Path) -> None:
     module = Tagged(tmp_path, batch_size=4, num_workers=0)
     module.setup()
     batch = next(iter(module.test_dataloader()))

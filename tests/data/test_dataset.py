@@ -1,4 +1,4 @@
-"""Samples, decoded and transformed."""
+"""Data sets of decoded and transformed samples."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cxlp.utils.errors import CxlpError
 from tests.generate import texture, write_image
 
 
-# Slow: torch waits 5 s for a worker that has raised.
+# Slow: torch waits 5 s for a worker that has raised an error.
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_loader_names_the_image_that_cannot_be_decoded(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "spoilt.jpg"

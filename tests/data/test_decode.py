@@ -1,4 +1,4 @@
-"""Decoding: which pixels come out of which file, at which size, and what is refused."""
+"""Decoding: the pixels of each kind of file, sizes, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cxlp.utils.errors import CxlpError
 from tests.generate import Pixels, texture, write_image
 
 PHOTO: Pixels = cv2.GaussianBlur(texture(1, 3, np.random.default_rng(0), 301, 203), (0, 0), 1.5).astype(np.uint8)
-# The kinds of JPEG; the last two are not for the fast way.
+# Kinds of JPEG; the fast decoder does not support the last two.
 JPEGS: dict[str, dict[str, Any]] = {
     "ordinary": {},
     "whole colours": {"subsampling": 0},
@@ -83,10 +83,10 @@ def test_content_decides_not_the_name(tmp_path: Path, content: str) -> None:
     ("box", "expected"),
     [
         ((1.0, 2.0, 3.0, 2.0), (slice(2, 4), slice(1, 4))),
-        ((-5.0, -5.0, 7.0, 8.0), (slice(0, 3), slice(0, 2))),  # over the left and upper border
-        ((4.0, 3.0, 50.0, 50.0), (slice(3, 8), slice(4, 10))),  # over the right and lower one
+        ((-5.0, -5.0, 7.0, 8.0), (slice(0, 3), slice(0, 2))),  # beyond the left and upper border
+        ((4.0, 3.0, 50.0, 50.0), (slice(3, 8), slice(4, 10))),  # beyond the right and lower border
         ((0.6, 0.4, 2.0, 2.0), (slice(0, 2), slice(1, 3))),  # edges are rounded
-        ((3.0, 3.0, 0.0, 0.0), (slice(3, 4), slice(3, 4))),  # at least a pixel
+        ((3.0, 3.0, 0.0, 0.0), (slice(3, 4), slice(3, 4))),  # at least one pixel
     ],
 )
 def test_boxes_are_clipped(tmp_path: Path, box: tuple[float, ...], expected: tuple[slice, slice]) -> None:
@@ -106,7 +106,7 @@ def test_a_box_outside_of_the_picture_is_refused(tmp_path: Path, box: tuple[floa
 
 
 def shrunk(pixels: Pixels, like: Pixels) -> Pixels:
-    """The mean of the area that each pixel covers."""
+    """Compute the mean of the area that each pixel covers."""
     result = cv2.resize(pixels, like.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert result.dtype == np.uint8
     return result  # type: ignore[return-value]
@@ -121,7 +121,7 @@ def test_full_size_is_what_pillow_decodes(tmp_path: Path, kind: str) -> None:
     path = write_jpeg(tmp_path / "a.jpg", **JPEGS[kind])
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
-    # Other builds of libjpeg may round otherwise.
+    # Other builds of libjpeg may round differently.
     assert np.abs(read_image(path).astype(int) - expected).max() <= 2
 
 
@@ -131,11 +131,11 @@ def test_reduced_picture_is_the_whole_one_in_small(tmp_path: Path, kind: str, ne
     path = write_jpeg(tmp_path / "a.jpg", **JPEGS[kind])
     small = read_image(path, None, needed)
     assert small.shape == (-(-203 // scale), -(-301 // scale), 3)
-    # The last row and column also cover what is beyond the picture.
+    # The last row and column also cover the area beyond the picture.
     whole = read_image(path)[: 203 // scale * scale, : 301 // scale * scale]
     small = small[: 203 // scale, : 301 // scale]
     assert apart(small, shrunk(whole, small)) < 2
-    assert apart(small[:, :-1], shrunk(whole, small)[:, 1:]) > 8, "the comparison would see a shift by one pixel"
+    assert apart(small[:, :-1], shrunk(whole, small)[:, 1:]) > 8, "the comparison detects a shift by one pixel"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_reduced_picture_is_turned_upright(tmp_path: Path) -> None:
     assert upright.shape == (151, 102, 3)
     straight = read_image(write_jpeg(tmp_path / "straight.jpg"), None, 100)
     assert apart(upright, np.rot90(straight, -1)) < 0.1
-    # Boxes are in stored pixels.
+    # Boxes are given in stored pixels.
     assert read_image(path, (0.0, 0.0, 301.0, 203.0), 100).shape == (102, 150, 3)
 
 
@@ -179,7 +179,7 @@ def test_first_of_several_pictures_in_a_file_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("needed", [20, 45, 100])
 def test_edges_of_boxes_move_by_half_a_returned_pixel_at_most(tmp_path: Path, needed: int) -> None:
-    # Red tells x and green y, so that the outermost pixels tell where the edges are.
+    # Red encodes x and green y, so the outermost pixels show the positions of the edges.
     y, x = np.mgrid[:200, :240]
     path = tmp_path / "a.png"
     Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8)).save(
@@ -195,8 +195,8 @@ def test_edges_of_boxes_move_by_half_a_returned_pixel_at_most(tmp_path: Path, ne
         reduction = round(width / cut.shape[1])
         reduced += reduction > 1
         assert reduction == 1 or min(cut.shape[:2]) >= needed
-        # A fully covered pixel shows the mean of what it covers, and lies half its width off the edge.
-        bound = reduction / 2 + 1.5  # JPEG's own error
+        # A fully covered pixel is the mean of its area, whose centre is half its width from the edge.
+        bound = reduction / 2 + 1.5  # the error of JPEG
         assert abs(cut[:, 0, 0].mean() + 0.5 - reduction / 2 - left) <= bound
         assert abs(cut[0, :, 1].mean() + 0.5 - reduction / 2 - top) <= bound
         assert abs(cut[:, -1, 0].mean() + 0.5 + reduction / 2 - left - width) <= bound
@@ -212,9 +212,11 @@ def test_small_box_in_a_large_picture_is_cut_at_full_size(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("kind", "fast"), [(kind, kind not in ("progressive", "print")) for kind in JPEGS])
-def test_ordinary_jpegs_go_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool) -> None:
+def test_ordinary_jpegs_use_the_fast_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool
+) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 0  # no orientation at all, as in many real photos
+    exif[0x0112] = 0  # no orientation, as in many real photos
     path = write_jpeg(tmp_path / "a.jpg", exif=exif, **JPEGS[kind])
     slow = Mock(wraps=turn)
     monkeypatch.setattr(decode, "turn", slow)
@@ -226,7 +228,7 @@ def test_loading_processes_start_no_threads() -> None:
     assert cv2.getNumThreads() == 1
 
 
-# What is refused
+# Errors
 
 
 def spoil(folder: Path, how: str) -> Path:
@@ -243,7 +245,7 @@ def spoil(folder: Path, how: str) -> Path:
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "text", "cut in the header"])
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, how: str) -> None:
+def test_undecodable_files_are_named(tmp_path: Path, how: str) -> None:
     path = spoil(tmp_path, how)
     with pytest.raises(CxlpError, match="cannot decode image") as caught:
         read_image(path)
@@ -274,7 +276,7 @@ def test_jpeg_cut_off_anywhere_is_refused(tmp_path: Path, kind: str, needed: int
         path.write_bytes(data[:length])
         with pytest.raises(CxlpError, match=r"cannot decode image .*cut\.jpg"):
             read_image(path, None, needed)
-    path.write_bytes(data + b"\0\0")  # what some cameras add is no harm
+    path.write_bytes(data + b"\0\0")  # data that some cameras append are accepted
     assert np.array_equal(read_image(path, None, needed), read_image(tmp_path / "whole.jpg", None, needed))
 
 
@@ -296,7 +298,7 @@ def test_truncated_photo_of_voc_is_refused(real_data: Path) -> None:
             read_image(path, None, needed)
 
 
-def test_real_photos_in_small_are_close_to_themselves(real_data: Path) -> None:
+def test_real_photos_decoded_at_reduced_size_are_close(real_data: Path) -> None:
     paths = sorted((real_data / "CUB_200_2011" / "images").glob("*/*.jpg"))[::20]
     distances = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Getting a data set from a server on this machine: verified, unpacked aside, never half."""
+"""Downloading a data set from a local server: verification, unpacking and atomic renaming."""
 
 import hashlib
 import importlib
@@ -19,16 +19,16 @@ from cxlp.utils.errors import CxlpError
 from tests.data.archives import BIRDS, left, offer, plain, tar
 from tests.server import Answer, Server
 
-#: What unpacks: the standard library's, or where that is too old, its successor.
+#: The module that unpacks: that of the standard library, or its backport if that is too old.
 UNPACKER: Any = vars(cxlp.data.download)["tarfile"]
 
 
 def test_archive_is_fetched_verified_unpacked_and_renamed(tmp_path: Path, server: Server) -> None:
     archive = offer(server, tar(BIRDS))
-    root = tmp_path / "new" / "data" / "birds"  # not the archive's own name, and no parents yet
+    root = tmp_path / "new" / "data" / "birds"  # another name than the archive's, and missing parents
     for _ in range(2):
         obtain([archive], root, "Birds")
-    assert len(server.asked) == 1, "the second call asked for nothing"
+    assert len(server.asked) == 1, "the second call sent no request"
     assert left(root.parent) == ["birds", "birds/images", "birds/images.txt", "birds/images/a.jpg"]
     assert (root / "images" / "a.jpg").read_bytes() == b"pixels"
 
@@ -56,7 +56,7 @@ def test_folder_that_cannot_be_put_in_place_is_named(tmp_path: Path, server: Ser
     root = tmp_path / "data" / "birds"
     root.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
-    root.symlink_to(tmp_path / "elsewhere")  # an empty folder, but not one that a rename can replace
+    root.symlink_to(tmp_path / "elsewhere")  # an empty folder that a rename cannot replace
     with pytest.raises(CxlpError, match=rf"cannot create {root}: .*{root}"):
         obtain([offer(server, tar(BIRDS))], root, "Birds")
     assert left(tmp_path / "elsewhere") == []
@@ -79,7 +79,7 @@ def test_full_disk_is_told_and_the_download_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
 
-def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path, server: Server) -> None:
+def test_a_killed_download_is_continued(tmp_path: Path, server: Server) -> None:
     content = tar(BIRDS)
     archive = offer(server, content)
     aside = tmp_path / ".birds.partial"
@@ -126,20 +126,20 @@ def test_archive_placed_by_hand_is_verified_used_and_kept(tmp_path: Path, server
     root = tmp_path / "data" / "birds"
     root.parent.mkdir()
     placed = root.parent / "birds.tgz"
-    placed.write_bytes(content[:-5])  # a browser's download that broke off
+    placed.write_bytes(content[:-5])  # an interrupted download of a browser
     with pytest.raises(CxlpError, match=r"birds\.tgz has .* bytes, expected .*Delete it"):
         obtain([archive], root, "Birds", allowed=False)
     assert left(root.parent) == ["birds.tgz"]
     placed.write_bytes(content)
     obtain([archive], root, "Birds", allowed=False)
-    assert server.asked == [], "it is there: no download, and none need be allowed"
+    assert server.asked == [], "it exists: no download is needed"
     assert (root / "images.txt").is_file()
-    assert placed.read_bytes() == content, "what somebody put there is not ours to delete"
+    assert placed.read_bytes() == content, "the user's own files must not be deleted"
 
 
 @pytest.mark.parametrize("path", ["/moved.tgz", ""])
 def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: Server, path: str) -> None:
-    # No such file on the server; no server at the port (0 is never one).
+    # No such file on the server; no server at the port (0 is never used).
     url = server.url(path) if path else "http://127.0.0.1:0/birds.tgz"
     files = [replace(offer(server, tar(BIRDS)), urls=(url,)), plain(server, "list.txt", b"a")]
     root = tmp_path / "data" / "birds"
@@ -172,7 +172,7 @@ def test_of_two_runs_one_makes_it_and_the_other_waits(
     assert left(tmp_path) == ["birds", "birds/images", "birds/images.txt", "birds/images/a.jpg"]
 
 
-# --- the benchmarks' structures
+# --- the structures of the benchmarks
 
 
 def test_lists_are_added_to_a_folder_that_lacks_them_but_no_archive(tmp_path: Path, server: Server) -> None:
@@ -180,21 +180,21 @@ def test_lists_are_added_to_a_folder_that_lacks_them_but_no_archive(tmp_path: Pa
     root = tmp_path / "birds"
     obtain(files, root, "Birds")
     whole = left(root)
-    for name in ("list.txt", "other.txt"):  # somebody unpacked the archive by hand, and did not know of the lists
+    for name in ("list.txt", "other.txt"):  # the user has unpacked the archive but not downloaded the lists
         (root / name).unlink()
     server.asked.clear()
     obtain(files, root, "Birds")
     assert [a.path for a in server.asked] == ["/list.txt", "/other.txt"]
     assert left(root) == whole and [path.name for path in tmp_path.iterdir()] == ["birds"]
-    (root / "images.txt").unlink()  # the other way round, the lists are not enough
+    (root / "images.txt").unlink()  # conversely, the lists are not enough
     with pytest.raises(CxlpError, match=r"images\.txt is missing"):
         obtain(files, root, "Birds")
 
 
-def test_nothing_is_in_place_until_the_last_file_came(tmp_path: Path, server: Server) -> None:
+def test_the_folder_appears_after_the_last_file(tmp_path: Path, server: Server) -> None:
     files = [offer(server, tar(BIRDS)), plain(server, "list.txt", b"a"), plain(server, "other.txt", b"b")]
     server.offer("/list.txt", Answer(status=404))
-    (tmp_path / "other.txt").write_bytes(b"b")  # placed by hand
+    (tmp_path / "other.txt").write_bytes(b"b")  # placed by the user
     root = tmp_path / "birds"
     with pytest.raises(CxlpError, match=r"/list\.txt: HTTP Error 404"):
         obtain(files, root, "Birds")

@@ -1,4 +1,4 @@
-"""Folders of one's own: both layouts, what is an image, and what is said about odd ones."""
+"""A user's own folders: both layouts, recognition of images, and messages about odd ones."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_split_is_made_class_by_class_and_is_the_same_in_every_run(tmp_path: Pat
     everything = samples["train"] + samples["test"]
     assert len({sample.path for sample in everything}) == 25
     assert all(classes.index(sample.path.parent.name) == sample.label for sample in everything)
-    # The run's seed draws augmentations and the validation part, never the test set.
+    # The run's seed determines augmentation and the validation split, never the test set.
     assert Folder(root, split_seed=5).read() == (classes, samples)
 
 
@@ -63,7 +63,7 @@ def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
         == parts["official"]
         == {s: [f"{f}/a/1.png", f"{f}/b/1.png"] for s, f in (("train", "train"), ("val", "valid"), ("test", "test"))}
     )
-    not_drawn = held_out.replace(" (", ", not 0.1 of the training images (")  # which a part given by hand asks for
+    not_drawn = held_out.replace(" (", ", not 0.1 of the training images (")  # which an explicit fraction asks for
     assert said == {
         "auto": [renamed, held_out],
         "official": [renamed, held_out],
@@ -109,7 +109,7 @@ def test_images_of_a_split_without_class_folders_have_no_labels(tmp_path: Path) 
     root = fill(tmp_path, *(f"train/{c}/{i}.png" for c in "ab" for i in range(5)), "test/1.png")
     with pytest.raises(CxlpError, match=rf"no class folders in {root}/test, so .* set data.root: {root}/train"):
         Folder(root).read()
-    (root / "val").mkdir()  # an empty one is none
+    (root / "val").mkdir()  # an empty folder is not a class
     (root / "test" / "1.png").rename(root / "val" / "1.png")
     fill(root, "test/a/1.png")
     module = Folder(root)
@@ -151,7 +151,7 @@ def test_missing_root_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CxlpError, match="expected mine/train/<class>") as caught:
         Folder("mine").setup()
-    assert str(tmp_path / "mine") in str(caught.value), "the absolute path: it may be the wrong working folder"
+    assert str(tmp_path / "mine") in str(caught.value), "the absolute path: the working directory may be wrong"
     assert "demo.yaml" in str(caught.value)
 
 
@@ -174,7 +174,7 @@ def test_empty_class_folders_are_named(tmp_path: Path, split: str) -> None:
 def test_half_a_split_is_refused(tmp_path: Path, there: str, other: str) -> None:
     with pytest.raises(CxlpError, match=f"has {there} but not both train and test"):
         Folder(fill(tmp_path, f"{there}/a/1.png")).read()
-    (tmp_path / other).mkdir()  # now it is there, but empty
+    (tmp_path / other).mkdir()  # now it exists, but is empty
     with pytest.raises(CxlpError):
         Folder(tmp_path, image_size=8).setup()
 

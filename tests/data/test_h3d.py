@@ -1,4 +1,4 @@
-"""H3D attributes: boxes (some of them NaN), unspecified labels, and a convention for validation."""
+"""H3D attributes: boxes (some are NaN), unspecified labels, and the validation split."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_malformed_labels_are_named(h3d: Path, labels: str) -> None:
 
 
 def write_rows(folder: Path, train: int, test: int) -> Path:
-    """Lists of so many people, without images."""
+    """Write lists of a number of people, without images."""
     for split, people in (("train", train), ("test", test)):
         (folder / split).mkdir(parents=True)
         rows = (f"{i:05d}.jpg 1.0 2.0 3.0 4.0 {1 - i % 2 * 2}{' 0' * 8}\n" for i in range(1, people + 1))
@@ -98,7 +98,7 @@ def test_official_totals_are_asserted(tmp_path: Path, train: int, test: int) -> 
 
 
 def test_official_training_list(real_data: Path, tmp_path: Path) -> None:
-    # Its test list is not there: a made one stands in for it, so that the totals are right.
+    # The official test list is missing: a generated one replaces it, so that the totals are right.
     folder = write_rows(tmp_path, 0, 4022)
     original = (real_data / "attributes_dataset" / "train" / "labels.txt").read_bytes()
     (folder / "train" / "labels.txt").write_bytes(original)
@@ -106,7 +106,7 @@ def test_official_training_list(real_data: Path, tmp_path: Path) -> None:
     assert attributes == ATTRIBUTES
     assert {split: len(part) for split, part in samples.items()} == {"train": 2003, "val": 2010, "test": 4022}
     people = samples["train"] + samples["val"]
-    assert [s.path.name for s in people] == [f"{i:05d}.jpg" for i in range(1, 4014)]  # nobody's image comes twice
+    assert [s.path.name for s in people] == [f"{i:05d}.jpg" for i in range(1, 4014)]  # no image occurs twice
     labels = np.array([s.label for s in people])
     assert [(labels == value).sum() for value in (1, -1, 0)] == [7297, 13175, 15645]
     assert (labels == 0).all(axis=1).sum() == 20
@@ -114,7 +114,7 @@ def test_official_training_list(real_data: Path, tmp_path: Path) -> None:
     assert len(boxless) == 23
     assert (boxless[0].path.name, boxless[0].label) == ("00229.jpg", (1, -1, 0, -1, 0, -1, 0, 0, 0))
     assert people[0].box == (212.39, 212.39, 549.71, 841.22)
-    # Men are many, shorts are few: the order of the attributes is the documented one.
+    # Men are frequent, shorts are rare: the attributes are in the documented order.
     positives = dict(zip(attributes, (labels == 1).sum(axis=0).tolist(), strict=True))
     assert max(positives, key=positives.__getitem__) == "is_male" and positives["is_male"] == 1666
     assert min(positives, key=positives.__getitem__) == "has_shorts" and positives["has_shorts"] == 254

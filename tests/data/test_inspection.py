@@ -1,4 +1,4 @@
-"""One file: what is said of what it holds."""
+"""The inspection of single files and its findings."""
 
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def test_files_that_stop_a_run_are_told_apart(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_called_a_defect_is_what_loaders_refuse(tmp_path: Path) -> None:
+def test_defects_are_the_files_that_loaders_refuse(tmp_path: Path) -> None:
     data = save(tmp_path / "whole.jpg").read_bytes()
     refused = []
     for length in range(0, len(data) + 1, len(data) // 20):
@@ -159,4 +159,4 @@ def test_a_file_is_opened_and_decoded_once(tmp_path: Path, name: str, monkeypatc
     monkeypatch.setattr(inspection, "decode_all", again)
     assert said(path) == []
     assert opening.call_count == 1
-    assert again.call_count == (name == "progressive.jpg"), "libjpeg goes through what OpenCV has not decoded"
+    assert again.call_count == (name == "progressive.jpg"), "libjpeg reads the data that OpenCV has not decoded"

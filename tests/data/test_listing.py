@@ -1,4 +1,4 @@
-"""Which files are pictures: by name or content, by way of links; all others are counted."""
+"""Listing pictures: by name or content, through links; all other files are counted."""
 
 import os
 from collections import Counter
@@ -38,8 +38,8 @@ def test_nested_and_uppercase_files_are_found_and_all_others_are_counted(tmp_pat
         "outside class folders (.md)": 1,
         "in predict, beside the splits": 2,
         "backups or partial files": 1,
-        "not images (.txt)": 2,
-        "not images (no suffix)": 1,
+        "non-image (.txt)": 2,
+        "non-image (no suffix)": 1,
     }
     files = sum(path.is_file() for path in root.rglob("*"))
     assert files == sum(map(len, samples.values())) + module.left_out.total()
@@ -71,7 +71,7 @@ def test_raw_files_of_cameras_are_no_images_for_their_small_previews(tmp_path: P
     Image.new("RGB", (4, 4)).save(root / "train" / "k" / "a.nef", "TIFF")
     module = Folder(root)
     module.read()
-    assert module.left_out == {"not images (.nef)": 1}
+    assert module.left_out == {"non-image (.nef)": 1}
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     elsewhere = fill(tmp_path / "elsewhere", "3.png", "deep/4.png")
     (root / "train" / "a" / "more").symlink_to(elsewhere)
     (root / "train" / "a" / "loop").symlink_to("..")
-    (elsewhere / "deep" / "back").symlink_to(root / "train" / "a")  # by way of another folder
+    (elsewhere / "deep" / "back").symlink_to(root / "train" / "a")  # through another folder
     (root / "train" / "a" / "note").symlink_to("1.png")
     module = Folder(root, image_size=8)
     _, samples = module.read()
@@ -111,7 +111,7 @@ def test_an_odd_link_does_not_hide_its_folder(tmp_path: Path, closed: bool, monk
     root = fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
     (root / "train" / "a" / "loop.png").symlink_to("loop.png")
     (root / "train" / "a" / "loop.txt").symlink_to("loop.txt")
-    if closed:  # as for a link into a folder that this process may not enter
+    if closed:  # the result for a link into a folder that this process may not read
         stat = os.stat
 
         def refusing(path: Any, *rest: Any, **options: Any) -> Any:
@@ -151,7 +151,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "ids.csv").write_text("1")
     with pytest.raises(CxlpError, match=r"cannot read .*ids\.csv: Permission denied"):
         pictures(tmp_path, Counter())
-    assert is_picture(tmp_path / "ids.csv"), "a command that goes on after failures names it as one"
+    assert is_picture(tmp_path / "ids.csv"), "a command that continues after errors reports it"
 
 
 @pytest.mark.parametrize("name", ["2.png", "annexed", "2.JFIF"])

@@ -1,4 +1,4 @@
-"""Reading lists: lines, boxes, totals, and what is said where lists are missing."""
+"""Reading lists: lines, boxes, totals, and errors about missing lists."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_box() -> None:
 @pytest.mark.parametrize(
     "text", ["", "1 2 3", "1 2 3 4 5", "1 2 3 four", "1 nan 3 4", "1 2 inf 4", "1 2 0 4", "1 2 3 -4"]
 )
-def test_what_is_no_box_is_quoted(text: str) -> None:
+def test_invalid_boxes_are_quoted(text: str) -> None:
     with pytest.raises(CxlpError, match=rf"^list, line 7: expected 'x y width height', got '{text}'$"):
         as_box(text.split(), "list, line 7")
 

@@ -1,4 +1,4 @@
-"""Loaders that feed a Trainer: epochs, resumption, sizes, and batches."""
+"""Loaders with a Trainer: epochs, resumption, sizes and batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from tests.generate import texture, write_image
 
 
 class Watch(pl.LightningModule):
-    """Trains one number, and notes which images it is shown, and how large they are.
+    """Trains a single parameter, and records which images it gets and their sizes.
 
     Args:
-        attributes: What it asks of the data: ``augment``, ``image_size``, ``test_size``.
+        attributes: Options that it sets for the data: ``augment``, ``image_size``, ``test_size``.
     """
 
     def __init__(self, **attributes: Any) -> None:
@@ -51,13 +51,13 @@ class Watch(pl.LightningModule):
 
 
 def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    """Make a Trainer that says nothing."""
+    """Create a Trainer without output."""
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     return pl.Trainer(accelerator="cpu", default_root_dir=folder, **{**dict.fromkeys(quiet, False), **options})
 
 
 def expected_items(epochs: Sequence[int], size: int = 16) -> list[list[int]]:
-    """What is drawn of some samples in these epochs, with the seed 3."""
+    """Return the augmented samples of these epochs, with the seed 3."""
     found = []
     for epoch in epochs:
         sampler = EpochSampler(size, 4, shuffle=True, seed=3)
@@ -79,7 +79,7 @@ def test_lightning_tells_the_sampler_its_epoch(tmp_path: Path, monkeypatch: pyte
 def test_a_resumed_trainer_goes_on_with_its_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, saved: str
 ) -> None:
-    # workers fetch the first batches before the Trainer tells the sampler which epoch it is
+    # workers load the first batches before the Trainer sets the sampler's epoch
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     made: dict[str, Any] = {"batch_size": 4, "num_workers": workers, "validation": 0.25}
     kept = ModelCheckpoint(
@@ -94,7 +94,7 @@ def test_a_resumed_trainer_goes_on_with_its_epoch(
     model, data = Watch(), Listed(tmp_path, **made)
     trainer(tmp_path, max_epochs=4).fit(model, data, ckpt_path=checkpoint, weights_only=True)
     assert model.seen == expected_items([2, 3], size=12)
-    # a fit that resumes nothing begins anew, also behind a test of a checkpoint
+    # a fit that resumes nothing starts at epoch 0, also after a test of a checkpoint
     trainer(tmp_path).test(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     other = Watch()
     trainer(tmp_path, max_epochs=1).fit(other, data)
@@ -108,7 +108,7 @@ def test_a_module_may_ask_for_images_in_order_and_unchanged(tmp_path: Path) -> N
     plain = [data.splits["train"][i]["image"] for i in range(16)]
     shown = torch.cat([batch["image"] for batch in data.train_dataloader()])
     assert torch.equal(shown, torch.stack(plain))
-    # each module is asked, not only the first one
+    # each module is called, not only the first one
     other = Watch()
     trainer(tmp_path, max_epochs=1).fit(other, data)
     assert sorted(other.seen[0]) == list(range(16)) != other.seen[0]
@@ -132,7 +132,7 @@ def test_pictures_follow_each_module_that_is_fed(tmp_path: Path) -> None:
 
 def test_another_size_than_the_one_that_was_given_is_refused(tmp_path: Path) -> None:
     data = Listed(tmp_path, image_size=16, batch_size=4, num_workers=0)
-    model = Watch(image_size=16, test_size=20)  # crops of larger images are what the module makes of its size
+    model = Watch(image_size=16, test_size=20)  # crops of larger images are made at the module's size
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, data)
     run.test(model, data, verbose=False)
@@ -163,7 +163,7 @@ def test_batches_hold_what_the_task_needs(tmp_path: Path) -> None:
 
 
 def epochs(root: Path, workers: int) -> list[dict[int, Tensor]]:
-    """Two epochs of augmented training images by index."""
+    """Return two epochs of augmented training images by index."""
     module = ready(root, batch_size=4, num_workers=workers)
     loader = module.train_dataloader()
     seen = []
@@ -181,19 +181,19 @@ def test_draws_are_new_for_each_image_and_epoch_and_do_not_depend_on_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Listed(tmp_path).read()
-    # One content for all files: what differs between two images is the augmentation alone.
+    # All files have the same content, so that images differ by augmentation only.
     for path in tmp_path.glob("*.png"):
         write_image(path, texture(0, 1, np.random.default_rng(0), 24, 24))
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(1)
     alone = epochs(tmp_path, workers=0)
-    torch.manual_seed(2)  # nor on what else has drawn random numbers
+    torch.manual_seed(2)  # nor on other random draws
     spread = epochs(tmp_path, workers=2)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # what seed_everything leaves behind
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # the environment variable that seed_everything sets
     other = epochs(tmp_path, workers=0)
     assert set(alone[0]) == set(range(16))
     pictures = {image.numpy().tobytes() for epoch in alone for image in epoch.values()}
-    assert len(pictures) == 32, "every image of every epoch has its own draw"
+    assert len(pictures) == 32, "every image has its own draw in every epoch"
     for epoch in range(2):
         assert all(torch.equal(alone[epoch][i], spread[epoch][i]) for i in range(16))
         assert not any(torch.equal(alone[epoch][i], other[epoch][i]) for i in range(16))

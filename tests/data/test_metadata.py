@@ -1,4 +1,4 @@
-"""Metadata that decoders stumble over, and orientation, in every format."""
+"""Metadata that cause errors in decoders, and orientation, in every format."""
 
 import struct
 import zlib
@@ -29,14 +29,14 @@ def chunk(kind: bytes, data: bytes, broken: int = 0) -> bytes:
 
 
 def png(*chunks: bytes, at: int = 33) -> bytes:
-    """A PNG with chunks behind its header, or elsewhere."""
+    """Write a PNG with additional chunks after its header or elsewhere."""
     data = encoded("PNG")
     at %= len(data)
     return data[:at] + b"".join(chunks) + data[at:]
 
 
 def jpeg(marker: int, data: bytes) -> bytes:
-    """A JPEG with a segment at its beginning."""
+    """Write a JPEG with an additional segment at its beginning."""
     whole = encoded("JPEG")
     return whole[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + whole[2:]
 
@@ -67,7 +67,7 @@ MALFORMED = {
     "exif.tif": encoded("TIFF", tiffinfo={34665: 10**6}),
     "icc.tif": encoded("TIFF", icc_profile=b"garbage", tiffinfo={34665: 9}),
 }
-#: Pillow decodes these without a word.
+#: Pillow decodes these without a warning.
 UNNOTICED = {
     *("icc.png", "short exif.jpg", "icc.jpg", "preview.jpg", "exif.tif", "icc.tif"),
 }
@@ -86,7 +86,7 @@ def test_malformed_metadata_cost_the_orientation_and_not_the_picture(
     assert [finding.kind for finding in inspect_image(path)[0]] == [Kind.METADATA] * (name not in UNNOTICED)
 
 
-def test_what_is_broken_besides_its_metadata_is_refused(tmp_path: Path) -> None:
+def test_files_with_other_damage_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for data in (png(chunk(b"iCCP", b"x")), jpeg(0xE2, b"ICC_PROFILE\0")):
         for length in (20, 60, len(data) // 2, len(data) - 40):
@@ -105,7 +105,7 @@ def test_what_is_broken_besides_its_metadata_is_refused(tmp_path: Path) -> None:
 def test_pictures_are_turned_upright_and_boxes_are_in_stored_pixels(
     tmp_path: Path, form: str, orientation: int
 ) -> None:
-    # The brightness of a quarter tells which one it is.
+    # The brightness of each quarter identifies it.
     stored = np.kron(np.array([[250, 170], [90, 10]]), np.ones((20, 30)))[..., None].repeat(3, 2).astype(np.uint8)
     upright = {
         1: stored,

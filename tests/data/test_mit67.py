@@ -1,4 +1,4 @@
-"""MIT Indoor-67: lists with odd names, images that no list names, all kinds of files called .jpg."""
+"""MIT Indoor-67: lists with odd names, unlisted images, and files of all formats called .jpg."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,16 +27,16 @@ def test_lists_become_classes_and_splits(mit67: Path) -> None:
 def test_names_with_spaces_apostrophes_and_double_endings_are_whole(mit67: Path) -> None:
     names = {s.path.relative_to(mit67 / "Images").as_posix() for part in read_mit67(mit67)[1].values() for s in part}
     assert {"mall/shopping mall.jpg", "nursery/baby's_room.jpg.jpg"} <= names
-    # One base name in several classes is several images.
+    # The same base name in several classes denotes different images.
     assert {f"{name}/room_01.jpg" for name in ("mall", "nursery", "airport_inside")} <= names
 
 
-def test_images_that_no_list_names_are_never_looked_at(mit67: Path) -> None:
+def test_unlisted_images_are_never_read(mit67: Path) -> None:
     assert len(list(mit67.rglob("unlisted.jpg"))) == 3
     module = MIT67(mit67, image_size=16)
     module.setup()
     found = {data.samples[i].path for data in module.splits.values() for i in range(len(data)) if data[i]}
-    assert len(found) == 27  # each decodes, which unlisted.jpg would not
+    assert len(found) == 27  # each can be decoded, unlike unlisted.jpg
 
 
 def test_whatever_a_jpg_holds_becomes_rgb(mit67: Path) -> None:
@@ -93,7 +93,7 @@ def test_official_lists(real_data: Path) -> None:
 def test_official_totals_are_asserted(real_data: Path, tmp_path: Path) -> None:
     for file in ("TrainImages.txt", "TestImages.txt"):
         text = (real_data / "mit67" / file).read_text()
-        # Both lists lack an image, so that only the number of classes tells that this is the full release.
+        # Both lists lack an image, so that only the number of classes identifies the full release.
         (tmp_path / file).write_text(text[: text.rindex("\n")])
     with pytest.raises(CxlpError, match=r"5359 \+ 1339 images, officially 5360 \+ 1340 \(train \+ test\)"):
         read_mit67(tmp_path)

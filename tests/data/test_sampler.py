@@ -1,4 +1,4 @@
-"""Which rank gets which image when."""
+"""The distribution of images over ranks and steps."""
 
 import pytest
 
@@ -9,7 +9,7 @@ Batch = list[Draw]
 
 
 def batches(size: int, batch_size: int, ranks: int, epoch: int, shuffle: bool, seed: int = 0) -> list[Batch]:
-    """The union of the ranks' batches, step by step."""
+    """Return the union of the ranks' batches for each step."""
     shares = []
     for rank in range(ranks):
         sampler = EpochSampler(size, batch_size, shuffle, seed, ranks, rank)
@@ -17,7 +17,7 @@ def batches(size: int, batch_size: int, ranks: int, epoch: int, shuffle: bool, s
         draws = list(sampler)
         assert len(draws) == len(sampler)
         shares.append(draws)
-    assert len({len(share) for share in shares}) == 1, "ranks must take equally many steps"
+    assert len({len(share) for share in shares}) == 1, "ranks must have the same number of steps"
     steps = range(0, len(shares[0]), batch_size)
     return [[draw for share in shares for draw in share[i : i + batch_size]] for i in steps]
 
@@ -57,7 +57,7 @@ def test_shuffled_epochs_differ_and_repeat_under_the_same_seed() -> None:
         assert [d.item for b in epochs[one] for d in b] != [d.item for b in epochs[other] for d in b]
     seeds = {draw.seed for epoch in epochs for batch in epoch for draw in batch}
     assert None not in seeds
-    assert len(seeds) == 60, "each image of each epoch is augmented in its own way"
+    assert len(seeds) == 60, "each image is augmented differently in each epoch"
     assert epochs[1] == batches(20, 4, 1, 1, shuffle=True)
     assert epochs[1] != batches(20, 4, 1, 1, shuffle=True, seed=1)
 
@@ -65,6 +65,6 @@ def test_shuffled_epochs_differ_and_repeat_under_the_same_seed() -> None:
 @pytest.mark.parametrize("size", [16, 21])
 def test_two_ranks_together_see_the_batches_of_one(size: int) -> None:
     two, one = batches(size, 4, 2, 5, shuffle=True), batches(size, 8, 1, 5, shuffle=True)
-    # Augmentation seeds and marks of repeats included.
+    # With augmentation seeds and marks of repeated images.
     assert [set(batch) for batch in two] == [set(batch) for batch in one]
     assert [len(batch) for batch in two] == [len(batch) for batch in one]

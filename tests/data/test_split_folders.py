@@ -1,4 +1,4 @@
-"""Which folders are splits: by all kinds of names, and never taken for classes."""
+"""Folders that are splits, under all kinds of names, are never treated as classes."""
 
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_classes_that_are_called_a_little_like_splits(
     ("one", "other"), [("test tube", "train station"), ("train_v1", "test_final"), ("cats_train", "cats_valid")]
 )
 @pytest.mark.parametrize("flat", [True, False])
-def test_what_may_be_splits_or_classes_is_refused(tmp_path: Path, one: str, other: str, flat: bool) -> None:
+def test_ambiguous_folders_are_refused(tmp_path: Path, one: str, other: str, flat: bool) -> None:
     folders(tmp_path, one, inside=() if flat else ("a", "b"))
     folders(tmp_path, other, inside=() if flat else ("c",))
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_glued_names_of_folders_that_have_classes_in_common_are_refused(tmp_path
         found(tmp_path, *names, "notes")
 
 
-def test_what_lies_beside_the_splits_stops_nothing(tmp_path: Path) -> None:
+def test_other_files_beside_the_splits_are_ignored(tmp_path: Path) -> None:
     folders(tmp_path, "test_images_unlabelled", "dev kit", inside=())
     expected = {"train": "train", "val": "val", "test": "test"}
     assert found(tmp_path, "train", "val", "test", "train_masks", "test_masks") == expected

@@ -1,4 +1,4 @@
-"""Tables of one's own: columns, values, splits, boxes, and what is said about odd ones."""
+"""A user's own tables: columns, values, splits, boxes, and messages about odd ones."""
 
 import sys
 import warnings
@@ -32,7 +32,7 @@ def write(photos: Path, text: str, name: str = "mine.csv", encoding: str = "utf-
 
 
 def listed(table: Any, **options: Any) -> tuple[tuple[str, ...], dict[str, list[tuple[str, Any]]]]:
-    """Classes, and by split the files with their labels."""
+    """Return the classes, and the files with their labels by split."""
     module = Table(table, **options)
     classes, samples = module.read()
     return classes, {
@@ -56,7 +56,7 @@ def test_one_label_per_image(photos: Path) -> None:
     module = Table(photos / "mine.csv", image_size=8)
     module.setup()
     assert module.name == "mine" and not module.multi_label
-    assert [len(module.splits[s]) for s in ("train", "val", "test")] == [3, 2, 3], "val is held out"
+    assert [len(module.splits[s]) for s in ("train", "val", "test")] == [3, 2, 3], "val is the held-out split"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named_with_its_line(photos: Path, text: str, said: str) -> None:
+def test_errors_name_the_line(photos: Path, text: str, said: str) -> None:
     with pytest.raises(CxlpError, match=rf"mine\.csv(,|:)? ?{said}"):
         Table(write(photos, text)).read()
 
@@ -237,7 +237,7 @@ def test_numbers_are_ordered_as_numbers(photos: Path) -> None:
 
 
 def test_labels_of_the_same_number_have_one_order_and_are_told(photos: Path) -> None:
-    labels = ["0" * n + "1" for n in range(8)]  # a set has them in another order in each process
+    labels = ["0" * n + "1" for n in range(8)]  # a set has another order in each process
     assert _ordered(["2", *labels]) == (*labels[::-1], "2")
     rows = [f"{f},{('1', '01')[i % 2]}" for i, f in enumerate(FILES)]
     module = Table(write(photos, "\n".join(["path,label", *rows])))
@@ -298,7 +298,7 @@ def test_the_check_knows_tables(photos: Path) -> None:
 
 
 class Frame:
-    """What is asked of a pandas DataFrame."""
+    """The interface of a pandas DataFrame that the code uses."""
 
     def __init__(self, records: list[dict[str, Any]]) -> None:
         self.columns, self._records = list(records[0]), records
@@ -394,7 +394,7 @@ def test_parquet_without_its_package_names_it(photos: Path, monkeypatch: pytest.
         (".", "is a folder, not a table"),
     ],
 )
-def test_what_is_no_table_is_named(tmp_path: Path, name: str, said: str) -> None:
+def test_files_that_are_not_tables_are_named(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Table(tmp_path / name)
 
@@ -409,8 +409,8 @@ PIECES = (b"", b'"', b"\0", b"\xff", b"\xff\xfe", b"\r", b"\n\n", b",", b";", b"
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_stands_in_a_table_it_is_read_or_refused(photos: Path, data: st.DataObject) -> None:
-    """Pieces of the table are repeated, dropped, moved, or replaced by bytes that mean something to a parser."""
+def test_random_tables_are_read_or_refused(photos: Path, data: st.DataObject) -> None:
+    """Parts of the table are repeated, dropped, moved, or replaced by bytes with a meaning for parsers."""
     text = (single() + "a.png,dog,train\n").encode()
     for _ in range(data.draw(st.integers(1, 4))):
         i, j = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))

@@ -1,4 +1,4 @@
-"""torchvision's data sets, on tiny copies in their own layouts: files, labels, names, splits; and how they come."""
+"""torchvision's data sets, as tiny copies in their own layouts: files, labels, names, splits and downloads."""
 
 import inspect
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_files_labels_names_and_splits(tmp_path: Path, monkeypatch: pytest.Monke
     for part in samples.values():
         assert {s.label for s in part} == {0, 1} and all(s.path.is_file() for s in part)
         own = tmp_path / f"{name}-png"
-        assert all(s.path.is_relative_to(own) == (name in ARRAYS) for s in part), "files are used as they are"
+        assert all(s.path.is_relative_to(own) == (name in ARRAYS) for s in part), "files are not copied"
     module.setup()
     fitted = counts["train"] + counts.get("val", 0)
     assert [len(module.splits[split]) for split in ("train", "val", "test")] == [fitted, 0, counts["test"]]
@@ -71,7 +71,7 @@ def test_options_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     names = tmp_path / "fgvc-aircraft-2013b" / "data" / "manufacturers.txt"
     names.write_text("Boeing\n" + names.read_text())
     module = Torchvision("FGVCAircraft", tmp_path, options={"annotation_level": "manufacturer"})
-    assert module.read()[0] == ("A300 B4", "F/A-18"), "a class without a picture is none"
+    assert module.read()[0] == ("A300 B4", "F/A-18"), "classes without pictures are left out"
     for options, said in (
         ({"split": "train"}, r"data\.options: FGVCAircraft's split selects a split"),
         ({"level": 3}, r"data\.options: FGVCAircraft's level is unknown to torchvision. .*annotation_level"),
@@ -144,7 +144,7 @@ def test_pillow_opens_pictures_again_after_torchvision_was_asked(
     assert Image.open is opening
 
 
-def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(
+def test_a_missing_data_set_is_downloaded_atomically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
@@ -163,7 +163,7 @@ def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(
         CxlpError, match=r"torchvision cannot download FGVCAircraft: the network is down. By hand: .*html"
     ):
         Torchvision("FGVCAircraft", root).prepare_data()
-    assert list(root.iterdir()) == [], "torchvision itself would take the empty folder for the data set"
+    assert list(root.iterdir()) == [], "torchvision treats an empty folder as complete"
     module = Torchvision("FGVCAircraft", root)
     module.prepare_data()
     assert len(module.read()[1]["train"]) == 4 and set(calls) == {root / ".FGVCAircraft.partial"}
@@ -179,7 +179,7 @@ def test_what_is_missing_is_fetched_and_appears_when_it_is_whole(
         ("FER2013", True, r"FER2013 is not in .*Torchvision cannot download it\. By hand: "),
     ],
 )
-def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, name: str, download: bool, said: str) -> None:
+def test_a_failed_download_says_what_to_do(tmp_path: Path, name: str, download: bool, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Torchvision(name, tmp_path, download=download).prepare_data()
     assert list(tmp_path.iterdir()) == []

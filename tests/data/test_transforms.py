@@ -1,4 +1,4 @@
-"""From pictures to inputs: size, geometry, aliasing, and which random changes happen."""
+"""From pictures to inputs: size, geometry, aliasing, and random augmentation."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ def picture(width: int = 60, height: int = 40) -> Pixels:
 
 
 def applied(pixels: NDArray[Any], augment: AugmentConfig, seed: int | None, aspect: Aspect = "warp") -> NDArray[Any]:
-    """The input of a picture, (H, W, 3)."""
+    """Return the input for a picture, (H, W, 3)."""
     result: NDArray[Any] = Transform(32, aspect, augment)(pixels, seed).permute(1, 2, 0).numpy()
     return result
 
 
 def disc(width: int, height: int, radius: float) -> Pixels:
-    """A white disc in the middle, on black."""
+    """Draw a white disc in the middle, on black."""
     y, x = np.mgrid[:height, :width]
     inside = np.hypot(x - (width - 1) / 2, y - (height - 1) / 2) <= radius
     return np.repeat(255 * inside[..., None], 3, axis=2).astype(np.uint8)
@@ -55,7 +55,7 @@ def test_channels_stay_red_green_blue() -> None:
 def test_without_seed_nothing_is_random(aspect: Aspect) -> None:
     transform = Transform(32, aspect, AugmentConfig())
     first = transform(picture(), None)
-    transform(picture(), 5)  # a random draw between does not matter
+    transform(picture(), 5)  # random draws between the calls have no effect
     assert torch.equal(first, transform(picture(), None))
     assert torch.equal(first, Transform(32, aspect, STILL)(picture(), None))
 
@@ -74,7 +74,7 @@ def test_largest_seed_is_accepted() -> None:
 
 
 def test_input_is_left_alone() -> None:
-    pixels = picture(32, 32)  # nothing to resize: the output could be a view of it
+    pixels = picture(32, 32)  # nothing to resize: the output could be a view of the input
     before = pixels.copy()
     Transform(32, "warp", STILL)(pixels, None).zero_()
     Transform(32, "warp", AugmentConfig())(pixels, 1).zero_()
@@ -96,7 +96,7 @@ def test_crop_keeps_circles_round_and_warp_does_not() -> None:
 
 def test_warp_shows_the_whole_picture_and_crop_its_middle() -> None:
     pixels = np.zeros((60, 120, 3), np.uint8)
-    pixels[:, :30], pixels[:, 90:] = (255, 0, 0), (0, 0, 255)  # both lie outside the middle square
+    pixels[:, :30], pixels[:, 90:] = (255, 0, 0), (0, 0, 255)  # both are outside the middle square
     warped, cropped = applied(pixels, STILL, None, "warp"), applied(pixels, STILL, None, "crop")
     assert (warped[:, :7] == (255, 0, 0)).all()
     assert (warped[:, -7:] == (0, 0, 255)).all()
@@ -122,21 +122,21 @@ def test_flip_is_a_mirror_image_with_its_probability() -> None:
     assert 4 <= sum(np.array_equal(image, mirrored) for image in half) <= 16
 
 
-def test_colour_changes_brightness_and_moves_nothing() -> None:
+def test_colour_changes_brightness_and_no_positions() -> None:
     pixels = np.full((40, 60, 3), (180, 90, 60), np.uint8)
     means = []
     for seed in SEEDS:
         image = applied(pixels, AugmentConfig(1.0, 0.0, 0.2), seed)
-        assert (image == image[0, 0]).all(), "a flat picture stays flat"
+        assert (image == image[0, 0]).all(), "a uniform picture stays uniform"
         means.append(image.mean())
         red, green, blue = image[0, 0].astype(float)
-        assert (red - green) / (red - blue) == pytest.approx(0.75, abs=0.05), "the hue stays"
+        assert (red - green) / (red - blue) == pytest.approx(0.75, abs=0.05), "the hue is kept"
     assert np.std(means) > 3
     assert 0.6 < min(means) / 110 < max(means) / 110 < 1.45
 
 
 def test_random_crop_keeps_at_least_the_scale() -> None:
-    # Each pixel tells its place: red is x, green is y.
+    # Each pixel encodes its position: red is x, green is y.
     y, x = np.mgrid[:200, :200]
     pixels = np.stack([x, y, 0 * x], axis=2).astype(np.uint8)
     areas, ratios = [], []
@@ -145,7 +145,7 @@ def test_random_crop_keeps_at_least_the_scale() -> None:
         width, height = np.ptp(image[..., 0]), np.ptp(image[..., 1])
         areas.append(width * height / 200**2)
         ratios.append(width / height)
-    # Outer pixels show the mean of what they cover, so a little is missing.
+    # Outer pixels are means of their areas, so the range is slightly smaller.
     assert min(areas) > 0.5 * 0.92
     assert max(areas) < 1
     assert np.std(areas) > 0.05
@@ -156,7 +156,7 @@ def test_random_crop_keeps_at_least_the_scale() -> None:
 @pytest.mark.parametrize("aspect", ASPECTS)
 @pytest.mark.parametrize("seed", [None, 3])
 def test_shrinking_does_not_alias(aspect: Aspect, seed: int | None) -> None:
-    # 15 pixels become one: plain interpolation would show the middle one of them.
+    # 15 pixels become one: plain interpolation would use the middle one only.
     checkerboard = np.repeat(np.indices((480, 480)).sum(0)[..., None] % 2 * 255, 3, axis=2).astype(np.uint8)
     augment = AugmentConfig(0.5, 0.5, 0.0)
     grey = applied(checkerboard, augment, seed, aspect)
@@ -182,7 +182,7 @@ def test_random_crops_of_a_picture_as_large_as_needed_are_not_enlarged(scale: fl
             left, top, right, bottom = crop["crop_coords"]
             sides.append(min(right - left, bottom - top))
     assert min(sides) >= 32
-    assert min(sides) <= 36, "more is asked for than needed"
+    assert min(sides) <= 36, "the decoder is asked for more than needed"
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.0, 1.5, float("nan")])

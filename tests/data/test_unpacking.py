@@ -1,4 +1,4 @@
-"""Unpacking archives: only what belongs to the data set, and only into its folder."""
+"""Unpacking archives: only the data set's members, and only into its folder."""
 
 import io
 import tarfile
@@ -16,7 +16,12 @@ from tests.server import Server
 @pytest.mark.parametrize(
     "content",
     [tar(BIRDS)[:-40], tar(BIRDS, "w")[:515], b"<html>moved</html>", b""],
-    ids=["cut tgz", "cut tar", "web page", "empty"],  # an archive holds the time: each process would have other names
+    ids=[
+        "cut tgz",
+        "cut tar",
+        "web page",
+        "empty",
+    ],  # an archive contains times: the processes would have different names
 )
 def test_archive_that_cannot_be_unpacked_is_deleted_unless_it_was_placed_by_hand(
     tmp_path: Path, server: Server, content: bytes
@@ -40,7 +45,7 @@ def test_archive_without_the_folder_or_its_marker_is_refused(tmp_path: Path, ser
 
 
 def outside(kind: str, target: Path) -> bytes:
-    """An archive that tries to write to a file outside the folder it is unpacked into."""
+    """Create an archive that tries to write to a file outside the target folder."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         link = tarfile.TarInfo("BIRDS/link")
@@ -63,7 +68,7 @@ def outside(kind: str, target: Path) -> bytes:
 
 @pytest.mark.parametrize("kind", ["parent", "symbolic link", "hard link", "device"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, server: Server, kind: str) -> None:
-    # Two folders above the one that it is unpacked into.
+    # Two folders above the target folder.
     target = tmp_path / "data" / "target.txt"
     archive = offer(server, outside(kind, target))
     target.parent.mkdir()

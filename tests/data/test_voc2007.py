@@ -1,4 +1,4 @@
-"""Pascal VOC 2007: one list per class and split, and what 'difficult' means."""
+"""Pascal VOC 2007: one list per class and split, and the meaning of 'difficult'."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.editing import edit, edit_line, windows_ends
 
 
 def labels(samples: list[Sample]) -> NDArray[np.int64]:
-    """``(n, 20)``."""
+    """Return the labels ``(n, 20)``."""
     return np.array([s.label for s in samples])
 
 
@@ -89,7 +89,7 @@ def test_an_image_has_a_row_of_labels(voc2007: Path) -> None:
 
 def test_an_image_that_one_class_lacks_is_named(voc2007: Path) -> None:
     path = main(voc2007, "horse_val")
-    key = path.read_text().split()[2]  # of line 2
+    key = path.read_text().split()[2]  # the number of line 2
     edit_line(path, 2, lambda _: "")
     with pytest.raises(CxlpError, match=rf"horse_val\.txt has no line for image {key}, which the other classes have"):
         read_voc2007(voc2007)
@@ -139,7 +139,7 @@ def test_official_lists(real_data: Path) -> None:
     splits: list[Split] = list(get_args(Split))
     names = [{s.path.stem for s in samples[split]} for split in splits]
     assert len(set.union(*names)) == sum(map(len, names)) == 9963
-    # train and val together are what the list of both says, label by label.
+    # train and val together equal the list of both, label by label.
     joint = {s.path.stem: s.label for split in ("train", "val") for s in samples[split]}
     for k, name in enumerate(classes):
         both = (line.split() for line in main(folder, f"{name}_trainval").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Tiny copies of torchvision's data sets, each in its own layout: two pictures of each class for training, one else."""
+"""Tiny copies of torchvision's data sets in their layouts: two training pictures of each class, one in other splits."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ def picture(k: int, i: int, size: int = 16) -> Any:
 
 
 def numbered(*splits: str, classes: int = 2) -> dict[str, list[tuple[int, int]]]:
-    """By split, the classes and numbers of its pictures, which go up."""
+    """Return the class and the running number of each picture, by split."""
     found: dict[str, list[tuple[int, int]]] = {}
     number = 0
     for split in splits:
@@ -61,7 +61,7 @@ def cars(root: Path, _: pytest.MonkeyPatch) -> None:
 
 def flowers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {key: (file, None) for key, (file, _) in datasets.Flowers102._file_dict.items()}
-    monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)  # checksums of the real ones
+    monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)  # the checksums of the real files
     base = root / "flowers-102"
     found = numbered("train", "val", "test")
     for k, i in (pair for part in found.values() for pair in part):
@@ -132,7 +132,9 @@ def cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = root / "cifar-10-batches-py"
     base.mkdir(parents=True)
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: base.is_dir())
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # checksums of the real ones
+    monkeypatch.setattr(
+        "torchvision.datasets.cifar.check_integrity", lambda *_: True
+    )  # the checksums of the real files
     for split, files in {"train": datasets.CIFAR10.train_list, "test": datasets.CIFAR10.test_list}.items():
         for n, (file, _) in enumerate(files):
             found = numbered("train", "test")[split] if n == 0 else []
@@ -154,7 +156,7 @@ def mnist(root: Path, _: pytest.MonkeyPatch) -> None:
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + len(labels).to_bytes(4, "big") + labels)
 
 
-#: By name: what writes it, its classes, and how many pictures each split has.
+#: By name: the function that writes it, its classes, and the number of pictures in each split.
 COPIES: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], tuple[str, ...], dict[str, int]]] = {
     "FGVCAircraft": (aircraft, ("A300 B4", "F/A-18"), {"train": 4, "val": 2, "test": 2}),
     "StanfordCars": (cars, ("Audi S4", "BMW M3"), {"train": 4, "test": 2}),

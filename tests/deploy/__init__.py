@@ -1,1 +1,1 @@
-"""Tests of cxlp.deploy."""
+"""Tests of ``cxlp.deploy``."""

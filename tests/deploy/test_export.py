@@ -1,4 +1,4 @@
-"""Exported files: opened as their users open them, they compute the network's scores, for any batch."""
+"""Exported files: loaded by their runtimes, they compute the network's scores, for any batch size."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def cross(**options: Any) -> CrossLayerPooling:
 
 
 def predictor(network: Network | None = None, aspect: Aspect = "warp") -> Predictor:
-    """A network with opinions."""
+    """A network with a random classifier."""
     torch.manual_seed(0)
     network = network or build(cross(), SMALL, CLASSES)
     assert network.classifier is not None
@@ -47,7 +47,7 @@ def birds(model: Predictor, count: int = 3) -> Tensor:
 
 
 def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int = 3) -> dict[str, Any]:
-    """Run an ONNX file without any of cxlp's code, by one and by more; what its metadata say."""
+    """Run an ONNX file without cxlp's code, with one image and with several; return scores and metadata."""
     images = birds(model, count)
     with torch.no_grad():
         expected = model.network.score(images)
@@ -69,7 +69,7 @@ def assert_same(model: Predictor, path: Path, dtype: DType = "uint8", count: int
 
 
 @pytest.mark.slow
-def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None:
+def test_onnx_computes_the_scores_and_has_metadata(tmp_path: Path) -> None:
     model = predictor(aspect="crop")
     path = tmp_path / "model.onnx"
     assert export(model, path, "onnx") == [path]
@@ -78,9 +78,9 @@ def test_onnx_computes_the_scores_and_says_what_they_are(tmp_path: Path) -> None
     assert about["classes"] == ["gull", "tern", "wrenö"] and about["multi_label"] is False
     assert about["size"] == 32 and about["aspect"] == "crop" and "the short side to 32" in about["resize"]
     assert about["input"]["shape"] == ["batch", 3, 32, 32] and about["output"]["probabilities"] == "softmax"
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"], "nothing else is left"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"], "other files are left"
     onnx.checker.check_model(str(path))
-    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "the file contains paths of this machine"
 
 
 EXPORTED: dict[str, Network] = {
@@ -115,7 +115,7 @@ def test_efficientnet_lite0(tmp_path: Path) -> None:
     assert_same(model, tmp_path / "model.onnx", count=2)
 
 
-def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
+def test_networks_that_onnx_cannot_express_are_exported_by_torch(tmp_path: Path) -> None:
     head = SparseFisherVector(pca_dim=4, atoms=3)
     model = predictor(build(head, SMALL, CLASSES))
     head.dictionary.copy_(nn.functional.normalize(torch.rand_like(head.dictionary), dim=1))
@@ -128,7 +128,7 @@ def test_what_onnx_cannot_say_torch_can(tmp_path: Path) -> None:
     assert check(model, path, "torch", birds(model)).passed
 
 
-def test_what_the_translation_stumbles_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_onnx_exporter_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stumble(*_: object, **__: object) -> None:
         raise torch.onnx.OnnxExporterError("three steps\nand advice") from ValueError(
             "No ONNX function for aten.x.\nMore"
@@ -153,7 +153,7 @@ def test_missing_packages_are_named_before_any_work(tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
-    """A network, and PyTorch's own file of it."""
+    """A network, and the file that PyTorch itself exports."""
     model, path = predictor(), tmp_path_factory.mktemp("torch") / "model.pt2"
     assert export(model, path, "torch") == [path]
     return model, path
@@ -168,7 +168,7 @@ def test_torch_export_needs_nothing_of_cxlp(exported: tuple[Predictor, Path]) ->
     with torch.no_grad():
         for part in (images[:1], images):
             torch.testing.assert_close(module(part), model.network.score(part), rtol=1e-5, atol=1e-5)
-    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "no paths of this machine"
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes(), "the file contains paths of this machine"
 
 
 def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""From arguments to image files: order, depth, patterns, stdin, and what stands for itself."""
+"""From arguments to image files: order, depth, patterns, stdin, and missing files."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from cxlp.deploy.image_paths import image_paths
 
 @pytest.fixture
 def shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which we are: images at several depths, and what is none."""
+    """A working directory with images at several depths, and other files."""
     images = ("b.JPG", "a/z.png", "a/y/x.webp", "a/[1].tif", "ä ö.jpeg")
     for name in (*images, "notes.txt", ".hidden.jpg", ".thumbs/t.jpg"):
         path = tmp_path / "shots" / name
@@ -47,11 +47,13 @@ def test_files_are_taken_as_they_are_named(shots: Path) -> None:
 def test_patterns(shots: Path) -> None:
     assert list(image_paths(["shots/**/*.png", "shots/?.JPG"], ())) == ["shots/a/z.png", "shots/b.JPG"]
     assert list(image_paths(["shots/[ab]"], ())) == ["shots/a/[1].tif", "shots/a/y/x.webp", "shots/a/z.png"]
-    assert list(image_paths(["shots/a/[1].tif"], ())) == ["shots/a/[1].tif"], "a name that only looks like a pattern"
-    assert list(image_paths(["none/*.jpg"], ())) == ["none/*.jpg"], "for the error"
+    assert list(image_paths(["shots/a/[1].tif"], ())) == ["shots/a/[1].tif"], "a name that looks like a pattern"
+    assert list(image_paths(["none/*.jpg"], ())) == ["none/*.jpg"], (
+        "it is returned, so that opening it raises the error"
+    )
 
 
-def test_folders_without_images_stand_for_themselves(shots: Path) -> None:
+def test_folders_without_images_are_returned(shots: Path) -> None:
     assert list(image_paths(["empty", "shots/.thumbs", "shots/a/y"], ())) == [
         "empty",
         "shots/.thumbs/t.jpg",

@@ -1,4 +1,4 @@
-"""Prediction in Python: what comes out is what the test saw, of files and pictures, and bad files stop no stream."""
+"""Prediction in Python: equal to the test, for files and pictures, and bad files do not stop a stream."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ CLASSES = ("gull", "tern", "wren", "crow")
 
 
 def predictor(multi_label: bool = False, aspect: Aspect = "warp") -> Predictor:
-    """A network with opinions, the same ones at each call."""
+    """A network with a random classifier, the same at each call."""
     torch.manual_seed(0)
     network = build(backbone=SMALL, classes=CLASSES, multi_label=multi_label)
     assert network.classifier is not None
@@ -52,14 +52,14 @@ def files(folder: Path) -> list[str]:
     return [str(path) for path in sorted((folder / "test").rglob("*.png"))]
 
 
-# --- what the test saw
+# --- equality with the test
 
 
 @pytest.mark.parametrize(("aspect", "views"), [("warp", "whole"), ("crop", "flip")])
-def test_a_checkpoint_says_what_its_network_does(aspect: Aspect, views: Kind, tmp_path: Path) -> None:
+def test_predictions_equal_the_scores_of_the_network(aspect: Aspect, views: Kind, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", train=0, test=2, size=40)
     files = sorted(root.rglob("*.png"))
-    for path in files:  # longer than wide: the aspect shows
+    for path in files:  # higher than wide, so that the aspect matters
         write_image(path, read_image(path)[:, :36])
     network = build(backbone=SMALL, classes=CLASSES, test_views=Views(views))
     write_checkpoint(tmp_path / "last.ckpt", network, aspect)
@@ -86,7 +86,7 @@ def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
         load(tmp_path / "other")
 
 
-def test_bytes_and_parts_of_one_are_one_picture(files: list[str]) -> None:
+def test_bytes_and_floats_are_the_same_picture(files: list[str]) -> None:
     model = predictor()
     picture = model.picture(files[0])[None]
     torch.testing.assert_close(model.probabilities(picture / 255), model.probabilities(picture), rtol=1e-4, atol=1e-5)
@@ -105,10 +105,10 @@ def test_several_labels_are_sigmoids(files: list[str]) -> None:
     assert sum(found.probabilities) != pytest.approx(1, abs=1e-3)
 
 
-# --- what may be given
+# --- types of inputs
 
 
-def test_a_file_is_its_picture_and_its_pixels(files: list[str]) -> None:
+def test_a_file_a_picture_and_its_pixels_agree(files: list[str]) -> None:
     model = predictor()
     by_file = model.predict(Path(files[0]))
     assert by_file.path == files[0] and by_file.error == ""
@@ -121,7 +121,7 @@ def test_a_picture_of_pillow_is_turned_upright(files: list[str], tmp_path: Path)
     stored = Image.open(files[0])
     turned = stored.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # to be rotated clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     model = predictor()
     with Image.open(tmp_path / "turned.png") as image:
@@ -159,13 +159,13 @@ def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) 
         ([3], "the picture is a int: .*path"),
     ],
 )
-def test_what_is_no_picture_is_refused(wrong: Any, said: str) -> None:
+def test_inputs_that_are_not_pictures_are_refused(wrong: Any, said: str) -> None:
     for method in (predictor().predict, predictor().embed, predictor().explain):
         with pytest.raises(CxlpError, match=said):
             method(wrong)
 
 
-def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]) -> None:
+def test_folders_patterns_and_batches_return_lists(folder: Path, files: list[str]) -> None:
     model = predictor()
     expected = model.predict(files)
     assert [each.path for each in expected] == files
@@ -187,14 +187,14 @@ def test_folders_patterns_and_batches_are_several(folder: Path, files: list[str]
     found = [model.predict([test], batch_size=2), model.explain([test])]
     assert [len(each) for each in found] == [len(files)] * 2
     (folder / "empty").mkdir()
-    with pytest.raises(CxlpError, match="no images in the folder"):
+    with pytest.raises(CxlpError, match="empty is a folder"):
         model.predict(folder / "empty")
 
 
-# --- how it shows itself
+# --- representation
 
 
-def test_predictions_show_themselves(files: list[str]) -> None:
+def test_predictions_have_a_representation(files: list[str]) -> None:
     model = predictor()
     found = model.predict(files * 5, top=2)
     lines = repr(found).splitlines()
@@ -212,7 +212,7 @@ def test_predictions_show_themselves(files: list[str]) -> None:
     assert repr(Prediction("gone.png", error="image not found")) == "Prediction('gone.png': image not found)"
 
 
-def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: Path) -> None:
+def test_explanations_add_up_and_have_a_representation(files: list[str], tmp_path: Path) -> None:
     model = predictor()
     one, several = model.explain(files[0]), model.explain(files, target="wren", against="crow", channels=2)
     best = model.predict(files[0])
@@ -236,7 +236,7 @@ def test_what_is_explained_adds_up_and_shows_itself(files: list[str], tmp_path: 
         model.explain(files[0], "wren", "wren")
 
 
-def test_a_predictor_says_what_it_is() -> None:
+def test_a_predictor_has_a_representation() -> None:
     said = repr(predictor(multi_label=True))
     assert "4 classes, several per image (gull, tern, wren, ...)" in said
     assert "CrossLayerPooling(pca_dim=6)" in said and "images of 32 x 32 pixels (warp), on cpu, precision 32" in said
@@ -254,18 +254,20 @@ def test_a_list_keeps_its_order_whatever_the_batch(files: list[str]) -> None:
     assert model.predict([]) == []
 
 
-def test_each_way_takes_the_folded_network(files: list[str]) -> None:
+def test_each_method_uses_the_folded_network(files: list[str]) -> None:
     model = predictor()
     slow = build(backbone=SMALL, classes=CLASSES).backbone.eval()
     slow.load_state_dict(model.network.backbone.state_dict())
     images = torch.stack([model.picture(path) for path in files])
     backbone = model.network.backbone
     with torch.no_grad():
-        assert not torch.equal(backbone(images)[0], slow(images)[0])  # one convolution rounds otherwise than two steps
+        assert not torch.equal(
+            backbone(images)[0], slow(images)[0]
+        )  # one convolution rounds differently from two steps
     assert model.predict(files) == list(model.stream(files, batch_size=32))
     assert np.array_equal(model.embed(files), model.features(images).numpy())
     made = backbone._holds[0].made
-    assert made is not None and len(backbone._holds) == 1  # all of it by one copy
+    assert made is not None and len(backbone._holds) == 1  # one copy processes all of it
     stream = model.stream(files, batch_size=2)
     next(stream)
     before = model.features(images)
@@ -301,14 +303,14 @@ def test_bad_files_get_their_reasons_and_stop_nothing(files: list[str], workers:
         str(tmp_path / "text.jpg"): "cannot decode image .*text.jpg.*10 bytes",
         str(tmp_path / "empty.jpg"): "cannot decode image .*empty.jpg.*0 bytes",
         str(tmp_path / "cut.jpg"): "cannot decode image .*cut.jpg.*truncated",
-        str(tmp_path / "folder.jpg"): "no images in the folder .*folder.jpg",
+        str(tmp_path / "folder.jpg"): "folder.jpg is a folder",
         str(tmp_path / "none.jpg"): "image not found: .*none.jpg",
         str(tmp_path / ("x" * 300)): "too long",
         "a\0b.jpg": "null",
     }
     order = [*files[:2], *bad, *files[2:]]
     model = predictor()
-    found = list(model.stream(order, top=2, batch_size=3, workers=workers))  # one batch has bad ones only
+    found = list(model.stream(order, top=2, batch_size=3, workers=workers))  # one batch has invalid files only
     assert [p.path for p in found] == order
     expected = {p.path: p for p in model.predict(files, top=2)}
     for p in found:
@@ -334,7 +336,7 @@ def test_a_stream_takes_paths_as_it_goes(files: list[str]) -> None:
     assert taken == 6
 
 
-# --- where, and in what precision
+# --- device and precision
 
 
 def test_half_precision_is_close_and_its_probabilities_are_full(files: list[str]) -> None:
@@ -360,7 +362,7 @@ def test_devices() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_says_the_same(files: list[str]) -> None:
+def test_a_gpu_has_the_same_predictions(files: list[str]) -> None:
     here, there = predictor().predict(files), predictor().to("cuda").predict(files)
     for one, other in zip(here, there, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=5e-3)  # TF32
@@ -383,7 +385,7 @@ def test_the_package_imports_nothing_heavy_before_it_is_used() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_what_the_package_promises_is_there() -> None:
+def test_the_public_names_exist() -> None:
     assert cxlp.load is load and cxlp.Predictor is Predictor and cxlp.Prediction is Prediction
     assert all(hasattr(cxlp, name) for name in cxlp.__all__)
 

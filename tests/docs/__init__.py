@@ -1,1 +1,1 @@
-"""Tests of cxlp.docs."""
+"""Tests of the documentation."""

@@ -1,4 +1,4 @@
-"""The configuration reference: it is current, and whole."""
+"""The configuration reference is up to date and complete."""
 
 import inspect
 import runpy
@@ -16,7 +16,7 @@ reference = runpy.run_path(str(DOCS / "make_configuration.py"))["reference"]
 
 
 def keys(page: str, title: str) -> set[str]:
-    """The keys of one section."""
+    """Return the keys of one section."""
     section = page.partition(f"\n## {title}")[2].partition("\n## ")[0]
     return {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
 
@@ -36,7 +36,9 @@ def test_each_key_has_a_meaning() -> None:
 def test_a_head_s_keys_are_its_constructor_s_arguments(head: str) -> None:
     arguments = set(inspect.signature(getattr(cxlp.heads, head)).parameters)
     assert "layers" in arguments
-    assert keys(reference(), f"`model.head`, `class_path: {head}`") == arguments - {"views"}  # a section of its own
+    assert keys(reference(), f"`model.head`, `class_path: {head}`") == arguments - {
+        "views"
+    }  # described in a separate section
 
 
 def test_the_model_s_keys_are_in_its_section_or_have_one_of_their_own() -> None:

@@ -1,4 +1,4 @@
-"""What the README and the site show works: commands parse, and the blocks of Python run on a tiny network."""
+"""The README and the pages of the site: commands can be parsed, and blocks of Python run on a tiny network."""
 
 import importlib
 import re
@@ -24,18 +24,18 @@ from tests.small_run import run, write_pictures
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-#: What stands for ResNet-50, whose weights would be downloaded.
+#: Replaces ResNet-50, whose weights would be downloaded.
 SMALL = '"timm/test_resnet", layers=("layer3.0.conv2", "layer3"), weights=None, image_size=32'
-#: Keys that the pages give, whose values must arrive as they stand.
+#: Keys on the pages, whose values must be parsed as written.
 PLAIN_KEYS = ("--run.", "--model.start", "--trainer.")
 
 
 def lines(program: str, first: str) -> list[str]:
-    """The arguments of a program on each line of a block of code that calls it, of all pages.
+    """Return the arguments of a program on each line of code that calls it, from all pages.
 
     Args:
-        program: Such as ``train.py``.
-        first: Pattern of what the first argument begins with.
+        program: A program such as ``train.py``.
+        first: Pattern of the beginning of the first argument.
     """
     found = set()
     for page in PAGES:
@@ -51,7 +51,7 @@ def lines(program: str, first: str) -> list[str]:
 
 
 def blocks(page: str) -> list[str]:
-    """The Python of a page, with a small network in place of a large one."""
+    """Return the Python code of a page, with a small network instead of a large one."""
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(r"```python\n(.*?)```", text, re.S)
     small = [re.sub(r'"resnet50", layers=\([^)]*\)', SMALL, block) for block in found]
@@ -60,7 +60,7 @@ def blocks(page: str) -> list[str]:
 
 @pytest.fixture
 def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package of one's own that the pages speak of, with the heads of its page."""
+    """The user's package that the pages mention, with the heads of its page."""
     heads = blocks("docs/own_parts.md")[1:]
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "heads.py").write_text("\n".join(heads))
@@ -72,7 +72,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.mark.parametrize("arguments", [text for text in lines("train.py", "--") if "runs/NAME/" not in text])
 def test_each_training_parses(arguments: str, own_package: None) -> None:
-    given = ["0" if word == "S" else word for word in shlex.split(arguments)]  # S: a seed
+    given = ["0" if word == "S" else word for word in shlex.split(arguments)]  # S stands for a seed
     config = parse(given)
     for key, value in zip(given[::2], given[1::2], strict=True):
         if key.startswith(PLAIN_KEYS):
@@ -101,7 +101,7 @@ def loader(images: torch.Tensor) -> Any:
 
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the pages take for granted: loaders, a run, a picture, in the working directory."""
+    """The loaders, run and picture that the pages assume in the working directory."""
     monkeypatch.chdir(tmp_path)
     images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
     write_pictures(tmp_path)
@@ -132,7 +132,7 @@ def test_the_scripts_on_python_run(given: dict[str, Any], capsys: pytest.Capture
     assert all(size in printed for size in shown)
     assert given["again"].network.out_features == 16 * 192
     assert given["pooled"].shape == (2, 32, 24)
-    assert len(given["result"].model.classes) == 10  # of the demo
+    assert len(given["result"].model.classes) == 10  # a species of the demo
     assert given["features"].shape == (27, 4 * 192)
     assert Path("why.png").stat().st_size > 10_000
     assert given["why"].target in given["model"].classes
@@ -171,6 +171,15 @@ def test_a_table_is_made_of_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert given["data"].classes == ("gull", "tern")
 
 
+def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
+    table = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("\n## Messages\n")[2]
+    messages = re.findall(r"^\| `(.*?)` \|", table, re.M)
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "cxlp").rglob("*.py"))
+    parts = [part.strip() for message in messages for part in message.split("...") if part.strip()]
+    assert len(messages) > 5
+    assert not [part for part in parts if part not in code]
+
+
 def test_the_script_on_comparing_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("docs/comparing.md")
     exec(block, {})
@@ -178,7 +187,7 @@ def test_the_script_on_comparing_prints_what_the_page_says(capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_what_is_written_is_read(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_on_the_pages_are_parsed(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     from cxlp.__main__ import main
 
     nearest, exported = blocks("docs/trained.md")

@@ -1,4 +1,4 @@
-"""The documentation site: its pages know each public name, and docstrings refer to what there is."""
+"""The documentation site: its pages mention each public name, and docstrings refer to existing names."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from cxlp.data import DATA_MODULES
 
 ROOT = Path(__file__).parents[2]
 API = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
-#: What docstrings refer to by its whole path.
+#: The full paths to which docstrings refer.
 TARGETS = sorted(
     {
         target
@@ -29,7 +29,7 @@ def test_each_public_name_has_a_place_on_the_site(name: str) -> None:
 
 
 def found(path: str) -> bool:
-    """Whether a module, or an attribute of one, has this path; of a class also what its docstring describes."""
+    """Return whether a module or attribute with this path exists, or is described in its class's docstring."""
     parts = path.split(".")
     for split in range(len(parts), 0, -1):
         try:
@@ -58,7 +58,7 @@ def test_each_page_is_in_the_contents() -> None:
 
 
 def test_notebooks_hold_no_outputs() -> None:
-    """They are executed where the site is built; a test could not do that in a few seconds."""
+    """Notebooks are executed when the site is built, because they take longer than a few seconds."""
     for notebook in (ROOT / "docs" / "tutorials").glob("*.ipynb"):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         assert len(cells) > 5

@@ -1,1 +1,1 @@
-"""Tests of cxlp.explain."""
+"""Tests of ``cxlp.explain``."""

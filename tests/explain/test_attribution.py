@@ -1,4 +1,4 @@
-"""The split of a score: it adds up, share by share it is its formula, and it lies where its places are."""
+"""The attribution of a score: its shares follow the formula, add up, and are at the right places."""
 
 import copy
 from dataclasses import replace
@@ -37,7 +37,7 @@ def cross(**options: Any) -> CrossLayerPooling:
 
 
 def build(*heads: Head, backbone: BackboneConfig = EVEN) -> Network:
-    """Make a network with random weights, in float64."""
+    """Build a network with random weights, in float64."""
     trunk = copy.deepcopy(trunk_of(backbone))
     torch.manual_seed(0)
     return networks.randomise(Network(trunk, copy.deepcopy(heads), CLASSES).eval()).double()
@@ -112,7 +112,7 @@ def test_the_parts_add_up_to_the_score(name: str) -> None:
             assert explanation.evidence != 0
 
 
-def test_in_single_precision_too() -> None:
+def test_the_parts_add_up_in_single_precision() -> None:
     network = build(cross()).float()
     images = photos(network)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_several_heads_add_up_and_number_their_channels_in_turn() -> None:
 
 
 def scale(pooled: Tensor) -> Tensor:
-    """What root and L2 multiply each entry by."""
+    """Return the factor by which square root and L2 multiply each entry."""
     root = pooled.abs().sqrt()
     factors: Tensor = 1 / (root * root.norm())
     return factors
@@ -160,7 +160,7 @@ def test_each_share_is_its_formula() -> None:
     torch.testing.assert_close(shares[:, 1:-1, 1:-1].flatten(1), expected)
     border = shares.clone()
     border[:, 1:-1, 1:-1] = 0
-    assert not border.any(), "no sub-array is centred on the border"
+    assert not border.any(), "sub-arrays are not centred on the border"
 
 
 @torch.no_grad()
@@ -265,7 +265,7 @@ def test_a_network_without_classes_has_no_score() -> None:
         next(explain(network, photos(network, 1)))
 
 
-def test_it_works_where_derivatives_are_switched_off_and_leaves_none_behind() -> None:
+def test_it_works_without_grad_mode_and_leaves_no_gradients() -> None:
     network = build(cross(), TrainedGuidePooling(pca_dim=4, channels=3))
     images = photos(network, 1)
     expected = next(explain(network, images, 0)).channels
@@ -285,14 +285,14 @@ def evidence(shares: Tensor, *windows: Window, size: int, image_size: int) -> Pa
 
 
 def at(view: int, row: int, column: int, views: int = 1) -> Tensor:
-    """One channel's shares: 1 in one of ``views`` x 4 x 4 places."""
+    """Return the shares of one channel: 1 at one of ``views`` x 4 x 4 places."""
     shares = torch.zeros(views, 1, 4, 4)
     shares[view, 0, row, column] = 1
     return shares
 
 
 def peak(picture: Tensor) -> tuple[int, int]:
-    """The first one: from a place at the border on, the picture is constant."""
+    """Return the first place: from a place at the border outwards, the picture is constant."""
     return divmod(int(picture.argmax()), picture.shape[1])
 
 
@@ -303,8 +303,8 @@ def test_a_place_is_drawn_where_it_lies() -> None:
     assert part.centre(1 * 4 + 3) == pytest.approx((1.5 / 4, 3.5 / 4))
     assert float(picture.mean()) == pytest.approx(part.cell) == 1 / 16
     assert float(picture.max()) == pytest.approx(1)
-    assert float(picture[:, :22].abs().max()) == 0, "two cells away there is none of it"
-    torch.testing.assert_close(picture[:, -1], picture[:, -5])  # to the edge as at the centre of the last cell
+    assert float(picture[:, :22].abs().max()) == 0, "two cells away there is no evidence"
+    torch.testing.assert_close(picture[:, -1], picture[:, -5])  # at the edge as at the centre of the last cell
 
 
 def test_a_mirrored_view_is_turned_back() -> None:
@@ -319,7 +319,7 @@ def test_a_view_covers_its_part_of_the_image() -> None:
     part = evidence(at(1, 3, 0, views=4), *views.windows(64), size=64, image_size=128)
     picture = part.lay_out(part.places, 88)
     assert peak(picture) == (3 * 11 + 5, 44)
-    assert float(picture[:, :44].abs().max()) == 0 and float(picture[44:].abs().max()) == 0, "other blocks"
+    assert float(picture[:, :44].abs().max()) == 0 and float(picture[44:].abs().max()) == 0, "the blocks differ"
     assert float(picture.mean()) == pytest.approx(part.cell) == 1 / 64
     assert part.centre(16 + 3 * 4) == pytest.approx((3.5 / 8, 4.5 / 8))
 
@@ -330,7 +330,7 @@ def test_views_that_overlap_add_up_and_parts_by_their_area() -> None:
     torch.testing.assert_close(twice.lay_out(twice.places, 8), 2 * once.lay_out(once.places, 8))
     fine = evidence(torch.ones(4, 1, 4, 4), *Views("blocks").windows(64), size=64, image_size=128)
     explanation = Explanation(0, None, torch.ones(1), 0.0, (once, fine))
-    # A place of the first part has its own share, and those of four places of the second.
+    # A place of the first part has its own share and those of four places of the second part.
     torch.testing.assert_close(explanation.map(8), torch.full((8, 8), 5.0, dtype=torch.float64))
     assert explanation.evidence == pytest.approx(float(explanation.map(8).mean()) / explanation.cell)
 

@@ -1,4 +1,4 @@
-"""What is kept of each channel, and where patches are cut."""
+"""The strongest places that are kept of each channel, and the positions of patches."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from cxlp.heads.views import Views, Window
 
 
 def seen(activations: Tensor, shares: Tensor | None = None) -> Explanation:
-    """An image of which one part sees ``(K, h, w)``."""
+    """An explanation with one part, whose activations are ``(K, h, w)``."""
     a = activations.double()[None]
     part = PartEvidence(a if shares is None else shares.double()[None], a, (Window(0, 0, False),), 64, 64)
     return Explanation(0, None, torch.ones(1), 0.0, (part,))
@@ -28,7 +28,7 @@ def test_the_strongest_are_kept_one_per_image() -> None:
     strengths = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
     for i, values in enumerate(strengths):
         maps = responding(*values.tolist(), row=i % 8, column=i % 5)
-        maps[:, (i + 4) % 8, 7] = 0.9 * values  # the same image's second place
+        maps[:, (i + 4) % 8, 7] = 0.9 * values  # the second place of the same image
         top.update(i, seen(maps))
     expected, order = strengths.topk(3, dim=0)
     for k in range(5):
@@ -59,15 +59,15 @@ def test_patches_stay_inside_the_image(row: int, column: int, corner: tuple[floa
     assert int(cut[0, 0, 0]) == round(corner[0] * 160) * 160 + round(corner[1] * 160)
 
 
-def test_among_equals_the_place_within_the_response_counts() -> None:
+def test_ties_prefer_a_place_inside_the_response() -> None:
     maps = torch.zeros(1, 8, 8)
-    maps[0, 2:5, 3:6] = 6  # a plateau, as of a ReLU6
+    maps[0, 2:5, 3:6] = 6  # a plateau, such as ReLU6 produces
     maps[0, 7, 7] = 6
     top = TopPlaces(kept=2)
     top.update(0, seen(responding(6.0)))
     top.update(1, seen(maps))
     patches = top.patches(0)
-    assert [p.image for p in patches] == [1, 0], "the larger response first"
+    assert [p.image for p in patches] == [1, 0], "the larger response comes first"
     assert [p.activation for p in patches] == [6.0, 6.0]
     assert (patches[0].top, patches[0].left) == pytest.approx((2 / 8, 3 / 8))
 
@@ -89,7 +89,7 @@ def test_places_of_several_parts_and_views() -> None:
     second = PartEvidence(a, a, tuple(blocks.windows(64)), 64, 128)
     top = TopPlaces()
     top.update(0, Explanation(0, None, torch.ones(1), 0.0, (first, second)))
-    (patch,) = top.patches(2)  # the second part's second channel
+    (patch,) = top.patches(2)  # the second channel of the second part
     assert (patch.side, patch.top, patch.left) == pytest.approx((3 / 16, 9 / 16, 9 / 16))
 
 
@@ -99,7 +99,7 @@ def test_a_map_of_one_place_is_the_whole_image() -> None:
     assert top.patches(0) == [Patch(0, 1.0, 0.0, 0.0, 1.0)]
 
 
-def test_a_patch_does_not_hold_its_image() -> None:
+def test_a_patch_keeps_no_reference_to_its_image() -> None:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     cut = Patch(image=0, activation=1.0, top=0.5, left=0.5, side=0.125).cut(image)
     assert cut.shape == (3, 8, 8) and cut.untyped_storage().nbytes() == 3 * 8 * 8

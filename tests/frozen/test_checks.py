@@ -1,4 +1,4 @@
-"""What cannot be fitted is refused by image and layer; strange images are fitted."""
+"""Checks of a fit: errors name the image and the layer, and unusual images are fitted."""
 
 import inspect
 import warnings
@@ -24,7 +24,7 @@ from tests.frozen.test_fit import CLASSES, cross, run_fit
 
 
 class Trunk(nn.Module):
-    """Two layers, whose biases and weights can be spoilt."""
+    """Two layers whose weights and biases can be damaged."""
 
     def __init__(self) -> None:
         super().__init__()

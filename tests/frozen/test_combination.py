@@ -1,4 +1,4 @@
-"""Sums of kernels against the concatenated rows themselves."""
+"""Sums of kernels compared with concatenated rows."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def stored(path: Path, rows: Tensor, kind: FeatureType = "float32") -> RowStore:
 
 
 def images(count: int, several: bool = False, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of unit length of three heads, none of which tells all classes apart, and labels."""
+    """Return unit-length rows of three heads, none of which distinguishes all classes, and labels."""
     random = torch.Generator().manual_seed(seed)
     classes = torch.arange(count) % 3
     rows = {
@@ -50,7 +50,7 @@ def test_a_sum_is_the_concatenation(tmp_path: Path, several: bool, names: tuple[
     new, _ = images(30, several, seed=1)
     kernels = Kernels({name: stored(tmp_path / name, rows[name]) for name in rows}, labels, CLASSES, CONFIG, CPU)
     found = kernels.evaluate(names)
-    # one head whose vectors are all of these
+    # one head whose vectors are the concatenated ones
     joined = stored(tmp_path / "joined", torch.cat([rows[name] for name in names], dim=1))
     targets, fold = as_targets(labels, 3).numpy(), split(labels, 4)
     solver = KernelSolver(joined, gram_matrix(joined, CPU).numpy(), targets, fold, CPU, 1)
@@ -63,10 +63,10 @@ def test_a_sum_is_the_concatenation(tmp_path: Path, several: bool, names: tuple[
     tests = {name: stored(tmp_path / f"{name}-test", new[name]) for name in names}
     scores = kernels.scores(found, tests)
     torch.testing.assert_close(scores, found.scale * expected, rtol=1e-3, atol=1e-4)
-    assert found.quality >= max(kernels.evaluate([name]).quality for name in names)  # each knows but one class
+    assert found.quality >= max(kernels.evaluate([name]).quality for name in names)  # each distinguishes only one class
 
 
-def test_each_counts_alike_however_long_its_vectors_are(tmp_path: Path) -> None:
+def test_each_kernel_has_the_same_weight_at_any_vector_length(tmp_path: Path) -> None:
     rows, labels = images(60)
     new, _ = images(30, seed=1)
     found = []
@@ -106,7 +106,7 @@ def test_kernels_that_memory_cannot_hold_are_refused_with_numbers(
         Kernels(stores, labels, CLASSES, CONFIG, CPU)
 
 
-def test_what_cannot_be_cross_validated_is_refused(tmp_path: Path) -> None:
+def test_labels_that_cannot_be_cross_validated_are_refused(tmp_path: Path) -> None:
     rows, _ = images(60)
     stores = {name: stored(tmp_path / name, rows[name]) for name in "ab"}
     lone = torch.cat([torch.zeros(1), torch.ones(30), 2 * torch.ones(29)]).long()

@@ -1,4 +1,4 @@
-"""The whole fit without gradients on a small random network, against scikit-learn on all data at once."""
+"""The whole frozen fit on a small random network, compared with scikit-learn on all data in memory."""
 
 import copy
 import gc
@@ -41,8 +41,8 @@ from cxlp.utils.profiling import PhaseTimes
 from tests.full_disk import room_for
 
 CLASSES = ("wren", "jay", "crow")
-PER_CLASS = 7  # 21 images: batches and ranks come out uneven
-ALL_VECTORS = 10**9  # more than there are: the PCA sees each local feature
+PER_CLASS = 7  # 21 images: batches and ranks have unequal sizes
+ALL_VECTORS = 10**9  # more than the images have: the PCA uses each local feature
 
 
 @cache
@@ -63,14 +63,14 @@ def small_network(
     classes: Sequence[str] = CLASSES,
     multi_label: bool = False,
 ) -> Network:
-    """A random network with maps of 14 x 14 cells and 128 + 128 channels, the same in each call."""
+    """Build a network with maps of 14 x 14 cells and 128 + 128 channels, with the same random weights in each call."""
     backbone, head = copy.deepcopy((_backbone(layers, name), head or cross()))
     torch.manual_seed(0)
     return Network(backbone, head, classes, multi_label).eval()
 
 
 def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor]:
-    """Noise around a pattern of its class, ``(n, 3, 64, 64)`` uint8, and the labels, shuffled."""
+    """Return shuffled images ``(n, 3, 64, 64)`` uint8, noise around a pattern of their class, and their labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat(per_class)[torch.randperm(classes * per_class, generator=generator)]
     patterns = torch.rand(classes, 3, 64, 64, generator=generator)
@@ -80,7 +80,7 @@ def small_images(per_class: int = PER_CLASS, classes: int = len(CLASSES)) -> tup
 
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No map and no feature stays in memory."""
+    """A frozen fit that keeps no maps and features in memory."""
     monkeypatch.setattr(fit_module, "memory_for_maps", lambda: 0)
 
 
@@ -92,7 +92,7 @@ def run_fit(
     data: tuple[Tensor, Tensor] | None = None,
     keep: bool = False,
 ) -> dict[str, float]:
-    """Fit to the small images, given by positions in batches."""
+    """Fit to the small images, given as batches of indices."""
     images, labels = data or small_images()
     fit = FrozenFit(network, config, len(images), folder / "fit", PhaseTimes(), keep=keep)
     for positions in batches or torch.arange(len(images)).chunk(3):
@@ -101,15 +101,15 @@ def run_fit(
 
 
 def weights(network: Network) -> dict[str, Tensor]:
-    """What the fit finds."""
+    """Return the solution of the fit."""
     return {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("backbone")}
 
 
 def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 3e-4) -> None:
-    """Two fits found the same solution, within rounding.
+    """Check that two fits have the same solution, within rounding.
 
-    Products of other batches, and of other numbers of threads, round elsewhere. The signed square root is steep
-    where a value is all but zero, and so is an SVM where its rows are all but equal: 8e-5 was seen.
+    Other batch sizes and numbers of threads round differently. The signed square root amplifies that near zero, and
+    an SVM does for nearly equal rows: a difference of 8e-5 was observed.
     """
     assert one.keys() == other.keys()
     for name, expected in one.items():
@@ -131,7 +131,7 @@ def test_the_projection_is_the_pca_of_all_sub_arrays(tmp_path: Path, size: int) 
     axes = projection.weight.detach().flatten(1).double().numpy()
     signs = np.sign((axes * pca.components_).sum(axis=1))
     np.testing.assert_allclose(axes, signs[:, None] * pca.components_, atol=1e-4)
-    # Projecting by the convolution is transforming by the PCA.
+    # The projection by the convolution equals the transform of the PCA.
     projected = projection(local).flatten(2).transpose(1, 2).flatten(0, 1).detach().numpy()
     expected = signs * pca.transform(vectors)
     np.testing.assert_allclose(projected, expected, atol=2e-4 * np.abs(expected).max())
@@ -184,7 +184,7 @@ def test_the_classifier_is_the_svm_of_the_features(
         np.testing.assert_allclose(margins[:, k], svm.decision_function(features.double().numpy()), atol=5e-3)
     assert report["train_accuracy"] == pytest.approx(float((margins.argmax(dim=1) == labels).double().mean()))
     assert report["logit_scale"] != 1.0
-    if network.image_size == 64:  # small pictures, enlarged, lose what tells them apart
+    if network.image_size == 64:  # small pictures, enlarged, have lost the pattern of their class
         assert 1 / 3 < report["cv_accuracy"] <= 1  # better than chance
 
 
@@ -202,7 +202,7 @@ def test_batch_size_and_order_do_not_matter(tmp_path: Path, pca_vectors: int) ->
         assert accuracy == found[0][1]
 
 
-def test_an_empty_batch_is_nothing(tmp_path: Path) -> None:
+def test_an_empty_batch_has_no_effect(tmp_path: Path) -> None:
     network, reference = small_network(), small_network()
     run_fit(reference, tmp_path)
     run_fit(network, tmp_path, batches=[torch.arange(0), *torch.arange(21).chunk(3), torch.arange(0)])
@@ -263,7 +263,7 @@ def test_features_can_be_kept(tmp_path: Path) -> None:
     kept = RowStore(tmp_path / "fit" / "features.bin", 21, network.out_features).read(0, 21)
     with torch.no_grad():
         expected = network.features(small_images()[0])
-    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)  # each image in its own place
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)  # each image is in its own row
 
 
 @pytest.mark.usefixtures("on_disk")
@@ -349,10 +349,10 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     labels = torch.where(labels == 2, 1, labels)
     labels[alone] = 2
     network = small_network()
-    with pytest.warns(UserWarning, match="fewer than two training images: .* stays 1"):
+    with pytest.warns(UserWarning, match=r"fewer than two training images: .* stays 1"):
         report = run_fit(network, tmp_path, data=(images, labels))
     assert report == {"C": 10.0, "logit_scale": 1.0, "primal": 0.0}
-    with torch.no_grad():  # the class is learnt all the same
+    with torch.no_grad():  # the class is learnt nevertheless
         assert int(network(images)[alone].argmax()) == 2
     with pytest.raises(CxlpError, match=r"model\.frozen\.c: auto .*has 1$"):
         run_fit(small_network(), tmp_path, FrozenConfig(c="auto"), data=(images, labels))
@@ -398,7 +398,7 @@ def test_the_backbone_does_not_move(tmp_path: Path) -> None:
         assert torch.equal(value, before[name]), name
     assert all(p.grad is None for p in network.parameters())
     for name, value in weights(network).items():
-        assert not torch.equal(value, head[name]), name  # while the head did
+        assert not torch.equal(value, head[name]), name  # the head did, however
 
 
 def test_phases_are_timed(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_phases_are_timed(tmp_path: Path) -> None:
 
 
 def _live_bytes() -> int:
-    """Bytes of all tensors in memory."""
+    """Count the bytes of all tensors in memory."""
     tensors = [o for o in gc.get_objects() if type(o) is Tensor]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
@@ -437,7 +437,7 @@ def test_observing_keeps_no_image_in_memory(tmp_path: Path, pca_dim: int | None)
 def test_finishing_reads_the_disk_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_class: int
 ) -> None:
-    """What is read and alive at a time has one bound, for few images and for many."""
+    """The memory for blocks has the same bound for few and for many images."""
     alive: dict[str, int] = {}
     peak: dict[str, int] = {}
 
@@ -457,13 +457,13 @@ def test_finishing_reads_the_disk_block_by_block(
     monkeypatch.setattr(fit_module, "score_rows", partial(score_rows, block_bytes=limit))
     data = small_images(per_class)
     run_fit(small_network(), tmp_path, data=data)
-    assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # else one block would have held all
+    assert 4 * 128 * 6 * len(data[0]) > 6 * limit  # otherwise one block would have contained all
     assert 0 < peak["features.bin"] <= limit
-    assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more being read
+    assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more that are being read
 
 
 def test_rows_in_memory_give_what_rows_on_disk_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit by bit, of maps and of features."""
+    """Compare maps and features bit by bit."""
     written: list[int] = []
     held: set[bool] = set()
     write = RowStore.write
@@ -477,7 +477,11 @@ def test_rows_in_memory_give_what_rows_on_disk_give(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(RowStore, "write", watch)
     states = []
-    for images, first in ((0, 0), (10, 6), (21, 21)):  # so many of the 21 fit into memory, in batches of 6, 6, 6 and 3
+    for images, first in (
+        (0, 0),
+        (10, 6),
+        (21, 21),
+    ):  # the number of the 21 that fits in memory, in batches of 6, 6, 6 and 3
         monkeypatch.setattr(fit_module, "memory_for_maps", partial(int, images * 2 * 4 * 128 * 14 * 14))
         written.clear()
         held.clear()

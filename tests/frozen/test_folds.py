@@ -1,4 +1,4 @@
-"""Classifiers by fold: each image by those that have not seen it."""
+"""Classifiers by fold: each image is scored by those that were fitted without it."""
 
 import torch
 
@@ -12,7 +12,7 @@ def test_each_image_is_scored_by_its_own_fold() -> None:
         torch.randn(folds, classes, dim), torch.randn(folds, classes), torch.tensor([2, 0, 1, 1, 0, 2, 2, 0])
     )
     positions, features = torch.tensor([5, 1, 2, 0]), torch.randn(4, dim, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):  # scores are of full precision all the same
+    with torch.autocast("cpu", torch.bfloat16):  # scores have full precision nevertheless
         scores = classifiers(features, positions)
     for row, position in enumerate(positions.tolist()):
         fold = int(classifiers.fold[position])
@@ -21,7 +21,7 @@ def test_each_image_is_scored_by_its_own_fold() -> None:
     assert scores.dtype == torch.float32
 
 
-def test_it_moves_as_a_whole() -> None:
+def test_classifiers_of_folds_move_between_devices() -> None:
     classifiers = FoldClassifiers(torch.zeros(2, 3, 4), torch.zeros(2, 3), torch.zeros(5, dtype=torch.int64))
     moved = classifiers.to(torch.device("meta"))
     assert {t.device.type for t in vars(moved).values()} == {"meta"}

@@ -1,4 +1,4 @@
-"""Products of stored rows, against the products of the whole matrix."""
+"""Products of stored rows, compared with the products of the whole matrix."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ def rows() -> Tensor:
 
 
 def stored(rows: Tensor, folder: Path, dtype: torch.dtype = torch.float32) -> RowStore:
-    """The rows on disk."""
+    """Write the rows to disk."""
     store = RowStore(folder / "rows.bin", rows.shape[0], rows.shape[1], dtype)
     store.write(torch.arange(len(rows)), rows)
     return store
 
 
-# From less than one column (one row) at a time, through blocks that leave a ragged rest, to all at once.
+# From less than one column (one row) at a time, through unequal blocks, to all at once.
 BLOCK_BYTES = [1, 4 * ROWS * 10, 4 * DIM * 10, 4 * ROWS * DIM, 256 << 20]
 
 
@@ -39,7 +39,7 @@ def test_gram_matrix_is_x_times_its_transpose(
     gram = gram_matrix(stored(rows, tmp_path), CPU, block_bytes)
     expected = rows.double() @ rows.double().T
     torch.testing.assert_close(gram.double(), expected, rtol=0, atol=1e-4)
-    assert torch.equal(gram, gram.T)  # exactly: libsvm is given what it assumes
+    assert torch.equal(gram, gram.T)  # exactly symmetric, as libsvm assumes
 
 
 @pytest.mark.parametrize("block_bytes", BLOCK_BYTES)
@@ -66,7 +66,7 @@ def test_half_precision_rows_are_multiplied_in_float32(rows: Tensor, tmp_path: P
 
 
 @pytest.mark.parametrize("block_bytes", [4 * ROWS * 10, 4 * ROWS * 25])
-def test_no_block_read_is_larger_than_asked_for(
+def test_blocks_are_at_most_as_large_as_requested(
     rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     store, sizes, entries = stored(rows, tmp_path), [], 0
@@ -92,6 +92,6 @@ def test_the_gram_matrix_of_packed_signs_is_exact(tmp_path: Path) -> None:
     store = open_rows(tmp_path / "rows.bin", 40, 5001, "sign")
     store.write(torch.arange(40), torch.nn.functional.normalize(signs.float(), dim=1))
     found = gram_matrix(store, torch.device("cpu"), block_bytes=40 * 4 * 700, progress=False)
-    whole = (signs @ signs.T).double()  # in integers
+    whole = (signs @ signs.T).double()  # exact integers
     length = whole.diagonal().rsqrt()
     assert torch.equal(found, whole * length[:, None] * length)

@@ -1,4 +1,4 @@
-"""Ranking pairs of layers: which are tried, and by what they are ranked."""
+"""Ranking pairs of layers: the candidates and the criterion."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_a_network_without_pairs_is_refused() -> None:
 
 
 class Told(torch.nn.Module):
-    """Layers that tell the class, and one that tells nothing."""
+    """Layers that distinguish the classes, and a layer that does not."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""SVMs by Newton's method on blocks of rows: against a plain minimisation, and against libsvm."""
+"""SVMs by Newton's method on blocks of rows, compared with a plain minimisation and with libsvm."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ C = 10.0
 
 @pytest.fixture(scope="module")
 def data() -> Problem:
-    """Rows that share a large mean, as pooled features do."""
+    """Return rows with a large common mean, like pooled features."""
     found = problem(n=81, d=20)
     x = found.x + 3 * np.ones(20) / np.sqrt(20)
     return Problem(x, found.labels, x @ x.T, found.targets)
@@ -56,7 +56,7 @@ def solve(rows: Rows, targets: NDArray[np.int8], c: float = C, start: Solution |
 
 
 def objective(v: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.int8], c: float) -> tuple[float, Tensor]:
-    """The docstring's formula, and its gradient by autograd, in float64; v is w and b."""
+    """Minimise the formula of the docstring by autograd in float64; v is w and b."""
     vector = torch.from_numpy(v).requires_grad_()
     rows, signs = torch.from_numpy(x)[y != 0], torch.from_numpy(y[y != 0]).double()
     z, h = signs * (rows @ vector[:-1] + vector[-1]), newton.CORNER
@@ -69,7 +69,7 @@ def objective(v: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.int8
 
 @pytest.mark.parametrize("c", [0.1, 10.0])
 @pytest.mark.parametrize("ignored", [0.0, 0.3])
-def test_it_is_the_least_of_the_objective(data: Problem, store: RowStore, c: float, ignored: float) -> None:
+def test_the_solution_minimises_the_objective(data: Problem, store: RowStore, c: float, ignored: float) -> None:
     targets = data.targets.copy()
     targets[np.random.default_rng(1).random(targets.shape) < ignored] = 0
     rows = rows_of(store)
@@ -90,8 +90,8 @@ def slope_of_slope(f: Tensor, y: Tensor) -> Tensor:
     return f.grad
 
 
-def test_the_slopes_are_derivatives() -> None:
-    f = torch.linspace(-3, 3, 301, dtype=torch.float64)[None] + 1e-3  # not on a corner
+def test_gradients_of_the_loss_are_its_derivatives() -> None:
+    f = torch.linspace(-3, 3, 301, dtype=torch.float64)[None] + 1e-3  # not at a kink of the loss
     for sign in (1, -1, 0):
         y = torch.full((1, 301), sign, dtype=torch.int8)
         moved = slope_of_slope(f, y)
@@ -102,7 +102,7 @@ def test_the_slopes_are_derivatives() -> None:
         torch.testing.assert_close(newton._slope(f, y)[0, 1:-1], slope[1:-1], rtol=0, atol=0.02)
 
 
-def test_a_narrow_corner_is_the_svm_of_libsvm(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_smoothing_approaches_libsvm(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newton, "CORNER", 0.01)
     weights, intercepts = KernelSolver(store, data.gram, data.targets, None, CPU, 1).weights(C)
     ours, own = PrimalSolver(store, data.targets, None, CPU, PLENTY, tolerance=1e-4).weights(C)
@@ -125,7 +125,7 @@ def test_held_out_scores_are_a_cross_validation(data: Problem, store: RowStore, 
         kept[:, train] = data.targets[:, train]
         expected[test] = solve(solver.rows, kept).scores.T[test]
     np.testing.assert_allclose(scores, expected, atol=0.05)
-    assert np.abs(scores - solve(solver.rows, data.targets).scores.T.numpy()).max() > 0.3  # held out is not seen
+    assert np.abs(scores - solve(solver.rows, data.targets).scores.T.numpy()).max() > 0.3  # held-out rows are not used
     classifiers = solver.fold_classifiers(C)
     again = classifiers(torch.from_numpy(data.x).float(), torch.arange(len(data.x)))
     np.testing.assert_allclose(again, scores, atol=1e-3)
@@ -154,7 +154,7 @@ def test_a_tiny_budget_gives_the_same(data: Problem, store: RowStore) -> None:
     for one, other in zip(small.weights(C), large.weights(C), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
     np.testing.assert_allclose(small.held_out([C])[C], large.held_out([C])[C], atol=0.02)
-    assert small.passes > 2 * large.passes  # SVM by SVM
+    assert small.passes > 2 * large.passes  # each SVM on its own
 
 
 @pytest.mark.parametrize("sign", [1, -1, 0])
@@ -166,7 +166,7 @@ def test_a_class_of_one_sign_scores_by_that_sign(data: Problem, store: RowStore,
     assert weights[1].any()
 
 
-def test_separable_rows_and_equal_rows_end(tmp_path: Path) -> None:
+def test_the_solver_stops_on_separable_and_equal_rows(tmp_path: Path) -> None:
     x = np.repeat(np.eye(CLASSES), 5, axis=0)
     targets = as_targets(torch.arange(CLASSES).repeat_interleave(5), CLASSES).numpy()
     found = solve(rows_of(stored(x, tmp_path)), targets, 1000.0)
@@ -176,7 +176,7 @@ def test_separable_rows_and_equal_rows_end(tmp_path: Path) -> None:
     assert (same.scores < 0).all()  # most rows are of other classes
 
 
-def test_a_start_changes_the_way_and_not_the_goal(data: Problem, store: RowStore) -> None:
+def test_a_start_does_not_change_the_solution(data: Problem, store: RowStore) -> None:
     rows = rows_of(store)
     cold = solve(rows, data.targets)
     warm = solve(rows, data.targets, start=solve(rows, data.targets, c=1.0))
@@ -209,7 +209,7 @@ def test_many_rows_begin_with_some_of_them(
 
 @pytest.fixture(scope="module")
 def noise() -> Problem:
-    """Labels that say nothing of rows that have more features than there are rows."""
+    """Random labels of rows with more features than there are rows."""
     random = np.random.default_rng(0)
     x = random.normal(size=(300, 1500)) + random.normal(size=1500)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
@@ -222,7 +222,7 @@ def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp
     fold = split(labels, 5)
     store = stored(noise.x, tmp_path)
     solver = PrimalSolver(store, noise.targets, fold, CPU, PLENTY)
-    solver.weights(10.0)  # what it has found before must not matter
+    solver.weights(10.0)  # earlier solutions must not matter
     found = solver.held_out(costs)
     expected = KernelSolver(store, noise.gram, noise.targets, fold, CPU, 1).held_out(costs)
     features, places = torch.from_numpy(noise.x).float(), torch.arange(300)
@@ -231,7 +231,7 @@ def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp
         told = quality(found[c], labels)
         assert abs(told - 0.25) < 3 * (0.25 * 0.75 / 300) ** 0.5
         assert told == pytest.approx(quality(expected[c], labels), abs=0.04)
-        alone = solver.held_out([c])[c]  # without smaller C before it
+        alone = solver.held_out([c])[c]  # without a smaller C before it
         classifiers = solver.fold_classifiers(c)(features, places).numpy()
         assert np.corrcoef(found[c].ravel(), expected[c].ravel())[0, 1] > 0.95
         np.testing.assert_allclose(classifiers, alone, atol=0.01)
@@ -242,7 +242,7 @@ def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp
     ("c", "length"), [(0.1, 1.0), (1.0, 1.0), (10.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (10.0, 100.0)]
 )
 def test_c_means_what_it_means_to_libsvm(tmp_path: Path, c: float, length: float) -> None:
-    """On rows that are separable, where weights hardly grow with C."""
+    """On separable rows, weights hardly grow with C."""
     random = np.random.default_rng(3)
     labels = np.arange(1200) % 4
     x = 0.3 * random.normal(size=(4, 400))[labels] + random.normal(size=(1200, 400)) + random.normal(size=400)
@@ -256,12 +256,14 @@ def test_c_means_what_it_means_to_libsvm(tmp_path: Path, c: float, length: float
         (x[200:] @ w.double().numpy().T + b.numpy()).argmax(axis=1) for w, b in (solver.weights(c), kernel.weights(c))
     ]
     accuracy = [(of == labels[200:]).mean() for of in found]
-    assert solver.unsolved == 0 or length > 1  # rows so long are at the limit of float32: right, or told to be wrong
+    assert (
+        solver.unsolved == 0 or length > 1
+    )  # rows this long reach the limit of float32: the result is right, or an error is raised
     assert (found[0] == found[1]).mean() >= (0.98 if c >= 10 else 0.95)
     assert accuracy[0] > accuracy[1] - 0.01
 
 
-def test_what_is_left_unsolved_is_counted(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsolved_svms_are_counted(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newton, "_MOST_STEPS", 2)
     fold = split(torch.from_numpy(data.labels), 3)
     solver = PrimalSolver(store, data.targets, fold, CPU, PLENTY)

@@ -1,4 +1,4 @@
-"""Which solver is chosen, and what is refused before the pass."""
+"""The choice of a solver, and errors that are raised before the pass."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def test_rows_are_kept_on_a_gpu_in_half_of_what_the_solver_leaves_free(
     assert plan("primal", 40_000, 16_384, 100, 5, CPU).keep == 0
 
 
-def test_where_the_memory_is_unknown_small_sets_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_sets_take_the_kernel_if_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, None)
     assert not plan("auto", 5_000, 16_384, 100, 5, CPU).primal
     assert plan("auto", 100_000, 16_384, 100, 5, CPU).primal
@@ -86,7 +86,7 @@ def test_where_the_memory_is_unknown_small_sets_take_the_kernel(monkeypatch: pyt
         ("auto", 0, r"; 0\.0 GB are free"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_problems_that_do_not_fit_in_memory_are_refused(
     monkeypatch: pytest.MonkeyPatch, solver: SolverName, size: float, said: str
 ) -> None:
     free(monkeypatch, size)
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(
         plan(solver, 40_000, 16_384, 100, 5, CPU)
 
 
-def test_it_is_refused_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_is_refused_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 1e6)
     with pytest.raises(CxlpError, match=r"SVMs of 21 images, 3 classes and 768 features need"):
         FrozenFit(small_network(), FrozenConfig(), 21, tmp_path / "fit", PhaseTimes())
@@ -212,7 +212,7 @@ with tempfile.TemporaryDirectory() as folder:
         ("kernel", 2000, 500, 10, 0, 1),
     ],
 )
-def test_memory_is_what_is_estimated(problem: tuple[Any, ...]) -> None:
+def test_memory_use_is_close_to_the_estimate(problem: tuple[Any, ...]) -> None:
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PEAK, *map(str, problem)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

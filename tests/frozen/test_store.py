@@ -1,4 +1,4 @@
-"""Rows on disk: what is written is read, and mistakes are named."""
+"""Rows on disk: reading returns the written rows, and errors name the file."""
 
 import pickle
 import shutil
@@ -74,7 +74,7 @@ def test_blocks_cover_the_rows_once_within_the_limit(
     store.close()
     assert [row for start, stop in blocks for row in range(start, stop)] == list(range(rows))
     assert all(4 * dim * (stop - start) <= limit or stop - start == 1 for start, stop in blocks)
-    if len(blocks) > 1:  # and no block is needlessly small
+    if len(blocks) > 1:  # and blocks are not smaller than necessary
         assert 4 * dim * (blocks[0][1] + 1) > limit
 
 
@@ -82,14 +82,14 @@ def test_two_handles_share_one_file(tmp_path: Path) -> None:
     values = torch.randn(5, 3)
     first = RowStore(tmp_path / "rows.bin", 5, 3)
     first.write(torch.tensor([0, 2, 4]), values[[0, 2, 4]])
-    second = RowStore(tmp_path / "rows.bin", 5, 3)  # opening late wipes nothing
+    second = RowStore(tmp_path / "rows.bin", 5, 3)  # opening the file later does not erase it
     second.write(torch.tensor([1, 3]), values[[1, 3]])
     first.sync()
     second.sync()
     assert torch.equal(first.read(0, 5), values)
     assert torch.equal(second.read(0, 5), values)
     first.close()
-    first.close()  # twice does no harm
+    first.close()  # closing twice is harmless
     assert torch.equal(second.read(0, 5), values)
 
 
@@ -109,9 +109,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "down" / "rows.bin").stat().st_size == 4
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_before_it_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 3_000_000_000
 
@@ -184,7 +182,7 @@ def test_stored_rows_are_read_from_one_open_file_and_in_workers(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "sign"])
-def test_memory_gives_what_a_file_gives(tmp_path: Path, kind: FeatureType) -> None:
+def test_rows_in_memory_equal_rows_in_a_file(tmp_path: Path, kind: FeatureType) -> None:
     stores = [open_rows(tmp_path / "rows.bin", 6, 12, kind, in_memory=held) for held in (False, True)]
     values = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([4, 5, 0, 2, 1, 3])

@@ -1,4 +1,4 @@
-"""One-vs-rest SVMs on a Gram matrix, against scikit-learn on the features themselves."""
+"""One-vs-rest SVMs on a Gram matrix, compared with scikit-learn on the features."""
 
 import tracemalloc
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ CLASSES = 4
 
 @dataclass
 class Problem:
-    """Unit-length features of overlapping classes."""
+    """Return unit-length features of overlapping classes."""
 
     x: Array
     labels: NDArray[np.int64]
@@ -44,7 +44,7 @@ def solver(
 ) -> KernelSolver:
     labels = torch.from_numpy(data.labels) if labels is None else labels
     own = data.targets if targets is None else targets
-    unread = cast(RowStore, None)  # scores come from the Gram matrix
+    unread = cast(RowStore, None)  # scores are computed from the Gram matrix
     return KernelSolver(unread, data.gram, own, split(labels, folds), torch.device("cpu"), 2)
 
 
@@ -61,7 +61,7 @@ def test_each_class_is_the_svm_of_scikit_learn(data: Problem, c: float) -> None:
         reference = SVC(kernel="linear", C=c, tol=1e-6).fit(data.x, data.labels == k)
         np.testing.assert_allclose(weights[k], reference.coef_[0], atol=2e-3 * np.abs(reference.coef_).max())
         np.testing.assert_allclose(solution.intercepts[k], reference.intercept_[0], atol=2e-3)
-        # the constraints of the dual
+        # the constraints of the dual problem
         assert abs(solution.coefficients[k].sum()) < 1e-9
         assert np.abs(solution.coefficients[k]).max() <= c + 1e-9
         assert (solution.coefficients[k] * data.targets[k] >= 0).all()
@@ -94,7 +94,7 @@ def test_ignored_rows_take_no_part(data: Problem) -> None:
         scores = data.gram @ solution.coefficients[k] + solution.intercepts[k]
         np.testing.assert_allclose(scores, reference.decision_function(data.x), atol=5e-3)
     kept = solve(data.gram, data.targets, 10.0, threads=1)
-    assert np.abs(kept.coefficients - solution.coefficients).max() > 0.1  # and it matters
+    assert np.abs(kept.coefficients - solution.coefficients).max() > 0.1  # and the option matters
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -112,7 +112,7 @@ def test_held_out_scores_are_a_cross_validation(data: Problem) -> None:
             reference = SVC(kernel="linear", C=10.0, tol=1e-6).fit(data.x[train], data.labels[train] == k)
             expected[test, k] = reference.decision_function(data.x[test])
     np.testing.assert_allclose(scores, expected, atol=5e-3)
-    # Held out is not the same as seen.
+    # Held-out scores differ from those of training rows.
     solution = solve(data.gram, data.targets, 10.0, threads=1)
     seen = data.gram @ solution.coefficients.T + solution.intercepts
     correct = [(s.argmax(axis=1) == data.labels).mean() for s in (seen, scores)]
@@ -143,7 +143,7 @@ def test_ties_keep_the_smallest_c(
 
 
 def test_rows_without_weight_are_left_out_of_the_matrix_itself(data: Problem) -> None:
-    """As scikit-learn hands it to libsvm: to the bit what a copy without these rows gives, and nothing else is read."""
+    """Like scikit-learn's libsvm: bitwise equal to a copy without the held-out rows, which are not read."""
     targets = data.targets.copy()
     targets[:, ::3] = 0
     rows = np.flatnonzero(targets[0])
@@ -158,7 +158,7 @@ def test_rows_without_weight_are_left_out_of_the_matrix_itself(data: Problem) ->
 
 
 def test_folds_copy_no_gram_matrix(data: Problem) -> None:
-    """Nothing of its size is allocated while folds are fitted and scored."""
+    """No memory of the matrix's size is allocated while folds are fitted and scored."""
     large = problem(n=1600, d=5)
     own = solver(large, 4)
     tracemalloc.start()
@@ -172,7 +172,7 @@ def test_folds_copy_no_gram_matrix(data: Problem) -> None:
 def test_the_scale_of_synthetic_margins_is_recovered(scale: float) -> None:
     random = np.random.default_rng(0)
     margins = random.normal(size=(20_000, 5)) / np.sqrt(scale)
-    # Labels drawn from softmax(scale * margins), by the Gumbel trick: the scale is then the truth.
+    # Labels are drawn from softmax(scale * margins) by the Gumbel trick, so the scale is known.
     labels = (scale * margins + random.gumbel(size=margins.shape)).argmax(axis=1)
     assert fit_logit_scale(margins, torch.from_numpy(labels)) == pytest.approx(scale, rel=0.05)
 
@@ -192,7 +192,7 @@ def test_the_scale_improves_the_likelihood_of_held_out_margins(data: Problem) ->
 
 def test_the_scale_does_not_run_away_where_classes_are_separable() -> None:
     labels = np.arange(30) % 3
-    # One uncertain image per class among 33: the best softmax gives the label 1 - 3/33 + 1/33.
+    # One uncertain image per class among 33: the best softmax has the probability 1 - 3/33 + 1/33.
     p = 1 - 2 / 33
     assert fit_logit_scale(2.0 * np.eye(3)[labels], torch.from_numpy(labels)) == pytest.approx(
         np.log(2 * p / (1 - p)) / 2.0, rel=1e-3
@@ -208,7 +208,7 @@ def test_the_scale_is_bounded() -> None:
 
 
 def multi_label(data: Problem) -> torch.Tensor:
-    """Three labels per row, some unspecified: the class is 0, the class is odd, the class is 3."""
+    """Return three labels per row, some unspecified: the class is 0, the class is odd, the class is 3."""
     labels = np.stack([data.labels == 0, data.labels % 2 == 1, data.labels == 3], axis=1) * 2 - 1
     labels[np.random.default_rng(1).random(labels.shape) < 0.2] = 0
     return torch.from_numpy(labels.astype(np.int64))
@@ -236,11 +236,11 @@ def test_quality_is_the_mean_average_precision_where_images_have_several_labels(
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])
-def test_the_scale_of_sigmoids_is_recovered_from_what_is_specified(scale: float) -> None:
+def test_the_scale_of_sigmoids_is_recovered_from_specified_labels(scale: float) -> None:
     random = np.random.default_rng(0)
     margins = random.normal(size=(20_000, 3)) / np.sqrt(scale)
     labels = np.where(random.random(margins.shape) < expit(scale * margins), 1, -1)
     ignored = random.random(labels.shape) < 0.3
-    margins[ignored] *= -100  # what is ignored must not matter
+    margins[ignored] *= -100  # ignored entries must not matter
     labels[ignored] = 0
     assert fit_logit_scale(margins, torch.from_numpy(labels)) == pytest.approx(scale, rel=0.05)

@@ -1,4 +1,4 @@
-"""Fits without labels: the same projections as a frozen fit's, and components as scikit-learn finds them."""
+"""Fits without labels: the projections of a frozen fit, and scikit-learn's principal components."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_components_are_scikit_learns(tmp_path: Path) -> None:
     assert reduced == pytest.approx(expected * signs, rel=1e-3, abs=1e-3)
     assert found.kept == pytest.approx(known.explained_variance_ratio_.sum(), rel=1e-4)
     assert (found.axes @ found.axes.T).numpy() == pytest.approx(np.eye(5), abs=1e-4)
-    # images that it was not fitted to
+    # images to which it was not fitted
     new = torch.randn(4, 200, generator=generator) + 3
     assert found.reduce(new).numpy() == pytest.approx(known.transform(new.numpy()) * signs, rel=1e-3, abs=1e-3)
 

@@ -1,1 +1,1 @@
-"""Tests of cxlp.heads."""
+"""Tests of ``cxlp.heads``."""

@@ -1,4 +1,4 @@
-"""What all heads have in common: options as plain values, connection to maps, and coming back from a description."""
+"""Features of all heads: options as plain values, connection to maps, and restoration from a description."""
 
 import inspect
 import json
@@ -25,8 +25,8 @@ def test_options_are_the_constructors_arguments_and_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_option_comes_back(name: str) -> None:
-    """Values other than the defaults, as a description holds them."""
+def test_each_option_is_restored(name: str) -> None:
+    """Values other than the defaults, as in a description."""
     options = getattr(cxlp.heads, name)().options()
     other: dict[str, Any] = {
         "pca_dim": 7, "size": 3, "stride": 2, "padding": "same", "align": "to_guide", "channels": 4, "guide_dim": 3,
@@ -41,22 +41,22 @@ def test_each_option_comes_back(name: str) -> None:
     head = Head.from_spec({"class_path": name, "init_args": given})
     assert head.options() == given and head.views == Views("crops")
     changed = {key for key in options if given[key] != options[key]}
-    assert changed == options.keys() - {"sketch"}  # which a spectral root excludes
+    assert changed == options.keys() - {"sketch"}  # a spectral root excludes it
 
 
 def test_options_of_one_name_have_one_default() -> None:
-    """The command line keeps an option's value, also a default one, where the class of the head is changed."""
+    """The command line keeps the value of an option, even a default, if the class of the head changes."""
     defaults: dict[str, dict[str, Any]] = {}
     for name in OURS:
         for option, parameter in inspect.signature(getattr(cxlp.heads, name)).parameters.items():
             defaults.setdefault(option, {})[name] = parameter.default
     for option, found in defaults.items():
-        # A value that the new class does not take is not kept: null, where a number is needed.
+        # A value that is invalid for the new class is not kept: null instead of a number.
         kept = {value for value in found.values() if value is not None or option != "channels"}
         assert len(kept) == 1, (option, found)
 
 
-def test_a_sketch_comes_back() -> None:
+def test_a_sketch_is_restored() -> None:
     assert Head.from_spec(CrossLayerPooling(sketch=8).spec()).options()["sketch"] == 8
 
 
@@ -72,7 +72,7 @@ def test_a_sketch_comes_back() -> None:
         ({"class_path": "FisherVector", "init_args": {"atom": 3}}, "FisherVector has no option 'atom'.*'atoms'"),
     ],
 )
-def test_what_is_no_head_is_said(spec: dict[str, Any], said: str) -> None:
+def test_values_that_are_not_heads_are_refused(spec: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Head.from_spec(spec)
 
@@ -100,7 +100,7 @@ def test_bilinear_pooling_is_cross_layer_pooling_of_one_map_twice() -> None:
     assert torch.equal(one(features), two(features, features))
 
 
-def test_what_vectors_are_follows_from_the_normalisation() -> None:
+def test_the_type_of_vectors_follows_from_the_normalisation() -> None:
     assert AveragePooling().unit_length and not AveragePooling(l2=False).unit_length
     assert AveragePooling(sign=True).signs_only and not AveragePooling(sign=True, l2=False).signs_only
     assert not FisherVector().signs_only and FisherVector.needs_fit and not CrossLayerPooling.needs_fit

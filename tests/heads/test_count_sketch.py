@@ -1,4 +1,4 @@
-"""Count sketch: its values against naive loops and FFTs, its expectation, its gradient."""
+"""Count sketch: values compared with naive loops and FFTs, expectation and gradient."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_inner_products_are_right_on_average_and_the_better_the_longer() -> None
         spreads.append(float(np.std(found)))
         assert abs(np.mean(found) - exact) < 4 * spreads[-1] / 600**0.5  # four standard errors
         assert abs(np.mean(found) - exact) < 0.1 * size
-    assert spreads[1] < 0.6 * spreads[0]  # as 1 / sqrt(D): 0.41
+    assert spreads[1] < 0.6 * spreads[0]  # proportional to 1 / sqrt(D): 0.41
 
 
 def test_gradcheck() -> None:

@@ -1,4 +1,4 @@
-"""Covariance pooling against NumPy."""
+"""Covariance pooling compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_it_is_its_formula() -> None:
     assert head.projection is not None
     x = head.projection(maps).flatten(2).transpose(1, 2)  # (2, 25, 4)
     roots = matrix_sqrt(torch.stack([torch.from_numpy(np.cov(m.T.numpy(), bias=True)) for m in x]))
-    # inner products of vectors are those of the whole matrices
+    # inner products of the vectors equal those of the whole matrices
     found = head(maps)
     whole = torch.nn.functional.normalize(roots.flatten(1), dim=1)
     torch.testing.assert_close(found @ found.T, whole @ whole.T)
@@ -36,7 +36,7 @@ def test_views_are_pooled_together() -> None:
     torch.testing.assert_close(head(maps, views=2)[:1], head(torch.cat([maps[0], maps[1]], dim=2)[None]))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
         CovariancePooling(9).connect((8, 3, 3))
 

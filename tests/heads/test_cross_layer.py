@@ -1,4 +1,4 @@
-"""The head: its options, gradients, precisions, compilation and forms."""
+"""The cross-layer head: options, gradients, precisions, compilation and variants."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from tests.heads.test_operator import maps
 def cross(
     c: int, k: int, pca_dim: int | None = None, *, guide: tuple[int, int] = (7, 6), **options: Any
 ) -> CrossLayerPooling:
-    """A head for maps of 7 x 6, or a guide of another size."""
+    """Build a head for maps of 7 x 6, or for a guide of another size."""
     return CrossLayerPooling(pca_dim, **options).connect((c, 7, 6), (k, *guide))
 
 
@@ -41,7 +41,7 @@ def test_any_batch_size_even_an_empty_one(batch: int, align: Align, pca_dim: int
     pool = cross(5, 3, pca_dim, size=3, align=align, guide=(guide.shape[2], guide.shape[3])).double()
     whole, part = pool(local, guide), pool(local[:batch], guide[:batch])
     assert part.shape == (batch, pool.out_features)
-    torch.testing.assert_close(part, whole[:batch])  # images do not influence one another
+    torch.testing.assert_close(part, whole[:batch])  # images do not affect one another
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_any_batch_size_even_an_empty_one(batch: int, align: Align, pca_dim: int
         ({"guide_dim": 2, "sketch": 11}, "sketch is 11, but there are 2 x 5 pooled features: choose 1 to 10"),
     ],
 )
-def test_the_head_refuses_what_does_not_fit(options: dict[str, Any], message: str) -> None:
+def test_maps_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CxlpError, match=message):
         cross(5, 3, options.pop("pca_dim", None), **options)
 
@@ -77,8 +77,8 @@ def test_gradients_are_finite_where_everything_is_zero(switches: dict[str, bool]
     nn.init.zeros_(pool.projection.bias)  # type: ignore[union-attr, arg-type]
     local = torch.rand(2, 5, 7, 7)
     guide = torch.rand(2, 3, 7, 7)
-    local[0], guide[0] = 0, 0  # one silent image
-    guide[1, 2] = 0  # one silent pooling channel
+    local[0], guide[0] = 0, 0  # one image without activations
+    guide[1, 2] = 0  # one pooling channel without activations
     local.requires_grad_()
     guide.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -95,16 +95,16 @@ def test_gradients_are_finite_where_everything_is_zero(switches: dict[str, bool]
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_autocast_is_switched_off_inside(projected: bool) -> None:
-    # Offset inputs: their sums over 121 places need more than 8 bits of mantissa.
+    # Inputs with an offset: their sums over 121 places need more than 8 bits of mantissa.
     local, guide = (t.bfloat16() + 1 for t in maps(h=11, w=11))
     pool = cross(5, 3, 4 if projected else None)
     expected = pool(local.float(), guide.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for cast in (lambda t: t, Tensor.float):  # a backbone under autocast hands on bfloat16; others float32
+        for cast in (lambda t: t, Tensor.float):  # a backbone under autocast returns bfloat16; others return float32
             found = pool(cast(local), cast(guide))
             assert found.dtype == torch.float32
             assert torch.equal(found, expected)
-        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16  # autocast was on
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16  # autocast was enabled
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -144,7 +144,7 @@ def test_cuda_agrees_with_the_processor(dtype: torch.dtype) -> None:
 
 
 class Forms(nn.Module):
-    """Several heads of one pair of maps: tracing them together starts the compiler once."""
+    """Several heads on one pair of maps: tracing them together starts the compiler once."""
 
     def __init__(self, *heads: CrossLayerPooling) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ def compiles(pool: nn.Module, backend: str) -> None:
     inputs = [t.clone().requires_grad_() for t in (local, guide)]
     found = compiled(*inputs)
     torch.testing.assert_close(found, pool(local, guide))
-    slopes = torch.linspace(-1, 1, found.shape[1])  # other ones for each head
+    slopes = torch.linspace(-1, 1, found.shape[1])  # different maps for each head
     (found @ slopes).sum().backward()
     again = [t.clone().requires_grad_() for t in (local, guide)]
     (pool(*again) @ slopes).sum().backward()
@@ -184,13 +184,13 @@ def test_compiles_into_one_graph() -> None:
 
 @pytest.mark.slow
 def test_the_spectral_root_compiles_into_one_graph() -> None:
-    compiles(cross(5, 3, 4, spectral=True), "aot_eager")  # its thirty steps take their time to trace
+    compiles(cross(5, 3, 4, spectral=True), "aot_eager")  # tracing its thirty steps takes long
 
 
 def test_compiles_into_one_graph_under_autocast() -> None:
     torch._dynamo.reset()
     pool, (local, guide) = cross(5, 3, 4), maps(dtype=torch.float32)
-    compiled = torch.compile(pool, fullgraph=True, backend="eager")  # what differs is what is traced
+    compiled = torch.compile(pool, fullgraph=True, backend="eager")  # the traced part is the one that differs
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = compiled(local, guide)
     assert found.dtype == torch.float32
@@ -208,7 +208,7 @@ def test_compiles_with_the_default_backend() -> None:
 
 
 @pytest.mark.parametrize(("size", "pca_dim"), list(product((1, 3), (None, 4))))
-def test_the_module_is_the_function_and_says_its_length(size: int, pca_dim: int | None) -> None:
+def test_the_module_equals_the_function_and_knows_its_length(size: int, pca_dim: int | None) -> None:
     local, guide = maps(dtype=torch.float32)
     for padding, stride in product(("valid", "same"), (1, 2)):
         geometry: dict[str, Any] = {"size": size, "stride": stride, "padding": padding}
@@ -222,7 +222,7 @@ def test_the_module_is_the_function_and_says_its_length(size: int, pca_dim: int 
 
 
 def test_the_projection_used_alone_gives_the_local_features() -> None:
-    # Frozen fitting reads local features off the convolution: it must cut them as the pooling does.
+    # The frozen fit reads local features from the convolution, with the same sub-arrays as the pooling.
     local, guide = maps(dtype=torch.float32)
     pool = cross(5, 3, 4, size=3, stride=2, padding="same")
     assert pool.projection is not None
@@ -252,7 +252,7 @@ def test_a_projected_guide_pools_the_projected_rows(align: Align) -> None:
     v = pool.guide_projection.weight.flatten(1)  # (2, 4)
     torch.testing.assert_close(pool.pool(local, guide), v @ rows)
     assert pool(local, guide).shape == (2, pool.out_features) == (2, 6)
-    torch.testing.assert_close(v @ v.T, torch.eye(2, dtype=torch.float64), atol=1e-6, rtol=0)  # as it starts
+    torch.testing.assert_close(v @ v.T, torch.eye(2, dtype=torch.float64), atol=1e-6, rtol=0)  # the initial values
 
 
 def test_as_many_directions_as_channels_keep_all_inner_products() -> None:
@@ -271,7 +271,7 @@ def test_a_sketch_stands_between_pooling_and_normalisation() -> None:
     sketched = pool.count_sketch(pool.pool(local, guide))
     torch.testing.assert_close(pool(local, guide), normalise(sketched[:, None], zscore=True))
     assert sketched.shape == (2, pool.out_features) == (2, 7)
-    # views of an image are pooled before it is sketched: both are linear
+    # views of an image are pooled before sketching: both are linear
     together = cross(5, 3, 4, sketch=7, sqrt=False, l2=False).double()
     torch.testing.assert_close(together(local, guide, views=2), together(local, guide).sum(0, keepdim=True))
 
@@ -306,7 +306,7 @@ def test_average_pooling_is_cross_layer_pooling_under_a_constant_guide() -> None
 
 @pytest.mark.parametrize("options", [{}, {"size": 3}, {"padding": "same", "size": 3, "stride": 2}, {"pca_dim": 4}])
 def test_centred_pooling_is_the_cross_covariance(options: dict[str, Any]) -> None:
-    """By a loop over places, about the means of both layers, where the operator centres one."""
+    """By a loop over places, with the means of both layers subtracted; the operator centres only one."""
     local, guide = maps(batch=2)
     geometry = {key: value for key, value in options.items() if key != "pca_dim"}
     pool = cross(5, 3, options.get("pca_dim"), centre=True, **geometry).double()

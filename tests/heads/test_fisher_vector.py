@@ -1,4 +1,4 @@
-"""Fisher vectors against derivatives of the log-likelihood, loops and scikit-learn."""
+"""Fisher vectors compared with derivatives of the log-likelihood, loops and scikit-learn."""
 
 import math
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from cxlp.heads.fisher_vector import FisherVector, SparseFisherVector
 from cxlp.utils.errors import CxlpError
 
-#: About the root mean square norm of :func:`clustered`.
+#: Approximate root mean square norm of :func:`clustered`.
 UNIT = 8.0
 
 
@@ -49,7 +49,7 @@ def log_likelihood(x: Tensor, weights: Tensor, means: Tensor, deviations: Tensor
 
 
 def test_the_gaussian_one_is_the_gradient_of_the_likelihood_whitened() -> None:
-    """Sanchez et al.: gradients by mean and deviation, times s / sqrt(w) and s / sqrt(2 w), over N."""
+    """Sanchez et al.: gradients by mean and deviation, times s / sqrt(w) and s / sqrt(2 w), divided by N."""
     encoder, x = gaussian(), clustered(40).double()
     means, deviations = encoder.means.clone().requires_grad_(), encoder.deviations.clone().requires_grad_()
     log_likelihood(x, encoder.weights, means, deviations).backward()  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def test_sparse_codes_are_those_of_scikit_learn() -> None:
     )
     found = encoder.codes(x)
     np.testing.assert_allclose(found, expected, atol=2e-3)
-    encoder.iterations = 100  # as many as are the default
+    encoder.iterations = 100  # the default number
     objective = [
         0.5 * (x / UNIT - u @ encoder.dictionary).square().sum(1) + 0.1 * u.abs().sum(1)
         for u in (encoder.codes(x), torch.from_numpy(expected))
@@ -146,7 +146,7 @@ def test_half_precision_is_encoded_in_full() -> None:
         torch.testing.assert_close(found, encoder(maps.float()))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(CxlpError, match="atoms is 1"):
         FisherVector(5, 1)
     for dim in (0, 9):

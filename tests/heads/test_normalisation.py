@@ -1,4 +1,4 @@
-"""Roots of entries and of matrices, signs and lengths: values against NumPy and SciPy, and gradients."""
+"""Roots of entries and matrices, signs and norms: values compared with NumPy and SciPy, and gradients."""
 
 import math
 from typing import Any
@@ -35,7 +35,7 @@ def normalise(x: Tensor, **switches: bool) -> Tensor:
 
 def test_gradcheck_of_the_root_away_from_zero_and_within_the_line() -> None:
     eps = 1e-2
-    inside = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64) * eps  # holds 0 itself
+    inside = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64) * eps  # contains 0 itself
     outside = torch.tensor([-3.0, -0.5, -0.02, 0.02, 0.5, 3.0], dtype=torch.float64)
     for x in (inside, outside):
         assert gradcheck(lambda t: signed_sqrt(t, eps), (x.clone().requires_grad_(),))
@@ -47,15 +47,15 @@ def test_the_root_is_the_root_and_its_line_meets_it() -> None:
     torch.testing.assert_close(signed_sqrt(x), torch.tensor([-3, -1e-2, 0, 1e-2, 2], dtype=torch.float64))
     eps = 1e-2
     edge = torch.tensor([eps, eps + 1e-12], dtype=torch.float64)
-    torch.testing.assert_close(signed_sqrt(edge, eps), edge.sqrt())  # both ends of the join
+    torch.testing.assert_close(signed_sqrt(edge, eps), edge.sqrt())  # both ends of the transition
     inside = torch.linspace(0, eps, 1001, dtype=torch.float64)
     gap = (signed_sqrt(inside, eps) - inside.sqrt()).abs().max().item()
-    assert gap == pytest.approx(math.sqrt(eps) / 4, rel=1e-3)  # what the docstring promises
+    assert gap == pytest.approx(math.sqrt(eps) / 4, rel=1e-3)  # the docstring's bound
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "+".join(f"{k}={v}" for k, v in s.items()) or "default")
 def test_gradcheck_of_normalise(switches: dict[str, bool]) -> None:
-    # Away from 0, where the root's slope is too steep for finite differences.
+    # Away from 0, where the slope of the root is too steep for finite differences.
     x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     x = (x.sign() * (x.abs() + 0.3)).requires_grad_()
     assert gradcheck(lambda t: normalise(t, **switches), (x,))
@@ -113,7 +113,7 @@ def test_the_iteration_converges_to_the_matrix_root() -> None:
     a = covariances()
     expected = np.stack([scipy.linalg.sqrtm(m) for m in a.numpy()])
     np.testing.assert_allclose(matrix_sqrt(a, 25), expected, atol=1e-8)
-    # five steps: close where eigenvalues are large
+    # five steps are accurate if eigenvalues are large
     np.testing.assert_allclose(matrix_sqrt(a), expected, atol=0.05 * np.abs(expected).max())
 
 
@@ -133,7 +133,7 @@ def test_gradcheck_of_the_matrix_root() -> None:
 
 
 def exact_root(p: Tensor) -> Tensor:
-    """Root of singular values by NumPy's SVD, in float64."""
+    """Compute the root of singular values by NumPy's SVD, in float64."""
     u, s, v = np.linalg.svd(p.double().numpy(), full_matrices=False)
     return torch.from_numpy((u * np.sqrt(s)[:, None]) @ v)
 
@@ -142,7 +142,7 @@ def exact_root(p: Tensor) -> Tensor:
 def test_the_spectral_root_is_that_of_the_svd(shape: tuple[int, int]) -> None:
     p = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(spectral_root(p, 30), exact_root(p), rtol=0, atol=1e-8)
-    torch.testing.assert_close(spectral_root(p * 1e-4), spectral_root(p) * 1e-2)  # whatever the scale
+    torch.testing.assert_close(spectral_root(p * 1e-4), spectral_root(p) * 1e-2)  # independent of the scale
 
 
 def test_the_spectral_root_of_a_symmetric_matrix_is_its_root() -> None:
@@ -161,7 +161,7 @@ def test_small_singular_values_are_damped_as_documented() -> None:
 @pytest.mark.parametrize("places", [1, 49, 169])
 def test_pooled_features_of_few_places_have_a_finite_root_in_float32(places: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    guide = torch.rand(2, places, 96, generator=generator) ** 8  # few channels answer at a place
+    guide = torch.rand(2, places, 96, generator=generator) ** 8  # few channels respond at a place
     local = torch.randn(2, places, 80, generator=generator) * torch.logspace(0, -2, 80)
     p = (guide.mT @ local).requires_grad_()  # (2, 96, 80), of rank min(N, 80) at most
     root = spectral_root(p)
@@ -169,7 +169,7 @@ def test_pooled_features_of_few_places_have_a_finite_root_in_float32(places: int
     assert p.grad is not None and bool(p.grad.isfinite().all())
     exact = exact_root(p.detach())
     assert float(torch.cosine_similarity(root.detach().double().flatten(1), exact.flatten(1)).min()) > 0.995
-    # damped, never raised
+    # damped, never amplified
     assert float(torch.linalg.matrix_norm(root.detach()).max()) <= float(torch.linalg.matrix_norm(exact).max()) * 1.001
 
 

@@ -1,4 +1,4 @@
-"""The operator: its values against naive loops, its gradients, precisions and errors."""
+"""The operator: values compared with naive loops, gradients, precisions and errors."""
 
 from itertools import product
 from typing import Any
@@ -16,7 +16,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def maps(batch: int = 2, c: int = 5, k: int = 3, h: int = 7, w: int = 6, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Two random maps of one size, with negative values, the same in each call."""
+    """Return two random maps of one size, with negative values, the same in each call."""
     generator = torch.Generator().manual_seed(0)
     kwargs = {"dtype": torch.float64, **kwargs}
     return (
@@ -28,7 +28,7 @@ def maps(batch: int = 2, c: int = 5, k: int = 3, h: int = 7, w: int = 6, **kwarg
 def naive(
     local: Tensor, guide: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, stride: int, padding: str
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The formula, place by place: P_k = sum_i a_ik (W x_i + b)."""
+    """Compute the formula place by place: P_k = sum_i a_ik (W x_i + b)."""
     x, a = local.numpy(), guide.numpy()
     (batch, c, h, w), k, r = x.shape, a.shape[1], size // 2
     low, high_h, high_w = (r, h - r, w - r) if padding == "valid" else (0, h, w)
@@ -90,12 +90,12 @@ def test_any_geometry_equals_a_naive_loop_or_is_refused(
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_pca_of_sub_arrays_is_one_convolution(size: int) -> None:
-    # The fit by NumPy alone: centre, eigenvectors of the covariance, project; then W = basis, b = -basis @ mean.
+    # The fit by NumPy: centre, eigenvectors of the covariance, project; then W = basis, b = -basis @ mean.
     local, guide = maps(batch=6)
     features = sub_arrays(local, size).numpy()  # (B, N, d)
     flat = features.reshape(-1, features.shape[-1])
     mean = flat.mean(0)
-    basis = np.linalg.eigh(np.cov(flat.T))[1][:, ::-1][:, :4].T  # (p, d), the largest first
+    basis = np.linalg.eigh(np.cov(flat.T))[1][:, ::-1][:, :4].T  # (p, d), the largest eigenvalue first
     reduced = (features - mean) @ basis.T  # (B, N, p)
     r = size // 2
     centres = guide.numpy()[:, :, r : 7 - r, r : 6 - r].reshape(6, 3, -1)
@@ -108,7 +108,7 @@ def test_sub_arrays_are_row_major_and_ordered_as_a_convolution_weight() -> None:
     local, _ = maps()
     cut = sub_arrays(local, 3)
     assert cut.shape == (2, 5 * 4, 5 * 9)
-    assert torch.equal(cut[1, 6], local[1, :, 1:4, 2:5].reshape(-1))  # place 6 of rows of 4: row 1, column 2
+    assert torch.equal(cut[1, 6], local[1, :, 1:4, 2:5].reshape(-1))  # place 6 in rows of length 4: row 1, column 2
     assert sub_arrays(local, 3, stride=2, padding="same").shape == (2, 4 * 3, 45)
 
 
@@ -156,10 +156,10 @@ def test_to_guide_averages_areas_where_the_local_map_shrinks() -> None:
 
 def test_to_local_interpolates_where_the_guide_grows() -> None:
     local, _ = maps(h=4, w=4)
-    ramp = torch.tensor([0.0, 4.0], dtype=torch.float64).expand(2, 3, 2, 2)  # 0 at the left cell, 4 at the right one
+    ramp = torch.tensor([0.0, 4.0], dtype=torch.float64).expand(2, 3, 2, 2)  # 0 at the left cell, 4 at the right cell
     same, grown = align_maps(local, ramp, "to_local")
     assert same is local
-    # Cell centres of the fine grid lie at -1/4, 1/4, 3/4 and 5/4 of the coarse one; the border is held.
+    # Cell centres of the fine grid are at -1/4, 1/4, 3/4 and 5/4 of the coarse one; the border is replicated.
     assert grown[0, 0].tolist() == [[0.0, 1.0, 3.0, 4.0]] * 4
     torch.testing.assert_close(cross_layer_pooling(local, ramp, align="to_local"), cross_layer_pooling(local, grown))
 
@@ -167,7 +167,7 @@ def test_to_local_interpolates_where_the_guide_grows() -> None:
 def test_a_map_that_shrinks_one_way_and_grows_the_other_does_both_well() -> None:
     local = torch.arange(8.0).view(1, 1, 8, 1).expand(1, 1, 8, 2)
     shaped, _ = align_maps(local, torch.zeros(1, 1, 2, 4), "to_guide")
-    # Bilinear sampling alone would look at four of the eight rows only.
+    # Bilinear sampling without a low-pass filter would read only four of the eight rows.
     assert shaped[0, 0].tolist() == [[1.5] * 4, [5.5] * 4]
 
 
@@ -200,7 +200,7 @@ def test_an_unknown_rule_is_refused_whatever_the_sizes(side: int) -> None:
         ({"weight": torch.zeros(4, 5, 9, 9)}, "too small"),
     ],
 )
-def test_errors_say_what_is_wrong(change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_cause(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"local": torch.zeros(2, 5, 7, 7), "guide": torch.zeros(2, 3, 7, 7), **change}
     with pytest.raises(CxlpError, match=message):
         cross_layer_pooling(given.pop("local"), given.pop("guide"), given.pop("weight", None), **given)
@@ -223,6 +223,6 @@ def test_gradcheck_of_pooling(projected: bool, geometry: dict[str, Any]) -> None
 
 
 def test_half_precision_would_have_lost_the_sum() -> None:
-    # 65536 = 256 x 256 overflows float16, in which the maps themselves are exact.
+    # 65536 = 256 x 256 overflows float16, in which the maps are exact.
     ones = torch.full((1, 1, 16, 16), 16.0, dtype=torch.float16)
     assert cross_layer_pooling(ones, ones).item() == 65536

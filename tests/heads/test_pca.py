@@ -1,4 +1,4 @@
-"""Streamed moments against NumPy, principal axes against scikit-learn."""
+"""Streamed moments compared with NumPy, and principal axes with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ CPU = torch.device("cpu")
 
 
 def vectors(n: int, d: int, mean: float = 0.0, spread: float = 1.0, seed: int = 0) -> NDArray[np.float32]:
-    """Correlated vectors whose scales span ``spread`` to ``100 * spread``, around ``mean``."""
+    """Return correlated vectors whose scales range from ``spread`` to ``100 * spread``, around ``mean``."""
     random = np.random.default_rng(seed)
     mixed = random.normal(size=(n, d)) @ random.normal(size=(d, d))
     return (mean + spread * mixed * np.logspace(0, 2, d)).astype(np.float32)
 
 
 def streamed(x: NDArray[np.float32], cuts: list[int]) -> Moments:
-    """Moments of ``x``, given in the batches that the cuts make."""
+    """Compute the moments of ``x``, given in batches that end at ``cuts``."""
     moments = Moments(x.shape[1], CPU)
     for batch in np.split(x, sorted(cuts)):
         moments.update(torch.from_numpy(batch))
@@ -38,7 +38,9 @@ def streamed(x: NDArray[np.float32], cuts: list[int]) -> Moments:
     spread=st.sampled_from([1e-2, 1.0, 1e3]),
     seed=st.integers(0, 1000),
 )
-@example(n=60, d=6, cuts=[10, 20, 30, 40, 50], mean=-1e5, spread=1e-2, seed=0)  # the mean dwarfs the spread
+@example(
+    n=60, d=6, cuts=[10, 20, 30, 40, 50], mean=-1e5, spread=1e-2, seed=0
+)  # the mean is much larger than the spread
 @example(n=60, d=6, cuts=list(range(1, 60)), mean=1e2, spread=1.0, seed=0)  # one vector at a time
 def test_equal_to_numpy_whatever_the_split(
     n: int, d: int, cuts: list[int], mean: float, spread: float, seed: int
@@ -46,7 +48,7 @@ def test_equal_to_numpy_whatever_the_split(
     x = vectors(n, d, mean, spread, seed)
     moments = streamed(x, [c for c in cuts if c <= n])
     expected = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
-    # Each entry against the spread of its own two coordinates: a large one must not hide a small one.
+    # The tolerance of each entry depends on its two coordinates, so that large entries do not hide small ones.
     scale = np.sqrt(np.diag(expected)).clip(1e-6 * spread)
     assert moments.count == n
     np.testing.assert_allclose(moments.mean.numpy(), x.mean(axis=0, dtype=np.float64), rtol=1e-12, atol=1e-9 * spread)
@@ -98,7 +100,7 @@ def test_axes_of_the_second_moment_are_those_of_numpy() -> None:
     np.testing.assert_allclose(np.abs((axes * expected).sum(axis=1)), 1.0, atol=1e-8)
     centred = moments.principal_axes(5)[0].numpy()  # which leaves the moments as they were
     assert np.abs((axes * centred).sum(axis=1)).min() < 0.99
-    # the best approximation of rank 5 to the vectors: NumPy's SVD
+    # the best approximation of rank 5 to the vectors, by NumPy's SVD
     u, s, v = np.linalg.svd(exact, full_matrices=False)
     best = (u[:, :5] * s[:5]) @ v[:5]
     np.testing.assert_allclose(exact @ axes.T @ axes, best, atol=1e-3 * np.abs(best).max())
@@ -128,7 +130,7 @@ def test_variances_fall_along_the_axes() -> None:
 
 def test_too_few_vectors_are_refused_with_both_numbers() -> None:
     moments = streamed(vectors(5, 8), [])
-    with pytest.raises(CxlpError, match=r"PCA to 5 dimensions .*more than 5 .* 5$"):
+    with pytest.raises(CxlpError, match=r"PCA to 5 dimensions .*more than 5 .* 5: "):
         moments.principal_axes(5)
     assert moments.principal_axes(4)[0].shape == (4, 8)  # n vectors span n - 1 axes
 

@@ -1,4 +1,4 @@
-"""The projections of heads, against NumPy on all maps at once."""
+"""The projections of heads, compared with NumPy on all maps at once."""
 
 from pathlib import Path
 
@@ -37,13 +37,13 @@ def test_the_guides_projection_holds_the_axes_of_its_second_moment(
     assert isinstance(fitted, CrossLayerPooling) and fitted.guide_projection is not None
     local, guide = fitted.select(*network.backbone(small_images()[0])[-fitted.takes :])
     _, guide = align_maps(local, guide, fitted.align)
-    seen = centres(guide, fitted.size, fitted.stride)  # where the local features are
+    seen = centres(guide, fitted.size, fitted.stride)  # at the places of local features
     a = seen.flatten(2).transpose(1, 2).flatten(0, 1).double().numpy()  # (n N, K)
     expected = np.linalg.eigh(a.T @ a)[1][:, ::-1][:, :4].T
     found = fitted.guide_projection.weight.flatten(1).double().numpy()
     np.testing.assert_allclose(np.abs((found * expected).sum(axis=1)), 1, atol=1e-6)
     assert (found[np.arange(4), np.abs(found).argmax(axis=1)] > 0).all()
-    # the best that four channels can say of all of them
+    # the best approximation by four channels
     best = a @ expected.T @ expected
     np.testing.assert_allclose(a @ found.T @ found, best, atol=1e-4 * np.abs(best).max())
 

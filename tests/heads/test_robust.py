@@ -1,4 +1,4 @@
-"""Heads in unusual company: exported, not fitted, derived from, several of them, and options that are not plain."""
+"""Heads in unusual uses: exported, not fitted, derived, several of them, and options that are not plain values."""
 
 import copy
 import inspect
@@ -30,7 +30,7 @@ OURS = [name for name in cxlp.heads.__all__ if name != "Head"]
 
 
 def small(name: str, **options: Any) -> Head:
-    """One of our heads, as cheap as it can be."""
+    """Build one of cxlp's heads, as small as possible."""
     cls = getattr(cxlp.heads, name)
     cheap = {"pca_dim": 4, "atoms": 3, "channels": 3}
     known = inspect.signature(cls).parameters
@@ -69,11 +69,11 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_each_head_is_exported(form: Any, tmp_path: Path) -> None:
-    """All of them side by side in one network: what starts the exporter is most of the time."""
+    """All heads side by side in one network, because starting the exporter takes most of the time."""
     heads = [small(name, **options) for name, options in FORMS]
     for head in heads:
         if isinstance(head, SparseFisherVector):
-            head.iterations = 5  # its steps are written out
+            head.iterations = 5  # its steps are unrolled
     heads = [head for head in heads if form == "torch" or head.onnx_obstacle is None]
     network = randomise(build(heads, SMALL, CLASSES))
     for head in heads:
@@ -102,7 +102,7 @@ def test_a_head_knows_whether_it_is_fitted_and_checkpoints_do(name: str) -> None
 
 
 class Centred(LocalHead):
-    """Has something to learn with and without a PCA."""
+    """A head that must be fitted with and without a PCA."""
 
     needs_fit = True
     mean: Tensor
@@ -141,7 +141,7 @@ def test_a_local_head_learns_with_and_without_a_pca(pca_dim: int | None, tmp_pat
 
 
 class Cubed(CrossLayerPooling):
-    """Its vector is another one; explain is inherited."""
+    """A derived head with another vector, which inherits explain."""
 
     def forward(self, *maps: Tensor, views: int = 1) -> Tensor:
         return super().forward(*maps, views=views) ** 3
@@ -170,10 +170,10 @@ def taken(layers: tuple[str, ...], *heads: Head) -> list[tuple[str, ...]]:
     return [tuple(each) for each in names]
 
 
-def test_a_layer_that_another_head_names_leaves_the_others_to_this_one() -> None:
+def test_unnamed_layers_are_those_that_no_other_head_names() -> None:
     pair, top = ("layer3.0.conv2", "layer3"), ("penultimate",)
     assert taken((*pair, *top), CrossLayerPooling(4, align="to_local"), AveragePooling(layers=top)) == [pair, top]
-    # Named or not, the last ones are its own where nothing else is left over.
+    # With or without names, the last layers are its own if no others are left.
     assert taken(pair, CrossLayerPooling(4), AveragePooling(layers=pair[:1]), AveragePooling()) == [
         pair, pair[:1], pair[1:]
     ]  # fmt: skip
@@ -185,10 +185,10 @@ def test_a_layer_that_another_head_names_leaves_the_others_to_this_one() -> None
 
 def test_a_head_is_in_one_place_of_a_network() -> None:
     head = AveragePooling()
-    with pytest.raises(CxlpError, match=r"given twice: .*copy\.deepcopy"):
+    with pytest.raises(CxlpError, match=r"^head .*copy\.deepcopy"):
         build([head, head], SMALL)
     first = build(head, SMALL)
-    assert build(head, SMALL).heads[0] is first.heads[0]  # as where a notebook's cell is run again
+    assert build(head, SMALL).heads[0] is first.heads[0]  # as if a notebook's cell is run again
     assert len(build([head, copy.deepcopy(head)], SMALL).heads) == 2
     head = AveragePooling().connect((8, 4, 4))
     with pytest.raises(CxlpError, match=r"\(\(8, 4, 4\),\) and 1 views .*\(\(8, 4, 4\),\) and 2\b"):
@@ -244,6 +244,6 @@ def test_a_description_names_a_class_that_can_be_found_again(monkeypatch: pytest
         assert head.spec()["class_path"] == "__main__.Weighted"
 
 
-def test_the_package_gives_all_heads_and_what_else_it_names() -> None:
+def test_the_package_exports_all_heads() -> None:
     assert set(cxlp.heads.__all__) <= set(cxlp.__all__)
     assert all(getattr(cxlp, name) is not None for name in cxlp.__all__)

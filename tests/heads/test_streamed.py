@@ -1,4 +1,4 @@
-"""A head's PCA fitted to a loader: the numbers of the frozen mode, without a network or a Trainer around it."""
+"""A head's PCA fitted to a loader: the same numbers as in the frozen mode, without a network or a Trainer."""
 
 import weakref
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def by_frozen_mode(folder: Path, made: cxlp.Head, vectors: int) -> list[Tensor]:
     network = cxlp.Network(backbone(), made, CLASSES).eval()
     images, labels = data().tensors
     fit = FrozenFit(network, FrozenConfig(pca_vectors=vectors), len(images), folder, PhaseTimes(), progress=False)
-    with network.backbone.held():  # as the task does
+    with network.backbone.held():  # as in the task
         for positions in torch.arange(len(images)).chunk(5):
             fit.observe(images[positions], labels[positions], positions)
     fit.finish()
@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_the_frozen_mode(tmp_path: Path, options: dict[
     made = cxlp.CrossLayerPooling(**{"pca_dim": 5, **options})
     cut = backbone().train()
     modes = [module.training for module in cut.modules()]
-    torch.manual_seed(1)  # what a frozen fit sets is not random
+    torch.manual_seed(1)  # values that a frozen fit sets are not random
     assert made.fit_pca(DataLoader(data(), batch_size=4), cut, vectors=vectors) is made
     assert [module.training for module in cut.modules()] == modes
     torch.manual_seed(1)
@@ -95,7 +95,9 @@ def test_any_module_maps_and_batches(tmp_path: Path) -> None:
         head().fit_pca(([*each, "more"] for each in maps), images=19),
         head().connect(*(m.shape[1:] for m in maps[0])).fit_pca(maps, images=19),
     ):
-        for own, other in zip(weights(found), expected, strict=True):  # a Backbone's own pass is folded: rounding
+        for own, other in zip(
+            weights(found), expected, strict=True
+        ):  # the pass of a Backbone is folded, which rounds differently
             torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
     covariance = cxlp.CovariancePooling(pca_dim=3).fit_pca((high for _, high in maps), images=19)
     vectors = torch.cat([high for _, high in maps]).flatten(2).transpose(1, 2).flatten(0, 1)
@@ -113,7 +115,7 @@ def test_memory_holds_one_batch() -> None:
             alive.append(weakref.ref(maps[0]))
             yield maps
             del maps
-            assert sum(each() is not None for each in alive) <= 2  # it, and the one before
+            assert sum(each() is not None for each in alive) <= 2  # this epoch, and the one before
 
     head().fit_pca(stream(), images=24)
 
@@ -131,7 +133,7 @@ def test_memory_holds_one_batch() -> None:
         (head(), [[torch.full((9, 8, 2, 2), torch.nan)] * 2], {"images": 9}, "are NaN, infinite"),
     ],
 )
-def test_what_is_refused(made: cxlp.Head, batches: Any, options: dict[str, Any], said: str) -> None:
+def test_wrong_arguments(made: cxlp.Head, batches: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         made.fit_pca(batches, **options)
 
@@ -145,7 +147,7 @@ def _work(index: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_have_the_result_of_one(tmp_path: Path) -> None:
     spawn(_work, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
     one, other = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
     assert all(map(torch.equal, one, other))

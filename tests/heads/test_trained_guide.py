@@ -1,4 +1,4 @@
-"""The trained guide: its formula, what it learns, and what is left of its training."""
+"""The trained guide: its formula, its training, and its remaining state."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def test_it_is_its_formula() -> None:
 
 
 def two_kinds(n: int = 80) -> tuple[Tensor, Tensor]:
-    """Images of 9 places; only one place tells of the class."""
+    """Return images of 9 places, only one of which depends on the class."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 9, 6, generator=generator)
     labels = torch.arange(n) % 2
@@ -39,7 +39,7 @@ def two_kinds(n: int = 80) -> tuple[Tensor, Tensor]:
     return x, labels
 
 
-def test_it_learns_what_tells_the_classes() -> None:
+def test_it_learns_to_distinguish_the_classes() -> None:
     x, labels = two_kinds()
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -52,7 +52,7 @@ def test_it_learns_what_tells_the_classes() -> None:
     with torch.no_grad():
         a = head.activations(x).mean(1)  # (n, K)
     gap = (a[labels == 0].mean(0) - a[labels == 1].mean(0)).abs() / a.std(0)
-    assert gap.max() > 1.5  # some channel is for one of them
+    assert gap.max() > 1.5  # some channel responds to one of them
     assert all(p.grad is None for p in head.parameters())
 
 
@@ -63,7 +63,7 @@ def test_a_rank_without_images_takes_part() -> None:
     assert all(p.isfinite().all() for p in head.parameters())
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(CxlpError, match="pca_dim is 9, but the layer has 8 channels"):
         TrainedGuidePooling(9).connect((8, 2, 3))
     with pytest.raises(CxlpError, match="channels is 0"):

@@ -1,4 +1,4 @@
-"""Views: which pixels they show, how many there are, and what is refused."""
+"""Views: their pixels, their number, and errors."""
 
 from itertools import pairwise
 from typing import get_args
@@ -14,13 +14,13 @@ SIZE = 8
 
 
 def numbered(side: int) -> Tensor:
-    """Two images whose pixels say where they are: row, column, image."""
+    """Two images whose pixels encode image, row and column."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     return torch.stack([torch.stack([rows, columns, torch.full_like(rows, i)]) for i in range(2)]).float()
 
 
 def corners(views: Views, size: int = SIZE) -> list[tuple[int, int, int, int]]:
-    """Image, row and column at the top left of each view, and the column at its top right."""
+    """Return image, row and column at the top left of each view, and the column at its top right."""
     found = views.cut(numbered(views.image_size(size)), size)
     assert found.shape == (2 * views.count(size), 3, size, size)
     return [(int(v[2, 0, 0]), int(v[0, 0, 0]), int(v[1, 0, 0]), int(v[1, 0, -1])) for v in found]
@@ -63,7 +63,7 @@ def test_the_papers_sizes() -> None:
     assert Views("crops").image_size(227) == 256
     regions = Views("regions")
     assert regions.image_size(227) == 512
-    assert regions.count(227) == 6 * 6  # 285 pixels of room in steps of at most 64
+    assert regions.count(227) == 6 * 6  # 285 pixels in steps of at most 64
     assert Views("regions", stride=8 / 227).count(227) == 37**2
 
 
@@ -83,12 +83,12 @@ def test_images_of_another_size_are_resized_without_aliasing() -> None:
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)
     small = Views().cut(stripes, 16)
     assert small.shape == (1, 3, 16, 16) and small.dtype == torch.float32
-    assert (small[..., 2:-2] - 0.5).abs().max() < 0.004  # grey, where plain sampling would give black or white
-    torch.testing.assert_close(resized(stripes / 255, 16), small)  # bytes and parts of 1 are one image
+    assert (small[..., 2:-2] - 0.5).abs().max() < 0.004  # grey; plain sampling would return black or white
+    torch.testing.assert_close(resized(stripes / 255, 16), small)  # bytes and values from 0 to 1 are the same image
     assert resized(torch.zeros(0, 3, 5, 5), 9).shape == (0, 3, 9, 9)
     bright = torch.ones(1, 3, 4, 4)
     bright[..., :2] = 0
-    assert resized(bright, 9).amin() >= 0 and resized(bright, 9).amax() <= 1  # cubics overshoot
+    assert resized(bright, 9).amin() >= 0 and resized(bright, 9).amax() <= 1  # cubic interpolation overshoots
 
 
 @pytest.mark.parametrize(

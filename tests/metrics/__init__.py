@@ -1,1 +1,1 @@
-"""Tests of cxlp.metrics.classification."""
+"""Tests of ``cxlp.metrics``."""

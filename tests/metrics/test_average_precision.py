@@ -1,4 +1,4 @@
-"""Average precision against literal references and cases worked by hand."""
+"""Average precision compared with reference implementations and with cases worked by hand."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -26,11 +26,11 @@ from cxlp.utils.errors import CxlpError
 KINDS: list[Kind] = ["11point", "allpoint", "uninterpolated"]
 Array = NDArray[Any]
 
-# --- references, written after the definitions ------------------------------------------------------
+# --- references, implemented from the definitions ------------------------------------------------------
 
 
 def precision_and_recall(positive: list[bool]) -> tuple[list[Fraction], list[Fraction]]:
-    """Precision and recall after each row of a ranked list, as the VOC devkit computes them."""
+    """Compute precision and recall after each row of a ranked list, as in the VOC devkit."""
     precision, recall = [], []
     found = 0
     for seen, hit in enumerate(positive, start=1):
@@ -54,7 +54,7 @@ def eleven_points(positive: list[bool]) -> float:
 
 
 def area(positive: list[bool]) -> float:
-    """VOC 2010 and later: the area under the precision once it is made to fall monotonically."""
+    """VOC 2010 and later: the area under the precision after it is made monotonically decreasing."""
     precision, recall = precision_and_recall(positive)
     precision, recall = [Fraction(0), *precision, Fraction(0)], [Fraction(0), *recall, Fraction(1)]
     for i in range(len(precision) - 2, -1, -1):
@@ -70,19 +70,19 @@ DEVKIT: dict[Kind, Callable[[list[bool]], float]] = {"11point": eleven_points, "
 
 
 def absent_first(scores: Array, labels: Array) -> list[bool]:
-    """Rank one class; ignored rows dropped, the absent before the present among equal scores."""
+    """Rank one class: ignored rows are dropped, and absent precedes present among equal scores."""
     rows = sorted((-float(s), int(y)) for s, y in zip(scores, labels, strict=True) if y != 0)
     return [y > 0 for _, y in rows]
 
 
 def listed_first(scores: Array, labels: Array) -> list[bool]:
-    """Rank one class as the devkit does: a stable sort."""
+    """Rank one class as in the devkit, by a stable sort."""
     rows = [(-float(s), int(y)) for s, y in zip(scores, labels, strict=True) if y != 0]
     return [y > 0 for _, y in sorted(rows, key=lambda row: row[0])]
 
 
 def reference(scores: Array, labels: Array, kind: Kind) -> float:
-    """One class, by the devkit's loops or scikit-learn."""
+    """Compute one class by the devkit's loops or by scikit-learn."""
     if not (labels > 0).any():
         return float("nan")
     if kind == "uninterpolated":
@@ -93,7 +93,7 @@ def reference(scores: Array, labels: Array, kind: Kind) -> float:
 
 
 def assert_is_the_reference(scores: Array, labels: Array) -> None:
-    """All three kinds, all classes."""
+    """Compute all three kinds for all classes."""
     for kind in KINDS:
         expected = [reference(s, y, kind) for s, y in zip(scores.T, labels.T, strict=True)]
         np.testing.assert_allclose(average_precision(scores, labels, kind), expected, rtol=0, atol=1e-12, err_msg=kind)
@@ -107,7 +107,7 @@ ANY = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 def columns(rows: list[tuple[float, int]]) -> tuple[Array, Array]:
-    """Drawn rows of one class as ``(n, 1)`` scores and labels."""
+    """Return random rows of one class as ``(n, 1)`` scores and labels."""
     table = np.array(rows, dtype=np.float64).reshape(-1, 2)
     return table[:, :1], table[:, 1:].astype(np.int8)
 
@@ -120,13 +120,13 @@ def test_average_precision_of_few_rows(rows: list[tuple[float, int]], random: An
     scores, labels = columns(rows)
     assert_is_the_reference(scores, labels)
     shuffled = columns(random.sample(rows, len(rows)))
-    for kind in KINDS:  # the order of rows changes no bit
+    for kind in KINDS:  # bitwise independent of the order of rows
         assert np.array_equal(
             average_precision(scores, labels, kind), average_precision(*shuffled, kind), equal_nan=True
         )
     if not (labels > 0).any():
         return
-    for name, devkit in DEVKIT.items():  # ties cost at most what the devkit's worst order costs
+    for name, devkit in DEVKIT.items():  # ties cost at most as much as in the devkit's worst order
         ours = average_precision(scores, labels, name)[0]
         official = devkit(listed_first(scores[:, 0], labels[:, 0]))
         assert ours <= official + 1e-12
@@ -157,7 +157,7 @@ def test_average_precision_of_many_rows(
 
 
 def one_class(positive: list[int]) -> tuple[Array, Array]:
-    """Ranked labels under falling scores."""
+    """Return labels ranked by decreasing scores."""
     return -np.arange(len(positive), dtype=np.float32)[:, None], np.array(positive)[:, None]
 
 
@@ -179,7 +179,7 @@ def test_a_recall_of_exactly_so_many_tenths_is_reached(tenths: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_by_scores_of_any_range(kind: Kind) -> None:
     labels = np.array([[1], [-1], [1], [-1]])
-    scores = np.array([[90.0], [80.0], [70.0], [60.0]])  # a sigmoid in float32 would make them all 1
+    scores = np.array([[90.0], [80.0], [70.0], [60.0]])  # a sigmoid in float32 would round all to 1
     expected = average_precision(scores / 1000, labels, kind)
     assert expected[0] > 0.8
     assert average_precision(scores, labels, kind) == expected

@@ -1,4 +1,4 @@
-"""The metrics over batches, and on two processes against one."""
+"""The metrics over batches, and with two processes."""
 
 import time
 import warnings
@@ -31,13 +31,13 @@ from cxlp.metrics.classification import (
 KINDS: list[Kind] = ["11point", "allpoint", "uninterpolated"]
 Array = NDArray[Any]
 
-# --- the objects ------------------------------------------------------------------------------------
+# --- the metric objects ------------------------------------------------------------------------------
 
 ROWS, CLASSES = 61, 5
 
 
 def rows() -> tuple[Tensor, Tensor, Tensor]:
-    """Margins with ties, labels in {-1, 0, 1} and class indices; the last class is never present."""
+    """Return margins with ties, labels in {-1, 0, 1} and class indices; the last class is never present."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(-1, 2, (ROWS, CLASSES), generator=generator)
     labels[:, -1] = labels[:, -1].clamp(max=0)
@@ -46,7 +46,7 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def all_metrics() -> dict[str, tuple[MetricCollection, bool]]:
-    """Collections by name, and whether they take multi-label targets."""
+    """Return collections by name, and whether they take multi-label targets."""
     return {
         "mean": (multi_label_metrics(CLASSES, "test/"), True),
         "per class": (per_class_average_precision(CLASSES), True),
@@ -56,20 +56,20 @@ def all_metrics() -> dict[str, tuple[MetricCollection, bool]]:
 
 
 def measured(batches: list[Tensor]) -> dict[str, Tensor]:
-    """All metrics of the rows that this process sees, batch by batch, none for an empty one."""
+    """Compute all metrics of the rows of this process in batches, none of which is empty."""
     scores, multi, single = rows()
     found: dict[str, Tensor] = {}
     for metrics, is_multi in all_metrics().values():
         for batch in batches:
             metrics.update(scores[batch], (multi if is_multi else single)[batch])
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # before update: that is the case
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # compute before update is intended
             found |= metrics.compute()
     return found
 
 
 def assert_same_values(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """To the last bit, NaN equal to NaN."""
+    """Compare bitwise, with NaN equal to NaN."""
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=0, atol=0, equal_nan=True, msg=name)
@@ -94,13 +94,13 @@ def test_curves_are_the_best_precision_at_each_recall() -> None:
     for k in range(CLASSES - 1):
         counted = labels[:, k] != 0
         precision, recall, _ = precision_recall_curve(labels[counted, k] > 0, scores[counted, k])
-        # scikit-learn appends a point of its own, precision 1 at recall 0, that no image stands for
+        # scikit-learn appends a point that belongs to no image: precision 1 at recall 0
         expected = [precision[:-1][recall[:-1] >= t / 100 - 1e-12].max() for t in range(101)]
         assert curves[k] == pytest.approx(expected, abs=1e-12)
     assert curves[:, ::10].mean(axis=1) == pytest.approx(average_precision(scores, labels, "11point"), nan_ok=True)
 
 
-def test_batches_give_what_all_rows_at_once_give() -> None:
+def test_batches_have_the_result_of_all_rows_at_once() -> None:
     assert_same_values(measured([torch.arange(ROWS)]), measured(list(torch.arange(ROWS).chunk(9))))
 
 
@@ -123,7 +123,7 @@ def test_reset_forgets() -> None:
 def test_scores_of_any_precision(dtype: torch.dtype) -> None:
     scores, labels, _ = rows()
     found = []
-    for x in (scores, scores.to(dtype).requires_grad_()):  # small integers: exact in each type
+    for x in (scores, scores.to(dtype).requires_grad_()):  # small integers, which are exact in each type
         metrics = multi_label_metrics(CLASSES, "")
         metrics.update(x, labels.to(torch.float32))
         found.append(metrics.compute())
@@ -131,7 +131,7 @@ def test_scores_of_any_precision(dtype: torch.dtype) -> None:
 
 
 class Logging(pl.LightningModule):
-    """Logs metrics as the package's tasks do."""
+    """A module that logs metrics like the package's tasks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_accuracies_and_confusion_matrix_of_random_predictions(pairs: list[tuple
     assert float(found["test/mean_class_accuracy"]) == pytest.approx(expected)
 
 
-# --- two processes against one ----------------------------------------------------------------------
+# --- two processes ----------------------------------------------------------------------------------
 
 TIMEOUT = 120
 SHARES = {
@@ -208,7 +208,7 @@ SHARES = {
 
 
 def work(index: int, folder: Path) -> None:
-    """What each of the two processes does: an idle one does not call update at all."""
+    """The work of each of the two processes: a process without rows does not call update."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=index, world_size=2)
     found = {
@@ -220,12 +220,12 @@ def work(index: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    """What each of the two processes found."""
+    """The results of the two processes."""
     folder = tmp_path_factory.mktemp("two_processes")
     context = spawn(work, (folder,), nprocs=2, join=False)  # type: ignore[no-untyped-call]
     try:
         deadline = time.monotonic() + TIMEOUT
-        while not context.join(timeout=5):  # raises where a process failed
+        while not context.join(timeout=5):  # raises an error if a process failed
             assert time.monotonic() < deadline, f"two processes did not finish within {TIMEOUT} s"
     finally:
         for process in context.processes:
@@ -236,7 +236,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARES)
-def test_two_processes_find_what_one_does(ranks: list[dict[str, dict[str, Tensor]]], name: str) -> None:
+def test_two_processes_have_the_result_of_one(ranks: list[dict[str, dict[str, Tensor]]], name: str) -> None:
     alone = measured([] if name == "both idle" else [torch.arange(ROWS)])
     for found in ranks:
         assert_same_values(found[name], alone)

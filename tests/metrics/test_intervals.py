@@ -1,4 +1,4 @@
-"""Intervals against SciPy's, and against resampling image by image."""
+"""Intervals compared with SciPy's, and with resampling image by image."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ KINDS: dict[str, Kind] = {"mAP_11point": "11point", "mAP_allpoint": "allpoint", 
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 30), (30, 30), (171, 200), (4630, 5794)])
-def test_wilson_is_scipys(right: int, images: int) -> None:
+def test_wilson_equals_scipy(right: int, images: int) -> None:
     expected = binomtest(right, images).proportion_ci(confidence_level=0.95, method="wilson")
     found = wilson(right, images)
     assert found[:2] == pytest.approx((expected.low, expected.high)) and found.by == "Wilson"
@@ -44,12 +44,14 @@ def test_memory_is_bounded_without_a_change_of_the_result(monkeypatch: pytest.Mo
 
 
 def test_classes_that_a_resample_leaves_out_are_no_part_of_its_mean() -> None:
-    # one positive, ranked first: where it is drawn, precision is 1; where not, nothing is defined
+    # one positive, ranked first: if it is drawn, precision is 1; otherwise it is undefined
     labels = np.array([[1, 1], [-1, -1], [-1, -1]])
-    scores = np.array([[2.0, 1.0], [1.0, 2.0], [0.0, 0.0]])  # the second class's is behind an image: at worst 1/3
+    scores = np.array(
+        [[2.0, 1.0], [1.0, 2.0], [0.0, 0.0]]
+    )  # the second class's positive is behind one image: at worst 1/3
     found = precision_intervals(scores, labels, {"mAP": "uninterpolated"})["mAP"]
     assert found.high - found.low == pytest.approx(1 - (1 + 1 / 3) / 2)
-    # the rare class's only image is wrong: with it 0.5, without it 1
+    # the rare class's only image is wrong: 0.5 with it, 1 without it
     mean_class = accuracy_intervals(np.array([[20, 0], [1, 0]]))["mean_class_accuracy"]
     assert mean_class.high - mean_class.low == pytest.approx(0.5) and mean_class.low < 0.5 < mean_class.high
 
@@ -71,7 +73,7 @@ def test_mean_class_accuracy_is_resampled_over_images() -> None:
 def test_intervals_hold_the_expected_metric_about_as_often_as_they_say(
     monkeypatch: pytest.MonkeyPatch, images: int, classes: int, positives: int, least: float
 ) -> None:
-    """With few positives resamples lie far above the metric: their bare percentiles held it in 48 and 82 %."""
+    """With few positives, resamples exceed the metric: plain percentiles contained it in 48 and 82 % of cases."""
     monkeypatch.setattr(cxlp.metrics.intervals, "RESAMPLES", 200)
     rng = np.random.default_rng(3)
 
@@ -91,13 +93,13 @@ def test_intervals_hold_the_expected_metric_about_as_often_as_they_say(
     assert held / 40 >= least
 
 
-def test_of_nothing_there_is_no_interval() -> None:
+def test_without_images_there_is_no_interval() -> None:
     assert accuracy_intervals(np.zeros((3, 3), int)) == {}
     assert precision_intervals(np.ones((4, 2)), np.full((4, 2), -1), KINDS) == {}
     assert precision_intervals(np.zeros((0, 2)), np.zeros((0, 2), int), KINDS) == {}
 
 
-def test_resamples_that_agree_tell_nothing() -> None:
+def test_equal_resamples_have_no_interval() -> None:
     assert accuracy_intervals(np.array([[9, 0], [0, 5]])).keys() == {"accuracy"}
     assert precision_intervals(np.array([[2.0], [1.0]]), np.array([[1], [-1]]), KINDS) == {}
 

@@ -1,4 +1,4 @@
-"""Paired tests against SciPy's and other calculations, and how often they find what is not there."""
+"""Paired tests compared with SciPy and other calculations, and their error rates."""
 
 from itertools import product
 from typing import Any
@@ -14,7 +14,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def answers(both: int, ours: int, theirs: int, neither: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """A run of two systems, by how many images which of them has right; (1, n) each."""
+    """Return a run of two systems from the numbers of images that both, one or none has right; (1, n) each."""
     counts = both, ours, theirs, neither
     return np.repeat([[True, True, False, False]], counts, axis=1), np.repeat(
         [[True, False, True, False]], counts, axis=1
@@ -32,13 +32,13 @@ def test_one_run_is_tested_by_mcnemar_exactly(ours: int, theirs: int) -> None:
 
 
 def test_the_interval_is_that_of_a_published_example() -> None:
-    # Airway hyper-responsiveness before and after a transplantation, in Fagerland, Lydersen and Laake (Stat. Med.
-    # 2014): Bonett and Price's interval of 1, 1, 7, 12 children is -0.508 to -0.013.
+    # Airway hyper-responsiveness before and after transplantation, in Fagerland, Lydersen and Laake (Stat. Med.
+    # 2014): Bonett and Price's interval for 1, 1, 7, 12 children is -0.508 to -0.013.
     mine, other = answers(1, 1, 7, 12)
     found = paired_accuracy(mine, other, np.arange(21))
     assert (found.low, found.high) == pytest.approx((-0.508, -0.013), abs=6e-4)
     assert found.difference == pytest.approx(-6 / 21)
-    assert found.p == pytest.approx(0.0703, abs=5e-5)  # McNemar's exact test, there, too
+    assert found.p == pytest.approx(0.0703, abs=5e-5)  # McNemar's exact test, from the same paper
 
 
 def test_signs_are_exchanged_in_all_ways() -> None:
@@ -49,7 +49,7 @@ def test_signs_are_exchanged_in_all_ways() -> None:
 
 
 def test_images_of_a_group_go_together() -> None:
-    """Each picture five times tells no more than once."""
+    """Five copies of each picture have no more information than one."""
     mine, other = answers(60, 12, 4, 10)
     once = paired_accuracy(mine, other, np.arange(86))
     groups = np.repeat(np.arange(86), 5)
@@ -84,22 +84,22 @@ def test_average_precision_is_resampled_in_pairs_as_scipy_does() -> None:
     assert found.low <= found.difference <= found.high and found.by == "paired bootstrap"
     same = paired_precision(ours[None], ours[None], labels, np.arange(150))
     assert same[:4] == (0, 0, 0, 1)
-    # of duplicated images as a group, as many as there were
+    # groups of duplicated images count like single ones
     twice = paired_precision(
         np.tile(ours, (2, 1))[None], np.tile(theirs, (2, 1))[None], np.tile(labels, (2, 1)), np.tile(np.arange(150), 2)
     )
     assert twice[:4] == pytest.approx(found[:4], abs=1e-9)
 
 
-def test_nothing_to_rank_is_said() -> None:
+def test_data_without_positives_are_refused() -> None:
     scores = np.zeros((1, 4, 2))
     with pytest.raises(CxlpError, match="no class has positives"):
         paired_precision(scores, scores, -np.ones((4, 2)), np.arange(4))
 
 
-def test_runs_are_draws_as_images_are() -> None:
+def test_runs_and_images_are_random_samples() -> None:
     differences = np.array([0.01, 0.04, 0.02])
-    # Where images add nothing, it is the t-test over runs; where runs add nothing, that over images.
+    # If images add no variance, it is the t-test over runs; if runs add none, that over images.
     alone = over_runs(differences, np.zeros((3, 3)), 500)
     plain = ttest_1samp(differences, 0)
     interval = plain.confidence_interval(0.95)
@@ -124,7 +124,7 @@ def test_runs_on_a_single_group_of_images_have_a_p_value() -> None:
 
 
 def test_the_covariance_of_runs_is_that_of_images() -> None:
-    """Against the analysis of variance of runs x images, which for a mean is the same (Clark 1973, quasi F)."""
+    """Compared with the analysis of variance of runs x images, which is equal for a mean (Clark 1973, quasi F)."""
     rng = np.random.default_rng(3)
     hard = rng.normal(size=400)
     right = hard + 0.5 * rng.normal(size=(4, 400)) + 0.3 * rng.normal(size=(4, 1)) > -0.8
@@ -141,7 +141,7 @@ def test_the_covariance_of_runs_is_that_of_images() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(t.ppf(0.975, freedom) * variance**0.5, rel=0.03)
 
 
-def test_runs_that_all_answer_alike_are_one() -> None:
+def test_identical_runs_count_as_one() -> None:
     mine, other = answers(60, 12, 4, 10)
     one = paired_accuracy(mine, other, np.arange(86))
     assert paired_accuracy(np.repeat(mine, 3, axis=0), np.repeat(other, 3, axis=0), np.arange(86)) == one
@@ -154,13 +154,13 @@ def test_splits_are_corrected_for_what_they_share() -> None:
     # Nadeau and Bengio's factor: the plain t, times the root of (1 / R) / (1 / R + 1 / 4)
     assert found.p == pytest.approx(2 * t.sf(plain.statistic * (0.2 / 0.45) ** 0.5, 4))
     assert resampled(differences, test=1, train=10**9).p >= plain.pvalue
-    assert 0 < resampled(np.array([0.01, 0.01]), 100, 400).p < 0.5  # of values that are rounded to whole images
+    assert 0 < resampled(np.array([0.01, 0.01]), 100, 400).p < 0.5  # values are rounded to whole images
 
 
 @pytest.mark.parametrize("values", [[0.01, 0.04, 0.03, 0.005], [0.2], [0.6, 0.7], [0.02, 0.02, 0.02], []])
 def test_holm_rejects_step_by_step(values: list[float]) -> None:
     adjusted = holm(values)
-    # by its definition: at each level, go up the ordered values and stop at the first one that is too large
+    # by its definition: at each level, go through the ascending values and stop at the first that is too large
     for level in (0.01, 0.03, 0.05, 0.1, 0.5, 0.99):
         rejected = set()
         for k, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
@@ -168,14 +168,14 @@ def test_holm_rejects_step_by_step(values: list[float]) -> None:
                 break
             rejected.add(place)
         assert rejected == {k for k, p in enumerate(adjusted) if p <= level + 1e-12}
-    if values:  # above Benjamini and Hochberg's, which allow more
+    if values:  # larger than Benjamini and Hochberg's, which allow more errors
         assert (np.array(adjusted) >= false_discovery_control(values) - 1e-12).all()
 
 
 def drawn(
     rng: np.random.Generator, runs: int, images: int, seeds: float, shift: float = 0.0
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Two systems as good as each other, but for a shift: images are hard for both, for one, and for single runs."""
+    """Two equally good systems, except for a shift: images are hard for both, for one, or for single runs."""
     hard = rng.normal(size=images)
 
     def system(shift: float) -> NDArray[np.bool_]:
@@ -187,10 +187,10 @@ def drawn(
 
 @pytest.mark.parametrize(
     ("runs", "seeds", "most"),
-    # With two runs, the variance between them is hardly known: where it is all there is, errors are 8 to 11 %.
+    # With two runs, the variance between them is hardly known: if it is the only one, error rates are 8 to 11 %.
     [(1, 0.0, 0.05), (3, 0.0, 0.05), (3, 0.05, 0.06), (2, 0.2, 0.13), (5, 0.2, 0.07)],
 )
-def test_what_is_not_there_is_found_in_five_percent(runs: int, seeds: float, most: float) -> None:
+def test_the_false_positive_rate_is_five_percent(runs: int, seeds: float, most: float) -> None:
     rng = np.random.default_rng(4)
     groups = np.arange(120)
     found = [paired_accuracy(*drawn(rng, runs, 120, seeds), groups) for _ in range(600)]
@@ -199,8 +199,8 @@ def test_what_is_not_there_is_found_in_five_percent(runs: int, seeds: float, mos
     assert np.mean([test.low <= 0 <= test.high for test in found]) >= 0.95 - (most - 0.05) - 0.02
 
 
-def test_one_run_each_says_nothing_of_other_runs() -> None:
-    """Why several seeds are wanted: the same test, where runs differ by their seeds, errs far more often."""
+def test_one_run_each_does_not_account_for_other_runs() -> None:
+    """The reason for several seeds: the same test errs far more often if runs differ by their seeds."""
     rng = np.random.default_rng(5)
     groups = np.arange(240)
     wrong = {
@@ -210,7 +210,7 @@ def test_one_run_each_says_nothing_of_other_runs() -> None:
     assert wrong[1] > 0.3 and wrong[5] < 0.1
 
 
-def test_what_is_there_is_found_the_more_often_the_more_images() -> None:
+def test_the_power_grows_with_the_number_of_images() -> None:
     rng = np.random.default_rng(6)
     power = [
         np.mean([paired_accuracy(*drawn(rng, 3, images, 0.0, 0.2), np.arange(images)).p < 0.05 for _ in range(200)])
@@ -219,8 +219,8 @@ def test_what_is_there_is_found_the_more_often_the_more_images() -> None:
     assert power[0] < 0.7 and power[1] > 0.95
 
 
-def test_average_precision_finds_what_is_not_there_in_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cxlp.metrics.paired.RESAMPLES", 150)  # a quick one
+def test_the_false_positive_rate_for_average_precision_is_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxlp.metrics.paired.RESAMPLES", 150)  # a fast one
     rng = np.random.default_rng(7)
     wrong = []
     for _ in range(150):
@@ -231,7 +231,7 @@ def test_average_precision_finds_what_is_not_there_in_five_percent(monkeypatch: 
     assert np.mean(wrong) <= 0.09
 
 
-def test_average_precision_of_several_runs_knows_them() -> None:
+def test_average_precision_of_several_runs_accounts_for_runs() -> None:
     rng = np.random.default_rng(8)
     labels = np.where(rng.random((200, 3)) < 0.3, 1, -1)
     shared = rng.normal(size=labels.shape)

@@ -1,4 +1,4 @@
-"""Mean ranks over cells, against SciPy and the worked example of Demsar (JMLR 2006)."""
+"""Mean ranks over cells, compared with SciPy and with the worked example of Demsar (JMLR 2006)."""
 
 import math
 
@@ -25,13 +25,13 @@ def drawn(cells: int, systems: int, seed: int = 0) -> np.ndarray:
 def test_the_published_example() -> None:
     found = rank_systems(-DEMSAR)
     assert np.round(found.ranks, 3).tolist() == [3.143, 2.0, 2.893, 1.964]
-    # The paper's chi^2 and F do not correct for ties: of 2 four times (6 each), and of 4 once (60).
+    # The paper's chi^2 and F do not correct for ties: four ties of 2 (6 each), and one of 4 (60).
     correction = 1 - (3 * 6 + 60) / (14 * (4**3 - 4))
     chi2 = found.friedman * correction
     assert chi2 == pytest.approx(9.28, abs=0.005)
     assert 13 * chi2 / (14 * 3 - chi2) == pytest.approx(3.69, abs=0.005)
     assert found.critical_difference == pytest.approx(2.569 * math.sqrt(4 * 5 / (6 * 14)), abs=1e-3)  # 1.25
-    # "m + cf" and "m" against "C4.5": 1.18 and 1.14, below 1.25: Nemenyi's test tells none apart.
+    # "m + cf" and "m" against "C4.5": 1.18 and 1.14, below 1.25: no difference is significant by Nemenyi's test.
     assert cliques(found.ranks, found.critical_difference) == [[3, 1, 2, 0]]
 
 

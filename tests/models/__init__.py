@@ -1,1 +1,1 @@
-"""Tests of cxlp.models."""
+"""Tests of ``cxlp.models``."""

@@ -1,4 +1,4 @@
-"""The heads in a network: their formulas and lengths, what each takes of the maps, and what is refused."""
+"""The heads in a network: formulas, sizes, layers, and errors."""
 
 import copy
 from dataclasses import replace
@@ -36,7 +36,7 @@ def photos() -> Tensor:
 
 
 @torch.no_grad()
-def test_heads_are_their_formulas(photos: Tensor) -> None:
+def test_heads_follow_their_formulas(photos: Tensor) -> None:
     head = cross()
     heads: dict[str, Head] = {
         "cross": head,
@@ -120,7 +120,7 @@ def test_uneven_maps_are_refused_naming_align(photos: Tensor) -> None:
     sizes: tuple[Align, ...] = ("to_local", "to_guide")
     for align in sizes:
         assert build(cross(align=align), BACKBONE).features(photos).shape == (2, 192 * 6)
-    for head in (BilinearPooling(pca_dim=6), AveragePooling()):  # these look at one map only
+    for head in (BilinearPooling(pca_dim=6), AveragePooling()):  # these read one map only
         assert build(head, BACKBONE).features(photos).isfinite().all()
 
 
@@ -214,7 +214,7 @@ HEADS: list[Head] = [
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 def test_each_parameter_takes_part(photos: Tensor, head: Head) -> None:
-    network = randomise(build(copy.deepcopy(head), classes=CLASSES)).train()  # DDP waits for gradients that never come
+    network = randomise(build(copy.deepcopy(head), classes=CLASSES)).train()  # DDP would wait for missing gradients
     network(photos).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
@@ -223,7 +223,7 @@ def test_each_parameter_takes_part(photos: Tensor, head: Head) -> None:
 @torch.no_grad()
 def test_weights_in_half_precision_are_used_in_full(photos: Tensor, head: Head) -> None:
     network = build(copy.deepcopy(head))
-    for value in network.parameters():  # numbers that bfloat16 knows
+    for value in network.parameters():  # numbers that bfloat16 represents exactly
         value.copy_(value.bfloat16().float())
     (maps,) = network.inputs(photos)
     whole = network.heads[0](*maps)

@@ -1,4 +1,4 @@
-"""The network: its heads' lengths and values, its classes, its precision, and coming back from a checkpoint."""
+"""The network: sizes and values of its heads, classes, precision, and restoration from a checkpoint."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def test_a_head_may_take_other_layers_and_views(photos: Tensor) -> None:
         first = both.heads[0](*both.backbone(resized(images, 64))[:2])
         pooled = both.backbone(other.views.cut(images, 64))[2].view(2, 10, -1).mean(1)
     second = torch.from_numpy(rooted(pooled.double().numpy()))
-    # each of unit length, so that neither drowns the other; of unit length together
+    # each of unit length, so that neither dominates; the whole of unit length
     torch.testing.assert_close(found, torch.cat([first, second.float()], 1) / 2**0.5, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
 
@@ -68,7 +68,7 @@ def test_layers_that_no_head_takes_are_cut_off(photos: Tensor) -> None:
     upper = Network(backbone, CrossLayerPooling(pca_dim=6, layers=["layer2", "layer3"], align="to_guide")).eval()
     assert lower.backbone.layers == ("layer3.0.conv2",) and upper.backbone.layers == ("layer2", "layer3")
     assert lower.spec()["backbone"]["layers"] == ["layer3.0.conv2"]
-    assert backbone.layers[0] == "layer2" and len(backbone(photos)) == 4  # as it was, for other networks
+    assert backbone.layers[0] == "layer2" and len(backbone(photos)) == 4  # unchanged, for other networks
     names = {name for name, _ in lower.backbone.named_parameters()}
     assert "trunk.layer3.0.conv2.weight" in names and "trunk.layer3.0.conv3.weight" not in names
     backbone.eval()
@@ -118,7 +118,7 @@ def test_no_classes_no_scores(photos: Tensor) -> None:
 def test_classes_are_set_once(photos: Tensor) -> None:
     network = build()
     network.set_classes(CLASSES)
-    assert not network(photos).any()  # no opinion at first
+    assert not network(photos).any()  # the initial classifier is zero
     randomise(network)
     before = network(photos)
     network.set_classes(tuple(CLASSES))  # again: nothing is reset
@@ -126,7 +126,7 @@ def test_classes_are_set_once(photos: Tensor) -> None:
     with pytest.raises(CxlpError, match=r"fitted to 3 classes \(gull, tern, wren, \.\.\.\), .*data has 2 \(gull, owl"):
         network.set_classes(["gull", "owl"])
     with pytest.raises(CxlpError):
-        network.set_classes(CLASSES[::-1])  # the order is part of it
+        network.set_classes(CLASSES[::-1])  # the order matters
     assert network.classes == tuple(CLASSES)
 
 
@@ -146,18 +146,18 @@ def test_features_and_scores_stay_float32_under_autocast(photos: Tensor) -> None
     features = network.features(photos)
     scores = network.classify(features)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert network.backbone(photos)[0].dtype == torch.bfloat16  # the expensive part is in half precision
-        assert torch.equal(network.classify(features), scores)  # the classifier is not
+        assert network.backbone(photos)[0].dtype == torch.bfloat16  # the expensive part runs in half precision
+        assert torch.equal(network.classify(features), scores)  # the classifier does not
         assert network.features(photos).dtype == torch.float32
         assert network(photos).dtype == torch.float32
         torch.testing.assert_close(network.features(photos), features, atol=0.02, rtol=0)
 
 
-# --- coming back
+# --- restoration
 
 
 def save(network: Network, path: Path) -> Path:
-    """Write what a run's checkpoint holds of a network, among other things."""
+    """Write a checkpoint with the network's content of a run's checkpoint, among other content."""
     state = {"network." + k: v for k, v in network.state_dict().items()} | {"metric.total": torch.ones(1)}
     torch.save({"state_dict": state, "cxlp": {"network": network.spec()}, "epoch": 3}, path)
     return path
@@ -214,7 +214,7 @@ def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos
             assert torch.equal(network_of(checkpoint, given)(photos), network(photos))
 
 
-def test_a_network_without_classes_comes_back_without(tmp_path: Path, photos: Tensor) -> None:
+def test_a_network_without_classes_is_restored_without(tmp_path: Path, photos: Tensor) -> None:
     network = build()
     again = load_network(save(network, tmp_path / "a.ckpt"))
     assert again.classifier is None

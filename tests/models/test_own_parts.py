@@ -1,4 +1,4 @@
-"""A head and a backbone of one's own, in a module outside of the package, go the whole way from fit to export."""
+"""A user's own head and backbone, in a module outside of the package, from fit to export."""
 
 import importlib
 import sys
@@ -111,7 +111,7 @@ def fit(model: Network, folder: Path) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_they_go_the_whole_way(own: str, tmp_path: Path) -> None:
+def test_own_parts_work_from_fit_to_export(own: str, tmp_path: Path) -> None:
     model = network(own)
     images, labels = fit(model, tmp_path / "features")
     with torch.no_grad():
@@ -171,7 +171,7 @@ def own_trunk(pretrained=False, **options):
 
 
 def forget(*modules: str) -> None:
-    """As in another process, which has not imported them."""
+    """Simulate another process, which has not imported them."""
     timm.models._registry._model_entrypoints.pop("own_trunk", None)
     for module in modules:
         sys.modules.pop(module, None)
@@ -196,7 +196,7 @@ def test_a_network_that_a_module_registers_in_timm_is_found_again(own: str, tmp_
 def test_a_network_that_takes_the_place_of_one_of_timms_is_the_users(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network of timm's by that name would perhaps fit the checkpoint, and give other scores."""
+    """A timm network of the same name might fit the checkpoint, with different scores."""
     (tmp_path / "own_registry.py").write_text(REGISTERED.replace("own_trunk", "test_nfnet"))
     registry = timm.models._registry._model_entrypoints
     timms = registry["test_nfnet"]
@@ -205,7 +205,7 @@ def test_a_network_that_takes_the_place_of_one_of_timms_is_the_users(
     backbone = Backbone("timm/test_nfnet", ["low"], image_size=64)
     path = write_checkpoint(tmp_path / "last.ckpt", Network(backbone, AveragePooling(), CLASSES))
     forget("own_registry")
-    monkeypatch.setitem(registry, "test_nfnet", timms)  # as timm has it in another process
+    monkeypatch.setitem(registry, "test_nfnet", timms)  # timm registers it in another process
     with pytest.warns(UserWarning, match="Overwriting test_nfnet"):
         assert load_network(path).backbone.channels == (8,)
 

@@ -1,1 +1,1 @@
-"""Tests of cxlp.reports.figures."""
+"""Tests of ``cxlp.reports``."""

@@ -1,4 +1,4 @@
-"""Line charts: points where their values put them, in any range, bounded in number; safe beside others in one page."""
+"""Line charts: positions of points in any range, a bounded number of points, and several charts in one page."""
 
 import math
 import re
@@ -10,20 +10,20 @@ from cxlp.reports.charts import COLOURS, MARKED, POINTS, Chart, line_chart
 
 
 def paths(chart: Chart | None, colour: str) -> list[list[tuple[float, float]]]:
-    """The points of each line of a colour, given as a pattern."""
+    """Return the points of each line whose colour matches a pattern."""
     assert chart is not None
-    image = ElementTree.fromstring(chart.svg)  # well-formed, or it raises
+    image = ElementTree.fromstring(chart.svg)  # raises an error unless it is well-formed
     lines = [path for path in image.iter("path") if re.search(f"fill: none; stroke: {colour};", path.get("style", ""))]
     return [[(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", path.attrib["d"])] for path in lines]
 
 
 def drawn(chart: Chart | None) -> list[list[tuple[float, float]]]:
-    """The points of each line."""
+    """Return the points of each line."""
     return paths(chart, rf"var\(--c[1-{COLOURS}]\)")
 
 
 def grid(chart: Chart | None) -> list[float]:
-    """Heights of the grid's lines, from below."""
+    """Return the heights of the grid's lines, from below."""
     return [y for ((_, y), _) in paths(chart, r"var\(--c9\)")]
 
 
@@ -118,7 +118,7 @@ def test_charts_share_a_page_and_come_out_the_same_again() -> None:
     assert ids(first) and not ids(first) & ids(second)
     for chart in (first, second):
         assert chart is not None
-        assert set(re.findall(r'(?:url\(|href=")#([^)"]*)', chart.svg)) == ids(chart)  # what is referred to is there
+        assert set(re.findall(r'(?:url\(|href=")#([^)"]*)', chart.svg)) == ids(chart)  # the referenced ids exist
         assert "<style" not in chart.svg and "http" not in chart.svg
 
 

@@ -1,4 +1,4 @@
-"""The worst mistakes and some right answers: which they are, whatever the batches and ranks, and their thumbnails."""
+"""The worst mistakes and some right predictions: their choice for any batches and ranks, and their thumbnails."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.networks import SMALL, build
 
 
 def many() -> tuple[Tensor, Tensor]:
-    """Scores of 300 images of 20 classes, half of them right, and labels."""
+    """Return scores of 300 images of 20 classes, half of them right, and labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(20, (300,), generator=generator)
     scores = torch.randn(300, 20, generator=generator)
@@ -61,7 +61,7 @@ def test_mistakes_are_those_of_least_probable_truth() -> None:
         assert e.truth == pytest.approx(float(of_truth[e.position]), rel=1e-5)
         assert e.statements == [(e.answered, 1), (e.true, 1)]
     shown = [e.truth for e in mistakes]
-    assert shown == sorted(shown)  # in the order of what is shown
+    assert shown == sorted(shown)  # in the order of the table
     assert len(right) == RIGHT and len({e.answered for e in right}) == RIGHT  # of different classes
     assert all(e.true == e.answered == e.shown and e.truth == pytest.approx(e.probability) for e in right)
     surest = max(i for i in range(300) if int(scores[i].argmax()) == labels[i] and of_truth[i] == max(
@@ -72,7 +72,7 @@ def test_mistakes_are_those_of_least_probable_truth() -> None:
 
 def test_neither_batches_nor_ranks_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels = many()
-    scores[5], labels[5] = scores[6], labels[6]  # equals
+    scores[5], labels[5] = scores[6], labels[6]  # ties
     whole = collected(scores, labels, torch.arange(300)).gather()
     assert collected(scores, labels, *torch.arange(300).flip(0).chunk(7)).gather() == whole
     ranks = [collected(scores, labels, *torch.arange(300)[r::3].chunk(25)) for r in range(3)]
@@ -81,7 +81,7 @@ def test_neither_batches_nor_ranks_change_what_is_found(monkeypatch: pytest.Monk
     assert [rank.gather() for rank in ranks] == [whole] * 3
 
 
-def test_of_several_labels_each_is_an_answer_and_unspecified_ones_are_none() -> None:
+def test_several_labels_are_separate_predictions_and_unspecified_ones_do_not_count() -> None:
     scores = torch.tensor([[3.0, -1.0, 9.0], [-2.0, 4.0, -9.0]])
     labels = torch.tensor([[-1, 1, 0], [1, 1, 0]])
     mistakes, right = collected(scores, labels, torch.tensor([0, 1])).gather()
@@ -91,12 +91,12 @@ def test_of_several_labels_each_is_an_answer_and_unspecified_ones_are_none() -> 
     ]  # fmt: skip
     assert [e.probability for e in mistakes] == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist())
     assert [e.truth + e.probability for e in mistakes] == pytest.approx([1.0] * 3)
-    # What was said, and what is true, of one class: that it is there, and that it is not.
+    # Prediction and truth for one class: present or absent.
     assert [e.statements for e in mistakes] == [[(0, 1), (0, -1)], [(0, -1), (0, 1)], [(1, -1), (1, 1)]]
     assert [e.statements for e in right] == [[(1, 1)]]
     assert [(e.position, *e.names(classes)) for e in right] == [
         (1, "dog", "dog")
-    ]  # that something is absent is not shown
+    ]  # right predictions of absent classes are not shown
 
 
 def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_p
     outputs = Outputs()
     write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [right], outputs, overlay)
     columns, rows = example_table(data, [mistake], [right])
-    assert asked == [[(2, 1), (1, 1)], [(1, 1)]]  # the answer first, then the truth where it is another
+    assert asked == [[(2, 1), (1, 1)], [(1, 1)]]  # the prediction, then the truth if it differs
     assert [row[0] for row in rows] == ["mistake-01.jpg", "right-01.jpg"]
     strip = np.asarray(Image.open(tmp_path / "examples" / "mistake-01.jpg")).astype(int)
-    assert strip.shape == (124, 3 * WIDTH + 2 * GAP, 3)  # 2 : 3, as the photo
+    assert strip.shape == (124, 3 * WIDTH + 2 * GAP, 3)  # 2 : 3, like the photo
     assert [strip[60, WIDTH // 2 + k * (WIDTH + GAP)].mean() for k in range(3)] == pytest.approx([100, 100, 50], abs=3)
     assert dict(zip(columns, rows[0], strict=True)) == {
         "picture": "mistake-01.jpg", "kind": "mistake", "true": "tern", "true probability": 0.1353, "answered": "wren",
@@ -128,7 +128,7 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_p
     }  # fmt: skip
     write_thumbnails(tmp_path, build(backbone=SMALL), data, [mistake], [], outputs)
     assert outputs.failed == []
-    (plain,) = (tmp_path / "examples").iterdir()  # nothing of the earlier test is left
+    (plain,) = (tmp_path / "examples").iterdir()  # files of the earlier test are deleted
     assert Image.open(plain).size == (WIDTH, 124)
 
 
@@ -136,8 +136,8 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_p
     ("shape", "box", "aspect", "size"),
     [
         ((90, 30), None, "warp", (round(HEIGHT / 3), HEIGHT)),
-        ((30, 90), None, "crop", (HEIGHT, HEIGHT)),  # what the network sees is a square
-        ((90, 90), (10, 10, 60, 30), "warp", (WIDTH, WIDTH // 2)),  # of its box
+        ((30, 90), None, "crop", (HEIGHT, HEIGHT)),  # the network's input is square
+        ((90, 90), (10, 10, 60, 30), "warp", (WIDTH, WIDTH // 2)),  # the shape of its box
     ],
 )
 def test_thumbnails_keep_the_shape_of_what_the_network_sees(

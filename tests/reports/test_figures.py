@@ -1,4 +1,4 @@
-"""Tables and pictures of a test, class by class."""
+"""Tables and pictures of a test by class."""
 
 import io
 from itertools import combinations
@@ -35,7 +35,7 @@ def test_confusions_are_listed_worst_class_first() -> None:
     assert rows == [
         ["wren", 10, 5, 0.5, "tern", 4],
         ["gull", 10, 8, 0.8, "tern", 2],
-        ["tern", 0, 0, None, "", 0],  # without images: nothing is known
+        ["tern", 0, 0, None, "", 0],  # a class without images has no values
     ]
 
 
@@ -47,7 +47,7 @@ def test_pairs_are_listed_the_most_frequent_first_and_not_all_of_many() -> None:
     assert len(confusion_pairs(many, [str(k) for k in range(200)])[1]) == 50
 
 
-def test_of_many_classes_those_confused_most_are_drawn_side_by_side() -> None:
+def test_the_most_confused_of_many_classes_are_drawn_side_by_side() -> None:
     counts = torch.diag(torch.full((200,), 30))
     pairs = [(i, 199 - i) for i in range(25)]
     for n, (i, j) in enumerate(pairs):
@@ -67,7 +67,7 @@ def test_without_confusions_there_is_a_block_all_the_same(classes: int) -> None:
 @pytest.mark.parametrize("classes", [3, 30, 100])
 def test_a_confusion_matrix_is_drawn_in_its_colours(classes: int) -> None:
     shown = picture(draw_confusion(torch.diag(torch.full((classes,), 5)), [f"class {k}" for k in range(classes)]))
-    dark = (shown[..., 2] - shown[..., 0] > 60) & (shown[..., 0] < 60)  # the diagonal's blue
+    dark = (shown[..., 2] - shown[..., 0] > 60) & (shown[..., 0] < 60)  # the blue of the diagonal
     rows, columns = np.nonzero(dark[:, : int(shown.shape[1] * 0.8)])  # without the colour bar
     assert len(rows) > 200
     assert np.corrcoef(rows, columns)[0, 1] > 0.85  # from the upper left to the lower right
@@ -130,11 +130,11 @@ def test_validations_are_drawn_as_the_seeds_mean_and_range() -> None:
     blue, orange, black = (
         abs(inside - np.array(c)).sum(axis=2) < 30 for c in ((31, 119, 180), (255, 127, 14), (0, 0, 0))
     )
-    pale = (inside[..., 2] - inside[..., 0] > 15) & ~blue  # the range, wide at both ends
+    pale = (inside[..., 2] - inside[..., 0] > 15) & ~blue  # the range is wide at both ends
     edges = [pale[:, part].sum() for part in (slice(0, 200), slice(350, 450), slice(-200, None))]
     assert min(edges[0], edges[2]) > 2 * edges[1]
     rows, columns = np.nonzero(blue)
-    assert np.median(rows) == pytest.approx(np.percentile(rows, 75), abs=6)  # the mean is a level line
+    assert np.median(rows) == pytest.approx(np.percentile(rows, 75), abs=6)  # the mean is constant
     rows, columns = np.nonzero(orange)
-    assert np.corrcoef(rows, columns)[0, 1] < -0.9  # and this one climbs
-    assert black.sum() > 200  # the height to reach
+    assert np.corrcoef(rows, columns)[0, 1] < -0.9  # and this one increases
+    assert black.sum() > 200  # the marked height

@@ -1,4 +1,4 @@
-"""Tables as people read them."""
+"""Formatting of tables."""
 
 from cxlp.reports.formatting import as_cells, readable
 

@@ -1,4 +1,4 @@
-"""Pictures of explanations: their colours are where the evidence is."""
+"""Pictures of explanations: colours are at the places of the evidence."""
 
 import io
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def picture(data: bytes) -> Shown:
 
 
 def explanation(sign: float = 1.0, second: float = 0.0, against: int | None = None) -> Explanation:
-    """Two channels, with evidence at the lower left of 4 x 4 places, and in the middle."""
+    """An explanation with two channels, with evidence at the lower left of 4 x 4 places, and in the middle."""
     shares = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
     shares[0, 0, 3, 0], shares[0, 1, 1, 1] = sign, second
     part = PartEvidence(shares, shares.abs(), (Window(0, 0, False),), 64, 64)
@@ -32,7 +32,7 @@ def explanation(sign: float = 1.0, second: float = 0.0, against: int | None = No
 
 
 def coloured(shown: Shown) -> tuple[Shown, Shown]:
-    """Where it is red, and where blue."""
+    """Return the masks of red and blue pixels."""
     red = (shown[..., 0] - shown[..., 2] > 60) & (shown[..., 0] > 100)
     blue = (shown[..., 2] - shown[..., 0] > 60) & (shown[..., 2] > 100)
     return np.argwhere(red), np.argwhere(blue)
@@ -42,7 +42,7 @@ def coloured(shown: Shown) -> tuple[Shown, Shown]:
 def test_evidence_is_red_for_the_class_and_blue_against_it(sign: float) -> None:
     shown = picture(draw_explanation(GREY, 1.0, explanation(sign), [0], ["cost $\\frac{1$ in $", "tern"], "a note"))
     width = shown.shape[1]
-    # Above the channels, between the image and the colour bar: of the map only.
+    # Above the channels, between the image and the colour bar: the map only.
     for_it, against_it = coloured(shown[: shown.shape[0] // 2, int(0.23 * width) : int(0.45 * width)])
     found, other = (for_it, against_it) if sign > 0 else (against_it, for_it)
     assert len(found) > 200 and len(other) == 0
@@ -101,7 +101,7 @@ def test_names_of_rows_of_patches_are_drawn_whole() -> None:
             draw_patches([("channel 12345\nmean |share| 0.123\nmean share +0.123", [(patch, "1")] * patches)])
         )
         dark = np.argwhere(shown.max(axis=2) < 100)
-        assert dark[:, 1].min() >= 8 and dark[:, 0].min() >= 8  # white at the left of the letters, and above
+        assert dark[:, 1].min() >= 8 and dark[:, 0].min() >= 8  # white left of the letters, and above
 
 
 def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_none(
@@ -118,7 +118,7 @@ def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_n
             return evidence
 
     def watch(_: Network, images: Tensor, targets: list[list[int]]) -> Iterator[Found]:
-        assert images.shape == (1, 3, 32, 32) and targets == [[1, 0]]  # the size that the network is trained on
+        assert images.shape == (1, 3, 32, 32) and targets == [[1, 0]]  # the size on which the network is trained
         return iter([Found(), Found()])  # each class once
 
     monkeypatch.setattr("cxlp.reports.overlays.explain", watch)
@@ -127,7 +127,7 @@ def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_n
     assert torch.equal(drawn[:, 10:30], picture[:, 10:30])
     red, _, blue = drawn.float()
     assert (red[:10] > blue[:10] + 30).all() and (blue[-10:] > red[-10:] + 30).all()
-    # What speaks against the class speaks for its absence.
+    # Evidence against the class is evidence for its absence.
     red, _, blue = absent.float()
     assert (blue[:10] > red[:10] + 30).all() and (red[-10:] > blue[-10:] + 30).all()
     changed = (drawn.float() - picture.float()).norm(dim=0)

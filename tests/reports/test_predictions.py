@@ -1,4 +1,4 @@
-"""A test's answers image by image: the files' content, which images they are of, and what ranks make together."""
+"""The predictions of a test: content of the files, choice of images, and collection over ranks."""
 
 import csv
 import io
@@ -72,7 +72,7 @@ def test_a_number_of_images_is_spread_over_the_split(tmp_path: Path) -> None:
     assert [row["path"] for row in read(tmp_path)] == ["deep/0.png", "deep/4.png"]
     assert np.load(tmp_path / "scores.npz")["scores"].tolist() == [[0, 1, 2], [12, 13, 14]]
     predictions(tmp_path, labels, torch.zeros(8, 3), kept="none").write(tmp_path, Outputs())
-    assert not list(tmp_path.iterdir())  # those of an earlier test would be taken for this one's
+    assert not list(tmp_path.iterdir())  # files of an earlier test must not remain
 
 
 def test_scores_are_put_in_their_places_in_any_order() -> None:
@@ -83,7 +83,7 @@ def test_scores_are_put_in_their_places_in_any_order() -> None:
     assert torch.equal(collected.gather(), scores[[1, 2, 4]])
 
 
-def test_a_file_that_cannot_be_written_costs_itself_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_file_does_not_affect_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = Outputs()
     broken = predictions(tmp_path, [0], torch.zeros(1, 3))
     object.__setattr__(broken, "_write_table", lambda path: path.write_text("half") / 0)

@@ -1,4 +1,4 @@
-"""The critical-difference diagram: names, ranks and bars stand where they belong."""
+"""The critical-difference diagram: positions of names, ranks and bars."""
 
 import numpy as np
 import pytest

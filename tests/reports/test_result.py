@@ -1,4 +1,4 @@
-"""The files of a test: whatever the names and numbers are they can be written, and each may fail alone."""
+"""The files of a test: written for any names and numbers, and each may fail without the others."""
 
 import csv
 import errno
@@ -41,7 +41,7 @@ NAMES = [
 def outcome(
     folder: Path, classes: Sequence[str], labels: Any, scores: torch.Tensor, multi_label: bool = False
 ) -> TestResult:
-    """The result of a test with these scores."""
+    """Build the result of a test with these scores."""
     picture = write_image(folder / "a.png", np.full((40, 40, 3), 100, dtype=np.uint8))
     samples = [Sample(picture, label) for label in labels]
     data = ImageDataset(samples, list(classes), Transform(32, "warp", AugmentConfig()))
@@ -71,7 +71,7 @@ def records(folder: Path, name: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_names_of_any_kind_can_be_written(tmp_path: Path, multi_label: bool, recwarn: pytest.WarningsRecorder) -> None:
     count = len(NAMES)
-    labels: Any = [(k + 1) % count for k in range(count)]  # each is taken for the one before
+    labels: Any = [(k + 1) % count for k in range(count)]  # each is predicted as the class before it
     if multi_label:
         labels = (2 * torch.eye(count, dtype=torch.int64) - 1).roll(1, 0).tolist()
     outputs, page = write(outcome(tmp_path, NAMES, labels, 5 * torch.eye(count), multi_label), tmp_path)
@@ -137,7 +137,7 @@ def no_font(*_: Any) -> None:
         ("draw_evidence", "examples", "RuntimeError: no font at all"),
     ],
 )
-def test_an_output_that_fails_costs_itself_only(
+def test_a_failed_output_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     broken: str, lost: str, said: str,
 ) -> None:  # fmt: skip
@@ -151,11 +151,11 @@ def test_an_output_that_fails_costs_itself_only(
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and told[0].startswith(f"error: {lost} could not be written: {said}")
     there = {path.name for path in tmp_path.iterdir() if path.is_file() or any(path.iterdir())}
-    # Nor is that of an earlier test left. Pictures stand alone where the evidence cannot be drawn.
+    # The file of an earlier test is deleted, too. If the evidence cannot be drawn, thumbnails show pictures only.
     assert whole - there == ({lost} if broken != "draw_evidence" else set())
 
 
-def test_a_full_disk_costs_the_pictures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_affects_pictures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = outcome(tmp_path, ["gull", "tern"], [0, 1, 1], torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]]))
     monkeypatch.setattr("cxlp.reports.examples.write_whole", full)
     outputs, page = write(result, tmp_path)

@@ -1,1 +1,1 @@
-"""Tests of cxlp.runs.folder."""
+"""Tests of ``cxlp.runs``."""

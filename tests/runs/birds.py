@@ -1,4 +1,4 @@
-"""Runs of ``train.py`` on a tiny CUB-200-2011, with a network that users take."""
+"""Runs of ``train.py`` on a tiny CUB-200-2011, with a backbone from the shipped configs."""
 
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,17 @@ CLOSING = [*FINETUNE, "--trainer.max_epochs", "1", "--model.closing_fit", "true"
 
 
 def run(name: str, *more: str, config: str = "cub200.yaml") -> dict[str, Any]:
-    """Run train.py in this process; returns ``metrics.json``."""
+    """Run train.py in this process, and return ``metrics.json``."""
     assert main(["--config", config, *NETWORK, *QUIET, "--run.name", name, *more]) == 0
     return metrics(Path("runs", name))
 
 
 def made(name: str, *more: str) -> dict[str, Any]:
-    """Like :func:`run`, but a copy where the same arguments were run before; returns ``metrics.json``."""
+    """Like :func:`run`, but copies an earlier run with the same arguments if there is one."""
     arguments = ["--config", "cub200.yaml", *NETWORK, *QUIET, *more]
     return metrics(small_run.copy_of_run(name, arguments, lambda folder: write_cub200(folder / "data")))
 
 
 def logged(name: str, key: str, by: str = "epoch") -> dict[int, float]:
-    """A metric by epoch or step, from the CSV logs of ``runs/name``."""
+    """Return a metric by epoch or step, from the CSV logs of ``runs/name``."""
     return small_run.logged(Path("runs", name), key, by)

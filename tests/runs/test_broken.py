@@ -1,4 +1,4 @@
-"""A rank that fails alone ends all others soon, with its message."""
+"""A rank that fails ends all other ranks soon, with its message."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.small_run import ARGUMENTS, write_pictures
 from tests.small_run import POOLING as HEAD
 
 FISHER = [f"--{HEAD}", "FisherVector", f"--{HEAD}.pca_dim", "4", f"--{HEAD}.atoms", "2"]
-#: Seconds from one rank's failure to the end of both; far less than the timeouts of the process groups.
+#: Seconds from the failure of a rank to the end of both; far less than the timeouts of process groups.
 SOON = 20
 
 
@@ -38,7 +38,7 @@ def test_one_rank_fails_and_both_end(tmp_path: Path, broken: str, more: list[str
     last.start()
     assert process.stderr is not None
     lines, failed = [], 0.0
-    for line in process.stderr:  # until both have ended, which have the pipe
+    for line in process.stderr:  # until both have ended, which inherited the pipe
         lines.append(line)
         if "broken on purpose" in line:
             failed = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run leaves: files that are whole, the right checkpoints, and whose they are."""
+"""Checkpoints and logged values of a run: complete files, the right epochs, and the run that owns them."""
 
 import math
 import os
@@ -33,7 +33,7 @@ from tests.tasks.small import network, pictures, trainer
 
 
 @pytest.mark.parametrize(("content", "written"), [("Möwe\n", "Möwe\n".encode()), (b"\x89PNG\r\n", b"\x89PNG\r\n")])
-def test_what_is_written_is_there_byte_by_byte(tmp_path: Path, content: str | bytes, written: bytes) -> None:
+def test_files_have_the_written_bytes(tmp_path: Path, content: str | bytes, written: bytes) -> None:
     file = tmp_path / "a.txt"
     file.write_text("something longer that was there before")
     write_whole(file, content)
@@ -42,7 +42,7 @@ def test_what_is_written_is_there_byte_by_byte(tmp_path: Path, content: str | by
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_who_dies_while_writing_leaves_no_half_file(
+def test_a_process_killed_while_writing_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     file = tmp_path / "metrics.json"
@@ -59,7 +59,7 @@ def test_who_dies_while_writing_leaves_no_half_file(
         write_whole(file, '{"accuracy": 0.5}')
     assert (file.read_text() if file.exists() else None) == before
     monkeypatch.undo()
-    write_whole(file, "whole")  # and what was left aside is in nobody's way
+    write_whole(file, "whole")  # files that were left behind do not matter
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -91,7 +91,7 @@ class Scripted(pl.LightningModule):
 def run(
     folder: Path, values: list[float], monitor: str | None = "val/accuracy", resume: Path | None = None
 ) -> list[ModelCheckpoint]:
-    """One epoch of two batches for each value."""
+    """Train one epoch of two batches for each value."""
     callbacks = checkpoints(folder, monitor)
     loader = DataLoader(TensorDataset(torch.zeros(2, 1)))
     trainer = pl.Trainer(
@@ -119,14 +119,14 @@ def saved_epoch(file: Path) -> int:
     ("values", "best"),
     [
         ([0.5], 0),
-        ([0.1, 0.7, 0.7, 0.3], 1),  # of equals, the earliest
+        ([0.1, 0.7, 0.7, 0.3], 1),  # ties keep the earliest
         ([0.7, 0.7, 0.7], 0),
         ([0.1, 0.2, 0.3], 2),
         ([0.0, 0.0], 0),
-        ([0.2, float("nan"), 0.1], 0),  # no number is no best
+        ([0.2, float("nan"), 0.1], 0),  # NaN is never the best
     ],
 )
-def test_the_best_is_the_earliest_of_equals_and_the_last_is_the_latest(
+def test_ties_keep_the_earlier_best_epoch_and_last_is_the_latest(
     tmp_path: Path, values: list[float], best: int
 ) -> None:
     callbacks = run(tmp_path, values)
@@ -145,7 +145,9 @@ def test_without_validation_there_is_the_last_one_only(tmp_path: Path, epochs: i
     assert last.best_model_path == str(tmp_path / "last.ckpt")
 
 
-def test_who_dies_while_saving_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, writer = tmp_path / "made" / "last.ckpt", WholeCheckpoints()
     writer.save_checkpoint({"epoch": 1}, path)
 
@@ -158,7 +160,7 @@ def test_who_dies_while_saving_leaves_the_earlier_checkpoint(tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             writer.save_checkpoint({"epoch": 2}, path)
     assert writer.load_checkpoint(path)["epoch"] == 1
-    writer.save_checkpoint({"epoch": 3}, path)  # over what was left aside
+    writer.save_checkpoint({"epoch": 3}, path)  # overwrites the file that was left behind
     assert writer.load_checkpoint(path)["epoch"] == 3
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
@@ -170,7 +172,7 @@ def test_checkpoints_also_go_to_remote_addresses(tmp_path: Path) -> None:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, seed: int | None, epoch: int, before: int) -> float:
-    """What is drawn first in an epoch, after other draws."""
+    """Return the first random numbers of an epoch after other draws."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     if seed is not None:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
@@ -181,7 +183,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, seed: int | None, epoch: int, before:
     return float(torch.rand(()))
 
 
-def test_an_epochs_draws_hang_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epochs_random_draws_depend_on_seed_and_epoch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     first = drawn(monkeypatch, 0, 1, before=5)
     assert drawn(monkeypatch, 0, 1, before=6) == first
     assert len({first, drawn(monkeypatch, 0, 2, 5), drawn(monkeypatch, 1, 1, 5), drawn(monkeypatch, 1, 0, 5)}) == 4
@@ -203,10 +205,10 @@ def test_a_moved_run_still_knows_its_best_epoch(tmp_path: Path, how: str, later:
     else:
         old.rename(new)
         resume = new / "last.ckpt"
-        if how == "copied":  # and the original is another run's by now
+        if how == "copied":  # and the original now belongs to another run
             run(old, [0.0])
     found, _ = run(new, [0.7, 0.1, later], resume=resume)
-    assert found.best_model_path == str(new / "finetuned.ckpt")  # what was not copied is fetched
+    assert found.best_model_path == str(new / "finetuned.ckpt")  # files that were not copied are copied from there
     assert saved_epoch(new / "finetuned.ckpt") == best
     assert float(found.best_model_score or 0) == pytest.approx(max(0.7, later))
 
@@ -219,10 +221,10 @@ def test_a_best_epoch_that_is_gone_is_forgotten(tmp_path: Path) -> None:
     assert saved_epoch(Path(found.best_model_path)) == 2
 
 
-# --- what a checkpoint is of
+# --- the content of a checkpoint
 
 
-def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
+def test_a_checkpoint_describes_its_run(tmp_path: Path) -> None:
     facts = {"wandb_id": "abc123", "seen": torch.tensor([3, 5])}
     record = Record(lambda: facts, {"size": 32})
     trainer = pl.Trainer(logger=False, accelerator="cpu", devices=1, callbacks=[record])
@@ -233,11 +235,11 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
     assert saved["cxlp_run"]["seen"].tolist() == [3, 5]
 
 
-# --- figures of training
+# --- logged values of training
 
 
 class Rows(CSVLogger):
-    """Keeps what is logged."""
+    """Records the logged values."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -248,7 +250,7 @@ class Rows(CSVLogger):
 
 
 class Norms(pl.Callback):
-    """Gradients' norms by group, measured by hand at each step."""
+    """Compute gradient norms by group at each step."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, float]] = []
@@ -274,12 +276,12 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
     progress.first_epoch = 1
     tuning = trainer(tmp_path, max_epochs=2, gradient_clip_val=1e-9, callbacks=[progress, norms], **options)
     tuning.fit(FineTune(built), data)
-    # The frozen pass hands out 9, the gradient epochs fill their last batch.
+    # The frozen pass uses 9, gradient epochs fill their last batch.
     assert progress.images == 9 + 12 + 12 and progress.phases == {"extraction": 9, "fine-tuning": 24}
     validated = [row for row in rows.rows if "val/loss" in row]
     assert [row["images_seen"] for row in validated] == [9, 21, 33]
     assert [row["epoch"] for row in validated] == [0, 1, 2]
-    # three batches an epoch, told at every second step of all, whatever the epoch; a pass's end is told, too
+    # three batches per epoch, logged at every second step in total, and at the end of a pass
     steps = [row for row in rows.rows if "train/images_per_second" in row]
     assert [row["images_seen"] for row in steps] == [8, 9, 17, 25, 33]
     assert all(row["train/images_per_second"] > 0 for row in steps)
@@ -288,7 +290,7 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
     assert len(measured) == 3
     for row, step in zip(measured, (1, 3, 5), strict=True):
         assert row["train/loss_step"] > 0
-        # before clipping, which leaves next to nothing
+        # before clipping, which leaves almost nothing
         assert {k: v for k, v in row.items() if k.startswith("grad_norm")} == pytest.approx(norms.found[step], rel=1e-5)
     assert max(norms.found[1].values()) > 1e-3
 
@@ -322,8 +324,8 @@ def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
     with mock.patch.object(task, "log", watched), mock.patch("cxlp.runs.bars.bar", return_value=shown):
         trainer(tmp_path, max_epochs=1, callbacks=[Progress(), StageBar("finetune")], **options).fit(task, data)
     told = [(name, step) for step in (2, 4) for name in ("images_seen", "epoch", "train/images_per_second")]
-    assert logged == [*told, ("images_seen", 5), ("epoch", 5)]  # and beside the epoch's means
-    # the bar itself moves with each batch; to note a loss waits for a GPU
+    assert logged == [*told, ("images_seen", 5), ("epoch", 5)]  # in addition to the means of the epoch
+    # the bar is updated with each batch; reading a loss waits for the GPU
     calls = [call[0] for call in shown.method_calls]
     assert calls == ["update", "note", "update", "update", "note", "update", "update", "close"]
 

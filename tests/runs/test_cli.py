@@ -1,4 +1,4 @@
-"""``train.py`` from end to end: what users type, and what they get."""
+"""``train.py`` from end to end: commands of users, and their results."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from tests.runs.birds import FINETUNE, NETWORK, QUIET, logged, made, run
 from tests.small_run import BACKBONE, POOLING
 
 
-def test_a_frozen_run_leaves_everything_that_is_promised(birds: Path) -> None:
+def test_a_frozen_run_writes_all_documented_files(birds: Path) -> None:
     found = run("a", "--data.bbox", "true")
     folder = birds / "runs" / "a"
     assert found["metrics"]["test/accuracy"] > 0.6  # chance is 1/3
@@ -70,7 +70,7 @@ def test_baselines_run_by_one_switch(birds: Path, head: str) -> None:
     assert run("a", f"--{POOLING}", head)["metrics"]["test/accuracy"] > 0.3
 
 
-def test_your_own_folder(birds: Path) -> None:
+def test_a_users_own_folder(birds: Path) -> None:
     write_folder(birds / "mine")
     found = run("a", "--data.root", "mine", config="folder.yaml")
     assert found["images"] == {"train": 18, "val": 0, "test": 9}
@@ -78,8 +78,8 @@ def test_your_own_folder(birds: Path) -> None:
     assert found["solver"] == "kernel" and "frozen/primal" not in found["metrics"]
 
 
-def test_your_own_table_of_several_labels(birds: Path) -> None:
-    """A table made of the folder: the first kind has one label, the others two; ranking metrics."""
+def test_a_users_own_table_with_several_labels(birds: Path) -> None:
+    """Write a table of the folder: the first kind has one label, the others two; ranking metrics."""
     write_folder(birds / "mine")
     labels = ("stripes", "stripes dots", "dots")
     paths = sorted(path.relative_to(birds / "mine") for path in (birds / "mine").rglob("*.png"))
@@ -112,18 +112,18 @@ def test_pictures_are_prepared_alike_in_training_and_prediction(birds: Path) -> 
     assert sum(map(str.__eq__, answers, truths)) / len(truths) == pytest.approx(found["metrics"]["test/accuracy"])
     one, other = (m.predict(paths[0]).probabilities for m in (model, plain))
     assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01
-    assert main(["--config", "runs/a/config.yaml", "--run.name", "b", *QUIET]) == 0, "the config loads again"
+    assert main(["--config", "runs/a/config.yaml", "--run.name", "b", *QUIET]) == 0, "the config can be loaded again"
 
 
 def test_fine_tuning_begins_at_the_frozen_solution(birds: Path) -> None:
     frozen = made("frozen", "--data.validation", "0.34")
-    # random weights have small gradients: a rate that shows
+    # random weights have small gradients: this learning rate has a visible effect
     found = run("tuned", *FINETUNE, "--model.optimizer.backbone_lr", "0.1")
     curve = logged("tuned", "val/accuracy")
     assert sorted(curve) == [0, 1, 2]
     assert curve[0] == frozen["metrics"]["val/accuracy"]
     assert logged("tuned", "val/loss")[0] == pytest.approx(frozen["metrics"]["val/loss"], abs=1e-5)
-    # all metrics are of the checkpoint that was tested, the best one, not of the last epoch
+    # all metrics are of the tested checkpoint, the best one, not of the last epoch
     assert Path("runs/tuned", found["tested"]).samefile("runs/tuned/checkpoints/best.ckpt")
     assert found["metrics"]["val/accuracy"] == pytest.approx(max(curve.values()))
     best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
@@ -138,7 +138,7 @@ def test_fine_tuning_begins_at_the_frozen_solution(birds: Path) -> None:
 def test_fine_tuning_from_scratch_and_from_a_checkpoint(birds: Path) -> None:
     frozen = made("frozen", "--data.validation", "0.34")
     scratch = run("scratch", *FINETUNE, "--model.start", "scratch")
-    assert sorted(logged("scratch", "train/loss_epoch")) == [1, 2]  # 0 is the frozen fit's, which there is none of
+    assert sorted(logged("scratch", "train/loss_epoch")) == [1, 2]  # epoch 0 is the frozen fit, which is missing
     assert not any(key.startswith("frozen/") for key in scratch["metrics"])
     run("from", *FINETUNE, "--model.start", "runs/frozen/checkpoints/frozen.ckpt", "--model.optimizer.backbone_lr", "0",
         "--model.optimizer.projection_lr", "0", "--model.optimizer.classifier_lr", "0")  # fmt: skip
@@ -176,13 +176,13 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
     assert capsys.readouterr().err.endswith(f"interrupted. To continue: {said}\n")
     assert not Path("runs/cut/metrics.json").exists()
     assert torch.load("runs/cut/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
-    seed_everything(123)  # what is drawn after the resumption must not depend on the state of this process
+    seed_everything(123)  # random draws after the resumption must not depend on the state of this process
     assert main(said.split()) == 0
     resumed = json.loads(Path("runs/cut/metrics.json").read_text())
     assert resumed["metrics"] == whole["metrics"]
     assert "since resumed" in resumed["seconds"] and "total" not in resumed["seconds"]
     assert [p.name for p in Path("runs").iterdir() if p.name.startswith("cut")] == ["cut"]
-    assert sorted(logged("cut", "val/accuracy")) == [0, 1, 2]  # nothing of the first session is lost
+    assert sorted(logged("cut", "val/accuracy")) == [0, 1, 2]  # the first session's logs are kept
 
 
 def test_a_broken_loss_stops_and_keeps_the_last_good_checkpoint(
@@ -262,12 +262,12 @@ def test_broken_weights_within_an_epoch_are_not_saved(birds: Path, capsys: pytes
     options = [*FINETUNE, *rates, "--model.start", "scratch", "--trainer.val_check_interval", "2"]
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "a", *options]) == 2
     assert "not finite" in capsys.readouterr().err
-    assert not list(Path("runs/a").rglob("*.ckpt"))  # the first step broke them, before any was saved
+    assert not list(Path("runs/a").rglob("*.ckpt"))  # the first step produced NaN, before any checkpoint was saved
 
 
 def test_a_finished_run_resumes_to_its_test(birds: Path) -> None:
     first = made("a")
-    # the resolved config of a run goes on with it, or does it again
+    # the resolved config of a run continues or repeats it
     command = ["--config", "runs/a/config.yaml", "--ckpt_path", "runs/a"]
     assert main(command) == 0
     assert json.loads(Path("runs/a/metrics.json").read_text())["metrics"] == first["metrics"]

@@ -1,4 +1,4 @@
-"""Several processes wait for each other in a gradient step as DDP needs it, and else at the logging interval only."""
+"""Processes wait for each other in a gradient step only as DDP requires, and otherwise at the logging interval."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from cxlp.runs.signals import Signals
 from cxlp.tasks import FineTune
 from tests.tasks.small import IMAGES, LABELS, RATES, network, trainer
 
-#: Where ranks wait for each other, as Python code asks for it. DDP reduces gradients in C++, which is not counted.
-#: Nor is ``broadcast``: by one, Lightning's loop tells at each step whether rank 0 has had a SIGTERM.
+#: Python calls in which ranks wait for each other. DDP reduces gradients in C++, which is not counted.
+#: Nor is ``broadcast``: with it, Lightning's loop tells the ranks at each step whether rank 0 received SIGTERM.
 COLLECTIVES = ("allreduce", "allgather", "_allgather_base", "barrier", "reduce", "gather", "scatter", "alltoall")
 STEPS, EVERY = 9, 4
 
 
 class CountCollectives(Callback):
-    """Writes down which collectives this rank began in each step, and then until the end of the epoch."""
+    """Records the collectives of this rank in each step, and from then until the end of the epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

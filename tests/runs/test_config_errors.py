@@ -1,4 +1,4 @@
-"""Messages about invalid configs, through the parser of the command line."""
+"""Error messages about invalid configs, from the parser of the command line."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def said(*args: str) -> str:
             "Did you mean 'model.head.views.kind'? Valid in model.head.views: kind, blocks, scale, stride.",
         ),
         (
-            f"{BACKBONE[:-1]}.name",  # of a group that is not there, those beside it are listed
+            f"{BACKBONE[:-1]}.name",  # for an unknown group, its siblings are listed
             f"Did you mean '{BACKBONE}.name'? Valid in model: backbone, head, test_views, frozen, optimizer, start, "
             "closing_fit, cross_fit, label_smoothing, mix, mix_alpha, ema, freeze_batch_norm, recompute, compile.",
         ),
@@ -110,13 +110,13 @@ def test_options_beside_class_path(tmp_path: Path) -> None:
 
 
 def test_a_list_of_heads_stands_for_itself(tmp_path: Path) -> None:
-    """Its members inherit nothing of the head that demo.yaml describes, with ``pca_dim: 256``."""
+    """Its members inherit no options of the head in demo.yaml, which has ``pca_dim: 256``."""
     (tmp_path / "mine.yaml").write_text("model: {head: [CrossLayerPooling, {class_path: AveragePooling}]}")
     listed = ["--config", str(tmp_path / "mine.yaml")]
     for args in (listed, ["--model.head", '["CrossLayerPooling"]'], ["--model.head=[CrossLayerPooling]"]):
         head = parse(["--config", "demo.yaml", *args])["model"]["head"][0]
         assert (head["class_path"], head["init_args"]["pca_dim"]) == ("cxlp.CrossLayerPooling", 500)
-    # the parser would give the last head this option
+    # the parser would give this option to the last head
     assert said(*listed, "--model.head.sqrt", "false").startswith("--model.head.sqrt: model.head is a list")
     assert parse(["--config", "demo.yaml", *listed, "--model.head=AveragePooling", "--model.head.sqrt", "false"])
 
@@ -220,7 +220,7 @@ def test_null_in_a_file_is_no_group_of_keys(tmp_path: Path) -> None:
     assert said("--config", str(tmp_path / "mine.yaml")) == "model.frozen is null: expected FrozenConfig"
 
 
-def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
+def test_other_errors_keep_the_parsers_message() -> None:
     assert said("--run.name") == "argument --run.name: expected one argument"
 
 
@@ -229,8 +229,8 @@ def test_what_is_of_no_known_kind_keeps_the_words_of_the_parser() -> None:
     [
         ("seed_everything", "-3", "seed_everything is -3: "),
         ("data.num_workers", "-1", "data.num_workers is -1: it must lie between 0 and 1024, or be null"),
-        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: give the side of its images, in pixels"),
-        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: give the side of its images, in pixels"),
+        (f"{BACKBONE}.image_size", "0", "the backbone's image_size is 0: set it to 1 to 16384 pixels"),
+        (f"{BACKBONE}.image_size", "-3", "the backbone's image_size is -3: set it to 1 to 16384 pixels"),
     ],
 )
 def test_a_value_out_of_range(

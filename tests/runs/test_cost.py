@@ -1,4 +1,4 @@
-"""What is said of costs is measured, and of the right thing."""
+"""The measurement of costs."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.Mon
     network = Network(Backbone.from_config(BACKBONE), heads, ["a", "b"])
     data = Folder(write_folder(tmp_path, size=64), image_size=network.image_size)
     data.setup()
-    hand = [0.0]  # a clock that moves where images pass through
+    hand = [0.0]  # a clock that advances when images pass through
     monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
     network.backbone.register_forward_hook(lambda _m, args, _o: hand.__setitem__(0, hand[0] + len(args[0])))
     held: set[int] = set()
@@ -33,7 +33,7 @@ def test_costs_are_per_image_and_by_part(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["bytes"] == 4 * network.out_features
     assert found["network"] == 5.0 and found["bare pass"] == 1.0  # one second for each image that passes
     assert found["encoding"] == found["classification"] == 0.0
-    assert held == {1} and not network.backbone._holds  # the fast pass, which runs take
+    assert held == {1} and not network.backbone._holds  # the fast pass, which runs use
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_the_peak_is_of_this_process() -> None:
         "x = np.ones(50_000_000); del x; print(peak_memory()['peak_bytes'] - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert 350e6 < int(done.stdout) < 450e6  # 400 MB, although they are free again
+    assert 350e6 < int(done.stdout) < 450e6  # 400 MB, although they have been freed

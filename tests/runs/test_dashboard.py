@@ -1,4 +1,4 @@
-"""The layout of a wandb project: what its specification says, and what is told where it cannot be saved."""
+"""The layout of a wandb project: its specification, and errors if it cannot be saved."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from cxlp.runs.dashboard import sections, workspace
 
 @pytest.fixture(autouse=True)
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A user with a key, who is asked nothing."""
+    """A user with an API key, who is not prompted."""
     for name in ("WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
@@ -28,7 +28,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def specification() -> dict[str, Any]:
-    """What the server is sent."""
+    """Record the request to the server."""
     view = workspace("me", "birds", "mine")._to_model()
     found: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return found["section"]  # type: ignore[no-any-return]
@@ -55,7 +55,9 @@ def test_the_server_is_told_which_panels_come_first() -> None:
     loss, rates, norms, speed = (c for _, c in training)
     assert loss["metrics"] == ["train/loss_step", "train/loss_epoch"] and speed["metrics"]
     assert all(c["xAxis"] == "images_seen" for _, c in training)
-    assert rates["useMetricRegex"] and norms["useMetricRegex"] and norms["yLogScale"]  # one panel for all of a kind
+    assert (
+        rates["useMetricRegex"] and norms["useMetricRegex"] and norms["yLogScale"]
+    )  # one panel for all metrics of a kind
     ((kind, curve),) = frozen
     assert (kind, curve["xAxis"], curve["metrics"]) == (lines, "frozen/C", ["frozen/cv_accuracy", "frozen/cv_mAP"])
     assert curve["xLogScale"]
@@ -102,7 +104,7 @@ def test_the_view_is_saved_and_its_address_told(
         ({"WANDB_API_KEY": ""}, "wandb login, or set WANDB_API_KEY"),
     ],
 )
-def test_what_is_missing_is_told(
+def test_missing_settings_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str], said: str
 ) -> None:
     for name, value in variables.items():
@@ -117,7 +119,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "pip install 'cxlp[dashboard]'" in capsys.readouterr().err
 
 
-def test_what_the_server_says_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_server_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(**kwargs: Any) -> None:
         raise wandb.Error("permission\ndenied")
 

@@ -1,4 +1,4 @@
-"""What is told before torch is imported: nothing that the parser would accept, and in its words."""
+"""Errors before torch is imported: only values that the parser would refuse, with its own words."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from cxlp.runs.early import check_early
 from cxlp.utils.errors import CxlpError
 
 DEMO = ["--config", "demo.yaml"]
-#: Keys and values that are told early.
+#: Keys and values with early errors.
 WRONG = [
     ("sed_everything", "1"), ("modle.x.y", "1"), ("run.nam", "1"), ("data.bach_size", "1"), ("data.augment.flips", "1"),
     ("data.augmentt.flip", "1"), ("model.foo", "1"), ("model.frozen.cc", "1"), ("model.backbon.name", "1"),
@@ -27,7 +27,7 @@ WRONG = [
     ("trainer.limit_train_batches", "x"), ("data", "CUB"), ("data", "Nope"),
     ("model.head", "Croos"),
 ]  # fmt: skip
-#: What only the parser knows to be right or wrong.
+#: Values that only the parser can check.
 LEFT = [
     ("data", "cub200"), ("trainer.precision", "auto"),
     ("data.batch_size", "5"), ("data.batch_size", "1_0"),
@@ -71,7 +71,7 @@ def test_a_wrong_key_or_value_is_told_as_the_parser_tells_it(tmp_path: Path, key
 
 
 @pytest.mark.parametrize(("key", "value"), LEFT)
-def test_what_is_not_known_to_be_wrong_is_left_to_the_parser(key: str, value: str) -> None:
+def test_values_that_may_be_right_are_left_to_the_parser(key: str, value: str) -> None:
     assert said(check_early, [*DEMO, f"--{key}", value]) is None
     assert said(check_early, [*DEMO, f"--{key}={value}"]) is None
 
@@ -99,7 +99,7 @@ def test_yaml_is_read_as_the_parser_reads_it(tmp_path: Path) -> None:
 
 
 class OwnHead(AveragePooling):
-    """One that the parser knows, since it was imported."""
+    """A class that the parser knows because it has been imported."""
 
 
 def test_classes_of_ones_own_may_be_named_shortly(tmp_path: Path) -> None:
@@ -172,14 +172,14 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
     assert said(check_early, [*DEMO, *there, "--model.backbone.weights", "run/checkpoints/best.ckpt"]) is None
     gone = ["--model.start", "gone", "--run.refit", "gone.ckpt"]
     for going_on in (["--ckpt_path", "run"], ["--run.resume", "auto"], ["--seeds", "2"]):
-        assert said(check_early, [*DEMO, *gone, *going_on]) is None  # such a run may not need them any more
+        assert said(check_early, [*DEMO, *gone, *going_on]) is None  # such a run may no longer need them
     words = ["--ckpt_path", "null", "--model.start", "projection", "--run.refit", "True"]
     assert said(check_early, [*DEMO, *words, "--model.backbone.weights", "null"]) is None
     cub = [*DEMO, "--data", "CUB200", "--data.root"]
     for left in (["x/y"], ["run", "--data.download", "false"], ["null", "--data.download", "false"]):
         assert said(check_early, [*cub, *left]) is None
     Path("CUB_200_2011.tgz").touch()
-    assert said(check_early, [*cub, "CUB_200_2011", "--data.download", "false"]) is None, "it is unpacked by the run"
+    assert said(check_early, [*cub, "CUB_200_2011", "--data.download", "false"]) is None, "the run unpacks it"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a run leaves of its test, in files and in wandb: an offline run, read back by wandb's own reader."""
+"""The outputs of a test, in files and in an offline wandb run, which wandb's own reader reads."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from tests.runs.birds import FINETUNE, run
 
 
 def read_back(folder: Path, *options: str) -> str:
-    """What ``wandb leet inspect`` prints of a run's only offline run."""
+    """Return the output of ``wandb leet inspect`` for a run's only offline run."""
     (place,) = (folder / "wandb").glob("offline-run-*")
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(place)],
@@ -45,17 +45,17 @@ class Offline:
         self.metrics = json.loads((folder / "metrics.json").read_text())
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        """A table among the run's files."""
+        """Return a table among the run's files."""
         with (self.folder / f"{name}.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
     def table(self, key: str) -> dict[str, Any]:
-        """A table in wandb."""
+        """Return a table in wandb."""
         found: dict[str, Any] = json.loads((self.files / self.summary[key]["path"]).read_text())
         return found
 
     def pictures(self, key: str) -> list[Path]:
-        """The pictures of a panel, which are there."""
+        """Return the existing pictures of a panel."""
         entry = self.summary[key]
         paths = [self.files / name for name in entry.get("filenames", [entry.get("path")])]
         assert all(path.stat().st_size > 500 for path in paths)
@@ -63,7 +63,7 @@ class Offline:
 
 
 def keys_of(panel: Any) -> list[str]:
-    """The keys that a panel is of."""
+    """Return the keys of a panel."""
     names = [getattr(panel, name, None) or [] for name in ("y", "metrics", "media_keys")]
     found = [getattr(key, "name", key) for part in names for key in part]
     table = getattr(panel, "table_name", None)
@@ -82,7 +82,7 @@ def offline(folder: Path, config: str, *more: str) -> Iterator[Offline]:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
-    """Fine-tuning on three classes of birds."""
+    """A fine-tuning run on three classes of birds."""
     folder = tmp_path_factory.mktemp("tuned")
     write_cub200(folder / "data")
     yield from offline(
@@ -150,7 +150,7 @@ def test_the_summary_is_of_the_tested_checkpoint(tuned: Offline) -> None:
     for key, value in tuned.metrics["seconds"].items():
         assert tuned.summary[f"seconds/{key}"] == pytest.approx(value), key
     assert {"extraction", "fine-tuning", "test"} == tuned.metrics["images_per_second"].keys()
-    # Two epochs of gradients, each of two full batches of 8 for 11 images.
+    # Two epochs of gradient descent, each with two full batches of 8 for 11 images.
     spent = tuned.metrics["seconds"]["fine-tuning"]
     assert tuned.summary["images_per_second/fine-tuning"] == pytest.approx(2 * 16 / spent)
     assert tuned.summary["memory/peak_bytes"] > 50_000_000
@@ -217,7 +217,7 @@ def test_of_several_labels_there_are_bars_and_curves(several: Offline) -> None:
     assert {row[0]: row[1] for row in bars["data"]} == precisions
     curves = several.rows("precision_recall")
     assert {row["class"] for row in curves} == precisions.keys()
-    assert all(0 <= float(row["1.0"]) <= float(row["0.0"]) <= 1 for row in curves)  # falling
+    assert all(0 <= float(row["1.0"]) <= float(row["0.0"]) <= 1 for row in curves)  # decreasing
     points = several.table("test/precision_recall_table")["data"]
     assert len(points) == 101 * len(curves)
     assert len(several.pictures("test/average_precision")) == 1

@@ -1,4 +1,4 @@
-"""Folders of runs: what is found in them, taken up, and left alone; processes of their own."""
+"""Folders of runs: which files are reused, and which are left alone; processes of a series."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def with_file(folder: Path, name: str) -> Path:
     return folder
 
 
-def test_what_a_stopped_run_left_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_stopped_run_is_continued(tmp_path: Path) -> None:
     folder = with_file(tmp_path / "a", "checkpoints/last.ckpt")
     assert take_up(folder) == last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
 
@@ -32,7 +32,7 @@ def test_what_a_stopped_run_left_is_gone_on_with(tmp_path: Path) -> None:
     ("there", "newest"),
     [
         (["frozen"], "frozen"),
-        (["frozen", "finetuned"], "frozen"),  # the first gradient epoch was not over
+        (["frozen", "finetuned"], "frozen"),  # the first gradient epoch was not complete
         (["frozen", "finetuned", "last"], "last"),
         (["frozen", "finetuned", "last", "closing", "best"], "closing"),
         (["start", "finetuned"], None),
@@ -46,7 +46,7 @@ def test_a_run_goes_on_from_its_newest_stage(tmp_path: Path, there: list[str], n
 
 
 def begun(folder: Path) -> Path:
-    """As a run leaves its folder that is killed while its first checkpoint is written, with half-made features."""
+    """Write a folder as left by a run that is killed while saving its first checkpoint, with incomplete features."""
     for name in (
         "checkpoints/.last.ckpt.part", "checkpoints/start.ckpt", "features/features.bin", "provenance.json", ".job",
         "csv/frozen/version_0/metrics.csv", "wandb/offline-run-1/run-1.wandb",
@@ -57,7 +57,7 @@ def begun(folder: Path) -> Path:
     return folder
 
 
-def test_what_cannot_be_gone_on_with_is_cleared_away(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_continued_are_deleted(tmp_path: Path) -> None:
     folder = begun(tmp_path / "a")
     assert take_up(folder) is None and not folder.exists()
     assert take_up(folder) is None
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_the_first_epoch_is_done_again_and_a_later_one_is_kept(
     ["notes.txt", "csv/mine.csv", "checkpoints/best.ckpt", "metrics.json", "sub/config.yaml", "wandb/x/model.ckpt",
      "checkpoints/finetuned.ckpt", "refit/config.yaml"],
 )  # fmt: skip
-def test_what_is_not_of_a_runs_beginning_is_never_deleted(tmp_path: Path, name: str) -> None:
+def test_other_files_are_never_deleted(tmp_path: Path, name: str) -> None:
     folder = with_file(begun(tmp_path / "a"), name)
     before = sorted(folder.rglob("*"))
     with pytest.raises(CxlpError):
@@ -170,7 +170,7 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
         (["MINE"], "birds", "mine"),
         (["MINE", "finetune.yaml"], "birds", "mine-finetune"),
         (["RUN"], "birds", "birds"),
-        (["squeezenet.yaml", "finetune.yaml"], "birds", "birds-squeezenet-finetune"),  # they change data, at most
+        (["squeezenet.yaml", "finetune.yaml"], "birds", "birds-squeezenet-finetune"),  # they affect data only
         ([], "birds", "birds"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment, and gone on with, end as if nothing had happened."""
+"""Runs that are killed at any moment and continued end like uninterrupted runs."""
 
 import json
 import random
@@ -28,7 +28,7 @@ CLOSING = [
     *("--model.ema", "0.5"),
     *("--data.num_workers", "1"),
 ]
-#: What is trained, by further arguments.
+#: The runs, by additional arguments.
 CASES = {
     "frozen": ["--data.num_workers", "1"],
     "scratch": SCRATCH,
@@ -36,10 +36,10 @@ CASES = {
     "closing": CLOSING,
     "start": ["--model.start", "runs/first"],
 }
-#: Epochs before the gradient epochs, and after them.
+#: Numbers of epochs before and after gradient descent.
 AROUND = {"frozen": (1, 0), "scratch": (0, 0), "EMA": (0, 0), "closing": (1, 1), "start": (1, 0)}
-#: Each is reached by going on from the one before: within a pass, between stages and epochs, within an epoch, while
-#: saving. Beside it the newest checkpoint by then, and its stage's epoch.
+#: Moments, each reached by continuing from the one before: within a pass, between stages and epochs, within an epoch,
+#: while saving. Their values are the newest checkpoint at that time, and the epoch of its stage.
 FROZEN = {
     "stage frozen": None,
     "pass frozen 1": None,
@@ -67,9 +67,11 @@ CLOSING_FIT = {
 
 
 def moments(case: str) -> dict[str, tuple[str, int] | None]:
-    """Those of a case, in their order."""
+    """Return the moments of a case, in order."""
     before, after = AROUND[case]
-    known = ("frozen", 1) if before and case != "start" else None  # what is saved before the first gradient epoch ends
+    known = (
+        ("frozen", 1) if before and case != "start" else None
+    )  # the checkpoint before the end of the first gradient epoch
     return {
         **(FROZEN if known else {}),
         **{moment: saved or known for moment, saved in GRADIENTS.items()},
@@ -101,7 +103,7 @@ def reference(request: pytest.FixtureRequest, runner: Runner) -> tuple[str, list
 
 
 def session(runner: Runner, command: list[str], folder: Path, moment: str | None = None) -> int:
-    """Begin a run, or go on with it as it says itself; whatever a kill left must not be in the way."""
+    """Start a run, or continue it with the arguments that it printed; remains of a kill must not matter."""
     if take_up(folder) is None:
         arguments = [*command, "--run.root", str(folder.parent), "--run.name", folder.name]
     else:
@@ -109,18 +111,18 @@ def session(runner: Runner, command: list[str], folder: Path, moment: str | None
     status = runner(arguments, moment)
     assert status in (0, -9), runner.log.read_text()
     for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
-        read_checkpoint(checkpoint)  # whole
+        read_checkpoint(checkpoint)  # complete
     return status
 
 
 def saved_epoch(folder: Path) -> tuple[str, int] | None:
-    """The checkpoint that a run can be gone on from, and the epoch in it."""
+    """Return the checkpoint from which a run can be continued, and its epoch."""
     last = last_checkpoint(folder)
     return None if last is None else (last.stem, int(torch.load(last, weights_only=True)["epoch"]))
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """The same plain values and tensors, to the last bit."""
+    """Compare plain values and tensors bitwise."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key, value in one.items():
@@ -134,14 +136,14 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 
 def assert_same_run(case: str, folder: Path, reference: Path, killed_after: Collection[int] = ()) -> None:
-    """A run ended as another one.
+    """Check that a run ended like another one.
 
     Args:
-        case: The case of both.
-        folder: What was killed and gone on with.
-        reference: What was not.
-        killed_after: The gradient epochs that were saved when kills came. The trainer writes an epoch's training loss
-            right after ``last.ckpt``, so a kill may take that one line of the log; nothing else.
+        case: The case of both runs.
+        folder: The folder of the run that was killed and continued.
+        reference: The folder of the uninterrupted run.
+        killed_after: The gradient epochs that were saved at the time of the kills. The Trainer writes an epoch's
+            training loss right after ``last.ckpt``, so a kill may lose that one line of the log, but nothing else.
     """
     one, other = metrics(folder), metrics(reference)
     for key in ("metrics", "tested", "epoch", "images"):
@@ -190,12 +192,12 @@ def test_killed_at_random_moments(runner: Runner, reference: tuple[str, list[str
     seconds = metrics(whole)["seconds"]["total"]
     draws = random.Random(0)
     kills: list[tuple[str, tuple[str, int] | None]] = []
-    for attempt in range(10):  # a run that is too fast for its kills is followed by another one
+    for attempt in range(10):  # if a run ends before its kills, another one follows
         folder = whole.parent / f"random {attempt} of {whole.name}"
         while len(kills) < RANDOM_KILLS:
             moment = f"after {draws.uniform(0, seconds):.2f}"
             if session(runner, command, folder, moment) == 0:
-                seconds *= 0.8  # the machine may have been slower when the reference ran
+                seconds *= 0.8  # the machine may have been slower during the reference run
                 break
             kills.append((moment, saved_epoch(folder)))
         assert session(runner, command, folder) == 0

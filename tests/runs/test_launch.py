@@ -1,4 +1,4 @@
-"""How many processes a run has, which of them this one is, and what the environment of a scheduler does to that."""
+"""The number of processes of a run, the rank of this process, and the effect of a scheduler's environment on them."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ LEFT_OVER = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "SLU
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No launcher around the tests, and nothing of what they change after them."""
+    """No launcher around the tests; changes of the environment are undone."""
     before, rank = dict(os.environ), launched_rank()
     for name in [name for name in os.environ if name.startswith("SLURM_") or name in (*ELASTIC, *CHILD)]:
         del os.environ[name]
@@ -58,7 +58,7 @@ def settle(devices: int, nodes: int, variables: dict[str, str]) -> int:
     [
         (1, 1, {}, 0),
         *((1, 1, {name: "2"}, 0) for name in LEFT_OVER),
-        *((2, 1, {name: "2"}, 0) for name in LEFT_OVER),  # Lightning starts the second process, later
+        *((2, 1, {name: "2"}, 0) for name in LEFT_OVER),  # Lightning starts the second process later
         (1, 1, dict.fromkeys(LEFT_OVER, "2"), 0),
         (1, 1, TASK, 0),  # independent runs in one job
         (3, 1, TASK, 1),
@@ -69,7 +69,7 @@ def settle(devices: int, nodes: int, variables: dict[str, str]) -> int:
         (2, 1, CHILD, 1),
         (2, 2, {**CHILD, "NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
         (2, 2, {"NODE_RANK": "1", "MASTER_ADDR": "host0", "MASTER_PORT": "1234"}, 2),
-        # left over, or of a launcher that has not started this process
+        # left over, or from a launcher that did not start this process
         (4, 1, {"SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "4"}, 0),  # salloc
         (8, 1, {**TASK, **BATCH}, 0),
         *((n, 1, {"TORCHELASTIC_RUN_ID": "none"}, 0) for n in (1, 2)),
@@ -78,7 +78,7 @@ def settle(devices: int, nodes: int, variables: dict[str, str]) -> int:
 )
 def test_the_rank_in_this_run(devices: int, nodes: int, variables: dict[str, str], rank: int) -> None:
     assert settle(devices, nodes, variables) == rank
-    # what is not this run's is gone, so that Lightning does not wait for it
+    # variables that are not this run's are removed, so that Lightning does not wait for them
     known = devices > 1 and rank > 0 and variables.keys() & {"LOCAL_RANK", "SLURM_PROCID"}
     kept = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID") if name in os.environ]
     assert bool(kept) == bool(known)
@@ -106,7 +106,7 @@ class Cluster(TorchElasticEnvironment):
         self.offset = offset
 
     def global_rank(self) -> int:
-        """Read from variables of its own choice."""
+        """Reads variables of its own choice."""
         return int(os.environ["RANK"]) + self.offset
 
 
@@ -118,7 +118,7 @@ def test_a_cluster_environment_of_ones_own_is_asked(listed: bool) -> None:
     own = "lightning_fabric.plugins.environments.LightningEnvironment"
     child = Namespace(class_path=own, init_args=Namespace())  # type: ignore[no-untyped-call]
     assert launched_rank() == 5 and os.environ["RANK"] == "2" and os.environ["WORLD_SIZE"] == "8"
-    os.environ.update(CHILD)  # Lightning's own, whose launcher has told this process
+    os.environ.update(CHILD)  # Lightning's own, whose launcher has set this variable
     settle_launch(Namespace(accelerator="cpu", devices=2, num_nodes=1, plugins=[child]))  # type: ignore[no-untyped-call]
     assert launched_rank() == 1 and os.environ["LOCAL_RANK"] == "1"
 
@@ -155,7 +155,7 @@ def test_a_run_of_one_process_is_whole_wherever_it_was_started(work: Path, varia
     assert metrics(Path("runs/a"))["images"]["test"] == 9 and Path("runs/a/csv/test/version_0/metrics.csv").is_file()
 
 
-# --- started again
+# --- restarts
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_same_command_goes_on_with_its_run(
     assert main(command) == 0
     assert epochs == [1] and [path.name for path in Path("runs").iterdir()] == ["job"]
     assert metrics(Path("runs/job"))["metrics"] == metrics(whole)["metrics"]
-    assert main(command) == 0  # done: tested again
+    assert main(command) == 0  # finished: tested again
     assert epochs == [1] and not Path("runs/job-2").exists()
 
 
@@ -242,7 +242,7 @@ def test_a_job_that_is_started_again_takes_its_own_run(
         os.environ.update(before)
     settle(1, 1, {**own, **again})
     assert find_earlier(RunConfig(name="job-2")) == Path("runs", "job-2")
-    shutil.rmtree("runs/job-2")  # it was stopped before it began: the other one is not its
+    shutil.rmtree("runs/job-2")  # it was stopped before it started: the other one is another job's
     assert find_earlier(named) is None
 
 
@@ -262,7 +262,7 @@ def test_without_a_restart_the_same_command_begins_another_run(work: Path) -> No
 
 
 def test_processes_of_an_earlier_run_are_known_by_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Lightning takes WORLD_SIZE away when a run ends.
+    # Lightning removes WORLD_SIZE when a run ends.
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
@@ -274,7 +274,7 @@ def test_processes_of_an_earlier_run_are_known_by_their_group(monkeypatch: pytes
     assert launched_rank() == 1
 
 
-def test_what_saved_nothing_begins_again_in_its_place(work: Path) -> None:
+def test_a_run_without_checkpoints_starts_again_in_its_folder(work: Path) -> None:
     folder = Path("runs/job")
     (folder / "csv").mkdir(parents=True)
     (folder / "config.yaml").write_text("seed_everything: 0\nckpt_path: null\n")

@@ -1,4 +1,4 @@
-"""Loggers: when wandb finds a key, what each mode makes, and what a dead server leads to. Nothing here goes online."""
+"""Loggers: finding wandb's key, the result of each mode, and unreachable servers. No test uses the network."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ HOST = "https://wandb.birds.test:8443"
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user without wandb: no variables, no settings, and a netrc file that is not there; returns its path."""
+    """A user without wandb: no variables, no settings, and a missing netrc file, whose path is returned."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     file = tmp_path / "netrc"
@@ -46,7 +46,7 @@ def test_a_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_key_in_the_netrc_file_counts_for_its_server_only(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # of wandb's own service, also under the name that it had before
+    # the key of wandb's own service, also under its former name
     for name in (urlparse(wandb.setup().settings.base_url).netloc, "api.wandb.ai"):
         nobody.write_text(f"machine {name} login user password {KEY}\n")
         assert has_wandb_key()
@@ -62,7 +62,7 @@ def test_the_netrc_file_of_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     (tmp_path / ".netrc").chmod(0o600)
-    assert not has_wandb_key()  # NETRC names another one
+    assert not has_wandb_key()  # NETRC names another file
     monkeypatch.delenv("NETRC")
     assert has_wandb_key()
     monkeypatch.setenv("NETRC", "~/.netrc")
@@ -89,17 +89,17 @@ def test_a_netrc_file_without_a_key(nobody: Path, content: bytes) -> None:
 
 
 class Started:
-    """Stands for a wandb run."""
+    """Replaces a wandb run."""
 
     id = "run1"
 
     def define_metric(self, name: str, **kwargs: Any) -> None:
-        """Take an axis."""
+        """Accept an axis."""
 
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The arguments of each ``wandb.init``, which starts nothing."""
+    """Record the arguments of each ``wandb.init``, which starts nothing."""
     calls: list[dict[str, Any]] = []
 
     def init(**kwargs: Any) -> Started:
@@ -122,11 +122,11 @@ def kinds(run: RunConfig, folder: Path) -> list[type]:
         ("auto", None, False, "offline"),
         ("auto", None, True, "online"),
         ("auto", "offline", True, "offline"),
-        ("auto", "dryrun", True, "offline"),  # wandb's older word for it
+        ("auto", "dryrun", True, "offline"),  # wandb's former word for it
         ("auto", "online", False, "online"),
         ("auto", "disabled", True, None),
         ("off", "online", True, None),
-        ("offline", "online", True, "offline"),  # what the config says goes before the variable
+        ("offline", "online", True, "offline"),  # the config has precedence over the variable
         ("online", "disabled", False, "online"),
     ],
 )
@@ -145,7 +145,7 @@ def test_modes(
         monkeypatch.setenv("WANDB_API_KEY", KEY)
     loggers = kinds(RunConfig(wandb=mode), tmp_path)
     assert [call["mode"] for call in starts] == ([started] if started else [])
-    # wandb's comes first: Lightning writes into the first one's folder
+    # wandb's logger comes first: Lightning writes into the first one's folder
     assert loggers == ([ForgivingWandbLogger, ForgivingCSVLogger] if started else [ForgivingCSVLogger])
 
 
@@ -156,12 +156,12 @@ def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]
     expected = {"dir": tmp_path / "first", "name": "first", "project": "birds", "group": "seeds", "tags": ("a", "b")}
     assert {k: call[k] for k in expected} == expected
     assert (call["job_type"], call["notes"]) == ("refit", "of the nest")
-    assert (call["id"], call["resume"]) == ("run1", "allow")  # on resume it goes on with the same run
+    assert (call["id"], call["resume"]) == ("run1", "allow")  # a resumed run continues the same wandb run
     # one wandb run for all stages, and CSV files for each
     for stage in ("frozen", "finetune"):
         wandb_logger, csv_logger = build_loggers(run, tmp_path / "first", stage, lambda: experiment, Outputs())
         assert isinstance(wandb_logger, WandbLogger) and isinstance(csv_logger, CSVLogger)
-        assert wandb_logger.experiment is not experiment  # Trainers look at it before they begin
+        assert wandb_logger.experiment is not experiment  # Trainers read it before they start
         wandb_logger.log_metrics({"train/loss_step": 1.0})
         assert wandb_logger.experiment is experiment
         assert Path(csv_logger.log_dir).is_relative_to(tmp_path / "first" / "csv" / stage)
@@ -180,7 +180,7 @@ def test_the_id_of_the_environment_is_one_runs(
     assert ids[0] == "of-the-agent" and ids[3] == "of-a-resumed-run" and len(set(ids)) == 4 and all(ids)
     assert [call["name"] for call in starts] == ["a", "a-refit", "b", "a"]
     monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
-    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "train", "of-the-agent")  # started again
+    start_wandb(RunConfig(wandb="offline"), tmp_path / "a", "train", "of-the-agent")  # restarted
     start_wandb(RunConfig(wandb="offline"), tmp_path / "a/refit", "refit")
     assert starts[-1]["id"] != starts[-2]["id"] == "of-the-agent"
 
@@ -195,7 +195,7 @@ def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
 
 
 class Online:
-    """Stands for a wandb run."""
+    """Replaces a wandb run."""
 
     id, project = "run1", "birds"
 
@@ -256,7 +256,7 @@ def test_cross_validation_is_a_curve_over_c(found: dict[str, float], points: lis
     assert curve_of_costs(found) == [{"frozen/C": c, "frozen/cv_mAP": value} for c, value in points]
 
 
-# --- out of reach
+# --- unreachable servers
 
 
 @pytest.mark.parametrize("message", ["no answer in 30 seconds\nmore of it", ""])
@@ -290,7 +290,7 @@ def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: p
         start_wandb(RunConfig(wandb="offline"), tmp_path, "train")
 
 
-# --- how to look
+# --- commands that show a run
 
 
 def test_a_run_without_wandb_has_nothing_to_look_at(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_of_several_offline_runs_the_latest_is_shown_and_all_are_uploaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = [tmp_path / "wandb" / f"offline-run-20260101_00000{i}-x" for i in (1, 2, 3)]
-    for folder, seconds in zip(folders, (10, 30, 20), strict=True):  # by its time of writing, not by its name
+    for folder, seconds in zip(folders, (10, 30, 20), strict=True):  # by its modification time, not by its name
         folder.mkdir(parents=True)
         os.utime(folder, (seconds, seconds))
     oldest_first = f"{folders[0]} {folders[2]} {folders[1]}"

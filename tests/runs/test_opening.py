@@ -1,4 +1,4 @@
-"""How a run begins: nothing is written where it cannot, and a refit that goes on knows its choice wherever it is."""
+"""The start of a run: nothing is written if it cannot start, and a continued refit finds the run of its choice."""
 
 import shutil
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def stop(error: BaseException) -> Callable[..., Any]:
     return stopped
 
 
-# --- what fails before anything is done
+# --- errors before the work begins
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_a_pass_that_fails_leaves_nothing_and_has_told_of_the_images(
     assert "warning: 1 test images have the same content as training images" in capsys.readouterr().err
 
 
-def test_what_is_done_is_left_where_a_later_stage_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_stages_are_kept_if_a_later_one_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FineTune, "training_step", stop(CxlpError("broken")))
     assert main([*ARGUMENTS, *FINETUNE, "--run.name", "a"]) == 2
     assert Path("runs/a/checkpoints/frozen.ckpt").is_file()
     assert main([*ARGUMENTS, *FINETUNE, "--model.start", "scratch", "--run.name", "b"]) == 2
-    assert not Path("runs/b").exists()  # its first batch was not done
+    assert not Path("runs/b").exists()  # its first batch was not complete
 
 
 def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +86,11 @@ def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: py
     assert set(before) <= set(after)
 
 
-def test_what_was_tested_is_never_deleted_and_what_is_deleted_is_not_gone_on_with(
+def test_tested_runs_are_never_deleted_and_deleted_ones_not_continued(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(prepared("a") / "checkpoints" / "frozen.ckpt", "mine.ckpt")
-    arguments = [*ARGUMENTS, "--ckpt_path", "mine.ckpt"]  # all of its stages are done
+    arguments = [*ARGUMENTS, "--ckpt_path", "mine.ckpt"]  # all of its stages are finished
     with monkeypatch.context() as patched:
         patched.setattr("cxlp.runs.results.write_report", stop(KeyboardInterrupt()))
         assert main([*arguments, "--run.name", "b"]) == 130
@@ -102,7 +102,7 @@ def test_what_was_tested_is_never_deleted_and_what_is_deleted_is_not_gone_on_wit
     assert "interrupted. Nothing was saved yet: start again" in capsys.readouterr().err
 
 
-# --- pictures that were seen before
+# --- pictures that were used before
 
 
 @pytest.mark.parametrize("how", ["one folder deeper", "train and test exchanged", "renamed and exchanged"])
@@ -111,7 +111,7 @@ def test_a_start_recognises_test_images_wherever_they_lie(
 ) -> None:
     first = prepared("first")
     root = work / "pictures"
-    if how == "one folder deeper":  # a split is made of what were training images
+    if how == "one folder deeper":  # a split of former training images
         root = root / "train"
     else:
         root = root.rename(work / "others")
@@ -128,7 +128,7 @@ def test_a_start_recognises_test_images_wherever_they_lie(
     assert "images differ from those of the checkpoint's run" in capsys.readouterr().err
 
 
-# --- a test that is cut short
+# --- an interrupted test
 
 
 def test_a_part_of_the_test_is_no_result(
@@ -146,18 +146,18 @@ def test_a_part_of_the_test_is_no_result(
     assert not Path("runs/a/metrics.json").exists() and not Path("runs/a/per_class.csv").exists()
 
 
-# --- gradient epochs that end early
+# --- gradient descent that ends early
 
 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--trainer.max_steps", "2"], ("checkpoints/last.ckpt", 1)),  # within the first epoch: nothing was validated
+        (["--trainer.max_steps", "2"], ("checkpoints/last.ckpt", 1)),  # within the first epoch: there was no validation
         (["--trainer.check_val_every_n_epoch", "3"], ("checkpoints/last.ckpt", 2)),
         (["--trainer.max_time", "00:00:00:00"], None),
     ],
 )
-def test_what_was_not_validated_is_the_last_and_what_was_not_trained_is_no_result(
+def test_without_validation_the_last_epoch_counts_and_without_training_there_is_no_result(
     work: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: tuple[str, int] | None
 ) -> None:
     status = main([*ARGUMENTS, *FINETUNE, "--model.start", "scratch", "--run.name", "a", *more])
@@ -186,7 +186,7 @@ def test_a_refit_goes_on_where_both_runs_were_moved(work: Path, monkeypatch: pyt
     else:
         folder = Path("runs/a").rename("runs/z" if way == "renamed" else "z")
     monkeypatch.setattr(pl.Trainer, "fit", stop(AssertionError("all is fitted already")))
-    # the second run by its own folder, whose config names a checkpoint that is not there any more; then both
+    # the second run by its own folder, whose config names a missing checkpoint; then both
     for place in (folder / "refit", folder):
         assert main(["--config", f"{place}/config.yaml", "--ckpt_path", str(place)]) == 0
     assert [path.name for path in folder.iterdir() if "refit" in path.name] == ["refit"]

@@ -1,4 +1,4 @@
-"""What makes results comparable: which images, boxes, labels, classes and options another run may have, or not."""
+"""Comparability of results: the images, boxes, labels, classes and options that another run must share."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from tests.small_run import ARGUMENTS
 
 
 def images(train: Sequence[int], val: Sequence[int] = (), test: Sequence[int] = (), label: int = 0) -> Images:
-    """Images by their numbers, all with one label."""
+    """Images by their numbers, all with the same label."""
     found = {"train": train, "val": val, "test": test}
     fingerprints = {split: torch.tensor(numbers, dtype=torch.int64) for split, numbers in found.items()}
     return Images(fingerprints, {split: numbers * 100 + label for split, numbers in fingerprints.items()})
@@ -38,7 +38,7 @@ def of(root: Path, **options: Any) -> Images:
 
 
 def exchange_labels(root: Path) -> None:
-    """Call the first class's images the second class's, and the reverse."""
+    """Exchange the labels of the first two classes."""
     lists = root / "image_class_labels.txt"
     rows = [line.split() for line in lists.read_text().splitlines()]
     lists.write_text("".join(f"{image} { {'1': '2', '2': '1'}.get(label, label) }\n" for image, label in rows))
@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_the_same_images_boxes_and_labels(tmp_path: Path, cha
     before = of(root, bbox=True)
     if change is not None:
         change(root)
-    root = root.rename(tmp_path / "elsewhere")  # where they are does not matter
+    root = root.rename(tmp_path / "elsewhere")  # their location does not matter
     after = of(root, bbox=True)
     for check in (check_images, check_refitted_images):
         if said is None:
@@ -114,7 +114,7 @@ def test_classes_and_their_order(given: list[str], said: str | None) -> None:
 
 
 class Described:
-    """Stands for a network."""
+    """Replaces a network."""
 
     def __init__(self, **changes: Any) -> None:
         self.described: dict[str, Any] = {
@@ -144,8 +144,8 @@ def start(saved: Images, now: Images, network: Any = None, recipe: dict[str, Any
         (images([1, 4], [], [8]), None),
         (images([1, 2], [], [3, 9]), "was trained on 1 of these test images"),
         (images([8, 9], [], [1, 2, 3]), "was trained on 3 of these test images"),  # train and test exchanged
-        (images([1], [], [2]), "was trained on 1 of these test images"),  # a part, split anew
-        (images([1, 2, 3], [], [3, 9]), None),  # the data set has it twice: this run trains on it anyway
+        (images([1], [], [2]), "was trained on 1 of these test images"),  # a part, split again
+        (images([1, 2, 3], [], [3, 9]), None),  # a duplicate in the data set: this run trains on it anyway
         (images([1, 2, 3], [], [8, 9], label=1), "5 images have different labels or boxes"),
         (images([4, 5], [], [8], label=1), "1 images have different labels or boxes"),
     ],
@@ -208,6 +208,6 @@ def test_a_key_that_an_older_checkpoint_lacks_counts_as_its_default(key: str) ->
         check_recipe(older, {**now, key: "another"})
 
 
-def test_where_and_how_fast_is_not() -> None:
+def test_keys_of_locations_and_speed_are_not_in_the_recipe() -> None:
     free = ["--data.root=x", "--data.num_workers=3", "--model.frozen.store=y", "--trainer.devices=2", "--run.name=z"]
     assert recipe(*free) == recipe()

@@ -1,4 +1,4 @@
-"""What a run says of where its numbers come from."""
+"""The provenance that a run records."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The recipe of a run: what of it contradicts itself."""
+"""Contradictions in the recipe of a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The epoch that held-out images choose, and the second run on all training images that ends there."""
+"""The refit: held-out images choose the epoch, and a second run on all training images ends there."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def test_a_refit_is_the_run_on_all_images_up_to_the_epoch(work: Path, epoch: int
     assert last.samefile(refit / "checkpoints" / "best.ckpt")
     assert metrics(refit)["refit"]["epoch"] == metrics(refit)["epoch"] == epoch
     assert (refit / "checkpoints" / "last.ckpt").exists() == (epoch > 0)
-    # resumed from its end, it stays there; done again by its own config, it is the same
+    # resumed from its end, it does not change; repeated by its own config, it is equal
     assert main(["--config", "runs/refit/config.yaml", "--ckpt_path", "runs/refit"]) == 0
     assert_same(saved(last), saved(whole / "checkpoints" / name))
     assert main(["--config", "runs/refit/config.yaml"]) == 0
@@ -97,7 +97,7 @@ def test_an_interrupted_refit_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(StopAfter, "on_train_epoch_end", power_cut)
-        if at == "within":  # the checkpoint is there, the test is not
+        if at == "within":  # the checkpoint exists, the test does not
             patch.setattr(pl.Trainer, "test", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*ARGUMENTS, "--run.name", "cut", *command]) == 130
     said = capsys.readouterr().err.strip().rpartition("To continue: ")[2]
@@ -106,13 +106,13 @@ def test_an_interrupted_refit_goes_on(
     assert main(said.split()) == 0
     assert metrics(Path("runs/cut/refit"))["metrics"] == metrics(whole)["metrics"]
     assert sorted(p.name for p in Path("runs/cut").iterdir() if "refit" in p.name) == ["refit"]
-    # and the first run, resumed from its end, finds the second
+    # and the first run, resumed from its end, finds the second run
     assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
     assert metrics(Path("runs/cut/refit"))["metrics"] == metrics(whole)["metrics"]
 
 
 def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first run is made longer, or goes on, and chooses another epoch than its refit was ended after."""
+    """The first run is extended or continued, and chooses another epoch than the one of its refit."""
     scratch = [*FINETUNE, "--model.start", "scratch", "--run.refit", "true", "--data.validation", "0.34"]
     fast = [f"--model.optimizer.{part}_lr=0.1" for part in ("backbone", "projection", "classifier")]
     first = run("a", *scratch, *fast, "--trainer.max_epochs", "1")
@@ -127,7 +127,7 @@ def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert f"epoch 1, to {first.absolute()}/refit.1" in said
     assert finished(first) == first / "refit" and finished(first / "refit.1") is None
-    # what chooses the same again goes on with its refit, which is done
+    # if the choice is the same, the finished refit is kept
     assert main(["--config", f"{first}/config.yaml", "--ckpt_path", str(first)]) == 0
     assert metrics(first / "refit")["metrics"] == found["metrics"] and not (first / "refit.2").exists()
 
@@ -146,7 +146,7 @@ def test_a_longer_run_whose_best_epoch_stays_keeps_its_refit(work: Path) -> None
 def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
     command = [*FINETUNE, "--run.refit", "true", "--trainer.max_epochs", "2"]
     one = metrics(run("one", *command) / "refit")
-    # two processes with half batches
+    # two processes with half the batch size
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
     train = Path(__file__).parents[2] / "train.py"
     subprocess.run([sys.executable, str(train), *ARGUMENTS, *command, *ddp], check=True, timeout=300)
@@ -156,7 +156,7 @@ def test_two_processes_choose_and_refit_as_one_does(work: Path) -> None:
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
 
 
-def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
+def test_callbacks_that_monitor_held_out_images_are_left_out(work: Path) -> None:
     patience = "[{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {monitor: val/loss}}]"
     refit = run("a", *FINETUNE, "--run.refit", "true", "--trainer.callbacks", patience) / "refit"
     assert metrics(refit)["images"]["val"] == 0
@@ -174,7 +174,7 @@ def test_what_watches_held_out_images_is_left_out(work: Path) -> None:
         (["--run.refit", "nowhere.ckpt", *ALL_IMAGES], "run.refit is 'nowhere.ckpt': expected true, false, or"),
     ],
 )
-def test_what_cannot_be_refitted_is_refused(
+def test_runs_that_cannot_be_refitted_are_refused(
     work: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
 ) -> None:
     assert main([*ARGUMENTS, *FINETUNE, *change]) == 2
@@ -228,6 +228,6 @@ def test_a_refit_of_the_closing_fit_has_as_many_epochs_before_it(work: Path) -> 
     stops = f"[{{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {patience}}}]"
     given = [*FINETUNE, "--model.closing_fit", "true", "--trainer.max_epochs", "6", "--trainer.callbacks", stops]
     chosen = run("a", *given) / "checkpoints" / "closing.ckpt"
-    assert choice(str(chosen)).epoch == 3  # it stopped after two of six
+    assert choice(str(chosen)).epoch == 3  # it stopped after two of six epochs
     refitted = run("b", *given, *ALL_IMAGES, "--run.refit", str(chosen))
     assert metrics(refitted)["refit"]["epoch"] == metrics(refitted)["epoch"] == 3

@@ -1,4 +1,4 @@
-"""What ``train.py`` refuses, and what it says then."""
+"""Arguments that ``train.py`` refuses, and its error messages."""
 
 from pathlib import Path
 
@@ -169,13 +169,13 @@ def test_an_image_that_only_its_decoder_finds_broken_is_named(
     broken = min(Path("data/CUB_200_2011/images").rglob("*.jpg"))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(broken, "PNG")
     data = bytearray(broken.read_bytes())
-    data[100:140] = bytes(40)  # header and end are as they must be
+    data[100:140] = bytes(40)  # header and end are valid
     broken.write_bytes(data)
     assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--data.num_workers", workers]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and f"cannot decode image {broken}" in message
     assert "Traceback" not in message
-    assert not list(Path("runs").rglob("*.bin"))  # no half-made features are left
+    assert not list(Path("runs").rglob("*.bin"))  # no incomplete features are left
 
 
 def test_broken_images_can_be_left_out(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +198,7 @@ def test_no_network_for_weights_says_what_to_do(
     monkeypatch.setenv("TORCH_HOME", str(birds / "hub"))
     assert main(["--config", "cub200.yaml", *QUIET]) == 2
     message = capsys.readouterr().err
-    assert "caffenet-12.onnx" in message and "by hand" in message and "demo.yaml" in message
+    assert "caffenet-12.onnx" in message and "FILE.onnx" in message and "demo.yaml" in message
     assert main(["--config", "cub200.yaml", "--config", "resnet50.yaml", *QUIET]) == 2
     message = capsys.readouterr().err
     assert "resnet50" in message and "local FILE" in message
@@ -222,7 +222,7 @@ def test_a_config_without_keys_is_named(
 
 @pytest.mark.parametrize("order", [["finetune.yaml"], ["finetune.yaml", "demo.yaml"]])
 def test_an_overlay_comes_after_what_it_changes(capsys: pytest.CaptureFixture[str], order: list[str]) -> None:
-    # it says nothing of which data they are
+    # it does not describe its data
     assert main([part for name in order for part in ("--config", name)]) == 2
     assert "finetune.yaml is an overlay" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The result is safe before anything else is made; what cannot be made costs itself only, and the status tells."""
+"""The result is saved before secondary outputs; a failed output does not affect others, and sets the exit status."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ from tests.small_run import ARGUMENTS, metrics, prepared, write_pictures
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with the pictures."""
+    """A new working directory with the pictures."""
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path)
     return tmp_path
@@ -40,7 +40,7 @@ def test_the_result_is_written_before_what_may_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = metrics(prepared("good", "--run.cost", "true"))
-    folder = Path("[/b]", "<$\\frac{1$> 🐦")  # a name that is no markup, formula or tag
+    folder = Path("[/b]", "<$\\frac{1$> 🐦")  # a name that must not be read as markup, formula or tag
     found: list[dict[str, Any]] = []
 
     def broken(*_: Any) -> None:
@@ -77,13 +77,13 @@ def test_a_run_that_is_killed_before_its_tables_is_gone_on_with(work: Path, monk
         assert main([*ARGUMENTS, "--run.name", "a"]) == 130
     folder = Path("runs", "a")
     assert (folder / "metrics.json").is_file() and finished(folder) is None
-    monkeypatch.setattr(Frozen, "training_step", killed)  # only the test is done again
+    monkeypatch.setattr(Frozen, "training_step", killed)  # only the test is repeated
     assert main([*ARGUMENTS, "--run.name", "a", "--run.resume", "auto"]) == 0
     assert finished(folder) == folder and (folder / "per_class.csv").is_file() and (folder / "report.html").is_file()
 
 
 def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As that of ``train.py | head``, which rich answers by the end of the process."""
+    """A closed pipe, as of ``train.py | head``, at which rich ends the process."""
     ended: list[Any] = []
     monkeypatch.setattr(cxlp.runs.results.Results, "show", Mock(side_effect=SystemExit(1)))
     monkeypatch.setattr(cxlp.runs.results, "close_wandb", lambda *arguments: ended.append(arguments))
@@ -116,7 +116,7 @@ def test_a_series_takes_a_run_whose_report_is_missing(
 
 
 class Gone:
-    """Stands for a wandb run whose process has died."""
+    """Replaces a wandb run whose process has died."""
 
     id, project = "run1", "birds"
 
@@ -124,7 +124,7 @@ class Gone:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def define_metric(self, *_: Any, **__: Any) -> None:
-        """Take an axis."""
+        """Accept an axis."""
 
 
 def test_training_goes_on_without_a_logger_that_fails(

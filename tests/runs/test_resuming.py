@@ -1,4 +1,4 @@
-"""Runs that go on elsewhere."""
+"""Runs that are continued elsewhere."""
 
 import shutil
 import subprocess
@@ -21,7 +21,14 @@ def test_a_run_goes_on_in_two_processes_as_in_one(tmp_path: Path) -> None:
 
     train(*ARGUMENTS, *FINETUNE, "--run.name", "one", "--trainer.max_epochs", "2")
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
-    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2"]  # half of one's
+    ddp = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--data.batch_size",
+        "2",
+    ]  # half the batch size of one process
     found = []
     for name, more in (("one", []), ("two", ddp)):
         folder = f"runs/{name}"

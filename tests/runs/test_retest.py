@@ -1,4 +1,4 @@
-"""``cxlp test``: the same test again, other splits, other data with the same classes; never into the run's folder."""
+"""``cxlp test``: the same test again, other splits, and other data with the same classes, outside the run's folder."""
 
 import csv
 import os
@@ -35,7 +35,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_other_data_take_no_options_of_the_runs_data(work: Path) -> None:
-    """Paths of a table are relative to its own folder, not to the root of the run's data; nothing is held out."""
+    """Paths in a table are relative to its own folder, not to the root of the run's data; nothing is held out."""
     prepared("birds", "--data.validation", "0.34")
     Path("elsewhere").mkdir()
     shutil.copytree("pictures/test", "elsewhere/photos")
@@ -93,7 +93,7 @@ def test_other_splits(work: Path, capsys: Capture) -> None:
 
 
 def test_other_data_with_the_same_classes_by_name(work: Path, capsys: Capture) -> None:
-    """In another order, one of them missing, one unknown, and with one training image."""
+    """Classes in another order: one is missing, one is unknown, and one has a single training image."""
     prepared("birds")
     for split in ("train", "test"):
         for k, name in enumerate(["a bear", "Kind2", "kind0"]):
@@ -133,8 +133,8 @@ def test_broken_files_are_left_out_where_that_is_asked_for(work: Path, capsys: C
 def test_names_are_matched_as_they_are_and_else_simplified() -> None:
     assert match_classes(["b", "a"], ["a", "b"]) == {0: 1, 1: 0}
     assert match_classes(["Black footed albatross", "wren"], ["001.Black_footed_Albatross", "002.Wren"]) == {0: 0, 1: 1}
-    assert match_classes(["A", "a", "x"], ["a", "b"]) == {1: 0}  # A is taken
-    assert match_classes(["wren", "Wren"], ["WREN"]) == {}  # which of them is meant?
+    assert match_classes(["A", "a", "x"], ["a", "b"]) == {1: 0}  # A is already matched
+    assert match_classes(["wren", "Wren"], ["WREN"]) == {}  # ambiguous
     assert match_classes(["wren"], ["002.Wren", "003.Gull"]) == {0: 0}
 
 
@@ -166,7 +166,7 @@ def test_what_was_held_out_by_the_runs_own_seed(work: Path, capsys: Capture) -> 
 
 @pytest.mark.parametrize("kind", ["classes alone", "test alone", "table", "table of a test"])
 def test_data_that_are_only_to_be_tested(work: Path, capsys: Capture, kind: str) -> None:
-    """Without splits all are tested, be they ever so few; a test alone needs no training images."""
+    """Data without splits are tested completely, however few; a test split needs no training images."""
     prepared("birds")
     place = Path("few", "test") if kind == "test alone" else Path("few")
     for name in ("kind0", "kind2"):
@@ -183,7 +183,7 @@ def test_data_that_are_only_to_be_tested(work: Path, capsys: Capture, kind: str)
     own = "test" if "test" in kind else "all"
     assert metrics(Path("found"))["images"] == {own: 4} and "no test split" not in capsys.readouterr().err
     if own == "all":
-        assert main(["test", "runs/birds", *arguments, "--split", "test"]) == 2  # to be split they are too few
+        assert main(["test", "runs/birds", *arguments, "--split", "test"]) == 2  # too few to be split
         assert "cannot split" in capsys.readouterr().err
 
 
@@ -192,7 +192,7 @@ def test_other_results_are_not_written_over(work: Path, capsys: Capture) -> None
     prepared("other", "--seed_everything", "3")
     Path("series").mkdir()
     Path("series/metrics.json").write_text('{"metrics": {}}')
-    for _ in range(2):  # the same test may be done again
+    for _ in range(2):  # the same test may be repeated
         assert main(["test", "runs/birds", "--out", "a/b/found"]) == 0
     before = contents(Path("a/b/found"))
     for out, checkpoint in (("series", "runs/birds"), ("a/b/found", "runs/other"), (".", "runs/birds")):
@@ -238,7 +238,7 @@ def test_a_test_of_a_refit_lies_beside_the_run(work: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(work: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+def test_wrong_arguments(work: Path, capsys: Capture, arguments: list[str], said: str) -> None:
     prepared("birds")
     shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
     for split in ("train", "test"):
@@ -262,7 +262,7 @@ def test_a_checkpoint_elsewhere_is_tested_on_what_is_named(work: Path) -> None:
     )
 
 
-def test_of_a_refit_the_second_run_is_meant(tmp_path: Path) -> None:
+def test_a_refit_is_tested_by_its_second_run(tmp_path: Path) -> None:
     for place in ("refit/checkpoints", "checkpoints"):
         (tmp_path / place).mkdir(parents=True)
         with pytest.raises(CxlpError, match=r"has no checkpoints/best\.ckpt"):
@@ -276,7 +276,7 @@ def test_of_a_refit_the_second_run_is_meant(tmp_path: Path) -> None:
 
 
 class Attributes(ImageDataModule):
-    """Three people with two attributes, one of which a network does not know."""
+    """Three people with two attributes, one of which the network does not know."""
 
     name, multi_label = "People", True
 
@@ -286,7 +286,7 @@ class Attributes(ImageDataModule):
         return ("hat", "beard"), {"train": [], "test": samples}
 
 
-def test_of_several_labels_those_of_shared_classes_count(tmp_path: Path) -> None:
+def test_several_labels_are_restricted_to_shared_classes(tmp_path: Path) -> None:
     data = Attributes(tmp_path)
     chosen, notes = choose_images(data, network(classes=["glasses", "Hat"], multi_label=True), None)
     assert chosen == "test"

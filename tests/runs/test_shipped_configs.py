@@ -1,4 +1,4 @@
-"""The configs that come with the package: they are explained, found, and run."""
+"""The shipped configs: commented, found, and run."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Which stages a run has, what each leaves, where the next one starts, and how a run goes on at any of them."""
+"""The stages of a run: their outputs, their starting points, and continuing a run at any of them."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class Counts:
-    """How many frozen fits there were, and how many training pictures were decoded, held-out ones among them."""
+    """Count the frozen fits, and the decoded training pictures including the held-out ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fits = self.decoded = 0
@@ -66,7 +66,7 @@ class Counts:
         monkeypatch.setattr(ImageDataset, "__getitem__", counted_decode)
 
 
-# --- which stages there are
+# --- the stages
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ class Counts:
 def test_stages_and_what_they_leave(
     work: Path, options: list[str], expected: dict[str, tuple[int, int]], files: list[str]
 ) -> None:
-    # no step moves anything: ties keep the earlier epoch
+    # no step changes anything: ties keep the earlier epoch
     folder = run("a", *options, *(STILL if FINETUNE[1] in options else []))
     found = stages(folder)
     assert {name: (stage["epoch"], stage["epochs"]) for name, stage in found.items()} == expected
@@ -106,7 +106,7 @@ def test_stages_and_what_they_leave(
     for stage in found.values():  # relative to the run's folder
         assert (folder / stage["checkpoint"]).is_file() and (folder / stage["last"]).is_file()
         assert not Path(stage["checkpoint"]).is_absolute() and not Path(stage["last"]).is_absolute()
-    # each stage logs into a place of its own; epochs are counted over all of them
+    # each stage logs into its own folder; epochs are counted over all of them
     assert sorted(p.name for p in (folder / "csv").iterdir()) == sorted([*expected, "test"])
     epochs = list(found.values())[-1]["epochs"]
     gradients = range(1, epochs - ("closing" in found)) if "finetune" in found else range(0)
@@ -116,7 +116,7 @@ def test_stages_and_what_they_leave(
     assert list(by_epoch(folder, "frozen/C")) == [epoch for name, (epoch, _) in expected.items() if name != "finetune"]
     seen = [row["images_seen"] for rows in history(folder).values() for row in rows if "images_seen" in row]
     assert seen == sorted(seen)
-    # the tested one: the best on the held-out images, else the last
+    # the tested one: the best on the held-out images, or the last
     tested = metrics(folder)
     name = next(iter(found)) if held_out else list(found)[-1]
     assert (tested["tested"], tested["epoch"]) == (found[name]["checkpoint"], found[name]["epoch"])
@@ -142,7 +142,7 @@ def test_each_stage_starts_from_the_bits_of_the_one_before(work: Path, monkeypat
     assert same(began[1][1], weights(folder, "frozen"))
     assert same(began[2][1], weights(folder, "last"))
     assert not same(weights(folder, "last"), weights(folder, "frozen"))
-    # the closing fit leaves the backbone as it was, with C and scale of the first fit
+    # the closing fit does not change the backbone, and uses C and scale of the first fit
     last, closing = weights(folder, "last"), weights(folder, "closing")
     for key in (key for key in last if key.startswith("backbone.")):
         assert torch.equal(closing[key], last[key]), key
@@ -156,7 +156,7 @@ def test_the_best_by_validation_is_tested_and_ties_keep_the_earlier_stage(work: 
     values = [stage["validated"]["val/accuracy"] for stage in found.values()]
     assert len(values) == 3 and values[0] == values[1] == max(values)
     assert metrics(still)["tested"] == "checkpoints/frozen.ckpt"
-    # where the fit is bad, with a classifier at zero, the closing fit is better than what came before it
+    # after a bad fit, with a zero classifier, the closing fit is better than the result before it
     better = run("better", *FINETUNE, "--model.start", "scratch", "--model.optimizer.classifier_lr", "1")
     curve = logged(better, "val/accuracy")
     best = min(epoch for epoch, value in curve.items() if value == max(curve.values()))
@@ -195,23 +195,23 @@ def test_a_checkpoint_callback_of_ones_own_works_in_the_frozen_mode(work: Path) 
     assert same(weights(folder, "mine"), weights(folder, "frozen"))
 
 
-# --- a start that is there already
+# --- an existing start
 
 
 @pytest.mark.parametrize("given", ["runs/first", "runs/first/checkpoints/frozen.ckpt"])
-def test_a_frozen_run_that_is_there_is_the_first_stage(work: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_an_existing_frozen_run_is_the_first_stage(work: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     first = prepared("first", *HELD_OUT)
     whole = prepared("whole", *FINETUNE)
     counts = Counts(monkeypatch)
     folder = run("a", *FINETUNE, "--model.start", given)
     assert counts.fits == 0
-    assert counts.decoded == 2 * (12 + 7)  # two gradient epochs of three full batches: no pass besides
+    assert counts.decoded == 2 * (12 + 7)  # two gradient epochs of three full batches: no other pass
     assert same(weights(folder, "start"), weights(first, "frozen"))
-    # it is the run that makes its own first pass
+    # it is the start of a run with its own first pass
     assert same(weights(folder, "last"), weights(whole, "last"))
     found = [metrics(place) for place in (folder, whole)]
     assert found[0]["metrics"] == found[1]["metrics"]
-    # and it competes by its validation
+    # and it takes part in the choice by validation
     assert stages(folder)["frozen"]["validated"] == stages(first)["frozen"]["validated"]
     assert (found[0]["tested"], found[0]["epoch"]) == ("checkpoints/start.ckpt", 0)
     assert "extraction" not in found[0]["images_per_second"] and "extraction" not in found[0]["seconds"]
@@ -267,7 +267,7 @@ def test_a_start_is_the_same_network_on_the_same_pictures(
     assert main([*ARGUMENTS, *FINETUNE, "--model.start", "runs/first", change]) == 2
     error = capsys.readouterr().err
     assert said in error and ("a different network" in error) == (said.startswith("its"))
-    assert [path.name for path in Path("runs").iterdir()] == ["first"]  # before anything is made
+    assert [path.name for path in Path("runs").iterdir()] == ["first"]  # before any output
 
 
 def test_a_checkpoint_of_no_run_is_explained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,11 +291,11 @@ def test_two_processes_start_from_a_checkpoint(work: Path) -> None:
         torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-4)
 
 
-# --- going on
+# --- continuing
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, owner: type, hook: str, when: Any, *more: str) -> Path:
-    """Begin ``runs/cut``, and interrupt it in a hook of a task, where ``when(task)`` says so."""
+    """Start ``runs/cut``, and interrupt it in a hook of a task if ``when(task)`` is true."""
     work = getattr(owner, hook)
 
     def interrupted(task: Any, *args: Any) -> Any:
@@ -333,7 +333,7 @@ def test_a_stopped_run_goes_on_at_its_stage(work: Path, monkeypatch: pytest.Monk
         folder = folder.rename("elsewhere/b")
     counts = Counts(monkeypatch)
     assert main(["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder)]) == 0
-    assert counts.fits == 1  # the closing one: what is done is not done again
+    assert counts.fits == 1  # the closing one: finished stages are not repeated
     assert stages(folder) == stages(whole)
     for name in ("frozen", "finetuned", "last", "closing", "best"):
         assert same(weights(folder, name), weights(whole, name)), name
@@ -349,7 +349,7 @@ def test_a_run_that_was_stopped_in_its_first_pass_begins_again(
 ) -> None:
     folder = cut(monkeypatch, Frozen, "on_validation_epoch_start", lambda task: True)
     assert "Nothing was saved yet: start again" in capsys.readouterr().err
-    assert not folder.exists()  # nothing is left where nothing was done
+    assert not folder.exists()  # nothing is left if nothing was finished
     folder.mkdir()
     assert main([*ARGUMENTS, "--ckpt_path", str(folder)]) == 2
     assert "runs/cut contains no checkpoint" in capsys.readouterr().err
@@ -366,7 +366,7 @@ def test_a_finished_run_that_was_moved_is_tested_again(work: Path, monkeypatch: 
 
 
 def test_a_moved_run_that_is_made_longer_keeps_its_best_epoch(work: Path) -> None:
-    # after a good first epoch, gradients are lost: a schedule of its own for each length would blur it
+    # after a good first epoch, gradients are zero: a schedule that depends on the length would blur it
     wild = ["--model.start", "scratch", "--model.optimizer.classifier_lr", "1"]
     found = {}
     for name in ("stayed", "moved"):
@@ -397,7 +397,7 @@ def test_a_run_that_is_made_longer_is_so_for_good(
     with monkeypatch.context() as patched:
         patched.setattr(FineTune, "on_train_epoch_start", stop)
         assert main([*again, "--trainer.max_epochs", "3"]) == 130
-    assert not (folder / "metrics.json").exists()  # a series of runs would take it for done
+    assert not (folder / "metrics.json").exists()  # a series of runs would consider it finished
     assert main(again) == 0
     assert checkpoint(folder, "last")["epoch"] == 2
     assert (folder / "metrics.json").exists()
@@ -455,7 +455,7 @@ def test_a_checkpoint_alone_brings_the_best_epoch_if_that_is_still_there(
     assert metrics(folder)["epoch"] == (3 if gone else 0)
     Path("my.ckpt").unlink()
     shutil.rmtree("elsewhere" if gone else whole)
-    moved = folder.rename("moved")  # it needs nothing but its own folder
+    moved = folder.rename("moved")  # it needs only its own folder
     assert main(["--config", str(moved / "config.yaml"), "--ckpt_path", str(moved)]) == 0
 
 
@@ -463,7 +463,7 @@ def test_a_checkpoint_alone_brings_the_best_epoch_if_that_is_still_there(
 def test_the_best_epoch_of_another_run_is_not_brought(
     work: Path, capsys: pytest.CaptureFixture[str], change: list[str]
 ) -> None:
-    """Another run has taken the place of the one that a checkpoint is of, with the same scores."""
+    """Another run has replaced the run of a checkpoint, with the same scores."""
     folder = prepared("a", *FINETUNE, *STILL)
     shutil.copy(folder / "checkpoints" / "last.ckpt", "my.ckpt")
     other = prepared("b", *FINETUNE, *STILL, *change) / "checkpoints" / "frozen.ckpt"
@@ -496,7 +496,7 @@ def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:
     assert len(list((folder / "csv" / "frozen").iterdir())) == 1
 
 
-# --- what is refused
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_options_of_gradient_epochs_are_refused_where_there_are_none(
     assert key.partition(".")[2] in (*GRADIENT_MODEL_KEYS, *GRADIENT_TRAINER_KEYS)
     assert main([*ARGUMENTS, f"--{key}", value]) == 2
     assert f"{key} is given, but trainer.max_epochs is 0" in capsys.readouterr().err
-    assert not Path("runs").exists()  # before anything is made
+    assert not Path("runs").exists()  # before any output
 
 
 def test_rates_without_gradient_epochs_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -535,7 +535,7 @@ def test_rates_without_gradient_epochs_are_refused(work: Path, capsys: pytest.Ca
     assert "model.optimizer is given, but trainer.max_epochs is 0" in capsys.readouterr().err
 
 
-# --- figures
+# --- numbers of images
 
 
 @pytest.mark.parametrize("more", [[], CLOSING], ids=["finetune", "closing"])
@@ -550,16 +550,16 @@ def test_the_speed_of_extraction_is_of_images_that_were_extracted(
     tuned = metrics(run("tuned", *FINETUNE, *more, *store))
     speeds, seconds = tuned["images_per_second"], tuned["seconds"]
     assert speeds["fine-tuning"] == pytest.approx(24 / seconds["fine-tuning"])
-    if more:  # the closing fit's pass is the only one through the backbone
+    if more:  # only the closing fit's pass uses the backbone
         assert speeds["extraction"] == pytest.approx(11 / seconds["extraction"])
     else:
         assert "extraction" not in speeds
-    # stored features are of the frozen network: later stages do not take them for theirs
+    # stored features are of the frozen network: later stages do not use them
     plain = prepared("plain", *FINETUNE, *more)
     for key in ("val/accuracy", "val/loss"):
         assert logged(Path("runs/tuned"), key) == pytest.approx(logged(plain, key), rel=1e-4), key
     assert tuned["metrics"] == pytest.approx(metrics(plain)["metrics"], rel=1e-4)
-    # also of a run that was gone on with
+    # also of a continued run
     cut(monkeypatch, FineTune, "on_validation_start", lambda task: task.current_epoch == 1, *more, *store)
     assert main(["--config", "runs/cut/config.yaml", "--ckpt_path", "runs/cut"]) == 0
     speeds, seconds = metrics(Path("runs/cut"))["images_per_second"], metrics(Path("runs/cut"))["seconds"]

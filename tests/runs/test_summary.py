@@ -16,7 +16,7 @@ def report(cross_validated: float, metric: str = "accuracy") -> dict[str, float]
 def test_it_tells_both_accuracies_and_what_is_left() -> None:
     (line,) = room_to_gain(report(0.92), 300)
     low, high, _ = wilson(276, 300)
-    assert "training accuracy 100.0 %" in line and "cross-validated 92.0 %" in line and "8.0 points at most" in line
+    assert "training accuracy 100.0 %" in line and "cross-validated 92.0 %" in line and "at most 8.0 points" in line
     assert f"{100 * low:.1f} to {100 * high:.1f}" in line
 
 
@@ -54,11 +54,11 @@ def test_a_run_says_it_once_between_the_frozen_fit_and_the_gradients(
 ) -> None:
     folder = run("tuned", *FINETUNE)
     said = capsys.readouterr().out.splitlines()
-    (place,) = [i for i, line in enumerate(said) if "points at most" in line]
+    (place,) = [i for i, line in enumerate(said) if "can gain at most" in line]
     found = metrics(folder)["metrics"]
     assert f"cross-validated {100 * found['frozen/cv_accuracy']:.1f} %" in said[place]
     assert f"training accuracy {100 * found['frozen/train_accuracy']:.1f} %" in said[place]
     epochs = [i for i, line in enumerate(said) if line.startswith(("frozen fit  ", "epoch 1"))]
     assert epochs[0] < place < epochs[1]
     run("frozen")
-    assert "points at most" not in capsys.readouterr().out
+    assert "can gain at most" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a run says, in a terminal and in a pipe, and what it leaves of that; what a failed start leaves."""
+"""The output of a run in a terminal and in a pipe, and its log; the remains of a failed start."""
 
 import os
 import re
@@ -24,11 +24,11 @@ SHOWN = ["--trainer.enable_progress_bar", "true"]
 
 
 def logged(folder: Path) -> list[str]:
-    """The lines of a run's log."""
+    """Return the lines of a run's log."""
     return (folder / "log.txt").read_text(encoding="utf-8").splitlines()
 
 
-# --- what it says
+# --- output
 
 
 def test_in_a_pipe_there_are_whole_lines_only_and_the_log_has_all_of_them(work: Path) -> None:
@@ -49,8 +49,9 @@ def test_in_a_pipe_there_are_whole_lines_only_and_the_log_has_all_of_them(work: 
     assert re.fullmatch(
         r"frozen fit     cross-validated .*%   val/accuracy .*%   best .*% \(frozen fit\)   .* s", out[7]
     )
-    assert [line.split("   ")[0] for line in out[8:10]] == ["epoch 1 of 2", "epoch 2 of 2"]
-    assert all("train loss 0." in line or "train loss 1." in line for line in out[8:10])
+    assert out[8].startswith("frozen fit: training accuracy ") and out[9].startswith("warning: fine-tuning ")
+    assert [line.split("   ")[0] for line in out[10:12]] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all("train loss 0." in line or "train loss 1." in line for line in out[10:12])
     assert "v_num" not in done.stdout and not re.search(r"epoch 0|Epoch", done.stdout)
     log = logged(Path("runs/a"))
     assert "cxlp train --config" in log[0] and sorted(log[1:]) == sorted(
@@ -71,22 +72,22 @@ def test_in_a_terminal_one_bar_stands_beneath_the_lines(work: Path) -> None:
     if child == 0:
         os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
         os.execv(sys.executable, [sys.executable, "-c", slow, "train", *command])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # else it has no width
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # otherwise it has no width
     raw = b""
     while True:
         try:
             found = os.read(terminal, 1 << 16)
-        except OSError:  # Linux's way to say that nobody writes any more
+        except OSError:  # Linux's error if the other end is closed
             break
         if not found:
             break
         raw += found
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     text = raw.decode().replace("\r\n", "\n")
-    assert "\x1b[A" not in text, "never two bars"
+    assert "\x1b[A" not in text, "there are never two bars"
     for bar in ("frozen fit:", "epoch 1 of 2:", "epoch 2 of 2, validation:", "test:"):
         assert f"\r{bar}" in text
-    shown = [line.rpartition("\r")[2] for line in text.split("\n")]  # what is left of each line
+    shown = [line.rpartition("\r")[2] for line in text.split("\n")]  # the final state of each line
     assert [line.split("  ")[0] for line in shown if re.match(r"(epoch|frozen fit) ", line)] == [
         "frozen fit", "epoch 1 of 2", "epoch 2 of 2",
     ]  # fmt: skip
@@ -110,7 +111,7 @@ def test_an_epoch_that_is_not_validated_tells_no_earlier_value(work: Path) -> No
     assert all("best" in line for line in epochs)
 
 
-# --- the log of runs that end otherwise
+# --- the log of runs that end early
 
 
 def stop(error: BaseException) -> Callable[..., NoReturn]:
@@ -155,7 +156,7 @@ def test_the_log_is_complete_where_a_run_ends_early_and_goes_on_when_it_is_resum
     assert second.startswith("epoch 2 of 2")
     value = float(second.partition("val/accuracy ")[2].split("%")[0])
     if value <= float(best.split("%")[0]):
-        assert f"best {best})" in second, "the best epoch of the first session is known"
+        assert f"best {best})" in second, "the best epoch of the first session is kept"
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(work: Path) -> None:

@@ -1,4 +1,4 @@
-"""In which precision the stages of a run compute."""
+"""The precision of a run's stages."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.small_run import ARGUMENTS, FINETUNE, run, write_pictures
 
 @pytest.fixture
 def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Say what is fastest on this machine."""
+    """Set the fastest precision of this machine."""
 
     def say(name: Any) -> None:
         monkeypatch.setattr(opening, "without_gradients", lambda trainer: Precision(name, "the test says so"))
@@ -26,7 +26,7 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def precisions(folder: Path, *names: str) -> list[str]:
-    """What the checkpoints tell."""
+    """Return the precision in the checkpoints."""
     return [read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["cxlp_run"]["precision"] for name in names]
 
 

@@ -1,4 +1,4 @@
-"""``cxlp.train``: the command line from Python, with what users have there, and without its ways of ending."""
+"""``cxlp.train``: the command line from Python, with data and classes of the user's script."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.small_run import ARGUMENTS, metrics, prepared
 #: The small run's arguments as keys.
 KEYS: dict[str, Any] = {
     key.removeprefix("--"): load_yaml(value) for key, value in zip(ARGUMENTS[2::2], ARGUMENTS[3::2], strict=True)
-} | {"run.wandb": "off"}  # which is no truth value here
+} | {"run.wandb": "off"}  # YAML reads off as a boolean; here it is the string
 
 
 def train(name: str, **more: Any) -> cxlp.RunResult:
@@ -62,7 +62,9 @@ def test_nested_keys_and_objects(work: Path) -> None:
             place = place.setdefault(group, {})
         place[name] = value
     nested["data"] |= {"root": work / "pictures", "batch_size": np.int64(4)}
-    nested["model"]["head"] = cxlp.BilinearPooling(pca_dim=3, sqrt=False)  # in place of the config's, with all options
+    nested["model"]["head"] = cxlp.BilinearPooling(
+        pca_dim=3, sqrt=False
+    )  # replaces the config's head, with all its options
     nested["run"] = {"name": "nested", "wandb": "off"}
     result = cxlp.train(["folder.yaml"], nested)
     head = next(result.model.network.each_head())
@@ -76,7 +78,7 @@ def test_nested_keys_and_objects(work: Path) -> None:
 
 
 def frame(of: str) -> pd.DataFrame:
-    """The pictures as rows; their labels as texts or as lists."""
+    """The pictures as rows of a table; their labels as texts or as lists."""
     rows = []
     for path in sorted(Path("pictures").rglob("*.png")):
         label = path.parent.name
@@ -96,7 +98,7 @@ def test_a_data_frame(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["--config", "runs/frame/config.yaml", "--run.name", "again"]) == 0
     assert metrics(Path("runs/again"))["metrics"] == result.metrics
     assert as_arguments((), {"data.table": table})[0] == f"--data.table={saved['table']}"
-    # lists of labels are joined by a sign that no label holds
+    # lists of labels are joined by a separator that no label contains
     several = as_arguments((), {"data": {"table": frame("labels"), "root": work}})
     assert "--data.separator=|" in several and f"--data.root={work}" in several
     written = Path(several[0].partition("=")[2]).read_text()
@@ -139,7 +141,7 @@ def test_errors_are_those_of_the_command(
         ("folder.yaml", {"data.root": "tests", "seeds": 3}, "seeds.*command line.*seed_everything"),
     ],
 )
-def test_what_only_python_can_give_wrong(config: Any, keys: Any, said: str) -> None:
+def test_errors_that_only_python_can_cause(config: Any, keys: Any, said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         cxlp.train(config, keys)
 
@@ -196,7 +198,7 @@ def test_a_run_that_fails_leaves_its_wandb_run_to_no_other(work: Path, monkeypat
     assert list(Path("runs/first/wandb").glob("offline-run-*")) and wandb.run is None
 
 
-def test_what_was_interrupted_before_is_not_taken_for_the_end_of_this_run(work: Path) -> None:
+def test_an_earlier_interruption_does_not_end_this_run(work: Path) -> None:
     try:
         raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -213,7 +215,7 @@ def say(*words):  # a line is one write: those of two processes never mix
 result = cxlp.train("folder.yaml", {{**{keys!r}, "run.name": "script", **{more!r}}})
 say("accuracy", result.metrics["test/accuracy"])
 """
-#: Behind it: what another run, and a mistake, come to in the same processes.
+#: After it, in the same processes: another run, and a run with an error.
 MORE = """
 import time
 from cxlp.utils import processes
@@ -241,7 +243,8 @@ def script(start: str, behind: str = "", **more: Any) -> "subprocess.CompletedPr
 def test_a_script_without_a_guard_that_spawns_is_told(work: Path) -> None:
     ended = script("spawn", "", **{"data.num_workers": 1})
     assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1].startswith("cxlp.utils.errors.CxlpError: processes that load images")
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("cxlp.utils.errors.CxlpError: ") and "__main__" in last and "data.num_workers" in last
     assert 'if __name__ == "__main__":' in ended.stderr
     assert script("spawn").returncode == 0
 

@@ -1,4 +1,4 @@
-"""Two processes find what one finds, to the rounding."""
+"""Two processes have the same results as one, except for rounding."""
 
 import csv
 import json
@@ -23,13 +23,13 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 @pytest.mark.parametrize("mode", [[], FINETUNE, CLOSING], ids=["frozen", "finetune", "closing fit"])
 def test_two_processes_agree_with_one(birds: Path, mode: list[str]) -> None:
     write_cub200(birds / "odd", classes=3, train=7, test=3)  # 21 training and 9 test images: odd numbers
-    # a trained network, at the rates of finetune.yaml: a random one diverges, and divergence blows up rounding
+    # a trained network, at the rates of finetune.yaml: random weights diverge, which amplifies rounding errors
     network = ["--config", "efficientnet_lite0.yaml", f"--{BACKBONE}.weights", "default"]
     network += [f"--{BACKBONE}.image_size", "96", f"--{POOLING}.pca_dim", "8"]
     common = [*network, *mode, "--data.root", "odd/CUB_200_2011", "--trainer.log_every_n_steps", "1"]
-    if mode:  # single precision rounds by the processor, by 2e-3 on one
+    if mode:  # rounding in single precision depends on the processor: 2e-3 on one of them
         common += ["--trainer.precision", "64-true"]
-    # gradients are of the joint batch; without them, batches of one size round alike
+    # gradients are of the joint batch; without gradients, batches of equal size round equally
     one = run("one", *common, "--data.batch_size", "8" if mode else "4")
     two_processes(*common)
     if mode:
@@ -42,35 +42,35 @@ def test_two_processes_agree_with_one(birds: Path, mode: list[str]) -> None:
     assert whole[1]["scores"] == pytest.approx(whole[0]["scores"], rel=0.05, abs=0.05)
     intervals = [metrics(Path("runs", name))["intervals"] for name in ("one", "two")]
     assert intervals[0] == intervals[1] and "test/accuracy" in intervals[0]
-    if not mode:  # the same images are shown, each once
+    if not mode:  # the same images, each once
         texts = [Path("runs", name, "examples.csv").read_text().splitlines() for name in ("one", "two")]
         shown = [[row["image"] for row in csv.DictReader(text)] for text in texts]
         assert shown[0] == shown[1]
         assert len(set(shown[0])) == len(shown[0]) > 0
-    # the axes of a PCA that are nearly equal turn more than the features they are fitted to
+    # PCA axes with nearly equal eigenvalues rotate more than the features to which they are fitted
     assert_same_result(one, "two", 1e-2 if mode == CLOSING else 1e-3 if mode else 1e-5)
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_same_twenty_steps_as_one(birds: Path) -> None:
-    # 24 images to train on, three steps an epoch; 15 held out and 15 for the test: odd numbers
+    # 24 training images, three steps per epoch; 15 held-out and 15 test images: odd numbers
     write_cub200(birds / "odd", classes=3, train=13, test=5)
     common = [*FINETUNE, "--data.root", "odd/CUB_200_2011", "--data.validation", "0.38"]
     common += ["--trainer.max_epochs", "7", "--trainer.log_every_n_steps", "1"]
-    # Double precision, no frozen fit (it rounds to float32), and no square root: its steep slope at 0 makes up to 5,000
-    # times as much of rounding in one step, after which nothing would tell rounding from a mistake.
+    # Double precision, no frozen fit (it rounds to float32), no square root: its steep slope at 0 amplifies rounding
+    # up to 5,000 times in one step, after which rounding and a mistake could not be distinguished.
     common += ["--trainer.precision", "64-true", "--model.start", "scratch", f"--{POOLING}.sqrt", "false"]
     common += ["--model.optimizer.classifier_lr", "0.3"]
     one = run("one", *common, "--data.batch_size", "8")
     losses = logged("one", "train/loss_step", by="step")
     assert one["images"]["train"] == 24 and len(losses) == 21
     assert len({round(loss, 4) for loss in losses.values()}) > 15
-    two_processes(*common)  # under the strategy ddp, which refuses a parameter that gets no gradient
+    two_processes(*common)  # with the strategy ddp, which requires a gradient for each parameter
     assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-6)
     assert logged("two", "train/loss_step", by="step").keys() == losses.keys()  # of rank 0's half of each batch
     assert_same_result(one, "two", 1e-6)
     Path("runs/two").rename("runs/whole")
-    # Lightning logs a step's last batch only, but an epoch's mean is of all
+    # Lightning logs the last batch of a step, but the mean of an epoch is of all batches
     two_processes(*common, "--trainer.accumulate_grad_batches", "2", "--model.recompute", "true", batch=2)
     assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-6)
     assert_same_result(one, "two", 1e-6)
@@ -88,7 +88,7 @@ def assert_same_result(one: dict[str, Any], name: str, tolerance: float) -> None
     for file in saved[0]:
         a, b = (load_network(f"runs/{r}/checkpoints/{file}").state_dict() for r in ("one", name))
         for key in a:
-            # By norm: where a pooled sum is next to nothing, its square root makes much of rounding.
+            # By norm: near zero, the square root amplifies rounding of a pooled sum.
             difference, size = float((a[key].double() - b[key].double()).norm()), float(a[key].double().norm())
             assert difference <= tolerance * size, (file, key, difference, size)
 
@@ -97,9 +97,9 @@ def assert_same_result(one: dict[str, Any], name: str, tolerance: float) -> None
 def test_two_processes_fit_every_encoding_as_one_does_and_share_its_features(
     birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("birds", "test_two_processes"):  # the heads have options of their own
+    for module in ("birds", "test_two_processes"):  # the heads have their own options
         monkeypatch.setattr(f"tests.runs.{module}.NETWORK", NETWORK[:-2])
-    # 65 training images: a guide's second step, of 64 images each, has one image, and one process none
+    # 65 training images: the second step of a guide, 64 images each, has one image, and one process has none
     write_cub200(birds / "odd", classes=5, train=13, test=3)
     layer = {"layers": ["penultimate"]}
     part = {**layer, "pca_dim": 6, "views": {"kind": "regions", "scale": 1.5, "stride": 0.5}}
@@ -124,7 +124,7 @@ def test_two_processes_fit_every_encoding_as_one_does_and_share_its_features(
     for key in a:
         difference, size = float((a[key].double() - b[key].double()).norm()), float(a[key].double().norm())
         assert difference <= 1e-3 * size, (key, difference, size)
-    # one process takes up what two have left, and the reverse
+    # one process continues the run of two, and conversely
     again = run("again", *network, "--data.batch_size", "4", "--model.frozen.store", "two-store")
     assert again["metrics"] == pytest.approx(two["metrics"], rel=1e-5)
     assert "codebook" in one["seconds"] and "codebook" not in again["seconds"]
@@ -151,16 +151,16 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_message(birds: Path, 
 
 
 def break_table(path: Path) -> None:
-    """Damage a JPEG so that its decoder alone finds it: the lengths of the codes in its first Huffman table."""
+    """Damage a JPEG so that only its decoder notices: the code lengths in its first Huffman table."""
     data = bytearray(path.read_bytes())
-    table = data.index(b"\xff\xc4") + 5  # behind marker, size and number
+    table = data.index(b"\xff\xc4") + 5  # after marker, size and number
     data[table : table + 16] = b"\xff" * 16
     path.write_bytes(data)
-    assert not read_content(path).defect  # else the run would stop before its pass
+    assert not read_content(path).defect  # otherwise the run would stop before its pass
 
 
 def two_processes(*more: str, ok: bool = True, batch: int = 4) -> "subprocess.CompletedProcess[str]":
-    """Run train.py as ``runs/two`` on two gloo processes, ``batch`` images on each."""
+    """Run train.py as ``runs/two`` on two gloo processes, with ``batch`` images on each."""
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", str(batch), "--run.name", "two"]
     command = [sys.executable, str(TRAIN), "--config", "cub200.yaml", *NETWORK, *QUIET, *more, *ddp]
     return subprocess.run(command, check=ok, timeout=300, capture_output=True, text=True)

@@ -1,1 +1,1 @@
-"""Tests of cxlp.studies."""
+"""Tests of ``cxlp.studies``."""

@@ -1,4 +1,4 @@
-"""``python -m cxlp compare`` from end to end on a tiny CUB-200-2011: rows, files, taking up, failing."""
+"""``python -m cxlp compare`` from end to end on a tiny CUB-200-2011: rows, files, continuation, failures."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ BASE = [*PLAIN, "--model.head.pca_dim", "8"]
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with ``data/CUB_200_2011`` in it."""
+    """A new working directory with ``data/CUB_200_2011``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     write_cub200(tmp_path / "data")
@@ -42,7 +42,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def name(*arguments: str, system: str = "CL, 3x3") -> str:
-    """The name of a run, by its config and by what would compute it."""
+    """Return the name of a run for a config and the code that would compute it."""
     return Comparison(arguments, Path("out"), "accuracy", None)._identify(System(system), arguments)[0]
 
 
@@ -60,7 +60,7 @@ def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Pat
     assert name(*base, "--model.head", "BilinearPooling") != first
     config.write_text("model: {frozen: {c: 1.0}}")
     assert name(*base) == name(*base, "--model.frozen.c", "1") != first
-    assert len(name(*base, system="a" * 300)) < 200  # a folder's name
+    assert len(name(*base, system="a" * 300)) < 200  # the name of a folder
 
 
 def test_an_edit_of_the_code_makes_other_runs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, m
         assert name(*given) != before
         Path("mine.pt").write_bytes(b"first")
         assert name(*given) == before
-    best = Path("runs/mine/checkpoints/best.ckpt")  # which a run's folder stands for
+    best = Path("runs/mine/checkpoints/best.ckpt")  # which the run's folder is named after
     best.parent.mkdir(parents=True)
     best.write_bytes(b"first")
     given = [*BASE, "--trainer.max_epochs", "1", "--model.start", "runs/mine"]
@@ -115,11 +115,11 @@ def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, m
     image = next(Path("data").rglob("*.jpg"))
     content, written = image.read_bytes(), image.stat()
     image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    os.utime(image, ns=(written.st_atime_ns, written.st_mtime_ns))  # its size and date tell nothing
+    os.utime(image, ns=(written.st_atime_ns, written.st_mtime_ns))  # its size and date are unchanged
     assert name(*BASE) != before
     image.write_bytes(content)
     assert name(*BASE) == before
-    # what is held out may be drawn anew by each process
+    # held-out images may be drawn again by each process
     drawn = ["--data.validation", "0.34", "--data.split_seed", "null"]
     assert name(*BASE, *drawn) == name(*BASE, *drawn)
 
@@ -235,7 +235,7 @@ def test_options_are_left_out_with_their_values() -> None:
 
 
 def exchange_labels() -> None:
-    """Give the first two classes' images each other's label, in one list of CUB-200-2011."""
+    """Exchange the labels of the first two classes in one list of CUB-200-2011."""
     file = Path("data/CUB_200_2011/image_class_labels.txt")
     rows = [line.split() for line in file.read_text().splitlines()]
     file.write_text("".join(f"{number} {({'1': '2', '2': '1'}).get(label, label)}\n" for number, label in rows))
@@ -280,7 +280,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     # in the order of the list of systems
     assert [r["system"] for r in rows] == ["CL", "CL, signs", "CL + CNN-Global", "average"]
     assert [int(r["size"]) for r in rows] == [512 * 8, 512 * 8, 512 * 8 + 512, 512]
-    assert [float(r["kB"]) for r in rows] == [16.4, 1.0, 18.4, 2.0]  # two bits a sign
+    assert [float(r["kB"]) for r in rows] == [16.4, 1.0, 18.4, 2.0]  # two bits per sign
     for r in rows:
         (folder,) = Path("out").glob(f"{'-'.join(r['system'].replace('+', ' ').replace(',', '').split())}-????????")
         found = json.loads((folder / "metrics.json").read_text())
@@ -290,11 +290,11 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
         assert Path("out", file).stat().st_size > 300
     assert list(Path("runs/features").glob("*/entry.json"))
     capsys.readouterr()
-    # again: nothing is run; what was stopped is
+    # again: finished runs are not repeated; the stopped one is
     fit_seconds = {r["system"]: float(r["fit s"]) for r in rows}
     (killed,) = Path("out").glob("average-????????")
     config = (killed / "config.yaml").read_text()
-    shutil.rmtree(killed)  # before its fit was over
+    shutil.rmtree(killed)  # before its fit was finished
     killed.mkdir()
     (killed / "config.yaml").write_text(config)
     (tested,) = Path("out").glob("CL-CNN-Global-????????")
@@ -307,7 +307,7 @@ def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.
     assert "since resumed" in json.loads((tested / "metrics.json").read_text())["seconds"]
     again = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [r["test accuracy %"] for r in again] == [r["test accuracy %"] for r in rows]
-    # on features that are kept: what they took counts all the same
+    # on stored features: the time to compute them counts nevertheless
     found = json.loads((killed / "metrics.json").read_text())
     assert "features made by an earlier run" not in json.loads((tested / "metrics.json").read_text())
     assert float(again[3]["fit s"]) > found["features made by an earlier run"]["seconds"]["extraction"] - 0.1
@@ -335,7 +335,7 @@ def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path)
     assert main(command) == 0
     rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [r["system"] for r in rows] == ["none", "mine"]
-    # the command line has the last word over a recipe, too
+    # the command line overrides a recipe, too
     assert [int(r["size"]) for r in rows] == [8 * 512] * 2
     (folder,) = Path("out").glob("mine-????????")
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -351,7 +351,7 @@ def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path)
 
 @pytest.mark.slow
 def test_each_row_is_the_mean_over_seeds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # random weights, which hang on the seed
+    # random weights, which depend on the seed
     command = ["compare", *BASE, "--sweep", "model.head.pca_dim=[4]", "--out", "out", "--seeds"]
     assert main([*command, "1"]) == 0
     assert "±" not in Path("out/results.csv").read_text()

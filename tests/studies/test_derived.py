@@ -1,4 +1,4 @@
-"""The derived form of cross-layer pooling, from pictures to decision values, against loops in NumPy."""
+"""The derived cross-layer pooling, from pictures to decision values, compared with loops in NumPy."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ STD = np.array([0.229, 0.224, 0.225])
 
 
 def pictures() -> tuple[list[Array], Array]:
-    """Five pictures of each of three classes, not square, each with a tint of its own."""
+    """Five pictures of each of three classes, not square, each with its own tint."""
     generator = np.random.default_rng(0)
     labels = np.arange(15) % 3
     patterns = generator.random((3, 90, 110, 3))
@@ -36,7 +36,7 @@ def pictures() -> tuple[list[Array], Array]:
 
 
 def resized(picture: Array) -> Array:
-    """Bilinear, with a triangle as wide as the shrinking asks for: rows, then columns."""
+    """Resize bilinearly, with a triangle filter whose width depends on the scale: rows, then columns."""
     out = picture.astype(float)
     for axis in (1, 0):
         length = out.shape[axis]
@@ -51,7 +51,7 @@ def resized(picture: Array) -> Array:
 
 
 def maps_of(model: torch.nn.Module, picture: Array) -> list[Array]:
-    """The two layers' maps of an input, given by hand to the whole network: ``(h, w, channels)``, float64."""
+    """Compute the maps of the two layers with the whole network: ``(h, w, channels)``, float64."""
     x = picture / 255
     x = (x - x.mean(axis=(0, 1))) / STD
     seen: list[Array] = []
@@ -69,7 +69,7 @@ def maps_of(model: torch.nn.Module, picture: Array) -> list[Array]:
 
 
 def local_features(local: Array) -> tuple[Array, list[tuple[int, int]]]:
-    """All whole 3x3 sub-arrays, each as one vector (channels, rows, columns), and their centres."""
+    """Return all complete 3x3 sub-arrays as vectors (channels, rows, columns), and their centres."""
     vectors, centres = [], []
     for row in range(1, local.shape[0] - 1):
         for column in range(1, local.shape[1] - 1):
@@ -102,7 +102,7 @@ def test_it_is_the_chain_of_the_independent_file(tmp_path: Path) -> None:
     given = dict(zip(system["options"][::2], system["options"][1::2], strict=True))
     assert given.keys() == {"--model.backbone.mean", "--model.frozen.pca_vectors", "--data.transform"}
     first, resize = json.loads(given["--data.transform"])
-    assert first == other  # the user's own come first
+    assert first == other  # the user's own transforms come first
     (spec,) = system["heads"]
     assert spec["init_args"]["pca_dim"] == 512 and spec["init_args"]["size"] == 3
 
@@ -137,9 +137,9 @@ def test_it_is_the_chain_of_the_independent_file(tmp_path: Path) -> None:
     (head,) = network.heads
     assert isinstance(head, CrossLayerPooling) and head.projection is not None
     own = head.projection.weight.detach().flatten(1).double().numpy()
-    assert (np.abs((own * axes).sum(axis=1)) > 0.9).mean() > 0.9  # axes of equal variance are any of their plane
+    assert (np.abs((own * axes).sum(axis=1)) > 0.9).mean() > 0.9  # axes of equal variance are any basis of their plane
 
-    # From here on with the axes that were found, whose directions float32 leaves open where variances are close.
+    # From here on with the fitted axes, whose directions are uncertain in float32 if variances are close.
     features = np.array(
         [encoded((v - mean) @ own.T, centres, guide) for (v, centres), (_, guide) in zip(cut, pairs, strict=True)]
     )

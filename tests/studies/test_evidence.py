@@ -42,12 +42,12 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
     assert [float(rows[name]["cv %"]) for name in combined] == sorted(
         (float(rows[name]["cv %"]) for name in combined), reverse=True
     )
-    # The sum of two kernels is the network with both heads: same folds, same C.
+    # The sum of two kernels equals the network with both heads: same folds, same C.
     own = json.loads(results("CL-CNN-Global").read_text())["metrics"]["frozen/cv_accuracy"]
     assert float(rows["combination: CNN-Global & CL"]["cv %"]) == float(rows["CL + CNN-Global"]["cv %"])
     assert float(rows["CL + CNN-Global"]["cv %"]) == round(100 * own, 2)
     assert rows["combination: CNN-Global & CL"]["size"] == rows["CL + CNN-Global"]["size"]
-    # Only the chosen one was tested, and it has its answers.
+    # Only the chosen one was tested, and it has predictions.
     assert [bool(rows[name]["test accuracy %"]) for name in combined] == [True, False, False, False]
     (place,) = Path("out").glob("combination-????????")
     answers = list(csv.DictReader((place / "predictions.csv").read_text().splitlines()))
@@ -55,7 +55,7 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
     assert float(rows[combined[0]]["test accuracy %"]) == round(100 * hits / len(answers), 2) and len(answers) == 9
     everything = list(csv.DictReader(Path("out/combinations.csv").read_text().splitlines()))
     assert len(everything) == 4 and all(float(row["seconds"]) >= 0 for row in everything)
-    # Differences: of all that were tested but the reference.
+    # Differences: of all tested systems but the reference.
     with_p = {name for name, row in rows.items() if row["p (Holm)"]}
     assert with_p == {"CL", "CL + CNN-Global", combined[0]}
     assert all(row["difference"] for name, row in rows.items() if name in with_p)
@@ -63,13 +63,13 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
     assert float(rows["CL"]["difference"]) == pytest.approx(reported[0] - reported[1], abs=0.11)
     notes = Path("out/results.md").read_text()
     assert "not for choosing" in notes and "3 Gram matrices" in notes and "minus that of CNN-Global" in notes
-    # What has learnt from the labels cannot be chosen by them.
+    # Heads that were fitted to the labels cannot be chosen by cross-validation.
     found = json.loads(results("CL-CNN-Global").read_text())
     results("CL-CNN-Global").write_text(json.dumps({**found, "heads learnt from labels": True}))
     assert main([*command, "--combine", "2"]) == 0
     assert "CL + CNN-Global is left out: its heads were fitted to the labels" in capsys.readouterr().out
     assert table()["CL + CNN-Global"]["cv %"] == "" and [*table()][3:] == ["combination: CNN-Global & CL"]
-    # What the store has lost is told, and the table is there all the same.
+    # Missing features are reported, and the table is written nevertheless.
     shutil.rmtree("runs/features")
     Path("out/results.csv").unlink()
     assert main([*command, "--combine", "2"]) == 3

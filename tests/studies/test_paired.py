@@ -1,4 +1,4 @@
-"""Which images of two runs are compared, by what the runs have left."""
+"""The images of two runs that are compared, from the runs' files."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from cxlp.utils.errors import CxlpError
 
 
 def left(folder: Path, rows: Sequence[tuple[str, str, int]], images: dict[str, int] | None = None) -> Path:
-    """Write what a run leaves of its test: path, true class, right."""
+    """Write the files of a run's test: path, true class, right."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([["path", "true", "right", "class_1"], *((*row, "wren") for row in rows)])
@@ -33,7 +33,9 @@ B = [1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0]
 
 def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_classes(tmp_path: Path) -> None:
     one, other = left(tmp_path / "a", images(A)), left(tmp_path / "b", images(B, ("Wren", "Robin"))[::-1])
-    with pytest.raises(CxlpError, match="no test images in common"):  # the folders' names are other paths
+    with pytest.raises(
+        CxlpError, match="no test images in common"
+    ):  # the folders have different names, so the paths differ
         compare({"a": [one], "b": [other]}, "b")
     renamed = [(path.lower(), true, right) for path, true, right in images(B, ("Wren", "Robin"))][::-1]
     found = compare({"a": [one], "b": [left(tmp_path / "b", renamed)]}, "b")
@@ -45,7 +47,7 @@ def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_c
     assert turned.difference == -found["a"].found.difference and turned.p == found["a"].found.p
 
 
-def test_what_just_one_has_or_labels_otherwise_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_images_of_one_run_or_with_other_labels_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = images(B)
     rows[0] = ("wren/0.jpg", "robin", 1)
     found = compare({"a": [left(tmp_path / "a", images(A))], "b": [left(tmp_path / "b", rows[:10])]}, "a")["b"]
@@ -62,13 +64,13 @@ def test_boxes_of_one_picture_are_a_group(tmp_path: Path) -> None:
     found = compare({"a": [left(tmp_path / "a", boxes(A))], "b": [left(tmp_path / "b", boxes(B))]}, "b")["a"]
     assert found.images == 12 and found.found.p == pytest.approx(
         0.5
-    )  # two groups, in both of which a is better: 2 of 4 signings
-    # of a picture of which one run has kept fewer rows, which is which is not known
+    )  # two groups, in both of which a is better: 2 of 4 sign changes
+    # one run has fewer rows for a picture, so it is unknown which rows correspond
     fewer = compare({"a": [tmp_path / "a"], "b": [left(tmp_path / "b", boxes(B)[1:])]}, "b")["a"]
     assert fewer.images == 6 and fewer.left_out == 11
 
 
-def test_several_runs_with_the_same_images_are_draws_as_images_are(tmp_path: Path) -> None:
+def test_several_runs_with_the_same_images_are_random_samples(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     systems = {
         name: [
@@ -121,7 +123,7 @@ def test_p_values_are_adjusted_for_all_rows(tmp_path: Path) -> None:
     assert found["c"].adjusted == max(found["b"].adjusted, found["c"].found.p)
 
 
-def test_a_system_without_answers_costs_no_other_its_test(tmp_path: Path) -> None:
+def test_a_system_without_predictions_does_not_affect_other_tests(tmp_path: Path) -> None:
     places = {name: [left(tmp_path / name, images(right))] for name, right in (("a", A), ("b", B), ("c", B))}
     (tmp_path / "c" / "predictions.csv").unlink()
     refused: dict[str, CxlpError] = {}
@@ -142,7 +144,7 @@ def scored(folder: Path, scores: Any, labels: Any, classes: Sequence[str]) -> Pa
     return folder
 
 
-def test_of_several_labels_all_scores_are_taken_by_the_names_of_classes(tmp_path: Path) -> None:
+def test_scores_of_several_labels_are_matched_by_class_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(-1, 2, (80, 3)).astype(np.int8)
     good, bad = labels + rng.normal(size=(2, 80, 3)) * np.array([0.5, 3.0])[:, None, None]
@@ -162,14 +164,14 @@ def test_names_of_any_bytes_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "path,true,right\n1,2\n", "path,true,right\na,b,yes\n", "nothing\n"])
-def test_missing_or_broken_answers_are_named(tmp_path: Path, text: str | None) -> None:
+def test_missing_or_broken_predictions_are_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "predictions.csv").write_text(text)
     with pytest.raises(CxlpError, match=r"predictions\.csv|scores\.npz"):
         read_image_results(tmp_path)
 
 
-def test_of_a_refit_the_second_run_is_tested(tmp_path: Path) -> None:
+def test_the_results_of_a_refit_are_those_of_its_second_run(tmp_path: Path) -> None:
     assert results_folder(tmp_path) == tmp_path
     assert results_folder(left(tmp_path / "refit", images(A)).parent) == tmp_path / "refit"
 

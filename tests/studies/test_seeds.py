@@ -1,4 +1,4 @@
-"""``train.py --seeds N``: runs in processes of their own, once each, and what they have in common."""
+"""``train.py --seeds N``: each run once, in its own process, and their mean and deviation."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.small_run import ARGUMENTS, FINETUNE, metrics, run, write_pictures
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with pictures in it, started by no launcher."""
+    """A new working directory with pictures, without a launcher."""
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
@@ -46,7 +46,7 @@ def test_mean_and_deviation_are_of_what_is_defined() -> None:
 def test_seeds_are_counted_from_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert seeds_of(from_seed(7), 3) == [7, 8, 9]
-    # a job of one task, as on a cluster of which one takes a single machine
+    # a job with one task, as on a cluster from which one uses a single machine
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert seeds_of(from_seed(0), 1) == [0]
@@ -93,7 +93,7 @@ def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--seeds" in said and "data.split_seed is null" in said
 
 
-def test_what_another_command_began_is_not_taken_for_this_ones(
+def test_runs_of_another_command_are_not_reused(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [
@@ -104,7 +104,7 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
     ]
     place = run("a", *given[len(ARGUMENTS) :])
     capsys.readouterr()
-    # what changes nothing of what comes out: where, under which name, how fast, in which order it was said
+    # changes without effect on the result: location, name, speed, order of arguments
     (work / "pictures").rename(work / "moved")
     given += ["--data.root", "moved"]
     for changes in (
@@ -126,11 +126,11 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
     }.items():
         with pytest.raises(CxlpError, match=f"a is a different run, choose another --run.name: {said}"):
             check_same_run(place, parse([*given, change]))
-    # other versions may give the same: they are told
+    # other versions may have the same result: this is a warning
     monkeypatch.setattr("cxlp.studies.seeds.versions", lambda: {**versions(), "wandb": "99", "timm": "98"})
     check_same_run(place, parse(given))
     assert capsys.readouterr().out == f"warning: {place} was started with another version of timm, wandb\n"
-    # nor what this one did on other images, or with other weights
+    # nor this command's runs on other images, or with other weights
     run_of = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
     run_of["cxlp_run"]["weights"] = "other"
     torch.save(run_of, place / "checkpoints" / "closing.ckpt")
@@ -141,13 +141,13 @@ def test_what_another_command_began_is_not_taken_for_this_ones(
     next(kinds[0].iterdir()).write_bytes(next(kinds[1].iterdir()).read_bytes())
     with pytest.raises(CxlpError, match=r"the (training|held-out) images differ"):
         check_same_run(place, parse(given))
-    # nor what tells nothing of itself
+    # nor a run without a record of its recipe
     shutil.rmtree(place / "checkpoints")
     with pytest.raises(CxlpError, match="a has no checkpoint with its recipe"):
         check_same_run(place, parse(given))
 
 
-def test_what_started_from_another_run_is_not_taken_for_done(work: Path) -> None:
+def test_a_run_with_another_start_is_not_reused(work: Path) -> None:
     held = ["--data.validation", "0.34"]
     run("first", *held)
     place = run("a", *FINETUNE, "--model.start", "runs/first")
@@ -183,7 +183,7 @@ def test_the_wandb_run_of_the_environment_is_the_first_ones(work: Path, monkeypa
     monkeypatch.setattr("cxlp.studies.seeds.run_in", run_in)
     for done in (False, True):
         monkeypatch.setenv("WANDB_RUN_ID", "agents")
-        if done:  # started again
+        if done:  # restarted
             monkeypatch.setattr("cxlp.studies.seeds.finished", lambda place: place if place.name == "a-seed0" else None)
             monkeypatch.setattr("cxlp.studies.seeds.check_same_run", lambda *_: None)
             monkeypatch.setattr("cxlp.studies.seeds.read_results", lambda _: {"metrics": {}})
@@ -205,15 +205,15 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     assert loss["mean"] == pytest.approx(sum(loss["values"]) / 2) and loss["deviation"] == stdev(loss["values"]) > 0
     assert "| test/loss |" in (folder / "results.md").read_text()
     assert "test/loss" in capsys.readouterr().out
-    # with the seed move the weights, here random ones, not what is held out
+    # the seed changes the random weights, but not the held-out images
     saved = [torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in places]
     assert torch.equal(*(found["cxlp_run"]["images"]["fingerprints"]["train"] for found in saved))
     key = next(key for key, value in saved[0]["state_dict"].items() if "backbone" in key and value.ndim == 4)
     assert not torch.equal(saved[0]["state_dict"][key], saved[1]["state_dict"][key])
-    # again, with one more seed, which another process is at: what is done is left alone, and the rest is summed up
+    # again, with one more seed, at which another process works: finished runs are kept, and the rest is summarised
     before = {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*") if p.is_file()}
     (folder / "a-seed5").mkdir()
-    hold(folder / "a-seed5")  # until train.py ends, which lets go of all
+    hold(folder / "a-seed5")  # until train.py ends, which releases all locks
     capsys.readouterr()
     assert main([*command[:-1], "3"]) == 1
     said = capsys.readouterr().out
@@ -221,7 +221,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
     assert {p: p.stat().st_mtime_ns for p in before} == before
     again = json.loads((folder / "results.json").read_text())
     assert again["failed"] == [5] and again["metrics"] == found["metrics"]
-    # what another command began is not taken for this one's
+    # runs of another command are not reused
     capsys.readouterr()
     assert main([*command, "--model.optimizer.backbone_lr", "0.2"]) == 1
     assert "model.optimizer.backbone_lr is 0.2, but the checkpoint's run had 0.01" in capsys.readouterr().out

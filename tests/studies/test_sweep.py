@@ -1,4 +1,4 @@
-"""``configs/sweep.yaml``: what wandb's agent would start, by wandb's own expansion of the command, is a valid run."""
+"""``configs/sweep.yaml``: the commands that wandb's agent would start are valid runs."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,14 +19,14 @@ SWEEP: dict[str, Any] = yaml.safe_load((CONFIGS / "sweep.yaml").read_text())
 
 
 def values(parameter: dict[str, Any]) -> list[Any]:
-    """What a parameter may be: its values, or its ends."""
+    """The values of a parameter, or the ends of its range."""
     if "value" in parameter:
         return [parameter["value"]]
     return parameter.get("values") or [parameter["min"], parameter["max"]]
 
 
 def command(chosen: dict[str, Any]) -> list[str]:
-    """The command that an agent starts, after ``wandb_agent.Agent._command_run``."""
+    """Return the command that an agent starts, as in ``wandb_agent.Agent._command_run``."""
     parts = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in chosen.items()}})
     parts |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [SWEEP["program"]]}
     found: list[str] = []
@@ -36,7 +36,7 @@ def command(chosen: dict[str, Any]) -> list[str]:
 
 
 def chosen_first() -> dict[str, Any]:
-    """The first value of each parameter."""
+    """Return the first value of each parameter."""
     return {key: values(parameter)[0] for key, parameter in SWEEP["parameters"].items()}
 
 
@@ -51,7 +51,7 @@ def test_an_agent_starts_train_py_with_the_chosen_values() -> None:
     assert head.spec()["class_path"] == chosen["model.head"]
     assert head.options()["pca_dim"] == chosen["model.head.pca_dim"]
     assert model.frozen.c == chosen["model.frozen.c"]
-    assert config["data"]["init_args"]["validation"] == chosen["data.validation"] > 0  # what it is chosen by
+    assert config["data"]["init_args"]["validation"] == chosen["data.validation"] > 0  # the metric of the choice
     assert config["run"]["project"] == SWEEP["project"]
 
 

@@ -1,4 +1,4 @@
-"""The named systems: made of one network, built, and of the sizes that the paper's table has."""
+"""The named systems: derived from one network, built, and with the sizes of the paper's table."""
 
 from dataclasses import replace
 from functools import cache
@@ -24,7 +24,7 @@ def papers() -> dict[str, Described]:
 
 @cache
 def cut(backbone: BackboneConfig) -> Backbone:
-    """A backbone that networks of these tests share: to cut it takes longer than all else."""
+    """A backbone that networks of these tests share, because extracting its layers takes most of the time."""
     return Backbone.from_config(backbone)
 
 
@@ -94,13 +94,13 @@ def test_every_system_was_built_above() -> None:
 
 
 @pytest.mark.parametrize("pca_dim", [200, None])
-def test_other_backbones_have_what_can_be_made_of_them(pca_dim: int | None) -> None:
+def test_other_backbones_have_the_systems_that_they_support(pca_dim: int | None) -> None:
     layers = ("layer3.0.conv1", "layer3.0.conv2")
     backbone = BackboneConfig("resnet18", layers, weights=None, image_size=64)
     found = systems(backbone, CrossLayerPooling(pca_dim=pca_dim, channels=9))
     assert "CL" in found and "CL-lower" not in found and "CL, 3x3" in found
     assert found["CLF"]["heads"][0]["init_args"]["views"]["kind"] == "blocks"
-    assert found["CL, low rank"]["heads"][0]["init_args"]["guide_dim"] == 9  # as many as there are
+    assert found["CL, low rank"]["heads"][0]["init_args"]["guide_dim"] == 9  # as many as it has
     assert found["CL, compact"]["heads"][0]["init_args"]["sketch"] == min(8192, 9 * (pca_dim or 256))
     for name, system in found.items():
         assert build(backbone, system).out_features > 0, name
@@ -120,7 +120,7 @@ def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
     heads = {
         name: [Head.from_spec(spec) for spec in system["heads"]] for name, system in systems(CAFFENET, base).items()
     }
-    plain = ("CNN-Global", "CNN-Jitter", "average")  # of the paper's time: the activations themselves
+    plain = ("CNN-Global", "CNN-Jitter", "average")  # as in the paper's time: activations without normalisation
     for name, found in heads.items():
         for head in found:
             assert isinstance(head.normalise, Normalise)
@@ -128,7 +128,7 @@ def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
             assert steps["l2"] and steps["zscore"] == steps["channel_l2"] == name.endswith("derived")
             roots = steps["sqrt"] + steps["spectral"] + steps["sign"] + isinstance(head, CovariancePooling)
             if steps["sign"]:
-                roots -= steps["sqrt"]  # a sign is its own root
+                roots -= steps["sqrt"]  # a sign equals its root
             raw = isinstance(head, AveragePooling) and (name in plain or name.startswith("CL + "))
             assert roots == (0 if raw else 1), name
 

@@ -1,4 +1,4 @@
-"""What came out of a comparison: what the runs left, and the table that is made of it."""
+"""The table of a comparison, from the files of the runs."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> No
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["±"] == "0.46"
 
 
-def test_of_one_run_there_is_an_interval() -> None:
+def test_a_single_run_has_an_interval() -> None:
     heads, values = table([replace(row("CL", 72.44), interval=(68.123, 76.5)), row("mine", 80.0)], "accuracy")
     assert heads[:4] == ["system", "test accuracy %", "95% interval", "size"]
     assert [record[2] for record in values] == ["68.12 to 76.50", ""]
@@ -54,7 +54,7 @@ def test_a_deviation_is_of_the_sample() -> None:
     assert spread([1.0]) is None
 
 
-def test_metrics_for_people() -> None:
+def test_metrics_are_readable() -> None:
     assert as_text("test/accuracy", 0.8125) == "81.25%" and as_text("val/mAP", 0.5) == "50.00%"
     assert as_text("test/loss", 0.123456) == "0.1235"
 
@@ -62,8 +62,8 @@ def test_metrics_for_people() -> None:
 def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() -> None:
     curves = ({0: 84.0, 1: 80.0, 2: 91.0}, {0: 86.0, 1: 88.0, 2: 95.0, 3: 99.0})
     fine = replace(row("CL", 72.44), validations=curves)
-    assert fine.validation == 95.0  # of each seed its best
-    # means by epoch: 85, 84, 93; one seed's fourth is no mean
+    assert fine.validation == 95.0  # the best epoch of each seed
+    # means by epoch: 85, 84, 93; the fourth epoch of a single seed does not count
     assert [fine.epochs_to(percent) for percent in (80, 85.5, 93, 93.5)] == [0, 2, 2, None]
     heads, values = table([fine, row("mine", 80.0)], "accuracy", 85.5)
     assert heads[:5] == ["system", "test accuracy %", "val %", "epochs to 85.5 %", "size"]
@@ -72,7 +72,7 @@ def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() 
 
 
 def left(folder: Path, accuracy: float | None, seconds: float, classes: dict[str, str]) -> Path:
-    """Write what a run leaves."""
+    """Write the output files of a run."""
     folder.mkdir()
     found = {
         "metrics": {"test/accuracy": accuracy},
@@ -98,7 +98,9 @@ def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) 
     metrics["intervals"] = {"test/accuracy": {"low": 0.6, "high": 0.75, "by": "Wilson"}}
     (two / "metrics.json").write_text(json.dumps(metrics))
     assert read_row("CL", [two], "accuracy").interval == (60, 75)
-    assert found.interval is None and read_row("CL", [two, one], "accuracy").interval is None  # the seeds' own spread
+    assert (
+        found.interval is None and read_row("CL", [two, one], "accuracy").interval is None
+    )  # the deviation over the seeds
     assert not found.incomplete
     (two / "metrics.json").write_text(json.dumps({**metrics, "outputs": {"failed": ["report.html"]}}))
     assert read_row("CL", [one, two], "accuracy").incomplete
@@ -122,12 +124,12 @@ def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_ch
 @pytest.mark.parametrize("accuracy", [0.5, None])
 def test_a_run_without_the_metric_is_named(tmp_path: Path, accuracy: float | None) -> None:
     one = left(tmp_path / "one", accuracy, 1.0, {})
-    metric = "mAP" if accuracy else "accuracy"  # null: it was not defined
+    metric = "mAP" if accuracy else "accuracy"  # null: undefined
     with pytest.raises(CxlpError, match=rf"one/metrics.json has no test/{metric}"):
         read_row("CL", [one], metric)
 
 
-def test_pictures_that_cannot_be_drawn_cost_themselves_only(
+def test_failed_pictures_do_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> bytes:

@@ -1,1 +1,1 @@
-"""Tests of the LightningModules and of their optimizer."""
+"""Tests of ``cxlp.tasks``."""

@@ -1,4 +1,4 @@
-"""What both tasks share: what a failed fit leaves, evaluation, other callbacks, loaders and precisions."""
+"""Features of both tasks: state after a failed fit, evaluation, other callbacks, loaders and precisions."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ from tests.tasks.small import (
     trainer,
 )
 
-# --- what a failed fit leaves
+# --- the state after a failed fit
 
 
 def test_a_failed_frozen_fit_leaves_a_network_that_can_be_trained(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_failed_fit_has_pictures_decoded_again(folder: Path, tmp_path: Path) -
 
 
 def test_a_trainer_of_both_tasks_tells_the_second_ones_exception(tmp_path: Path) -> None:
-    """It keeps the first one's callbacks, which meet that exception, too."""
+    """The task keeps the first one's callbacks, which get that exception, too."""
     net = network()
     run = trainer(tmp_path, max_epochs=1)
     run.fit(Frozen(net), loader())
@@ -124,7 +124,7 @@ def test_averages_do_not_replace_the_frozen_solution(tmp_path: Path, callback: t
 
 
 def test_half_precision_saves_the_frozen_solution(tmp_path: Path) -> None:
-    """Though the scaler steps only where there are gradients."""
+    """The scaler would do a step only if there are gradients."""
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     kept = ModelCheckpoint(tmp_path / "kept")
     run = trainer(tmp_path, max_epochs=1, callbacks=[kept], enable_checkpointing=True, plugins=[precision])
@@ -168,11 +168,11 @@ def test_predictions_are_those_of_the_predictor(tmp_path: Path, parts: tuple[Ten
 def test_floats_beyond_0_and_1_are_refused(
     tmp_path: Path, task: type[ClassificationTask], what: str, scaled: str
 ) -> None:
-    """As torchvision's usual transforms make them, or as a cast of bytes does: the network would see another image."""
+    """Images with ImageNet normalisation, or bytes cast to floats, would give the network wrong values."""
     images = (IMAGES * 255).round()
     if scaled == "normalised":
         images = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(IMAGES)
-    with pytest.raises(CxlpError, match=r"images have values from .* to .*, but floats are RGB of 0\.\.1"):
+    with pytest.raises(CxlpError, match=r"images have values from .* to .*0\.\.1"):
         getattr(trainer(tmp_path, max_epochs=1), what)(task(network()), loader(images))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a plain Trainer, which load without arguments."""
+"""Checkpoints of a plain Trainer, which can be loaded without arguments."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from cxlp.tasks import FineTune, Frozen
 from cxlp.utils.errors import CxlpError
 from tests.tasks.small import RATES, assert_equal, network, pairs, scores, state, trainer
 
-#: PIL pictures to what the network takes.
+#: PIL pictures to the network's inputs.
 PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
 
 
 def test_a_plain_trainer_saves_the_frozen_solution(
     odd: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own checkpoint callback, which saves where a step was done; that step moves nothing."""
+    """By its own checkpoint callback, which saves after a step; that step changes nothing."""
     monkeypatch.chdir(tmp_path)
     loader, images = DataLoader(pairs(odd), batch_size=4), pairs(odd, "val").tensors[0]
     net = network()
@@ -53,7 +53,7 @@ def test_both_tasks_load_from_their_checkpoints_without_arguments(odd: Folder, t
             assert loaded.validated == task.validated and loaded.report == task.report
     other = FineTune.load_from_checkpoint(tmp_path / "FineTune.ckpt", label_smoothing=0.0)
     assert other.label_smoothing == 0.0 and torch.equal(scores(other, images), scores(tuned, images))
-    # and is fitted on, tested, by a plain Trainer
+    # and can be fitted further and tested by a plain Trainer
     run = trainer(tmp_path, max_epochs=1)
     run.fit(other, odd)
     assert not torch.equal(scores(other, images), scores(tuned, images))

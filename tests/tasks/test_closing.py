@@ -1,4 +1,4 @@
-"""The closing fit: PCA and SVMs once more, behind what gradient descent has made of the backbone; and cross-fitting."""
+"""The closing fit, PCA and SVMs on the backbone after gradient descent; and cross-fitting."""
 
 import copy
 from pathlib import Path
@@ -30,19 +30,19 @@ from tests.tasks.test_ema import StopAfter
 
 
 def fit(task: pl.LightningModule, data: ImageDataModule, place: Path, **options: Any) -> pl.Trainer:
-    """Fit a task, a frozen one in its one pass."""
+    """Fit a task; a frozen one in a single pass."""
     run = trainer(place, **{"max_epochs": 1, **options})
     run.fit(task, data)
     return run
 
 
 def settled(first: Frozen) -> tuple[float, float]:
-    """What a closing fit takes over from the first one."""
+    """Return the state that a closing fit takes over from the first fit."""
     return first.report["C"], first.report["logit_scale"]
 
 
 class Track(pl.Callback):
-    """Notes, after each training batch, which images it had, and the backbone."""
+    """Records the images and the backbone after each training batch."""
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -61,7 +61,7 @@ def test_it_is_the_frozen_fit_of_the_trained_backbone(folder: Path, tmp_path: Pa
     data, built = pictures(folder), network()
     first = Frozen(built)
     fit(first, data, tmp_path)
-    if reset:  # gradient descent may begin with the projection alone
+    if reset:  # gradient descent may start from the projection only
         built.reset_classifier()
     start = {k: v.clone() for k, v in built.backbone.state_dict().items()}
     fit(FineTune(built, RATES), data, tmp_path)
@@ -74,13 +74,13 @@ def test_it_is_the_frozen_fit_of_the_trained_backbone(folder: Path, tmp_path: Pa
     assert [i for seen in track.seen for i in seen] == list(range(12))  # in order
     for backbone in (*track.backbones, built.backbone.state_dict()):
         assert all(torch.equal(backbone[k], v) for k, v in trained.items())
-    assert list(tmp_path.iterdir()) == []  # features of trained weights are of no use to others
+    assert list(tmp_path.iterdir()) == []  # features of trained weights are of no use to other runs
 
     again = Frozen(network())
     again.network.backbone.load_state_dict(trained)
     fit(again, data, tmp_path)
     assert first.report["logit_scale"] != again.report["logit_scale"]
-    # The same up to the scale of the logits: a cross-validation of features that have seen the labels would flatter.
+    # Equal up to the scale of the logits: cross-validating features that were trained on the labels is optimistic.
     ratio = closing.report["logit_scale"] / again.report["logit_scale"]
     assert closing.report == {"C": again.report["C"], "logit_scale": first.report["logit_scale"], "primal": 0.0}
     for key, value in again.network.state_dict().items():
@@ -94,7 +94,7 @@ def test_it_sees_the_average_of_the_weights(folder: Path, tmp_path: Path) -> Non
     fit(first, data, tmp_path)
     run = fit(FineTune(built, RATES, ema=0.5), data, tmp_path, callbacks=[track], enable_checkpointing=True)
     average = {k: v.clone() for k, v in built.backbone.state_dict().items()}
-    assert any(not torch.equal(track.backbones[-1][k], v) for k, v in average.items())  # the last step's own weights
+    assert any(not torch.equal(track.backbones[-1][k], v) for k, v in average.items())  # the weights of the last step
     saved = load_network(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     for key, value in saved.backbone.state_dict().items():
         assert torch.equal(value, average[key]), key
@@ -109,11 +109,11 @@ def test_it_sees_the_average_of_the_weights(folder: Path, tmp_path: Path) -> Non
     )
 
 
-# --- training by the cross-validation's classifiers
+# --- training with the classifiers of the cross-validation
 
 
 class Scores(pl.Callback):
-    """Notes the classifier and the loss after each step."""
+    """Records the classifier and the loss after each step."""
 
     def __init__(self) -> None:
         self.classifiers: list[Tensor] = []
@@ -141,15 +141,15 @@ def test_images_are_scored_by_classifiers_that_have_not_seen_them(folder: Path, 
     noted, tuned = Scores(), FineTune(frozen.network, still, frozen.fold_classifiers)
     fit(tuned, data, tmp_path, callbacks=[noted])
     assert solution.any() and len(noted.classifiers) == 3
-    assert all(torch.equal(solution, w) for w in noted.classifiers)  # whatever its learning rate
-    assert frozen.network.get_parameter("classifier.weight").requires_grad  # for what comes next
+    assert all(torch.equal(solution, w) for w in noted.classifiers)  # at any learning rate
+    assert frozen.network.get_parameter("classifier.weight").requires_grad  # for the following stage
 
     logits, y = cross_validated(frozen, pictures(folder, image_size=32), folds=3)
     assert np.mean(noted.losses) == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-3)
 
 
 def cross_validated(frozen: Frozen, data: ImageDataModule, folds: int) -> tuple[Tensor, Tensor]:
-    """Logits of an independent cross-validation of a network's features, and the labels."""
+    """Return logits of an independent cross-validation of a network's features, and the labels."""
     data.setup()
     samples = [data.splits["train"][i] for i in range(len(data.splits["train"]))]
     with torch.no_grad():
@@ -183,13 +183,13 @@ def test_the_backbone_learns_by_them_and_a_resumed_run_does_the_same(folder: Pat
     for name, value in found[0].items():
         assert torch.equal(found[1][name], value), name
     plain = FineTune(copy.deepcopy(frozen.network), RATES, ema=0.5)
-    fit(plain, data, tmp_path, max_epochs=3)  # by the SVMs of all images, the backbone learns something else
+    fit(plain, data, tmp_path, max_epochs=3)  # with the SVMs of all images, the backbone learns something else
     learnt = plain.network.backbone.state_dict()
     assert any(not torch.equal(found[0][f"network.backbone.{k}"], v) for k, v in learnt.items())
 
 
 def test_checkpoints_of_both_tasks_hold_them(folder: Path, tmp_path: Path) -> None:
-    """So a fit may go on from either, in another process."""
+    """So a fit can be continued from either, in another process."""
     data = pictures(folder)
     frozen = solved(data, tmp_path, network())
     folds = frozen.fold_classifiers

@@ -1,4 +1,4 @@
-"""The moving average: its recursion, what is validated, saved, tested and left in the network, and going on with it."""
+"""The moving average: its recursion, its use in validation, checkpoints and test, and continuing with it."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ RATES = OptimizerConfig(backbone_lr=0.01, projection_lr=0.01, classifier_lr=1.0,
 
 
 class Track(pl.Callback):
-    """Follows the classifier: after each step, and what validation is shown."""
+    """Records the classifier after each step and in validation."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
@@ -38,7 +38,7 @@ def weight(task: pl.LightningModule) -> Tensor:
 
 
 def decay(number: int, most: float) -> float:
-    """The formula, in plain Python."""
+    """Compute the formula in plain Python."""
     return min(most, (1 + number) / (10 + number))
 
 
@@ -48,7 +48,7 @@ def test_decay_warms_up() -> None:
 
 
 def averaged(model: torch.nn.Module, most: float) -> AveragedModel:
-    """The model's average, as the callback keeps it at the start of a fit."""
+    """Return the average of the model, as the callback creates it at the start of a fit."""
     callback, task = AverageWeights(most, torch.device("cpu")), pl.LightningModule()
     task.model = model
     fit = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
@@ -76,11 +76,13 @@ def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
 
 
 def test_an_update_reads_nothing_from_the_device() -> None:
-    """Our part of it: torch's AveragedModel itself looks at its count."""
+    """The part in cxlp: torch's AveragedModel itself reads its count."""
     update = averaged(torch.nn.Linear(3, 2), 0.9).multi_avg_fn
     assert update is not None
     for kind in (torch.float32, torch.int64):
-        there = [torch.empty(3, dtype=kind, device="meta") for _ in range(4)]  # have no values: whoever reads one fails
+        there = [
+            torch.empty(3, dtype=kind, device="meta") for _ in range(4)
+        ]  # have no values: reading one raises an error
         update(there[:2], there[2:], torch.tensor(3, device="meta"))
         with pytest.raises(RuntimeError, match="meta"):
             there[0].sum().item()
@@ -94,7 +96,7 @@ def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_pa
     track, task = Track(), FineTune(built, RATES, ema=0.5)
     run = trainer(tmp_path, max_epochs=3, callbacks=[track], enable_checkpointing=True, num_sanity_val_steps=1)
     run.fit(task, data)
-    assert torch.equal(track.validated[0], solution)  # the sanity check comes before any step
+    assert torch.equal(track.validated[0], solution)  # the sanity check runs before any step
     average, found = solution, []
     for step, current in enumerate(track.steps, start=1):
         average = decay(step, 0.5) * average + (1 - decay(step, 0.5)) * current
@@ -108,7 +110,7 @@ def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_pa
     assert loaded is not None
     torch.testing.assert_close(loaded.weight, average)
     assert torch.equal(weight(FineTune.load_from_checkpoint(checkpoint)), loaded.weight)
-    # what comes next, such as a closing frozen fit, has the average too
+    # the following stage, such as a closing frozen fit, has the average, too
     assert torch.equal(weight(task), loaded.weight)
     # the test, too: of the checkpoint, in another task
     tested = FineTune(network(), RATES, ema=0.5)
@@ -122,7 +124,7 @@ def test_a_resumed_run_goes_on_with_both(folder: Path, tmp_path: Path) -> None:
         checkpoint: str | None = None
         for stop in stops:
             task = FineTune(network(), RATES, ema=0.9)
-            # the schedule spans the whole run
+            # the schedule has the length of the whole run
             run = trainer(tmp_path / f"{len(stops)}-{stop}", max_epochs=3, enable_checkpointing=True)
             if stop < 3:
                 run.callbacks.append(StopAfter(stop))  # type: ignore[attr-defined]
@@ -136,7 +138,7 @@ def test_a_resumed_run_goes_on_with_both(folder: Path, tmp_path: Path) -> None:
 
 
 class StopAfter(pl.Callback):
-    """Ends a run after some epochs, as if it were killed behind its checkpoint."""
+    """Ends a run after some epochs, as if it were killed after its checkpoint."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs

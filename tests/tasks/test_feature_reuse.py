@@ -1,4 +1,4 @@
-"""The key of kept features: whatever they depend on makes another one, code and libraries included."""
+"""The key of stored features: it changes with everything on which they depend, including code and libraries."""
 
 import shutil
 import sys
@@ -57,7 +57,7 @@ def key(
     precision: str = "32-true",
     **options: Any,
 ) -> str:
-    """The name of the features' folder, with the same weights at each call."""
+    """Return the name of the features' folder, with the same weights at each call."""
     reuse = FeatureReuse(FrozenConfig(store=str(store), **options), data)
     if trunk is None:
         net = network(head)
@@ -73,7 +73,7 @@ def key(
 def test_options_make_other_features(data: Folder, tmp_path: Path) -> None:
     first = key(data, tmp_path)
     assert key(data, tmp_path) == first
-    assert key(data, tmp_path, c=3.0) == first  # the SVMs come after them
+    assert key(data, tmp_path, c=3.0) == first  # the SVMs come after the features
     others = {
         key(data, tmp_path, CrossLayerPooling(pca_dim=5)),
         key(data, tmp_path, precision="bf16-mixed"),
@@ -107,7 +107,7 @@ def test_an_edit_of_the_signed_square_root_makes_other_features(
     normalisation.write_text(edited)
     assert key(data, tmp_path) != before
     normalisation.write_text(text)
-    (package / "studies" / "tables.py").write_text("")  # which makes no features
+    (package / "studies" / "tables.py").write_text("")  # which computes no features
     assert key(data, tmp_path) == before
 
 

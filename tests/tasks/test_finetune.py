@@ -1,4 +1,4 @@
-"""Fine-tuning under a Trainer: what moves, what does not, what is refused, and the Trainer's own options."""
+"""Fine-tuning under a Trainer: changed and unchanged weights, errors, and the Trainer's own options."""
 
 import warnings
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ STILL = OptimizerConfig(backbone_lr=0, projection_lr=0, classifier_lr=0)
 # --- epochs
 
 
-def test_it_goes_on_from_the_frozen_solution(folder: Path, tmp_path: Path) -> None:
+def test_fine_tuning_starts_at_the_frozen_solution(folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int, bool, bool]] = []
     kept: list[dict[str, Tensor]] = []
 
@@ -49,7 +49,7 @@ def test_it_goes_on_from_the_frozen_solution(folder: Path, tmp_path: Path) -> No
 
 
 def test_before_the_first_step_it_scores_as_the_frozen_fit(folder: Path, tmp_path: Path) -> None:
-    """To the bit; also after steps of length 0, which leave BatchNorm's statistics where they are."""
+    """Bitwise, also after steps of length 0, which do not change BatchNorm's statistics."""
     data = pictures(folder, validation=0.25)
     frozen = Frozen(network())
     run = trainer(tmp_path, max_epochs=1)
@@ -77,8 +77,8 @@ def test_the_schedule_spans_the_run(folder: Path, tmp_path: Path, accumulated: i
     tuned = task(optimizer=replace(RATES, warmup_epochs=accumulated / 3))
     run = trainer(tmp_path, max_epochs=3, max_steps=steps, accumulate_grad_batches=accumulated)
     run.callbacks.append(AtEachBatch(look))  # type: ignore[attr-defined]
-    run.fit(tuned, pictures(folder))  # three batches: with two accumulated, two steps
-    # one step of warm-up; after the last step the rate has come to its end
+    run.fit(tuned, pictures(folder))  # three batches: with accumulation over two, two steps
+    # one step of warm-up; after the last step the rate has reached its end
     assert len(rates) == (4 if steps == 4 else 9 if accumulated == 1 else 6)
     assert rates[0] == 1.0
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
@@ -97,7 +97,7 @@ def test_a_run_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_statistics_of_batch_norm_move_unless_frozen(folder: Path, tmp_path: Path, frozen: bool) -> None:
     tuned = task(freeze_batch_norm=frozen)
     before = state(tuned.network.backbone)
-    # validation in between: it must not leave another mode behind
+    # validation in between must not change the mode
     run = trainer(tmp_path, max_epochs=1, val_check_interval=1)
     run.fit(tuned, pictures(folder, validation=0.25))
     assert run.global_step > 1
@@ -111,7 +111,7 @@ def test_statistics_of_batch_norm_move_unless_frozen(folder: Path, tmp_path: Pat
     assert tuned.network.backbone.training and norm.training != frozen
 
 
-# --- what is held, and going on
+# --- held images, and continuing
 
 
 def test_the_backbone_is_held_while_the_classifier_learns(folder: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_checkpoint_from_within_an_epoch_is_refused_in_words(folder: Path, tmp
 
 @pytest.mark.parametrize(("end", "workers"), [("cut off", 1), ("over", 1), ("over", 0)])
 def test_a_resumed_run_draws_the_images_of_its_epoch(folder: Path, tmp_path: Path, end: str, workers: int) -> None:
-    # workers fetch the first batches before the Trainer tells the sampler which epoch it is
+    # workers load the first batches before the Trainer sets the sampler's epoch
     drawn: dict[str, list[list[int]]] = {"whole": [], "first": [], "second": []}
     left: dict[str, dict[str, Tensor]] = {}
     last = tmp_path / "first" / "last.ckpt"
@@ -174,12 +174,12 @@ def test_a_resumed_run_draws_the_images_of_its_epoch(folder: Path, tmp_path: Pat
         left[name] = state(tuned.network)
     assert drawn["first"] + drawn["second"] == drawn["whole"]
     assert len(drawn["whole"]) == 12
-    if end == "cut off":  # the other one's schedule was that of two epochs
+    if end == "cut off":  # the other schedule was for two epochs
         assert_equal(left["whole"], left["second"])
 
 
 class Positions(pl.Callback):
-    """Notes the positions of each batch's images; ends the process before an epoch."""
+    """Records the indices of each batch's images; ends the process before an epoch."""
 
     def __init__(self, drawn: list[list[int]], until: int | None) -> None:
         self.drawn, self.until = drawn, until
@@ -242,7 +242,7 @@ def test_label_smoothing_reaches_the_loss(
     def watch(task: FineTune, batch: Any, batch_idx: int) -> Tensor:
         loss = step(task, batch, batch_idx)
         with torch.no_grad():
-            p = task(batch["image"]).log_softmax(dim=1)  # frozen BatchNorm: the same scores again
+            p = task(batch["image"]).log_softmax(dim=1)  # frozen BatchNorm: equal scores again
         right = -p.gather(1, batch["label"][:, None]).squeeze(1)
         expected.append((1 - smoothing) * right.mean() - smoothing * p.mean())
         torch.testing.assert_close(loss.detach(), expected[-1])
@@ -254,7 +254,7 @@ def test_label_smoothing_reaches_the_loss(
 
 
 @pytest.mark.parametrize("fitted", [False, True])
-def test_who_has_fitted_nothing_is_told_how_to_begin(folder: Path, tmp_path: Path, fitted: bool) -> None:
+def test_an_unfitted_network_is_refused_with_advice(folder: Path, tmp_path: Path, fitted: bool) -> None:
     tuned = solved(folder) if fitted else task()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""Fine-tuning with options: values that are not finite, precision, accumulation, clipping, less memory, more speed."""
+"""Options of fine-tuning: values that are not finite, precision, accumulation, clipping, memory and speed."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tests.tasks.tuning import AtEachBatch, solved, task
 
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """Make one training loss NaN, without any effect on the gradients; returns the calls so far."""
+    """Make one training loss NaN without any effect on the gradients, and return the calls so far."""
     calls: list[int] = []
 
     def loss(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -42,7 +42,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
 def test_a_loss_that_was_not_finite_stops(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, number: int, epoch: int, batches: int
 ) -> None:
-    calls = broken_at(monkeypatch, number)  # and the later ones are finite
+    calls = broken_at(monkeypatch, number)  # and the later losses are finite
     said = rf"the training loss is not finite in gradient epoch {epoch + 1}, .* checkpoint is none yet"
     with pytest.raises(CxlpError, match=said):
         trainer(tmp_path, max_epochs=3, log_every_n_steps=every).fit(task(), pictures(folder))
@@ -116,7 +116,7 @@ def test_steps_are_fused_unless_gradients_are_clipped(
     folder: Path, tmp_path: Path, precision: Any, limit: float | None
 ) -> None:
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, gradient_clip_val=limit, precision=precision)
-    run.fit(task(), pictures(folder))  # Lightning would refuse to clip what is fused
+    run.fit(task(), pictures(folder))  # Lightning would refuse to clip with a fused optimizer
     assert run.global_step == 1 and run.optimizers[0].defaults["fused"] == (limit is None)
 
 
@@ -156,7 +156,7 @@ def test_recomputation_changes_nothing(
     runs = [one_epoch(folder, tmp_path, freeze_batch_norm=freeze, recompute=on) for on in (False, True)]
     (plain, _), (again, _) = runs
     assert {call.args[0] for call in segmented.call_args_list} == {again.network.backbone.trunk}
-    assert not again.network.backbone.recompute  # which the next stage knows nothing of
+    assert not again.network.backbone.recompute  # which the next stage does not know
     torch.testing.assert_close(again.network.state_dict(), plain.network.state_dict(), rtol=1e-5, atol=1e-6)
     losses = [run.callback_metrics["train/loss_epoch"] for _, run in runs]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
@@ -170,7 +170,7 @@ def test_compiled_parts_train_alike_under_the_same_names(
     in_place = torch.nn.Module.compile
 
     def quickly(module: torch.nn.Module) -> None:
-        """Trace forward and backward pass, without making machine code of them."""
+        """Trace forward and backward pass without compiling them to machine code."""
         compiled.append(module)
         in_place(module, backend="aot_eager")
 
@@ -180,6 +180,8 @@ def test_compiled_parts_train_alike_under_the_same_names(
     fast, _ = one_epoch(folder, tmp_path, compile=True)
     assert compiled == [fast.network.backbone, *fast.network.heads]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
-    assert all(module._compiled_call_impl is None for module in compiled)  # what comes next is plain torch
+    assert all(
+        module._compiled_call_impl is None for module in compiled
+    )  # the following stage uses torch without compilation
     assert list(fast.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-5)

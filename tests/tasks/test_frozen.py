@@ -1,4 +1,4 @@
-"""The frozen mode under a Trainer: nothing moves but the solution, one pass whole, and nothing half-made is left."""
+"""The frozen mode under a Trainer: only the solution changes, one pass is complete, and no partial state is left."""
 
 import signal
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.tasks.small import network, pictures, reuse, trainer
 
 
 class Watch(pl.Callback):
-    """Notes the modes of the network and of all its parts, and what of it takes gradients."""
+    """Records the modes of the network and of all its parts, and the parameters with gradients."""
 
     def __init__(self) -> None:
         self.training: list[bool] = []
@@ -46,10 +46,10 @@ def test_the_network_evaluates_and_its_backbone_takes_no_gradients(folder: Path,
     backbone = {k: v.clone() for k, v in task.network.backbone.state_dict().items()}
     trainer(tmp_path, max_epochs=1, callbacks=[watch]).fit(task, pictures(folder, validation=0.25))
     assert watch.training and not any(watch.training)
-    # while the head keeps its own: DDP refuses a module without any
+    # the head keeps its own: DDP requires at least one parameter with gradients
     heads = {"heads.0.projection.weight", "classifier.weight"}
     assert all(heads <= names and not any(name.startswith("backbone") for name in names) for names in watch.gradients)
-    # and the backbone has its own again: it may be trained next
+    # and the backbone has its gradients again: it may be trained next
     assert {name for name, p in task.network.named_parameters() if p.requires_grad} == before
     assert any(name.startswith("backbone") for name in before)
     for key, value in task.network.backbone.state_dict().items():
@@ -62,8 +62,8 @@ def test_one_pass_is_the_fit_and_validation_sees_its_solution(folder: Path, tmp_
     run.fit(task, pictures(folder, validation=0.25))
     assert run.current_epoch == 1
     assert task.network.classifier is not None and task.network.classifier.weight.any()
-    assert run.callback_metrics["val/loss"] < torch.log(torch.tensor(3.0))  # that of no opinion at all
-    found = {k: value for k, value in task.report.items() if k != "primal"}  # which is no metric
+    assert run.callback_metrics["val/loss"] < torch.log(torch.tensor(3.0))  # that of a zero classifier
+    found = {k: value for k, value in task.report.items() if k != "primal"}  # which is not a metric
     assert {k: float(run.callback_metrics[f"frozen/{k}"]) for k in found} == pytest.approx(found)
     assert "frozen/primal" not in run.callback_metrics
     assert {"extraction", "validation", "SVM"} <= task.times.keys()
@@ -109,7 +109,7 @@ def ctrl_c() -> Iterator[None]:
 def test_an_interrupted_pass_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], kept: bool
 ) -> None:
-    monkeypatch.setattr("cxlp.frozen.fit.memory_for_maps", lambda: 0)  # else few maps and features lie there
+    monkeypatch.setattr("cxlp.frozen.fit.memory_for_maps", lambda: 0)  # otherwise a few maps and features are there
     step = Frozen.training_step
     there: list[set[str]] = []
 
@@ -126,7 +126,7 @@ def test_an_interrupted_pass_leaves_nothing(
     with pytest.raises((error, SystemExit)):
         trainer(tmp_path, max_epochs=1).fit(task, data)
     assert there == [{"features.bin", "maps-0.bin"}]
-    # half the features are of no use, even to those who want them kept
+    # incomplete features are of no use, even if they should be stored
     assert [p.name for p in tmp_path.rglob("*")] == (["store"] if kept else [])
 
 
@@ -141,7 +141,7 @@ def test_an_error_while_solving_leaves_nothing(folder: Path, tmp_path: Path, mon
 
 
 class StopEarly(pl.Callback):
-    """Ends an epoch after its first batch, as a time limit may."""
+    """Ends an epoch after its first batch, like a time limit."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.should_stop = True
@@ -163,7 +163,7 @@ def test_a_part_of_the_images_is_refused(folder: Path, tmp_path: Path, option: d
 
 
 class Repeated(pl.Callback):
-    """Makes all test batches but the first one repeats, and notes the shapes of what comes out."""
+    """Marks all test batches but the first one as repeated, and records the shapes of outputs."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -179,7 +179,7 @@ class Repeated(pl.Callback):
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_resnet"])
 def test_a_batch_of_repeats_alone_scores_nothing(folder: Path, tmp_path: Path, name: str) -> None:
-    # as the last one of a rank may be; transformers take no batch of none
+    # the last batch of a rank may be empty; transformers do not accept that
     layers = ("blocks.4", "blocks.5.mlp.act") if "vit" in name else ("layer3.0.conv2", "layer3")
     backbone = BackboneConfig(name, layers, weights=None, image_size=160)
     frozen, repeated = Frozen(network(backbone=backbone)), Repeated()

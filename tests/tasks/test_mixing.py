@@ -1,4 +1,4 @@
-"""Mixed images and targets: the formulas, and that a draw depends on its seed only."""
+"""Mixed images and targets: the formulas, and draws that depend only on the seed."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from cxlp.utils.labels import classification_loss
 
 KINDS = ("mixup", "cutmix")
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-SHARES = IMAGES.float() / 255  # of 0..1, as mixtures are
+SHARES = IMAGES.float() / 255  # values from 0 to 1, like mixtures
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
@@ -21,7 +21,7 @@ def test_targets_are_the_shares_of_the_images(kind: Literal["mixup", "cutmix"]) 
         images, targets = Mixing(kind, 1.0, 3)(IMAGES, LABELS, seed)
         assert images.dtype == torch.float32 and targets.shape == (4, 3)
         torch.testing.assert_close(targets.sum(1), torch.ones(4))
-        share = float(targets[0, 0])  # the first one is mixed with the last, of class 1
+        share = float(targets[0, 0])  # the first image is mixed with the last, of class 1
         before = SHARES.roll(1, 0)
         if kind == "mixup":
             expected = share * SHARES + (1 - share) * before
@@ -31,7 +31,9 @@ def test_targets_are_the_shares_of_the_images(kind: Literal["mixup", "cutmix"]) 
             assert torch.equal(images, torch.where(own[:, None], SHARES, before))
             assert float(own[0].float().mean()) == pytest.approx(share, abs=1e-6)
         shares.add(share)
-        assert torch.equal(Mixing(kind, 1.0, 3)(SHARES, LABELS, seed)[0], images)  # bytes or floats, the same mixture
+        assert torch.equal(
+            Mixing(kind, 1.0, 3)(SHARES, LABELS, seed)[0], images
+        )  # the same mixture for bytes and floats
     assert len(shares) >= 8 and 0 <= min(shares) < 0.4 and 0.6 < max(shares) <= 1
 
 
@@ -42,7 +44,7 @@ def test_a_draw_depends_on_its_seed_only(kind: Literal["mixup", "cutmix"]) -> No
     first, _ = mixing(IMAGES, LABELS, 0, 2, 1)
     after = torch.rand(1)
     torch.manual_seed(5)
-    assert torch.equal(after, torch.rand(1))  # nobody else's numbers are used up
+    assert torch.equal(after, torch.rand(1))  # the global generator is not advanced
     assert torch.equal(first, mixing(IMAGES, LABELS, 0, 2, 1)[0])
     assert not torch.equal(first, mixing(IMAGES, LABELS, 0, 2, 2)[0])
 

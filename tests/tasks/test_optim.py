@@ -23,7 +23,7 @@ def network(head: Head | None = None) -> Network:
 
 
 def factors(warmup: int, total: int, steps: int) -> list[float]:
-    """Learning rates of the first steps, as fractions of the peak."""
+    """Return the learning rates of the first steps, as fractions of the peak."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = warmup_cosine(optimizer, warmup, total)
     found = []
@@ -43,7 +43,7 @@ def test_linear_growth_then_half_a_cosine() -> None:
     found = factors(warmup=4, total=12, steps=15)
     assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert found[4:13] == pytest.approx(cosine, abs=1e-6)
-    assert found[13:] == [0.0, 0.0]  # never up again, should a run take a step more
+    assert found[13:] == [0.0, 0.0]  # never increasing again, if a run takes an additional step
 
 
 def test_without_warm_up_it_begins_at_the_peak() -> None:
@@ -54,7 +54,7 @@ def test_without_warm_up_it_begins_at_the_peak() -> None:
 def test_a_run_shorter_than_its_warm_up_only_grows(total: int) -> None:
     found = factors(warmup=4, total=total, steps=7)
     assert found[: max(1, total)] == pytest.approx([0.2, 0.4, 0.6, 0.8][: max(1, total)])
-    assert found[4:6] == pytest.approx([1.0, 0.0], abs=1e-12)  # and has an end nevertheless
+    assert found[4:6] == pytest.approx([1.0, 0.0], abs=1e-12)  # and it reaches its end nevertheless
 
 
 def test_the_backbone_is_held_and_then_warms_up_to_the_same_cosine() -> None:
@@ -92,7 +92,7 @@ def test_all_groups_share_the_shape() -> None:
 
 
 def by_name(whole: Network, config: OptimizerConfig) -> dict[str, tuple[dict[str, Any], set[str]]]:
-    """Each group by its name, with the names of its parameters."""
+    """Return each group by its name, with the names of its parameters."""
     names = {id(p): n for n, p in whole.named_parameters()}
     groups = build_optimizer(whole, config).param_groups
     return {group["name"]: (group, {names[id(p)] for p in group["params"]}) for group in groups}
@@ -180,7 +180,7 @@ def test_layers_learn_the_slower_the_lower_they_are() -> None:
     assert place["backbone.trunk.conv1.0.weight"] == "backbone/0"
     assert place["backbone.trunk.layer3.0.conv1.weight"] == "backbone/4"
     assert place["backbone.trunk.layer3.0.conv3.weight"] == "backbone/5"
-    # a norm's scale and shift learn with the convolution before them
+    # scale and shift of a norm learn with the convolution before it
     names = [name for name, _ in whole.backbone.named_parameters(prefix="backbone")]
     for before, name in pairwise(names):
         if whole.get_parameter(name).ndim == 1:

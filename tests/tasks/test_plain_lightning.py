@@ -1,4 +1,4 @@
-"""The tasks in a script of one's own: a plain Trainer, and any loader of pairs."""
+"""The tasks in a user's own script: a plain Trainer, and any loader of pairs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,11 +35,11 @@ from tests.tasks.small import (
     trainer,
 )
 
-#: PIL pictures to what the network takes.
+#: PIL pictures to the network's inputs.
 PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
 
 
-# --- what a script may get wrong
+# --- errors in scripts
 
 
 @pytest.mark.parametrize("task", [Frozen, FineTune])
@@ -49,8 +49,8 @@ PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
         (IMAGES, LABELS + 2, r"the label of image \d+ is [34]: a network of 3 classes takes whole numbers"),
         (IMAGES, LABELS - 1, r"the label of image \d+ is -1"),
         (IMAGES, LABELS.float(), "the labels are torch.float32"),
-        (IMAGES[:, :1], LABELS, r"shape \(4, 1, 32, 32\): the network takes RGB, \(B, 3, 32, 32\)"),
-        (IMAGES[..., :24], LABELS, "the images are of 32 x 24 pixels, but the network takes 32 x 32"),
+        (IMAGES[:, :1], LABELS, r"shape \(4, 1, 32, 32\): .*\(B, 3, 32, 32\)"),
+        (IMAGES[..., :24], LABELS, "the images have 32 x 24 pixels, but the network takes 32 x 32"),
         (IMAGES[:0], LABELS[:0], "the training loader yields no batches .* nothing was fitted"),
     ],
     ids=["class", "negative", "floats", "grey", "size", "empty"],
@@ -71,7 +71,7 @@ def test_images_and_labels_that_a_network_does_not_take(
 
 @pytest.mark.parametrize("kind", ["tensors", "torchvision", "DataModule"])
 def test_the_trainer_of_a_users_script(odd: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """As written in a script, with the Trainer's own logger, checkpoints, sanity check and summary."""
+    """A plain script, with the Trainer's own logger, checkpoints, sanity check and summary."""
     monkeypatch.chdir(tmp_path)
     loaders: tuple[Any, ...]
     if kind == "DataModule":
@@ -100,7 +100,7 @@ def test_the_trainer_of_a_users_script(odd: Folder, tmp_path: Path, monkeypatch:
 
 
 class Told(Sampler[int]):
-    """Puts a plain data set in the order in which the DataModule draws its images."""
+    """Arranges a plain data set in the order in which the DataModule draws its images."""
 
     def __init__(self, sampler: EpochSampler) -> None:
         self.sampler = sampler
@@ -116,7 +116,7 @@ class Told(Sampler[int]):
 
 
 def test_the_same_images_give_the_same_weights_from_either_loader(odd: Folder, tmp_path: Path) -> None:
-    """To the bit: what a dictionary tells beside the pair changes nothing of one process's result."""
+    """Bitwise: in one process, other keys of a dictionary do not affect the result."""
     train, val = pairs(odd), pairs(odd, "val")
     ordered, shuffled = (
         DataLoader(train, batch_size=4, sampler=Told(EpochSampler(len(train), 4, shuffle, seed=0)))
@@ -140,7 +140,7 @@ def test_the_same_images_give_the_same_weights_from_either_loader(odd: Folder, t
 
 
 def test_any_order_gives_the_same_frozen_solution(odd: Folder, tmp_path: Path) -> None:
-    """Where C and the scale of the logits are given: folds of a cross-validation are drawn by places."""
+    """With given C and scale of the logits, because folds of a cross-validation are drawn by index."""
     found = []
     for shuffle in (False, True):
         net = network()
@@ -167,14 +167,14 @@ def test_torchvisions_data_sets_are_taken_as_they_are(tmp_path: Path, floating: 
         trainer(tmp_path, max_epochs=1).fit(task, DataLoader(source, batch_size=5))
         trainer(tmp_path, max_epochs=1).fit(FineTune(task.network, RATES), DataLoader(source, batch_size=5))
         found.append(state(task.network))
-    if floating:  # of 0..1: the same up to rounding
+    if floating:  # values from 0 to 1: equal up to rounding
         torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
     else:
         assert_equal(found[0], found[1])
 
 
 class Mapped(Dataset[Any]):
-    """Items made of an image and its label."""
+    """Converts an image and its label to items."""
 
     def __init__(self, data: TensorDataset, kind: str) -> None:
         self.data, self.kind = data, kind
@@ -219,7 +219,7 @@ class Stream(IterableDataset[Any]):
 
 
 class CountedStream(Stream):
-    """One that claims a length."""
+    """Pairs with a wrong length."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -244,7 +244,7 @@ def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -
     loader = DataLoader(pairs(odd), batch_size=4, drop_last=True)  # of eleven
     with pytest.raises(CxlpError, match=r"11 training images once, .* 8: .*without drop_last"):
         trainer(tmp_path, max_epochs=1).fit(Frozen(network()), loader)
-    # what the user chooses is all that there is
+    # only the user's choice is saved
     chosen = Subset(pairs(odd), range(0, 11, 2))
     task = Frozen(network())
     trainer(tmp_path, max_epochs=1).fit(task, DataLoader(chosen, batch_size=4))
@@ -269,7 +269,7 @@ def test_a_plain_loader_is_tested_as_the_datamodules_is(odd: Folder, tmp_path: P
     assert tested[0] == tested[1] and "test/accuracy" in tested[0][0]
 
 
-# --- a DataModule serves several networks
+# --- a DataModule for several networks
 
 
 def test_a_datamodule_follows_each_networks_image_size(odd: Folder, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_datamodule_follows_each_networks_image_size(odd: Folder, tmp_path: Pa
 
 
 class InOrder(pl.LightningDataModule):
-    """Deals pairs in turn, as torch's own sampler does without shuffling."""
+    """Distributes pairs in turn, like torch's own sampler without shuffling."""
 
     def __init__(self, data: TensorDataset) -> None:
         super().__init__()
@@ -309,8 +309,8 @@ class InOrder(pl.LightningDataModule):
 @pytest.mark.slow
 @pytest.mark.parametrize("dealt", ["by Lightning", "in order"])
 def test_two_processes_find_the_frozen_solution_of_one(odd: Folder, tmp_path: Path, dealt: str) -> None:
-    """Each has a DistributedSampler, and together they have one of eleven images twice."""
-    # Lightning's shuffles, whatever the loader does, and a cross-validation's folds are drawn by places.
+    """Each process has a DistributedSampler; together they have one of eleven images twice."""
+    # Lightning's sampler shuffles in any case, and the folds of a cross-validation are drawn by index.
     settled = (10.0, 2.0) if dealt == "by Lightning" else None
     images = pairs(odd, "val").tensors[0]
     found = []

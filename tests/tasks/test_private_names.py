@@ -1,4 +1,4 @@
-"""Nothing of Lightning is used or hidden that is not public."""
+"""No private names of Lightning are used or overridden."""
 
 import inspect
 import re
@@ -13,7 +13,7 @@ import cxlp.runs.stages
 
 
 def private_names(text: str) -> set[str]:
-    """Private names that a text defines or assigns."""
+    """Return the private names that a text defines or assigns."""
     return set(re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", text))
 
 

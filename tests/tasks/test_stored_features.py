@@ -1,4 +1,4 @@
-"""Features that are kept: what is there is not made again, and what is not whole or not the same is made anew."""
+"""Stored features are reused; incomplete or different ones are computed again."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def fit_with(store: Path, folder: Path, place: Path, head: Head | None = None, s
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Which pictures are decoded."""
+    """Record the decoded pictures."""
     seen: list[Path] = []
 
     def watched(path: Path, *args: Any) -> Any:
@@ -54,7 +54,7 @@ def stored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return place / "store", fit_with(place / "store", folder, place)
 
 
-def test_what_is_stored_is_not_made_again(
+def test_stored_features_are_reused(
     stored: tuple[Path, Frozen], folder: Path, tmp_path: Path, decoded: list[Path]
 ) -> None:
     store, first = stored
@@ -63,14 +63,14 @@ def test_what_is_stored_is_not_made_again(
     assert first.trainer.callback_metrics == again.trainer.callback_metrics
     fit_with(store, folder, tmp_path, c=3.0, folds=2)  # other SVMs on the same features
     os.utime(next(folder.rglob("train/*/*.png")), ns=(0, 0))
-    fit_with(store, folder, tmp_path)  # of the same pictures, whatever their dates
+    fit_with(store, folder, tmp_path)  # of the same pictures, with any dates
     assert decoded == []
     trainer(tmp_path).validate(again, pictures(folder, validation=0.25, image_size=32), verbose=False)
-    assert len(decoded) == 3  # outside a fit or a test, pictures are looked at
+    assert len(decoded) == 3  # outside a fit or a test, pictures are decoded
 
 
 @pytest.mark.parametrize("change", ["weights", "representation", "picture", "pca_vectors"])
-def test_what_features_depend_on_makes_them_again(
+def test_changed_dependencies_recompute_features(
     stored: tuple[Path, Frozen], folder: Path, tmp_path: Path, decoded: list[Path], change: str
 ) -> None:
     head: Head | None = None
@@ -83,23 +83,23 @@ def test_what_features_depend_on_makes_them_again(
         head = CrossLayerPooling(pca_dim=4, sqrt=False)
     elif change == "picture":
         Image.open(picture).rotate(180).save(picture)
-        os.utime(picture, ns=(date, date))  # which tells nothing
+        os.utime(picture, ns=(date, date))  # an unreadable file
     else:
         options = {"pca_vectors": 13}
     fit_with(stored[0], folder, tmp_path, head, **options)
     picture.write_bytes(content)
-    assert len(decoded) == 9 + 3 + 6  # the test images' features depend on the training images, by the PCA
+    assert len(decoded) == 9 + 3 + 6  # the features of test images depend on the training images, through the PCA
 
 
-def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
+def test_incomplete_features_of_a_killed_run_are_deleted(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
     store = tmp_path / "store"
     fit_with(store, folder, tmp_path)
     (entry,) = store.iterdir()
     whole = sorted(p.name for p in entry.iterdir())
     assert [name.split("-")[0] for name in whole] == ["entry.json", "features.bin", "heads.pt", "test", "val"]
-    shutil.copytree(entry, store / f".{entry.name}.1.part")  # as if a run had died before the renaming
+    shutil.copytree(entry, store / f".{entry.name}.1.part")  # as if a run had been killed before the renaming
     (store / f".{entry.name}.1.lock").touch()
-    (entry / "entry.json").unlink()  # or while somebody deleted the store
+    (entry / "entry.json").unlink()  # or while the user deleted the store
     (entry / f".{whole[3].removesuffix('.bin')}.1.part").touch()
     decoded.clear()
     fit_with(store, folder, tmp_path)
@@ -109,7 +109,7 @@ def test_what_a_killed_run_left_is_neither_trusted_nor_kept(folder: Path, tmp_pa
     ]
 
 
-def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
+def test_features_that_another_run_writes_are_not_touched(tmp_path: Path) -> None:
     one, other = Entry(tmp_path, lambda: {"a": 1}), Entry(tmp_path, lambda: {"a": 1})
     first, second = one.begin(), other.begin()
     assert first.is_dir() and second.is_dir() and first != second
@@ -120,10 +120,10 @@ def test_what_another_run_is_writing_is_left_to_it(tmp_path: Path) -> None:
     torch.nn.init.normal_(others.get_parameter("heads.0.projection.weight"))  # of other random weights
     one.commit(mine, {"seconds": {"PCA": 1.0}})
     assert one.complete and other.complete and (one.folder / "features.bin").read_text() == "x"
-    other.commit(others, {})  # too late: the first one's is kept
+    other.commit(others, {})  # too late: the first one's are kept
     left = sorted(p.name for p in tmp_path.rglob("*"))
     assert left == sorted([one.folder.name, "entry.json", "features.bin", "heads.pt"])
-    # so what others made is neither read nor written
+    # so features of other runs are neither read nor written
     assert other.was_computed_by(mine) and not other.was_computed_by(others)
     assert other.facts()["seconds"] == {"PCA": 1.0}
     (tmp_path / "thesis").mkdir()
@@ -167,7 +167,7 @@ def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
     task = fit_with(tmp_path / "store", folder, tmp_path, features="float16")
     sizes = sorted(p.stat().st_size for p in (tmp_path / "store").rglob("*.bin"))
     width = task.network.out_features
-    assert sizes == sorted([9 * width * 2, 3 * width * 4, 6 * width * 4])  # what is scored stays exact
+    assert sizes == sorted([9 * width * 2, 3 * width * 4, 6 * width * 4])  # scored features have full precision
     exact = fit_with(tmp_path / "exact", folder, tmp_path)
     assert task.network.classifier is not None and exact.network.classifier is not None
     torch.testing.assert_close(task.network.classifier.weight, exact.network.classifier.weight, atol=1e-2, rtol=0)
@@ -177,7 +177,7 @@ def test_half_precision_is_half_the_size(folder: Path, tmp_path: Path) -> None:
         fit_with(tmp_path / "raw", folder, tmp_path, raw, features="float16")
 
 
-def test_two_bits_are_refused_where_there_is_more_than_signs(folder: Path, tmp_path: Path) -> None:
+def test_two_bits_are_refused_for_values_other_than_signs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match=r"features is sign, but .* sign: true and l2: true"):
         fit_with(tmp_path / "store", folder, tmp_path, features="sign")
 
@@ -196,7 +196,7 @@ def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) -> None:
-    """Training pictures have the network's size, the others that of which the crops are cut; kept features know."""
+    """Training pictures have the network's size, others the size of crops; the key of stored features includes both."""
     found = []
     config = FrozenConfig(store=str(tmp_path / "store"))
     kinds: tuple[Literal["whole", "crops"], ...] = ("whole", "crops", "crops")
@@ -209,4 +209,4 @@ def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) ->
         assert sizes == {"train": 32, "val": 36 if kind == "crops" else 32, "test": 36 if kind == "crops" else 32}
         found.append(run.test(task, data, verbose=False)[0]["test/loss"])
     assert found[0] != found[1] == found[2]
-    assert len(list((tmp_path / "store").glob("*/test-*.bin"))) == 2  # of one training entry
+    assert len(list((tmp_path / "store").glob("*/test-*.bin"))) == 2  # of one training row

@@ -1,4 +1,4 @@
-"""Fine-tuning tasks with the same weights each time, and a callback that looks at them."""
+"""Fine-tuning tasks with the same weights each time, and a callback that inspects them."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,13 +14,13 @@ from tests.tasks.small import RATES, network, pictures, state, trainer
 
 
 def task(**options: Any) -> FineTune:
-    """A task with the same random weights at each call."""
+    """Return a task with the same random weights at each call."""
     return FineTune(network(), **{"optimizer": RATES, **options})
 
 
 @cache
 def solution(folder: Path, precision: Any) -> dict[str, Tensor]:
-    """The solution of a frozen fit."""
+    """Return the solution of a frozen fit."""
     net = network()
     with TemporaryDirectory() as place:
         trainer(Path(place), max_epochs=1, precision=precision).fit(Frozen(net), pictures(folder, validation=0.25))
@@ -28,14 +28,14 @@ def solution(folder: Path, precision: Any) -> dict[str, Tensor]:
 
 
 def solved(folder: Path, precision: Any = "32-true", **options: Any) -> FineTune:
-    """A task at the solution of a frozen fit."""
+    """Return a task at the solution of a frozen fit."""
     tuned = task(**options)
     tuned.network.load_state_dict(solution(folder, precision))
     return tuned
 
 
 class AtEachBatch(pl.Callback):
-    """Calls a function after each training batch, before the task itself looks at it."""
+    """Calls a function after each training batch, before the task itself handles the batch."""
 
     def __init__(self, call: Callable[[pl.Trainer, FineTune], None]) -> None:
         self.call = call

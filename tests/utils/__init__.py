@@ -1,1 +1,1 @@
-"""Tests of cxlp.utils."""
+"""Tests of ``cxlp.utils``."""

@@ -1,6 +1,6 @@
-"""Two processes against one: collectives, and the fit without gradients that the ranks share.
+"""Two processes compared with one: collectives, and the frozen fit that ranks share.
 
-The two processes are started once, do everything, and leave their results in files.
+The two processes are started once, do all the work, and write their results to files.
 """
 
 import time
@@ -59,7 +59,7 @@ TIMEOUT = 240
 
 
 def rows() -> tuple[Tensor, Tensor]:
-    """Unit-length rows of three classes, and the classes."""
+    """Return unit-length rows of three classes, and the classes."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(ROWS) % CLASSES
     x = torch.randn(CLASSES, DIM, generator=generator)[labels] + 2 * torch.randn(ROWS, DIM, generator=generator)
@@ -67,13 +67,13 @@ def rows() -> tuple[Tensor, Tensor]:
 
 
 def vectors() -> Tensor:
-    """Vectors with a large mean and clear principal axes, whose halves differ."""
+    """Return vectors with a large mean and clear principal axes, whose halves differ."""
     x = 100 + torch.randn(101, 6, generator=torch.Generator().manual_seed(1)) * 2 ** torch.arange(6)
     x[50:] += 5
     return x
 
 
-#: What :func:`solved` finds.
+#: The results of :func:`solved`.
 SOLVED = (
     "gram",
     "coefficients",
@@ -90,7 +90,7 @@ SOLVED = (
 
 
 def solved(folder: Path) -> dict[str, Tensor]:
-    """Gram matrix, SVMs and weight vectors of the rows; each rank writes its share of them."""
+    """Compute Gram matrix, SVMs and weight vectors of the rows; each rank writes its share of them."""
     x, labels = rows()
     store = RowStore(folder / "rows.bin", ROWS, DIM)
     mine = torch.arange(rank(), ROWS, world_size())
@@ -123,7 +123,7 @@ def solved(folder: Path) -> dict[str, Tensor]:
 
 
 def fitted(folder: Path, heads: str, share: slice) -> dict[str, Any]:
-    """The whole fit, this process observing its share of the images."""
+    """Do the whole fit, with this process's share of the images."""
     network = small_network(HEADS[heads])
     images, labels = small_images()
     fit = FrozenFit(network, FrozenConfig(), len(images), folder, PhaseTimes())
@@ -134,12 +134,12 @@ def fitted(folder: Path, heads: str, share: slice) -> dict[str, Any]:
     return {"report": report, "weights": weights(network), "left": folder.exists()}
 
 
-#: What rank 0 alone does, and fails to do.
+#: Work of rank 0 that fails.
 FAILURES = ("work", "space", "key", "rename", "folder")
 
 
 def failure(name: str, folder: Path) -> str:
-    """What this rank raises where rank 0 fails."""
+    """Return the error that this rank raises if rank 0 fails."""
 
     def fail(*_: Any) -> Any:
         raise CxlpError(f"no {name}")
@@ -172,9 +172,9 @@ def failure(name: str, folder: Path) -> str:
 
 
 def work(index: int, folder: Path) -> None:
-    """What each of the two processes does."""
+    """The work of each of the two processes."""
     torch.set_num_threads(1)
-    rendezvous = f"file://{folder / 'rendezvous'}"  # a file instead of a port: nobody can take it
+    rendezvous = f"file://{folder / 'rendezvous'}"  # a file instead of a port, which another process could take
     dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=RANKS)
     found: dict[str, Any] = {"who": (is_distributed(), rank(), world_size()), "on this machine": local_world_size()}
     found["asked"] = ask_rank_zero(lambda: 2**60 + index)
@@ -185,7 +185,7 @@ def work(index: int, folder: Path) -> None:
     own = torch.tensor([index + 5])
     found["from_rank_zero"] = (from_rank_zero(own), own)
     found["gather_objects"] = gather_objects({"rank": index})
-    # The late one arrives after 0.5 s, and nobody leaves before.
+    # The late process arrives after 0.5 s, and no process leaves before.
     start = time.perf_counter()
     if index == 1:
         time.sleep(0.5)
@@ -208,12 +208,12 @@ def work(index: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two processes found."""
+    """The results of the two processes."""
     folder = tmp_path_factory.mktemp("two_processes")
     context = spawn(work, (folder,), nprocs=RANKS, join=False)  # type: ignore[no-untyped-call]
     try:
         deadline = time.monotonic() + TIMEOUT
-        while not context.join(timeout=5):  # raises where a process failed
+        while not context.join(timeout=5):  # raises an error if a process failed
             assert time.monotonic() < deadline, f"two processes did not finish within {TIMEOUT} s"
     finally:
         for process in context.processes:
@@ -223,7 +223,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def assert_same_bits(one: Any, other: Any) -> None:
-    """Two ranks ended with the same numbers, to the last bit."""
+    """Check that two ranks have bitwise equal numbers."""
     if isinstance(one, Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):
@@ -272,7 +272,7 @@ def test_rank_zero_answers_for_all(ranks: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAILURES)
-def test_where_rank_zero_fails_all_fail(ranks: list[dict[str, Any]], name: str) -> None:
+def test_all_ranks_fail_if_rank_zero_fails(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (found["failures"][name] for found in ranks)
     assert ("cannot write " if name == "folder" else f"no {name}") in first
     assert second == STOPPED
@@ -287,7 +287,7 @@ def test_ranks_of_other_machines_are_not_counted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(distributed, "gather_objects", lambda mine: [mine, "elsewhere", mine, "elsewhere", mine])
     assert local_world_size() == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun's word
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun's variable
     assert local_world_size() == 4
 
 
@@ -335,14 +335,14 @@ def test_the_fit_of_an_odd_number_of_images_is_that_of_one_process(
     alone = fitted(tmp_path / "fit", name if name in HEADS else "with PCA", slice(None))
     first, second = (found[name] for found in ranks)
     assert_same_bits(first, second)
-    # Thirty passes of Adam carry on what one product has rounded.
+    # Thirty steps of Adam amplify the rounding of one product.
     assert_same_weights(alone["weights"], first["weights"], atol=5e-3 if name == "trained guide" else 3e-4)
     assert first["report"]["cv_accuracy"] == alone["report"]["cv_accuracy"]
-    assert not first["left"]  # the folder of maps and features is gone
+    assert not first["left"]  # the folder of maps and features is deleted
 
 
 @pytest.mark.slow
 def test_held_out_accuracy_is_counted_over_all_rows(ranks: list[dict[str, Any]]) -> None:
     scores, labels = ranks[0]["held out"].numpy(), rows()[1].numpy()
-    assert (np.abs(scores).max(axis=1) > 0).all()  # no row was forgotten by the deal of folds
+    assert (np.abs(scores).max(axis=1) > 0).all()  # each row is in a fold
     assert (scores.argmax(axis=1) == labels).mean() > 1 / CLASSES

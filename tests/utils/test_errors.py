@@ -1,4 +1,4 @@
-"""Suggestions: near spellings first, then what contains the word, else the list."""
+"""Suggestions: similar spellings first, then names that contain the word, otherwise the list."""
 
 import pytest
 
@@ -16,7 +16,7 @@ ALL = "Valid: apple, apricot, banana, cherry, grape, grapefruit."
         ("aple", f"Did you mean 'apple'? {ALL}"),
         ("banana", f"Did you mean 'banana'? {ALL}"),
         ("GRAPE", f"Did you mean 'grape'? {ALL}"),
-        ("FRUIT", f"Did you mean 'grapefruit'? {ALL}"),  # far by spelling, but the word is in there
+        ("FRUIT", f"Did you mean 'grapefruit'? {ALL}"),  # the spelling differs, but the name contains the word
         ("xyz", ALL),
         ("", ALL),
     ],
@@ -25,7 +25,7 @@ def test_the_nearest_is_suggested_and_all_are_listed_once(wrong: str, said: str)
     assert did_you_mean(wrong, FRUIT) == said
 
 
-def test_of_many_the_nearest_are_listed() -> None:
+def test_the_nearest_of_many_are_listed() -> None:
     layers = [f"features.{i}" for i in range(100)] + ["head"]
     said = did_you_mean("heat", layers)
     assert said == "Did you mean 'head'? Valid: head, ... (101 in all)."

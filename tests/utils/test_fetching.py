@@ -1,4 +1,4 @@
-"""Fetching from a server that truncates, stalls, redirects, fails, ignores ranges, and sends other bytes."""
+"""Downloading from a server that truncates, stalls, redirects, fails, ignores ranges, and sends other bytes."""
 
 import hashlib
 import resource
@@ -40,7 +40,7 @@ def remote(*urls: str, checksum: str | None = SHA256, size: int | str = "2 MB") 
 
 
 def begun(server: Server, folder: Path, file: Remote, cut: Answer) -> int:
-    """Leave a part of a file, as a run does that broke off; returns its size."""
+    """Leave a part of a file, like an interrupted download, and return its size."""
     path = "/" + file.urls[0].rpartition("/")[2]
     later = server.answers[path]
     server.answers[path] = [cut]
@@ -55,7 +55,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- whole
+# --- complete files
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
@@ -67,7 +67,7 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path, algorithm: str, 
     for _ in range(2):
         assert fetch(file, folder) == folder / "file.bin"
     assert (folder / "file.bin").read_bytes() == CONTENT
-    assert len(server.asked) == 1, "the second call asked for nothing"
+    assert len(server.asked) == 1, "the second call sent no request"
     assert names(folder) == ["file.bin"]
 
 
@@ -87,7 +87,7 @@ def test_redirects_are_followed(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-# --- resumed
+# --- continued downloads
 
 
 @pytest.mark.parametrize("checksum", [None, SHA256])
@@ -118,15 +118,15 @@ def test_attempts_are_bounded_unless_something_comes(
     monkeypatch.setattr(cxlp.utils.fetching, "PROGRESS", 1000)
     file = remote(server.offer("/file", Answer(CONTENT, cut_after=300_000)))
     fetch(file, tmp_path / "a", waits=(0.0,))
-    assert len(server.asked) == 7, "each brought 300,000 bytes more"
+    assert len(server.asked) == 7, "each added 300,000 bytes"
     server.asked.clear()
     server.offer("/file", Answer(CONTENT, cut_after=300_000, ranges=False))
     with pytest.raises(CxlpError, match=r"lost after 300,000 of 2,048,000 bytes\. By hand\."):
         fetch(file, tmp_path / "b", "By hand.", waits=(0.0,))
-    assert len(server.asked) == 2, "the second one got no further than the first"
+    assert len(server.asked) == 2, "the second one ended at the same place as the first"
 
 
-#: Fetches in a process of its own, by the module alone: it needs no torch.
+#: Downloads in a new process, with this module only: it does not need torch.
 CHILD = """
 import sys, types
 from pathlib import Path
@@ -176,24 +176,24 @@ def test_a_part_that_is_whole_asks_for_nothing(server: Server, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("before", "after", "checksum", "ranges"),
     [
-        # The server sees from If-Range that the part is of another file, and sends all of its own.
+        # By If-Range, the server notices that the part is of another file, and sends its whole file.
         (Answer(OTHER, etag='"v1"'), Answer(CONTENT, etag='"v2"'), None, ["bytes=900000-"]),
-        # It does not look at If-Range, but its ETag tells.
+        # It ignores If-Range, but its ETag differs.
         (
             Answer(OTHER, etag='"v1"'),
             Answer(CONTENT, etag='"v2"', keeps_to_if_range=False),
             None,
             ["bytes=900000-", None],
         ),
-        # Its size tells: longer now, or shorter than the part.
+        # Its size differs: larger, or smaller than the part.
         (Answer(OTHER + b"more"), Answer(CONTENT), SHA256, ["bytes=900000-", None]),
         (Answer(OTHER * 2, cut_after=TOTAL + 9), Answer(CONTENT), SHA256, [f"bytes={TOTAL + 9}-", None]),
-        # Nothing tells but the checksum, in the end.
+        # Only the checksum differs, at the end.
         (Answer(OTHER), Answer(CONTENT), SHA256, ["bytes=900000-", None]),
-        # Nothing would tell at all; a weak ETag does not vouch for bytes.
+        # Nothing would differ; a weak ETag does not guarantee equal bytes.
         (Answer(OTHER), Answer(CONTENT), None, [None]),
         (Answer(OTHER, etag='W/"v1"'), Answer(CONTENT, etag='W/"v1"'), None, [None]),
-        # It sends no ranges.
+        # It does not support ranges.
         (Answer(OTHER), Answer(CONTENT, ranges=False), SHA256, ["bytes=900000-"]),
     ],
     ids=["If-Range", "ETag", "longer", "shorter", "checksum", "nothing", "weak ETag", "no ranges"],
@@ -278,8 +278,8 @@ def test_when_all_fail_each_is_named_and_no_wrong_byte_is_left(server: Server, t
     assert names(tmp_path) == []
 
 
-def test_where_nobody_listens_nothing_is_waited_for(tmp_path: Path) -> None:
-    with socket.socket() as taken:  # bound and never listening: nobody else can answer there
+def test_a_closed_port_fails_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound but not listening: no other process can answer there
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/file"
         with pytest.raises(CxlpError, match=r"cannot download http.*refused.* Put it at X\."):
@@ -287,10 +287,10 @@ def test_where_nobody_listens_nothing_is_waited_for(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-# --- what is there already
+# --- existing files
 
 
-def test_a_file_that_is_there_is_verified(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_is_verified(server: Server, tmp_path: Path) -> None:
     url = server.offer("/file", CONTENT)
     placed = tmp_path / "file.bin"
     placed.write_bytes(OTHER)
@@ -301,7 +301,7 @@ def test_a_file_that_is_there_is_verified(server: Server, tmp_path: Path) -> Non
         verify(placed, remote(url, checksum=None, size=7))
     with pytest.raises(CxlpError, match=rf"cannot read {tmp_path}: Is a directory"):
         verify(tmp_path, remote(url))
-    assert placed.read_bytes() == OTHER, "what somebody put there is not ours to delete"
+    assert placed.read_bytes() == OTHER, "the user's own files must not be deleted"
     placed.write_bytes(CONTENT)
     assert fetch(remote(url), tmp_path) == placed
     assert server.asked == []
@@ -344,10 +344,10 @@ def test_of_two_processes_one_fetches_and_the_other_waits(server: Server, tmp_pa
     second = child(tmp_path, url, SHA256)
     assert second.stdout is not None
     assert second.stdout.readline() == "Another process is downloading file.bin: waiting for it\n"
-    server.over.set()  # the stalled connection ends; the first one takes up the rest
+    server.over.set()  # the stalled connection ends; the first process continues
     for process in (first, second):
         output, _ = process.communicate(timeout=20)
         assert process.returncode == 0, output
-    assert [a.range for a in server.asked] == [None, f"bytes={TOTAL // 2}-"], "only the first one asked"
+    assert [a.range for a in server.asked] == [None, f"bytes={TOTAL // 2}-"], "only the first one sent requests"
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     assert names(tmp_path) == ["file.bin"]

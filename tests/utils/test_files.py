@@ -1,4 +1,4 @@
-"""Files are whole or not there, also where the disk is full."""
+"""Files are complete or missing, even if the disk is full."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_half(tmp_path: Path, write: 
     assert path.read_text() == "second"
 
 
-def test_a_run_is_meant_where_only_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_name_suggests_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/birds", "runs/cars", "birds"):
         Path(folder).mkdir(parents=True)

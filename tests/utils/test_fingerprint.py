@@ -1,4 +1,4 @@
-"""Digests of code: another one after each edit, the same otherwise."""
+"""Digests of code: they change with each edit, and only then."""
 
 import shutil
 import sys
@@ -12,14 +12,14 @@ from cxlp.utils.fingerprint import LIBRARIES, code_digest, library_versions
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of two rooms, which stands for the package."""
+    """A copy of two subpackages, which replaces the package."""
     for room in ("heads", "utils"):
         shutil.copytree(fingerprint._PACKAGE / room, tmp_path / "cxlp" / room)
     monkeypatch.setattr(fingerprint, "_PACKAGE", tmp_path / "cxlp")
     return tmp_path / "cxlp"
 
 
-def test_an_edit_shows(package: Path) -> None:
+def test_an_edit_changes_the_digest(package: Path) -> None:
     before = code_digest(["heads"])
     assert code_digest(["heads"]) == before
     normalisation = package / "heads" / "normalisation.py"
@@ -32,14 +32,14 @@ def test_an_edit_shows(package: Path) -> None:
     assert code_digest(["heads"]) != before
 
 
-def test_other_rooms_do_not(package: Path) -> None:
+def test_other_subpackages_do_not_change_the_digest(package: Path) -> None:
     before = code_digest(["heads"])
     (package / "utils" / "errors.py").write_text("")
     assert code_digest(["heads"]) == before
     assert code_digest(["heads", "utils"]) != before
 
 
-def test_a_users_own_head_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_head_is_part_of_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     found = []
     for body in ("1.0", "2.0"):

@@ -25,8 +25,8 @@ def test_strata_are_the_rarest_class_present() -> None:
     # images by class: 6, 4, 2; two images have none
     twice = torch.cat([TAGS, TAGS])
     assert strata(twice).tolist() == [0, 1, 1, 3, 2] * 2
-    assert strata(twice, parts=3).tolist() == [1] * 10  # groups of two could not give one to each of three parts
-    # alone in its group: with the others of the largest
+    assert strata(twice, parts=3).tolist() == [1] * 10  # groups of two could not have one in each of three parts
+    # alone in its group, so it joins the others of the largest
     assert strata(TAGS).tolist() == [1, 1, 1, 1, 1]
 
 
@@ -50,12 +50,12 @@ def test_several_labels_are_sigmoids_of_what_is_specified(smoothing: float) -> N
 
 def test_the_mean_of_two_ranks_is_the_loss_of_both_batches() -> None:
     scores = torch.randn(4, 3)
-    whole = classification_loss(scores, TAGS[1:])  # the halves have unequally many unspecified entries
+    whole = classification_loss(scores, TAGS[1:])  # the halves have different numbers of unspecified entries
     halves = classification_loss(scores[:2], TAGS[1:3]), classification_loss(scores[2:], TAGS[3:])
     torch.testing.assert_close(whole, (halves[0] + halves[1]) / 2)
 
 
-def test_what_is_unspecified_has_no_gradient() -> None:
+def test_unspecified_labels_have_no_gradient() -> None:
     scores = torch.randn(5, 3, requires_grad=True)
     classification_loss(scores, TAGS).backward()  # type: ignore[no-untyped-call]
     assert scores.grad is not None

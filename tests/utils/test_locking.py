@@ -1,4 +1,4 @@
-"""Locks: one at a time, told while waited for, left by those who die."""
+"""Locks: one holder at a time, a message for those who wait, and release at the end of a process."""
 
 import errno
 import os
@@ -85,7 +85,7 @@ def test_where_nothing_can_be_locked_that_is_said(tmp_path: Path, monkeypatch: p
 
 
 def refusing(number: int) -> Callable[..., None]:
-    """What a file system without locks makes of ``flock``."""
+    """Replaces ``flock`` on a file system without locks."""
 
     def flock(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -136,9 +136,9 @@ def test_a_forked_process_holds_nothing_and_frees_nothing(tmp_path: Path) -> Non
         return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
     try:
-        assert is_free() == "False"  # the child has closed its copy, which frees nothing
+        assert is_free() == "False"  # the child has closed its copy, which does not release the lock
         let_go(held)
-        assert is_free() == "True"  # though the child lives
+        assert is_free() == "True"  # although the child is alive
     finally:
         os.write(wait[1], b".")
         os.waitpid(child, 0)

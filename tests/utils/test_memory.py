@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""The amount of free memory."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""How processes end: by signals, with what they have started, and after the process that waits for them."""
+"""The end of processes: by signals, with their children, and when their parent ends."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ with processes.raising_on_signals():
         time.sleep(float(sys.argv[1]))
         os._exit(status)
 """
-#: A process that starts another one and waits for it; and that one, which tells its number.
+#: A process that starts a child and waits for it; and the child, which prints its process id.
 STARTING = """
 import os, sys
 from cxlp.utils import processes
@@ -46,7 +46,7 @@ with processes.raising_on_signals():
 
 
 def start(code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
-    """Start code in a process of its own; return when it has printed a line."""
+    """Start code in a new process; return when it has printed a line."""
     command = [sys.executable, "-c", code, *args]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes, **options)
@@ -119,7 +119,7 @@ def test_an_end_that_takes_too_long_is_cut_short() -> None:
     assert (process.returncode, said) == (143, "error: the cleanup after SIGTERM took too long\n")
 
 
-#: A process whose main thread waits in native code, where no handler of Python's runs.
+#: A process whose main thread waits in native code, where Python's signal handlers do not run.
 NATIVE = """
 import ctypes, time
 from cxlp.utils import processes
@@ -141,7 +141,7 @@ def test_signals_end_a_process_in_native_code(numbers: str) -> None:
     *first, last = (signal.Signals[name] for name in numbers.split())
     for number in first:
         process.send_signal(number)
-        with pytest.raises(subprocess.TimeoutExpired):  # somebody is there to press Ctrl-C again
+        with pytest.raises(subprocess.TimeoutExpired):  # a user can press Ctrl-C again
             process.wait(timeout=1.2)
     process.send_signal(last)
     try:
@@ -152,7 +152,7 @@ def test_signals_end_a_process_in_native_code(numbers: str) -> None:
     assert said == ("" if first else f"error: the cleanup after {last.name} took too long\n")
 
 
-#: A process that has handled a signal, and does something else then; and one that has forked another one, which ends.
+#: A process that has handled a signal and continues; and one that has forked a child, which ends.
 HANDLED = """
 import os, signal, time
 from cxlp.utils import processes
@@ -203,19 +203,19 @@ def is_there(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
-def test_what_a_process_waits_for_ends_with_it(name: str) -> None:
+def test_children_end_with_their_parent(name: str) -> None:
     process = start(STARTING, STARTED)
     started = int(line(process))
     process.send_signal(signal.Signals[name])
     process.wait(timeout=30)
-    deadline = time.monotonic() + (20 if name == "SIGKILL" else 0)  # it looks from time to time
+    deadline = time.monotonic() + (20 if name == "SIGKILL" else 0)  # it checks periodically
     while is_there(started) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_there(started)
     process.communicate()
 
 
-def test_a_signal_is_found_behind_what_libraries_make_of_it() -> None:
+def test_a_signal_is_recognised_in_errors_of_libraries() -> None:
     found: list[tuple[int, str] | None] = []
     for raised in (Ended(signal.SIGTERM), KeyboardInterrupt(), ValueError("mine")):
         try:

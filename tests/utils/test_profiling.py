@@ -1,4 +1,4 @@
-"""Phases: how long, in which order, and what errors and repetitions do to them."""
+"""Phases: duration, order, errors and repetitions."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from cxlp.utils.profiling import PhaseTimes
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A clock of one hand, turned by the test."""
+    """A clock that the test advances."""
     hand = [100.0]
     monkeypatch.setattr(PhaseTimes, "now", staticmethod(lambda: hand[0]))
     yield hand
@@ -20,7 +20,7 @@ def test_repeated_phases_add_up_in_the_order_in_which_they_began(clock: list[flo
     for phase, seconds in (("pooling", 3.0), ("SVM", 1.0), ("pooling", 0.5)):
         with times.measure(phase):
             clock[0] += seconds
-        clock[0] += 1000  # between phases nothing is counted
+        clock[0] += 1000  # the time between phases is not counted
     assert list(times.items()) == [("pooling", 3.5), ("SVM", 1.0)]
 
 

@@ -1,4 +1,4 @@
-"""What the commands do about Python's collector of garbage."""
+"""Python's garbage collector in the commands."""
 
 import gc
 import subprocess

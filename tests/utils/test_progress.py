@@ -1,4 +1,4 @@
-"""Bars in terminals, lines in pipes."""
+"""Progress bars in terminals, and lines in pipes."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ from cxlp.utils.progress import LineBar, TerminalBar, bar, duration, say, track
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -49,7 +49,7 @@ def test_in_a_pipe_progress_is_whole_lines_the_further_apart_the_longer_it_takes
     assert all(later - earlier >= 15 for earlier, later in itertools.pairwise(times))
 
 
-def test_what_is_done_soon_is_told_by_no_line(clock: list[float]) -> None:
+def test_short_work_prints_no_lines(clock: list[float]) -> None:
     stream = io.StringIO()
     with bar("Reading", 5, to=stream) as shown:
         for _ in range(5):
@@ -80,12 +80,12 @@ def test_a_terminal_shows_a_bar_and_keeps_lines_above_it(monkeypatch: pytest.Mon
     assert "Pooling:  50%" in text
     at = text.index("epoch 1\n")
     cleared = text[:at].rpartition("\r")[0].rpartition("\r")[2]
-    assert cleared.strip() == "" and len(cleared) > 10, "the bar was wiped before the line"
-    assert "Pooling:  50%" in text[at:], "and drawn again behind it"
-    assert text.rpartition("\n")[2].rstrip(" ").endswith("\r"), "in the end it is gone"
+    assert cleared.strip() == "" and len(cleared) > 10, "the bar is erased before the line"
+    assert "Pooling:  50%" in text[at:], "and drawn again after it"
+    assert text.rpartition("\n")[2].rstrip(" ").endswith("\r"), "at the end it is erased"
 
 
-def test_what_is_done_soon_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_work_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     with bar("Pooling", 4, to=stream) as shown:
         shown.update(2)
@@ -106,7 +106,7 @@ def test_a_notebook_has_bars_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys:
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert in_notebook()
-    with progress.bar("Pooling", 10) as shown:  # without ipywidgets: text, though stderr is no terminal
+    with progress.bar("Pooling", 10) as shown:  # without ipywidgets: text, although stderr is not a terminal
         shown.update(4)
         shown._bar.refresh()  # type: ignore[attr-defined]
     assert "Pooling:  40%" in capsys.readouterr().err and not Widget.made

@@ -1,4 +1,4 @@
-"""Options that are read from sources are those that the classes have."""
+"""The options that are read from sources are those of the classes."""
 
 import dataclasses
 import inspect

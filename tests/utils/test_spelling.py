@@ -1,4 +1,4 @@
-"""Names and numbers as people read them: everywhere the same."""
+"""Names and numbers in their readable form, the same everywhere."""
 
 import pytest
 
@@ -25,15 +25,15 @@ def test_parts_are_in_percent_and_other_numbers_have_four_digits() -> None:
             ["Black footed Albatross", "Red winged Blackbird"],
         ),
         (["airport_inside", "bar"], ["airport inside", "bar"]),
-        (["707-320", "A300B4"], ["707-320", "A300B4"]),  # a number that is the name
+        (["707-320", "A300B4"], ["707-320", "A300B4"]),  # the number is the name
         (["12 inch", "rack"], ["12 inch", "rack"]),  # not all have one
         (["0_tench", "1-goldfish", "2 shark"], ["tench", "goldfish", "shark"]),
         (["02_robin", "01_wren"], ["robin", "wren"]),
-        (["10_euro", "20_dollars"], ["10 euro", "20 dollars"]),  # they do not count the classes
+        (["10_euro", "20_dollars"], ["10 euro", "20 dollars"]),  # these numbers do not enumerate the classes
         (["2012 coupe", "2013 van"], ["2012 coupe", "2013 van"]),
-        (["1.gull", "2.gull"], ["1.gull", "2.gull"]),  # they would be alike
+        (["1.gull", "2.gull"], ["1.gull", "2.gull"]),  # the names would be equal
         (["a_b", "a b"], ["a_b", "a b"]),
-        (["_", "gull"], ["_", "gull"]),  # nothing would be left
+        (["_", "gull"], ["_", "gull"]),  # the names would be empty
         ([], []),
     ],
 )

@@ -1,4 +1,4 @@
-"""Threads are lent back, also after an error."""
+"""The number of threads is restored, also after an error."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What log.txt holds of what is printed."""
+"""The content of log.txt."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from cxlp.utils.transcript import forget, keep, recording
 
 
 def lines(file: Path) -> list[str]:
-    """Those behind the title."""
+    """Return the lines after the title."""
     return file.read_text(encoding="utf-8").split("\n")[1:-1]
 
 
@@ -57,10 +57,10 @@ def test_bars_and_colours_leave_no_trace(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Pooling" not in text and not any(ord(letter) < 32 and letter != "\n" for letter in text)
     found = [line for line in lines(file) if "own" not in line]
     assert found == ["within", "within", "within", "red and \N{GREEK SMALL LETTER ALPHA}", "link after"]
-    assert text.count("a user's own") == 1, "its last state only"
+    assert text.count("a user's own") == 1, "only its last state"
 
 
-def test_a_bar_of_somebody_elses_is_shown_at_once_and_its_past_is_not_held(
+def test_bars_of_other_libraries_are_shown_at_once_and_not_buffered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with recording():
@@ -69,7 +69,7 @@ def test_a_bar_of_somebody_elses_is_shown_at_once_and_its_past_is_not_held(
         for step in range(1000):
             sys.stdout.write(f"\rstep {step}")
         assert capsys.readouterr().out.endswith("\rstep 998\rstep 999")
-        assert len(vars(sys.stdout)["_begun"]) < 20  # else each update takes longer than the one before
+        assert len(vars(sys.stdout)["_begun"]) < 20  # otherwise each update takes longer than the one before
         for step in range(1000, 1003):
             sys.stdout.write(f"step {step}\r")
         sys.stdout.write("\n")
@@ -92,7 +92,7 @@ def test_a_failure_is_kept_and_a_second_session_is_appended(tmp_path: Path) -> N
     assert lines(file)[-1] == "again"
 
 
-def test_what_is_forgotten_is_not_kept(tmp_path: Path) -> None:
+def test_discarded_output_is_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     keep(file, "nothing is recorded")
     assert not file.exists()

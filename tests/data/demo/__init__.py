@@ -1,1 +1,1 @@
-"""Tests of cxlp.data.demo.datamodule."""
+"""Tests of ``cxlp.data.demo``."""

@@ -1,4 +1,4 @@
-"""The invented birds: reproducible, distinct in their parts, and not told apart by colour."""
+"""The invented birds: reproducible, different in their parts, and not distinguishable by colour."""
 
 from dataclasses import astuple, replace
 from itertools import combinations
@@ -27,7 +27,7 @@ CHANGES: list[tuple[str, Any, Any]] = [
 
 
 def pixels(species: Species, seed: int | list[int], size: int = 128) -> NDArray[np.int64]:
-    """The picture under a seed, (size, size, 3)."""
+    """Draw the picture of a seed, (size, size, 3)."""
     return np.asarray(draw_bird(species, np.random.default_rng(seed), size)).astype(np.int64)
 
 
@@ -58,7 +58,7 @@ def test_species_are_a_combination_code() -> None:
     for one, other in combinations(parts, 2):
         assert 2 <= sum(a != b for a, b in zip(one, other, strict=True)) <= 4
     for column in zip(*parts, strict=True):
-        assert min(column.count(choice) for choice in column) >= 2, "one part gives a species away"
+        assert min(column.count(choice) for choice in column) >= 2, "a single part identifies a species"
 
 
 def test_as_many_random_numbers_whatever_the_species() -> None:
@@ -78,7 +78,7 @@ def test_each_part_shows_and_changes_little_else(part: str, before: Any, after: 
         other = pixels(replace(plain, **{part: after}), seed)
         difference = np.abs(one - other).max(axis=-1)
         assert (difference > 0).mean() < 0.25
-        # An occluder may hide much of a part, but in these five pictures never all of it.
+        # An occluder may hide much of a part, but never all of it in all five pictures.
         assert (difference > 10).sum() >= 10
 
 

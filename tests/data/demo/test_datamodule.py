@@ -1,4 +1,4 @@
-"""The demo's pictures: drawn once, the same everywhere, and never half."""
+"""The demo's pictures: drawn once, reproducible, and complete."""
 
 import hashlib
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def draw_small(job: Job) -> None:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two training images and a test image per species, small and drawn in this process, which is faster."""
+    """Two training images and one test image per species, small and drawn in this process, which is faster."""
     monkeypatch.setattr(demo, "COUNTS", {"train": 2, "test": 1})
     monkeypatch.setattr(demo, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
     monkeypatch.setattr(demo, "draw_file", draw_small)
@@ -40,7 +40,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def count_draws(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs that were drawn."""
+    """Record the drawn jobs."""
     jobs: list[Job] = []
 
     def counting(job: Job) -> None:
@@ -52,7 +52,7 @@ def count_draws(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 
 def breaking(after: int) -> Callable[[Job], None]:
-    """Draws some pictures, then finds the disk full."""
+    """Draw some pictures, then raise the error of a full disk."""
     left = [after]
 
     def draw(job: Job) -> None:
@@ -69,12 +69,12 @@ def test_pictures_are_drawn_once(tmp_path: Path, count_draws: list[Job]) -> None
     module = Demo(tmp_path / "data" / "demo", image_size=16)
     module.prepare_data()
     assert len(count_draws) == 30
-    assert len({seed for _, _, seed in count_draws}) == 30, "no picture is in two splits or species"
+    assert len({seed for _, _, seed in count_draws}) == 30, "a picture is in two splits or species"
     before = digests(module.root)
     module.prepare_data()
     assert len(count_draws) == 30
     assert digests(module.root) == before
-    assert [path.name for path in module.root.parent.iterdir()] == ["demo"], "nothing else is left"
+    assert [path.name for path in module.root.parent.iterdir()] == ["demo"], "other files are left"
 
 
 @pytest.mark.usefixtures("few")
@@ -89,7 +89,7 @@ def test_what_is_drawn_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert listed == set(module.root.rglob("*.jpg"))
     sample = module.splits["test"].samples[7]
     assert sample.label == 7 and sample.path.parent.name == SPECIES[7].name
-    # The seed is (split, species, number); a JPEG differs from what was drawn by little.
+    # The seed is (split, species, number); the JPEG differs little from the drawing.
     drawn = np.asarray(draw_bird(SPECIES[7], np.random.default_rng((1, 7, 0)))).astype(int)
     assert np.abs(read_image(sample.path) - drawn).mean() < 4
 

@@ -1,4 +1,4 @@
-"""Drawing: frames are affine maps, curves pass through their points, paint stays where it belongs."""
+"""Drawing: frames are affine maps, curves pass through their points, and paint stays inside outlines."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ PALETTE = {"back": (100, 100, 100), "dark": (0, 0, 0)}
 
 
 def canvas() -> Canvas:
-    """64 pixels wide, with a square body in its middle, rounded, 16 pixels from the border."""
+    """A canvas of 64 pixels with a rounded square body in the middle, 16 pixels from the border."""
     made = Canvas(64, PALETTE, unit=16.0)
     made.fill(Frame(16 * np.eye(2), np.array([32.0, 32.0])), SQUARE, PALETTE["back"])
     return made
 
 
 def painted(made: Canvas) -> tuple[Array, Array]:
-    """Colour (red alone) and opacity, (64, 64) each."""
+    """Colour (red only) and opacity, (64, 64) each."""
     layer = np.asarray(made.layer).astype(float)
     return layer[..., 0], layer[..., 3]
 
@@ -27,7 +27,7 @@ def test_a_frame_maps_and_its_child_turns_and_stretches_about_its_hinge() -> Non
     assert body.map([(1, 0), (0, 1)]).tolist() == [[13, 4], [3, 24]]
     assert body.unit == pytest.approx(np.sqrt(200))
     tail = body.child((1.0, 1.0), np.pi / 2, (2.0, 0.5))
-    # the hinge; 1 along x, stretched to 2, then turned to y; 1 along y, shrunk to 1/2, turned to -x
+    # the hinge; 1 along x, scaled to 2 and rotated to y; 1 along y, scaled to 1/2 and rotated to -x
     expected = body.map([(1, 1), (1, 3), (0.5, 1)])
     np.testing.assert_allclose(tail.map([(0, 0), (1, 0), (0, 1)]), expected, atol=1e-12)
     mirrored = Frame(np.diag([-10.0, 10.0]), np.zeros(2))
@@ -40,7 +40,7 @@ def test_a_curve_passes_through_its_points_and_closes_smoothly(steps: int) -> No
     points = curve(corners, steps)
     assert points.shape == (7 * steps, 2)
     np.testing.assert_allclose(points[::steps], corners, atol=1e-12)
-    # it does not matter where a closed curve is begun
+    # a closed curve does not depend on its first point
     np.testing.assert_allclose(
         curve(np.roll(corners, 2, axis=0), steps), np.roll(points, 2 * steps, axis=0), atol=1e-12
     )
@@ -48,9 +48,9 @@ def test_a_curve_passes_through_its_points_and_closes_smoothly(steps: int) -> No
 
 def test_a_curve_is_as_round_as_a_catmull_rom_spline() -> None:
     fine = curve(SQUARE, 400)
-    # half way between two corners p1, p2 with neighbours p0, p3: (9 (p1 + p2) - p0 - p3) / 16
+    # halfway between the corners p1, p2 with neighbours p0, p3: (9 (p1 + p2) - p0 - p3) / 16
     np.testing.assert_allclose(fine[200], [0.0, -1.25], atol=1e-12)
-    # the direction at a corner is that from its neighbour before to that behind
+    # the direction at a corner is from the previous neighbour to the next one
     ahead = fine[401] - fine[399]
     np.testing.assert_allclose(ahead / np.linalg.norm(ahead), np.array([1, 1]) / np.sqrt(2), atol=1e-2)
 
@@ -92,11 +92,11 @@ def test_a_stain_off_the_picture_does_nothing() -> None:
     assert np.array_equal(np.asarray(made.layer), before)
 
 
-def test_light_falls_on_the_side_that_it_comes_from() -> None:
+def test_the_lit_side_faces_the_light() -> None:
     made = canvas()
     made.crease(np.array([(24.0, 32.0), (40.0, 32.0)]), -100)
     picture = np.asarray(made.finish(np.array([0.0, 1.0]))).astype(float)
     assert picture.shape == (64 // SUPERSAMPLE, 64 // SUPERSAMPLE, 4)
     column = picture[:, 12, 0]
     assert column[8] > 100 > column[23]  # above and below
-    assert picture[16, 16, 0] < 70 < picture[14, 16, 0]  # and a crease is dark wherever it lies
+    assert picture[16, 16, 0] < 70 < picture[14, 16, 0]  # a crease is dark wherever it is

@@ -1,4 +1,4 @@
-"""What surrounds the birds: something to stand on, and a foreground that does not hide them."""
+"""The scenery: a perch, and a foreground that does not hide the bird."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_the_branch_passes_under_the_bird(seed: int) -> None:
     paint_branch(np.random.default_rng(seed), picture, perch, 80.0, (96, 78, 60))
     wood = np.asarray(picture).max(axis=2) > 0
     column = np.flatnonzero(wood[:, 120])
-    assert abs(column[0] - 90) <= 3 and column[-1] > 92  # from the perch downwards
+    assert abs(column[0] - 90) <= 3 and column[-1] > 92  # below the perch
     assert wood.any(axis=0).all()  # from border to border
 
 
@@ -39,4 +39,4 @@ def test_a_foreground_covers_little() -> None:
     covers = [np.asarray(paint_foreground(np.random.default_rng(seed), 64))[..., 3] / 255 for seed in range(100)]
     assert covers[0].shape == (64, 64)
     assert 0.02 < np.mean(covers) < 0.25
-    assert np.max([cover.mean() for cover in covers]) < 0.5  # of no picture more than half
+    assert np.max([cover.mean() for cover in covers]) < 0.5  # at most half of any picture
