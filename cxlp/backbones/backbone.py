@@ -35,6 +35,7 @@ class BackboneConfig:
             convolutional). The map of a transformer is the grid of its patch tokens. Suitable pairs of layers are
             ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
+            ``auto``: the run ranks pairs on a part of its training images, and takes and saves the best one.
         activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
             ``after`` or ``before`` it; a layer without one is tapped as it is.
         weights: ``default`` (ImageNet weights; for an import path, the weights of the returned module), a local file
@@ -47,7 +48,7 @@ class BackboneConfig:
     """
 
     name: str = "caffenet"
-    layers: tuple[str, ...] = ("conv4", "conv5")
+    layers: tuple[str, ...] | Literal["auto"] = ("conv4", "conv5")
     activation: Activation = "after"
     weights: str | None = "default"
     image_size: int | None = None
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
-            raise CxlpError(f"the backbone's layers are {layers!r}: name one or more, each once")
+            raise CxlpError(f"the backbone's layers are {layers!r}: name one or more, each once (only runs take auto)")
         weights = None if weights is None else str(weights)
         source = find(name) if isinstance(name, str) else of_module(name)
         self.name = name if isinstance(name, str) else type(name).__name__
@@ -122,8 +123,7 @@ class Backbone(nn.Module):
             "std": None if std is None else by_channel("std", std),
         }
         self.image_size = self._arguments["image_size"] or source.expects.size
-        self.bgr = source.expects.bgr
-        self.recompute = False
+        self.bgr, self.recompute = source.expects.bgr, False
         self._holds: list[Folded] = []
         # Not in the state dict: mean and std are part of the network's definition.
         for key, own in (("mean", source.expects.mean), ("std", source.expects.std)):

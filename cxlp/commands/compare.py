@@ -143,7 +143,17 @@ def run(args: Namespace) -> int:
     config = parse(args.rest)
     parts = parts_of(config)
     model, data = parts["model"], parts["data"]
-    chosen, option = _choose(args, model, data)
+    option = None if args.sweep is None else _swept(args.sweep)[0]
+    folder = args.out or Path("runs") / _folder_name(config, data, "recipes" if args.recipes else option, args.rest)
+    store = None if args.no_store else Path(config["model"]["frozen"]["store"] or STORE)
+    seeds = seeds_of(config, args.seeds)
+    if len(seeds) > 1 and option == "seed_everything":
+        raise CxlpError("--seeds and --sweep seed_everything exclude each other: give one of them")
+    arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[data.multi_label]
+    comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
+    if not args.recipes and option is None:
+        model = parts_of(parse(comparison.settled(args.rest)))["model"]
+    chosen = _choose(args, model, data)
     configs = [config]
     if option is not None or args.recipes:
         # A misspelt option is reported once, before anything runs.
@@ -163,13 +173,6 @@ def run(args: Namespace) -> int:
         check_names([args.reference], [system.name for system in chosen])
     if args.reach is not None:
         _check_reach(args.reach, [parts_of(c)["data"] for c in configs])
-    folder = args.out or Path("runs") / _folder_name(config, data, "recipes" if args.recipes else option, args.rest)
-    store = None if args.no_store else Path(config["model"]["frozen"]["store"] or STORE)
-    seeds = seeds_of(config, args.seeds)
-    if len(seeds) > 1 and option == "seed_everything":
-        raise CxlpError("--seeds and --sweep seed_everything exclude each other: give one of them")
-    arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[data.multi_label]
-    comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     rows, failed = comparison.run(chosen)
     outputs = Outputs()
     if rows:
@@ -256,14 +259,14 @@ def _clean(store: Path) -> str:
     return f"deleted {gigabytes:.2f} GB of features in {store}"
 
 
-def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> tuple[list["System"], str | None]:
-    """Return the systems to choose from, and the option of a sweep."""
+def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> list["System"]:
+    """Return the systems to choose from."""
     from cxlp.heads import CrossLayerPooling
     from cxlp.studies.comparison import System
     from cxlp.studies.systems import systems
 
     if args.recipes:
-        return [System(Path(name).stem, None, _overlay(name)) for name in args.recipes], None
+        return [System(Path(name).stem, None, _overlay(name)) for name in args.recipes]
     if args.sweep is None:
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
@@ -271,9 +274,9 @@ def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> t
                 "model.head: compare needs exactly one head, CrossLayerPooling, from which it derives systems"
             )
         made = systems(model.backbone, base, data.transform)
-        return [System(name, network, tuple(network["options"])) for name, network in made.items()], None
+        return [System(name, network, tuple(network["options"])) for name, network in made.items()]
     option, written = _swept(args.sweep)
-    return [System(text, None, (f"--{option}", text)) for text in written], option
+    return [System(text, None, (f"--{option}", text)) for text in written]
 
 
 def _swept(sweep: str) -> tuple[str, list[str]]:

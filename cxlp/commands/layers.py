@@ -3,22 +3,21 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxlp.commands import check_numbers
-from cxlp.data import data_module
 from cxlp.utils.errors import CxlpError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cxlp.backbones.inventory import Layer
 
 #: How many layers are listed without --all.
 ROWS = 40
-#: How many training images pairs are ranked on by default, and how many are computed at a time.
-IMAGES, BATCH = 400, 16
 #: Width of the table where standard output is no terminal, characters.
 WIDTH = 200
 
@@ -32,8 +31,9 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "(nothing is downloaded). Where an activation follows a layer, the backbone taps after it, unless\n"
         "model.backbone.activation is before. Cross-layer pooling takes two layers with maps of the same size:\n"
         "a layer and an earlier one, such as that in the column 'pair with', the nearest of its input.\n"
-        "With --data, pairs of the last blocks are ranked by the cross-validated accuracy of cross-layer pooling on a\n"
-        "part of the training images, with the network's weights; test images are not looked at.\n"
+        "With --data, pairs of the last blocks are ranked by the cross-validated accuracy of cross-layer pooling\n"
+        "(mean average precision, if images have several labels) on some training images, with the network's weights.\n"
+        "Neither validation nor test images are looked at. model.backbone.layers: auto does the same before a run.\n"
         "Exit status: 0; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  %(prog)s resnet50\n"
@@ -78,7 +78,19 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--root", group=group, type=Path, metavar="DIR", help="the data set's folder, or table")
     parser.add_argument("--bbox", group=group, action="store_true", help="crop to the boxes (cub200)")
     parser.add_argument(
-        "--images", group=group, type=int, default=IMAGES, metavar="N", help=f"about how many (default: {IMAGES})"
+        "--images",
+        group=group,
+        type=int,
+        default=400,
+        metavar="N",
+        help="about how many, and four of each class at least (default: 400)",
+    )
+    parser.add_argument(
+        "--activation",
+        group=group,
+        choices=("after", "before", "both"),
+        default="after",
+        help="tap layers after the activation that follows them, before it, or try both (default: after)",
     )
     parser.add_argument(
         "--weights",
@@ -94,13 +106,14 @@ def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     check_numbers(args, image_size=1, depth=1, images=1)
     if args.data is not None:
-        return _rank(args)
-    if args.root is not None or args.bbox or args.weights != "default":
-        raise CxlpError("--root, --bbox and --weights are of the images that pairs are ranked on: give --data, too")
+        from cxlp.commands.layer_ranking import rank
+
+        return rank(args)
+    if args.root is not None or args.bbox or args.weights != "default" or args.activation != "after":
+        raise CxlpError("--root, --bbox, --weights and --activation are for a ranking of pairs: give --data, too")
 
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
     from cxlp.backbones.inventory import inventory
@@ -124,82 +137,19 @@ def run(args: Namespace) -> int:
         table.add_row(
             layer.name, layer.kind, f"{layer.channels}", map_size, f"{layer.stride:g}", layer.activation, layer.below
         )
-    # In a pipe no name is wrapped.
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = table_console()
     console.print(table)
     if len(chosen) > len(shown):
         console.print(f"and {len(chosen) - len(shown):,} below them (--all lists them, --filter or --depth chooses)")
-    if best := next((layer for layer in shown if layer.below), None):
-        pair = f"--model.backbone.layers '[{best.below}, {best.name}]'"
-        console.print(f"such as: --model.backbone.name {args.name} {pair}")
+    console.print(f"to rank pairs: cxlp layers {args.name} --data DATA_SET; in a run: --model.backbone.layers auto")
     return 0
 
 
-def _rank(args: Namespace) -> int:
-    """Rank pairs of layers on a data set's training images, and print the ranking."""
-    from dataclasses import asdict
-
-    import torch
+def table_console() -> "Console":
+    """Make the console of a table: in a pipe, no name is wrapped."""
     from rich.console import Console
-    from rich.table import Table
 
-    from cxlp.backbones.backbone import Backbone
-    from cxlp.backbones.inventory import inventory
-    from cxlp.data.splitting import split_off
-    from cxlp.frozen.pairs import candidate_pairs, rank_pairs
-
-    data = data_module(args.data, args.root)
-    if args.bbox and not hasattr(data, "bbox"):
-        raise CxlpError(f"--bbox: {args.data} has no boxes")
-    if args.bbox:
-        data.bbox = True  # type: ignore[attr-defined]
-    if data.multi_label:
-        raise CxlpError(f"--data {args.data}: pairs are ranked by accuracy, on images of one label each")
-    data.setup()
-    layers, size = inventory(args.name, args.image_size, args.depth or 2)
-    pairs = candidate_pairs(layers)
-    names = [layer.name for layer in layers if any(layer.name in pair for pair in pairs)]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = (
-        Backbone(args.name, names, weights=None if args.weights == "none" else args.weights, image_size=size)
-        .eval()
-        .to(device)
-    )
-    samples = data.splits["train"].samples
-    if args.images < len(samples):
-        part = args.images / len(samples)
-        _, samples = split_off(samples, data.classes, part, 0, f"--images {args.images}: too few for")
-    chosen = data.dataset(samples, data.classes)
-    chosen.transform = chosen.transform.at(size)
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(chosen), BATCH):
-            some = [chosen[i] for i in range(start, min(start + BATCH, len(chosen)))]
-            yield torch.stack([one["image"] for one in some]), torch.stack([one["label"] for one in some])
-
-    ranked = rank_pairs(backbone, pairs, batches(), len(data.classes))
-    if args.json:
-        found = [asdict(pair) | {"interval": pair.interval._asdict()} for pair in ranked]
-        print(json.dumps({"name": args.name, "images": len(samples), "pairs": found}, indent=2))  # noqa: T201
-        return 0
-    table = Table("lower", "upper", title=f"{args.name}, {len(samples):,} training images of {data.name}")
-    for name in ("cv %", "95 %", "values", "Mflop"):
-        table.add_column(name, justify="right")
-    for pair in ranked:
-        interval = f"{100 * pair.interval.low:.1f} to {100 * pair.interval.high:.1f}"
-        table.add_row(
-            pair.lower,
-            pair.upper,
-            f"{100 * pair.accuracy:.1f}",
-            interval,
-            f"{pair.values:,}",
-            f"{2e-6 * pair.work:.0f}",
-        )
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
-    best = ranked[0]
-    console.print(f"the best: --model.backbone.name {args.name} --model.backbone.layers '[{best.lower}, {best.upper}]'")
-    return 0
+    return Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def _matches(layer: "Layer", text: str) -> bool:

@@ -58,8 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     begun.run.discard()
                 if begun.speaks:  # after discard(), to name only what still exists
                     print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
-                if begun.run is not None:
-                    let_peers_know(ended[0])
+                let_peers_know(ended[0])
                 return ended[0]
             if not isinstance(error, Exception):
                 raise

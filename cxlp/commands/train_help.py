@@ -35,7 +35,7 @@ images
   --data.num_workers N               processes that load images
 network
   --model.backbone.name NAME         a torchvision or timm network, caffenet, or an import path
-  --model.backbone.layers "[A, B]"   the layers whose maps are pooled
+  --model.backbone.layers "[A, B]"   the layers whose maps are pooled; auto: a ranking chooses them
   --model.backbone.weights FILE      default: ImageNet; null: random
   --model.backbone.image_size 448    side of the input image, pixels
   --model.head NAME                  CrossLayerPooling, BilinearPooling, AveragePooling, ...

@@ -40,6 +40,34 @@ def split_off(
     return [s for s in samples if s.path not in part], [s for s in samples if s.path in part]
 
 
+def draw_some(samples: Sequence[Sample], images: int, least: int, seed: int = 0) -> list[Sample]:
+    """Draw a stratified random part with a least number of images per class.
+
+    Samples of one file stay together. With several labels per image, the rarest label counts.
+
+    Args:
+        samples: The samples to draw from.
+        images: Approximate number of samples to draw.
+        least: Least number of files per class, as far as the class has them.
+        seed: Random seed.
+
+    Returns:
+        The drawn samples, in the order of ``samples``; all samples if there are no more than ``images``.
+    """
+    if len(samples) <= images:
+        return list(samples)
+    files = {sample.path: sample for sample in reversed(samples)}  # the first sample of each
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    groups = strata(torch.tensor([files[path].label for path in paths]), 1)
+    generator, share = torch.Generator().manual_seed(seed), images / len(samples)
+    drawn = set()
+    for group in sorted(set(groups.tolist())):
+        own = (groups == group).nonzero().flatten()
+        count = max(round(share * len(own)), min(least, len(own)))
+        drawn |= {paths[i] for i in own[torch.randperm(len(own), generator=generator)[:count]].tolist()}
+    return [sample for sample in samples if sample.path in drawn]
+
+
 def check_fraction(fraction: float) -> None:
     """Check that a test fraction leaves images for both training and test."""
     if not 0 < fraction < 1:

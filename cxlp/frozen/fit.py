@@ -15,7 +15,7 @@ from cxlp.frozen.classifier import choose_cost_and_scale, quality, split
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.gram import score_rows
 from cxlp.frozen.maps import HeadMaps, MapStore, memory_for_maps
-from cxlp.frozen.solvers import SolverName, make_solver, plan, warn_if_unsolved
+from cxlp.frozen.solvers import Plan, SolverName, make_solver, plan, warn_if_unsolved
 from cxlp.frozen.store import FeatureType, check_shared, check_space, open_rows, row_bytes
 from cxlp.heads.fitting import HeadFit, TrainingSet
 from cxlp.models.network import Network
@@ -137,8 +137,7 @@ class FrozenFit:
         if images < 1:
             raise CxlpError("there are no training images: the frozen fit needs one of each class")
         self.network, self.config, self.images, self.folder, self.times = network, config, images, folder, times
-        self.progress, self.stored, self.keep, self.cross = progress, stored, keep, cross
-        self.settled = settled
+        self.progress, self.stored, self.keep, self.cross, self.settled = progress, stored, keep, cross, settled
         self.fold_classifiers: FoldClassifiers | None = None
         self.device = network.backbone.mean.device
         per_image = (len(network.classes),) if network.multi_label else ()
@@ -159,12 +158,7 @@ class FrozenFit:
         names = [network.map_names(head) for i, head in enumerate(network.each_head()) if i in self.fits]
         memory = memory_for_maps()
         self.maps = MapStore(folder / f"maps-{rank()}.bin", -(-images // world_size()), names, memory)
-        classes = len(network.classes)
-        folds, costs = config.folds if settled is None else 0, len(config.c_candidates) if config.c == "auto" else 1
-        self.plan = plan(config.solver, images, network.out_features, classes, folds, self.device, costs, cross)
-        if rank() == 0:
-            name = "primal" if self.plan.primal else "kernel"
-            say(f"solver: {name}. {self.plan.why}", sys.stderr)
+        self.plan = self._plan()
         check_type(config.features, network)
         if not stored:
             check_shared(folder)
@@ -177,6 +171,16 @@ class FrozenFit:
 
     def __repr__(self) -> str:
         return f"FrozenFit({int(self.seen.sum()):,} of {self.images:,} images seen): {self.network!r}"
+
+    def _plan(self) -> Plan:
+        """Choose the solver of the SVMs; all ranks together."""
+        config, size = self.config, (self.images, self.network.out_features, len(self.network.classes))
+        folds = config.folds if self.settled is None else 0
+        costs = len(config.c_candidates) if config.c == "auto" else 1
+        chosen = plan(config.solver, *size, folds, self.device, costs, self.cross)
+        if rank() == 0:
+            say(f"solver: {'primal' if chosen.primal else 'kernel'}. {chosen.why}", sys.stderr)
+        return chosen
 
     @torch.no_grad()
     def observe(self, images: Tensor, labels: Tensor, positions: Tensor) -> None:

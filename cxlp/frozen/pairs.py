@@ -1,125 +1,253 @@
 """Which two layers of a network to pool: pairs ranked by cross-validation on a part of the training images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone
-from cxlp.backbones.inventory import Layer
-from cxlp.frozen.classifier import quality, split
+from cxlp.backbones.inventory import Layer, inventory
+from cxlp.frozen.checks import check_lengths
+from cxlp.frozen.classifier import Array, quality, split
+from cxlp.frozen.fit import FrozenConfig, FrozenFit, count_folds
+from cxlp.frozen.solvers import Plan, plan
 from cxlp.frozen.svm import FoldScores
+from cxlp.heads.base import Head
 from cxlp.heads.cross_layer import CrossLayerPooling
-from cxlp.metrics.intervals import Interval, wilson
-from cxlp.utils.distributed import usable_cores
+from cxlp.metrics.intervals import Interval, precision_intervals, wilson
+from cxlp.models.network import Network
+from cxlp.utils.distributed import local_world_size, usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 
-#: Of each of the last map sizes so many layers are tried with each other.
-LAYERS = 4
-#: How many of the last map sizes are tried.
-SIDES = 2
-#: Size of a projected local feature, and of the count sketch of the pooled features.
+#: How many of the last map sizes are tried, and how many of the last layers of each.
+SIDES, LAYERS = 2, 4
+#: Fewer layers of the last map size than these, and layers within blocks are tried as well.
+FEW = 3
+#: Length of a projected local feature, and of the count sketch of the pooled features.
 PCA_DIM, SKETCH = 128, 8192
-#: Cost C of the SVMs, and folds of the cross-validation.
-COST, FOLDS = 10.0, 5
+#: The fit of each pair.
+CONFIG = FrozenConfig(c=10.0, folds=5)
+
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class RankedPair:
-    """What is known of a pair of layers.
+    """A pair of layers with its cross-validated quality and its cost.
 
     Attributes:
         lower: The layer of the local features.
         upper: The layer of the guide.
-        accuracy: Cross-validated on the images that were tried.
-        interval: Of 95 % confidence.
+        quality: Cross-validated accuracy or, with several labels per image, mean average precision.
+        interval: The 95 % interval of ``quality``: Wilson's for accuracy, a bootstrap interval for mean average
+            precision; ``None`` if the bootstrap gives none.
         values: Length of the pooled vector without the sketch.
         work: Multiply-adds of projection and pooling, per image.
+        activation: ``after`` or ``before``: where the layers were tapped if an activation follows them.
     """
 
     lower: str
     upper: str
-    accuracy: float
-    interval: Interval
+    quality: float
+    interval: Interval | None
     values: int
     work: int
+    activation: str
+
+    @property
+    def layers(self) -> Pair:
+        """The value of ``model.backbone.layers``."""
+        return self.lower, self.upper
+
+    def order(self) -> tuple[float, int, int]:
+        """Sort key: higher quality first; ties are broken by fewer multiply-adds, then by a shorter vector."""
+        return -self.quality, self.work, self.values
 
 
-def candidate_pairs(layers: Sequence[Layer]) -> list[tuple[str, str]]:
-    """Pair the last layers that have maps of one size, for each of the last such sizes.
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate pairs of a network's layers.
+
+    Attributes:
+        pairs: ``(lower, upper)``, the last layers first.
+        image_size: Side of the images, pixels.
+        activated: Layers that are followed by an activation.
+    """
+
+    pairs: list[Pair]
+    image_size: int
+    activated: frozenset[str]
+
+
+def find_candidates(name: str, image_size: int | None = None, depth: int | None = None) -> Candidates:
+    """List candidate pairs of a network's layers.
+
+    The candidates are all pairs among the last four layers whose maps have one size, for each of the last two such
+    sizes. Only layers whose names have at most ``depth`` parts count, which are stages or blocks in most networks. If
+    none of the four is followed by an activation, as in transformers, the last layer at any depth that is followed by
+    one is also paired, as the guide, with those of the four that come before it.
 
     Args:
-        layers: Of a network, from the image up, see :func:`~cxlp.backbones.inventory.inventory`.
+        name: Name of the network, see :class:`~cxlp.backbones.backbone.BackboneConfig`.
+        image_size: Side of the images, pixels; ``None``: the network's own.
+        depth: See above; ``None``: 2, or more if that gives fewer than three layers with maps of the last size.
 
-    Returns:
-        ``(lower, upper)``, the last ones first.
+    Raises:
+        CxlpError: If no two layers have maps of one size, or there is no such network.
+    """
+    layers, size = inventory(name, image_size)
+    deepest = max((layer.name.count(".") + 1 for layer in layers), default=1)
+    for parts in [depth] if depth is not None else range(2, max(2, deepest) + 1):
+        shallow = inventory(name, image_size, parts)[0]
+        if any(len(last) >= FEW for last in _by_side(shallow)[:1]):
+            break
+    activated = {called for layer in layers if layer.activation for called in (layer.name, *layer.also)}
+    return Candidates(candidate_pairs(shallow, layers), size, frozenset(activated))
+
+
+def candidate_pairs(layers: Sequence[Layer], within: Sequence[Layer] = ()) -> list[Pair]:
+    """Pair layers, see :func:`find_candidates`.
+
+    Args:
+        layers: Layers of a network, from the image up, see :func:`~cxlp.backbones.inventory.inventory`.
+        within: Layers at any depth.
 
     Raises:
         CxlpError: If no two layers have maps of one size.
     """
-    pairs: list[tuple[str, str]] = []
-    sides = 0
-    for _, group in groupby(reversed(layers), key=lambda layer: layer.side):
-        last = [layer.name for layer in group][:LAYERS]
-        if len(last) > 1 and sides < SIDES:
-            sides += 1
-            pairs += [(lower, upper) for upper, lower in combinations(last, 2)]
+    pairs: list[Pair] = []
+    order = {name: number for number, layer in enumerate(within) for name in (layer.name, *layer.also)}
+    for group in _by_side(layers)[:SIDES]:
+        last = group[:LAYERS]
+        pairs += [(lower.name, upper.name) for upper, lower in combinations(last, 2)]
+        if not any(layer.activation for layer in last):
+            guides = [layer for layer in within if layer.side == last[0].side and layer.activation]
+            below = [layer for layer in last if guides and order[layer.name] < order[guides[-1].name]]
+            pairs += [(layer.name, guides[-1].name) for layer in below]
     if not pairs:
-        raise CxlpError("no two layers of the network have maps of one size: there is nothing to rank")
+        raise CxlpError(
+            "no two layers of the network have maps of one size, so there are no pairs to rank: name layers, "
+            "model.backbone.layers, and set model.head.align, or choose a head that takes one layer"
+        )
     return pairs
 
 
-@torch.no_grad()
-def rank_pairs(
-    backbone: Backbone, pairs: Sequence[tuple[str, str]], batches: Iterable[tuple[Tensor, Tensor]], classes: int
-) -> list[RankedPair]:
-    """Rank pairs of layers by the accuracy of cross-layer pooling, cross-validated.
+def _by_side(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Group layers by the size of their maps, the last ones first; sizes of a single layer are left out."""
+    groups = [list(group) for _, group in groupby(reversed(layers), key=lambda layer: layer.side)]
+    return [group for group in groups if len(group) > 1]
 
-    One pass over the images keeps the layers' maps in memory, in half precision. For each pair a PCA of the lower layer
-    is fitted to them, what is pooled is sketched, and the SVMs are cross-validated on the Gram matrix. (The PCA sees
-    the images of all folds, but no labels.)
+
+def usable_pairs(backbone: Backbone, pairs: Sequence[Pair], heads: Sequence[Head]) -> tuple[list[Pair], str]:
+    """Select the pairs that all heads accept.
 
     Args:
-        backbone: Gives all layers of the pairs.
+        backbone: A backbone with all layers of the pairs.
         pairs: ``(lower, upper)``.
-        batches: Images and labels ``(b,)``, once.
-        classes: How many there are.
+        heads: The heads; each takes the last layers of a pair.
 
     Returns:
-        The best first; of equals the one with less work.
-
-    Raises:
-        CxlpError: If some class has fewer than two images.
+        The accepted pairs, and the error for the last pair that was not accepted, empty if all were.
     """
-    kept: list[list[Tensor]] = []
-    found: list[Tensor] = []
-    device = backbone.mean.device
-    with backbone.held():
-        for images, labels in batches:
-            kept.append([maps.half().cpu() for maps in backbone(images.to(device))])
-            found.append(labels)
-    labels = torch.cat(found)
-    folds = min(FOLDS, int(torch.bincount(labels, minlength=classes).min()))
-    if folds < 2:
-        raise CxlpError("some class has fewer than two of the images that pairs of layers are tried on: take more")
-    targets, fold = as_targets(labels, classes).numpy(), split(labels, folds)
-    ranked = []
+    kept, why = [], ""
+    for pair in pairs:
+        places = {layer: backbone.layers.index(layer) for layer in pair}
+        try:
+            for head in heads:
+                shapes = [
+                    (backbone.channels[places[layer]], *backbone.map_sizes[places[layer]])
+                    for layer in head.layers_of(pair)
+                ]
+                # A copy, because a head is connected only once.
+                Head.from_spec(head.spec()).connect(*shapes, views=head.views.count(backbone.image_size))
+        except CxlpError as error:
+            why = str(error)
+        else:
+            kept.append(pair)
+    return kept, why
+
+
+def ranking_network(
+    backbone: Backbone, pairs: Sequence[Pair], images: int, classes: Sequence[str], multi_label: bool
+) -> Network:
+    """Build the network that ranks pairs: for each of them a cross-layer pooling with PCA and count sketch.
+
+    Args:
+        backbone: A backbone with all layers of the pairs.
+        pairs: ``(lower, upper)``.
+        images: Number of images that it will be fitted to; bounds the dimension of the PCAs.
+        classes: Names of the classes.
+        multi_label: Whether an image may show several of them.
+    """
+    heads = []
     for lower, upper in pairs:
-        places = [backbone.layers.index(layer) for layer in (lower, upper)]
-        maps = [tuple(batch[place] for place in places) for batch in kept]
-        local, guide = (m.shape[1:] for m in maps[0])
-        dim = min(PCA_DIM, local[0])
-        values = guide[0] * dim
-        head = CrossLayerPooling(pca_dim=dim, sketch=min(SKETCH, values)).connect(local, guide).to(device)
-        head.fit_pca(([m.float().to(device) for m in both] for both in maps), images=len(labels))
-        rows = torch.cat([head(*(m.float().to(device) for m in both)) for both in maps])
-        gram = (rows @ rows.T).double().cpu().numpy()
-        scores = FoldScores(gram, targets, fold, usable_cores()).held_out([COST])[COST]
-        accuracy = quality(scores, labels)
-        work = local[1] * local[2] * (local[0] * dim + values)
-        interval = wilson(round(accuracy * len(labels)), len(labels))
-        ranked.append(RankedPair(lower, upper, accuracy, interval, values, work))
-    return sorted(ranked, key=lambda pair: (-pair.accuracy, pair.work))
+        (channels, places), (guides, _) = (_shape(backbone, layer) for layer in (lower, upper))
+        dim = min(PCA_DIM, channels, max(1, images * places - 1))
+        sketch = min(SKETCH, guides * dim)
+        heads.append(CrossLayerPooling(pca_dim=dim, sketch=sketch, layers=(lower, upper)))
+    return Network(backbone, heads, list(classes), multi_label)
+
+
+class PairFit(FrozenFit):
+    """Fits the PCAs of :func:`ranking_network` in one pass over the images, and cross-validates SVMs for each head.
+
+    The PCAs see the images of all folds, but no labels. As in any frozen fit, at most 2 GiB of maps, or a quarter of
+    the free memory, are kept in memory, and the others on disk.
+
+    Attributes:
+        ranked: After :meth:`finish`, the pairs, best first, see :meth:`RankedPair.order`.
+    """
+
+    ranked: list[RankedPair]
+
+    def _plan(self) -> Plan:
+        try:
+            return plan("kernel", self.images, SKETCH, len(self.network.classes), CONFIG.folds, self.device)
+        except CxlpError as error:
+            raise CxlpError(
+                f"the SVMs of {self.images:,} images need more memory than is free: rank the pairs of layers on fewer"
+            ) from error
+
+    def _fit_classifier(self) -> dict[str, float]:
+        folds = count_folds(self.labels, self.network.classes, CONFIG, "a ranking of pairs of layers")
+        targets, fold = as_targets(self.labels, len(self.network.classes)).numpy(), split(self.labels, folds)
+        threads = max(1, usable_cores() // local_world_size())
+        found = []
+        for head, column in zip(self.network.each_head(), self.columns, strict=True):
+            rows = self.features.read_columns(column, column + head.out_features).to(self.device, torch.float32)
+            gram = (rows @ rows.T).double().cpu().numpy()
+            check_lengths(gram.diagonal())
+            gram /= gram.diagonal().mean() or 1.0  # vectors of a network with many heads are shorter
+            scores = FoldScores(np.ascontiguousarray(gram), targets, fold, threads).held_out([float(CONFIG.c)])
+            found.append(self._ranked(head, next(iter(scores.values()))))
+        self.ranked = sorted(found, key=RankedPair.order)
+        return {}
+
+    def _ranked(self, head: Head, scores: Array) -> RankedPair:
+        assert isinstance(head, CrossLayerPooling) and head.layers is not None and head.pca_dim is not None
+        lower, upper = head.layers
+        (channels, places), (guides, _) = (_shape(self.network.backbone, layer) for layer in (lower, upper))
+        values = guides * head.pca_dim
+        work = places * (channels * head.pca_dim + values)
+        found = quality(scores, self.labels)
+        interval: Interval | None
+        if self.labels.ndim == 1:
+            interval = wilson(round(found * len(scores)), len(scores))
+        else:
+            interval = precision_intervals(scores, self.labels, {"mAP": "uninterpolated"}).get("mAP")
+        return RankedPair(lower, upper, found, interval, values, work, self.network.backbone.spec()["activation"])
+
+
+def _shape(backbone: Backbone, layer: str) -> tuple[int, int]:
+    """Channels and number of places of a layer."""
+    index = backbone.layers.index(layer)
+    height, width = backbone.map_sizes[index]
+    return backbone.channels[index], height * width
+
+
+def layers_of(pairs: Sequence[Pair]) -> list[str]:
+    """List the layers of some pairs, each once."""
+    return list(dict.fromkeys(layer for pair in pairs for layer in pair))

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from cxlp.utils.progress import Bar, bar
 
 #: Labels of the stages; gradient epochs are labelled by their number.
-_NAMES = {"frozen": "frozen fit", "closing": "closing fit", "test": "test"}
+_NAMES = {"layers": "choice of layers", "frozen": "frozen fit", "closing": "closing fit", "test": "test"}
 
 
 class StageBar(ProgressBar):
@@ -17,7 +17,7 @@ class StageBar(ProgressBar):
     The loss is read at the logging interval only: reading it at each step, as Lightning's bars do, waits for the GPU.
 
     Args:
-        stage: ``frozen``, ``finetune``, ``closing`` or ``test``.
+        stage: ``layers``, ``frozen``, ``finetune``, ``closing`` or ``test``.
     """
 
     def __init__(self, stage: str) -> None:

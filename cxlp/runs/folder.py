@@ -224,7 +224,7 @@ def _is_complete(metrics: Path) -> bool:
 
 #: All files that a run may write before its first checkpoint to resume from.
 _BEGUN = re.compile(
-    r"\.lock|\.job|log\.txt|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|features/[^/]*"
+    r"\.lock|\.job|log\.txt|config(-resumed)?\.yaml|provenance\.json|stages\.json|broken\.txt|layers\.csv|features/[^/]*"
     r"|(checkpoints/)?\.[^/]*\.part|checkpoints/(start|finetuned)\.ckpt"
     r"|csv/\w+/version_\d+/(metrics\.csv|hparams\.yaml)|wandb/.*(?<!\.ckpt)"
 )

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from jsonargparse import Namespace
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.frozen.cache import digest_of_weights
@@ -33,6 +35,7 @@ from cxlp.runs.folder import (
     run_name,
 )
 from cxlp.runs.launch import launched_rank
+from cxlp.runs.layers import FILE, Ranking, choose_pair, rank_in_run, settled_earlier
 from cxlp.runs.loggers import RunConfig, labelled
 from cxlp.runs.places import STARTS
 from cxlp.runs.protocol import (
@@ -55,6 +58,7 @@ from cxlp.utils.files import write_whole
 from cxlp.utils.locking import hold
 from cxlp.utils.memory import keep_freed_memory
 from cxlp.utils.profiling import PhaseTimes
+from cxlp.utils.progress import say
 from cxlp.utils.transcript import forget, keep
 
 #: The file with the terminal output of a run.
@@ -120,6 +124,9 @@ class OpenedRun:
         self.data.prepare_data()
         self.data.setup()
         check_held_out(config, len(self.data.splits["val"]))
+        self._ranking: Ranking | None = None
+        if self.model.backbone.layers == "auto":
+            self._choose_layers(saved)
         self.network: Network = self.model.build(self.data.classes, self.data.multi_label)
         self.data.resize(self.network.image_size, self.network.test_size)
         self._images, self._weights = Images.of(self.data), digest_of_weights(self.network.backbone)
@@ -153,6 +160,19 @@ class OpenedRun:
             self._take_up(saved)
         self._images_before = self.progress.images
         self._provenance = Provenance(self.folder, self.data)
+
+    def _choose_layers(self, saved: Mapping[str, Any] | None) -> None:
+        """Replace ``layers: auto`` by the names of two layers in config and model."""
+        layers = settled_earlier(self.model, self.settings, saved)
+        if layers is None:
+            # The random state of the rest of the run does not depend on whether pairs were ranked.
+            with self.times.measure("choice of layers"), isolate_rng(include_cuda=False):
+                self._ranking = rank_in_run(self.config, self.model, self.data)
+                layers, said = choose_pair(self._ranking, self.model.backbone, self.model.heads)
+            if launched_rank() == 0:
+                say(said)
+        self.config["model"]["backbone"]["layers"] = layers
+        self.model = replace(self.model, backbone=replace(self.model.backbone, layers=layers))
 
     # --- resuming and refitting --------------------------------------------------------------------
 
@@ -206,6 +226,8 @@ class OpenedRun:
             write_whole(self.folder / "config-resumed.yaml", text)
         if saved is None or not (self.folder / "config.yaml").exists() or self._is_longer(saved):
             write_whole(self.folder / "config.yaml", text)
+        if self._ranking is not None:
+            write_whole(self.folder / FILE, self._ranking.as_csv())
         if self.data.broken:
             write_whole(self.folder / "broken.txt", "\n".join(sorted(self.data.broken.values())) + "\n")
         if saved is not None and self._is_longer(

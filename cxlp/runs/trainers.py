@@ -41,7 +41,7 @@ def build_trainer(
 
     Args:
         config: The resolved config.
-        stage: ``frozen``, ``finetune``, ``closing`` or ``test``.
+        stage: ``layers``, ``frozen``, ``finetune``, ``closing`` or ``test``.
         folder: The run's folder.
         callbacks: Callbacks of the run, in addition to those of this module.
         loggers: Loggers of the run, used unless the user has set ``trainer.logger``.
@@ -68,7 +68,7 @@ def build_trainer(
         given |= {key: defaults[key] for key in GRADIENT_TRAINER_KEYS}
         if stage == "test":
             users = [c for c in users if not isinstance(c, ModelCheckpoint)]
-        elif config["trainer"]["max_epochs"]:
+        elif stage == "layers" or config["trainer"]["max_epochs"]:
             users = [c for c in users if isinstance(c, ProgressBar)]
         given |= {"max_epochs": 1, "enable_checkpointing": saves and any(isinstance(c, ModelCheckpoint) for c in users)}
     for callback in users:
@@ -82,7 +82,7 @@ def build_trainer(
     if slurm and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         # Lightning's requeueing saves a checkpoint within an epoch, but runs resume only from the end of an epoch.
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    if given["logger"] in (None, True):
+    if given["logger"] in (None, True) or stage == "layers":
         given["logger"] = loggers
     if given["precision"] is None and not any(isinstance(plugin, PrecisionPlugin) for plugin in plugins):
         given["precision"] = precision

@@ -11,6 +11,7 @@ from typing import Any
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, run_in
 from cxlp.studies.identity import Identities, difference, name_of, read_identity, write_identity
+from cxlp.studies.layers import settled
 from cxlp.studies.rows import Row, read_row
 from cxlp.studies.systems import Network
 from cxlp.utils.errors import CxlpError
@@ -95,9 +96,13 @@ class Comparison:
                 failed.append(system.name)
         return rows, failed
 
+    def settled(self, arguments: Sequence[str]) -> list[str]:
+        """Name the layers that ``auto`` stands for in arguments, see :func:`cxlp.studies.layers.settled`."""
+        return settled(arguments, self.folder, self._identities)
+
     def _run(self, system: System, seed: int | None, heading: str) -> Path:
         """Run a system with a seed, unless that run is finished; return the folder of the results."""
-        arguments = self._arguments(system)
+        arguments = self.settled(self._arguments(system))
         if seed is not None:
             arguments += ["--seed_everything", str(seed)]
         name, identity = self._identify(system, arguments)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
@@ -36,6 +36,8 @@ class Frozen(ClassificationTask):
     """
 
     augment = False
+    #: The fit that the images are given to.
+    fit_class: ClassVar[type[FrozenFit]] = FrozenFit
 
     def __init__(
         self,
@@ -128,7 +130,7 @@ class Frozen(ClassificationTask):
         found = self.reuse is not None and self.reuse.found
         if self.reuse is not None:
             folder = self.reuse.entry.folder if found else self.reuse.begin()
-        self._fit = FrozenFit(
+        self._fit = self.fit_class(
             self.network,
             self.config,
             count_images(counted_loader(self.trainer.train_dataloader)),

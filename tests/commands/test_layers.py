@@ -17,7 +17,7 @@ def test_the_last_layers_come_first_with_what_they_pool(capsys: Capture) -> None
     assert ["layer3.0", "Bottleneck", "192", "4 x 4", "16", "ReLU", "layer3.0.downsample"] in rows
     names = [row[0] for row in rows]
     assert names.index("layer3.0") < names.index("layer2.0")
-    assert "--model.backbone.layers '[layer4.0.downsample, layer4.0]'" in said
+    assert "to rank pairs: cxlp layers timm/test_resnet --data DATA_SET" in said
 
 
 def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,13 +37,35 @@ def test_pairs_are_ranked_on_training_images(cub200: Path, capsys: Capture) -> N
     arguments = ["layers", "timm/test_resnet", "--data", "cub200", "--root", str(cub200), "--weights", "none"]
     assert main([*arguments, "--image-size", "64", "--bbox", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["images"] == 18
-    ranked = [pair["accuracy"] for pair in found["pairs"]]
-    assert ranked == sorted(ranked, reverse=True) and len(ranked) >= 2
+    assert (found["images"], found["metric"]) == (18, "accuracy")
+    ranked = [pair["quality"] for pair in found["pairs"]]
+    assert ranked == sorted(ranked, reverse=True) and len(ranked) == 12
+    assert found["pairs"][0]["interval"]["by"] == "Wilson"
     assert main([*arguments, "--image-size", "64", "--images", "9"]) == 0
     said = capsys.readouterr().out
-    assert "timm/test_resnet, 9 training images of CUB-200-2011" in said
+    assert "timm/test_resnet, 12 training images of CUB-200-2011" in said  # four of each class at least
     assert "the best: --model.backbone.name timm/test_resnet --model.backbone.layers '[" in said
+
+
+def test_layers_may_be_tapped_before_their_activations(cub200: Path, capsys: Capture) -> None:
+    arguments = ["layers", "timm/test_resnet", "--data", "cub200", "--root", str(cub200), "--weights", "none"]
+    arguments += ["--image-size", "64", "--json", "--activation"]
+    assert main([*arguments, "before"]) == 0
+    before = {(pair["lower"], pair["upper"]): pair for pair in json.loads(capsys.readouterr().out)["pairs"]}
+    assert main([*arguments, "both"]) == 0
+    both = json.loads(capsys.readouterr().out)["pairs"]
+    assert [pair["activation"] for pair in both].count("after") == len(before) == 12
+    again = {(pair["lower"], pair["upper"]): pair for pair in both if pair["activation"] == "before"}
+    assert again.keys() < before.keys()  # without those that no activation follows, which are there already
+    assert ("layer3.0.conv3", "layer3.0.downsample") in before.keys() - again.keys()
+    assert again == {key: before[key] for key in again}
+
+
+def test_several_labels_are_ranked_by_mean_average_precision(voc2007: Path, capsys: Capture) -> None:
+    arguments = ["layers", "timm/test_resnet", "--data", "voc2007", "--root", str(voc2007), "--weights", "none"]
+    assert main([*arguments, "--image-size", "32"]) == 0
+    said = capsys.readouterr().out
+    assert "cv mAP %" in said and "60 training images of" in said
 
 
 @pytest.mark.parametrize(
@@ -54,7 +76,7 @@ def test_pairs_are_ranked_on_training_images(cub200: Path, capsys: Capture) -> N
         (["timm/test_resnet", "--filter", "layer9"], "has no such layer. Did you mean 'layer4'? Valid: "),
         (["timm/test_resnet", "--image-size", "0"], "--image-size is 0: it must be 1 or more"),
         (["timm/test_resnet", "--bbox"], "give --data, too"),
-        (["timm/test_resnet", "--data", "voc2007"], "images of one label each"),
+        (["timm/test_resnet", "--activation", "both"], "give --data, too"),
         (["timm/test_resnet", "--data", "mit67", "--bbox"], "mit67 has no boxes"),
         (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
     ],
