@@ -1,4 +1,4 @@
-# PYTHON_ARGCOMPLETE_OK (by this, argcomplete knows that it may ask)
+# PYTHON_ARGCOMPLETE_OK (marks this program as one that argcomplete can complete)
 """The commands: ``cxlp COMMAND`` or, without an installation, ``python -m cxlp COMMAND``."""
 
 import os
@@ -30,7 +30,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import how_ended, raising_on_signals
 from cxlp.utils.program import end_without_collecting, print_any_text, program
 
-#: The commands, in the order of a working day.
+#: The commands, in the order of a typical workflow.
 COMMANDS = (download, check, layers, train, test, runs, compare, dashboard, predict, embed, explain, export)
 
 
@@ -41,13 +41,13 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; ``None``: those of the process.
 
     Returns:
-        The exit status: the command's own, 0 or what its ``--help`` says; 2 where the user can mend
-        something; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or SIGHUP; 141 where a pipe's reader went away, such
-        as ``head``.
+        The exit status: 0 or another status that the command's ``--help`` lists; 2 after an error that the user can
+        correct; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or SIGHUP; 141 if standard output is a pipe that its
+        reader, such as ``head``, has closed.
     """
     print_any_text()
     end_without_collecting()
-    # The console script does not see the working directory, as python -m does, where heads of the user's own may be.
+    # Unlike python -m, the console script does not search the working directory, which may contain a user's heads.
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     parser = CommandParser(
@@ -85,14 +85,14 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             return 2
         except BrokenPipeError:
-            # Nowhere to write to, also not for what Python flushes at its end.
+            # Python flushes standard output at exit, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except BaseException as error:
             ended = how_ended(error)
             if ended is None:
                 raise
-            again = ". Give the same command again: it goes on" if chosen.run is compare.run else ""
+            again = ". To continue, repeat the same command" if chosen.run is compare.run else ""
             print(f"{ended[1]}{again}", file=sys.stderr)  # noqa: T201
             return ended[0]
 

@@ -36,15 +36,15 @@ class BackboneConfig:
             ``blocks.10`` under the next block's activations, ``blocks.11.mlp.act`` (timm), or
             ``encoder.layers.encoder_layer_10`` under ``encoder.layers.encoder_layer_11.mlp.1`` (torchvision).
             ``auto``: the run ranks pairs on a part of its training images, and takes and saves the best one.
-        activation: Where a layer is followed by an activation (perhaps behind its BatchNorm), tap
-            ``after`` or ``before`` it; a layer without one is tapped as it is.
+        activation: Whether to tap a layer ``after`` or ``before`` the activation that follows it, possibly behind a
+            BatchNorm. Has no effect on layers that no activation follows.
         weights: ``default`` (ImageNet weights; for an import path, the weights of the returned module), a local file
             (``.pth`` or ``.safetensors``, for caffenet also ``.onnx``), or null for random weights.
         image_size: Size of the square input in pixels; null: the size that the network was trained with (224 if
             unknown).
         mean: Mean that is subtracted from the channels of RGB images in 0..1; ``image``: the mean colour of each image
             (and each test view); null: the network's own mean (ImageNet's if unknown).
-        std: Standard deviation by which the channels are divided afterwards; null: the network's own, as for ``mean``.
+        std: Standard deviation that divides the channels afterwards; null: the network's own, as for ``mean``.
     """
 
     name: str = "caffenet"
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         activation: Tap layers ``after`` or ``before`` the activation that follows them.
         weights: ``default``, a local file, or ``None``. For a module, ``default`` and ``None`` keep its weights.
         image_size: Size of the square input in pixels.
-        mean: Mean of RGB images in 0..1, by channel (that of bytes divided by 255), or ``image``: each image's own.
+        mean: Mean of RGB images in 0..1, by channel (divide a mean of bytes by 255), or ``image``: each image's own.
         std: Standard deviation of RGB images in 0..1, by channel.
 
     Attributes:

@@ -30,7 +30,7 @@ TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 Activation = Literal["after", "before"]
 
-#: Layer name that stands for the input of the network's last layer, its classifier.
+#: Layer name of the input of the network's last layer, its classifier.
 PENULTIMATE = "penultimate"
 
 
@@ -42,8 +42,8 @@ def cut(model: nn.Module, layers: Mapping[str, str], activation: Activation, nam
 
     Args:
         model: The whole network. It is not changed, but shares its parameters and buffers with the result.
-        layers: Maps the name of each output to its layer: a module, which stands for its last graph node, a
-            graph node, or ``penultimate``.
+        layers: Maps the name of each output to its layer: a module (its last graph node is tapped), a graph node, or
+            ``penultimate``.
         activation: For layers that are followed by an activation, tap ``after`` or ``before`` the activation.
         name: Name of the network for error messages.
 

@@ -1,4 +1,4 @@
-"""Pretrained weights from hubs, with a prompt and clear error if the computer is offline."""
+"""Loading of pretrained weights from hubs, with an immediate and clear error if the computer is offline."""
 
 import os
 import socket

@@ -22,7 +22,7 @@ from cxlp.backbones.layout import layout_of
 from cxlp.backbones.library import find
 from cxlp.utils.errors import CxlpError
 
-#: Pixels by which the image size is increased to determine strides, a multiple of all usual strides.
+#: Increase of the image size, in pixels, to determine strides: a multiple of all usual strides.
 _GROWTH = 256
 #: Operations that leave values unchanged in evaluation mode, although they may change the shape.
 _REARRANGING = {

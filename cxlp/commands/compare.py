@@ -159,7 +159,7 @@ def run(args: Namespace) -> int:
         # A misspelt option is reported once, before anything runs.
         configs = [parse([*args.rest, *s.options]) for s in (chosen if args.recipes else chosen[:1])]
     if args.recipes:
-        # A recipe without gradient epochs stays without, whatever number the command line sets for the others.
+        # The command line's number of epochs applies to recipes with gradient epochs only; a frozen recipe stays so.
         own = without(args.rest, "--trainer.max_epochs")
         frozen = [not parse([*own, *system.options])["trainer"]["max_epochs"] for system in chosen]
         chosen = [
@@ -179,7 +179,7 @@ def run(args: Namespace) -> int:
         given = config["run"]
         logged = RunConfig(**{**given.as_dict(), "name": None, "root": str(folder)})
         places = {row.name: row.places for row in rows}
-        reference = args.reference if args.reference in places else None  # its run may have failed
+        reference = args.reference if args.reference in places else None  # the reference's run may have failed
         evidence = gather(places, metric, reference, args.combine, store, folder, outputs)
         files = write_reports(folder, metric, rows, option, logged, outputs, args.reach, evidence)
         columns, values = table(rows, metric, args.reach, evidence)

@@ -20,7 +20,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "embed",
-        help="write feature vectors of images, by a checkpoint or, without labels, by a config",
+        help="write feature vectors of images, computed by a checkpoint or, without labels, by a config",
         description="Write the pooled features of images, the input of the classifier, for retrieval and clustering.\n"
         "They are computed by a checkpoint's network, or by a config's network, whose PCA or codebook is fitted\n"
         "to the images themselves, without labels. With a config, keys of train.py may follow the paths:\n"
@@ -52,7 +52,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         help="such as features.npz or features.parquet",
     )
     parser.add_argument(
-        "--dim", group="output", type=int, metavar="N", help="size of a vector (default: that of the pooled features)"
+        "--dim", group="output", type=int, metavar="N", help="size of a vector (default: all pooled features)"
     )
     parser.add_argument(
         "--batch-size", group="computing", type=int, default=32, metavar="N", help="images per batch (default: 32)"

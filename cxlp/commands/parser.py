@@ -11,7 +11,7 @@ _CHOICE = re.compile(r"argument (?P<option>.+?): invalid choice: '?(?P<given>.*?
 
 
 class CommandParser(ArgumentParser):
-    """A parser that suggests the nearest command, option or value, and lists the valid ones once.
+    """A parser whose errors suggest the nearest command, option or value, and list the valid ones once.
 
     Attributes:
         options: The long options of this command, such as ``--out``.
@@ -44,7 +44,7 @@ class CommandParser(ArgumentParser):
         """Exit with an error message about an unknown option or a superfluous argument."""
         name = given.partition("=")[0]
         if not name.startswith("--"):
-            self.exit(2, f"error: {name!r} is one argument too many: see {self.prog} --help\n")
+            self.exit(2, f"error: unexpected argument {name!r}: see {self.prog} --help\n")
         self.exit(2, f"error: there is no option {name}. {did_you_mean(name, self.options)}\n")
 
     def suggest(self, given: Sequence[str], keys: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         description="List the runs in a folder, with later tests (cxlp test). A run's name is its path below --root.\n"
         "One name shows the details of that run. --html writes a page that compares the named or filtered runs.\n"
         "'runs compare' tests the differences between runs on the same test images. There, the folder of a\n"
-        "series (train --seeds) or a quoted pattern such as 'cl-split*' stands for several runs of one system.\n"
+        "series (train --seeds) or a quoted pattern such as 'cl-split*' denotes several runs of one system.\n"
         "'runs cells' takes the folders of comparisons (cxlp compare), ranks the systems that all of them share,\n"
         "and tests the differences, with each comparison as one sample.\n"
         "--delete deletes only folders in --root that are certainly runs, and follows no links.\n"

@@ -27,7 +27,7 @@ from cxlp.utils.seeding import run_seed
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
-    """The splits of a data set as loaders. Subclasses define where the files are and how their lists are read.
+    """Base class of data sets, which loads their splits. Subclasses locate the files and read the lists.
 
     Args:
         root: Folder of the data set.
@@ -36,7 +36,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             at most 8.
         augment: Random augmentation of training images in fine-tuning. The frozen fit, validation and test use none.
         image_size: Side of the square images in pixels. Null: the attributes ``image_size`` and ``test_size`` of the
-            LightningModule, which those of cxlp have.
+            LightningModule, which the LightningModules of cxlp have.
         aspect: ``warp``: resize the whole image to a square without keeping its aspect ratio, as in the paper;
             ``crop``: resize the short side to ``image_size`` and crop the centre.
         transform: Transforms of all images, including those of test and prediction, before they are made square:
@@ -280,7 +280,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         size = self._ask("image_size", self.image_size)
         if size is None:
-            raise CxlpError(f"{self.name}: image_size is not set, and no LightningModule has it: set image_size")
+            raise CxlpError(f"{self.name}: image_size is unknown: set it, or attach a LightningModule that has it")
         self.resize(size, self._ask("test_size", None))
         data = self.splits[split]
         if shuffle:

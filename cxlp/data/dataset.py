@@ -138,7 +138,7 @@ def list_defects(classes: Sequence[str], samples: Mapping[Split, Sequence[Sample
         rows = [label for label in labels if not isinstance(label, int)]
         of_all = {sign: {k for row in rows for k, label in enumerate(row) if label == sign} for sign in (1, -1)}
         known = of_all if rows else {1: set(labels)}  # with one label per image, all other classes are absent
-        for sign, what in {1: "no training image of", -1: "not one training image lacks"}.items():
+        for sign, what in {1: "no training image of", -1: "no training image lacks"}.items():
             without = [name for k, name in enumerate(classes) if k not in known.get(sign, range(len(classes)))]
             if without:
                 yield f"{what} {len(without)} of {len(classes)} classes: {', '.join(without[:5])}"
@@ -181,7 +181,7 @@ def check_samples(name: str, classes: Sequence[str], samples: Mapping[Split, Seq
 
 
 def _identity(path: Path) -> object:
-    """Return a value that is equal for all paths of the same file."""
+    """Return an identifier of a file, equal for all paths that lead to the file."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # the file is missing or inaccessible, or its name is invalid

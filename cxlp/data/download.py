@@ -68,7 +68,7 @@ def obtain(files: Sequence[Remote], root: Path, name: str, allowed: bool = True)
     Raises:
         CxlpError: If the data set cannot be created; the error names the folder and how to place the files by hand.
     """
-    # In this order: if another process creates the folder meanwhile, it is either not taken or not lacking files.
+    # The order matters: if another process creates the folder between these checks, no files are missing below.
     is_taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
     lacking = missing(files, root)
     if not lacking:

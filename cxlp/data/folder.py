@@ -129,7 +129,7 @@ class Folder(ImageDataModule):
             return {"train": [], "test": []}
         if not self.makes_split:
             return {"train": list(samples)}
-        # A fixed seed, not that of the run, so that all runs have the same test set and can be compared.
+        # The seed is fixed, regardless of the run's seed, so that all runs have the same test set and can be compared.
         failure = f"folder: cannot split {self.root} into train and test"
         train, test = split_off(samples, classes, self.test_fraction, 0, failure)
         return {"train": train, "test": test}

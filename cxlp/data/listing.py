@@ -16,8 +16,8 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA"),
     *("TIFF", "WEBP", "XBM", "XPM"),
 )
-#: Formats that are detected by content if a file has no image suffix. TIFF is not, because raw files of cameras begin
-#: in the same way, nor is PPM, because text files may.
+#: Formats that are detected by content if a file has no image suffix. TIFF and PPM are excluded, because raw files of
+#: cameras begin like TIFF, and text files may begin like PPM.
 _KNOWN_BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "WEBP")
 _UNFINISHED = ("~", ".bak", ".crdownload", ".download", ".old", ".orig", ".part", ".partial", ".swp", ".tmp")
 #: System folders.
@@ -48,7 +48,7 @@ def check_folder(root: Path) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is that of a hidden file or folder, or of a system folder."""
+    """Return whether a name belongs to a hidden file or folder, or to a system folder."""
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 

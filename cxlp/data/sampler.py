@@ -15,8 +15,8 @@ class EpochSampler(DistributedSampler[Draw]):
     ranks get a repeat, marked as such, because all ranks must take the same number of steps. If shuffled, each batch is
     full: the last batch of an epoch is filled up from the beginning of the epoch's order.
 
-    The order and the seeds depend only on (seed, epoch, position), but neither on workers nor on interruptions of the
-    run. The union of the batches of W ranks with batch size b is the batch of one rank with batch size b W.
+    The order and the seeds depend only on (seed, epoch, position), not on workers or interruptions of the run. The
+    union of the batches of W ranks with batch size b is the batch of one rank with batch size b W.
 
     The class inherits from ``DistributedSampler`` so that Lightning does not replace it and calls :meth:`set_epoch`.
 

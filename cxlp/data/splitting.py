@@ -34,7 +34,7 @@ def split_off(
     try:
         _, drawn = train_test_split(range(len(paths)), test_size=fraction, stratify=groups, random_state=seed)
     except ValueError as error:  # a class has one image, or one side of the split has fewer images than classes
-        least = f"each class needs two images, and the fraction, {fraction:g} of {len(paths)} images, one per class"
+        least = f"each class needs two images, and each part one of each class ({fraction:g} of {len(paths)})"
         raise CxlpError(f"{failure}{rarest(groups, classes)}: {least}") from error
     part = {paths[i] for i in drawn}
     return [s for s in samples if s.path not in part], [s for s in samples if s.path in part]

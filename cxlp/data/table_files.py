@@ -120,7 +120,7 @@ def _read_text(path: Path, encoding: str) -> Rows:
             "its encoding, such as data.encoding: cp1252"
         ) from error
     except LookupError as error:
-        raise CxlpError(f"data.encoding is {encoding!r}: not an encoding of Python. Such as utf-8 or cp1252") from error
+        raise CxlpError(f"data.encoding is {encoding!r}: Python has no such encoding. Try utf-8 or cp1252") from error
     marked = re.match(r"sep=(.)(?=[\r\n])", text)  # Excel's line for the delimiter
     text = text[marked.end() :] if marked else text
     first = next((line for line in text.splitlines() if line.strip()), "")

@@ -17,7 +17,7 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
     Args:
         arguments: Files; folders, which are searched recursively in the order of names for pictures (see
             :func:`~cxlp.data.listing.is_picture`), without hidden files and links to folders; patterns such as
-            ``shots/**/*.jpg``, for shells that do not expand them; or ``-``, which stands for the paths in ``lines``.
+            ``shots/**/*.jpg``, for shells that do not expand them; or ``-`` for the paths in ``lines``.
         lines: Files and folders, one per line.
 
     Yields:

@@ -24,7 +24,7 @@ def load(
     you trust, see :func:`~cxlp.models.checkpoint.load_network`.
 
     Args:
-        checkpoint: A checkpoint of a run, or the folder of a run, which stands for its tested checkpoint.
+        checkpoint: A checkpoint of a run, or the folder of a run, whose tested checkpoint is loaded.
         device: See :meth:`Predictor.to`.
         precision: ``32`` or ``bf16`` (autocast).
         backbone: See :func:`~cxlp.models.checkpoint.load_network`.

@@ -222,7 +222,7 @@ class Predictor:
     ) -> Explained | Explanations:
         """Decompose the score of a class exactly over the places of an image and the pooling channels.
 
-        The explanation is that of the whole image, without test views. It takes about a megabyte per image.
+        The explanation covers the whole image, without test views. It takes about a megabyte per image.
 
         Args:
             images: See :meth:`predict`.

@@ -78,7 +78,7 @@ def minimise(
     targets = targets.to(device)
     signs = torch.stack([(targets == sign).sum(dim=1) for sign in (1, -1)])
     all_sum(signs)
-    live = (signs > 0).all(dim=0).nonzero().flatten()  # SVMs with rows of one sign only need no fit
+    live = (signs > 0).all(dim=0).nonzero().flatten()  # SVMs whose rows all have the same sign need no fit
     weights, bias, scores, passes = _begin(rows, k, start)
     size = 0.0
     for step in range(_MOST_STEPS + 1):

@@ -213,7 +213,7 @@ class Head(nn.Module, ABC):
         return not self.needs_fit or (self._connected is not None and bool(self.fitted))
 
     def mark_fitted(self) -> None:
-        """Record that the head is fitted. To be called on all ranks."""
+        """Mark the head as fitted. All ranks must call this method."""
         if self.needs_fit:
             self.fitted.fill_(True)
 

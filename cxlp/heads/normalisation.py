@@ -113,7 +113,7 @@ class Normalise(nn.Module):
         zscore: Standardise each image's vector: subtract its mean and divide by its standard deviation.
         sign: Replace each entry by its sign, {-1, 0, 1} (section 3.4 of the paper). The gradient is that of the
             identity (straight-through estimator), since the gradient of the sign is zero.
-        sqrt: Signed square root, see :func:`signed_sqrt`. Without effect after ``sign``.
+        sqrt: Signed square root, see :func:`signed_sqrt`. Has no effect after ``sign``.
         l2: Scale the whole vector to unit length (a zero vector remains zero).
 
     Attributes:

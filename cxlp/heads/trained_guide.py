@@ -126,7 +126,7 @@ class TrainedGuidePooling(LocalHead):
         """Train the guide with Adam and a cosine learning rate schedule that ends at zero.
 
         All ranks call this method together. Each rank passes its own images of the same sequence of batches, and the
-        gradients are summed, so that the result is that of a single process.
+        gradients are summed, so the result equals that of a single process.
 
         Args:
             batches: Function that starts a pass over the images.

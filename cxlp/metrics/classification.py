@@ -18,8 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from cxlp.metrics.average_precision import Kind, average_precision, mean_average_precision, precision_curves
 from cxlp.utils.errors import CxlpError
 
-#: The metric of the training images by which the best checkpoint and C are chosen. Key: whether an image may have
-#: several labels.
+#: The metric that chooses the best checkpoint and C on training images. Key: whether an image may have several labels.
 SELECTION = {False: "accuracy", True: "mAP"}
 
 #: The kinds of average precision by the suffix of their names; the mean of the last one is ``mAP``. Published "VOC07

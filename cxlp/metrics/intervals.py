@@ -87,8 +87,8 @@ def precision_intervals(
     """Compute bootstrap intervals of mean average precision, over resampled images.
 
     A resample consists of n images, drawn with replacement; an image that is drawn twice counts twice, in all classes.
-    Average precision is that of :func:`~cxlp.metrics.average_precision.average_precision`. Classes without positives in
-    a resample are left out of its mean.
+    For average precision, see :func:`~cxlp.metrics.average_precision.average_precision`. Classes without positives in a
+    resample are left out of its mean.
 
     Repeated images increase average precision, so the resampled values are biased upwards, and more so if classes have
     few positives. Therefore the interval between the 2.5 % and 97.5 % quantiles of the resampled values is shifted so

@@ -24,7 +24,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Building the network from the checkpoint can execute code, see :func:`load_network`.
 
     Args:
-        path: The checkpoint file, or the folder of a run, which stands for its ``checkpoints/best.ckpt``.
+        path: The checkpoint file, or the folder of a run, whose ``checkpoints/best.ckpt`` is read.
 
     Raises:
         CxlpError: If the file is missing or not a checkpoint of cxlp.
@@ -103,7 +103,7 @@ def _build(spec: Mapping[str, Any], backbone: Backbone | nn.Module | None) -> Ne
     elif backbone is None:
         backbone = Backbone(**arguments)
     else:
-        # A module has no preprocessing, so use that of the saved name if there is one.
+        # A module has no preprocessing: use the preprocessing of the saved name, if there is a name.
         known = {} if arguments["name"] is None else preprocessing(arguments)
         backbone = Backbone(**{**arguments, **known, "name": backbone})
     return Network(

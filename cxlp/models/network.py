@@ -237,7 +237,7 @@ class Network(nn.Module):
             images: ``(B, 3, T, T)``, where T is :attr:`test_size`.
 
         Returns:
-            ``(B, D)``. Of unit length only with a single test view.
+            ``(B, D)``. The vectors have unit length only with a single test view.
         """
         views = self.test_view_count
         if views == 1:

@@ -107,7 +107,7 @@ def line_chart(
 
 
 def _mark(axes: Axes, x: float) -> None:
-    """Draw a vertical line with the word "tested", on the side where there is space."""
+    """Draw a vertical line, with the word "tested" on the side that has space for it."""
     axes.axvline(x, color="#000008", linewidth=1, linestyle=(0, (4, 3)), clip_on=False)
     left, right = axes.get_xlim()
     is_right = x - left > 0.6 * (right - left)

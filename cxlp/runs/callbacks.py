@@ -158,7 +158,7 @@ class RestoreEarlyStop(Callback):
 
 
 class Progress(Callback):
-    """Logs the position of a run, its speed, and gradient norms.
+    """Logs a run's progress, its speed, and gradient norms.
 
     The callback logs ``epoch``, counted over all stages, see :mod:`cxlp.runs.epochs`, and ``images_seen``, the total
     over all ranks and stages. At the logging interval it logs ``train/images_per_second``, the total over all ranks,

@@ -27,7 +27,7 @@ from cxlp.utils.fingerprint import digest
 from cxlp.utils.importing import import_object
 from cxlp.utils.program import forget_ranks_without_number
 
-#: Environment variables by which launchers give a process its rank.
+#: Environment variables with which launchers set the rank of a process.
 _RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",

@@ -76,7 +76,7 @@ def labelled(run: RunConfig, benchmark: str, *facts: str, notes: str | None = No
 
 
 class _Forgiving(Logger):
-    """Lets a run continue if its log cannot be written: training is worth more than its curves."""
+    """Mixin for loggers: a run continues if its log cannot be written."""
 
     outputs: Outputs
 

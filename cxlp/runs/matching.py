@@ -1,4 +1,4 @@
-"""Selection of test images from any data set, with its classes matched to a network's classes by name."""
+"""Selection of test images from any data set, whose classes are matched to a network's classes by name."""
 
 import re
 from collections import Counter

@@ -72,7 +72,7 @@ class ModelConfig:
         if self.cross_fit and not (self.closing_fit and self.start not in ("projection", "scratch")):
             raise CxlpError(
                 "model.cross_fit trains with the classifiers of the frozen fit's cross-validation: set model.start: "
-                "frozen and model.closing_fit: true (without it the classifier would remain that of the first fit)"
+                "frozen and model.closing_fit: true (without it, the classifier of the first fit would remain)"
             )
         if self.closing_fit and self.start == "scratch":
             raise CxlpError(

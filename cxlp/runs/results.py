@@ -41,7 +41,7 @@ class Clock:
     def __init__(self, start: float, times: PhaseTimes, is_resumed: bool) -> None:
         self._start, self._times, self._is_resumed = start, times, is_resumed
         spent, known = PhaseTimes.now() - start, sum(times.values())
-        # Where the run is new, what was measured is the choice of layers, a part of that time.
+        # A new run has measured only the choice of layers, which is part of the time spent so far.
         self._start_up, self._before = (spent, known) if is_resumed else (spent - known, 0.0)
         self.after = PhaseTimes()
 

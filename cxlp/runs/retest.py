@@ -94,7 +94,7 @@ def retest(given: Path, arguments: Sequence[str], chosen: Chosen | None = None, 
     task = ClassificationTask(network)
     task.times = PhaseTimes()
     with out_folder(folder) if launched_rank() == 0 else nullcontext(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the test's metrics are of")  # the notes already name classes without images
+        warnings.filterwarnings("ignore", "the test's metrics cover")  # the notes already name classes without images
         trainer = build_trainer(config, "test", folder, [recorder], [], None, refit=False, precision=precision)
         (tested,) = trainer.test(task, data, verbose=False)
         if not trainer.is_global_zero:
@@ -141,7 +141,7 @@ def _write(folder: Path, summary: dict[str, Any], data: ImageDataModule, result:
 
 
 def _is_own(path: Path, config: Namespace) -> bool:
-    """Whether the data set is that of the checkpoint's run, regardless of its splits."""
+    """Whether the data set is the one of the checkpoint's run, regardless of its splits."""
     if run_of(path) is None:
         return False
     both = []

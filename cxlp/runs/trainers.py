@@ -125,7 +125,7 @@ def describe_precision(trainer: Namespace, found: Precision) -> str:
         path = plugin.get("class_path", "") if isinstance(plugin, Mapping | Namespace) else ""
         kind = locate(path)
         if isinstance(kind, type) and issubclass(kind, PrecisionPlugin):
-            return f"that of the plugin {kind.__name__}, as given"
+            return f"set by the plugin {kind.__name__}"
     if trainer["precision"] is not None:
         return f"{trainer['precision']}, as given"
     epochs = "; gradient epochs 32-true" if trainer["max_epochs"] else ""

@@ -69,7 +69,7 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
         The results of the run.
 
     Raises:
-        CxlpError: If the user can correct the problem; the message is that of the command.
+        CxlpError: If the user can correct the problem; the command prints the same message.
         KeyboardInterrupt: After Ctrl-C, also where Lightning turns it into an exit; the message says how to resume.
 
     Example::

@@ -73,7 +73,7 @@ def start_wandb(run: "RunConfig", folder: Path, job: JobType, wandb_id: str | No
     Args:
         run: The user's options.
         folder: The run's folder.
-        job: The job type, by which wandb filters and groups runs.
+        job: The job type. wandb can filter and group runs by it.
         wandb_id: ID of the wandb run to resume; ``None``: start a new one.
     """
     mode = _mode(run)

@@ -1,4 +1,4 @@
-"""Results of the same systems in several comparisons. Each comparison, on a data set and backbone, is a cell."""
+"""Results of several comparisons of the same systems. A comparison (one data set and backbone) is a cell."""
 
 import csv
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The cross-validated metric, by which systems may be chosen without looking at the test images."""
+"""The cross-validated metric of a run, which selects systems without using the test images."""
 
 from collections.abc import Mapping
 from pathlib import Path

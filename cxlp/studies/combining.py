@@ -174,7 +174,7 @@ def _usable(places: Mapping[str, Path], store: Path, metric: str) -> tuple[list[
         if known.get("heads learnt from labels"):
             skipped.append(f"{name} is left out: its heads were fitted to the labels, so its cv % would be too high.")
         elif "test" not in files:
-            skipped.append(f"{name} is left out: its test was not of the frozen fit, or it has no stored features.")
+            skipped.append(f"{name} is left out: its frozen fit was not tested, or it has no stored features.")
         elif any(one.files["train"] == files["train"] for one in found):
             skipped.append(f"{name} is left out: it has the same features as another system.")
         elif lacking := [split for split in ("train", "test") if not (store / files[split]).is_file()]:

@@ -97,7 +97,7 @@ class Comparison:
         return rows, failed
 
     def settled(self, arguments: Sequence[str]) -> list[str]:
-        """Name the layers that ``auto`` stands for in arguments, see :func:`cxlp.studies.layers.settled`."""
+        """Replace the layers ``auto`` in arguments by their names, see :func:`cxlp.studies.layers.settled`."""
         return settled(arguments, self.folder, self._identities)
 
     def _run(self, system: System, seed: int | None, heading: str) -> Path:

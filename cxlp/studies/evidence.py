@@ -13,7 +13,7 @@ from cxlp.utils.progress import say
 
 #: The note below every table.
 CHOICE = (
-    "The test column is a report, not for choosing: the system that is best on the test images is so partly by luck. "
+    "Report the test column, but do not choose by it: the best system on the test images is best partly by luck. "
     "Choose by cv % or by val %. cv % is the cross-validated metric of the frozen fit: each training image is scored "
     "by SVMs that were fitted without it. It is empty if the tested network was trained by gradient descent, or its "
     "heads were fitted to the labels."

@@ -71,7 +71,7 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
         The exit status: 0; 1 if a run failed; 3 if a secondary output of a run is missing.
 
     Raises:
-        CxlpError: If the folder is that of a single run, or ``ckpt_path`` is set.
+        CxlpError: If the folder belongs to a single run, or ``ckpt_path`` is set.
     """
     seeds = seeds_of(config, config["seeds"])
     if config["ckpt_path"] is not None:

@@ -19,7 +19,7 @@ def pair_names(backbone: str) -> tuple[str, str]:
 
 
 def other_size(size: int) -> int:
-    """Return the sub-array side r of the one system whose side differs from that of the others."""
+    """Return the sub-array side r of the system that varies it: 1x1 or 3x3, whichever the others do not use."""
     return 3 if size == 1 else 1
 
 

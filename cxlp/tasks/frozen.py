@@ -36,7 +36,7 @@ class Frozen(ClassificationTask):
     """
 
     augment = False
-    #: The fit that the images are given to.
+    #: The fit in progress.
     fit_class: ClassVar[type[FrozenFit]] = FrozenFit
 
     def __init__(

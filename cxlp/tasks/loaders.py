@@ -61,8 +61,7 @@ def warn_if_incomplete(name: str, loaders: Any, scored: Tensor) -> None:  # noqa
         expected = images
     if images < expected or classes < len(positives):
         rank_zero_warn(
-            f"the {name}'s metrics are of {images} of {expected} images, which show {classes} of {len(positives)} "
-            "classes"
+            f"the {name}'s metrics cover {images} of {expected} images and {classes} of {len(positives)} classes"
         )
 
 

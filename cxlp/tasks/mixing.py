@@ -13,8 +13,8 @@ Mix = Literal["none", "mixup", "cutmix"]
 class Mixing:
     """Mixes each image ``x`` and its label with the previous image ``x'`` of the batch, by MixUp or CutMix.
 
-    ``mixup`` computes ``lambda x + (1 - lambda) x'`` (Zhang et al., ICLR 2018). ``cutmix`` replaces a rectangle of
-    ``x``, ``1 - lambda`` of its area, by that of ``x'`` (Yun et al., ICCV 2019). Lambda is drawn from
+    ``mixup`` computes ``lambda x + (1 - lambda) x'`` (Zhang et al., ICLR 2018). ``cutmix`` replaces a rectangle, which
+    covers ``1 - lambda`` of ``x``, by the same rectangle of ``x'`` (Yun et al., ICCV 2019). Lambda is drawn from
     Beta(alpha, alpha), once per batch. The labels are mixed with the weights lambda and 1 - lambda.
 
     Args:

@@ -25,7 +25,7 @@ class OptimizerConfig:
     Attributes:
         name: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
         backbone_lr: Peak learning rate of the backbone.
-        projection_lr: Peak learning rate of the projections: the PCA's, and that of a trained guide.
+        projection_lr: Peak learning rate of the projections: the PCA and a trained guide.
         classifier_lr: Peak learning rate of the classifier. Unused with ``cross_fit``, which does not train the
             classifier.
         weight_decay: Weight decay of parameters with two or more dimensions; biases and BatchNorm have none.
@@ -69,7 +69,7 @@ class OptimizerConfig:
 
 
 def build_optimizer(network: Network, config: OptimizerConfig, batch: int = 1, fused: bool = False) -> Optimizer:
-    """Build an optimizer with one parameter group per part, depth and decay; logs name each group.
+    """Build an optimizer with one parameter group, named for the logs, per part, depth and weight decay.
 
     Args:
         network: A network with its classifier.

@@ -11,7 +11,7 @@ from cxlp.utils.errors import CxlpError, nearest
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint; a run's folder stands for its tested checkpoint.
+    """Return the path of a checkpoint; for a run's folder, the path of its tested checkpoint.
 
     Raises:
         CxlpError: If there is no such checkpoint. The message names other checkpoints in the folder.

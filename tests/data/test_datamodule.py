@@ -87,7 +87,7 @@ def test_several_labels_are_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("third", "said"), [((0, 0, 0), "no training image of 1 of 2"), ((1, 0, 1), "not one training image lacks 1 of 2")]
+    ("third", "said"), [((0, 0, 0), "no training image of 1 of 2"), ((1, 0, 1), "no training image lacks 1 of 2")]
 )
 def test_a_class_needs_images_with_and_without_it(tmp_path: Path, third: tuple[int, int, int], said: str) -> None:
     module = Tagged(tmp_path, num_workers=0)

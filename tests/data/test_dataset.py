@@ -55,6 +55,6 @@ def test_labels_are_checked_without_a_table_of_all_images_and_classes(monkeypatc
     several = [Sample(Path(f"{i}"), (1, -1, 0, i % 2 * 2 - 1)) for i in range(4)]
     assert list(list_defects("abcd", {"train": several, "test": single})) == [
         "no training image of 2 of 4 classes: b, c",
-        "not one training image lacks 2 of 4 classes: a, c",
+        "no training image lacks 2 of 4 classes: a, c",
         "4 images are in train and in test, such as 0: keep each once",
     ]

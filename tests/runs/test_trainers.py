@@ -82,7 +82,7 @@ def test_a_plugins_precision_is_said_to_be_that() -> None:
     found = Precision("bf16-mixed", "the test says so")
     plugin = "--trainer.plugins+=pytorch_lightning.plugins.precision.DoublePrecision"
     trainer = parse([*ARGUMENTS, plugin])["trainer"]
-    assert describe_precision(trainer, found) == "that of the plugin DoublePrecision, as given"
+    assert describe_precision(trainer, found) == "set by the plugin DoublePrecision"
     other = "--trainer.plugins+=pytorch_lightning.plugins.io.TorchCheckpointIO"
     trainer = parse([*ARGUMENTS, other])["trainer"]
     assert describe_precision(trainer, found) == "bf16-mixed, since the test says so"

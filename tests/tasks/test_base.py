@@ -201,17 +201,17 @@ def test_metrics_of_a_part_of_the_images_or_classes_say_so(
     def told(data: Any, task: ClassificationTask, **options: Any) -> list[str]:
         recwarn.clear()
         getattr(trainer(tmp_path, **options), what)(task, data, verbose=False)
-        return [str(w.message).partition("metrics are of ")[2] for w in recwarn if "metrics are of" in str(w.message)]
+        return [str(w.message).partition("metrics cover ")[2] for w in recwarn if "metrics cover" in str(w.message)]
 
     limit = {f"limit_{what.removesuffix('idate')}_batches": 1}
     task = Frozen(network())
     assert told(loader(), task) == []
-    assert told(loader(), task, **limit) == ["4 of 18 images, which show 3 of 3 classes"]
-    assert told(loader(drop_last=True), task) == ["16 of 18 images, which show 3 of 3 classes"]
-    assert told(loader(IMAGES[:2]), task) == ["2 of 2 images, which show 2 of 3 classes"]
+    assert told(loader(), task, **limit) == ["4 of 18 images and 3 of 3 classes"]
+    assert told(loader(drop_last=True), task) == ["16 of 18 images and 3 of 3 classes"]
+    assert told(loader(IMAGES[:2]), task) == ["2 of 2 images and 2 of 3 classes"]
     labels = torch.tensor([[1, -1, 0], [-1, -1, 1], [0, 0, 0]])
     several = DataLoader(TensorDataset(IMAGES[:3], labels))
-    assert told(several, Frozen(network(multi_label=True))) == ["3 of 3 images, which show 2 of 3 classes"]
+    assert told(several, Frozen(network(multi_label=True))) == ["3 of 3 images and 2 of 3 classes"]
 
 
 SCRIPT = """

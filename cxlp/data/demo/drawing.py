@@ -24,7 +24,7 @@ class Frame(NamedTuple):
     origin: Array
 
     def map(self, points: ArrayLike) -> Array:
-        """Map points, (n, 2) in body lengths, to pixels of the same shape."""
+        """Convert points (n, 2) from body lengths to pixels, (n, 2)."""
         return np.asarray(points, dtype=np.float64) @ self.matrix.T + self.origin
 
     def child(self, origin: tuple[float, float], angle: float, stretch: ArrayLike = 1.0) -> "Frame":
