@@ -1,4 +1,4 @@
-"""Explanations of images, shown as text in a terminal and as pictures in a notebook."""
+"""Explanations of images, shown as text in a terminal and as figures in a notebook."""
 
 import base64
 import os
@@ -24,15 +24,15 @@ SHOWN = 6
 
 @dataclass(frozen=True, repr=False)
 class Explained:
-    """Explanation of an image's score, which a notebook shows as a picture.
+    """Explanation of an image's score, which a notebook shows as a figure.
 
     Attributes:
-        path: The given path; empty if a picture object was given.
+        path: The given path; empty if an image object was given.
         image: The network's input, ``(3, S, S)`` uint8.
-        proportion: Height divided by width of the picture, before it was made square.
+        proportion: Height divided by width of the image, before it was made square.
         explanation: The decomposition of the score over places and pooling channels.
         classes: Names of the network's classes.
-        channels: Number of pooling channels in the picture, those with the largest absolute shares.
+        channels: Number of pooling channels in the figure, those with the largest absolute shares.
     """
 
     path: str
@@ -79,7 +79,7 @@ class Explained:
         return draw_explanation(self.image, self.proportion, self.explanation, self.strongest, self.classes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the picture as a PNG file."""
+        """Save the figure as a PNG file."""
         write_whole(Path(path), self._png)
 
     def __repr__(self) -> str:
@@ -98,7 +98,7 @@ class Explained:
 
 
 class Explanations(list[Explained]):
-    """List of explanations in the order of the images, shown as lines or, in a notebook, as pictures."""
+    """List of explanations in the order of the images, shown as lines or, in a notebook, as figures."""
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Explained: ...

@@ -15,7 +15,7 @@ def image_paths(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]
     """Iterate lazily over the image files that arguments refer to, in order.
 
     Args:
-        arguments: Files; folders, which are searched recursively in the order of names for pictures (see
+        arguments: Files; folders, which are searched recursively in the order of names for images (see
             :func:`~cxlp.data.listing.is_picture`), without hidden files and links to folders; patterns such as
             ``shots/**/*.jpg``, for shells that do not expand them; or ``-`` for the paths in ``lines``.
         lines: Files and folders, one per line.

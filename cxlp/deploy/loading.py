@@ -36,7 +36,7 @@ def load(
     if not isinstance(checkpoint, str | os.PathLike):
         raise CxlpError(f"checkpoint is a {type(checkpoint).__name__}: pass the path of a checkpoint or a run's folder")
     saved = read_checkpoint(checkpoint)
-    # A checkpoint of a plain Trainer does not contain the preprocessing of pictures.
+    # A checkpoint of a plain Trainer does not contain the preprocessing of images.
     image = saved["cxlp"].get("image", {"aspect": "warp"})
     if not isinstance(image, dict) or image.get("aspect") not in get_args(Aspect):
         raise CxlpError(

@@ -1,4 +1,4 @@
-"""Predictions for images, shown as text in a terminal and with pictures in a notebook."""
+"""Predictions for images, shown as text in a terminal and with the images in a notebook."""
 
 import base64
 import io
@@ -13,18 +13,18 @@ from cxlp.deploy.pictures import Picture, pixels_of
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.spelling import percent
 
-#: Maximum number of images of a list that are shown, as lines and as pictures.
+#: Maximum number of images of a list that are shown, as lines and as images.
 LINES, SHOWN = 20, 24
-#: Longer side of a picture in a notebook, in pixels.
+#: Longer side of an image in a notebook, in pixels.
 THUMBNAIL = 160
 
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """Prediction for one image, which a notebook shows with the picture.
+    """Prediction for one image, which a notebook shows with the image.
 
     Attributes:
-        path: The given path; empty if a picture object was given.
+        path: The given path; empty if an image object was given.
         classes: Names of the most probable classes, in descending order; empty if the file could not be read.
         probabilities: Probabilities of these classes. With a single label per image, they are values of a softmax,
             which sums to 1 over all classes. With several labels, each class has a separate sigmoid.
@@ -71,7 +71,7 @@ class Prediction:
 
 
 class Predictions(list[Prediction]):
-    """List of predictions in the order of the images, shown as lines or, in a notebook, as pictures."""
+    """List of predictions in the order of the images, shown as lines or, in a notebook, as images."""
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Prediction: ...

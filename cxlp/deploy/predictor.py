@@ -33,14 +33,14 @@ Precision = Literal["32", "bf16"]
 
 
 class Predictor:
-    """A fitted network with the preprocessing of pictures that its run used for the test.
+    """A fitted network with the image preprocessing that its run used for the test.
 
     Args:
         network: The network. A network without classes can only compute features.
-        aspect: How pictures are made square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
+        aspect: How images are made square, see :class:`~cxlp.data.datamodule.ImageDataModule`.
         precision: ``32`` or ``bf16`` (autocast).
         boxes: Whether the network was fitted to images that were cropped to bounding boxes.
-        transform: Transforms that are applied to pictures before that, see the same class.
+        transform: Transforms that are applied to images before that, see the same class.
 
     Attributes:
         boxes: Whether the network expects images that are cropped to the object. The predictor does not crop.
@@ -48,7 +48,7 @@ class Predictor:
             :meth:`~cxlp.backbones.backbone.Backbone.hold`.
         classes: Names of the classes, in the order of :meth:`probabilities`.
         multi_label: Whether an image can have several classes.
-        transform: The preprocessing, which converts a picture to ``(3, T, T)``.
+        transform: The preprocessing, which converts an image to ``(3, T, T)``.
         device: Device of the network.
 
     Raises:
@@ -118,13 +118,13 @@ class Predictor:
         )
 
     def picture(self, image: Picture) -> Tensor:
-        """Return the network's input ``(3, T, T)`` uint8 for a picture, preprocessed as in the test.
+        """Return the network's input ``(3, T, T)`` uint8 for an image, preprocessed as in the test.
 
         Files are decoded at reduced size if that is sufficient, see :func:`~cxlp.data.decode.read_image`. The input
-        differs by a mean of 2 of 255 if a photo is opened by other means and passed as a picture object.
+        differs by a mean of 2 of 255 if a photo is opened by other means and passed as an image object.
 
         Raises:
-            CxlpError: If the picture cannot be decoded, or is not a :data:`~cxlp.deploy.pictures.Picture`.
+            CxlpError: If the image cannot be decoded, or is not a :data:`~cxlp.deploy.pictures.Picture`.
         """
         return prepared(image, self.transform)[0]
 
@@ -248,7 +248,7 @@ class Predictor:
         return found[0] if is_single(images) else found
 
     def index(self, name: str) -> int:
-        """Return the index of a class, given its name in :attr:`classes` or its readable name in pictures.
+        """Return the index of a class, given its name in :attr:`classes` or its readable name in figures.
 
         Raises:
             CxlpError: If there is no such class. The message suggests similar names.

@@ -55,7 +55,7 @@ def read_batches(paths: Iterable[str], transform: Transform, batch_size: int, wo
 
     Args:
         paths: Paths of files. They are read a few batches ahead, never all at once.
-        transform: The preprocessing of pictures.
+        transform: The preprocessing of images.
         batch_size: Number of files per batch.
         workers: Number of worker processes for decoding; 0: decode in this process.
     """

@@ -51,7 +51,7 @@ def paired_accuracy(right: NDArray[np.bool_], reference: NDArray[np.bool_], grou
         right: Whether the system is right, ``(R, n)`` by run and image.
         reference: Whether the reference is right, ``(R, n)``. Its run r is compared with run r of the system.
         groups: ``(n,)``, the group of each image, 0 to G - 1. Images of a group may depend on each other, such as
-            several boxes in one picture; groups are independent.
+            several boxes in one image; groups are independent.
     """
     difference = right.astype(np.int64) - reference  # (R, n)
     if (difference == difference[0]).all():

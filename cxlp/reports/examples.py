@@ -28,15 +28,15 @@ MISTAKES, RIGHT = 16, 8
 #: Maximum height and width of a thumbnail, and width of the gap between two, in pixels.
 HEIGHT, WIDTH, GAP = 140, 186, 4
 
-#: Batch size of pictures for the network.
+#: Batch size of images for the network.
 BATCH = 8
-#: If the first picture takes less than this with one thread, the others use one thread, too. Threads wait for each
+#: If the first image takes less than this with one thread, the others use one thread, too. Threads wait for each
 #: other after each operation, so that beside another busy process a small network takes ten times as long with all
 #: threads; a large network is faster with them.
 ONE_THREAD_SECONDS = 1.0
 
-#: Draws evidence. Arguments: the network, pictures ``(B, 3, H, W)`` uint8, and the statements about each picture.
-#: Result: for each picture a drawing ``(3, h, w)`` uint8 per statement.
+#: Draws evidence. Arguments: the network, images ``(B, 3, H, W)`` uint8, and the statements about each image.
+#: Result: for each image a drawing ``(3, h, w)`` uint8 per statement.
 Overlay = Callable[[Network, Tensor, Sequence[Sequence[Statement]]], list[list[Tensor]]]
 
 
@@ -206,8 +206,8 @@ def write_thumbnails(
         mistakes: Mistakes from :meth:`Examples.gather`.
         right: Right predictions from :meth:`Examples.gather`.
         outputs: Records failures. If a thumbnail fails, the others are still written. If the evidence cannot be drawn,
-            the thumbnails show only the pictures.
-        overlay: Draws the evidence beside the picture, for the prediction and, if it is wrong, for the truth.
+            the thumbnails show only the images.
+        overlay: Draws the evidence beside the image, for the prediction and, if it is wrong, for the truth.
     """
     place = folder / "examples"
     with outputs.attempt("examples"):
@@ -248,7 +248,7 @@ def _write_batch(
 
 
 def _thumbnail(pictures: Sequence[Tensor], proportion: float) -> bytes:
-    """Draw square pictures side by side as a JPEG, stretched to ``proportion``, their height divided by width."""
+    """Draw square images side by side as a JPEG, stretched to ``proportion``, their height divided by width."""
     width = max(1, round(min(WIDTH, HEIGHT / proportion)))
     height = max(1, round(min(HEIGHT, WIDTH * proportion)))
     strip = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "black")

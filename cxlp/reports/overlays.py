@@ -1,4 +1,4 @@
-"""Pictures of explanations: evidence and pooling channels over an image, and the patches of channels."""
+"""Figures of explanations: evidence and pooling channels over an image, and the patches of channels."""
 
 import math
 from collections.abc import Sequence
@@ -73,17 +73,17 @@ def draw_explanation(
 
 
 def draw_evidence(network: Network, pictures: Tensor, statements: Sequence[Sequence[Statement]]) -> list[list[Tensor]]:
-    """Draw the evidence for statements over grey pictures. The stronger the evidence, the more opaque its colour.
+    """Draw the evidence for statements over grey images. The stronger the evidence, the more opaque its colour.
 
     Evidence against a class is evidence for the statement that the class is absent.
 
     Args:
         network: A fitted network that passes :func:`~cxlp.explain.attribution.check_explainable`.
         pictures: ``(B, 3, T, T)`` uint8, the inputs of the network in the test.
-        statements: The statements about each picture.
+        statements: The statements about each image.
 
     Returns:
-        For each picture, a drawing ``(3, T, T)`` uint8 per statement.
+        For each image, a drawing ``(3, T, T)`` uint8 per statement.
     """
     images = resized(pictures.to(network.backbone.mean.device), network.image_size)
     classes = [list(dict.fromkeys(k for k, _ in own)) for own in statements]

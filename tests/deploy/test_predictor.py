@@ -155,8 +155,8 @@ def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) 
         (np.full((8, 8, 3), np.nan), "values from nan to nan"),
         (torch.randn(3, 8, 8), r"values from -\d.*Normalize"),
         (torch.zeros(8, 8, 3), r"a tensor of shape \(8, 8, 3\): .*\(3, H, W\)"),
-        ([None], "the picture is a NoneType: .*path"),
-        ([3], "the picture is a int: .*path"),
+        ([None], "the image is a NoneType: .*path"),
+        ([3], "the image is a int: .*path"),
     ],
 )
 def test_inputs_that_are_not_pictures_are_refused(wrong: Any, said: str) -> None:
