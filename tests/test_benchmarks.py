@@ -23,7 +23,7 @@ def run(script: str, *arguments: str, place: Path | None = None) -> str:
 
 
 @pytest.mark.slow
-def test_frozen_benchmark_holds_a_run_against_its_floor(tmp_path: Path) -> None:
+def test_frozen_benchmark_compares_a_run_with_bare_passes(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     shown = run("frozen.py", *ARGUMENTS, place=tmp_path)
     seconds = {name.strip(): float(value) for name, value in re.findall(r"│ (.+?) +│ +([0-9.]+) │", shown)}
@@ -99,7 +99,7 @@ def test_step_benchmark_measures_each_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_plain_benchmark_holds_two_processes_side_by_side(tmp_path: Path) -> None:
+def test_plain_benchmark_compares_two_processes(tmp_path: Path) -> None:
     write_folder(tmp_path / "pictures", size=48)
     out = tmp_path / "out.json"
     options = ["--root", "pictures", "--network", "efficientnet_lite0", "--pca", "8", "--rounds", "1", "--busy", "1"]
@@ -124,7 +124,7 @@ def test_plain_script_with_the_gram_matrix(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_activations_benchmark_counts_what_autograd_keeps() -> None:
+def test_activations_benchmark_counts_saved_tensors() -> None:
     shown = run("activations.py", "squeezenet.yaml", "--classes", "10")
     parameters, _, single, half = map(float, re.findall(r"[\d.]+", shown.partition("227")[2])[:4])
     assert parameters == pytest.approx(2.2, abs=0.3)

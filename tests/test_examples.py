@@ -39,7 +39,7 @@ def run(name: str, *arguments: str) -> None:
         sys.argv = before
 
 
-def test_each_is_a_page_and_is_tested_here() -> None:
+def test_each_example_is_on_the_site_and_tested() -> None:
     own = Path(__file__).read_text()
     assert len(SCRIPTS) == 5
     for script in SCRIPTS:

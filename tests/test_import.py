@@ -8,7 +8,7 @@ import pytest
 import cxlp
 
 
-def test_it_imports_nothing_large() -> None:
+def test_importing_the_package_imports_nothing_large() -> None:
     code = "import sys, cxlp; dir(cxlp); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "PIL", "pytorch_lightning", "matplotlib", "pandas"} & set(modules)

@@ -48,7 +48,7 @@ def test_the_tag_is_the_version_of_a_build_and_of_an_archive(clone: Path, tmp_pa
     assert built_version(clone).startswith("9.8.8.dev1+g")
 
 
-def test_a_checkout_is_no_release(tmp_path: Path) -> None:
+def test_a_checkout_has_no_release_version(tmp_path: Path) -> None:
     assert cxlp.__version__ == "0+source" or Path(cxlp.__file__).parent != (ROOT / "cxlp")
     other = tmp_path / "cxlp-3.2.1.dist-info"  # of another installed cxlp
     other.mkdir()

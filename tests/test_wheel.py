@@ -30,7 +30,7 @@ def command(installed: Path, place: Path, *arguments: str) -> "subprocess.Comple
 
 
 @pytest.mark.slow
-def test_it_holds_every_file_of_the_package_and_the_configs(installed: Path) -> None:
+def test_the_wheel_contains_the_package_and_the_configs(installed: Path) -> None:
     def files(folder: Path) -> set[str]:
         found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         return {str(path.relative_to(folder)) for path in found}
@@ -41,7 +41,7 @@ def test_it_holds_every_file_of_the_package_and_the_configs(installed: Path) -> 
 
 
 @pytest.mark.slow
-def test_it_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     (metadata,) = installed.glob("cxlp-*.dist-info")
     version = metadata.name.removeprefix("cxlp-").removesuffix(".dist-info")
     assert command(installed, tmp_path, "--version").stdout == f"cxlp {version}\n"
@@ -54,7 +54,7 @@ def test_it_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_of_a_series_start_where_nothing_but_the_wheel_is(installed: Path, tmp_path: Path) -> None:
+def test_a_series_runs_with_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "folder").mkdir(parents=True)
     series = command(installed, tmp_path, "train", "--config", "folder.yaml", "--seeds", "1", "--run.name", "a")
     # The run, in its own process, reports that there are no images; the series reports that the run failed.

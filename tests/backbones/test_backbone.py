@@ -52,7 +52,7 @@ def test_channels_and_sizes(
         ("efficientnet_lite0", ("blocks.6.0", "conv_head"), 224),
     ],
 )
-def test_the_default_size_is_the_one_of_training(name: str, layers: tuple[str, str], size: int) -> None:
+def test_the_default_size_is_the_training_size(name: str, layers: tuple[str, str], size: int) -> None:
     assert build(name, layers).image_size == size
 
 
@@ -237,7 +237,7 @@ def test_compiles_without_graph_breaks(squeeze: Backbone, photos: Tensor) -> Non
         ("timm/test_efficientnet", ("blocks.3.0.bn1", "bn2")),  # activations are fused with normalisation
     ],
 )
-def test_synchronised_batch_norm_leaves_the_trunk_as_it_is(
+def test_synchronised_batch_norm_does_not_change_the_trunk(
     photos: Tensor, name: str, layers: tuple[str, str], activation: Literal["after", "before"]
 ) -> None:
     # the effect of trainer.sync_batchnorm, whose training needs several GPUs

@@ -105,7 +105,7 @@ def test_response_normalisation_equals_caffes_formula(net: CaffeNet) -> None:
     assert np.abs(expected / a - 1).max() > 0.3  # the inputs are large enough to show a difference
 
 
-def test_onnx_weights_come_back_equal(written: tuple[Path, dict[str, Tensor]], net: CaffeNet) -> None:
+def test_onnx_weights_round_trip(written: tuple[Path, dict[str, Tensor]], net: CaffeNet) -> None:
     path, state = written
     found = onnx_state_dict(path)
     assert list(found) == [f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")]
@@ -137,7 +137,7 @@ def test_a_layer_without_bias_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:00"])
-def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_in_another_format_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "page.onnx").write_bytes(content)
     with pytest.raises(CxlpError, match=r"page.onnx is not a readable ONNX file"):
         onnx_state_dict(tmp_path / "page.onnx")

@@ -20,7 +20,7 @@ def cut(model: nn.Module, layers: tuple[str, str], activation: Activation, name:
     return cutting.cut(model, dict(zip(("local", "guide"), layers, strict=True)), activation, name)
 
 
-def test_a_single_layer_keeps_no_modules_of_another(images: Tensor) -> None:
+def test_a_single_layer_drops_the_modules_of_others(images: Tensor) -> None:
     model = tv("squeezenet1_0")()
     both = cut(model, ("features.11", "features.12"), "after", "squeezenet1_0").eval()
     lower = cutting.cut(model, {"local": "features.11"}, "after", "squeezenet1_0").eval()
@@ -165,7 +165,7 @@ def test_a_layer_without_an_activation_is_extracted_directly(images: Tensor) -> 
 
 
 @torch.no_grad()
-def test_graph_nodes_are_names_too(images: Tensor) -> None:
+def test_graph_nodes_are_valid_layer_names(images: Tensor) -> None:
     model = settle(tv("resnet18")())
     by_module = cut(model, ("layer1.0", "layer1.1"), "after", "resnet18").eval()(images)
     by_node = cut(model, ("layer1.0.relu_1", "layer1.1.relu_1"), "after", "resnet18").eval()(images)
@@ -187,7 +187,7 @@ def test_functional_relus_and_concatenations(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_network_of_other_activations(images: Tensor) -> None:
+def test_other_activations_are_recognised(images: Tensor) -> None:
     model = settle(timm.create_model("convnext_atto", pretrained=False))
     layers = ("stages.1.blocks.0", "stages.1.blocks.1")
     expected = hooked(copy.deepcopy(model), layers, images)
@@ -234,7 +234,7 @@ def test_later_in_place_operations_do_not_change_maps(kind: str, images: Tensor)
     assert model.conv.weight.grad is not None and model.conv.weight.grad.any()
 
 
-def test_identities_hide_no_activation(images: Tensor) -> None:
+def test_an_activation_behind_an_identity_is_found(images: Tensor) -> None:
     # timm has placeholders (drop_block, anti-aliasing) between BatchNorm and ReLU.
     found = cut(Writers("behind aliases"), ("conv", "upper"), "after", "writers").eval()(images)
     assert found["local"].min() == 0
@@ -318,7 +318,7 @@ def test_an_unknown_layer_lists_close_ones() -> None:
         cut(tv("vgg11")(), ("features.8", "features.9x"), "after", "vgg11")
 
 
-def test_two_names_of_the_same_map_return_it_twice(images: Tensor) -> None:
+def test_two_names_for_one_map_return_it_twice(images: Tensor) -> None:
     found = cut(tv("vgg11")(), ("features.11", "features.12"), "after", "vgg11").eval()(images)
     assert list(found) == ["local", "guide"] and found["local"] is found["guide"]
 
@@ -346,7 +346,7 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
         cut(Branching(), ("a", "b"), "after", "the branching one")
 
 
-def test_the_trunk_is_a_graph_without_python_in_it() -> None:
+def test_the_trunk_is_a_plain_graph() -> None:
     trunk = cut(tv("squeezenet1_0")(), ("features.11", "features.12"), "after", "squeezenet1_0")
     assert isinstance(trunk, fx.GraphModule)
     torch._dynamo.reset()
@@ -401,7 +401,7 @@ def test_assertions_of_later_blocks_are_removed() -> None:
         trunk(torch.rand(1, 3, 24, 32))
 
 
-def test_a_layer_of_one_mode_only_is_refused() -> None:
+def test_a_layer_that_exists_in_one_mode_only_is_refused() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -139,7 +139,7 @@ def test_a_convolution_whose_map_is_extracted_is_not_folded(photos: Tensor) -> N
 
 
 @torch.no_grad()
-def test_modules_in_training_mode_stay_in_it(photos: Tensor) -> None:
+def test_modules_in_training_mode_are_not_folded(photos: Tensor) -> None:
     convolution, norm, dropout = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
     backbone = with_statistics(build_own(nn.Sequential(convolution, norm, nn.ReLU(), dropout, nn.ReLU()), ("2", "4")))
     norm.train()  # the statistics of the batch, and their running mean changes
@@ -182,7 +182,7 @@ class OnlyCpuKnowsDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def test_a_gpu_without_float64_folds() -> None:
+def test_folding_works_without_float64_on_the_gpu() -> None:
     backbone = build("resnet18", ("layer3", "layer4"), image_size=64)
     with FakeTensorMode(allow_non_fake_inputs=True), OnlyCpuKnowsDouble():  # type: ignore[no-untyped-call]
         for module in backbone.trunk.modules():
@@ -245,7 +245,7 @@ def test_a_gpu_pads_rare_batch_sizes() -> None:
         assert len(folded.padded(torch.zeros(12, 3, 8, 8))) == 12
 
 
-def test_batches_are_counted_when_they_have_been_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_sizes_are_counted_after_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     monkeypatch.setattr(Folded, "record", lambda self, images: counted.append(len(images)))
     backbone = build("resnet18", ("layer3.0.conv1", "layer4.1")).eval()
@@ -257,7 +257,7 @@ def test_batches_are_counted_when_they_have_been_computed(monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_maps_of_a_filled_batch_are_those_of_its_images(photos: Tensor) -> None:
+def test_padding_does_not_change_the_maps(photos: Tensor) -> None:
     backbone = build("resnet18", ("layer3.0.conv1", "layer4.1")).eval().cuda()
     images = photos.cuda()
     with torch.inference_mode():

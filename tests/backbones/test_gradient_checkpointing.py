@@ -75,7 +75,7 @@ def step(backbone: Backbone, recompute: bool) -> tuple[tuple[Tensor, ...], dict[
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("norms", ["trained", "frozen"])
-def test_values_gradients_and_statistics_equal_those_of_a_plain_step(name: str, norms: str) -> None:
+def test_values_gradients_and_statistics_equal_a_plain_step(name: str, norms: str) -> None:
     plain, segmented = build(name), build(name)
     for backbone in (plain, segmented):
         for module in backbone.modules():
@@ -145,7 +145,7 @@ def gradients(trunk: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
     return [out.detach(), *(p.grad.clone() for p in trunk.parameters() if p.grad is not None)]
 
 
-def test_half_precision_equals_that_of_a_plain_step() -> None:
+def test_half_precision_equals_a_plain_step() -> None:
     plain, segmented = build("squeezenet1_0"), build("squeezenet1_0")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, gradients, _ = step(plain, False)

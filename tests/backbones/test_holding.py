@@ -53,7 +53,7 @@ def replace(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("change", [shift, load, replace, Backbone.float])
 @torch.no_grad()
-def test_weights_that_change_while_held_are_seen(change: Callable[[Backbone], Any], photos: Tensor) -> None:
+def test_changes_of_held_weights_are_detected(change: Callable[[Backbone], Any], photos: Tensor) -> None:
     backbone = with_statistics(build("resnet18", ("layer3", "layer4"), image_size=64))
     backbone.hold()
     before = backbone(photos)[0]
@@ -79,7 +79,7 @@ def test_holds_can_be_nested(photos: Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
-def test_a_trace_of_a_held_backbone_takes_batches_of_any_size() -> None:
+def test_a_traced_held_backbone_accepts_any_batch_size() -> None:
     backbone = build_own(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), ("2",))
     small, large = torch.rand(2, 3, 64, 64), torch.rand(40, 3, 64, 64)
     with backbone.held():

@@ -13,7 +13,7 @@ from cxlp.backbones.hub import answers, pretrained
 from cxlp.utils.errors import CxlpError
 
 
-def test_pretrained_explains_a_failing_hub() -> None:
+def test_an_unavailable_hub_is_explained() -> None:
     model = nn.Linear(1, 1)
     assert pretrained(lambda: model, "net") is model
 
@@ -51,7 +51,7 @@ def test_hugging_face_is_not_retried_without_a_server(
     assert time.monotonic() - start < 10 and not constants.HF_HUB_OFFLINE
 
 
-def test_a_cache_serves_without_a_network(monkeypatch: pytest.MonkeyPatch, closed_port: str) -> None:
+def test_cached_weights_need_no_network(monkeypatch: pytest.MonkeyPatch, closed_port: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", closed_port)
     found: list[bool] = []
 
@@ -64,7 +64,7 @@ def test_a_cache_serves_without_a_network(monkeypatch: pytest.MonkeyPatch, close
     assert found == [True, False]
 
 
-def test_a_server_that_answers_and_names_that_take_long(monkeypatch: pytest.MonkeyPatch, closed_port: str) -> None:
+def test_reachable_servers_and_slow_name_lookups(monkeypatch: pytest.MonkeyPatch, closed_port: str) -> None:
     assert not answers(closed_port)
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert answers(f"http://127.0.0.1:{server.getsockname()[1]}")

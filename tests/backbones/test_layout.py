@@ -11,7 +11,7 @@ from cxlp.utils.errors import CxlpError
 from tests.backbones.small import build, hooked, normalised, own_weights
 
 
-def test_a_fully_connected_layer_is_a_map_of_one_place(photos: Tensor) -> None:
+def test_a_fully_connected_layer_gives_a_map_with_one_place(photos: Tensor) -> None:
     backbone = build("timm/resnet18", ("layer4", "penultimate"), image_size=64)
     upper, pooled = backbone(photos)
     assert pooled.shape == (2, upper.shape[1], 1, 1) and backbone.map_sizes[1] == (1, 1)
@@ -82,7 +82,7 @@ def test_transformers_of_both_libraries(
 
 
 @torch.no_grad()
-def test_two_names_of_the_same_tokens_are_one_map() -> None:
+def test_two_names_for_the_same_tokens_share_one_map() -> None:
     assert build("timm/test_vit", ("blocks.0", "blocks.0.add_1")).same == ("blocks.0", "blocks.0")
 
 

@@ -86,7 +86,7 @@ def test_import_paths_without_a_network_are_refused(own: str, path: str, said: s
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
-def test_a_bare_name_is_torchvisions_where_both_have_it(name: str) -> None:
+def test_torchvision_takes_precedence_for_a_bare_name(name: str) -> None:
     state = build(name, ("layer1", "layer2"), image_size=64).trunk.state_dict()
     assert "layer1.0.conv1.weight" in state
     with pytest.raises(CxlpError, match=r"no layer 'layer1\.0\.act1'"):  # timm's name for the network
@@ -94,7 +94,7 @@ def test_a_bare_name_is_torchvisions_where_both_have_it(name: str) -> None:
     build("timm/resnet18", ("layer1.0.act1", "layer1.1.act1"), image_size=64)
 
 
-def test_a_bare_name_may_be_timms() -> None:
+def test_a_bare_name_may_belong_to_timm() -> None:
     assert build("convnext_atto", ("stages.1", "stages.2"), image_size=64).channels == (80, 160)
 
 

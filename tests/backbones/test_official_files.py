@@ -64,7 +64,7 @@ DENSE, CONVNEXT = ("features.denseblock1", "features.transition1"), ("stages.0",
         ("timm/test_convnext", CONVNEXT, original_convnext, partial(create_model, "test_convnext"), 7),
     ],
 )
-def test_files_with_the_names_of_old_load_as_their_library_loads_them(
+def test_files_with_old_names_load_as_in_their_library(
     name: str,
     layers: tuple[str, str],
     original: Callable[[str], str],
@@ -96,7 +96,7 @@ def test_files_that_timm_loads_leniently_must_be_complete(tmp_path: Path) -> Non
         build("timm/inception_v3", layers, weights=str(tmp_path / "w.pth"), image_size=96)
 
 
-def test_a_transformers_file_of_old_loads_into_a_module_too(tmp_path: Path) -> None:
+def test_an_old_transformer_file_also_loads_into_a_module(tmp_path: Path) -> None:
     def small() -> nn.Module:
         model: nn.Module = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16)
         return model

@@ -27,7 +27,7 @@ def images() -> Tensor:
 
 
 @torch.no_grad()
-def test_a_module_of_timm_stays_as_it_was(images: Tensor) -> None:
+def test_a_timm_module_is_not_changed(images: Tensor) -> None:
     model = timm.create_model("tf_efficientnet_lite0").eval()
     expected = model(images)
     first, second = (Backbone(model, ("blocks.2", "blocks.3"), image_size=64) for _ in range(2))
@@ -40,7 +40,7 @@ def test_a_module_of_timm_stays_as_it_was(images: Tensor) -> None:
     assert first.state_dict().keys() == second.state_dict().keys()
 
 
-def test_modes_of_a_module_are_left_as_they_were() -> None:
+def test_the_modes_of_a_module_are_not_changed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     model[1].eval()
     before = [module.training for module in model.modules()]
@@ -59,7 +59,7 @@ class OwnNorm(nn.BatchNorm2d):
         )
 
 
-def test_batch_norms_of_ones_own_are_frozen_too() -> None:
+def test_custom_batch_norms_are_frozen() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     network = Network(Backbone(model, ("3",), image_size=32), AveragePooling(), 2)
     task = FineTune(network).train()
@@ -96,7 +96,7 @@ class Discarding(nn.Module):
 
 
 @torch.no_grad()
-def test_in_place_operations_are_kept_though_their_result_is_not_assigned(images: Tensor) -> None:
+def test_in_place_operations_without_assigned_result_are_kept(images: Tensor) -> None:
     model = Discarding().eval()
     low = model.low(images).relu()
     high = model.high((low - 0.1).relu())
@@ -117,14 +117,14 @@ class Wrapped(nn.Module):
 
 
 @torch.no_grad()
-def test_a_network_of_timm_within_ones_own_module(images: Tensor) -> None:
+def test_a_timm_network_inside_a_custom_module(images: Tensor) -> None:
     model = Wrapped("tf_efficientnet_lite0").eval()
     found = Backbone(model, ("net.blocks.2", "net.blocks.3"), image_size=64)(images)
     expected = Backbone(model.net, ("blocks.2", "blocks.3"), image_size=64)(images)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_own_untraced_modules_may_be_part_of_timm_networks() -> None:
+def test_custom_untraced_modules_work_in_timm_networks() -> None:
     model = timm.create_model("test_resnet")
     model.maxpool = nn.Sequential(model.maxpool, Branching())
     assert Backbone(model, ("layer2",), image_size=64).channels == (48,)
@@ -146,7 +146,7 @@ class WithConstant(nn.Module):
         return cast(Tensor, self.high(self.low(x) * self.factor))
 
 
-def test_weights_lack_constants_of_the_network(tmp_path: Path) -> None:
+def test_weights_files_need_no_constants(tmp_path: Path) -> None:
     model = WithConstant()
     torch.save(model.state_dict(), tmp_path / "own.pth")
     backbone = Backbone(WithConstant(), ("low", "high"), weights=str(tmp_path / "own.pth"), image_size=32)
@@ -178,7 +178,7 @@ def test_impossible_options_are_refused(wrong: dict[str, Any], says: str) -> Non
         Backbone("timm/test_resnet", ("layer3",), weights=None, **wrong)
 
 
-def test_options_may_be_numpys() -> None:
+def test_options_may_be_numpy_scalars() -> None:
     half = np.full(3, 0.5)
     backbone = Backbone("timm/test_resnet", ("layer3",), weights=None, image_size=np.int64(32), mean=half, std=half)  # type: ignore[arg-type]
     assert backbone.spec()["mean"] == [0.5] * 3 and type(backbone.spec()["image_size"]) is int

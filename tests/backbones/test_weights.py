@@ -51,7 +51,7 @@ def test_nested_state_dicts_are_found(saved: dict[str, Any], tmp_path: Path) -> 
     assert all(torch.equal(found[k], STATE[k]) for k in STATE)
 
 
-def test_a_missing_file_lists_near_ones(tmp_path: Path) -> None:
+def test_a_missing_file_suggests_similar_names(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "resnet18.pth")
     with pytest.raises(CxlpError, match=r"not found: .*resnet19.pth. Did you mean 'resnet18.pth'"):
         read_state_dict(tmp_path / "resnet19.pth")
@@ -183,7 +183,7 @@ def test_everything_that_does_not_fit_is_named_and_nothing_is_loaded() -> None:
     assert all(torch.equal(v, before[k]) for k, v in kept.state_dict().items())
 
 
-def test_a_file_of_another_network_gets_a_short_list() -> None:
+def test_errors_for_another_networks_file_are_short() -> None:
     state = {f"layer{i}.weight": torch.rand(1) for i in range(50)}
     with pytest.raises(CxlpError, match=r"6 missing .*50 unknown \(layer0.weight; .*layer3.weight; \.\.\.\)"):
         load_strictly(Kept(), Whole(), state, "f.pth")
@@ -215,7 +215,7 @@ def test_infinite_constants_of_the_network_are_accepted() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["model.", "network.backbone.trunk.", "encoder_q.module."])
-def test_a_prefix_of_the_networks_names_is_looked_through(prefix: str) -> None:
+def test_a_prefix_of_the_names_is_ignored(prefix: str) -> None:
     state = Whole().state_dict()
     kept, saved = Kept(), {prefix + k: v for k, v in state.items()} | {"loss.weight": torch.rand(3)}
     load_strictly(kept, Whole(), saved, "f.pth")
@@ -268,7 +268,7 @@ class Renamed(Kept):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def test_older_names_that_the_network_itself_reads_are_read() -> None:
+def test_older_names_that_the_network_supports_are_accepted() -> None:
     whole, old = Renamed(), {k.replace("conv.", "convolution."): v for k, v in Kept().state_dict().items()}
     before = whole.conv.weight.clone()
     kept = Kept()

@@ -59,7 +59,7 @@ def test_defects_are_named_with_their_reasons(cub200: Path, capsys: Capture) -> 
     assert lines[-1].startswith("A run would stop: 2 ")
 
 
-def test_missing_files_are_summed_up_unless_all_are_asked_for(cub200: Path, capsys: Capture) -> None:
+def test_missing_files_are_summarised_unless_all_are_requested(cub200: Path, capsys: Capture) -> None:
     train = CUB200(cub200).read()[1]["train"]
     for sample in train[:7]:
         sample.path.unlink()
@@ -94,7 +94,7 @@ def test_wrong_arguments(capsys: Capture) -> None:
     assert "--workers is 0: it must be 1 or more" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_no_traceback(cub200: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_an_interrupt_prints_no_traceback(cub200: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def interrupt(path: Path, boxes: object) -> None:
         raise KeyboardInterrupt
 

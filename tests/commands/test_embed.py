@@ -47,7 +47,7 @@ def embed(*args: object, status: int = 1) -> Any:
     return np.load(str(args[args.index("--out") + 1])) if status < 2 else None
 
 
-def test_features_are_those_of_python_in_the_order_of_paths(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+def test_features_equal_the_python_api_in_the_order_of_paths(checkpoint: Path, photos: Path, capsys: Capture) -> None:
     found = embed(checkpoint, photos, "--out", "x.npz", "--batch-size", "5")
     good = sorted(str(path) for path in photos.rglob("*.png") if path.stat().st_size > 20)
     assert found["paths"].tolist() == good and len(good) == 18
@@ -150,7 +150,7 @@ def test_wrong_arguments(checkpoint: Path, photos: Path, capsys: Capture, argume
     assert not list(Path().glob("*x.npz*"))
 
 
-def test_parquet_says_what_it_needs(
+def test_parquet_names_the_missing_package(
     checkpoint: Path, photos: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cxlp.commands.embed, "find_spec", lambda name: None)

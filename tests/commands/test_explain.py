@@ -52,7 +52,7 @@ def run(*args: object, status: int = 0) -> None:
     assert main(["explain", *map(str, args)]) == status
 
 
-def test_a_picture_and_a_record_per_image(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+def test_each_image_gets_a_figure_and_a_record(checkpoint: Path, photos: Path, capsys: Capture) -> None:
     first, second = photos / "test" / "kind0" / "00.png", photos / "test" / "kind1" / "00.png"
     run(checkpoint, first, second, "--channels", 3)
     out = checkpoint.parents[1] / "explained"
@@ -94,7 +94,7 @@ def test_a_class_against_another(checkpoint: Path, photos: Path, tmp_path: Path,
     assert "wren (probability " in capsys.readouterr().out.splitlines()[0].split(" rather than gull (probability ")[0]
 
 
-def test_a_failed_picture_does_not_affect_others(
+def test_a_failed_figure_does_not_affect_others(
     checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     image = photos / "test" / "kind0" / "00.png"
@@ -188,9 +188,7 @@ def test_pictures_are_cut_as_in_the_run(tmp_path: Path) -> None:
     assert wide["channels"] == pytest.approx(middle["channels"])
 
 
-def test_the_whole_image_is_explained_where_a_run_scores_test_views(
-    tmp_path: Path, photos: Path, capsys: Capture
-) -> None:
+def test_the_whole_image_is_explained_despite_test_views(tmp_path: Path, photos: Path, capsys: Capture) -> None:
     image = photos / "test" / "kind0" / "00.png"
     found = []
     for kind in ("whole", "flip"):
@@ -249,7 +247,7 @@ def test_long_names_and_invalid_paths_do_not_stop_the_command(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_runs_folder_gets_its_explanations(tmp_path: Path, photos: Path) -> None:
+def test_explanations_are_written_into_the_runs_folder(tmp_path: Path, photos: Path) -> None:
     folder = write(tmp_path / "run" / "checkpoints" / "best.ckpt").parents[1]
     run(folder, photos / "test" / "kind0" / "00.png", "--channels", 1)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "explained"]

@@ -49,7 +49,7 @@ def test_keys_and_defaults_are_those_of_the_parser(group: str) -> None:
 
 
 @pytest.mark.parametrize("path", CLASSES["model.head"])
-def test_each_head_tells_its_keys(path: str) -> None:
+def test_each_head_lists_its_keys(path: str) -> None:
     name = path.rpartition(".")[2]
     said = page("--model.head.help", name)
     assert said.startswith(f"model.head, {name}: ") and "--model.head.layers" in said
@@ -58,12 +58,12 @@ def test_each_head_tells_its_keys(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
-def test_each_data_set_tells_its_keys(name: str) -> None:
+def test_each_data_set_lists_its_keys(name: str) -> None:
     said = page(f"--data.help={name}")
     assert "--data.root" in said and "--data.validation" in said and "(a group: --data.augment.help)" in said
 
 
-def test_the_trainers_defaults_are_those_of_a_run() -> None:
+def test_the_trainers_defaults_equal_those_of_a_run() -> None:
     assert told("--trainer.help")["trainer.max_epochs"] == "0"
 
 

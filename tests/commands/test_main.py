@@ -17,7 +17,7 @@ from cxlp.utils.program import train_program
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
-def test_each_data_set_is_a_module_that_bears_its_name(name: str) -> None:
+def test_each_data_set_has_a_module_of_its_name(name: str) -> None:
     path, _, class_name = DATA_MODULES[name].rpartition(".")
     assert path == f"cxlp.data.{name}"
     assert issubclass(getattr(importlib.import_module(path), class_name), ImageDataModule)
@@ -57,7 +57,7 @@ def test_user_errors_have_no_traceback(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_an_interrupt_is_no_traceback(
+def test_an_interrupt_prints_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(self: CUB200) -> None:
@@ -122,7 +122,7 @@ def test_train_gets_its_arguments_unchanged(monkeypatch: pytest.MonkeyPatch, arg
         ("train.py", "python -m cxlp", "python train.py"),
     ],
 )
-def test_users_are_told_the_command_that_they_gave(
+def test_messages_name_the_command_that_the_user_gave(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str, name: str, train: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script])
@@ -133,7 +133,7 @@ def test_users_are_told_the_command_that_they_gave(
     assert text.startswith(f"usage: {name} download ") and f"  {name} download cub200\n" in text
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0 and capsys.readouterr().out == f"cxlp {cxlp.__version__}\n"

@@ -155,7 +155,7 @@ def test_wrong_arguments(args: list[str], said: str, checkpoint: Path, capsys: C
     assert said in capsys.readouterr().err
 
 
-def test_out_is_no_folder_and_other_files_are_written_to_as_they_are(
+def test_out_must_not_be_a_folder_and_devices_are_written_directly(
     checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     image = shots / "a b.png"
@@ -185,7 +185,7 @@ def test_empty_stdin_is_reported(checkpoint: Path, capsys: Capture, monkeypatch:
     assert capsys.readouterr().err.startswith("-: ")
 
 
-def test_a_network_of_crops_says_so(
+def test_a_network_trained_on_crops_prints_a_note(
     checkpoint: Path, shots: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cxlp.reports.overlays.draw_explanation", lambda *_: b"")
@@ -215,7 +215,7 @@ def start(checkpoint: Path, *args: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_and_an_interrupt_are_no_tracebacks(checkpoint: Path, shots: Path) -> None:
+def test_a_closed_pipe_or_an_interrupt_prints_no_traceback(checkpoint: Path, shots: Path) -> None:
     image = os.fsencode(shots / "a b.png") + b"\n"
     closed = start(checkpoint, "-", "--workers", "0", "--batch-size", "1")
     interrupted = start(checkpoint, "-", "--workers", "2", "--batch-size", "1")

@@ -129,7 +129,7 @@ def test_a_page_compares_them(root: Path, capsys: Capture) -> None:
     assert "--html compares at most 30 runs" in runs("--html", "page.html", capsys=capsys, status=2)
 
 
-def test_runs_are_deleted_when_that_is_confirmed(root: Path, capsys: Capture) -> None:
+def test_runs_are_deleted_only_after_confirmation(root: Path, capsys: Capture) -> None:
     assert "1 run would be deleted: add --yes" in runs("compare/CL/0", "--delete", capsys=capsys, status=2)
     assert "--delete: name the runs" in runs("--delete", "--yes", capsys=capsys, status=2)
     assert len(found(capsys=capsys)) == 4
@@ -202,7 +202,7 @@ def test_each_run_is_listed_and_deleted_once(root: Path, tmp_path: Path, capsys:
     assert len(found("birds", "--html", "page.html", capsys=capsys)) == 1  # standard output has JSON only
 
 
-def test_a_run_that_has_only_begun_is_deleted(root: Path, capsys: Capture) -> None:
+def test_a_run_that_has_just_begun_can_be_deleted(root: Path, capsys: Capture) -> None:
     shutil.rmtree(root / "begun" / "checkpoints")
     (root / "begun" / "provenance.json").unlink()
     runs("begun", "--delete", "--yes", capsys=capsys)
@@ -253,7 +253,7 @@ def test_a_run_in_progress_is_not_deleted(root: Path, capsys: Capture) -> None:
     let_go(hold(root / "begun"))
 
 
-def test_refits_and_later_tests_are_known_and_broken_files_stop_nothing(root: Path, capsys: Capture) -> None:
+def test_refits_and_later_tests_are_listed_despite_broken_files(root: Path, capsys: Capture) -> None:
     refit = write_run(root / "birds" / "refit", 0.9)
     (root / "birds" / "metrics.json").unlink()
     later = root / "birds-on-photos-test"

@@ -50,7 +50,7 @@ def test_the_figures_as_json(root: Path, capsys: Capture) -> None:
     assert found["pairs"][0][1] == pytest.approx(3 * 2 / 2**7)
 
 
-def test_too_few_cells_are_told(root: Path, capsys: Capture) -> None:
+def test_too_few_cells_are_reported(root: Path, capsys: Capture) -> None:
     assert main(["runs", "cells", *CELLS[:4]]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"With 4 cells, .* 0\.12[ ,].* no single pair can be significant", said)
@@ -75,6 +75,6 @@ def test_wrong_arguments(root: Path, capsys: Capture, arguments: list[str], erro
     assert error in capsys.readouterr().err
 
 
-def test_the_picture_belongs_to_cells(root: Path, capsys: Capture) -> None:
+def test_the_picture_option_needs_cells(root: Path, capsys: Capture) -> None:
     assert main(["runs", "--picture", "ranks.png"]) == 2
     assert "--picture has no effect without cells" in capsys.readouterr().err

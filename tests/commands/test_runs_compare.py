@@ -104,6 +104,6 @@ def test_runs_without_predictions_cannot_be_compared(root: Path, capsys: Capture
     assert "report accuracy and some mAP" in said("plain", "better", capsys=capsys, status=2)
 
 
-def test_reference_belongs_to_compare(root: Path, capsys: Capture) -> None:
+def test_the_reference_option_needs_compare(root: Path, capsys: Capture) -> None:
     assert main(["runs", "plain", "--reference", "plain"]) == 2
     assert "--reference has no effect without compare" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_it_is_printed(capsys: pytest.CaptureFixture[str], arguments: list[str])
     assert capsys.readouterr().out == help_page()
 
 
-def test_train_py_is_told_by_its_own_name() -> None:
+def test_help_names_train_py() -> None:
     done = subprocess.run([sys.executable, "train.py", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python train.py --config CONFIG")
 

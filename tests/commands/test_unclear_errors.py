@@ -118,12 +118,12 @@ def test_broken_configs(work: Path, capsys: Capture, content: bytes, said: str) 
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "pictures", "x" * 5000, "a\0b"])
-def test_configs_that_are_no_files(work: Path, capsys: Capture, name: str) -> None:
+def test_configs_that_are_not_files(work: Path, capsys: Capture, name: str) -> None:
     before = there(work)
     assert_said(main(["--config", name]), "config file not found: ", before, work, capsys)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_config(work: Path, capsys: Capture) -> None:
+def test_a_byte_order_mark_is_ignored(work: Path, capsys: Capture) -> None:
     Path("mine.yaml").write_bytes(b"\xef\xbb\xbfmodel: {ema: -1}\n")
     assert main([*ARGUMENTS, "--config", "mine.yaml"]) == 2
     assert "model.ema is -1.0" in capsys.readouterr().err
@@ -207,7 +207,7 @@ def test_characters_that_a_terminal_cannot_print(work: Path, checkpoint: Path, m
     assert b"ex-\\xe9t\\xe9" in printed.getvalue()
 
 
-def test_a_full_disk_is_told_where_a_checkpoint_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_when_a_checkpoint_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (work / "last.ckpt").write_bytes(b"earlier")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))

@@ -124,7 +124,7 @@ def test_official_files_become_the_folder(
     assert [path.name for path in (tmp_path / "fetched").iterdir()] == [folder.name]
 
 
-def test_missing_data_set_says_where_it_looked_and_what_to_do(case: Case, tmp_path: Path) -> None:
+def test_a_missing_data_set_names_its_folder_and_the_remedy(case: Case, tmp_path: Path) -> None:
     root = tmp_path / "nothing" / "here"
     module: Any = case.module(root, download=False)
     for ask in (module.prepare_data, module.setup):
@@ -154,7 +154,7 @@ def test_a_missing_image_is_named(case: Case, tmp_path: Path) -> None:
         module.setup()
 
 
-def test_pictures_that_no_list_names_are_counted(case: Case, tmp_path: Path) -> None:
+def test_unlisted_images_are_counted(case: Case, tmp_path: Path) -> None:
     module = case.module(case.write(tmp_path), image_size=16)
     module.setup()
     unlisted = module.left_out["images in no list"]
@@ -171,7 +171,7 @@ def test_pictures_that_no_list_names_are_counted(case: Case, tmp_path: Path) -> 
     assert again.remarks() == [f"left out of {module.root}: {unlisted + 3} images in no list"]
 
 
-def test_ends_of_lines_do_not_matter(case: Case, tmp_path: Path) -> None:
+def test_line_endings_do_not_matter(case: Case, tmp_path: Path) -> None:
     folder = case.write(tmp_path)
     before = case.module(folder).read()
     for change in (windows_ends, str.strip, lambda text: text.replace("\r", "")):

@@ -78,7 +78,7 @@ def test_held_out_images_are_drawn_from_readable_ones(tmp_path: Path) -> None:
     assert sorted(s.label for split in ("train", "val") for s in data.splits[split].samples).count(0) == 2
 
 
-def test_not_everything_is_left_out(tmp_path: Path) -> None:
+def test_leaving_out_all_images_is_refused(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "mine", size=16)
     for path in root.rglob("test/**/*.png"):
         path.write_bytes(b"")
@@ -90,7 +90,7 @@ def test_not_everything_is_left_out(tmp_path: Path) -> None:
         ready(root, on_broken="ignore")
 
 
-def test_whatever_a_loader_cannot_decode_is_left_out(tmp_path: Path) -> None:
+def test_files_that_the_loader_cannot_decode_are_left_out(tmp_path: Path) -> None:
     """Files with valid headers and ends, and damage in between."""
     root = write_folder(tmp_path, size=64)
     damaged = root / "train" / "kind0" / "00.png"
@@ -112,7 +112,7 @@ def test_whatever_a_loader_cannot_decode_is_left_out(tmp_path: Path) -> None:
         module(root).fingerprints("train")  # which checks checksums, not tables
 
 
-def test_boxes_outside_of_their_pictures_are_broken_samples(tmp_path: Path) -> None:
+def test_boxes_outside_the_image_are_broken_samples(tmp_path: Path) -> None:
     rows = []
     for i in range(8):
         write_image(tmp_path / f"{i}.png", np.full((20, 20, 3), i, np.uint8))
@@ -144,7 +144,7 @@ def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
     assert check(data, workers=1).defects == 1
 
 
-def test_validation_images_that_are_not_asked_for_may_all_be_broken(tmp_path: Path) -> None:
+def test_unused_validation_images_may_all_be_broken(tmp_path: Path) -> None:
     root = write_folder(tmp_path, size=16)
     for k in range(3):
         (root / "val" / f"kind{k}").mkdir(parents=True)

@@ -56,7 +56,7 @@ def test_draws_depend_on_the_seed_alone(described: dict[str, Any]) -> None:
     assert draws() == first
 
 
-def test_they_follow_the_other_changes_of_training_images_only() -> None:
+def test_custom_transforms_follow_the_built_in_ones_in_training_only() -> None:
     own = Transform(24, "warp", AugmentConfig(**STILL, custom=(TORCHVISION, OWN)))
     plain = Transform(24, "warp", AugmentConfig(**STILL))
     assert torch.equal(own(PICTURE, None), plain(PICTURE, None))
@@ -107,7 +107,7 @@ def test_invalid_augmentations_are_refused_at_construction(described: dict[str, 
         ({"class_path": "torchvision.transforms.v2.ToPILImage"}, "ToPILImage returns Image"),
     ],
 )
-def test_size_and_kind_must_stay(described: dict[str, Any], said: str) -> None:
+def test_a_transform_must_keep_shape_and_type(described: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         build_change(described, "key")(PICTURE, 0)
 
@@ -124,12 +124,12 @@ class Fails(nn.Module):
         ({"class_path": "albumentations.CenterCrop", "init_args": {"height": 99, "width": 99}}, "CenterCrop fails on"),
     ],
 )
-def test_a_change_that_fails_is_named_with_its_key(described: dict[str, Any], said: str) -> None:
+def test_a_failing_transform_is_named_with_its_key(described: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         build_change(described, "key", resizes=True)(PICTURE, 0)
 
 
-def test_the_picture_that_a_change_fails_on_is_named(tmp_path: Path) -> None:
+def test_the_image_that_a_transform_fails_on_is_named(tmp_path: Path) -> None:
     data = ready(tmp_path, transform=({"class_path": "tests.data.test_changes.Fails"},))
     with pytest.raises(CxlpError, match=rf"data\.transform: .*no luck \(image {tmp_path}"):
         _ = data.splits["train"][0]
@@ -138,7 +138,7 @@ def test_the_picture_that_a_change_fails_on_is_named(tmp_path: Path) -> None:
 PADDED = {"class_path": "albumentations.PadIfNeeded", "init_args": {"min_height": 48, "min_width": 48, "fill": 255}}
 
 
-def test_all_pictures_are_prepared_before_they_become_square() -> None:
+def test_all_images_are_prepared_before_they_are_made_square() -> None:
     wide = np.zeros((24, 48, 3), np.uint8)
     transform = Transform(24, "warp", AugmentConfig(**STILL), (PADDED,))
     for seed in (None, 3):
@@ -151,7 +151,7 @@ def test_all_pictures_are_prepared_before_they_become_square() -> None:
         Transform(24, "warp", AugmentConfig(), ({"class_path": "albumentations.Normalize"},))(wide, None)
 
 
-def test_prepared_pictures_have_another_digest(tmp_path: Path) -> None:
+def test_data_transform_changes_the_digest(tmp_path: Path) -> None:
     plain, padded = (ready(tmp_path, transform=changes) for changes in ((), (PADDED,)))
     assert plain.digest("train") != padded.digest("train") == ready(tmp_path, transform=(PADDED,)).digest("train")
     assert not torch.equal(plain.splits["test"][0]["image"], padded.splits["test"][0]["image"])

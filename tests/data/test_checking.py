@@ -72,7 +72,7 @@ def test_voc2007_counts_positive_and_ignored_labels(voc2007: Path) -> None:
     assert numbers(report) == {}
 
 
-def test_h3d_tells_people_without_box_and_without_label(h3d: Path) -> None:
+def test_h3d_reports_people_without_box_or_label(h3d: Path) -> None:
     report = check(H3D(h3d), 1)
     assert numbers(report) == {Kind.UNSPECIFIED: 4, Kind.NO_BOX: 2, Kind.BOX_CLIPPED: 2} | {
         kind: n for kind, n in numbers(report).items() if kind is Kind.NO_TEST
@@ -100,7 +100,7 @@ def test_no_defect_hides_another(cub200: Path, workers: int) -> None:
     assert (report.files, report.decoded, report.defects) == (27, 23, 4)
 
 
-def test_images_of_training_that_are_in_the_test_are_told_by_content(tmp_path: Path) -> None:
+def test_training_images_in_the_test_set_are_found_by_content(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=2, train=3, test=2)
     twin = tmp_path / "train" / "kind0" / "01.png"
     for copy in ("test/kind1/00.png", "train/kind0/02.png"):
@@ -116,7 +116,7 @@ def test_images_of_training_that_are_in_the_test_are_told_by_content(tmp_path: P
     assert report.defects == 2, "a leak does not stop a run; empty files do"
 
 
-def test_the_same_picture_under_other_labels_or_in_another_format_is_told(tmp_path: Path) -> None:
+def test_the_same_image_with_other_labels_or_format_is_reported(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=2, train=3, test=1)
     twin = tmp_path / "train" / "kind0" / "01.png"
     shutil.copy(twin, tmp_path / "train" / "kind1" / "other label.png")
@@ -129,7 +129,7 @@ def test_the_same_picture_under_other_labels_or_in_another_format_is_told(tmp_pa
     assert report.defects == 0
 
 
-def test_another_box_in_the_same_picture_is_another_sample_where_boxes_are_cut_out(h3d: Path) -> None:
+def test_another_box_in_the_same_image_is_another_sample_if_cropped(h3d: Path) -> None:
     _, samples = H3D(h3d).read()
     one, other = (s.path for s in samples["train"][6:8])
     shutil.copy(one, other)  # two people in a photograph
@@ -196,7 +196,7 @@ def test_standard_error_may_be_closed() -> None:
     assert closed.stdout == b"done\n"
 
 
-def test_lists_that_do_not_fit_are_defects_and_the_images_are_looked_at(cub200: Path) -> None:
+def test_inconsistent_lists_are_defects_and_the_images_are_still_checked(cub200: Path) -> None:
     images = (cub200 / "images.txt").read_text().splitlines()
     flags = dict(line.split() for line in (cub200 / "train_test_split.txt").read_text().splitlines())
     one, other = (next(i for i, line in enumerate(images, 1) if flags[line.split()[0]] == f) for f in "10")
@@ -210,7 +210,7 @@ def test_lists_that_do_not_fit_are_defects_and_the_images_are_looked_at(cub200: 
     assert report.defects == 2 and report.decoded == 26
 
 
-def test_totals_that_differ_are_a_defect_and_the_images_are_looked_at(
+def test_wrong_totals_are_a_defect_and_the_images_are_still_checked(
     cub200: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cxlp.data.cub200.OFFICIAL_COUNTS", {"train": 18, "test": 10})
@@ -222,7 +222,7 @@ def test_totals_that_differ_are_a_defect_and_the_images_are_looked_at(
     assert report.defects == 1 and report.decoded == 27 and Kind.BOX_CLIPPED in report.findings
 
 
-def test_a_file_listed_twice_is_told(cub200: Path) -> None:
+def test_a_file_listed_twice_is_reported(cub200: Path) -> None:
     train = CUB200(cub200).read()[1]["train"]
     lines = (cub200 / "images.txt").read_text().splitlines()
     one, two = (next(i for i, line in enumerate(lines) if line.endswith(s.path.name)) for s in train[:2])
@@ -261,7 +261,7 @@ def test_a_list_that_may_not_be_read_is_an_error(cub200: Path) -> None:
         check(CUB200(cub200), 1)
 
 
-def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
+def test_unbalanced_classes_are_reported(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=2, train=4, test=2)
     for name in ("00.png", "01.png", "02.png"):
         (tmp_path / "train" / "kind1" / name).unlink()
@@ -271,7 +271,7 @@ def test_classes_of_unlike_size_are_told(tmp_path: Path) -> None:
     assert (counts.images, counts.fewest, counts.most) == (5, 1, 4)
 
 
-def test_pending_work_is_dropped_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_work_is_cancelled_when_the_caller_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
 
     def slow(path: Path, boxes: object) -> None:

@@ -32,7 +32,7 @@ def seen_by(root: Path, earlier: Path) -> int:
     return int(torch.isin(ready(root).fingerprints("test"), ready(earlier).fingerprints("train")).sum())
 
 
-def test_training_images_are_recognised_in_another_root_place_or_split(tmp_path: Path) -> None:
+def test_training_images_are_recognised_in_another_root_position_or_split(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "a", train=5, test=2, size=8)
     shutil.copytree(root, tmp_path / "moved" / "b")
     assert seen_by(tmp_path / "moved" / "b", root) == 0
@@ -47,7 +47,7 @@ def test_training_images_are_recognised_in_another_root_place_or_split(tmp_path:
     assert seen_by(renamed, root) == 1
 
 
-def test_test_images_that_are_training_images_are_told_once_the_files_are_read(tmp_path: Path) -> None:
+def test_test_images_that_are_training_images_are_reported_after_reading(tmp_path: Path) -> None:
     root = write_folder(tmp_path, size=8)
     shutil.copy(root / "train" / "kind0" / "00.png", root / "test" / "kind0" / "copy.png")
     shutil.copy(root / "train" / "kind0" / "01.png", root / "test" / "kind1" / "01.png")
@@ -62,7 +62,7 @@ def test_test_images_that_are_training_images_are_told_once_the_files_are_read(t
     assert module.remarks() == []
 
 
-def test_a_bar_is_shown_where_reading_takes_long(
+def test_a_bar_is_shown_if_reading_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = ready(write_folder(tmp_path, size=8))
@@ -93,7 +93,7 @@ def test_the_same_training_example_has_the_same_box_and_labels(cub200: Path) -> 
     assert int((labelled() != plain).sum()) == 1
 
 
-def test_each_file_is_read_once_and_not_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_read_once_and_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Mock(wraps=read_contents)
     monkeypatch.setattr(datamodule, "read_contents", reading)
     module = ready(write_folder(tmp_path, size=8))
@@ -108,7 +108,7 @@ SIZES = {"jpg": -1, "png": 200, "webp": -1, "gif": 200, "bmp": 200, "tiff": 200}
 
 
 @pytest.mark.parametrize("suffix", SIZES)
-def test_a_truncated_file_is_found_without_decoding_the_whole_ones(
+def test_a_truncated_file_is_found_without_decoding_intact_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -124,7 +124,7 @@ def test_a_truncated_file_is_found_without_decoding_the_whole_ones(
     assert cut.digest != whole.digest and re.match(rf"cannot decode image {path} \(\d+ bytes\): ", cut.defect)
 
 
-def test_trailing_bytes_and_metadata_do_not_break_a_picture(tmp_path: Path) -> None:
+def test_trailing_bytes_and_metadata_do_not_break_an_image(tmp_path: Path) -> None:
     for suffix in ("jpg", "png"):
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
@@ -140,13 +140,13 @@ def test_trailing_bytes_and_metadata_do_not_break_a_picture(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "cannot decode"), (b"no picture", "cannot decode"), (None, "not found")]
 )
-def test_files_that_are_not_pictures_are_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_files_that_are_not_images_are_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     assert said in read_content(tmp_path / "a.jpg").defect
 
 
-def test_lists_may_hold_absolute_paths(cub200: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_may_contain_absolute_paths(cub200: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cub200.parent)
     before = CUB200(cub200.name)
     before.setup()

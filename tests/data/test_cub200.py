@@ -44,14 +44,14 @@ def test_lists_are_joined_by_id_whatever_their_order(cub200: Path) -> None:
     assert read_cub200(cub200, bbox=True) == before
 
 
-def test_file_names_may_hold_spaces(cub200: Path) -> None:
+def test_file_names_may_contain_spaces(cub200: Path) -> None:
     old = read_cub200(cub200, bbox=False)[1]["train"][0].path
     new = old.rename(old.with_name("two words.jpg"))
     edit(cub200 / "images.txt", lambda text: text.replace(old.name, new.name))
     assert read_cub200(cub200, bbox=False)[1]["train"][0].path == new
 
 
-def test_box_is_cut_out_as_by_hand(cub200: Path) -> None:
+def test_cropping_equals_cropping_by_hand(cub200: Path) -> None:
     lines = (line.split() for line in (cub200 / "bounding_boxes.txt").read_text().splitlines())
     boxes = {int(i): tuple(float(v) for v in box) for i, *box in lines}
     crossing = 0
@@ -88,7 +88,7 @@ def test_image_without_label_split_or_box_is_named(cub200: Path) -> None:
         (cub200 / f"{name}.txt").write_bytes(before)
 
 
-def test_boxes_are_not_read_where_they_are_not_asked_for(cub200: Path) -> None:
+def test_boxes_are_not_read_without_bbox(cub200: Path) -> None:
     (cub200 / "bounding_boxes.txt").unlink()
     read_cub200(cub200, bbox=False)
     with pytest.raises(CxlpError, match=r"list not found: .*bounding_boxes\.txt"):
@@ -167,7 +167,7 @@ def test_official_release_of_ten_classes(real_data: Path) -> None:
     assert crossing > 0
 
 
-def test_two_classes_of_one_name_are_refused(cub200: Path) -> None:
+def test_two_classes_with_the_same_name_are_refused(cub200: Path) -> None:
     replace_line(cub200 / "classes.txt", "2", "2 001.Textured_Warbler_1")
     with pytest.raises(CxlpError, match=r"several classes have the same name: 001\.Textured_Warbler_1"):
         CUB200(cub200, image_size=32).setup()

@@ -28,7 +28,7 @@ def test_validation_images_are_held_out_of_training_class_by_class(tmp_path: Pat
     assert len(held.val_dataloader()) == 1
 
 
-def test_held_out_part_depends_on_its_own_seed_unless_that_is_null(
+def test_held_out_images_depend_on_split_seed_unless_it_is_null(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = []
@@ -113,14 +113,14 @@ def test_validation_out_of_range_is_refused(tmp_path: Path, fraction: float) -> 
 
 
 @pytest.mark.parametrize(("counts", "fraction"), [((8, 1), 0.25), ((8, 8), 0.01), ((2, 40), 0.9)])
-def test_fraction_that_the_classes_do_not_allow_is_refused(
+def test_a_fraction_too_small_for_the_classes_is_refused(
     tmp_path: Path, counts: tuple[int, ...], fraction: float
 ) -> None:
     with pytest.raises(CxlpError, match=r"listed: (cannot hold out|no training image of 1 of 2 classes: class 0)"):
         ready(tmp_path, counts=counts, validation=fraction)
 
 
-def test_class_of_one_image_is_fine_where_nothing_is_held_out(tmp_path: Path) -> None:
+def test_a_class_with_one_image_is_accepted_if_nothing_is_held_out(tmp_path: Path) -> None:
     assert len(ready(tmp_path, counts=(8, 1)).splits["train"]) == 9
 
 

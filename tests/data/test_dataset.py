@@ -33,7 +33,7 @@ def test_one_pixel_is_enlarged(tmp_path: Path) -> None:
         assert (data[0]["image"] == torch.tensor([9, 99, 199]).view(3, 1, 1)).all()
 
 
-def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) -> None:
+def test_images_are_decoded_at_the_size_that_the_transform_needs(tmp_path: Path) -> None:
     path = write_image(tmp_path / "large.jpg", texture(0, 1, np.random.default_rng(0), 240, 180))
     transform = Transform(32, "warp", AugmentConfig(crop_scale=0.5))
     data = ImageDataset([Sample(path, 0), Sample(path, 0, (20.0, 10.0, 200.0, 160.0))], ["a"], transform)
@@ -44,7 +44,7 @@ def test_pictures_are_decoded_as_large_as_the_transform_needs(tmp_path: Path) ->
             assert not torch.equal(data[draw]["image"], transform(read_image(path, box), draw.seed))
 
 
-def test_labels_are_checked_without_a_table_of_all_images_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checking_labels_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "tensor", None)  # 300,000 images of 1,000 classes: 2.4 GB
     single = [Sample(Path(f"{i}"), i % 3) for i in range(9)]
     assert list(list_defects("abc", {"train": single, "test": [Sample(Path("t"), 0)]})) == []

@@ -74,7 +74,7 @@ def test_16_bits_keep_their_shades(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["GIF", "PNG", "BMP", "WEBP"])
-def test_content_decides_not_the_name(tmp_path: Path, content: str) -> None:
+def test_the_format_is_detected_by_content(tmp_path: Path, content: str) -> None:
     solid("RGB", (0, 0, 255)).save(tmp_path / "misnamed.jpg", format=content, lossless=True)
     assert (read_image(tmp_path / "misnamed.jpg") == (0, 0, 255)).all()
 
@@ -96,7 +96,7 @@ def test_boxes_are_clipped(tmp_path: Path, box: tuple[float, ...], expected: tup
 
 
 @pytest.mark.parametrize("box", [(90.0, 3.0, 5.0, 5.0), (3.0, 8.0, 5.0, 5.0), (-5.0, 3.0, 5.0, 5.0)])
-def test_a_box_outside_of_the_picture_is_refused(tmp_path: Path, box: tuple[float, float, float, float]) -> None:
+def test_a_box_outside_the_image_is_refused(tmp_path: Path, box: tuple[float, float, float, float]) -> None:
     path = write_image(tmp_path / "a.png", np.zeros((8, 10, 3), np.uint8))
     with pytest.raises(CxlpError, match=f"the box {box[0]:g} {box[1]:g} 5 5 lies outside of image {path}"):
         read_image(path, box)
@@ -127,7 +127,7 @@ def test_full_size_is_what_pillow_decodes(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize(("needed", "scale"), [(100, 2), (40, 4), (20, 8)])
-def test_reduced_picture_is_the_whole_one_in_small(tmp_path: Path, kind: str, needed: int, scale: int) -> None:
+def test_a_reduced_image_is_close_to_the_resized_one(tmp_path: Path, kind: str, needed: int, scale: int) -> None:
     path = write_jpeg(tmp_path / "a.jpg", **JPEGS[kind])
     small = read_image(path, None, needed)
     assert small.shape == (-(-203 // scale), -(-301 // scale), 3)
@@ -156,7 +156,7 @@ def test_other_formats_keep_their_size(tmp_path: Path) -> None:
         assert read_image(path, (20.0, 30.0, 250.0, 150.0), 20).shape == (150, 250, 3)
 
 
-def test_reduced_picture_is_turned_upright(tmp_path: Path) -> None:
+def test_a_reduced_image_is_rotated_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = write_jpeg(tmp_path / "turned.jpg", exif=exif)
@@ -168,7 +168,7 @@ def test_reduced_picture_is_turned_upright(tmp_path: Path) -> None:
     assert read_image(path, (0.0, 0.0, 301.0, 203.0), 100).shape == (102, 150, 3)
 
 
-def test_first_of_several_pictures_in_a_file_is_taken(tmp_path: Path) -> None:
+def test_the_first_of_several_images_in_a_file_is_used(tmp_path: Path) -> None:
     first = Image.fromarray(PHOTO)
     first.save(
         tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (301, 203))], quality=95
@@ -204,7 +204,7 @@ def test_edges_of_boxes_move_by_half_a_returned_pixel_at_most(tmp_path: Path, ne
     assert 0 < reduced < 50 or needed != 45
 
 
-def test_small_box_in_a_large_picture_is_cut_at_full_size(tmp_path: Path) -> None:
+def test_a_small_box_in_a_large_image_is_cropped_at_full_size(tmp_path: Path) -> None:
     path = write_jpeg(tmp_path / "a.jpg")
     whole = read_image(path)
     assert np.array_equal(read_image(path, (10.0, 20.0, 150.0, 78.0), 40), whole[20:98, 10:160])

@@ -52,7 +52,7 @@ def test_wrong_checksum_is_refused_before_unpacking(
     assert left(root.parent) == []
 
 
-def test_folder_that_cannot_be_put_in_place_is_named(tmp_path: Path, server: Server) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, server: Server) -> None:
     root = tmp_path / "data" / "birds"
     root.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -62,7 +62,7 @@ def test_folder_that_cannot_be_put_in_place_is_named(tmp_path: Path, server: Ser
     assert left(tmp_path / "elsewhere") == []
 
 
-def test_full_disk_is_told_and_the_download_is_kept(
+def test_a_full_disk_is_reported_and_the_download_is_kept(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -92,7 +92,7 @@ def test_a_killed_download_is_continued(tmp_path: Path, server: Server) -> None:
     assert left(tmp_path) == ["birds", "birds/images", "birds/images.txt", "birds/images/a.jpg"]
 
 
-def test_other_content_is_refused_without_a_download(tmp_path: Path, server: Server) -> None:
+def test_other_content_is_refused_before_the_download(tmp_path: Path, server: Server) -> None:
     archive = offer(server, tar(BIRDS))
     root = tmp_path / "data"
     root.mkdir()
@@ -106,7 +106,7 @@ def test_other_content_is_refused_without_a_download(tmp_path: Path, server: Ser
     assert left(root) == ["thesis.txt"]
 
 
-def test_download_off_asks_no_server(tmp_path: Path, server: Server) -> None:
+def test_without_download_no_server_is_contacted(tmp_path: Path, server: Server) -> None:
     archive = offer(server, tar(BIRDS))
     root = tmp_path / "data" / "birds"
     with pytest.raises(CxlpError, match="download is off") as caught:
@@ -138,7 +138,7 @@ def test_archive_placed_by_hand_is_verified_used_and_kept(tmp_path: Path, server
 
 
 @pytest.mark.parametrize("path", ["/moved.tgz", ""])
-def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: Server, path: str) -> None:
+def test_an_unreachable_archive_explains_the_manual_download(tmp_path: Path, server: Server, path: str) -> None:
     # No such file on the server; no server at the port (0 is never used).
     url = server.url(path) if path else "http://127.0.0.1:0/birds.tgz"
     files = [replace(offer(server, tar(BIRDS)), urls=(url,)), plain(server, "list.txt", b"a")]
@@ -150,7 +150,7 @@ def test_unreachable_archive_says_how_to_do_it_by_hand(tmp_path: Path, server: S
     assert left(root.parent) == []
 
 
-def test_of_two_runs_one_makes_it_and_the_other_waits(
+def test_one_of_two_runs_creates_it_while_the_other_waits(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = tar(BIRDS)
@@ -175,7 +175,7 @@ def test_of_two_runs_one_makes_it_and_the_other_waits(
 # --- the structures of the benchmarks
 
 
-def test_lists_are_added_to_a_folder_that_lacks_them_but_no_archive(tmp_path: Path, server: Server) -> None:
+def test_missing_lists_are_added_to_a_folder_but_no_archive(tmp_path: Path, server: Server) -> None:
     files = [offer(server, tar(BIRDS)), plain(server, "list.txt", b"a"), plain(server, "other.txt", b"b")]
     root = tmp_path / "birds"
     obtain(files, root, "Birds")

@@ -46,7 +46,7 @@ def test_test_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) 
         Folder(tmp_path, test_fraction=fraction)
 
 
-def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
+def test_val_is_held_out_or_used_as_test(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "valid", "test") for c in "ab"))
     renamed, held_out = (
         "warning: folders used as splits because of their names: valid (val)",
@@ -84,7 +84,7 @@ def test_val_is_held_out_or_without_test_the_test(tmp_path: Path) -> None:
         Folder(root, image_size=8, validation="official").setup()
 
 
-def test_it_is_called_by_the_name_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_set_has_the_name_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "birds" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "birds")
     assert [Folder(root).name for root in (tmp_path / "birds", ".", "sub/..", "sub", "/")] == [
@@ -100,7 +100,7 @@ def test_splits_may_be_nested_once_more(tmp_path: Path) -> None:
     assert module.left_out == {"in seg_pred, beside the splits": 1}
 
 
-def test_folders_of_no_meaning_between_split_and_class_are_passed_through(tmp_path: Path) -> None:
+def test_extra_folders_between_split_and_class_are_skipped(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{s}/images/{c}/1.png" for s in ("train", "test") for c in "ab"))
     assert Folder(root).read()[0] == ("a", "b")
 
@@ -116,7 +116,7 @@ def test_images_of_a_split_without_class_folders_have_no_labels(tmp_path: Path) 
     assert module.read()[1].keys() == {"train", "test"} and module.left_out == {"outside class folders (.png)": 1}
 
 
-def test_folders_below_the_classes_that_may_be_the_classes_are_told(tmp_path: Path) -> None:
+def test_folders_in_classes_that_may_be_classes_are_reported(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("A", "B") for c in ("cat", "dog") for i in range(5)))
     module = Folder(root)
     assert module.read()[0] == ("A", "B")
@@ -133,7 +133,7 @@ def test_hidden_parent_does_not_hide_the_images(tmp_path: Path) -> None:
     assert len(Folder(root).read()[1]["train"]) == 18
 
 
-def test_names_may_hold_spaces_and_other_letters(tmp_path: Path) -> None:
+def test_names_may_contain_spaces_and_other_letters(tmp_path: Path) -> None:
     root = fill(tmp_path, "train/élan vital/eins zwei.png", "test/élan vital/ß.png", "train/ö/1.png")
     module = Folder(root, image_size=8)
     module.setup()
@@ -147,7 +147,7 @@ def test_class_without_test_images_is_allowed(tmp_path: Path) -> None:
     assert [sample.label for sample in samples["test"]] == [1]
 
 
-def test_missing_root_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_root_names_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CxlpError, match="expected mine/train/<class>") as caught:
         Folder("mine").setup()
@@ -155,7 +155,7 @@ def test_missing_root_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.M
     assert "demo.yaml" in str(caught.value)
 
 
-def test_a_file_for_a_root_is_called_one(tmp_path: Path) -> None:
+def test_a_root_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.zip").write_text("")
     with pytest.raises(CxlpError, match=r"mine\.zip is a file, .*; expected"):
         Folder(tmp_path / "mine.zip").read()
@@ -195,20 +195,20 @@ def test_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
         Folder(tmp_path, image_size=8).setup()
 
 
-def test_class_of_one_image_cannot_be_split_and_is_named(tmp_path: Path) -> None:
+def test_a_class_with_one_image_cannot_be_split_and_is_named(tmp_path: Path) -> None:
     fill(tmp_path, "lonely/1.png", *(f"many/{i}.png" for i in range(9)))
     with pytest.raises(CxlpError, match="the rarest, 'lonely', has 1"):
         Folder(tmp_path).read()
 
 
-def test_folders_below_the_classes_are_told_in_splits_too(tmp_path: Path) -> None:
+def test_folders_in_classes_are_reported_within_splits(tmp_path: Path) -> None:
     root = fill(tmp_path, *(f"{s}/{k}/{c}/1.png" for s in ("train", "test") for k in ("rgb", "depth") for c in "ab"))
     module = Folder(root)
     assert module.read()[0] == ("depth", "rgb")
     assert module.remarks()[0].startswith("warning: the classes depth, rgb all contain the folders a, b: ")
 
 
-def test_names_that_differ_in_case_or_encoding_only_are_told(tmp_path: Path) -> None:
+def test_names_that_differ_only_in_case_or_encoding_are_reported(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     for k, (one, other) in enumerate((("Cat", "cat"), (composed, decomposed), (composed.upper(), decomposed))):
         module = Folder(fill(tmp_path / f"flat{k}", *(f"{c}/{i}.png" for c in (one, other) for i in range(5))))

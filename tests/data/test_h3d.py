@@ -48,7 +48,7 @@ def test_a_margin_widens_boxes_and_none_stays_none(h3d: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_people_are_cut_out_unless_that_is_switched_off(h3d: Path, split: Split) -> None:
+def test_people_are_cropped_unless_disabled(h3d: Path, split: Split) -> None:
     assert {s.box for part in read_h3d(h3d, bbox=False)[1].values() for s in part} == {None}
     listed = read_h3d(h3d)[1][split]
     transform = Transform(32, "warp", AugmentConfig())
@@ -84,7 +84,7 @@ def write_rows(folder: Path, train: int, test: int) -> Path:
     return folder
 
 
-def test_validation_by_convention_where_the_official_number_is_there(tmp_path: Path) -> None:
+def test_validation_by_convention_if_the_official_number_is_present(tmp_path: Path) -> None:
     samples = read_h3d(write_rows(tmp_path / "whole", 4013, 4022))[1]
     assert {split: len(part) for split, part in samples.items()} == OFFICIAL_COUNTS
     assert (samples["train"][-1].path.name, samples["val"][0].path.name) == ("02003.jpg", "02004.jpg")

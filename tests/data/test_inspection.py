@@ -31,7 +31,7 @@ def said(path: Path, *boxes: Box) -> list[tuple[Kind, str]]:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "A.JPEG", "a.png", "a.bmp", "a.tif", "a.webp", "without_ending"])
-def test_nothing_is_said_of_ordinary_pictures(tmp_path: Path, name: str) -> None:
+def test_ordinary_images_have_no_findings(tmp_path: Path, name: str) -> None:
     assert said(save(tmp_path / name, form=None if "." in name else "JPEG"), (0, 0, 60, 40), (5.5, 3, 20, 16)) == []
 
 
@@ -48,13 +48,13 @@ def test_nothing_is_said_of_ordinary_pictures(tmp_path: Path, name: str) -> None
         ("LAB", "a.tif"),
     ],
 )
-def test_modes_are_told(tmp_path: Path, mode: str, name: str) -> None:
+def test_unusual_modes_are_reported(tmp_path: Path, mode: str, name: str) -> None:
     Image.new(mode, (60, 40)).save(tmp_path / name)
     assert said(tmp_path / name) == [(Kind.COLOURS, f"mode {mode}")]
 
 
 @pytest.mark.parametrize("content", ["GIF", "PNG", "BMP", "WEBP"])
-def test_content_that_the_name_does_not_promise_is_told(tmp_path: Path, content: str) -> None:
+def test_content_of_another_format_than_the_suffix_is_reported(tmp_path: Path, content: str) -> None:
     found = said(save(tmp_path / "a.jpg", form=content))
     assert (Kind.MISNAMED, f"{content} inside") in found
     assert {kind for kind, _ in found} <= {Kind.MISNAMED, Kind.COLOURS}
@@ -69,7 +69,7 @@ def test_a_preview_behind_a_jpeg_is_ordinary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(1, False), (3, True), (6, True), (0, False)])
-def test_turned_pictures_are_told(tmp_path: Path, orientation: int, turned: bool) -> None:
+def test_rotated_images_are_reported(tmp_path: Path, orientation: int, turned: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     expected = [(Kind.TURNED, f"orientation {orientation}")] if turned else []
@@ -90,13 +90,13 @@ def test_turned_pictures_are_told(tmp_path: Path, orientation: int, turned: bool
         ((5, -30, 20, 20), [Kind.BOX_OUTSIDE]),
     ],
 )
-def test_boxes_are_held_against_the_picture(tmp_path: Path, box: Box, kinds: list[Kind]) -> None:
+def test_boxes_are_compared_with_the_image_size(tmp_path: Path, box: Box, kinds: list[Kind]) -> None:
     found = said(save(tmp_path / "a.png"), (0, 0, 60, 40), box)
     assert [kind for kind, _ in found] == kinds
     assert all(text == "x {:g}, y {:g}, {:g} x {:g} in 60 x 40".format(*box) for _, text in found)
 
 
-def test_files_that_stop_a_run_are_told_apart(tmp_path: Path) -> None:
+def test_files_that_stop_a_run_are_distinguished(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.jpg").touch()
@@ -139,7 +139,7 @@ def test_a_decoder_that_raises_anything_is_a_defect(tmp_path: Path, monkeypatch:
     assert kind is Kind.UNDECODABLE and reason.startswith("IndexError (")
 
 
-def test_digests_tell_contents_apart(tmp_path: Path) -> None:
+def test_different_contents_have_different_digests(tmp_path: Path) -> None:
     one, same = save(tmp_path / "a.png"), save(tmp_path / "b.png")
     other = save(tmp_path / "c.png", "L")
     digests = [inspect_image(path)[1] for path in (one, same, other)]

@@ -66,7 +66,7 @@ def test_whatever_pillow_reads_is_an_image(tmp_path: Path, name: str, form: str)
     assert read_image(found[name]).shape == (4, 4, 3)
 
 
-def test_raw_files_of_cameras_are_no_images_for_their_small_previews(tmp_path: Path) -> None:
+def test_raw_camera_files_are_not_images_despite_their_previews(tmp_path: Path) -> None:
     root = fill(tmp_path, "train/k/1.png", "test/k/1.png")
     Image.new("RGB", (4, 4)).save(root / "train" / "k" / "a.nef", "TIFF")
     module = Folder(root)
@@ -90,7 +90,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert module.left_out == {"links to folders that contain them": 1, "links to folders that were already read": 1}
 
 
-def test_no_folder_is_read_twice_by_way_of_links(tmp_path: Path) -> None:
+def test_no_folder_is_read_twice_through_links(tmp_path: Path) -> None:
     root = fill(tmp_path, "cat/1.png", *(f"cat/{i}/1.png" for i in range(7)), "dog/1.png")
     for folder in ("cat", *(f"cat/{i}" for i in range(7))):
         for i in range(7):
@@ -107,7 +107,7 @@ def test_no_folder_is_read_twice_by_way_of_links(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_an_odd_link_does_not_hide_its_folder(tmp_path: Path, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_link_does_not_hide_its_folder(tmp_path: Path, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
     (root / "train" / "a" / "loop.png").symlink_to("loop.png")
     (root / "train" / "a" / "loop.txt").symlink_to("loop.txt")
@@ -138,7 +138,7 @@ def test_a_hidden_link_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["P1 was photographed", "P1 1 2", "P6 12 12 255", "Pf 1 1", "BMW is a car", "GIF89a", "RIFFRAFFWEBP", "\n"]
 )
-def test_texts_are_no_pictures_however_they_begin(tmp_path: Path, text: str) -> None:
+def test_text_files_are_never_images(tmp_path: Path, text: str) -> None:
     fill(tmp_path, "1.png")
     for name in ("notes.txt", "ids.csv", "README"):
         (tmp_path / name).write_text(text)
@@ -155,7 +155,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["2.png", "annexed", "2.JFIF"])
-def test_a_link_to_nothing_is_a_missing_image(tmp_path: Path, name: str) -> None:
+def test_a_broken_link_is_a_missing_image(tmp_path: Path, name: str) -> None:
     root = fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
     (root / "train" / "a" / name).symlink_to("../../.git/annex/objects/1")
     with pytest.raises(CxlpError, match=rf"1 of 4 images are missing, such as .*{name} \(a link to .*objects/1, wh"):

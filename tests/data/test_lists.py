@@ -12,13 +12,13 @@ from cxlp.utils.errors import CxlpError
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("last", ["", "end", "end end"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_lines_are_the_same_whatever_ends_them(tmp_path: Path, end: str, last: str, mark: bytes) -> None:
+def test_lines_do_not_depend_on_line_endings(tmp_path: Path, end: str, last: str, mark: bytes) -> None:
     text = end.join([" a  b ", "", "\t", "mall/é 'x'.jpg"]) + last.replace("end", end).replace(" ", "")
     (tmp_path / "list.txt").write_bytes(mark + text.encode())
     assert read_lines(tmp_path / "list.txt") == [(1, "a  b"), (4, "mall/é 'x'.jpg")]
 
 
-def test_names_may_hold_what_unicode_calls_a_line_separator(tmp_path: Path) -> None:
+def test_names_may_contain_unicode_line_separators(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("a\u2028b\nc\x0bd\n".encode())
     assert [line for _, line in read_lines(tmp_path / "list.txt")] == ["a\u2028b", "c\x0bd"]
 
@@ -31,7 +31,7 @@ def test_lists_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_lines(tmp_path / "picture.txt")
 
 
-def test_a_line_of_another_form_and_a_second_one_for_a_key_are_named(tmp_path: Path) -> None:
+def test_malformed_lines_and_repeated_keys_are_named(tmp_path: Path) -> None:
     def parse(line: str) -> tuple[str, int]:
         key, value = line.split()
         return key, {"yes": 1, "no": 0}[value]
@@ -64,7 +64,7 @@ def sizes(**counts: int) -> dict[Split, list[Sample]]:
     return {split: [Sample(Path(f"{i}"), 0) for i in range(n)] for split, n in counts.items()}  # type: ignore[misc]
 
 
-def test_small_releases_pass_and_incomplete_ones_do_not() -> None:
+def test_subsets_pass_and_incomplete_releases_do_not() -> None:
     official: dict[Split, int] = {"train": 5, "val": 4, "test": 3}
     check_totals(Path("root"), ("a", "b"), sizes(train=5, val=4, test=3), official, full=True)
     check_totals(Path("root"), ("a", "b"), sizes(train=4, test=2), official, full=False)

@@ -66,7 +66,7 @@ def expected_items(epochs: Sequence[int], size: int = 16) -> list[list[int]]:
     return found
 
 
-def test_lightning_tells_the_sampler_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_sets_the_samplers_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     model = Watch()
     trainer(tmp_path, max_epochs=3).fit(model, datamodule=Listed(tmp_path, batch_size=4, num_workers=0))
@@ -76,7 +76,7 @@ def test_lightning_tells_the_sampler_its_epoch(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("saved", ["after the fit", "after validation", "at the end of the epoch"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_trainer_goes_on_with_its_epoch(
+def test_a_resumed_trainer_continues_with_its_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, saved: str
 ) -> None:
     # workers load the first batches before the Trainer sets the sampler's epoch
@@ -101,7 +101,7 @@ def test_a_resumed_trainer_goes_on_with_its_epoch(
     assert other.seen == expected_items([0], size=12)
 
 
-def test_a_module_may_ask_for_images_in_order_and_unchanged(tmp_path: Path) -> None:
+def test_a_module_may_disable_shuffling_and_augmentation(tmp_path: Path) -> None:
     asking, data = Watch(augment=False), Listed(tmp_path, batch_size=4, num_workers=0)
     trainer(tmp_path, max_epochs=2).fit(asking, data)
     assert asking.seen == [list(range(16))] * 2
@@ -114,7 +114,7 @@ def test_a_module_may_ask_for_images_in_order_and_unchanged(tmp_path: Path) -> N
     assert sorted(other.seen[0]) == list(range(16)) != other.seen[0]
 
 
-def test_pictures_follow_each_module_that_is_fed(tmp_path: Path) -> None:
+def test_the_image_size_follows_the_current_module(tmp_path: Path) -> None:
     data = Listed(tmp_path, image_size=None, batch_size=4, num_workers=0, validation=0.25)
     for asked, shown in (
         ({"image_size": 20}, (20, 20)),
@@ -130,7 +130,7 @@ def test_pictures_follow_each_module_that_is_fed(tmp_path: Path) -> None:
     assert data.image_size is None
 
 
-def test_another_size_than_the_one_that_was_given_is_refused(tmp_path: Path) -> None:
+def test_a_conflicting_image_size_is_refused(tmp_path: Path) -> None:
     data = Listed(tmp_path, image_size=16, batch_size=4, num_workers=0)
     model = Watch(image_size=16, test_size=20)  # crops of larger images are made at the module's size
     run = trainer(tmp_path, max_epochs=1)
@@ -141,7 +141,7 @@ def test_another_size_than_the_one_that_was_given_is_refused(tmp_path: Path) -> 
         trainer(tmp_path, max_epochs=1).fit(Watch(image_size=24), data)
 
 
-def test_image_size_must_come_from_somewhere(tmp_path: Path) -> None:
+def test_a_missing_image_size_is_refused(tmp_path: Path) -> None:
     module = ready(tmp_path, image_size=None)
     for loader in (module.train_dataloader, module.test_dataloader):
         with pytest.raises(CxlpError, match="image_size is not set"):
@@ -152,7 +152,7 @@ def test_image_size_must_come_from_somewhere(tmp_path: Path) -> None:
     assert {data.transform.size for data in module.splits.values()} == {20}
 
 
-def test_batches_hold_what_the_task_needs(tmp_path: Path) -> None:
+def test_batches_contain_the_documented_keys(tmp_path: Path) -> None:
     module = ready(tmp_path, batch_size=4)
     batch = next(iter(module.test_dataloader()))
     assert batch["image"].dtype == torch.uint8

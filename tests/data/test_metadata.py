@@ -75,7 +75,7 @@ UNNOTICED = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("box", [None, (3.0, 2.0, 50.0, 30.0)])
-def test_malformed_metadata_cost_the_orientation_and_not_the_picture(
+def test_malformed_metadata_lose_the_orientation_but_not_the_image(
     tmp_path: Path, name: str, box: tuple[float, float, float, float] | None
 ) -> None:
     path = tmp_path / name
@@ -102,9 +102,7 @@ def test_files_with_other_damage_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright_and_boxes_are_in_stored_pixels(
-    tmp_path: Path, form: str, orientation: int
-) -> None:
+def test_images_are_rotated_upright_and_boxes_are_in_stored_pixels(tmp_path: Path, form: str, orientation: int) -> None:
     # The brightness of each quarter identifies it.
     stored = np.kron(np.array([[250, 170], [90, 10]]), np.ones((20, 30)))[..., None].repeat(3, 2).astype(np.uint8)
     upright = {

@@ -39,7 +39,7 @@ def test_unlisted_images_are_never_read(mit67: Path) -> None:
     assert len(found) == 27  # each can be decoded, unlike unlisted.jpg
 
 
-def test_whatever_a_jpg_holds_becomes_rgb(mit67: Path) -> None:
+def test_any_content_of_a_jpg_file_becomes_rgb(mit67: Path) -> None:
     kinds = Counter[tuple[str | None, str]]()
     for part in read_mit67(mit67)[1].values():
         for sample in part:
@@ -50,7 +50,7 @@ def test_whatever_a_jpg_holds_becomes_rgb(mit67: Path) -> None:
     assert {("GIF", "P"), ("PNG", "P"), ("BMP", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("JPEG", "RGB")} == set(kinds)
 
 
-def test_images_may_lie_in_a_folder_of_the_archives_name(mit67: Path) -> None:
+def test_images_may_be_in_a_folder_named_like_the_archive(mit67: Path) -> None:
     before = read_mit67(mit67)[1]["train"]
     (mit67 / "indoorCVPR_09").mkdir()
     (mit67 / "Images").rename(mit67 / "indoorCVPR_09" / "Images")
@@ -62,7 +62,7 @@ def test_images_may_lie_in_a_folder_of_the_archives_name(mit67: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["room.jpg", "mall/deep/room.jpg", "/mall/room.jpg", "/room.jpg", "../room.jpg"])
-def test_a_line_of_another_form_is_named(mit67: Path, line: str) -> None:
+def test_a_malformed_line_is_named(mit67: Path, line: str) -> None:
     edit_line(mit67 / "TestImages.txt", 3, lambda _: f"{line}\n")
     with pytest.raises(CxlpError, match=rf"TestImages\.txt, line 3: expected 'class/file', got '{line}'"):
         read_mit67(mit67)

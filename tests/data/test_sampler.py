@@ -32,13 +32,13 @@ def test_each_sample_is_new_exactly_once_over_the_ranks(size: int, ranks: int, s
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_in_order_samples_repeat_as_little_as_they_can_and_are_not_augmented(ranks: int) -> None:
+def test_ordered_samples_have_few_repeats_and_no_augmentation(ranks: int) -> None:
     draws = [draw for batch in batches(13, 4, ranks, 0, shuffle=False) for draw in batch]
     assert sum(draw.repeat for draw in draws) == -13 % ranks
     assert all(draw.seed is None for draw in draws)
 
 
-def test_order_on_one_rank_is_that_of_the_lists() -> None:
+def test_one_rank_keeps_the_order_of_the_lists() -> None:
     sampler = EpochSampler(7, 4, seed=3)
     for epoch in (0, 2):
         sampler.set_epoch(epoch)

@@ -73,9 +73,7 @@ def test_validation_by_other_names(tmp_path: Path, val: str) -> None:
     ],
 )
 @pytest.mark.parametrize("inside", [(), ("day", "night")])
-def test_classes_that_are_called_a_little_like_splits(
-    tmp_path: Path, names: tuple[str, ...], inside: tuple[str]
-) -> None:
+def test_classes_with_names_similar_to_splits(tmp_path: Path, names: tuple[str, ...], inside: tuple[str]) -> None:
     doubtful = {"valid": "has valid but not both", "trainer": "look like splits", "retrain": "look like splits"}
     if inside and (said := doubtful.get(names[0], "look like splits" if "contest" in names else None)):
         with pytest.raises(CxlpError, match=f"{said}.*if they are classes|{said}.*give it another name"):
@@ -98,7 +96,7 @@ def test_ambiguous_folders_are_refused(tmp_path: Path, one: str, other: str, fla
 
 
 @pytest.mark.parametrize("names", [("xtrain", "xtest"), ("imagestrain", "imagestest"), ("pretrain", "xval")])
-def test_glued_names_of_folders_that_have_classes_in_common_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_compound_split_names_with_common_classes_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(CxlpError, match=r"look like splits. If they are splits, call them train, val and test"):
         found(tmp_path, *names, "notes")
 
@@ -110,7 +108,7 @@ def test_other_files_beside_the_splits_are_ignored(tmp_path: Path) -> None:
     assert find_splits(sorted(tmp_path.iterdir()), tmp_path, "") == {s: tmp_path / s for s in expected}
 
 
-def test_a_train_is_a_vehicle_where_it_holds_pictures_as_the_others_do(tmp_path: Path) -> None:
+def test_a_train_folder_is_a_class_if_it_contains_images_like_the_others(tmp_path: Path) -> None:
     assert found(tmp_path, "bus", "train", "ship", inside=()) == {}
     root = fill(tmp_path / "full", *(f"{c}/{i}.png" for c in ("bus", "train") for i in range(5)))
     module = Folder(root)
@@ -138,7 +136,7 @@ def test_a_train_is_a_vehicle_where_it_holds_pictures_as_the_others_do(tmp_path:
         ),
     ],
 )
-def test_splits_that_are_missing_or_there_twice(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+def test_missing_and_repeated_splits(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     with pytest.raises(CxlpError, match=f"{said}.*expected a layout"):
         found(tmp_path, *names)
 

@@ -62,7 +62,7 @@ def test_one_label_per_image(photos: Path) -> None:
 @pytest.mark.parametrize(
     "heads", [("File", "Class", "SET"), ("image", "species", "subset"), ("filename", "category", "partition")]
 )
-def test_columns_have_their_usual_names_whatever_the_case(photos: Path, heads: Sequence[str]) -> None:
+def test_usual_column_names_are_recognised_in_any_case(photos: Path, heads: Sequence[str]) -> None:
     assert listed(write(photos, single(heads=heads))) == (("cat", "dog"), SINGLE)
 
 
@@ -97,7 +97,7 @@ def test_files_as_spreadsheets_and_editors_write_them(photos: Path, text: str, n
     assert listed(write(photos, text, name, encoding)) == (("cat", "dog"), SINGLE)
 
 
-def test_another_encoding_is_said(photos: Path) -> None:
+def test_another_encoding_can_be_set(photos: Path) -> None:
     path = write(photos, single().replace("cat", "kätzchen"), encoding="cp1252")
     with pytest.raises(CxlpError, match=r"mine\.csv, line 3: byte 0xe4 is not utf-8: .*data\.encoding: cp1252"):
         Table(path)
@@ -125,7 +125,7 @@ def test_several_labels_in_a_cell(photos: Path, sign: str, options: dict[str, An
     assert module.remarks() == ([] if options else [said])
 
 
-def test_labels_of_several_words_are_not_parted(photos: Path) -> None:
+def test_labels_with_several_words_are_not_split(photos: Path) -> None:
     rows = [f"{f},{('black cat', 'white dog', 'grey mouse')[i % 3]}" for i, f in enumerate(FILES)]
     path = write(photos, "\n".join(["path,labels", *rows]))
     assert Table(path, test_fraction=0.4).read()[0] == ("black cat", "grey mouse", "white dog")
@@ -218,14 +218,14 @@ def test_errors_name_the_line(photos: Path, text: str, said: str) -> None:
         Table(write(photos, text)).read()
 
 
-def test_rows_that_say_the_same_again_are_counted(photos: Path) -> None:
+def test_repeated_rows_are_counted(photos: Path) -> None:
     module = Table(write(photos, single() + "./a.png, dog ,train\n"), image_size=8)
     module.setup()
     assert module.remarks()[-1] == f"left out of {photos}: 1 repeated rows"
     assert len(module.splits["train"]) == 3
 
 
-def test_labels_that_differ_in_case_only_are_told(photos: Path) -> None:
+def test_labels_that_differ_only_in_case_are_reported(photos: Path) -> None:
     module = Table(write(photos, single().replace("a.png,dog", "a.png,Dog")))
     assert module.read()[0] == ("Dog", "cat", "dog")
     assert module.remarks() == ["warning: the labels 'Dog' and 'dog' differ only in case or in Unicode normalisation"]
@@ -236,7 +236,7 @@ def test_numbers_are_ordered_as_numbers(photos: Path) -> None:
     assert Table(write(photos, "\n".join(["path,label", *rows]))).read()[0] == ("2", "10")
 
 
-def test_labels_of_the_same_number_have_one_order_and_are_told(photos: Path) -> None:
+def test_labels_with_equal_numbers_are_ordered_and_reported(photos: Path) -> None:
     labels = ["0" * n + "1" for n in range(8)]  # a set has another order in each process
     assert _ordered(["2", *labels]) == (*labels[::-1], "2")
     rows = [f"{f},{('1', '01')[i % 2]}" for i, f in enumerate(FILES)]
@@ -245,7 +245,7 @@ def test_labels_of_the_same_number_have_one_order_and_are_told(photos: Path) -> 
     assert module.remarks() == ["warning: the labels '01' and '1' are the same number"]
 
 
-def test_labels_that_differ_in_unicode_form_only_are_told(photos: Path) -> None:
+def test_labels_that_differ_only_in_unicode_form_are_reported(photos: Path) -> None:
     forms = "caf\u00e9", "cafe\u0301"
     rows = [f"{f},{forms[i % 2]}" for i, f in enumerate(FILES)]
     module = Table(write(photos, "\n".join(["path,label", *rows])))
@@ -253,13 +253,13 @@ def test_labels_that_differ_in_unicode_form_only_are_told(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"class_columns": ["X", "Y", "W", "H"]}])
-def test_letters_are_no_box(photos: Path, options: dict[str, Any]) -> None:
+def test_box_columns_must_be_numeric(photos: Path, options: dict[str, Any]) -> None:
     rows = [f"{f},{i % 2},0,{1 - i % 2},0,{s}" for i, (f, s) in enumerate(zip(FILES, SPLITS, strict=True))]
     classes, samples = Table(write(photos, "\n".join(["path,X,Y,W,H,split", *rows])), **options).read()
     assert classes == ("X", "Y", "W", "H") and samples["train"][0] == (photos / "a.png", (-1, -1, 1, -1), None)
 
 
-def test_a_line_that_says_the_separator_is_no_row(photos: Path) -> None:
+def test_a_separator_line_is_not_a_row(photos: Path) -> None:
     text = "sep=;\n" + single(";") + "z.png;cat;nowhere\n"
     module = Table(write(photos, text))
     with pytest.raises(CxlpError, match="line 11: split is 'nowhere'"):
@@ -288,7 +288,7 @@ def test_missing_files_can_be_left_out(photos: Path) -> None:
     assert len(module.splits["train"]) == 2 and module.left_out == {"missing": 1}
 
 
-def test_the_check_knows_tables(photos: Path) -> None:
+def test_the_check_accepts_tables(photos: Path) -> None:
     module = Table(write(photos, single()))
     report = check(module, workers=1)
     assert report.counts["train"].images == 3 and report.defects == 0

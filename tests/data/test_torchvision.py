@@ -40,7 +40,7 @@ def test_files_labels_names_and_splits(tmp_path: Path, monkeypatch: pytest.Monke
         assert [len(held.splits[split]) for split in ("train", "val")] == [counts["train"], counts["val"]]
 
 
-def test_pictures_that_are_arrays_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_are_arrays_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mnist(tmp_path, monkeypatch)
     module = Torchvision("mnist", tmp_path)
     with pytest.raises(CxlpError, match=r"MNIST: .*prepare_data\(\), or by .* download torchvision/MNIST"):
@@ -54,7 +54,7 @@ def test_pictures_that_are_arrays_are_written_once(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["MNIST", "MNIST-png"]
 
 
-def test_writing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mnist(tmp_path, monkeypatch)
 
     def full(*_: object, **__: object) -> None:
@@ -85,7 +85,7 @@ def test_options_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             Torchvision("FGVCAircraft", tmp_path, options=options).read()
 
 
-def test_names_are_those_of_the_labels_that_were_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_match_the_chosen_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     COPIES["OxfordIIITPet"][0](tmp_path, monkeypatch)
     for file in (tmp_path / "oxford-iiit-pet" / "annotations").glob("*.txt"):  # a cat, and a dog
         lines = [line.split() for line in file.read_text().splitlines()]
@@ -94,7 +94,7 @@ def test_names_are_those_of_the_labels_that_were_chosen(tmp_path: Path, monkeypa
     assert module.read()[0] == ("Cat", "Dog")
 
 
-def test_names_of_a_higher_rank(tmp_path: Path) -> None:
+def test_names_of_a_higher_taxonomic_rank(tmp_path: Path) -> None:
     ranks = ("Animalia_Chordata_Aves_Gruiformes_Rallidae_Fulica_atra", "Plantae_Tracheophyta_M_A_B_C_alba")
     for version in ("2021_train", "2021_valid"):
         for k, rank in enumerate((ranks[0], ranks[0][:-4] + "cristata", ranks[1])):
@@ -112,13 +112,13 @@ def test_names_of_a_higher_rank(tmp_path: Path) -> None:
         ("CelebA", {"target_type": ["attr", "identity"]}),
     ],
 )
-def test_targets_that_are_no_labels_of_classes_are_refused(name: str, options: dict[str, object]) -> None:
+def test_targets_that_are_not_class_labels_are_refused(name: str, options: dict[str, object]) -> None:
     with pytest.raises(CxlpError, match=rf"data\.options: {name}'s target_types? is .*: valid are "):
         Torchvision(name, options=options)
 
 
 @pytest.mark.parametrize(("name", "place"), [("OxfordIIITPet", "oxford-iiit-pet/images"), ("GTSRB", "gtsrb")])
-def test_a_broken_picture_stops_or_is_left_out_where_torchvision_opens_each(
+def test_a_broken_image_is_handled_if_torchvision_opens_every_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
 ) -> None:
     COPIES[name][0](tmp_path, monkeypatch)
@@ -135,9 +135,7 @@ def test_a_broken_picture_stops_or_is_left_out_where_torchvision_opens_each(
     assert len(module.splits["train"]) == len(whole) - 1 and list(module.broken) == [broken]
 
 
-def test_pillow_opens_pictures_again_after_torchvision_was_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pillow_works_again_after_torchvision_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opening = Image.open
     COPIES["GTSRB"][0](tmp_path, monkeypatch)
     Torchvision("GTSRB", tmp_path).read()

@@ -73,7 +73,7 @@ def test_largest_seed_is_accepted() -> None:
     Transform(32, "warp", AugmentConfig())(picture(), 2**32 - 1)
 
 
-def test_input_is_left_alone() -> None:
+def test_the_input_is_not_modified() -> None:
     pixels = picture(32, 32)  # nothing to resize: the output could be a view of the input
     before = pixels.copy()
     Transform(32, "warp", STILL)(pixels, None).zero_()
@@ -81,7 +81,7 @@ def test_input_is_left_alone() -> None:
     assert np.array_equal(pixels, before)
 
 
-def test_crop_keeps_circles_round_and_warp_does_not() -> None:
+def test_crop_keeps_the_aspect_ratio_and_warp_does_not() -> None:
     pixels = disc(120, 60, radius=24)
     extents = {}
     for aspect in ASPECTS:
@@ -94,7 +94,7 @@ def test_crop_keeps_circles_round_and_warp_does_not() -> None:
     assert height / width == pytest.approx(2, abs=0.2)
 
 
-def test_warp_shows_the_whole_picture_and_crop_its_middle() -> None:
+def test_warp_shows_the_whole_image_and_crop_its_centre() -> None:
     pixels = np.zeros((60, 120, 3), np.uint8)
     pixels[:, :30], pixels[:, 90:] = (255, 0, 0), (0, 0, 255)  # both are outside the middle square
     warped, cropped = applied(pixels, STILL, None, "warp"), applied(pixels, STILL, None, "crop")
@@ -104,7 +104,7 @@ def test_warp_shows_the_whole_picture_and_crop_its_middle() -> None:
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_switched_off_changes_leave_the_plain_picture(aspect: Aspect) -> None:
+def test_disabled_augmentation_gives_the_plain_image(aspect: Aspect) -> None:
     plain = applied(picture(), STILL, None, aspect)
     for seed in SEEDS:
         assert np.array_equal(applied(picture(), STILL, seed, aspect), plain)
@@ -164,13 +164,13 @@ def test_shrinking_does_not_alias(aspect: Aspect, seed: int | None) -> None:
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_without_random_crop_the_size_itself_is_needed(aspect: Aspect) -> None:
+def test_without_random_crop_the_needed_size_is_the_output_size(aspect: Aspect) -> None:
     assert Transform(32, aspect, AugmentConfig(crop_scale=0.5)).needed(None) == 32
     assert Transform(32, aspect, STILL).needed(7) == 32
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 0.9])
-def test_random_crops_of_a_picture_as_large_as_needed_are_not_enlarged(scale: float) -> None:
+def test_random_crops_of_a_sufficient_image_are_not_enlarged(scale: float) -> None:
     transform = Transform(32, "warp", AugmentConfig(crop_scale=scale))
     short = transform.needed(0)
     assert short is not None
@@ -186,7 +186,7 @@ def test_random_crops_of_a_picture_as_large_as_needed_are_not_enlarged(scale: fl
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.0, 1.5, float("nan")])
-def test_part_that_a_crop_cannot_keep_is_refused(scale: float) -> None:
+def test_an_invalid_crop_scale_is_refused(scale: float) -> None:
     with pytest.raises(CxlpError, match=rf"crop_scale is {scale}"):
         Transform(32, "warp", AugmentConfig(crop_scale=scale))
 

@@ -41,7 +41,7 @@ def test_lists_become_rows_of_labels(voc2007: Path) -> None:
     assert seen == {1, -1, 0}
 
 
-def test_ends_of_lines_and_order_of_lists_do_not_matter(voc2007: Path) -> None:
+def test_line_endings_and_the_order_of_lists_do_not_matter(voc2007: Path) -> None:
     before = read_voc2007(voc2007)
     assert b" -1\r\n" in main(voc2007, "dog_train").read_bytes()
     for path in (voc2007 / "ImageSets" / "Main").iterdir():
@@ -102,7 +102,7 @@ def test_an_image_that_only_one_class_has_is_named(voc2007: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["000001", "000001 2", "000001 -1 0", "000001 yes", "-1"])
-def test_a_line_of_another_form_is_named(voc2007: Path, line: str) -> None:
+def test_a_malformed_line_is_named(voc2007: Path, line: str) -> None:
     edit_line(main(voc2007, "sofa_test"), 4, lambda _: f"{line}\r\n")
     with pytest.raises(CxlpError, match=rf"sofa_test\.txt, line 4: expected an image and 1, -1 or 0, got '{line}'"):
         read_voc2007(voc2007)
@@ -114,7 +114,7 @@ def test_a_missing_class_list_is_named(voc2007: Path) -> None:
         VOC2007(voc2007, image_size=16).setup()
 
 
-def test_missing_test_archive_is_told_from_a_missing_data_set(voc2007: Path) -> None:
+def test_a_missing_test_archive_is_distinguished_from_a_missing_data_set(voc2007: Path) -> None:
     for path in (voc2007 / "ImageSets" / "Main").glob("*_test.txt"):
         path.unlink()
     module = VOC2007(voc2007, download=False, image_size=16)

@@ -24,14 +24,14 @@ def shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_folders_are_gone_through_in_order(shots: Path) -> None:
+def test_folders_are_searched_in_order(shots: Path) -> None:
     (shots / "shots" / "loop").symlink_to(shots / "shots")
     inside = ["a/[1].tif", "a/y/x.webp", "a/z.png", "b.JPG", "gone.jpg", "ä ö.jpeg"]
     assert list(image_paths(["shots"], ())) == [f"shots/{name}" for name in inside]
     assert list(image_paths([str(shots / "shots")], ())) == [str(shots / "shots" / name) for name in inside]
 
 
-def test_pictures_of_any_name_are_found(tmp_path: Path) -> None:
+def test_images_with_any_name_are_found(tmp_path: Path) -> None:
     for name in ("a.jfif", "b", "c.jpg_large", "notes"):
         (tmp_path / name).write_text("no picture")
     for name in ("b", "c.jpg_large"):
@@ -39,7 +39,7 @@ def test_pictures_of_any_name_are_found(tmp_path: Path) -> None:
     assert list(image_paths([str(tmp_path)], ())) == [str(tmp_path / name) for name in ("a.jfif", "b", "c.jpg_large")]
 
 
-def test_files_are_taken_as_they_are_named(shots: Path) -> None:
+def test_named_files_are_always_yielded(shots: Path) -> None:
     given = ["shots/notes.txt", "shots/.hidden.jpg", "none.jpg", "shots/b.JPG", "shots/b.JPG"]
     assert list(image_paths(given, ())) == given
 
@@ -73,7 +73,7 @@ def test_lines(shots: Path) -> None:
     ]
 
 
-def test_lines_are_read_as_they_come() -> None:
+def test_lines_are_read_lazily() -> None:
     def endless() -> Iterator[str]:
         for k in itertools.count():
             assert k < 3

@@ -76,7 +76,7 @@ def test_predictions_equal_the_scores_of_the_network(aspect: Aspect, views: Kind
         torch.testing.assert_close(torch.tensor(prediction.probabilities), row[order], rtol=1e-5, atol=1e-6)
 
 
-def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
+def test_a_runs_folder_loads_its_best_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     write_checkpoint(tmp_path / "checkpoints" / "best.ckpt", build(backbone=SMALL, classes=CLASSES), "crop")
     assert load(tmp_path).transform.aspect == "crop"
@@ -86,7 +86,7 @@ def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path) -> None:
         load(tmp_path / "other")
 
 
-def test_bytes_and_floats_are_the_same_picture(files: list[str]) -> None:
+def test_bytes_and_floats_of_an_image_agree(files: list[str]) -> None:
     model = predictor()
     picture = model.picture(files[0])[None]
     torch.testing.assert_close(model.probabilities(picture / 255), model.probabilities(picture), rtol=1e-4, atol=1e-5)
@@ -108,7 +108,7 @@ def test_several_labels_are_sigmoids(files: list[str]) -> None:
 # --- types of inputs
 
 
-def test_a_file_a_picture_and_its_pixels_agree(files: list[str]) -> None:
+def test_a_file_a_pillow_image_and_an_array_agree(files: list[str]) -> None:
     model = predictor()
     by_file = model.predict(Path(files[0]))
     assert by_file.path == files[0] and by_file.error == ""
@@ -117,7 +117,7 @@ def test_a_file_a_picture_and_its_pixels_agree(files: list[str]) -> None:
         assert model.predict(same) == replace(by_file, path="")
 
 
-def test_a_picture_of_pillow_is_turned_upright(files: list[str], tmp_path: Path) -> None:
+def test_a_pillow_image_is_rotated_upright(files: list[str], tmp_path: Path) -> None:
     stored = Image.open(files[0])
     turned = stored.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
@@ -128,7 +128,7 @@ def test_a_picture_of_pillow_is_turned_upright(files: list[str], tmp_path: Path)
         assert torch.equal(model.picture(image), model.picture(stored))
 
 
-def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) -> None:
+def test_arrays_and_tensors_of_each_kind_agree(files: list[str]) -> None:
     model = predictor()
     pixels = read_image(Path(files[0]))
     expected, picture = model.picture(pixels), torch.from_numpy(pixels).permute(2, 0, 1)
@@ -159,7 +159,7 @@ def test_arrays_and_tensors_of_each_kind_are_the_same_picture(files: list[str]) 
         ([3], "the image is a int: .*path"),
     ],
 )
-def test_inputs_that_are_not_pictures_are_refused(wrong: Any, said: str) -> None:
+def test_inputs_that_are_not_images_are_refused(wrong: Any, said: str) -> None:
     for method in (predictor().predict, predictor().embed, predictor().explain):
         with pytest.raises(CxlpError, match=said):
             method(wrong)
@@ -277,7 +277,7 @@ def test_each_method_uses_the_folded_network(files: list[str]) -> None:
     assert not torch.equal(before, model.features(images))
 
 
-def test_no_more_classes_than_there_are(files: list[str]) -> None:
+def test_top_is_limited_to_the_number_of_classes(files: list[str]) -> None:
     found = predictor().predict(files[0], top=99)
     assert set(found.classes) == set(CLASSES)
     assert sum(found.probabilities) == pytest.approx(1, abs=1e-6)
@@ -292,7 +292,9 @@ def test_an_unreadable_file_is_an_error_in_python(files: list[str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_files_get_their_reasons_and_stop_nothing(files: list[str], workers: int, tmp_path: Path) -> None:
+def test_unreadable_files_get_an_error_and_do_not_stop_the_stream(
+    files: list[str], workers: int, tmp_path: Path
+) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.jpg").touch()
     Image.fromarray(read_image(Path(files[0]))).save(tmp_path / "cut.jpg")
@@ -322,7 +324,7 @@ def test_bad_files_get_their_reasons_and_stop_nothing(files: list[str], workers:
             assert p.probabilities == pytest.approx(expected[p.path].probabilities, abs=1e-6)
 
 
-def test_a_stream_takes_paths_as_it_goes(files: list[str]) -> None:
+def test_a_stream_reads_paths_lazily(files: list[str]) -> None:
     taken = 0
 
     def endless() -> Iterator[str]:
@@ -379,7 +381,7 @@ def test_a_network_without_classes_gives_features_only(files: list[str]) -> None
 # --- the package
 
 
-def test_the_package_imports_nothing_heavy_before_it_is_used() -> None:
+def test_importing_the_package_imports_no_slow_library() -> None:
     code = "import sys, cxlp; print({'torch', 'numpy', 'timm', 'pytorch_lightning'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "set()\n"

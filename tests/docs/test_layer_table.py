@@ -20,7 +20,7 @@ def rows() -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", rows(), ids=lambda row: re.findall("`(.*?)`", row[0])[0])
-def test_each_pair_has_the_maps_that_the_table_says(row: list[str]) -> None:
+def test_each_pair_has_the_maps_in_the_table(row: list[str]) -> None:
     names, layers, maps, size, pca = row
     name, *overlay = re.findall("`(.*?)`", names)
     pair = re.findall("`(.*?)`", layers)

@@ -139,7 +139,7 @@ def test_the_scripts_on_python_run(given: dict[str, Any], capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_own_parts_fit(given: dict[str, Any], own_package: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_parts_fit(given: dict[str, Any], own_package: None, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     exec(blocks("docs/own_parts.md")[0], given)
     assert capsys.readouterr().out == "torch.Size([2, 3])\n"
@@ -158,7 +158,7 @@ def test_own_parts_fit(given: dict[str, Any], own_package: None, capsys: pytest.
     torch.testing.assert_close(fitted.heads[0].scale, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_table_is_made_of_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_frame_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for name in "abcdefgh":
@@ -171,7 +171,7 @@ def test_a_table_is_made_of_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert given["data"].classes == ("gull", "tern")
 
 
-def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
+def test_the_messages_in_the_faq_exist_in_the_code() -> None:
     table = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("\n## Messages\n")[2]
     messages = re.findall(r"^\| `(.*?)` \|", table, re.M)
     code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "cxlp").rglob("*.py"))
@@ -180,7 +180,7 @@ def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
     assert not [part for part in parts if part not in code]
 
 
-def test_the_script_on_comparing_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_on_comparing_prints_the_documented_values(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("docs/comparing.md")
     exec(block, {})
     assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", block)

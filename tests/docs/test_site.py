@@ -45,11 +45,11 @@ def found(path: str) -> bool:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_docstrings_refer_to_what_there_is(target: str) -> None:
+def test_references_in_docstrings_exist(target: str) -> None:
     assert found(target)
 
 
-def test_each_page_is_in_the_contents() -> None:
+def test_each_page_is_in_the_table_of_contents() -> None:
     contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     docs = ROOT / "docs"
     for page in (*docs.glob("*.md"), *docs.glob("tutorials/*.ipynb")):
@@ -57,7 +57,7 @@ def test_each_page_is_in_the_contents() -> None:
         assert place == "index" or re.search(rf"^{place}$", contents, re.M), page.name
 
 
-def test_notebooks_hold_no_outputs() -> None:
+def test_notebooks_have_no_outputs() -> None:
     """Notebooks are executed when the site is built, because they take longer than a few seconds."""
     for notebook in (ROOT / "docs" / "tutorials").glob("*.ipynb"):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

@@ -142,7 +142,7 @@ def scale(pooled: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_each_share_is_its_formula() -> None:
+def test_each_share_equals_the_formula() -> None:
     network = build(cross(size=3), backbone=LARGE)
     images = photos(network, 1)
     local, guide = network.backbone(images)
@@ -177,7 +177,7 @@ def test_shares_of_an_average_are_those_of_its_channels() -> None:
 
 
 @torch.no_grad()
-def test_a_trained_guides_shares_are_their_formula() -> None:
+def test_the_shares_of_a_trained_guide_equal_the_formula() -> None:
     network = build(TrainedGuidePooling(pca_dim=6, channels=7, sqrt=False, l2=False))
     images = photos(network, 1)
     (head,) = network.heads
@@ -249,7 +249,7 @@ def test_probabilities_of_several_labels_are_sigmoids() -> None:
         (cross(spectral=True), "spectral is true: .*matrix root"),
     ],
 )
-def test_heads_that_are_no_sums_are_refused(head: Head, why: str) -> None:
+def test_heads_that_are_not_sums_are_refused(head: Head, why: str) -> None:
     for network, which in ((build(head), head.name), (build(AveragePooling(), head), f"head 2, {head.name},")):
         assert not is_explainable(network)
         with pytest.raises(CxlpError, match=f"{which} cannot be explained.*{why}"):
@@ -296,7 +296,7 @@ def peak(picture: Tensor) -> tuple[int, int]:
     return divmod(int(picture.argmax()), picture.shape[1])
 
 
-def test_a_place_is_drawn_where_it_lies() -> None:
+def test_a_place_is_drawn_at_its_position() -> None:
     part = evidence(at(0, 1, 3), Window(0, 0, False), size=64, image_size=64)
     picture = part.lay_out(part.places, 44)  # a cell is 11 pixels wide
     assert peak(picture) == (16, 43 - 5)
@@ -307,7 +307,7 @@ def test_a_place_is_drawn_where_it_lies() -> None:
     torch.testing.assert_close(picture[:, -1], picture[:, -5])  # at the edge as at the centre of the last cell
 
 
-def test_a_mirrored_view_is_turned_back() -> None:
+def test_a_mirrored_view_is_mirrored_back() -> None:
     part = evidence(at(1, 1, 3, views=2), Window(0, 0, False), Window(0, 0, True), size=64, image_size=64)
     plain = evidence(at(0, 1, 3), Window(0, 0, False), size=64, image_size=64)
     torch.testing.assert_close(part.lay_out(part.places, 44), plain.lay_out(plain.places, 44).flip(1))

@@ -93,7 +93,7 @@ def test_places_of_several_parts_and_views() -> None:
     assert (patch.side, patch.top, patch.left) == pytest.approx((3 / 16, 9 / 16, 9 / 16))
 
 
-def test_a_map_of_one_place_is_the_whole_image() -> None:
+def test_a_map_with_one_place_covers_the_whole_image() -> None:
     top = TopPlaces()
     top.update(0, seen(torch.ones(1, 1, 1)))
     assert top.patches(0) == [Patch(0, 1.0, 0.0, 0.0, 1.0)]

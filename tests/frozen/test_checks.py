@@ -95,7 +95,7 @@ def test_features_that_are_not_finite_are_refused(
         run_fit(spoilt(head, layer, **values), tmp_path, FrozenConfig(), [torch.arange(12)], data=data)
 
 
-def test_the_image_is_named_whose_maps_are_not_finite(tmp_path: Path) -> None:
+def test_an_image_with_nonfinite_maps_is_named(tmp_path: Path) -> None:
     images, labels = torch.rand(12, 3, 16, 16), torch.arange(12) % 3
     images[5, 1, 3, 3] = float("nan")
     with pytest.raises(CxlpError, match=r"gives NaN or infinity for training image 5: .*--trainer\.precision 32-true"):

@@ -81,7 +81,7 @@ def test_each_kernel_has_the_same_weight_at_any_vector_length(tmp_path: Path) ->
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
 
 
-def test_packed_signs_take_part(tmp_path: Path) -> None:
+def test_packed_signs_can_be_combined(tmp_path: Path) -> None:
     rows, labels = images(60)
     signs = F.normalize(rows["b"].sign())
     packed = {"a": stored(tmp_path / "a", rows["a"]), "b": stored(tmp_path / "b", signs, "sign")}
@@ -92,9 +92,7 @@ def test_packed_signs_take_part(tmp_path: Path) -> None:
     torch.testing.assert_close(one.scores(found, packed), other.scores(found, plain), rtol=1e-3, atol=1e-4)
 
 
-def test_kernels_that_memory_cannot_hold_are_refused_with_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_that_exceed_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = images(60)
     monkeypatch.setattr(combination, "free_memory", lambda: 300_000_000)
     stores = {name: stored(tmp_path / name, rows[name]) for name in rows}

@@ -217,7 +217,7 @@ def test_fewer_vectors_give_another_projection(tmp_path: Path) -> None:
     assert not torch.allclose(one, other, atol=1e-3)
 
 
-def test_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
+def test_no_files_are_left_on_the_disk(tmp_path: Path) -> None:
     run_fit(small_network(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -249,7 +249,7 @@ def test_each_map_is_on_disk_once_until_it_is_pooled(tmp_path: Path, heads: list
         ("sign", [cross(sign=True), cross(sign=True)], "more than signs"),
     ],
 )
-def test_vectors_that_a_type_cannot_hold_are_refused(
+def test_vectors_that_a_storage_type_cannot_represent_are_refused(
     tmp_path: Path, kind: FeatureType, heads: list[Head], said: str
 ) -> None:
     with pytest.raises(CxlpError, match=said):
@@ -284,7 +284,7 @@ def test_maps_of_half_precision_are_pooled_in_full(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("head", [cross(), AveragePooling()], ids=["maps", "features"])
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, head: Head) -> None:
+def test_a_full_disk_is_reported_and_no_files_are_left(tmp_path: Path, head: Head) -> None:
     images, labels = small_images()
     network = small_network(head)
     fit = FrozenFit(network, FrozenConfig(), len(images), tmp_path / "fit", PhaseTimes(), progress=False)
@@ -323,7 +323,7 @@ def test_more_dimensions_than_local_features_are_refused_before_the_pass(tmp_pat
         ({"pca_vectors": 0}, r"frozen\.pca_vectors is 0"),
     ],
 )
-def test_options_without_meaning_are_refused(wrong: dict[str, Any], said: str) -> None:
+def test_invalid_option_values_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         FrozenConfig(**wrong)
 
@@ -388,7 +388,7 @@ def test_cores_are_shared_by_the_ranks_of_this_machine_only(tmp_path: Path, monk
     assert threads == [3, 3]  # the folds, and all images
 
 
-def test_the_backbone_does_not_move(tmp_path: Path) -> None:
+def test_the_backbone_is_not_changed(tmp_path: Path) -> None:
     network = small_network(layers=("layer2.0", "layer2.1"), name="torchvision/resnet18")
     before = {k: v.clone() for k, v in network.backbone.state_dict().items()}
     assert any("running_mean" in name for name in before)
@@ -462,7 +462,7 @@ def test_finishing_reads_the_disk_block_by_block(
     assert 0 < peak["maps-0.bin"] <= 2 * 32 * 4 * (128 + 128) * 14 * 14  # 32 images, and 32 more that are being read
 
 
-def test_rows_in_memory_give_what_rows_on_disk_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_memory_and_on_disk_give_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare maps and features bit by bit."""
     written: list[int] = []
     held: set[bool] = set()

@@ -131,7 +131,7 @@ def test_held_out_scores_are_a_cross_validation(data: Problem, store: RowStore, 
     np.testing.assert_allclose(again, scores, atol=1e-3)
 
 
-def test_c_is_chosen_as_the_kernel_chooses_it(data: Problem, store: RowStore) -> None:
+def test_c_is_chosen_as_by_the_kernel_solver(data: Problem, store: RowStore) -> None:
     labels = torch.from_numpy(data.labels)
     fold = split(labels, 4)
     reports = [
@@ -146,7 +146,7 @@ def test_c_is_chosen_as_the_kernel_chooses_it(data: Problem, store: RowStore) ->
         assert reports[0][key] == pytest.approx(value, abs=0.04, rel=0.2), key
 
 
-def test_a_tiny_budget_gives_the_same(data: Problem, store: RowStore) -> None:
+def test_a_tiny_budget_gives_the_same_result(data: Problem, store: RowStore) -> None:
     fold = split(torch.from_numpy(data.labels), 3)
     large = PrimalSolver(store, data.targets, fold, CPU, PLENTY, tolerance=1e-4)
     small = PrimalSolver(store, data.targets, fold, CPU, 1, tolerance=1e-4)
@@ -158,7 +158,7 @@ def test_a_tiny_budget_gives_the_same(data: Problem, store: RowStore) -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1, 0])
-def test_a_class_of_one_sign_scores_by_that_sign(data: Problem, store: RowStore, sign: int) -> None:
+def test_an_svm_with_targets_of_one_sign_scores_that_sign(data: Problem, store: RowStore, sign: int) -> None:
     targets = data.targets.copy()
     targets[2] = sign
     weights, intercepts = PrimalSolver(store, targets, None, CPU, PLENTY).weights(C)
@@ -185,7 +185,7 @@ def test_a_start_does_not_change_the_solution(data: Problem, store: RowStore) ->
 
 
 @pytest.mark.parametrize("fold", [None, 3])
-def test_many_rows_begin_with_some_of_them(
+def test_large_problems_start_on_a_part_of_the_rows(
     data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch, fold: int | None
 ) -> None:
     seen: list[tuple[int, float]] = []
@@ -217,7 +217,7 @@ def noise() -> Problem:
     return Problem(x, labels, x @ x.T, as_targets(torch.from_numpy(labels), 4).numpy())
 
 
-def test_the_cross_validation_has_not_seen_what_it_holds_out(noise: Problem, tmp_path: Path) -> None:
+def test_the_cross_validation_does_not_depend_on_held_out_rows(noise: Problem, tmp_path: Path) -> None:
     labels, costs = torch.from_numpy(noise.labels), (1.0, 10.0, 100.0, 1000.0)
     fold = split(labels, 5)
     store = stored(noise.x, tmp_path)
@@ -273,7 +273,7 @@ def test_unsolved_svms_are_counted(data: Problem, store: RowStore, monkeypatch: 
     assert solver.unsolved == 4 * CLASSES
 
 
-def test_products_are_those_of_float32(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_equal_float32(data: Problem, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
 
     class Watched(Rows):
@@ -341,7 +341,7 @@ def test_kept_rows_are_read_once_and_stay_the_same(store: RowStore, monkeypatch:
                 assert part == same and torch.equal(block, again)
 
 
-def test_squares_of_half_precision_are_those_of_float32(tmp_path: Path) -> None:
+def test_squared_lengths_of_half_precision_rows_equal_float32(tmp_path: Path) -> None:
     x = torch.full((3, 100), 300.0)
     x[1] = 1e-4
     half = open_rows(tmp_path / "half", 3, 100, "float16")

@@ -58,7 +58,7 @@ def test_a_row_can_be_written_again(tmp_path: Path) -> None:
     assert store.read(0, 2).tolist() == [[1, 1, 1], [5, 5, 5]]
 
 
-def test_positions_and_rows_must_be_as_many(tmp_path: Path) -> None:
+def test_positions_and_rows_must_have_equal_length(tmp_path: Path) -> None:
     store = RowStore(tmp_path / "rows.bin", 4, 3)
     with pytest.raises(ValueError, match="shorter"):
         store.write(torch.arange(3), torch.ones(2, 3))
@@ -129,7 +129,7 @@ def test_a_full_disk_is_named_and_the_store_closes_quietly(tmp_path: Path) -> No
     assert (tmp_path / "rows.bin").stat().st_size == 100
 
 
-def test_a_disk_that_is_full_when_features_are_stored_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_disk_that_fills_while_storing_is_reported_and_no_files_are_left(tmp_path: Path) -> None:
     entry = Entry(tmp_path / "store", dict)
     entry.begin()
     with room_for(100):

@@ -80,7 +80,7 @@ def test_predictions_are_those_of_linearsvc() -> None:
     np.testing.assert_allclose(ours, theirs, atol=0.02)
 
 
-def test_ignored_rows_take_no_part(data: Problem) -> None:
+def test_ignored_rows_have_no_effect(data: Problem) -> None:
     targets = data.targets.copy()
     random = np.random.default_rng(1)
     targets[random.random(targets.shape) < 0.3] = 0
@@ -190,7 +190,7 @@ def test_the_scale_improves_the_likelihood_of_held_out_margins(data: Problem) ->
     assert loss(scale, doubt) <= min(loss(0.99 * scale, doubt), loss(1.01 * scale, doubt))
 
 
-def test_the_scale_does_not_run_away_where_classes_are_separable() -> None:
+def test_the_scale_is_finite_for_separable_classes() -> None:
     labels = np.arange(30) % 3
     # One uncertain image per class among 33: the best softmax has the probability 1 - 3/33 + 1/33.
     p = 1 - 2 / 33
@@ -215,7 +215,7 @@ def multi_label(data: Problem) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_class_of_one_sign_scores_by_that_sign(data: Problem, sign: int) -> None:
+def test_an_svm_with_targets_of_one_sign_scores_that_sign(data: Problem, sign: int) -> None:
     targets = data.targets.copy()
     targets[2] = sign
     solution = solve(data.gram, targets, 10.0, threads=1)

@@ -23,7 +23,7 @@ def batches(size: int = 4) -> list[Tensor]:
     return list(torch.split(IMAGES, size))
 
 
-def test_the_projection_is_that_of_a_frozen_fit(tmp_path: Path) -> None:
+def test_the_projection_equals_a_frozen_fit(tmp_path: Path) -> None:
     one, other = network().eval(), network().eval()
     held: set[int] = set()
     hook = one.backbone.register_forward_hook(lambda module, _a, _o: held.add(len(module._holds)))
@@ -72,7 +72,7 @@ def test_components_are_scikit_learns(tmp_path: Path) -> None:
     assert found.reduce(new).numpy() == pytest.approx(known.transform(new.numpy()) * signs, rel=1e-3, abs=1e-3)
 
 
-def test_dimensions_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_more_dimensions_than_the_features_span_are_refused(tmp_path: Path) -> None:
     features = torch.randn(20, 3) @ torch.randn(3, 50)
     with pytest.raises(CxlpError, match=r"20 images span 3 dimensions .* 5: lower --dim"):
         principal_components(stored(features, tmp_path), 5, CPU)

@@ -44,7 +44,7 @@ def test_each_option_is_restored(name: str) -> None:
     assert changed == options.keys() - {"sketch"}  # a spectral root excludes it
 
 
-def test_options_of_one_name_have_one_default() -> None:
+def test_options_with_the_same_name_have_the_same_default() -> None:
     """The command line keeps the value of an option, even a default, if the class of the head changes."""
     defaults: dict[str, dict[str, Any]] = {}
     for name in OURS:

@@ -26,7 +26,7 @@ def test_values_equal_a_naive_loop(dim: int) -> None:
     np.testing.assert_allclose(sketch(x), expected, atol=1e-12)
 
 
-def test_it_is_the_tensor_sketch_by_fft_summed_over_places() -> None:
+def test_the_sketch_equals_the_fft_tensor_sketch_summed_over_places() -> None:
     guide, local = random(2, 9, 5), random(2, 9, 6, seed=1)  # (B, N, K), (B, N, p)
     sketch = CountSketch(5, 6, 16)
 
@@ -41,7 +41,7 @@ def test_it_is_the_tensor_sketch_by_fft_summed_over_places() -> None:
     torch.testing.assert_close(sketch(guide.transpose(1, 2) @ local), by_fft)
 
 
-def test_inner_products_are_right_on_average_and_the_better_the_longer() -> None:
+def test_inner_products_are_unbiased_and_improve_with_the_length() -> None:
     x = random(2, 5, 6)
     exact = float((x[0] * x[1]).sum())
     size = float(x[0].norm() * x[1].norm())
@@ -72,6 +72,6 @@ def test_an_empty_batch_has_an_empty_sketch() -> None:
 
 
 @pytest.mark.parametrize("dim", [0, -3, 13])
-def test_a_length_without_meaning_is_refused(dim: int) -> None:
+def test_an_invalid_length_is_refused(dim: int) -> None:
     with pytest.raises(CxlpError, match=rf"^sketch is {dim}, but there are 3 x 4 .*choose 1 to 12, or null"):
         CountSketch(3, 4, dim)

@@ -15,7 +15,7 @@ def test_gradients() -> None:
 
 
 @torch.no_grad()
-def test_it_is_its_formula() -> None:
+def test_values_equal_the_formula() -> None:
     torch.manual_seed(0)
     head = CovariancePooling(4).connect((8, 5, 5)).double()
     maps = torch.rand(2, 8, 5, 5, dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_invalid_options_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_by_default_no_root_is_taken_of_the_root() -> None:
+def test_second_root_is_off_by_default() -> None:
     head = CovariancePooling(None).connect((8, 3, 3)).double()
     maps = torch.rand(2, 8, 3, 3, dtype=torch.float64)
     bare = head.encode(head.local(maps)).flatten(1)

@@ -264,7 +264,7 @@ def test_as_many_directions_as_channels_keep_all_inner_products() -> None:
     torch.testing.assert_close(other @ other.T, one @ one.T, atol=1e-4, rtol=1e-5)
 
 
-def test_a_sketch_stands_between_pooling_and_normalisation() -> None:
+def test_the_sketch_is_applied_between_pooling_and_normalisation() -> None:
     local, guide = maps()
     pool = cross(5, 3, 4, sketch=7, guide_dim=2, zscore=True).double()
     assert pool.count_sketch is not None

@@ -48,7 +48,7 @@ def log_likelihood(x: Tensor, weights: Tensor, means: Tensor, deviations: Tensor
     return total
 
 
-def test_the_gaussian_one_is_the_gradient_of_the_likelihood_whitened() -> None:
+def test_the_gaussian_vector_is_the_whitened_likelihood_gradient() -> None:
     """Sanchez et al.: gradients by mean and deviation, times s / sqrt(w) and s / sqrt(2 w), divided by N."""
     encoder, x = gaussian(), clustered(40).double()
     means, deviations = encoder.means.clone().requires_grad_(), encoder.deviations.clone().requires_grad_()
@@ -61,7 +61,7 @@ def test_the_gaussian_one_is_the_gradient_of_the_likelihood_whitened() -> None:
     torch.testing.assert_close(encoder.encode(x[None])[0], expected / len(x))
 
 
-def test_its_posteriors_are_those_of_scikit_learn() -> None:
+def test_posteriors_equal_scikit_learn() -> None:
     x = clustered()
     encoder = FisherVector(5, 3).connect((8, 3, 2))
     encoder.learn(x)
@@ -81,7 +81,7 @@ def test_a_mixture_finds_its_clusters() -> None:
     assert typical.abs().max() < 1e-2  # the gradient vanishes at the maximum
 
 
-def test_sparse_codes_are_those_of_scikit_learn() -> None:
+def test_sparse_codes_equal_scikit_learn() -> None:
     encoder, x = sparse(), clustered(30).double()
     expected = sparse_encode(
         (x / UNIT).numpy(), encoder.dictionary.numpy(), algorithm="lasso_lars", alpha=0.1, max_iter=1000
@@ -97,7 +97,7 @@ def test_sparse_codes_are_those_of_scikit_learn() -> None:
     assert 0.1 < float((found == 0).double().mean()) < 0.9  # exact zeros
 
 
-def test_the_sparse_one_is_the_gradient_by_the_dictionary() -> None:
+def test_the_sparse_vector_is_the_gradient_for_the_dictionary() -> None:
     encoder, x = sparse(), clustered(30).double()
     codes = encoder.codes(x)
     dictionary = encoder.dictionary.clone().requires_grad_()
@@ -105,7 +105,7 @@ def test_the_sparse_one_is_the_gradient_by_the_dictionary() -> None:
     torch.testing.assert_close(encoder.encode(x[None])[0], dictionary.grad)
 
 
-def test_a_dictionary_is_learnt_that_explains_the_features() -> None:
+def test_the_learnt_dictionary_explains_the_features() -> None:
     generator = torch.Generator().manual_seed(0)
     atoms = torch.nn.functional.normalize(torch.randn(6, 10, generator=generator), dim=1)
     codes = torch.randn(2000, 6, generator=generator) * (torch.rand(2000, 6, generator=generator) < 0.3)

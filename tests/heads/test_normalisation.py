@@ -42,7 +42,7 @@ def test_gradcheck_of_the_root_away_from_zero_and_within_the_line() -> None:
     assert gradcheck(signed_sqrt, (outside.clone().requires_grad_(),))
 
 
-def test_the_root_is_the_root_and_its_line_meets_it() -> None:
+def test_the_root_and_its_linear_part_are_continuous() -> None:
     x = torch.tensor([-9.0, -1e-4, 0.0, 1e-4, 4.0], dtype=torch.float64)
     torch.testing.assert_close(signed_sqrt(x), torch.tensor([-3, -1e-2, 0, 1e-2, 2], dtype=torch.float64))
     eps = 1e-2
@@ -139,7 +139,7 @@ def exact_root(p: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (1, 7), (7, 1)])
-def test_the_spectral_root_is_that_of_the_svd(shape: tuple[int, int]) -> None:
+def test_the_spectral_root_equals_the_svd(shape: tuple[int, int]) -> None:
     p = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(spectral_root(p, 30), exact_root(p), rtol=0, atol=1e-8)
     torch.testing.assert_close(spectral_root(p * 1e-4), spectral_root(p) * 1e-2)  # independent of the scale
@@ -193,7 +193,7 @@ def test_gradcheck_of_the_spectral_root(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", [CrossLayerPooling, BilinearPooling])
-def test_a_root_of_singular_values_takes_the_place_of_that_of_entries(kind: Any) -> None:
+def test_spectral_replaces_the_root_of_entries(kind: Any) -> None:
     def steps(**options: bool) -> dict[str, bool]:
         on: dict[str, bool] = kind(pca_dim=4, **options).normalise.steps
         return {name: on[name] for name in ("spectral", "sqrt")}

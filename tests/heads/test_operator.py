@@ -137,7 +137,7 @@ def test_channels_last_gives_the_same_values() -> None:
     torch.testing.assert_close(cross_layer_pooling(x, a, size=3), cross_layer_pooling(local, guide, size=3))
 
 
-def test_strict_refuses_and_names_both_sizes_and_the_way_out() -> None:
+def test_strict_names_both_sizes_and_the_remedy() -> None:
     local, guide = torch.zeros(1, 2, 14, 12), torch.zeros(1, 3, 7, 6)
     with pytest.raises(CxlpError, match=r"14x12 and 7x6.*align to to_local or to_guide"):
         cross_layer_pooling(local, guide)
@@ -172,14 +172,14 @@ def test_a_map_that_shrinks_one_way_and_grows_the_other_does_both_well() -> None
 
 
 @pytest.mark.parametrize("rule", ["strict", "to_local", "to_guide"])
-def test_equal_sizes_are_left_alone(rule: Align) -> None:
+def test_equal_sizes_are_not_resampled(rule: Align) -> None:
     local, guide = maps()
     aligned = align_maps(local, guide, rule)
     assert aligned[0] is local and aligned[1] is guide
 
 
 @pytest.mark.parametrize("side", [4, 7])
-def test_an_unknown_rule_is_refused_whatever_the_sizes(side: int) -> None:
+def test_an_unknown_rule_is_refused_for_any_sizes(side: int) -> None:
     with pytest.raises(CxlpError, match=r"'stretch'.*strict, to_local, to_guide"):
         align_maps(torch.zeros(1, 1, 7, 7), torch.zeros(1, 1, side, side), "stretch")  # type: ignore[arg-type]
 
@@ -222,7 +222,7 @@ def test_gradcheck_of_pooling(projected: bool, geometry: dict[str, Any]) -> None
     assert gradcheck(lambda *args: cross_layer_pooling(*args, **geometry), inputs)
 
 
-def test_half_precision_would_have_lost_the_sum() -> None:
+def test_sums_in_half_precision_would_lose_digits() -> None:
     # 65536 = 256 x 256 overflows float16, in which the maps are exact.
     ones = torch.full((1, 1, 16, 16), 16.0, dtype=torch.float16)
     assert cross_layer_pooling(ones, ones).item() == 65536

@@ -42,7 +42,7 @@ def streamed(x: NDArray[np.float32], cuts: list[int]) -> Moments:
     n=60, d=6, cuts=[10, 20, 30, 40, 50], mean=-1e5, spread=1e-2, seed=0
 )  # the mean is much larger than the spread
 @example(n=60, d=6, cuts=list(range(1, 60)), mean=1e2, spread=1.0, seed=0)  # one vector at a time
-def test_equal_to_numpy_whatever_the_split(
+def test_moments_equal_numpy_for_any_batches(
     n: int, d: int, cuts: list[int], mean: float, spread: float, seed: int
 ) -> None:
     x = vectors(n, d, mean, spread, seed)
@@ -82,7 +82,7 @@ def test_other_dtypes_are_summed_up_in_full_precision(dtype: torch.dtype) -> Non
     np.testing.assert_allclose((moments.scatter / 3000).numpy(), np.cov(exact.T, bias=True), rtol=1e-4, atol=1e-6)
 
 
-def test_principal_axes_are_those_of_scikit_learn() -> None:
+def test_principal_axes_equal_scikit_learn() -> None:
     x = vectors(500, 12, mean=30.0)
     axes = streamed(x, [100, 130, 400]).principal_axes(5)[0].numpy()
     expected = PCA(5, svd_solver="full").fit(x.astype(np.float64)).components_
@@ -91,7 +91,7 @@ def test_principal_axes_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(axes.T @ axes, expected.T @ expected, atol=1e-5)  # the subspace
 
 
-def test_axes_of_the_second_moment_are_those_of_numpy() -> None:
+def test_axes_of_the_second_moment_equal_numpy() -> None:
     x = vectors(500, 12, mean=30.0)
     moments = streamed(x, [100, 130, 400])
     axes = moments.principal_axes(5, centred=False)[0].numpy()

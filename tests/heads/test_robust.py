@@ -148,7 +148,7 @@ class Cubed(CrossLayerPooling):
 
 
 @pytest.mark.parametrize("sign", [False, True])
-def test_an_inherited_explanation_that_does_not_add_up_is_refused(sign: bool) -> None:
+def test_an_inherited_explanation_with_a_wrong_sum_is_refused(sign: bool) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 32, 32)
     own = randomise(build([AveragePooling(), Cubed(4, sign=sign)], SMALL, CLASSES))
@@ -170,7 +170,7 @@ def taken(layers: tuple[str, ...], *heads: Head) -> list[tuple[str, ...]]:
     return [tuple(each) for each in names]
 
 
-def test_unnamed_layers_are_those_that_no_other_head_names() -> None:
+def test_a_head_without_layers_takes_those_that_no_other_head_names() -> None:
     pair, top = ("layer3.0.conv2", "layer3"), ("penultimate",)
     assert taken((*pair, *top), CrossLayerPooling(4, align="to_local"), AveragePooling(layers=top)) == [pair, top]
     # With or without names, the last layers are its own if no others are left.
@@ -183,7 +183,7 @@ def test_unnamed_layers_are_those_that_no_other_head_names() -> None:
         taken((*pair, *top), CrossLayerPooling(4), *(AveragePooling(layers=[each]) for each in ("layer3", *top)))
 
 
-def test_a_head_is_in_one_place_of_a_network() -> None:
+def test_a_head_may_occur_once_in_a_network() -> None:
     head = AveragePooling()
     with pytest.raises(CxlpError, match=r"^head .*copy\.deepcopy"):
         build([head, head], SMALL)

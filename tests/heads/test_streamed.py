@@ -62,7 +62,7 @@ def by_frozen_mode(folder: Path, made: cxlp.Head, vectors: int) -> list[Tensor]:
     ],
     ids=["all", "some", "guide", "views", "3x3"],
 )
-def test_the_numbers_are_those_of_the_frozen_mode(tmp_path: Path, options: dict[str, Any], vectors: int) -> None:
+def test_the_result_equals_the_frozen_mode(tmp_path: Path, options: dict[str, Any], vectors: int) -> None:
     made = cxlp.CrossLayerPooling(**{"pca_dim": 5, **options})
     cut = backbone().train()
     modes = [module.training for module in cut.modules()]
@@ -147,7 +147,7 @@ def _work(index: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_result_of_one(tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     spawn(_work, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
     one, other = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
     assert all(map(torch.equal, one, other))

@@ -12,7 +12,7 @@ from cxlp.utils.errors import CxlpError
 
 
 @torch.no_grad()
-def test_it_is_its_formula() -> None:
+def test_values_equal_the_formula() -> None:
     torch.manual_seed(0)
     head = TrainedGuidePooling(5, 4).connect((8, 2, 3)).double()
     head.unit.fill_(3.0)
@@ -56,7 +56,7 @@ def test_it_learns_to_distinguish_the_classes() -> None:
     assert all(p.grad is None for p in head.parameters())
 
 
-def test_a_rank_without_images_takes_part() -> None:
+def test_a_rank_without_images_is_supported() -> None:
     x, labels = two_kinds(4)
     head = TrainedGuidePooling(6, 3).connect((6, 3, 3))
     head.learn(lambda: [(x, labels), (x[:0], labels[:0])], classes=2, epochs=2)

@@ -26,7 +26,7 @@ def corners(views: Views, size: int = SIZE) -> list[tuple[int, int, int, int]]:
     return [(int(v[2, 0, 0]), int(v[0, 0, 0]), int(v[1, 0, 0]), int(v[1, 0, -1])) for v in found]
 
 
-def test_the_whole_image_is_passed_on_as_it_is() -> None:
+def test_the_whole_view_is_the_unchanged_image() -> None:
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     assert Views().cut(images, SIZE) is images
 
@@ -95,6 +95,6 @@ def test_images_of_another_size_are_resized_without_aliasing() -> None:
     ("wrong", "said"),
     [({"blocks": 0}, "blocks is 0"), ({"scale": 0.5}, "scale is 0.5"), ({"stride": 0}, "stride is 0")],
 )
-def test_options_without_meaning_are_refused(wrong: dict[str, float], said: str) -> None:
+def test_invalid_option_values_are_refused(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         Views(**wrong)  # type: ignore[arg-type]

@@ -170,7 +170,7 @@ def test_the_kinds_differ_as_defined(kind: Kind, expected: float) -> None:
 
 
 @pytest.mark.parametrize("tenths", range(1, 10))
-def test_a_recall_of_exactly_so_many_tenths_is_reached(tenths: int) -> None:
+def test_recalls_are_compared_exactly(tenths: int) -> None:
     scores, labels = one_class([1] * tenths + [-1] * 30 + [1] * (10 - tenths))
     expected = (tenths + 1 + (10 - tenths) * 10 / 40) / 11
     assert average_precision(scores, labels, "11point")[0] == pytest.approx(expected)
@@ -213,7 +213,7 @@ def test_classes_without_positives_are_nan_and_not_in_the_mean(kind: Kind) -> No
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(3, 2), -torch.ones(3, 2), torch.zeros(0, 2)])
-def test_no_class_left_is_nan_without_an_exception(labels: Tensor) -> None:
+def test_no_class_with_positives_gives_nan(labels: Tensor) -> None:
     metrics, classes = multi_label_metrics(2, ""), per_class_average_precision(2)
     for collection in (metrics, classes):
         collection.update(torch.rand_like(labels), labels)

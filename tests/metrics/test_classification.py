@@ -104,7 +104,7 @@ def test_batches_have_the_result_of_all_rows_at_once() -> None:
     assert_same_values(measured([torch.arange(ROWS)]), measured(list(torch.arange(ROWS).chunk(9))))
 
 
-def test_reset_forgets() -> None:
+def test_reset_clears_the_state() -> None:
     scores, multi, single = rows()
     for metrics, is_multi in all_metrics().values():
         target = multi if is_multi else single
@@ -236,7 +236,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARES)
-def test_two_processes_have_the_result_of_one(ranks: list[dict[str, dict[str, Tensor]]], name: str) -> None:
+def test_two_processes_agree_with_one(ranks: list[dict[str, dict[str, Tensor]]], name: str) -> None:
     alone = measured([] if name == "both idle" else [torch.arange(ROWS)])
     for found in ranks:
         assert_same_values(found[name], alone)

@@ -43,7 +43,7 @@ def test_memory_is_bounded_without_a_change_of_the_result(monkeypatch: pytest.Mo
     assert (precision_intervals(scores, labels, KINDS), accuracy_intervals(confusion)) == whole
 
 
-def test_classes_that_a_resample_leaves_out_are_no_part_of_its_mean() -> None:
+def test_classes_missing_in_a_resample_are_not_in_its_mean() -> None:
     # one positive, ranked first: if it is drawn, precision is 1; otherwise it is undefined
     labels = np.array([[1, 1], [-1, -1], [-1, -1]])
     scores = np.array(
@@ -70,7 +70,7 @@ def test_mean_class_accuracy_is_resampled_over_images() -> None:
 
 
 @pytest.mark.parametrize(("images", "classes", "positives", "least"), [(100, 100, 2, 0.75), (200, 40, 10, 0.85)])
-def test_intervals_hold_the_expected_metric_about_as_often_as_they_say(
+def test_intervals_have_about_the_nominal_coverage(
     monkeypatch: pytest.MonkeyPatch, images: int, classes: int, positives: int, least: float
 ) -> None:
     """With few positives, resamples exceed the metric: plain percentiles contained it in 48 and 82 % of cases."""

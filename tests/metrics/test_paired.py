@@ -31,7 +31,7 @@ def test_one_run_is_tested_by_mcnemar_exactly(ours: int, theirs: int) -> None:
     assert found.low <= found.difference <= found.high
 
 
-def test_the_interval_is_that_of_a_published_example() -> None:
+def test_the_interval_equals_a_published_example() -> None:
     # Airway hyper-responsiveness before and after transplantation, in Fagerland, Lydersen and Laake (Stat. Med.
     # 2014): Bonett and Price's interval for 1, 1, 7, 12 children is -0.508 to -0.013.
     mine, other = answers(1, 1, 7, 12)
@@ -123,7 +123,7 @@ def test_runs_on_a_single_group_of_images_have_a_p_value() -> None:
     assert 0 < found.p <= 1 and -1 <= found.low <= found.difference <= found.high <= 1
 
 
-def test_the_covariance_of_runs_is_that_of_images() -> None:
+def test_the_covariance_of_runs_comes_from_images() -> None:
     """Compared with the analysis of variance of runs x images, which is equal for a mean (Clark 1973, quasi F)."""
     rng = np.random.default_rng(3)
     hard = rng.normal(size=400)
@@ -147,7 +147,7 @@ def test_identical_runs_count_as_one() -> None:
     assert paired_accuracy(np.repeat(mine, 3, axis=0), np.repeat(other, 3, axis=0), np.arange(86)) == one
 
 
-def test_splits_are_corrected_for_what_they_share() -> None:
+def test_splits_are_corrected_for_shared_training_images() -> None:
     differences = np.array([0.02, 0.05, 0.01, 0.03, 0.04])
     plain = ttest_1samp(differences, 0)
     found = resampled(differences, test=100, train=400)

@@ -142,7 +142,7 @@ def test_fewer_pooling_channels_are_the_first_ones(photos: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_low_rank_and_compact_forms_are_their_formulas(photos: Tensor) -> None:
+def test_low_rank_and_compact_forms_equal_the_formulas(photos: Tensor) -> None:
     plain, head = build(cross(sqrt=False, l2=False)), cross(sqrt=False, l2=False, guide_dim=5, sketch=20)
     pooled = plain.features(photos).view(2, 192, 6)
     network = build(head)
@@ -213,7 +213,7 @@ HEADS: list[Head] = [
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
-def test_each_parameter_takes_part(photos: Tensor, head: Head) -> None:
+def test_each_parameter_affects_the_scores(photos: Tensor, head: Head) -> None:
     network = randomise(build(copy.deepcopy(head), classes=CLASSES)).train()  # DDP would wait for missing gradients
     network(photos).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []

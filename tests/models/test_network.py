@@ -53,7 +53,7 @@ def test_a_head_may_take_other_layers_and_views(photos: Tensor) -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
 
 
-def test_heads_of_one_view_share_its_pass(photos: Tensor) -> None:
+def test_heads_with_the_same_views_share_the_passes(photos: Tensor) -> None:
     network = build([CrossLayerPooling(pca_dim=6), AveragePooling()])
     assert network.passes == 1
     seen: list[int] = []
@@ -110,7 +110,7 @@ def test_test_views_are_averaged_in_scores(kind: Kind, views: int) -> None:
 # --- classes
 
 
-def test_no_classes_no_scores(photos: Tensor) -> None:
+def test_without_classes_there_are_no_scores(photos: Tensor) -> None:
     with pytest.raises(CxlpError, match="no classes yet: call set_classes"):
         build()(photos)
 
@@ -190,7 +190,7 @@ def test_round_trip(backbone: BackboneConfig, head: Head, photos: Tensor, tmp_pa
         assert torch.equal(again(photos), network(photos))
 
 
-def test_loading_asks_for_no_pretrained_weights(tmp_path: Path, photos: Tensor) -> None:
+def test_loading_needs_no_pretrained_weights(tmp_path: Path, photos: Tensor) -> None:
     network = build(classes=CLASSES)
     path = save(network, tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
@@ -199,7 +199,7 @@ def test_loading_asks_for_no_pretrained_weights(tmp_path: Path, photos: Tensor) 
     assert torch.equal(load_network(path).features(photos), network.features(photos))
 
 
-def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos: Tensor) -> None:
+def test_a_backbone_built_from_a_module_must_be_passed_on_loading(tmp_path: Path, photos: Tensor) -> None:
     def trunk() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU())
 
@@ -214,7 +214,7 @@ def test_a_backbone_made_of_a_module_is_to_be_given_again(tmp_path: Path, photos
             assert torch.equal(network_of(checkpoint, given)(photos), network(photos))
 
 
-def test_a_network_without_classes_is_restored_without(tmp_path: Path, photos: Tensor) -> None:
+def test_a_network_without_classes_is_restored(tmp_path: Path, photos: Tensor) -> None:
     network = build()
     again = load_network(save(network, tmp_path / "a.ckpt"))
     assert again.classifier is None

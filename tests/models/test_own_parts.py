@@ -111,7 +111,7 @@ def fit(model: Network, folder: Path) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_own_parts_work_from_fit_to_export(own: str, tmp_path: Path) -> None:
+def test_custom_parts_work_from_fit_to_export(own: str, tmp_path: Path) -> None:
     model = network(own)
     images, labels = fit(model, tmp_path / "features")
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_they_are_written_as_onnx(own: str, tmp_path: Path) -> None:
     assert check(predictor, tmp_path / "model.onnx", "onnx", images[:3], "float32").passed
 
 
-def test_an_unknown_option_of_ones_own_head_is_named(own: str) -> None:
+def test_an_unknown_option_of_a_custom_head_is_named(own: str) -> None:
     with pytest.raises(CxlpError, match=r"ScaledMean has no option 'powr'. Did you mean 'power'"):
         Head.from_spec({"class_path": f"{own}.ScaledMean", "init_args": {"powr": 1.0}})
     with pytest.raises(CxlpError, match=r"own_parts .* has no 'ScaleMean'. Did you mean 'ScaledMean'"):
@@ -193,7 +193,7 @@ def test_a_network_that_a_module_registers_in_timm_is_found_again(own: str, tmp_
         load_network(path)
 
 
-def test_a_network_that_takes_the_place_of_one_of_timms_is_the_users(
+def test_a_registered_network_may_replace_one_of_timm(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A timm network of the same name might fit the checkpoint, with different scores."""
@@ -210,7 +210,7 @@ def test_a_network_that_takes_the_place_of_one_of_timms_is_the_users(
         assert load_network(path).backbone.channels == (8,)
 
 
-def test_a_network_that_the_script_registers_in_timm_is_warned_of(
+def test_a_network_registered_by_the_script_gives_a_warning(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trunk = importlib.import_module(own).Trunk
@@ -239,7 +239,7 @@ class Largest(Head):
         return nn.functional.normalize(features.float().amax((2, 3)), dim=1)
 
 
-def test_a_head_that_says_nothing_more_cannot_be_explained_and_needs_no_fit(own: str, tmp_path: Path) -> None:
+def test_a_minimal_head_has_no_explanation_and_needs_no_fit(own: str, tmp_path: Path) -> None:
     model = Network(Backbone(f"{own}.Trunk", ["high"], image_size=64), Largest(), CLASSES).eval()
     fit(model, tmp_path / "features")
     with pytest.raises(CxlpError, match=r"Largest cannot be explained.*no explain\(\)"):

@@ -55,7 +55,7 @@ def test_values_of_numpy_are_restored_as_plain_ones(photos: Tensor, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("classes", "says"), [("abc", "classes is 'abc'"), (["a", "b", "a"], "'a' more than once")])
-def test_classes_that_are_no_names_are_refused(classes: Any, says: str) -> None:
+def test_classes_that_are_not_names_are_refused(classes: Any, says: str) -> None:
     with pytest.raises(CxlpError, match=says):
         build(None, SMALL, classes)
 
@@ -97,7 +97,7 @@ def test_options_of_another_type_are_refused() -> None:
             build(CrossLayerPooling(pca_dim=value), SMALL)  # type: ignore[arg-type]
 
 
-def test_an_option_that_no_checkpoint_holds_is_named() -> None:
+def test_an_option_that_a_checkpoint_cannot_hold_is_named() -> None:
     with pytest.raises(CxlpError, match=r"Mean's option 'power' is not a plain value: .* type Tensor"):
         build(Mean(torch.ones(1)), SMALL)
 
@@ -157,7 +157,7 @@ def test_a_backbone_given_on_loading_must_be_like_the_saved_one(photos: Tensor, 
             load_network(path, small(**{what: value}))
 
 
-def test_a_module_in_the_place_of_a_named_network_gets_its_preprocessing(photos: Tensor, tmp_path: Path) -> None:
+def test_a_module_passed_for_a_named_network_gets_its_preprocessing(photos: Tensor, tmp_path: Path) -> None:
     network = build(None, SMALL, CLASSES)
     path = write_checkpoint(tmp_path / "a.ckpt", network)
     assert torch.equal(load_network(path, timm.create_model("test_resnet"))(photos), network(photos))
@@ -182,7 +182,7 @@ def test_the_advice_for_a_backbone_without_a_name_works(photos: Tensor, tmp_path
         assert torch.equal(load_network(path, small())(photos), network(photos))
 
 
-def test_another_network_is_refused_in_words(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     network = Network(small(), CrossLayerPooling(pca_dim=4), CLASSES)
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "a.ckpt", network))
     other = timm.create_model("test_resnet", stem_width=8)
@@ -231,7 +231,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
         load_network(path)
 
 
-def test_no_function_of_python_is_called_for_a_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_call_library_functions(tmp_path: Path) -> None:
     network = build(AveragePooling(), SMALL, CLASSES)
     path = write_checkpoint(tmp_path / "a.ckpt", network)
     content = torch.load(path, weights_only=True)

@@ -45,7 +45,7 @@ def test_places_follow_values() -> None:
     assert a[1] - b[1] == pytest.approx(b[1] - c[1], abs=0.01) and a[1] > b[1]  # and up
 
 
-def test_a_logarithmic_scale_leaves_out_what_has_no_place_on_it() -> None:
+def test_a_logarithmic_scale_leaves_out_non_positive_values() -> None:
     points = [(20, 1e-4), (21, 1e-2), (22, 1.0), (23, 0.0), (24, math.nan), (25, -1.0)]
     chart = line_chart("rates", {"lr": points}, "epoch", log=True)
     ((a, b, c),) = drawn(chart)
@@ -64,7 +64,7 @@ def test_a_single_value_and_a_wide_range_have_places(points: list[tuple[float, f
     assert len(grid(chart)) >= 2
 
 
-def test_the_tested_epoch_is_marked_where_it_is_and_epochs_are_whole_numbers() -> None:
+def test_the_tested_epoch_is_marked_and_epochs_are_integers() -> None:
     points = [(k, 0.9 + k / 100) for k in range(4)]
     chart = line_chart("accuracy", {"val": points}, "epoch", parts=True, tested=3)
     ((*_, (right, _)),) = drawn(chart)
@@ -78,7 +78,7 @@ def test_the_tested_epoch_is_marked_where_it_is_and_epochs_are_whole_numbers() -
     assert "tested" not in texts(line_chart("accuracy", {"val": points}, "epoch"))
 
 
-def test_known_limits_hold_whatever_the_values() -> None:
+def test_given_limits_do_not_depend_on_the_values() -> None:
     chart = line_chart("precision", {"p": [(0, 1.0), (1, 1.0)]}, "recall", limits=(0, 1))
     ((a, b),) = drawn(chart)
     assert a[1] == b[1] == pytest.approx(min(grid(chart)))  # at the top
@@ -89,7 +89,7 @@ def test_without_points_there_is_no_chart() -> None:
     assert line_chart("loss", {"a": [], "b": [(0, math.inf), (math.nan, 1)]}, "epoch") is None
 
 
-def test_long_curves_are_thinned_and_end_where_they_end() -> None:
+def test_long_curves_are_thinned_but_keep_their_last_point() -> None:
     chart = line_chart("loss", {"a": [(i, i % 7) for i in range(10_001)] + [(10_001, 3.25)]}, "step")
     (places,) = drawn(chart)
     assert POINTS / 2 <= len(places) <= POINTS
@@ -97,13 +97,13 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
     assert places[-1][0] == max(x for x, _ in places)
 
 
-def test_few_points_say_what_they_are() -> None:
+def test_few_points_have_tooltips() -> None:
     few = line_chart("loss", {"a": [(0, 0.5), (1, 0.25)], "b": [(1, 3.0)]}, "epoch")
     assert texts(few, "title") == ["a: 0.5 (epoch 0)", "a: 0.25 (epoch 1)", "b: 3 (epoch 1)"]
     assert texts(line_chart("loss", {"a": [(i, 1.0) for i in range(MARKED + 1)]}, "epoch"), "title") == []
 
 
-def test_colours_are_the_pages_and_begin_again() -> None:
+def test_colours_come_from_the_page_and_repeat() -> None:
     chart = line_chart("x", {str(k): [(0, k), (1, k)] for k in range(COLOURS + 1)}, "epoch")
     assert chart is not None
     assert [colour for colour, _ in chart.legend] == [*range(1, COLOURS + 1), 1]
@@ -111,7 +111,7 @@ def test_colours_are_the_pages_and_begin_again() -> None:
     assert not re.search(r"stroke: #|fill: #", chart.svg)
 
 
-def test_charts_share_a_page_and_come_out_the_same_again() -> None:
+def test_charts_on_a_page_are_reproducible_with_unique_ids() -> None:
     series = {"p": [(0.0, 1.0), (1.0, 0.5)]}
     first, second = (line_chart(name, series, "recall", limits=(0, 1)) for name in ("a", "b"))
     assert first == line_chart("a", series, "recall", limits=(0, 1))

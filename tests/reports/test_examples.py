@@ -70,7 +70,7 @@ def test_mistakes_are_those_of_least_probable_truth() -> None:
     assert right[0].position == surest
 
 
-def test_neither_batches_nor_ranks_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_do_not_depend_on_batches_or_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels = many()
     scores[5], labels[5] = scores[6], labels[6]  # ties
     whole = collected(scores, labels, torch.arange(300)).gather()
@@ -81,7 +81,7 @@ def test_neither_batches_nor_ranks_change_what_is_found(monkeypatch: pytest.Monk
     assert [rank.gather() for rank in ranks] == [whole] * 3
 
 
-def test_several_labels_are_separate_predictions_and_unspecified_ones_do_not_count() -> None:
+def test_several_labels_are_separate_predictions_without_unspecified_ones() -> None:
     scores = torch.tensor([[3.0, -1.0, 9.0], [-2.0, 4.0, -9.0]])
     labels = torch.tensor([[-1, 1, 0], [1, 1, 0]])
     mistakes, right = collected(scores, labels, torch.tensor([0, 1])).gather()
@@ -99,7 +99,7 @@ def test_several_labels_are_separate_predictions_and_unspecified_ones_do_not_cou
     ]  # right predictions of absent classes are not shown
 
 
-def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_path: Path) -> None:
+def test_thumbnails_show_the_image_and_the_evidence_for_both_classes(tmp_path: Path) -> None:
     grey = write_image(tmp_path / "a.png", np.full((64, 96, 3), 100, dtype=np.uint8))
     data = ImageDataset([Sample(grey, 1)], ["gull", "tern", "wren"], Transform(32, "warp", AugmentConfig()))
     mistake = Example(2.0, 0, shown=2, true=1, answered=2, probability=0.8)
@@ -140,7 +140,7 @@ def test_thumbnails_show_the_picture_and_the_evidence_for_answer_and_truth(tmp_p
         ((90, 90), (10, 10, 60, 30), "warp", (WIDTH, WIDTH // 2)),  # the shape of its box
     ],
 )
-def test_thumbnails_keep_the_shape_of_what_the_network_sees(
+def test_thumbnails_keep_the_aspect_ratio(
     tmp_path: Path, shape: tuple[int, int], box: Box | None, aspect: Aspect, size: tuple[int, int]
 ) -> None:
     photo = write_image(tmp_path / "a.png", np.zeros((*shape, 3), dtype=np.uint8))
@@ -151,7 +151,7 @@ def test_thumbnails_keep_the_shape_of_what_the_network_sees(
     assert outputs.failed == [] and Image.open(tmp_path / "examples" / "right-01.jpg").size == size
 
 
-def test_scores_that_are_no_numbers_are_the_worst_mistakes() -> None:
+def test_nan_scores_are_the_worst_mistakes() -> None:
     scores, labels = torch.zeros(4, 3), torch.tensor([0, 1, 1, 2])
     scores[1, 1], scores[2, 0] = 5.0, 9.0
     scores[3] = torch.nan

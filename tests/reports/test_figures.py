@@ -39,7 +39,7 @@ def test_confusions_are_listed_worst_class_first() -> None:
     ]
 
 
-def test_pairs_are_listed_the_most_frequent_first_and_not_all_of_many() -> None:
+def test_confused_pairs_are_listed_most_frequent_first_with_a_limit() -> None:
     columns, rows = confusion_pairs(COUNTS, NAMES)
     assert columns == ["true", "taken for", "times", "part of the true class"]
     assert rows == [["wren", "tern", 4, 0.4], ["gull", "tern", 2, 0.2], ["wren", "gull", 1, 0.1]]
@@ -60,7 +60,7 @@ def test_the_most_confused_of_many_classes_are_drawn_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 45])
-def test_without_confusions_there_is_a_block_all_the_same(classes: int) -> None:
+def test_without_confusions_the_matrix_is_still_drawn(classes: int) -> None:
     assert sorted(_block(torch.eye(classes, dtype=torch.long), 40)) == list(range(min(40, classes)))
 
 
@@ -90,7 +90,7 @@ def test_precisions_are_drawn_as_bars_of_their_length() -> None:
     assert lengths.max() / lengths.min() == pytest.approx(4, rel=0.05)
 
 
-def test_names_of_systems_overlap_neither_each_other_nor_points_nor_error_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_systems_overlap_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     names = [f"a system with a rather long name {k}" for k in range(12)]

@@ -3,7 +3,7 @@
 from cxlp.reports.formatting import as_cells, readable
 
 
-def test_rows_are_spelled_for_people() -> None:
+def test_rows_are_formatted_for_readers() -> None:
     rows = [{"true": "no white_belly", "true probability": 0.0125, "image": "white_belly.jpg", "accuracy": ""}]
     assert readable(rows, ["white_belly", "crest"]) == [
         {"true": "no white belly", "true probability": "1.25%", "image": "white_belly.jpg", "accuracy": ""}

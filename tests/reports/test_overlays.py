@@ -53,7 +53,7 @@ def test_evidence_is_red_for_the_class_and_blue_against_it(sign: float) -> None:
     assert rows > np.quantile(grey[:, 0], 0.75) and columns < np.quantile(grey[:, 1], 0.25)  # lower left
 
 
-def test_channels_light_the_image_where_they_respond_in_a_frame_of_their_sign() -> None:
+def test_channels_highlight_the_image_in_a_frame_of_their_sign() -> None:
     shown = picture(draw_explanation(GREY, 1.0, explanation(second=-0.2), [0, 1], ["gull", "tern"]))
     below = shown[shown.shape[0] // 2 :]
     for_it, against_it = coloured(below)
@@ -64,7 +64,7 @@ def test_channels_light_the_image_where_they_respond_in_a_frame_of_their_sign() 
     assert np.median(inner[:, 0]) > middle[0] and np.median(inner[:, 1]) < middle[1]
 
 
-def test_pictures_keep_their_proportion() -> None:
+def test_figures_keep_the_aspect_ratio() -> None:
     for proportion in (0.6, 1.5):
         shown = picture(draw_explanation(GREY, proportion, explanation(), [0], ["gull", "tern"]))
         rows, columns = coloured(shown[shown.shape[0] // 2 :])[0].T  # the channel's frame
@@ -82,7 +82,7 @@ def test_the_headline_adds_up() -> None:
     )
 
 
-def test_patches_stand_in_rows_by_channel() -> None:
+def test_patches_are_arranged_in_rows_by_channel() -> None:
     colours = torch.tensor([[[220, 30, 30], [30, 30, 220]], [[30, 30, 220], [220, 30, 30]]], dtype=torch.uint8)
     rows = [(f"channel {i}", [(c.view(3, 1, 1).expand(3, 9, 9), "1.0") for c in row]) for i, row in enumerate(colours)]
     shown = picture(draw_patches(rows))
@@ -94,7 +94,7 @@ def test_patches_stand_in_rows_by_channel() -> None:
     assert width > height
 
 
-def test_names_of_rows_of_patches_are_drawn_whole() -> None:
+def test_names_of_patch_rows_are_not_cut() -> None:
     patch = torch.full((3, 9, 9), 200, dtype=torch.uint8)
     for patches in (1, 9):
         shown = picture(
@@ -104,7 +104,7 @@ def test_names_of_rows_of_patches_are_drawn_whole() -> None:
         assert dark[:, 1].min() >= 8 and dark[:, 0].min() >= 8  # white left of the letters, and above
 
 
-def test_evidence_is_red_where_it_speaks_for_the_class_and_grey_where_there_is_none(
+def test_evidence_is_red_for_the_class_and_grey_without_evidence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = build(backbone=SMALL, classes=["gull", "tern"])

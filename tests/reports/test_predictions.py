@@ -62,7 +62,7 @@ def test_several_labels_per_image(tmp_path: Path) -> None:
     assert np.load(tmp_path / "scores.npz")["labels"].tolist() == [[1, 0, 1]]
 
 
-def test_a_number_of_images_is_spread_over_the_split(tmp_path: Path) -> None:
+def test_kept_images_are_evenly_spaced_over_the_split(tmp_path: Path) -> None:
     assert spread(10, 4).tolist() == [0, 2, 5, 7]
     assert spread(3, 9).tolist() == spread(3, "all").tolist() == [0, 1, 2]
     assert spread(3, "none").tolist() == spread(0, "all").tolist() == []
@@ -75,7 +75,7 @@ def test_a_number_of_images_is_spread_over_the_split(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # files of an earlier test must not remain
 
 
-def test_scores_are_put_in_their_places_in_any_order() -> None:
+def test_scores_are_stored_by_position_in_any_order() -> None:
     scores = torch.arange(15.0).view(5, 3)
     collected = Scores(5, 3, torch.tensor([1, 2, 4]))
     for positions in ([4, 0], [3, 1], [2]):
@@ -92,7 +92,7 @@ def test_a_failed_file_does_not_affect_others(tmp_path: Path, capsys: pytest.Cap
     assert "predictions.csv could not be written" in capsys.readouterr().err
 
 
-def test_carriage_returns_are_no_ends_of_lines(tmp_path: Path) -> None:
+def test_carriage_returns_do_not_end_lines(tmp_path: Path) -> None:
     odd = ["a\rb", 'c"d', "e,f\n", "plain", "g\r\nh"]
     with (tmp_path / "x.csv").open("w", newline="") as file:
         csv_writer(file).writerows([odd, odd])

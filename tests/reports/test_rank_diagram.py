@@ -26,7 +26,7 @@ def test_ranks_and_bars(kept: list[Figure]) -> None:
 
 
 @pytest.mark.parametrize("systems", [2, 3, 12])
-def test_no_text_lies_on_another(kept: list[Figure], systems: int) -> None:
+def test_texts_do_not_overlap(kept: list[Figure], systems: int) -> None:
     draw_ranks([f"system number {k}" for k in range(systems)], [1 + 0.5 * k for k in range(systems)], 2.2, 6)
     figure = kept[0]
     figure.draw_without_rendering()

@@ -25,7 +25,7 @@ SOON = 20
     [("1 pass work", []), ("0 codebook stay", FISHER), ("0 pass wait", [])],
     ids=["rank 1 within the pass", "rank 0 in the codebook, and it cannot leave", "rank 0, and nobody tells rank 1"],
 )
-def test_one_rank_fails_and_both_end(tmp_path: Path, broken: str, more: list[str]) -> None:
+def test_if_one_rank_fails_both_end(tmp_path: Path, broken: str, more: list[str]) -> None:
     write_pictures(tmp_path)
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
     environment = {**os.environ, "BROKEN": broken}
@@ -53,7 +53,7 @@ def test_one_rank_fails_and_both_end(tmp_path: Path, broken: str, more: list[str
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_on_one_rank_leaves_nothing(tmp_path: Path) -> None:
+def test_a_start_that_fails_on_one_rank_leaves_no_files(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--run.name", "two"]
     environment = {**os.environ, "BROKEN": "1 setup work", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -138,7 +138,7 @@ def test_ties_keep_the_earlier_best_epoch_and_last_is_the_latest(
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_without_validation_there_is_the_last_one_only(tmp_path: Path, epochs: int) -> None:
+def test_without_validation_only_the_last_checkpoint_is_saved(tmp_path: Path, epochs: int) -> None:
     (last,) = run(tmp_path, [0.0] * epochs, monitor=None)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     assert saved_epoch(tmp_path / "last.ckpt") == epochs - 1
@@ -195,7 +195,7 @@ def test_an_epochs_random_draws_depend_on_seed_and_epoch_only(monkeypatch: pytes
 
 @pytest.mark.parametrize("how", ["moved", "copied", "one file"])
 @pytest.mark.parametrize(("later", "best"), [(0.3, 0), (0.9, 2)])
-def test_a_moved_run_still_knows_its_best_epoch(tmp_path: Path, how: str, later: float, best: int) -> None:
+def test_a_moved_run_keeps_its_best_epoch(tmp_path: Path, how: str, later: float, best: int) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     run(old, [0.7, 0.1])
     if how == "one file":
@@ -213,7 +213,7 @@ def test_a_moved_run_still_knows_its_best_epoch(tmp_path: Path, how: str, later:
     assert float(found.best_model_score or 0) == pytest.approx(max(0.7, later))
 
 
-def test_a_best_epoch_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+def test_a_missing_best_checkpoint_is_ignored(tmp_path: Path) -> None:
     run(tmp_path / "old", [0.7, 0.1])
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "finetuned.ckpt").unlink()
@@ -296,7 +296,7 @@ def test_images_speed_and_gradients_are_logged_beside_the_loss(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_each_epoch_is_logged_also_where_it_has_fewer_steps_than_the_interval(tmp_path: Path, accumulated: int) -> None:
+def test_short_epochs_are_logged(tmp_path: Path, accumulated: int) -> None:
     data = pictures(write_folder(tmp_path / "data", train=4, size=32))  # 12 images, batches of 4
     data.setup()
     rows = Rows(tmp_path)
@@ -309,7 +309,7 @@ def test_each_epoch_is_logged_also_where_it_has_fewer_steps_than_the_interval(tm
         assert {math.ceil(images / 12) for images in seen} == {1, 2, 3}
 
 
-def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
+def test_values_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=5, size=32), batch_size=3)  # 15 images, five steps
     data.setup()
     task = FineTune(network(classes=data.classes))
@@ -330,7 +330,7 @@ def test_figures_are_read_at_the_logging_interval_only(tmp_path: Path) -> None:
     assert calls == ["update", "note", "update", "update", "note", "update", "update", "close"]
 
 
-def test_a_test_takes_nothing_back_and_is_logged_at_its_epoch(tmp_path: Path) -> None:
+def test_a_test_is_logged_at_its_epoch(tmp_path: Path) -> None:
     data = pictures(write_folder(tmp_path / "data", train=4, size=32))
     data.setup()
     rows, progress = Rows(tmp_path), Progress()

@@ -100,7 +100,7 @@ def test_a_data_set_of_torchvision(birds: Path, monkeypatch: pytest.MonkeyPatch)
     assert again["images"] == found["images"]
 
 
-def test_pictures_are_prepared_alike_in_training_and_prediction(birds: Path) -> None:
+def test_images_are_prepared_alike_in_training_and_prediction(birds: Path) -> None:
     inverted = "[{class_path: albumentations.InvertImg, init_args: {p: 1.0}}]"
     found = run("a", "--data.transform", inverted)
     model, plain = load("runs/a"), load("runs/a")
@@ -145,7 +145,7 @@ def test_fine_tuning_from_scratch_and_from_a_checkpoint(birds: Path) -> None:
     assert logged("from", "val/accuracy")[2] == frozen["metrics"]["val/accuracy"]
 
 
-def test_a_start_that_has_seen_the_held_out_images_is_told_of(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_trained_on_held_out_images_gives_a_warning(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made("whole")  # fitted to all training images
     start = [*FINETUNE, "--model.start", "runs/whole"]
     capsys.readouterr()
@@ -207,7 +207,7 @@ def test_two_runs_started_into_one_folder_do_not_mix(birds: Path, capsys: pytest
     assert "run is stored in runs/a-2" in capsys.readouterr().out
 
 
-def test_a_resumed_run_goes_on_with_its_wandb_run(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_continues_its_wandb_run(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(birds / "none"))
@@ -232,7 +232,7 @@ def test_three_seeds_are_three_trainings_of_the_same_images(birds: Path) -> None
     assert losses[0] == losses[1]
 
 
-def test_a_resumed_run_does_not_need_its_start_any_more(birds: Path) -> None:
+def test_a_resumed_run_does_not_need_its_start_checkpoint(birds: Path) -> None:
     made("first", "--data.validation", "0.34")
     start = ["--model.start", "runs/first", "--trainer.max_epochs", "1"]
     begun = run("a", *FINETUNE, *start)
@@ -242,7 +242,7 @@ def test_a_resumed_run_does_not_need_its_start_any_more(birds: Path) -> None:
     assert json.loads(Path("runs/a/metrics.json").read_text())["metrics"] == begun["metrics"]
 
 
-def test_a_pass_that_is_stopped_early_is_no_fit(
+def test_a_pass_that_is_stopped_early_is_an_error(
     birds: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Frozen.training_step
@@ -275,7 +275,7 @@ def test_a_finished_run_resumes_to_its_test(birds: Path) -> None:
     assert Path("runs/a/config-resumed.yaml").is_file()
 
 
-def test_a_checkpoint_that_was_moved_is_resumed_in_a_new_run(birds: Path) -> None:
+def test_a_moved_checkpoint_is_resumed_in_a_new_run(birds: Path) -> None:
     first = made("a")
     (birds / "deep" / "er").mkdir(parents=True)
     copy = birds / "deep" / "er" / "my.ckpt"
@@ -284,20 +284,20 @@ def test_a_checkpoint_that_was_moved_is_resumed_in_a_new_run(birds: Path) -> Non
     assert [p.name for p in (birds / "deep").rglob("*")] == ["er", "my.ckpt"]
 
 
-def test_the_command_line_has_the_last_word_wherever_it_stands(birds: Path) -> None:
+def test_the_command_line_overrides_configs_in_any_order(birds: Path) -> None:
     arguments = ["--data.validation", "0.34", "--config", "cub200.yaml", *NETWORK, *QUIET, "--config", "finetune.yaml"]
     assert main([*arguments, "--trainer.max_epochs", "1", "--run.name", "a"]) == 0
     assert logged("a", "train/loss_epoch").keys() == {1}
     assert json.loads(Path("runs/a/metrics.json").read_text())["images"] == {"train": 11, "val": 7, "test": 9}
 
 
-def test_weight_averaging_finds_a_whole_network(birds: Path) -> None:
+def test_weight_averaging_sees_the_complete_network(birds: Path) -> None:
     averaging = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging}]"
     run("a", *FINETUNE, "--model.start", "scratch", "--trainer.callbacks", averaging)
     assert load_network("runs/a/checkpoints/last.ckpt").classifier is not None
 
 
-def test_backbone_of_a_frozen_run_does_not_move(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backbone_of_a_frozen_run_does_not_change(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
     def remember(build: Callable[..., Any]) -> Callable[..., Any]:

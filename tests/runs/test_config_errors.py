@@ -109,7 +109,7 @@ def test_options_beside_class_path(tmp_path: Path) -> None:
     assert re.match("model.head: .*class_path.*init_args$", said("--config", str(tmp_path / "mine.yaml")))
 
 
-def test_a_list_of_heads_stands_for_itself(tmp_path: Path) -> None:
+def test_a_list_of_heads_does_not_inherit_options(tmp_path: Path) -> None:
     """Its members inherit no options of the head in demo.yaml, which has ``pca_dim: 256``."""
     (tmp_path / "mine.yaml").write_text("model: {head: [CrossLayerPooling, {class_path: AveragePooling}]}")
     listed = ["--config", str(tmp_path / "mine.yaml")]
@@ -140,7 +140,7 @@ def test_a_value_of_another_type(key: str, value: str, expected: str) -> None:
     assert said(f"--{key}", value) == f"{key} is {value!r}: expected {expected}"
 
 
-def test_one_change_where_a_list_of_them_belongs() -> None:
+def test_a_single_transform_instead_of_a_list() -> None:
     message = said("--data.augment.custom", "{class_path: torchvision.transforms.v2.RandomErasing}")
     assert message.startswith("data.augment.custom is ") and "expected a list" in message
     assert message.endswith("[{'class_path': 'torchvision.transforms.v2.RandomErasing'}]")
@@ -155,7 +155,7 @@ def test_one_change_where_a_list_of_them_belongs() -> None:
         (f"{POOLING}.align", "strict, to_local or to_guide"),
     ],
 )
-def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
+def test_an_unknown_word(key: str, expected: str) -> None:
     assert said(f"--{key}", "maybe") == f"{key} is 'maybe': expected {expected}"
 
 
@@ -173,11 +173,11 @@ def test_none_of_the_words_that_are_known(key: str, expected: str) -> None:
         (f"{BACKBONE}.layers", "tuple"),
     ],
 )
-def test_null_where_there_must_be_a_value(key: str, expected: str) -> None:
+def test_null_for_a_required_value(key: str, expected: str) -> None:
     assert said(f"--{key}", "null") == f"{key} is null: expected {expected}"
 
 
-def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_null_for_an_optional_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     nullable = [f"{BACKBONE}.weights", f"{POOLING}.pca_dim", "data.num_workers"]
     nullable += ["run.group", "trainer.max_epochs"]
@@ -203,19 +203,19 @@ def test_null_where_it_means_something(tmp_path: Path, monkeypatch: pytest.Monke
         ("model.head", "null", f"null is not a subclass of Head. {HEADS}"),
     ],
 )
-def test_a_class_that_cannot_stand_there(key: str, path: str, sentence: str) -> None:
+def test_a_class_of_another_kind(key: str, path: str, sentence: str) -> None:
     assert said(f"--{key}", path).startswith(f"{key}: {sentence}")
     if path != "null":
         assert said(f"--{key}.class_path", path).startswith(f"{key}: {sentence}")
 
 
 @pytest.mark.parametrize("value", ["null", "Nope"])
-def test_a_group_of_keys_takes_no_single_value(value: str) -> None:
+def test_a_single_value_for_a_group_of_keys(value: str) -> None:
     shown = value if value == "null" else repr(value)
     assert re.match(f"model.optimizer is {shown}.*--model.optimizer.name$", said("--model.optimizer", value))
 
 
-def test_null_in_a_file_is_no_group_of_keys(tmp_path: Path) -> None:
+def test_null_in_a_file_for_a_group_of_keys(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {frozen: null}")
     assert said("--config", str(tmp_path / "mine.yaml")) == "model.frozen is null: expected FrozenConfig"
 
@@ -248,7 +248,7 @@ def test_a_value_out_of_range(
 
 
 @pytest.mark.parametrize("head", ["Head", "cxlp.heads.local.LocalHead"])
-def test_an_abstract_head_is_no_choice(head: str) -> None:
+def test_an_abstract_head_is_refused(head: str) -> None:
     assert said("--model.head", head).startswith(f"model.head: {head!r} is an abstract base class. {HEADS}")
 
 
@@ -259,9 +259,7 @@ def test_an_abstract_head_is_no_choice(head: str) -> None:
         ("model.head", "torch.nn.Linaer", ("torch.nn", "has no 'Linaer'", "Did you mean 'Linear'")),
     ],
 )
-def test_an_import_path_that_leads_nowhere_is_followed_as_far_as_it_goes(
-    key: str, path: str, words: tuple[str, ...]
-) -> None:
+def test_a_wrong_import_path_names_the_first_missing_part(key: str, path: str, words: tuple[str, ...]) -> None:
     with pytest.raises(CxlpError) as found:
         parse(["--config", "demo.yaml", f"--{key}", path])
     assert all(word in str(found.value) for word in (f"{key} {path!r}", *words))

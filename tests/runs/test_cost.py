@@ -61,7 +61,7 @@ def test_a_slow_network_is_measured_with_fewer_views_and_rounds(
     assert hand[0] <= 1.5 * budget or passed[0] < 12
 
 
-def test_the_peak_is_of_this_process() -> None:
+def test_the_peak_excludes_other_processes() -> None:
     code = (
         "import numpy as np; from cxlp.utils.profiling import peak_memory; before = peak_memory()['peak_bytes'];"
         "x = np.ones(50_000_000); del x; print(peak_memory()['peak_bytes'] - before)"

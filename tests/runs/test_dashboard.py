@@ -34,7 +34,7 @@ def specification() -> dict[str, Any]:
     return found["section"]  # type: ignore[no-any-return]
 
 
-def test_the_server_is_told_which_panels_come_first() -> None:
+def test_the_order_of_the_panels_is_sent_to_the_server() -> None:
     bank = specification()["panelBankConfig"]
     assert not bank["settings"]["sortAlphabetically"]
     assert [part["name"] for part in bank["sections"]] == ["Validation", "Test", "Training", "Frozen fit", "Tables"]
@@ -65,14 +65,14 @@ def test_the_server_is_told_which_panels_come_first() -> None:
     assert len(tables) == 3
 
 
-def test_results_stand_beside_the_names_of_the_runs() -> None:
+def test_results_are_pinned_columns() -> None:
     (runs,) = specification()["runSets"]
     pinned = [column.removeprefix("summary:") for column in runs["runFeed"]["columnPinned"]]
     assert pinned[:4] == ["run:displayName", "test/accuracy", "test/accuracy_low", "test/accuracy_high"]
     assert "val/accuracy.max" in pinned
 
 
-def test_the_view_is_saved_and_its_address_told(
+def test_the_view_is_saved_and_its_address_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from wandb_workspaces.workspaces import Workspace, internal
@@ -113,7 +113,7 @@ def test_missing_settings_are_named(
     assert said in capsys.readouterr().err
 
 
-def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     assert main(["dashboard"]) == 2
     assert "pip install 'cxlp[dashboard]'" in capsys.readouterr().err

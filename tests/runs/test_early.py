@@ -63,7 +63,7 @@ def as_file(folder: Path, key: str, value: str, init_args: bool) -> list[str]:
 
 @pytest.mark.parametrize("by", ["two words", "one word", "file", "file without init_args"])
 @pytest.mark.parametrize(("key", "value"), WRONG)
-def test_a_wrong_key_or_value_is_told_as_the_parser_tells_it(tmp_path: Path, key: str, value: str, by: str) -> None:
+def test_wrong_keys_and_values_give_the_parsers_messages(tmp_path: Path, key: str, value: str, by: str) -> None:
     arguments = {"two words": [*DEMO, f"--{key}", value], "one word": [*DEMO, f"--{key}={value}"]}.get(by)
     arguments = arguments or as_file(tmp_path, key, value, init_args=by == "file")
     early = said(check_early, arguments)
@@ -76,15 +76,13 @@ def test_values_that_may_be_right_are_left_to_the_parser(key: str, value: str) -
     assert said(check_early, [*DEMO, f"--{key}={value}"]) is None
 
 
-def test_options_in_one_value_are_those_of_the_class() -> None:
+def test_options_in_a_nested_value_belong_to_the_class() -> None:
     assert "Did you mean 'data.batch_size'" in str(said(check_early, [*DEMO, "--data.init_args", "{bach_size: 3}"]))
     folder = [*DEMO, "--data", "Folder", "--data.init_args", '{"root": "nowhere"}']
     assert "nowhere does not exist" in str(said(check_early, folder))
 
 
-def test_what_a_class_that_is_not_known_was_given_another_takes_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_of_an_unknown_class_pass_to_a_later_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("imgs/a").mkdir(parents=True)
     Path("mine.yaml").write_text("data: {class_path: mymod.MyFolder, init_args: {root: imgs}}\n")
@@ -102,7 +100,7 @@ class OwnHead(AveragePooling):
     """A class that the parser knows because it has been imported."""
 
 
-def test_classes_of_ones_own_may_be_named_shortly(tmp_path: Path) -> None:
+def test_custom_classes_may_have_short_names(tmp_path: Path) -> None:
     assert said(check_early, [*DEMO, "--model.head", "OwnHead", "--model.head.whatever", "1"]) is None
     file = tmp_path / "mine.yaml"
     file.write_text("model: {head: {class_path: mymod.MyHead}}\n")
@@ -126,7 +124,7 @@ def test_a_key_without_a_value() -> None:
     assert said(check_early, [*DEMO, "--run.name"]) is None
 
 
-def test_the_options_are_those_of_the_class_that_was_named_last(tmp_path: Path) -> None:
+def test_the_last_named_class_determines_the_options(tmp_path: Path) -> None:
     assert said(check_early, [*DEMO, "--data", "CUB200", "--data.bbox", "true"]) is None
     assert "CUB200 has no such option" in str(said(check_early, [*DEMO, "--data", "CUB200", "--data.test_fraction=.1"]))
     averaged = [*DEMO, "--model.head", "AveragePooling"]
@@ -155,15 +153,13 @@ def test_shipped_configs_pass(config: str) -> None:
         (["--data", "Torchvision"], "data.name is not set"),
     ],
 )
-def test_a_file_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
-) -> None:
+def test_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("y.pth").touch()
     assert message in str(said(check_early, [*DEMO, *arguments]))
 
 
-def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_and_special_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for name in ("best.ckpt", "frozen.ckpt"):
@@ -216,7 +212,7 @@ def test_files_that_are_there_and_words_that_are_none(tmp_path: Path, monkeypatc
         (["embed", "cub200.yaml", "a.jpg", "--out", "x.npz", "--data.root", "x"], 2),
     ],
 )
-def test_it_is_told_without_torch(tmp_path: Path, arguments: list[str], status: int) -> None:
+def test_errors_need_no_torch(tmp_path: Path, arguments: list[str], status: int) -> None:
     for name in ("last.ckpt", "a.jpg"):
         (tmp_path / name).touch()
     code = (
@@ -234,7 +230,7 @@ def test_it_is_told_without_torch(tmp_path: Path, arguments: list[str], status: 
 
 @pytest.mark.parametrize("data", [["--config", "demo.yaml"], ["--data", "Demo"]])
 @pytest.mark.parametrize("mode", [["--model", "FineTune"], ["--model=FineTune"]])
-def test_the_name_of_the_mode_brings_its_epochs_and_its_validation(data: list[str], mode: list[str]) -> None:
+def test_the_name_of_the_mode_sets_epochs_and_validation(data: list[str], mode: list[str]) -> None:
     arguments = [*data, *mode]
     check_early(arguments)
     config, overlay = parse(arguments), parse(["--config", "demo.yaml", "--config", "finetune.yaml"])

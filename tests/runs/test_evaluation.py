@@ -156,7 +156,7 @@ def test_the_summary_is_of_the_tested_checkpoint(tuned: Offline) -> None:
     assert tuned.summary["memory/peak_bytes"] > 50_000_000
 
 
-def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several: Offline) -> None:
+def test_the_wandb_run_has_tags_notes_and_provenance(tuned: Offline, several: Offline) -> None:
     assert sorted(tuned.tags) == sorted(["mine", "CUB-200-2011", "squeezenet1_0", "FineTune", "CrossLayerPooling"])
     assert sorted(several.tags) == sorted(["mine", "Pascal VOC 2007", "squeezenet1_0", "Frozen", "CrossLayerPooling"])
     assert [tuned.run["run_group"], several.run["run_group"]] == ["CUB-200-2011", "Pascal VOC 2007"]
@@ -170,7 +170,7 @@ def test_the_run_says_what_it_is_and_where_it_comes_from(tuned: Offline, several
     assert written["versions"]["torch"] and written["machine"]["processes"] == 1
 
 
-def test_confusions_are_tables_and_a_picture(tuned: Offline) -> None:
+def test_confusions_are_tables_and_a_figure(tuned: Offline) -> None:
     per_class = tuned.table("test/per_class")
     assert [str(row[0]) for row in per_class["data"]] == [row["class"] for row in tuned.rows("per_class")]
     wrong = sum(int(row["images"]) - int(row["right"]) for row in tuned.rows("per_class"))
@@ -180,7 +180,7 @@ def test_confusions_are_tables_and_a_picture(tuned: Offline) -> None:
     assert len(tuned.pictures("test/confusion_matrix")) == 1
 
 
-def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline) -> None:
+def test_mistakes_and_right_predictions_have_captions(tuned: Offline) -> None:
     rows = tuned.rows("examples")
     right = round(9 * tuned.metrics["metrics"]["test/accuracy"])
     mistakes = [row for row in rows if row["kind"] == "mistake"]
@@ -198,7 +198,7 @@ def test_mistakes_and_right_answers_are_there_with_what_was_said(tuned: Offline)
     assert len(tuned.table("test/examples")["data"]) == len(rows) == len(list((tuned.folder / "examples").iterdir()))
 
 
-def test_pictures_of_a_panel_have_one_size_and_are_not_stretched(tmp_path: Path) -> None:
+def test_images_of_a_panel_have_one_size_and_are_not_stretched(tmp_path: Path) -> None:
     for name, size in (("wide.png", (6, 2)), ("high.png", (2, 4))):
         Image.new("RGB", size, "red").save(tmp_path / name)
     wide, high = pad_to_common_size([tmp_path / "wide.png", tmp_path / "high.png"])
@@ -211,7 +211,7 @@ def test_pictures_of_a_panel_have_one_size_and_are_not_stretched(tmp_path: Path)
     assert wide.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_of_several_labels_there_are_bars_and_curves(several: Offline) -> None:
+def test_several_labels_give_bars_and_curves(several: Offline) -> None:
     precisions = {row["class"]: float(row["AP"]) for row in several.rows("per_class") if row["AP"]}
     bars = several.table("test/average_precision_by_class_table")
     assert {row[0]: row[1] for row in bars["data"]} == precisions
@@ -227,7 +227,7 @@ def test_of_several_labels_there_are_bars_and_curves(several: Offline) -> None:
 
 
 @pytest.mark.parametrize("which", ["tuned", "several"])
-def test_intervals_stand_beside_their_metrics_everywhere(which: str, request: pytest.FixtureRequest) -> None:
+def test_intervals_are_shown_beside_their_metrics(which: str, request: pytest.FixtureRequest) -> None:
     found: Offline = request.getfixturevalue(which)
     page, metrics = (found.folder / "report.html").read_text(), found.metrics["metrics"]
     kinds = {"test/accuracy": "Wilson"}
@@ -242,7 +242,7 @@ def test_intervals_stand_beside_their_metrics_everywhere(which: str, request: py
         assert found.summary[f"{name}_low"] == interval["low"] and found.summary[f"{name}_high"] == interval["high"]
 
 
-def test_a_part_of_the_answers_is_a_table(tuned: Offline) -> None:
+def test_some_predictions_become_a_table(tuned: Offline) -> None:
     table, rows = tuned.table("test/predictions"), tuned.rows("predictions")
     assert table["columns"] == list(rows[0])
     assert [row[:2] for row in table["data"]] == [[row["path"], row["true"]] for row in rows]
@@ -251,7 +251,7 @@ def test_a_part_of_the_answers_is_a_table(tuned: Offline) -> None:
     assert some[1][heads.index("probability_1")] == float(rows[2]["probability_1"])
 
 
-def test_a_table_of_answers_may_be_empty_or_hold_odd_names(tmp_path: Path) -> None:
+def test_a_table_of_predictions_may_be_empty_or_have_unusual_names(tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
     file.write_bytes(b"path,true,right\n")
     assert read_predictions(file, 5) == (["path", "true", "right"], [])
@@ -259,7 +259,7 @@ def test_a_table_of_answers_may_be_empty_or_hold_odd_names(tmp_path: Path) -> No
     assert read_predictions(file, 5)[1] == [["a\n?.jpg", "gull", 1.0]]
 
 
-def test_panels_of_the_dashboard_are_of_what_runs_log(tuned: Offline, several: Offline) -> None:
+def test_dashboard_panels_show_logged_keys(tuned: Offline, several: Offline) -> None:
     logged: set[str] = set()
     for found in (tuned, several):
         rows = [record["history"]["item"] for record in found.records if record["type"] == "history"]
@@ -277,7 +277,7 @@ def test_panels_of_the_dashboard_are_of_what_runs_log(tuned: Offline, several: O
     assert set(COLUMNS) <= logged
 
 
-def test_each_test_image_has_its_answer(tuned: Offline) -> None:
+def test_each_test_image_has_a_prediction(tuned: Offline) -> None:
     rows = tuned.rows("predictions")
     assert len(rows) == tuned.metrics["images"]["test"]
     right = [row["true"] == row["class_1"] for row in rows]
@@ -287,7 +287,7 @@ def test_each_test_image_has_its_answer(tuned: Offline) -> None:
 
 
 @pytest.mark.parametrize("which", ["tuned", "several"])
-def test_the_report_shows_what_the_files_hold(which: str, request: pytest.FixtureRequest) -> None:
+def test_the_report_shows_the_contents_of_the_files(which: str, request: pytest.FixtureRequest) -> None:
     found: Offline = request.getfixturevalue(which)
     page = (found.folder / "report.html").read_text()
     assert len(page) < 3_000_000

@@ -38,7 +38,7 @@ def test_a_stopped_run_is_continued(tmp_path: Path) -> None:
         (["start", "finetuned"], None),
     ],
 )
-def test_a_run_goes_on_from_its_newest_stage(tmp_path: Path, there: list[str], newest: str | None) -> None:
+def test_a_run_continues_from_its_newest_stage(tmp_path: Path, there: list[str], newest: str | None) -> None:
     for name in there:
         with_file(tmp_path, f"checkpoints/{name}.ckpt")
     found = last_checkpoint(tmp_path)
@@ -64,7 +64,7 @@ def test_runs_that_cannot_be_continued_are_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_a_checkpoint_of_the_first_epoch_is_done_again_and_a_later_one_is_kept(
+def test_the_first_epoch_is_repeated_and_a_later_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     folder = with_file(begun(tmp_path / "a"), "checkpoints/finetuned.ckpt")
@@ -95,7 +95,7 @@ def test_other_files_are_never_deleted(tmp_path: Path, name: str) -> None:
         ("stages.json", '{"frozen": {"checkpoint": "checkpoints/frozen.ckpt"}}'),  # which the user has deleted
     ],
 )
-def test_a_config_of_ones_own_and_what_had_checkpoints_are_not_deleted(tmp_path: Path, name: str, text: str) -> None:
+def test_user_configs_and_runs_with_checkpoints_are_not_deleted(tmp_path: Path, name: str, text: str) -> None:
     folder = begun(tmp_path / "a")
     (folder / name).write_text(text)
     with pytest.raises(CxlpError, match=f"{folder} .*no checkpoint.*{name}: move"):
@@ -103,7 +103,7 @@ def test_a_config_of_ones_own_and_what_had_checkpoints_are_not_deleted(tmp_path:
     assert (folder / name).read_text() == text
 
 
-def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_not_changed(tmp_path: Path) -> None:
     folder = with_file(tmp_path / "a", "config.yaml")
     held = hold(folder)
     try:
@@ -114,7 +114,7 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "config.yaml").exists()
 
 
-def test_results_are_the_runs_own_or_its_refits(tmp_path: Path) -> None:
+def test_results_are_found_in_the_run_or_its_refit(tmp_path: Path) -> None:
     folder = with_file(tmp_path / "a", "config.yaml")
     assert finished(folder) is None
     result = with_file(refit_folder(folder), "metrics.json") / "metrics.json"
@@ -128,7 +128,7 @@ def test_results_are_the_runs_own_or_its_refits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "leaves"), [(1, True), (0, False)], ids=["status", "nothing left"])
-def test_a_process_that_fails_is_told_of_with_its_log(
+def test_a_failed_process_is_reported_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, leaves: bool
 ) -> None:
     folder = with_file(tmp_path / "a", "checkpoints/last.ckpt")
@@ -151,7 +151,7 @@ def test_a_process_that_fails_is_told_of_with_its_log(
     ]
 
 
-def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path) -> None:
+def test_a_stopped_run_with_custom_checkpoints_is_not_deleted(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     own = tmp_path / "run" / "checkpoints" / "epoch=19.ckpt"
     own.touch()
@@ -174,7 +174,7 @@ def test_a_stopped_run_with_checkpoints_of_its_own_is_not_deleted(tmp_path: Path
         ([], "birds", "birds"),
     ],
 )
-def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(
+def test_a_run_with_a_generic_config_is_named_after_its_data(
     tmp_path: Path, configs: list[str], root: str, name: str
 ) -> None:
     own = {"MINE": tmp_path / "mine.yaml", "RUN": tmp_path / "config.yaml"}
@@ -186,7 +186,7 @@ def test_a_run_is_called_by_its_data_where_the_config_is_of_any_data(
     assert run_name(RunConfig(name="own"), config, Folder(root)) == "own"
 
 
-def test_a_run_on_a_benchmark_is_called_by_its_config() -> None:
+def test_a_run_on_a_benchmark_is_named_after_its_config() -> None:
     config = Namespace(config=["configs/cub200.yaml"])  # type: ignore[no-untyped-call]
     assert names_of_configs(config, CUB200()) == ["cub200"]
     config = Namespace(config=["configs/squeezenet.yaml"])  # type: ignore[no-untyped-call]

@@ -84,7 +84,7 @@ def test_the_rank_in_this_run(devices: int, nodes: int, variables: dict[str, str
     assert bool(kept) == bool(known)
 
 
-def test_where_other_processes_met_is_forgotten_on_one_machine() -> None:
+def test_rendezvous_variables_are_removed_on_one_machine() -> None:
     meeting = {"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1234"}
     for devices in (1, 2):
         settle(devices, 1, meeting)
@@ -93,7 +93,7 @@ def test_where_other_processes_met_is_forgotten_on_one_machine() -> None:
     assert meeting.items() <= os.environ.items()
 
 
-def test_a_batch_script_is_no_task_among_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_script_is_not_a_slurm_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert settle(1, 1, {**TASK, **BATCH}) == 0
     assert not capsys.readouterr().out
 
@@ -111,7 +111,7 @@ class Cluster(TorchElasticEnvironment):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_cluster_environment_of_ones_own_is_asked(listed: bool) -> None:
+def test_a_custom_cluster_environment_is_used(listed: bool) -> None:
     plugin = Namespace(class_path=f"{__name__}.Cluster", init_args=Namespace(offset=3))  # type: ignore[no-untyped-call]
     os.environ.update({"RANK": "2", "WORLD_SIZE": "8"})
     settle_launch(Namespace(accelerator="cpu", devices=2, num_nodes=4, plugins=[plugin] if listed else plugin))  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ def test_only_the_first_task_of_independent_runs_has_the_wandb_run_of_the_enviro
 
 
 @pytest.mark.parametrize("variables", [TASK, {"RANK": "3", "LOCAL_RANK": "3", "NODE_RANK": "2", "WORLD_SIZE": "4"}])
-def test_a_run_of_one_process_is_whole_wherever_it_was_started(work: Path, variables: dict[str, str]) -> None:
+def test_a_run_with_one_process_ignores_its_launcher(work: Path, variables: dict[str, str]) -> None:
     os.environ.update(variables)
     rank_zero_only.rank = 3  # type: ignore[attr-defined]  # as Lightning reads it when it is imported
     assert main([*ARGUMENTS, "--run.name", "a"]) == 0
@@ -168,7 +168,7 @@ def test_a_run_of_one_process_is_whole_wherever_it_was_started(work: Path, varia
         ({"TORCHELASTIC_RESTART_COUNT": "1"}, True),
     ],
 )
-def test_a_job_that_was_started_before(variables: dict[str, str], restarted: bool) -> None:
+def test_a_restarted_job_is_detected(variables: dict[str, str], restarted: bool) -> None:
     os.environ.update(variables)
     assert was_restarted() == restarted
 
@@ -178,7 +178,7 @@ def test_a_job_that_was_started_before(variables: dict[str, str], restarted: boo
     [(["--run.resume", "auto"], {}), ([], {"SLURM_RESTART_COUNT": "1"})],
     ids=["auto", "requeued by SLURM"],
 )
-def test_the_same_command_goes_on_with_its_run(
+def test_the_same_command_continues_its_run(
     work: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], variables: dict[str, str]
 ) -> None:
     command = [*ARGUMENTS, *FINETUNE, *more, "--run.name", "job"]
@@ -218,7 +218,7 @@ JOBS = [
 
 
 @pytest.mark.parametrize(("other", "own", "again"), JOBS)
-def test_a_job_that_is_started_again_takes_its_own_run(
+def test_a_restarted_job_resumes_its_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str], own: dict[str, str], again: dict[str, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -255,7 +255,7 @@ def test_a_job_without_a_number_does_not_guess_among_runs(tmp_path: Path, monkey
         find_earlier(RunConfig(name="job"))
 
 
-def test_without_a_restart_the_same_command_begins_another_run(work: Path) -> None:
+def test_without_a_restart_the_same_command_starts_a_new_run(work: Path) -> None:
     prepared("job")
     assert main([*ARGUMENTS, "--run.name", "job"]) == 0
     assert Path("runs/job-2/metrics.json").is_file()
@@ -290,7 +290,7 @@ def test_a_run_without_checkpoints_starts_again_in_its_folder(work: Path) -> Non
         ("config.yaml", RunConfig(name="../job", resume="auto"), "without slashes"),
     ],
 )
-def test_nothing_else_is_taken_for_a_run(
+def test_other_folders_are_not_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, run: RunConfig, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -304,7 +304,7 @@ def test_nothing_else_is_taken_for_a_run(
     assert (folder / there).is_file()
 
 
-def test_a_restarted_job_without_a_name_says_that_it_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_restarted_job_without_a_name_warns_that_it_starts_again(capsys: pytest.CaptureFixture[str]) -> None:
     os.environ["SLURM_RESTART_COUNT"] = "1"
     assert find_earlier(RunConfig()) is None
     assert "Give --run.name" in capsys.readouterr().out
@@ -341,7 +341,7 @@ def test_slurms_warning_requeues_the_job(
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_outside_of_slurm_the_signal_is_left_alone() -> None:
+def test_outside_slurm_the_signal_is_not_handled() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     requeue_on_signal()
     assert signal.getsignal(signal.SIGUSR1) is before

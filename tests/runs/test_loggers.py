@@ -149,7 +149,7 @@ def test_modes(
     assert loggers == ([ForgivingWandbLogger, ForgivingCSVLogger] if started else [ForgivingCSVLogger])
 
 
-def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
+def test_the_arguments_of_wandb_init(tmp_path: Path, starts: list[dict[str, Any]]) -> None:
     run = RunConfig(wandb="offline", project="birds", group="seeds", tags=("a", "b"), notes="of the nest")
     experiment = start_wandb(run, tmp_path / "first", "refit", "run1")
     (call,) = starts
@@ -168,7 +168,7 @@ def test_what_a_run_is_started_with(tmp_path: Path, starts: list[dict[str, Any]]
     assert len(starts) == 1
 
 
-def test_the_id_of_the_environment_is_one_runs(
+def test_the_id_in_the_environment_is_used_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
@@ -185,7 +185,7 @@ def test_the_id_of_the_environment_is_one_runs(
     assert starts[-1]["id"] != starts[-2]["id"] == "of-the-agent"
 
 
-def test_runs_are_grouped_by_benchmark_and_tagged_by_what_they_are() -> None:
+def test_runs_are_grouped_by_benchmark_and_tagged() -> None:
     run = labelled(RunConfig(tags=("mine", "vgg16")), "CUB-200-2011", "vgg16", "Frozen", "cross", "x" * 80)
     assert run.group == "CUB-200-2011"
     assert run.tags == ("mine", "vgg16", "CUB-200-2011", "Frozen", "cross", "x" * 64)
@@ -228,7 +228,7 @@ def test_the_tested_checkpoint_is_uploaded_by_online_runs(
         assert artifact.metadata["test/accuracy"] == 0.5
 
 
-def test_the_summary_has_one_value_a_key() -> None:
+def test_the_summary_has_one_value_per_key() -> None:
     metrics = {"test/accuracy": 0.8, "val/accuracy": 0.7, "frozen/cv_accuracy_C10": 0.6, "frozen/C": 10.0}
     results = {
         "metrics": metrics, "tested": "best.ckpt", "epoch": 3, "seconds": {"test": 2.0}, "solver": "kernel",
@@ -260,7 +260,7 @@ def test_cross_validation_is_a_curve_over_c(found: dict[str, float], points: lis
 
 
 @pytest.mark.parametrize("message", ["no answer in 30 seconds\nmore of it", ""])
-def test_a_server_out_of_reach_means_offline(
+def test_an_unreachable_server_means_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], message: str
 ) -> None:
     started = wandb.init
@@ -293,13 +293,11 @@ def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: p
 # --- commands that show a run
 
 
-def test_a_run_without_wandb_has_nothing_to_look_at(tmp_path: Path) -> None:
+def test_a_run_without_wandb_shows_no_command(tmp_path: Path) -> None:
     assert how_to_look(tmp_path) is None
 
 
-def test_of_several_offline_runs_the_latest_is_shown_and_all_are_uploaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_latest_offline_run_is_shown_and_all_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / "wandb" / f"offline-run-20260101_00000{i}-x" for i in (1, 2, 3)]
     for folder, seconds in zip(folders, (10, 30, 20), strict=True):  # by its modification time, not by its name
         folder.mkdir(parents=True)
@@ -313,7 +311,7 @@ def test_an_online_run_is_shown_by_its_link(tmp_path: Path) -> None:
     assert how_to_look(tmp_path) == f"wandb leet {tmp_path / 'wandb' / 'latest-run'}   (or in the browser)"
 
 
-def test_answers_are_kept_of_one_image_or_more() -> None:
+def test_predictions_must_be_at_least_one() -> None:
     assert RunConfig(predictions=3).predictions == 3
     with pytest.raises(CxlpError, match=r"run\.predictions is 0.*\ball\b.*none"):
         RunConfig(predictions=0)

@@ -51,13 +51,13 @@ def stop(error: BaseException) -> Callable[..., Any]:
     ],
     ids=lambda change: change[-1],
 )
-def test_a_failed_start_leaves_nothing(work: Path, change: list[str]) -> None:
+def test_a_failed_start_leaves_no_files(work: Path, change: list[str]) -> None:
     assert main([*ARGUMENTS, "--run.wandb", "offline", *change]) == 2
     assert not list(work.rglob("runs/*")) and not (work / "wandb").exists()
 
 
 @pytest.mark.parametrize("error", [CxlpError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
-def test_a_pass_that_fails_leaves_nothing_and_has_told_of_the_images(
+def test_a_failed_pass_leaves_no_files_and_prints_the_image_counts(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
     shutil.copytree("pictures", "copied")
@@ -77,7 +77,7 @@ def test_finished_stages_are_kept_if_a_later_one_fails(work: Path, monkeypatch: 
     assert not Path("runs/b").exists()  # its first batch was not complete
 
 
-def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_never_deleted(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepared("a")
     before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
     monkeypatch.setattr(pl.Trainer, "test", stop(CxlpError("broken")))
@@ -86,7 +86,7 @@ def test_a_run_that_is_gone_on_with_is_never_deleted(work: Path, monkeypatch: py
     assert set(before) <= set(after)
 
 
-def test_tested_runs_are_never_deleted_and_deleted_ones_not_continued(
+def test_tested_runs_are_kept_and_deleted_runs_are_not_continued(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(prepared("a") / "checkpoints" / "frozen.ckpt", "mine.ckpt")
@@ -106,9 +106,7 @@ def test_tested_runs_are_never_deleted_and_deleted_ones_not_continued(
 
 
 @pytest.mark.parametrize("how", ["one folder deeper", "train and test exchanged", "renamed and exchanged"])
-def test_a_start_recognises_test_images_wherever_they_lie(
-    work: Path, capsys: pytest.CaptureFixture[str], how: str
-) -> None:
+def test_a_start_recognises_test_images_in_any_folder(work: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
     first = prepared("first")
     root = work / "pictures"
     if how == "one folder deeper":  # a split of former training images
@@ -131,7 +129,7 @@ def test_a_start_recognises_test_images_wherever_they_lie(
 # --- an interrupted test
 
 
-def test_a_part_of_the_test_is_no_result(
+def test_an_incomplete_test_is_refused(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
@@ -175,7 +173,7 @@ def test_without_validation_the_last_epoch_counts_and_without_training_there_is_
 
 
 @pytest.mark.parametrize("way", ["renamed", "moved", "copied"])
-def test_a_refit_goes_on_where_both_runs_were_moved(work: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_a_refit_continues_after_both_runs_were_moved(work: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(pl.Trainer, "test", stop(KeyboardInterrupt()))
         assert main([*ARGUMENTS, *FINETUNE, "--run.refit", "true", "--run.name", "a"]) == 130
@@ -193,7 +191,7 @@ def test_a_refit_goes_on_where_both_runs_were_moved(work: Path, monkeypatch: pyt
     assert metrics(folder / "refit")["images"]["train"] == 18
 
 
-def test_a_refit_stays_one_and_no_other_run_becomes_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refit_cannot_become_another_run_or_vice_versa(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = prepared("a", *FINETUNE) / "checkpoints" / "best.ckpt"
     whole = run("b", *FINETUNE, *ALL_IMAGES, "--run.refit", str(chosen))
     assert main(["--config", f"{whole}/config.yaml", "--ckpt_path", str(whole), "--run.refit", "false"]) == 2
@@ -205,7 +203,7 @@ def test_a_refit_stays_one_and_no_other_run_becomes_one(work: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("change", ["weights", "labels", "test images", "class order"])
-def test_a_refit_is_of_the_same_weights_and_images(work: Path, capsys: pytest.CaptureFixture[str], change: str) -> None:
+def test_a_refit_needs_the_same_weights_and_images(work: Path, capsys: pytest.CaptureFixture[str], change: str) -> None:
     chosen = prepared("a", *FINETUNE) / "checkpoints" / "best.ckpt"
     pictures = work / "pictures"
     more: list[str] = []

@@ -69,7 +69,7 @@ def drop_a_test_image(root: Path) -> None:
         (drop_a_test_image, "the test images differ"),
     ],
 )
-def test_a_run_goes_on_with_the_same_images_boxes_and_labels(tmp_path: Path, change: Any, said: str | None) -> None:
+def test_resuming_needs_the_same_images_boxes_and_labels(tmp_path: Path, change: Any, said: str | None) -> None:
     root = write_cub200(tmp_path)
     before = of(root, bbox=True)
     if change is not None:
@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_the_same_images_boxes_and_labels(tmp_path: Path, cha
                 check(before, after)
 
 
-def test_a_refit_is_of_the_images_held_out_and_trained_on_together(tmp_path: Path) -> None:
+def test_a_refit_needs_the_held_out_and_training_images_together(tmp_path: Path) -> None:
     root = write_cub200(tmp_path)
     choice, all_images = of(root, validation=0.34), of(root)
     check_refitted_images(choice, all_images)
@@ -150,7 +150,7 @@ def start(saved: Images, now: Images, network: Any = None, recipe: dict[str, Any
         (images([4, 5], [], [8], label=1), "1 images have different labels or boxes"),
     ],
 )
-def test_a_start_has_not_seen_the_test_images(now: Images, said: str | None) -> None:
+def test_a_start_must_not_have_seen_the_test_images(now: Images, said: str | None) -> None:
     before = images([1, 2, 3], [], [8, 9])
     if said is None:
         start(before, now)
@@ -167,13 +167,13 @@ def test_a_start_has_not_seen_the_test_images(now: Images, said: str | None) -> 
         ({"multi_label": True}, "its multi_label is"),
     ],
 )
-def test_a_start_is_of_the_same_network(changes: dict[str, Any], said: str) -> None:
+def test_a_start_needs_the_same_network(changes: dict[str, Any], said: str) -> None:
     same = images([1], [], [2])
     with pytest.raises(CxlpError, match=said):
         start(same, same, Described(**changes))
 
 
-def test_a_start_saw_pictures_as_they_are_seen_now() -> None:
+def test_a_start_needs_the_same_preprocessing() -> None:
     before, now = images([1], [], [2]), images([3], [], [4])
     start(before, now, recipe={"data.bbox": True, "data.augment.flip": 0.5, "data.class_path": "x", "model.ema": 0.5})
     with pytest.raises(CxlpError, match=r"data\.bbox is False, but first\.ckpt was fitted with True"):

@@ -31,9 +31,7 @@ def test_the_state_of_a_checkout(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": commit, "dirty": True}
 
 
-def test_without_a_checkout_without_a_commit_and_without_git_there_is_no_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_checkout_commit_or_git_there_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init", "-q")
     assert git_state(tmp_path) is None
     (tmp_path / "installed").mkdir()
@@ -42,7 +40,7 @@ def test_without_a_checkout_without_a_commit_and_without_git_there_is_no_state(
     assert git_state(tmp_path) is None
 
 
-def test_versions_are_those_of_what_is_required() -> None:
+def test_versions_cover_the_requirements() -> None:
     found = versions()
     assert found["torch"] == version("torch")
     required = (Path(__file__).parents[2] / "requirements.txt").read_text()
@@ -55,7 +53,7 @@ def facts(root: Path, **options: object) -> dict[str, object]:
     return data_facts(data)
 
 
-def test_the_digest_stands_for_the_images_and_not_for_where_they_lie(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_images_but_not_on_their_folder(tmp_path: Path) -> None:
     first = facts(write_folder(tmp_path / "here"))
     assert {key: first[key] for key in ("classes", "train", "val", "test")} == {
         "classes": 3, "train": 18, "val": 0, "test": 9,

@@ -82,7 +82,7 @@ def test_a_frozen_refit_is_the_frozen_fit_of_all_images(work: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", ["before", "within"])
-def test_an_interrupted_refit_goes_on(
+def test_an_interrupted_refit_continues(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: str
 ) -> None:
     # without a frozen fit, a gradient epoch is chosen
@@ -111,7 +111,7 @@ def test_an_interrupted_refit_goes_on(
     assert metrics(Path("runs/cut/refit"))["metrics"] == metrics(whole)["metrics"]
 
 
-def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refit_follows_the_current_choice(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first run is extended or continued, and chooses another epoch than the one of its refit."""
     scratch = [*FINETUNE, "--model.start", "scratch", "--run.refit", "true", "--data.validation", "0.34"]
     fast = [f"--model.optimizer.{part}_lr=0.1" for part in ("backbone", "projection", "classifier")]
@@ -132,7 +132,7 @@ def test_a_refit_is_of_the_epoch_that_is_chosen_now(work: Path, capsys: pytest.C
     assert metrics(first / "refit")["metrics"] == found["metrics"] and not (first / "refit.2").exists()
 
 
-def test_a_longer_run_whose_best_epoch_stays_keeps_its_refit(work: Path) -> None:
+def test_an_extended_run_with_the_same_best_epoch_keeps_its_refit(work: Path) -> None:
     still = [f"--model.optimizer.{part}_lr=0" for part in ("backbone", "projection", "classifier")]  # ties
     first = run("a", *FINETUNE, *still, "--run.refit", "true")
     found = metrics(first / "refit")
@@ -181,7 +181,7 @@ def test_runs_that_cannot_be_refitted_are_refused(
     assert said in capsys.readouterr().err
 
 
-def test_a_refit_is_of_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refit_needs_the_same_recipe(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = prepared("a", *FINETUNE, "--trainer.callbacks", EACH_EPOCH) / "checkpoints/xepoch=2.ckpt"
     for change, said in {
         "--data.validation=0.34": "are held out: set data.validation: 0",
@@ -209,7 +209,7 @@ def test_a_run_past_the_epoch_is_refused(work: Path) -> None:
         StopAfter(0).on_train_start(trainer, pl.LightningModule())
 
 
-def test_the_closing_fit_is_where_it_was(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_closing_fit_keeps_its_position(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closing = ["--model.closing_fit", "true"]
     chosen = prepared("a", *FINETUNE, *closing) / "checkpoints" / "closing.ckpt"
     found = choice(str(chosen))

@@ -31,7 +31,7 @@ from tests.small_run import BACKBONE, POOLING
         ),
     ],
 )
-def test_a_resumption_must_be_of_the_same_run(
+def test_resuming_needs_the_same_run(
     birds: Path, capsys: pytest.CaptureFixture[str], mode: list[str], change: list[str], said: str
 ) -> None:
     write_cub200(birds / "other", classes=2)
@@ -69,7 +69,7 @@ def test_a_metric_that_is_not_logged_is_named(birds: Path, capsys: pytest.Captur
     assert said.startswith("error: ") and "val/acuracy" in said and "val/accuracy" in said
 
 
-def test_a_run_that_is_alive_is_not_resumed(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_in_progress_is_not_resumed(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made("a")
     hold(Path("runs/a"))
     try:
@@ -188,7 +188,7 @@ def test_broken_images_can_be_left_out(birds: Path, capsys: pytest.CaptureFixtur
     assert f"warning: 1 files are left out:\n  {said}" in capsys.readouterr().err
 
 
-def test_no_network_for_weights_says_what_to_do(
+def test_weights_without_a_network_connection_name_the_remedy(
     birds: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
@@ -228,6 +228,6 @@ def test_an_overlay_comes_after_what_it_changes(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(("args", "said"), [([], "there is nothing to run"), (["demo.yaml"], "--config demo.yaml")])
-def test_no_config_is_asked_for(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
+def test_a_missing_config_is_named(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
     assert main(args) == 2
     assert said in capsys.readouterr().err

@@ -36,7 +36,7 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_the_result_is_written_before_what_may_fail(
+def test_the_result_is_written_before_secondary_outputs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = metrics(prepared("good", "--run.cost", "true"))
@@ -68,7 +68,7 @@ def test_the_result_is_written_before_what_may_fail(
     assert "test/accuracy" in said.out and str(folder) in said.out
 
 
-def test_a_run_that_is_killed_before_its_tables_is_gone_on_with(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_killed_before_its_tables_is_resumed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -82,7 +82,9 @@ def test_a_run_that_is_killed_before_its_tables_is_gone_on_with(work: Path, monk
     assert finished(folder) == folder and (folder / "per_class.csv").is_file() and (folder / "report.html").is_file()
 
 
-def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_closed_pipe_does_not_stop_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A closed pipe, as of ``train.py | head``, at which rich ends the process."""
     ended: list[Any] = []
     monkeypatch.setattr(cxlp.runs.results.Results, "show", Mock(side_effect=SystemExit(1)))
@@ -94,7 +96,7 @@ def test_a_closed_pipe_ends_nothing_early(monkeypatch: pytest.MonkeyPatch, capsy
     assert "error: the table on standard output " in capsys.readouterr().err
 
 
-def test_numbers_that_json_does_not_know_do_not_lose_the_others() -> None:
+def test_nonfinite_numbers_do_not_break_the_json() -> None:
     nan, inf = float("nan"), float("inf")
     assert cxlp.runs.results.finite({"a": {"b": nan, "c": 1.5}, "d": -inf, "e": "x", "f": 2}) == {
         "a": {"b": None, "c": 1.5}, "d": None, "e": "x", "f": 2,
@@ -127,7 +129,7 @@ class Gone:
         """Accept an axis."""
 
 
-def test_training_goes_on_without_a_logger_that_fails(
+def test_training_continues_without_a_failed_logger(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = Outputs()
@@ -145,7 +147,7 @@ def test_training_goes_on_without_a_logger_that_fails(
 
 
 @pytest.mark.parametrize("chosen", [None, "elsewhere"])
-def test_wandb_gathers_its_files_in_the_runs_folder(
+def test_wandb_stages_its_files_in_the_runs_folder(
     work: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None
 ) -> None:
     """HOME may not be writable, on a compute node or in a container."""

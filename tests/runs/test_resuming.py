@@ -12,7 +12,7 @@ from tests.small_run import ARGUMENTS, FINETUNE, write_pictures
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_two_processes_as_in_one(tmp_path: Path) -> None:
+def test_a_run_resumes_in_two_processes_as_in_one(tmp_path: Path) -> None:
     write_pictures(tmp_path)
 
     def train(*arguments: str) -> None:

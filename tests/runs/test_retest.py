@@ -34,7 +34,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_other_data_take_no_options_of_the_runs_data(work: Path) -> None:
+def test_other_data_inherit_no_options(work: Path) -> None:
     """Paths in a table are relative to its own folder, not to the root of the run's data; nothing is held out."""
     prepared("birds", "--data.validation", "0.34")
     Path("elsewhere").mkdir()
@@ -118,7 +118,7 @@ def test_other_data_with_the_same_classes_by_name(work: Path, capsys: Capture) -
     assert alone == {Path(row["path"]).name: row["class_1"] for row in found[:3]}
 
 
-def test_broken_files_are_left_out_where_that_is_asked_for(work: Path, capsys: Capture) -> None:
+def test_broken_files_are_left_out_with_on_broken_skip(work: Path, capsys: Capture) -> None:
     prepared("birds")
     shutil.copytree("pictures", "torn")
     Path("torn/test/kind1/00.png").write_bytes(b"no picture")
@@ -130,7 +130,7 @@ def test_broken_files_are_left_out_where_that_is_asked_for(work: Path, capsys: C
     assert "torn/test/kind1/00.png" in Path("found/broken.txt").read_text()
 
 
-def test_names_are_matched_as_they_are_and_else_simplified() -> None:
+def test_names_are_matched_exactly_or_else_simplified() -> None:
     assert match_classes(["b", "a"], ["a", "b"]) == {0: 1, 1: 0}
     assert match_classes(["Black footed albatross", "wren"], ["001.Black_footed_Albatross", "002.Wren"]) == {0: 0, 1: 1}
     assert match_classes(["A", "a", "x"], ["a", "b"]) == {1: 0}  # A is already matched
@@ -149,11 +149,11 @@ def test_names_are_matched_as_they_are_and_else_simplified() -> None:
         (["100.euro", "note"], ["euro"]),
     ],
 )
-def test_numbers_tell_classes_apart(theirs: list[str], ours: list[str]) -> None:
+def test_numbers_distinguish_classes(theirs: list[str], ours: list[str]) -> None:
     assert match_classes(theirs, ours) == match_classes(ours, theirs) == {}
 
 
-def test_what_was_held_out_by_the_runs_own_seed(work: Path, capsys: Capture) -> None:
+def test_held_out_images_follow_the_runs_seed(work: Path, capsys: Capture) -> None:
     drawn = ["--data.validation", "0.34", "--data.split_seed", "null", "--seed_everything", "7"]
     expected = metrics(prepared("birds", *drawn))["metrics"]
     pl.seed_everything(1)
@@ -165,7 +165,7 @@ def test_what_was_held_out_by_the_runs_own_seed(work: Path, capsys: Capture) -> 
 
 
 @pytest.mark.parametrize("kind", ["classes alone", "test alone", "table", "table of a test"])
-def test_data_that_are_only_to_be_tested(work: Path, capsys: Capture, kind: str) -> None:
+def test_data_with_test_images_only(work: Path, capsys: Capture, kind: str) -> None:
     """Data without splits are tested completely, however few; a test split needs no training images."""
     prepared("birds")
     place = Path("few", "test") if kind == "test alone" else Path("few")
@@ -187,7 +187,7 @@ def test_data_that_are_only_to_be_tested(work: Path, capsys: Capture, kind: str)
         assert "cannot split" in capsys.readouterr().err
 
 
-def test_other_results_are_not_written_over(work: Path, capsys: Capture) -> None:
+def test_other_results_are_not_overwritten(work: Path, capsys: Capture) -> None:
     prepared("birds")
     prepared("other", "--seed_everything", "3")
     Path("series").mkdir()
@@ -203,7 +203,7 @@ def test_other_results_are_not_written_over(work: Path, capsys: Capture) -> None
     assert not Path("new").exists()
 
 
-def test_a_test_of_a_refit_lies_beside_the_run(work: Path) -> None:
+def test_a_test_of_a_refit_is_written_beside_the_run(work: Path) -> None:
     run = prepared("birds")
     (run / "refit").mkdir()
     for name in ("checkpoints", "config.yaml"):
@@ -252,7 +252,7 @@ def test_wrong_arguments(work: Path, capsys: Capture, arguments: list[str], said
     assert sorted(Path("runs").iterdir()) == before
 
 
-def test_a_checkpoint_elsewhere_is_tested_on_what_is_named(work: Path) -> None:
+def test_a_checkpoint_outside_a_run_needs_a_data_set(work: Path) -> None:
     prepared("birds")
     shutil.copyfile("runs/birds/checkpoints/best.ckpt", "alone.ckpt")
     arguments = ["--data", "folder", "--data.root", "pictures", "--data.num_workers", "0", "--data.batch_size", "4"]

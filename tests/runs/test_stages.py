@@ -95,7 +95,7 @@ class Counts:
     ],
     ids=["frozen", "held out", "finetune", "all images", "scratch", "projection", "cross-fit", "closing"],
 )
-def test_stages_and_what_they_leave(
+def test_stages_and_their_checkpoints(
     work: Path, options: list[str], expected: dict[str, tuple[int, int]], files: list[str]
 ) -> None:
     # no step changes anything: ties keep the earlier epoch
@@ -124,7 +124,9 @@ def test_stages_and_what_they_leave(
     assert logged(folder, "test/accuracy") == {tested["epoch"]: tested["metrics"]["test/accuracy"]}
 
 
-def test_each_stage_starts_from_the_bits_of_the_one_before(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_stage_starts_from_the_exact_weights_of_the_previous_one(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began: list[tuple[str, dict[str, Tensor]]] = []
 
     def remembering(start: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -164,7 +166,7 @@ def test_the_best_by_validation_is_tested_and_ties_keep_the_earlier_stage(work: 
     assert metrics(better)["metrics"]["val/loss"] == pytest.approx(logged(better, "val/loss")[best])
 
 
-def test_without_checkpoints_the_final_weights_are_tested_and_told(work: Path) -> None:
+def test_without_checkpoints_the_final_weights_are_tested(work: Path) -> None:
     folder = run("a", *FINETUNE, "--trainer.enable_checkpointing", "false")
     assert not list(folder.rglob("*.ckpt")) and not (folder / "stages.json").exists()
     found = metrics(folder)
@@ -172,7 +174,7 @@ def test_without_checkpoints_the_final_weights_are_tested_and_told(work: Path) -
     assert found["metrics"]["val/loss"] == pytest.approx(logged(folder, "val/loss")[2])
 
 
-def test_stages_compete_also_under_a_checkpoint_callback_of_ones_own(work: Path) -> None:
+def test_stages_are_compared_with_a_custom_checkpoint_callback(work: Path) -> None:
     options = "{monitor: val/loss, filename: 'x{epoch}'}"
     mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
     folder = run("a", *FINETUNE, *STILL, "--trainer.callbacks", mine)
@@ -180,7 +182,7 @@ def test_stages_compete_also_under_a_checkpoint_callback_of_ones_own(work: Path)
     assert metrics(folder)["tested"] == "checkpoints/frozen.ckpt"
 
 
-def test_a_closing_fit_follows_the_last_epoch_whatever_callbacks_keep(work: Path) -> None:
+def test_a_closing_fit_follows_the_last_epoch_with_any_callbacks(work: Path) -> None:
     options = "{monitor: val/loss, mode: max, filename: worst, save_top_k: 1}"
     mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
     folders = [
@@ -189,7 +191,7 @@ def test_a_closing_fit_follows_the_last_epoch_whatever_callbacks_keep(work: Path
     assert same(*(weights(folder, "closing") for folder in folders))
 
 
-def test_a_checkpoint_callback_of_ones_own_works_in_the_frozen_mode(work: Path) -> None:
+def test_a_custom_checkpoint_callback_works_in_the_frozen_mode(work: Path) -> None:
     mine = "[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {filename: mine}}]"
     folder = run("a", "--trainer.callbacks", mine)
     assert same(weights(folder, "mine"), weights(folder, "frozen"))
@@ -217,14 +219,14 @@ def test_an_existing_frozen_run_is_the_first_stage(work: Path, monkeypatch: pyte
     assert "extraction" not in found[0]["images_per_second"] and "extraction" not in found[0]["seconds"]
 
 
-def test_a_start_that_held_out_other_images_does_not_compete(work: Path) -> None:
+def test_a_start_with_other_held_out_images_is_not_compared(work: Path) -> None:
     prepared("first", *HELD_OUT, "--data.split_seed", "5")
     folder = run("a", *FINETUNE, "--model.start", "runs/first")
     assert stages(folder)["frozen"]["validated"] == {}
     assert metrics(folder)["tested"] == "checkpoints/finetuned.ckpt"
 
 
-def test_a_closing_fit_behind_a_start_counts_one_pass(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closing_fit_after_a_start_counts_one_pass(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared("first", *HELD_OUT)
     counts = Counts(monkeypatch)
     found = metrics(run("a", *FINETUNE, *CLOSING, "--model.start", "runs/first"))
@@ -260,7 +262,7 @@ def test_cross_fitting_takes_no_folds_of_other_images(work: Path, capsys: pytest
         ("--data.aspect=crop", "data.aspect is 'crop', but runs/first/checkpoints/best.ckpt was fitted with 'warp'"),
     ],
 )
-def test_a_start_is_the_same_network_on_the_same_pictures(
+def test_a_start_needs_the_same_network_and_preprocessing(
     work: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
 ) -> None:
     prepared("first", *HELD_OUT)
@@ -270,7 +272,7 @@ def test_a_start_is_the_same_network_on_the_same_pictures(
     assert [path.name for path in Path("runs").iterdir()] == ["first"]  # before any output
 
 
-def test_a_checkpoint_of_no_run_is_explained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_outside_a_run_is_explained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = checkpoint(prepared("first", *HELD_OUT), "frozen")
     del saved["cxlp_run"]  # as a Trainer in a script writes it
     torch.save(saved, "own.ckpt")
@@ -323,7 +325,9 @@ CUTS = {
 
 @pytest.mark.parametrize("at", CUTS)
 @pytest.mark.parametrize("moved", [False, True], ids=["stayed", "moved"])
-def test_a_stopped_run_goes_on_at_its_stage(work: Path, monkeypatch: pytest.MonkeyPatch, at: str, moved: bool) -> None:
+def test_a_stopped_run_continues_at_its_stage(
+    work: Path, monkeypatch: pytest.MonkeyPatch, at: str, moved: bool
+) -> None:
     whole = prepared("whole", *FINETUNE, *CROSS_FIT)
     owner, hook, when, done = CUTS[at]
     folder = cut(monkeypatch, owner, hook, when, *CROSS_FIT)
@@ -344,7 +348,7 @@ def test_a_stopped_run_goes_on_at_its_stage(work: Path, monkeypatch: pytest.Monk
     assert not Path("runs/cut-2").exists() and not (moved and Path("runs/cut").exists())
 
 
-def test_a_run_that_was_stopped_in_its_first_pass_begins_again(
+def test_a_run_that_was_stopped_in_its_first_pass_starts_again(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = cut(monkeypatch, Frozen, "on_validation_epoch_start", lambda task: True)
@@ -365,7 +369,7 @@ def test_a_finished_run_that_was_moved_is_tested_again(work: Path, monkeypatch: 
     assert counts.decoded == 0 and not Path("runs").exists()
 
 
-def test_a_moved_run_that_is_made_longer_keeps_its_best_epoch(work: Path) -> None:
+def test_a_moved_and_extended_run_keeps_its_best_epoch(work: Path) -> None:
     # after a good first epoch, gradients are zero: a schedule that depends on the length would blur it
     wild = ["--model.start", "scratch", "--model.optimizer.classifier_lr", "1"]
     found = {}
@@ -383,7 +387,7 @@ def test_a_moved_run_that_is_made_longer_keeps_its_best_epoch(work: Path) -> Non
     assert found["moved"] == found["stayed"]
 
 
-def test_a_run_that_is_made_longer_is_so_for_good(
+def test_an_extended_run_stays_extended(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = prepared("a", *FINETUNE)
@@ -412,7 +416,7 @@ def test_a_run_that_is_made_longer_is_so_for_good(
         ("--model.start=projection", "model.start is 'projection', but the checkpoint's run had 'frozen'"),
     ],
 )
-def test_a_run_goes_on_by_its_own_recipe(
+def test_a_run_resumes_with_its_own_recipe_only(
     work: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
 ) -> None:
     folder = prepared("a", *FINETUNE)
@@ -420,7 +424,7 @@ def test_a_run_goes_on_by_its_own_recipe(
     assert said in capsys.readouterr().err
 
 
-def test_a_run_below_a_link_knows_its_checkpoints(work: Path) -> None:
+def test_a_run_below_a_link_finds_its_checkpoints(work: Path) -> None:
     (work / "disk" / "deep").mkdir(parents=True)
     (work / "runs").symlink_to(work / "disk" / "deep")
     folder = run("a", *FINETUNE, "--model.start", "scratch")
@@ -428,7 +432,7 @@ def test_a_run_below_a_link_knows_its_checkpoints(work: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["frozen", "last", "closing"])
-def test_a_checkpoint_alone_goes_on_in_a_new_run(work: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_checkpoint_alone_is_resumed_in_a_new_run(work: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     whole = prepared("whole", *FINETUNE, *CROSS_FIT)
     shutil.copy(whole / "checkpoints" / f"{stage}.ckpt", "my.ckpt")
     counts = Counts(monkeypatch)
@@ -440,7 +444,7 @@ def test_a_checkpoint_alone_goes_on_in_a_new_run(work: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_checkpoint_alone_brings_the_best_epoch_if_that_is_still_there(
+def test_a_checkpoint_alone_brings_its_best_epoch_if_it_exists(
     work: Path, capsys: pytest.CaptureFixture[str], gone: bool
 ) -> None:
     whole = run("whole", *FINETUNE, *STILL)  # ties keep the frozen stage
@@ -460,7 +464,7 @@ def test_a_checkpoint_alone_brings_the_best_epoch_if_that_is_still_there(
 
 
 @pytest.mark.parametrize("change", [["--seed_everything", "1"], ["--data.split_seed", "1"]], ids=["recipe", "images"])
-def test_the_best_epoch_of_another_run_is_not_brought(
+def test_the_best_epoch_of_another_run_is_not_copied(
     work: Path, capsys: pytest.CaptureFixture[str], change: list[str]
 ) -> None:
     """Another run has replaced the run of a checkpoint, with the same scores."""
@@ -481,7 +485,7 @@ def test_the_best_epoch_of_another_run_is_not_brought(
     assert not (found / "checkpoints" / "frozen.ckpt").exists()
 
 
-def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:
+def test_a_custom_checkpoint_is_resumed(work: Path) -> None:
     options = "{save_top_k: -1, filename: 'x{epoch}', save_on_train_epoch_end: true}"
     mine = f"[{{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {options}}}]"
     folder = run("a", *FINETUNE, "--trainer.callbacks", mine)
@@ -521,7 +525,7 @@ def test_a_checkpoint_of_ones_own_is_gone_on_from(work: Path) -> None:
         ("trainer.sync_batchnorm", "true"),
     ],
 )
-def test_options_of_gradient_epochs_are_refused_where_there_are_none(
+def test_options_of_gradient_epochs_are_refused_without_them(
     work: Path, capsys: pytest.CaptureFixture[str], key: str, value: str
 ) -> None:
     assert key.partition(".")[2] in (*GRADIENT_MODEL_KEYS, *GRADIENT_TRAINER_KEYS)
@@ -539,7 +543,7 @@ def test_rates_without_gradient_epochs_are_refused(work: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("more", [[], CLOSING], ids=["finetune", "closing"])
-def test_the_speed_of_extraction_is_of_images_that_were_extracted(
+def test_the_extraction_speed_excludes_stored_features(
     work: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
     store = ["--model.frozen.store", "features"]

@@ -13,7 +13,7 @@ def report(cross_validated: float, metric: str = "accuracy") -> dict[str, float]
     return {"C": 10.0, "logit_scale": 2.0, f"cv_{metric}": cross_validated, f"train_{metric}": 1.0}
 
 
-def test_it_tells_both_accuracies_and_what_is_left() -> None:
+def test_it_prints_both_accuracies_and_the_possible_gain() -> None:
     (line,) = room_to_gain(report(0.92), 300)
     low, high, _ = wilson(276, 300)
     assert "training accuracy 100.0 %" in line and "cross-validated 92.0 %" in line and "at most 8.0 points" in line
@@ -28,14 +28,14 @@ def test_it_tells_both_accuracies_and_what_is_left() -> None:
         (0.97, 100, "half the interval, 3.7 points"),  # 91.5 to 99.0
     ],
 )
-def test_it_warns_where_little_is_left(cross_validated: float, images: int, least: str) -> None:
+def test_it_warns_of_a_small_possible_gain(cross_validated: float, images: int, least: str) -> None:
     _, warning = room_to_gain(report(cross_validated), images)
     assert warning.startswith("warning: ") and "trainer.max_epochs" in warning
     assert f"less than {least}" in warning
 
 
 @pytest.mark.parametrize(("cross_validated", "images"), [(0.975, 10_000), (0.9, 100), (0.0, 20)])
-def test_it_does_not_warn_where_enough_is_left(cross_validated: float, images: int) -> None:
+def test_it_does_not_warn_of_a_large_possible_gain(cross_validated: float, images: int) -> None:
     assert len(room_to_gain(report(cross_validated), images)) == 1
 
 
@@ -45,13 +45,11 @@ def test_a_mean_average_precision_has_no_interval() -> None:
     assert len(room_to_gain(report(0.99, "mAP"), 50)) == 2
 
 
-def test_nothing_is_said_where_nothing_was_cross_validated() -> None:
+def test_without_cross_validation_nothing_is_printed() -> None:
     assert room_to_gain({"C": 10.0, "logit_scale": 1.0}, 50) == []
 
 
-def test_a_run_says_it_once_between_the_frozen_fit_and_the_gradients(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_prints_it_once_before_the_gradient_epochs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run("tuned", *FINETUNE)
     said = capsys.readouterr().out.splitlines()
     (place,) = [i for i, line in enumerate(said) if "can gain at most" in line]

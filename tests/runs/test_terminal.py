@@ -31,7 +31,7 @@ def logged(folder: Path) -> list[str]:
 # --- output
 
 
-def test_in_a_pipe_there_are_whole_lines_only_and_the_log_has_all_of_them(work: Path) -> None:
+def test_in_a_pipe_and_in_the_log_there_are_only_whole_lines(work: Path) -> None:
     command = [*ARGUMENTS, *FINETUNE, *SHOWN, "--run.name", "a", "--run.wandb", "offline"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
@@ -60,7 +60,7 @@ def test_in_a_pipe_there_are_whole_lines_only_and_the_log_has_all_of_them(work: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
-def test_in_a_terminal_one_bar_stands_beneath_the_lines(work: Path) -> None:
+def test_in_a_terminal_one_bar_is_shown_below_the_lines(work: Path) -> None:
     import fcntl
     import pty
     import struct
@@ -95,7 +95,7 @@ def test_in_a_terminal_one_bar_stands_beneath_the_lines(work: Path) -> None:
     assert not CONTROL.search(Path("runs/a/log.txt").read_text(encoding="utf-8"))
 
 
-def test_without_held_out_images_it_is_said_that_the_last_epoch_is_tested(
+def test_without_held_out_images_the_summary_names_the_last_epoch(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("a", *FINETUNE, "--data.validation", "0", "--trainer.max_epochs", "1")
@@ -104,7 +104,7 @@ def test_without_held_out_images_it_is_said_that_the_last_epoch_is_tested(
     assert "best" not in said
 
 
-def test_an_epoch_that_is_not_validated_tells_no_earlier_value(work: Path) -> None:
+def test_an_epoch_without_validation_shows_no_earlier_value(work: Path) -> None:
     log = logged(run("a", *FINETUNE, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2"))
     epochs = [line for line in log if line.startswith("epoch ")]
     assert ["val/accuracy" in line for line in epochs] == [False, True, False]
@@ -122,7 +122,7 @@ def stop(error: BaseException) -> Callable[..., NoReturn]:
 
 
 @pytest.mark.parametrize("error", [CxlpError("broken"), KeyboardInterrupt(), ValueError("odd")], ids=repr)
-def test_the_log_is_complete_where_a_run_ends_early_and_goes_on_when_it_is_resumed(
+def test_the_log_of_an_interrupted_run_is_complete_and_continued(
     work: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     ended, epochs = FineTune.on_train_epoch_start, []
@@ -159,7 +159,7 @@ def test_the_log_is_complete_where_a_run_ends_early_and_goes_on_when_it_is_resum
         assert f"best {best})" in second, "the best epoch of the first session is kept"
 
 
-def test_a_reader_that_goes_away_does_not_end_the_run(work: Path) -> None:
+def test_a_closed_pipe_does_not_end_the_run(work: Path) -> None:
     command = [sys.executable, "-m", "cxlp", "train", *ARGUMENTS, *FINETUNE, "--run.name", "a"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
@@ -190,7 +190,7 @@ FAILURES: dict[str, tuple[list[str], Any, str]] = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_start_leaves_no_folder_no_wandb_run_and_takes_no_name(
+def test_a_failed_start_leaves_no_folder_name_or_wandb_run(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: str
 ) -> None:
     more, change, said = FAILURES[failure]

@@ -30,7 +30,7 @@ def precisions(folder: Path, *names: str) -> list[str]:
     return [read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["cxlp_run"]["precision"] for name in names]
 
 
-def test_without_gradients_it_is_the_fastest_one_and_the_run_says_so(
+def test_without_gradients_the_fastest_precision_is_used_and_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_gradients(parse(ARGUMENTS)["trainer"]).name == "bf16-mixed"  # accelerator cpu
 
 
-def test_a_plugins_precision_is_said_to_be_that() -> None:
+def test_a_precision_plugin_is_described() -> None:
     found = Precision("bf16-mixed", "the test says so")
     plugin = "--trainer.plugins+=pytorch_lightning.plugins.precision.DoublePrecision"
     trainer = parse([*ARGUMENTS, plugin])["trainer"]

@@ -32,7 +32,7 @@ def train(name: str, **more: Any) -> cxlp.RunResult:
     return cxlp.train("folder.yaml", {**KEYS, "run.name": name, **more})
 
 
-def test_it_is_the_command_line(work: Path) -> None:
+def test_python_and_the_command_line_agree(work: Path) -> None:
     command = prepared("command")
     result = train("python")
     assert result.folder == Path("runs/python")
@@ -119,7 +119,7 @@ def test_a_data_frame(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("folder.yaml", {**KEYS, "trainer.strategy": "ddp_notebook"}, "ddp_notebook: forked and spawned processes"),
     ],
 )
-def test_errors_are_those_of_the_command(
+def test_errors_equal_those_of_the_command(
     work: Path, capfd: pytest.CaptureFixture[str], config: str, keys: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(CxlpError, match=said) as caught:
@@ -156,7 +156,9 @@ def test_several_processes_in_a_notebook(work: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(1)])
-def test_an_interruption_says_how_to_go_on(work: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException) -> None:
+def test_an_interruption_explains_how_to_resume(
+    work: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
     def stop(self: Run, stage: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Lightning leaves it
         if isinstance(end, SystemExit):
@@ -176,7 +178,7 @@ def test_an_interruption_says_how_to_go_on(work: Path, monkeypatch: pytest.Monke
     assert result.folder == work / "runs" / "stopped" and result.metrics == metrics(prepared("whole"))["metrics"]
 
 
-def test_results_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_results(tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match=rf"{tmp_path}.*no results.*metrics\.json"):
         cxlp.RunResult(tmp_path)
     found = {"metrics": {"test/accuracy": 0.5}, "images": {}, "seconds": {}, "tested": "final weights"}
@@ -187,7 +189,7 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
         _ = result.model
 
 
-def test_a_run_that_fails_leaves_its_wandb_run_to_no_other(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_runs_wandb_run_is_not_reused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: Run, stage: Any) -> None:
         raise CxlpError("no test today")
 
@@ -240,7 +242,7 @@ def script(start: str, behind: str = "", **more: Any) -> "subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_a_script_without_a_guard_that_spawns_is_told(work: Path) -> None:
+def test_a_spawning_script_without_a_guard_is_explained(work: Path) -> None:
     ended = script("spawn", "", **{"data.num_workers": 1})
     assert ended.returncode == 1
     last = ended.stderr.strip().splitlines()[-1]

@@ -46,7 +46,7 @@ def name(*arguments: str, system: str = "CL, 3x3") -> str:
     return Comparison(arguments, Path("out"), "accuracy", None)._identify(System(system), arguments)[0]
 
 
-def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Path) -> None:
+def test_runs_are_identified_by_their_whole_config_only(work: Path) -> None:
     config = work / "mine.yaml"
     config.write_text("model: {frozen: {c: 10.0}}")
     base = [*BASE, "--config", str(config)]
@@ -63,7 +63,7 @@ def test_runs_are_told_apart_by_their_whole_config_and_by_nothing_else(work: Pat
     assert len(name(*base, system="a" * 300)) < 200  # the name of a folder
 
 
-def test_an_edit_of_the_code_makes_other_runs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_of_the_code_needs_new_runs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = work / "site" / "cxlp"
     shutil.copytree(fingerprint._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(fingerprint, "_PACKAGE", package)
@@ -84,7 +84,7 @@ def test_an_edit_of_the_code_makes_other_runs(work: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("what", ["digest", "libraries"])
-def test_results_of_other_code_or_libraries_are_not_taken_for_done(
+def test_results_of_other_code_or_libraries_are_not_reused(
     work: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     before = name(*BASE)
@@ -95,7 +95,7 @@ def test_results_of_other_code_or_libraries_are_not_taken_for_done(
     assert name(*BASE) != before
 
 
-def test_results_of_other_weights_or_images_are_not_taken_for_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_weights_or_images_are_not_reused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for option in ("--model.backbone.weights", "--model.start", "--run.refit"):
         given = [*BASE, "--trainer.max_epochs", "1", option, "mine.pt"]
         Path("mine.pt").write_bytes(b"first")
@@ -179,7 +179,7 @@ USED = {
 
 
 @pytest.mark.parametrize("file", OWN)
-def test_an_edit_of_a_users_own_part_makes_other_runs(work: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_an_edit_of_a_custom_part_needs_new_runs(work: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     monkeypatch.syspath_prepend(work)
     module = work / file.replace(".py", "_USED.py")
     text = textwrap.dedent(OWN[file])
@@ -200,7 +200,7 @@ def test_an_edit_of_a_users_own_part_makes_other_runs(work: Path, monkeypatch: p
         ["--model.backbone", '{"name": "squeezenet1_0", "layers": ["features.10", "features.11"]}'],
     ],
 )
-def test_a_system_is_what_it_is_whatever_the_command_line_says_of_the_network(work: Path, given: list[str]) -> None:
+def test_the_command_line_does_not_change_a_systems_network(work: Path, given: list[str]) -> None:
     arguments = [*BASE, *given]
     comparison = Comparison(arguments, work / "out", "accuracy", None)
     model = model_of(parse(arguments))
@@ -214,7 +214,7 @@ def test_a_system_is_what_it_is_whatever_the_command_line_says_of_the_network(wo
         assert found.backbone.image_size == 64
 
 
-def test_systems_are_made_of_a_cross_layer_pooling(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_systems_are_derived_from_a_cross_layer_pooling(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two = '[{"class_path": "AveragePooling"}, {"class_path": "CrossLayerPooling"}]'
     for head in ("AveragePooling", two):
         assert main(["compare", *PLAIN, "--model.head", head]) == 2
@@ -242,7 +242,7 @@ def exchange_labels() -> None:
 
 
 @pytest.mark.parametrize("change", ["labels", "images", "libraries"])
-def test_results_of_other_data_are_told_and_made_anew(
+def test_results_of_other_data_are_reported_and_replaced(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
@@ -272,7 +272,7 @@ def test_results_of_other_data_are_told_and_made_anew(
 
 
 @pytest.mark.slow
-def test_systems_run_once_and_are_put_into_one_table(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_systems_run_once_and_share_one_table(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", *BASE, "--systems", "average", "CL", "CL, signs", "CL + CNN-Global", "--out", "out"]
     assert main(command) == 0
     first = Path("out/results.csv").read_text()
@@ -326,7 +326,7 @@ def test_a_sweep_runs_the_values_of_an_option(work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_recipes_are_compared_by_their_curves_of_the_images_held_out(work: Path) -> None:
+def test_recipes_are_compared_by_validation_curves(work: Path) -> None:
     held = ["--data.validation", "0.34", "--trainer.max_epochs", "2"]
     command = ["compare", *BASE, *held, "--recipes", "none", "mine.yaml", "--reach", "2", "--out", "out"]
     tuned = {"head": {"init_args": {"pca_dim": 4}}, "optimizer": {"backbone_lr": 0.01}}
@@ -414,7 +414,7 @@ def test_wrong_arguments_are_explained(
 
 
 @pytest.mark.parametrize(("incomplete", "status"), [(True, 3), (False, 0)])
-def test_a_comparison_tells_that_a_runs_output_is_missing(
+def test_a_comparison_reports_a_missing_output_of_a_run(
     work: Path, monkeypatch: pytest.MonkeyPatch, incomplete: bool, status: int
 ) -> None:
     cost = dict.fromkeys(("passes", "dimension", "network", "encoding", "classification", "bare pass"), 1.0)
@@ -424,16 +424,16 @@ def test_a_comparison_tells_that_a_runs_output_is_missing(
     assert main(["compare", *BASE, "--sweep", "model.head.pca_dim=[4]", "--out", "out"]) == status
 
 
-def test_a_value_that_no_network_can_have_is_a_system_that_fails(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_impossible_value_is_a_failed_system(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *BASE, "--sweep", "model.head.size=[2]", "--out", "out"]) == 1
     failed, last = capsys.readouterr().out.splitlines()
     assert failed.startswith("[1/1] 2: size is 2: ") and last == "no result: 2"
 
 
 @pytest.mark.parametrize("content", ['"metrics": 1', '"metrics": {"test/accuracy": 0.5}', '"seconds": {}'])
-def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+def test_broken_results_are_reported_with_the_remedy(
+    work: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
     comparison = Comparison(BASE, Path("out"), "accuracy", None)
     place = Path("out") / comparison._identify(System("CL"), BASE)[0]
     place.mkdir(parents=True)
@@ -444,7 +444,7 @@ def test_broken_results_are_told_with_what_to_do(work: Path, capsys: pytest.Capt
     assert f": delete {place} and repeat the command" in said
 
 
-def test_a_file_in_the_place_of_the_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_instead_of_the_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").write_text("")
     assert main(["compare", *BASE, "--sweep", "model.frozen.c=[1]", "--out", "out"]) == 2
     assert capsys.readouterr().err == "error: cannot create the folder out: File exists. Give another --out\n"

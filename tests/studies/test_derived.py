@@ -92,7 +92,7 @@ def encoded(projected: Array, centres: list[tuple[int, int]], guide: Array) -> A
     return vector
 
 
-def test_it_is_the_chain_of_the_independent_file(tmp_path: Path) -> None:
+def test_values_equal_the_independent_implementation(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.squeezenet1_0(weights=None).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pth")

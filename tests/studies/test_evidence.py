@@ -103,7 +103,7 @@ def test_wrong_arguments_are_explained(
     assert not Path("runs").exists()
 
 
-def test_a_choice_is_made_by_the_frozen_fit_that_was_tested_and_knew_no_label() -> None:
+def test_cv_needs_a_tested_frozen_fit_with_heads_fitted_without_labels() -> None:
     metrics = {"frozen/cv_accuracy": 0.75, "test/accuracy": 0.5}
     frozen = {"tested": "checkpoints/frozen.ckpt", "epoch": 0, "metrics": metrics}
     assert cross_validated(frozen, "accuracy") == 0.75 and cross_validated(frozen, "mAP") is None

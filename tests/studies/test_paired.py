@@ -31,7 +31,7 @@ A = [1, 1, 1, 0, 1, 0, 1, 1, 1, 0, 1, 1]
 B = [1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0]
 
 
-def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_classes(tmp_path: Path) -> None:
+def test_images_are_matched_by_path_in_any_order_and_case(tmp_path: Path) -> None:
     one, other = left(tmp_path / "a", images(A)), left(tmp_path / "b", images(B, ("Wren", "Robin"))[::-1])
     with pytest.raises(
         CxlpError, match="no test images in common"
@@ -47,7 +47,7 @@ def test_images_are_matched_by_path_whatever_their_order_and_the_case_of_their_c
     assert turned.difference == -found["a"].found.difference and turned.p == found["a"].found.p
 
 
-def test_images_of_one_run_or_with_other_labels_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_unshared_or_relabelled_images_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = images(B)
     rows[0] = ("wren/0.jpg", "robin", 1)
     found = compare({"a": [left(tmp_path / "a", images(A))], "b": [left(tmp_path / "b", rows[:10])]}, "a")["b"]
@@ -57,7 +57,7 @@ def test_images_of_one_run_or_with_other_labels_are_left_out_and_counted(tmp_pat
         compare({"a": [tmp_path / "a"], "b": [left(tmp_path / "b", [("wren/0.jpg", "robin", 1)])]}, "a")
 
 
-def test_boxes_of_one_picture_are_a_group(tmp_path: Path) -> None:
+def test_boxes_in_one_image_are_a_group(tmp_path: Path) -> None:
     def boxes(right: Sequence[int]) -> list[tuple[str, str, int]]:
         return [("x.jpg", "wren", hit) for hit in right[:6]] + [("y.jpg", "robin", hit) for hit in right[6:]]
 
@@ -84,7 +84,7 @@ def test_several_runs_with_the_same_images_are_random_samples(tmp_path: Path) ->
         compare({**systems, "b": systems["b"][:2]}, "b")
 
 
-def test_runs_of_one_split_are_that_though_some_have_lost_images_or_list_them_otherwise(tmp_path: Path) -> None:
+def test_runs_share_a_split_despite_lost_or_reordered_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def runs(name: str) -> list[Path]:
@@ -98,7 +98,7 @@ def test_runs_of_one_split_are_that_though_some_have_lost_images_or_list_them_ot
     assert found.images == 39 and found.left_out == 2 + 2 + 1
 
 
-def test_several_splits_are_corrected_for_what_they_share(tmp_path: Path) -> None:
+def test_several_splits_are_corrected_for_shared_training_images(tmp_path: Path) -> None:
     def runs(name: str, shares: Sequence[float], train: int = 150) -> list[Path]:
         counts = {"test": 50, "train": train}
         return [
@@ -157,7 +157,7 @@ def test_scores_of_several_labels_are_matched_by_class_names(tmp_path: Path) -> 
         compare({"a": [one], "b": [left(tmp_path / "c", images(A))]}, "a")
 
 
-def test_names_of_any_bytes_are_read(tmp_path: Path) -> None:
+def test_names_with_any_bytes_are_read(tmp_path: Path) -> None:
     rows = [("wr\udcff.jpg", "<wren>, small", 1), ('a "b".jpg', "<wren>, small", 0)]
     found = read_image_results(left(tmp_path / "a", rows))
     assert found.keys == (("wr\udcff.jpg", 0), ('a "b".jpg', 0)) and found.results.tolist() == [True, False]
@@ -171,7 +171,7 @@ def test_missing_or_broken_predictions_are_named(tmp_path: Path, text: str | Non
         read_image_results(tmp_path)
 
 
-def test_the_results_of_a_refit_are_those_of_its_second_run(tmp_path: Path) -> None:
+def test_the_results_of_a_refit_come_from_its_second_run(tmp_path: Path) -> None:
     assert results_folder(tmp_path) == tmp_path
     assert results_folder(left(tmp_path / "refit", images(A)).parent) == tmp_path / "refit"
 

@@ -36,7 +36,7 @@ def from_seed(seed: int) -> Namespace:
     return config
 
 
-def test_mean_and_deviation_are_of_what_is_defined() -> None:
+def test_mean_and_deviation_ignore_undefined_values() -> None:
     found = summarise({4: {"a": 1.0, "b": None, "c": 2.0}, 5: {"a": 2.0, "b": 3.0}, 6: {"a": 6.0, "b": 4.0}})
     assert found["a"] == {"values": [1.0, 2.0, 6.0], "mean": 3.0, "deviation": pytest.approx(7**0.5)}
     assert found["b"] == {"values": [None, 3.0, 4.0], "mean": 3.5, "deviation": pytest.approx(0.5**0.5)}
@@ -59,7 +59,9 @@ def test_seeds_are_counted_from_the_configured_one(monkeypatch: pytest.MonkeyPat
     [{"RANK": "0"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}],
     ids=["torchrun", "srun"],
 )
-def test_a_launcher_of_processes_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, launched: dict[str, str]) -> None:
+def test_launching_a_series_by_torchrun_or_srun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, launched: dict[str, str]
+) -> None:
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(CxlpError, match="one job per seed, with --seed_everything 0, 1"):
@@ -87,7 +89,7 @@ def test_wrong_arguments_are_explained(
     assert [p.name for p in work.rglob("*seed*")] == []
 
 
-def test_the_help_tells_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_describes_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "--seeds" in said and "data.split_seed is null" in said
@@ -161,7 +163,7 @@ def test_a_run_with_another_start_is_not_reused(work: Path) -> None:
         check_same_run(place, parse([*given, "runs/none"]))
 
 
-def test_a_series_tells_that_an_output_is_missing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_series_reports_a_missing_output(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_in(place: Path, arguments: Sequence[str], log: Path) -> Path:
         place.mkdir(parents=True)
         outputs = {"failed": ["report.html"] if place.name == "a-seed0" else []}
@@ -172,7 +174,7 @@ def test_a_series_tells_that_an_output_is_missing(work: Path, monkeypatch: pytes
     assert main([*ARGUMENTS, "--run.name", "a", "--seeds", "2"]) == 3
 
 
-def test_the_wandb_run_of_the_environment_is_the_first_ones(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_run_takes_the_wandb_id_of_the_environment(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
 
     def run_in(place: Path, *_: object) -> Path:
@@ -192,7 +194,7 @@ def test_the_wandb_run_of_the_environment_is_the_first_ones(work: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_series_runs_once_and_is_summarised(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*ARGUMENTS, *FINETUNE, "--seed_everything", "3", "--run.name", "a", "--seeds", "2"]
     assert main(command) == 0
     folder = Path("runs/a")
@@ -228,7 +230,7 @@ def test_a_series_is_done_once_and_summed_up(work: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_a_series_of_refits_is_of_their_tests(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_series_of_refits_uses_their_tests(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = ["--data.validation", "0.34", "--data.split_seed", "null"]
     command = [*ARGUMENTS, *drawn, "--run.refit", "true", "--run.name", "a", "--seeds", "1"]
     assert main(command) == 0

@@ -64,7 +64,7 @@ def test_each_of_its_values_is_accepted() -> None:
             assert made.spec()["class_path"] == head and made.options()["pca_dim"] == chosen["model.head.pca_dim"]
 
 
-def test_its_operators_are_compared_fairly() -> None:
+def test_its_operators_share_all_other_options() -> None:
     """On the search's own backbone, at the ends of each range: the same places, one root, unit length."""
     backbone = Backbone.from_config(replace(model_of(parse(command(chosen_first())[3:])).backbone, weights=None))
     places = set()
@@ -82,7 +82,7 @@ def test_its_operators_are_compared_fairly() -> None:
     assert places == {1}
 
 
-def test_it_is_no_config_of_train_py(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_py_refuses_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "sweep.yaml"]) == 2
     assert "wandb sweep" in capsys.readouterr().err
     assert main(["--config", "swep.yaml"]) == 2

@@ -41,11 +41,11 @@ def build(backbone: BackboneConfig, system: Described) -> Network:
         (BackboneConfig("resnet18", ("layer4.0", "layer4.1"), weights=None, image_size=64), CrossLayerPooling(64)),
     ],
 )
-def test_their_names_are_known_without_them(backbone: BackboneConfig, head: CrossLayerPooling) -> None:
+def test_the_names_are_known_without_building_the_systems(backbone: BackboneConfig, head: CrossLayerPooling) -> None:
     assert list(systems(backbone, head)) == system_names(backbone.name, head.size)
 
 
-def test_with_the_papers_network_they_bear_the_papers_names() -> None:
+def test_with_the_papers_network_systems_have_the_papers_names() -> None:
     found = papers()
     assert {"CL-34", "CL-45", "CL-45F", "CL-45C", "R-CNN SCFV", "CNN-Jitter", "CL + CNN-Jitter"} <= found.keys()
     (head,) = found["CL-45"]["heads"]
@@ -133,11 +133,11 @@ def test_no_system_is_normalised_twice(base: CrossLayerPooling) -> None:
             assert roots == (0 if raw else 1), name
 
 
-def test_the_full_form_stands_beside_the_shorter_ones() -> None:
+def test_the_full_form_is_listed_beside_the_shorter_ones() -> None:
     assert systems(CAFFENET, CrossLayerPooling(size=3, guide_dim=16, sketch=500)) == papers()
 
 
-def test_maps_of_two_sizes_are_aligned_in_every_system() -> None:
+def test_maps_of_different_sizes_are_aligned_in_every_system() -> None:
     backbone = BackboneConfig("resnet18", ("layer3.1", "layer4.1"), weights=None, image_size=64)
     made = systems(backbone, CrossLayerPooling(64, align="to_local"))
     for name in (name for name in made if name.startswith("CL")):

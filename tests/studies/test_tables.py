@@ -29,7 +29,7 @@ def test_the_table_holds_numbers() -> None:
     assert next(csv.DictReader(as_csv(heads, values).splitlines()))["test accuracy %"] == "72.44"
 
 
-def test_deviations_stand_beside_the_means_where_there_are_several_seeds() -> None:
+def test_deviations_are_shown_beside_the_means_of_several_seeds() -> None:
     heads, values = table([row("CL", 72.44, 0.456), row("mine", 80.0)], "accuracy")
     assert heads[:4] == ["system", "test accuracy %", "±", "size"]
     assert [record[1:4] for record in values] == [[72.44, 0.46, 8], [80.0, "", 8]]
@@ -49,7 +49,7 @@ def test_error_bars_are_intervals_or_deviations_among_seeds() -> None:
     assert row("CL", 72.5).ends is None
 
 
-def test_a_deviation_is_of_the_sample() -> None:
+def test_deviations_are_sample_deviations() -> None:
     assert spread([1.0, 2.0, 4.0]) == pytest.approx((((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2) ** 0.5)
     assert spread([1.0]) is None
 
@@ -59,7 +59,7 @@ def test_metrics_are_readable() -> None:
     assert as_text("test/loss", 0.123456) == "0.1235"
 
 
-def test_validation_stands_beside_the_test_and_tells_when_it_reached_a_height() -> None:
+def test_the_table_has_validation_and_the_first_epoch_to_reach_a_value() -> None:
     curves = ({0: 84.0, 1: 80.0, 2: 91.0}, {0: 86.0, 1: 88.0, 2: 95.0, 3: 99.0})
     fine = replace(row("CL", 72.44), validations=curves)
     assert fine.validation == 95.0  # the best epoch of each seed
@@ -86,7 +86,7 @@ def left(folder: Path, accuracy: float | None, seconds: float, classes: dict[str
     return folder
 
 
-def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) -> None:
+def test_several_seeds_give_one_row_with_the_costs_of_the_first(tmp_path: Path) -> None:
     one = left(tmp_path / "one", 0.5, 1.0, {"a": "0.5", "b": ""})
     two = left(tmp_path / "two", 0.7, 9.0, {"a": "1.0", "b": "0.25"})
     found = read_row("CL", [one, two], "accuracy")
@@ -106,7 +106,7 @@ def test_several_seeds_make_one_row_with_the_costs_of_the_first(tmp_path: Path) 
     assert read_row("CL", [one, two], "accuracy").incomplete
 
 
-def test_validations_are_read_of_each_seed_and_of_a_refit_where_its_epoch_was_chosen(tmp_path: Path) -> None:
+def test_validation_curves_come_from_each_seed_or_the_choosing_run(tmp_path: Path) -> None:
     places = []
     for name, values in (("one", [0.5, 0.75]), ("two", [0.25, 1.0])):
         run = left(tmp_path / name, 0.5, 1.0, {})
@@ -129,7 +129,7 @@ def test_a_run_without_the_metric_is_named(tmp_path: Path, accuracy: float | Non
         read_row("CL", [one], metric)
 
 
-def test_failed_pictures_do_not_affect_others(
+def test_failed_figures_do_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> bytes:

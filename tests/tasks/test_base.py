@@ -54,7 +54,7 @@ def test_a_failed_frozen_fit_leaves_a_network_that_can_be_trained(tmp_path: Path
     assert any(not torch.equal(value, before[key]) for key, value in state(net.backbone).items())
 
 
-def test_a_task_releases_what_it_holds_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_releases_only_its_own_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Predictor(network())
     net, before = model.network, model.network.backbone._holds[:]
     assert len(before) == 1
@@ -87,7 +87,7 @@ def test_a_failed_cross_fit_leaves_the_classifier_to_be_trained(tmp_path: Path) 
     assert not net.backbone.recompute
 
 
-def test_a_failed_fit_has_pictures_decoded_again(folder: Path, tmp_path: Path) -> None:
+def test_after_a_failed_fit_images_are_decoded_again(folder: Path, tmp_path: Path) -> None:
     data = pictures(folder, image_size=32)
     data.setup()
     config = FrozenConfig(store=str(tmp_path / "store"))
@@ -98,7 +98,7 @@ def test_a_failed_fit_has_pictures_decoded_again(folder: Path, tmp_path: Path) -
     assert again.taken_up and all(split.features is None for split in data.splits.values())
 
 
-def test_a_trainer_of_both_tasks_tells_the_second_ones_exception(tmp_path: Path) -> None:
+def test_a_trainer_used_for_both_tasks_handles_the_second_exception(tmp_path: Path) -> None:
     """The task keeps the first one's callbacks, which get that exception, too."""
     net = network()
     run = trainer(tmp_path, max_epochs=1)
@@ -107,7 +107,7 @@ def test_a_trainer_of_both_tasks_tells_the_second_ones_exception(tmp_path: Path)
         run.validate(FineTune(net, RATES), loader(5 * IMAGES))
 
 
-def test_a_backbone_that_cannot_move_is_told(tmp_path: Path) -> None:
+def test_a_frozen_backbone_with_a_learning_rate_gives_a_warning(tmp_path: Path) -> None:
     net = network()
     net.backbone.requires_grad_(False)
     with pytest.warns(UserWarning, match=r"model\.optimizer\.backbone_lr is .*, but no parameter"):
@@ -151,7 +151,7 @@ def test_validation_leaves_a_network_in_evaluation_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [(IMAGES, LABELS), (IMAGES,), None], ids=["pairs", "tuples of one", "images"])
-def test_predictions_are_those_of_the_predictor(tmp_path: Path, parts: tuple[Tensor, ...] | None) -> None:
+def test_predictions_equal_the_predictor(tmp_path: Path, parts: tuple[Tensor, ...] | None) -> None:
     frozen = Frozen(network())
     run = trainer(tmp_path, max_epochs=1)
     run.fit(frozen, loader())
@@ -165,7 +165,7 @@ def test_predictions_are_those_of_the_predictor(tmp_path: Path, parts: tuple[Ten
     ("task", "what"), [(FineTune, "fit"), *((Frozen, what) for what in ("fit", "validate", "test", "predict"))]
 )
 @pytest.mark.parametrize("scaled", ["0..255", "normalised"])
-def test_floats_beyond_0_and_1_are_refused(
+def test_floats_outside_0_and_1_are_refused(
     tmp_path: Path, task: type[ClassificationTask], what: str, scaled: str
 ) -> None:
     """Images with ImageNet normalisation, or bytes cast to floats, would give the network wrong values."""
@@ -177,14 +177,14 @@ def test_floats_beyond_0_and_1_are_refused(
 
 
 @pytest.mark.parametrize("what", ["validate", "test"])
-def test_several_loaders_are_refused_in_words(tmp_path: Path, what: str) -> None:
+def test_several_loaders_are_refused(tmp_path: Path, what: str) -> None:
     evaluate = getattr(trainer(tmp_path), what)
     with pytest.raises(CxlpError, match=r"^2 loaders .*ConcatDataset"):
         evaluate(Frozen(network()), [loader(), loader()])
     assert len(evaluate(Frozen(network()), [loader()], verbose=False)) == 1
 
 
-def test_a_checkpoint_tells_its_own_epochs_validation_only(tmp_path: Path) -> None:
+def test_a_checkpoint_has_its_own_epochs_validation_only(tmp_path: Path) -> None:
     kept = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     run = trainer(tmp_path, max_epochs=3, check_val_every_n_epoch=2, callbacks=[kept], enable_checkpointing=True)
     run.fit(FineTune(network(), RATES), loader(), loader())
@@ -195,7 +195,7 @@ def test_a_checkpoint_tells_its_own_epochs_validation_only(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("what", ["validate", "test"])
-def test_metrics_of_a_part_of_the_images_or_classes_say_so(
+def test_metrics_of_a_part_of_the_images_or_classes_give_a_warning(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, what: str
 ) -> None:
     def told(data: Any, task: ClassificationTask, **options: Any) -> list[str]:

@@ -57,7 +57,7 @@ class Track(pl.Callback):
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_it_is_the_frozen_fit_of_the_trained_backbone(folder: Path, tmp_path: Path, reset: bool) -> None:
+def test_the_closing_fit_equals_a_frozen_fit_of_the_trained_backbone(folder: Path, tmp_path: Path, reset: bool) -> None:
     data, built = pictures(folder), network()
     first = Frozen(built)
     fit(first, data, tmp_path)
@@ -88,7 +88,7 @@ def test_it_is_the_frozen_fit_of_the_trained_backbone(folder: Path, tmp_path: Pa
         torch.testing.assert_close(built.state_dict()[key], scale * value if scale != 1.0 else value)
 
 
-def test_it_sees_the_average_of_the_weights(folder: Path, tmp_path: Path) -> None:
+def test_the_closing_fit_uses_the_averaged_weights(folder: Path, tmp_path: Path) -> None:
     data, built, track = pictures(folder, validation=0.25), network(), Track()
     first = Frozen(built)
     fit(first, data, tmp_path)

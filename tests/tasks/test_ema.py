@@ -59,7 +59,7 @@ def averaged(model: torch.nn.Module, most: float) -> AveragedModel:
     return average
 
 
-def test_an_average_is_that_of_the_recursion_for_each_type_of_tensor() -> None:
+def test_averages_equal_the_recursion_for_each_tensor_type() -> None:
     model = torch.nn.BatchNorm1d(3)  # its count of batches is an integer, which is copied
     counted = model.num_batches_tracked
     assert counted is not None
@@ -118,7 +118,7 @@ def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_pa
     assert torch.equal(weight(tested), loaded.weight)
 
 
-def test_a_resumed_run_goes_on_with_both(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_with_both(folder: Path, tmp_path: Path) -> None:
     found = []
     for stops in ([3], [2, 3]):
         checkpoint: str | None = None

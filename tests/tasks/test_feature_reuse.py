@@ -70,7 +70,7 @@ def key(
     return reuse.entry.folder.name
 
 
-def test_options_make_other_features(data: Folder, tmp_path: Path) -> None:
+def test_options_change_the_key(data: Folder, tmp_path: Path) -> None:
     first = key(data, tmp_path)
     assert key(data, tmp_path) == first
     assert key(data, tmp_path, c=3.0) == first  # the SVMs come after the features
@@ -84,7 +84,7 @@ def test_options_make_other_features(data: Folder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["code_digest", "library_versions"])
-def test_other_code_or_libraries_make_other_features(
+def test_other_code_or_libraries_change_the_key(
     data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     before = key(data, tmp_path)
@@ -92,7 +92,7 @@ def test_other_code_or_libraries_make_other_features(
     assert key(data, tmp_path) != before
 
 
-def test_an_edit_of_the_signed_square_root_makes_other_features(
+def test_an_edit_of_the_signed_square_root_changes_the_key(
     data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "site" / "cxlp"
@@ -112,7 +112,7 @@ def test_an_edit_of_the_signed_square_root_makes_other_features(
 
 
 @pytest.mark.parametrize("edited", ["head_for_kept_features", "base_of_kept_features"])
-def test_an_edit_of_a_users_own_head_or_its_base_makes_other_features(
+def test_an_edit_of_a_custom_head_or_its_base_changes_the_key(
     data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -138,7 +138,7 @@ class Trunk(nn.Module):
         return found
 
 
-def test_another_computation_with_the_same_weights_makes_other_features(data: Folder, tmp_path: Path) -> None:
+def test_another_computation_with_the_same_weights_changes_the_key(data: Folder, tmp_path: Path) -> None:
     kinds = [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1), nn.LeakyReLU(0.2), torch.relu, torch.tanh]
     keys = [key(data, tmp_path, trunk=Trunk(kind)) for kind in kinds]
     assert len(set(keys)) == len(kinds)

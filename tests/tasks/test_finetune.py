@@ -48,7 +48,7 @@ def test_fine_tuning_starts_at_the_frozen_solution(folder: Path, tmp_path: Path)
     assert {"fine-tuning", "validation"} <= tuned.times.keys()
 
 
-def test_before_the_first_step_it_scores_as_the_frozen_fit(folder: Path, tmp_path: Path) -> None:
+def test_before_the_first_step_scores_equal_the_frozen_fit(folder: Path, tmp_path: Path) -> None:
     """Bitwise, also after steps of length 0, which do not change BatchNorm's statistics."""
     data = pictures(folder, validation=0.25)
     frozen = Frozen(network())
@@ -85,7 +85,7 @@ def test_the_schedule_spans_the_run(folder: Path, tmp_path: Path, accumulated: i
     assert rates == sorted(rates, reverse=True)
 
 
-def test_a_run_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_run_without_max_epochs_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CxlpError, match="max_epochs is not set"):
         trainer(tmp_path, max_epochs=-1, max_steps=5).fit(task(), pictures(folder))
 
@@ -94,7 +94,7 @@ def test_a_run_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_statistics_of_batch_norm_move_unless_frozen(folder: Path, tmp_path: Path, frozen: bool) -> None:
+def test_batch_norm_statistics_change_unless_frozen(folder: Path, tmp_path: Path, frozen: bool) -> None:
     tuned = task(freeze_batch_norm=frozen)
     before = state(tuned.network.backbone)
     # validation in between must not change the mode
@@ -140,7 +140,7 @@ def test_a_backbone_that_is_held_to_the_end_is_refused(folder: Path, tmp_path: P
         trainer(tmp_path, max_epochs=2).fit(task(optimizer=replace(RATES, hold_epochs=2.0)), pictures(folder))
 
 
-def test_a_checkpoint_from_within_an_epoch_is_refused_in_words(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_from_within_an_epoch_is_refused(folder: Path, tmp_path: Path) -> None:
     whole = ModelCheckpoint(tmp_path / "a", filename="{step}", every_n_train_steps=2, save_top_k=-1)
     trainer(tmp_path, max_epochs=1, callbacks=[whole], enable_checkpointing=True).fit(task(), pictures(folder))
     with pytest.raises(CxlpError, match=r"val_check_interval.* last\.ckpt"):
@@ -227,7 +227,7 @@ def test_images_are_mixed(
     ],
     ids=str,
 )
-def test_options_that_cannot_be_are_named(option: dict[str, Any], said: str) -> None:
+def test_impossible_options_are_named(option: dict[str, Any], said: str) -> None:
     with pytest.raises(CxlpError, match=said):
         task(**option)
 

@@ -39,7 +39,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     [(2, 0, 0, 2), (50, 0, 0, 3), (50, 4, 1, 6)],
     ids=["at log_every_n_steps", "at the end of the epoch", "in a later epoch"],
 )
-def test_a_loss_that_was_not_finite_stops(
+def test_a_nonfinite_loss_stops_training(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, number: int, epoch: int, batches: int
 ) -> None:
     calls = broken_at(monkeypatch, number)  # and the later losses are finite
@@ -49,7 +49,7 @@ def test_a_loss_that_was_not_finite_stops(
     assert len(calls) == batches
 
 
-def test_weights_that_a_last_step_broke_stop(folder: Path, tmp_path: Path) -> None:
+def test_nonfinite_weights_after_the_last_step_stop_training(folder: Path, tmp_path: Path) -> None:
     def break_it(trainer: pl.Trainer, task: FineTune) -> None:
         if trainer.is_last_batch:
             assert task.network.classifier is not None
@@ -59,7 +59,7 @@ def test_weights_that_a_last_step_broke_stop(folder: Path, tmp_path: Path) -> No
         trainer(tmp_path, max_epochs=1, callbacks=[AtEachBatch(break_it)]).fit(task(), pictures(folder))
 
 
-def test_weights_that_break_within_an_epoch_are_not_saved(folder: Path, tmp_path: Path) -> None:
+def test_nonfinite_weights_within_an_epoch_are_not_saved(folder: Path, tmp_path: Path) -> None:
     def break_it(trainer: pl.Trainer, task: FineTune) -> None:
         if trainer.global_step == 3:
             assert task.network.classifier is not None

@@ -56,7 +56,7 @@ def test_the_network_evaluates_and_its_backbone_takes_no_gradients(folder: Path,
         assert torch.equal(value, backbone[key]), key  # BatchNorm's statistics, too
 
 
-def test_one_pass_is_the_fit_and_validation_sees_its_solution(folder: Path, tmp_path: Path) -> None:
+def test_the_fit_takes_one_pass_and_validation_uses_its_solution(folder: Path, tmp_path: Path) -> None:
     task = Frozen(network())
     run = trainer(tmp_path, max_epochs=5)
     run.fit(task, pictures(folder, validation=0.25))
@@ -89,7 +89,7 @@ def test_validation_within_the_pass_is_refused(folder: Path, tmp_path: Path, int
 
 
 @pytest.mark.parametrize("interval", [1.0, 3])
-def test_validation_behind_the_pass_may_be_asked_for(folder: Path, tmp_path: Path, interval: float) -> None:
+def test_validation_after_the_pass_is_allowed(folder: Path, tmp_path: Path, interval: float) -> None:
     run = trainer(tmp_path, max_epochs=1, val_check_interval=interval)
     run.fit(Frozen(network()), pictures(folder, validation=0.25))  # nine images: three batches
     assert torch.isfinite(run.callback_metrics["val/loss"])
@@ -106,7 +106,7 @@ def ctrl_c() -> Iterator[None]:
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("kept", [False, True])
-def test_an_interrupted_pass_leaves_nothing(
+def test_an_interrupted_pass_leaves_no_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], kept: bool
 ) -> None:
     monkeypatch.setattr("cxlp.frozen.fit.memory_for_maps", lambda: 0)  # otherwise a few maps and features are there
@@ -130,7 +130,7 @@ def test_an_interrupted_pass_leaves_nothing(
     assert [p.name for p in tmp_path.rglob("*")] == (["store"] if kept else [])
 
 
-def test_an_error_while_solving_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_solving_leaves_no_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise MemoryError("no room for the Gram matrix")
 

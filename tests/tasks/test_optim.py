@@ -37,7 +37,7 @@ def factors(warmup: int, total: int, steps: int) -> list[float]:
 # --- the schedule
 
 
-def test_linear_growth_then_half_a_cosine() -> None:
+def test_the_schedule_is_linear_growth_then_half_a_cosine() -> None:
     # by hand: fifths up to the peak at step 4, then (1 + cos(pi t / 8)) / 2 at t = 0..8
     cosine = [1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060, 0.0]
     found = factors(warmup=4, total=12, steps=15)
@@ -46,7 +46,7 @@ def test_linear_growth_then_half_a_cosine() -> None:
     assert found[13:] == [0.0, 0.0]  # never increasing again, if a run takes an additional step
 
 
-def test_without_warm_up_it_begins_at_the_peak() -> None:
+def test_without_warm_up_the_rate_starts_at_the_peak() -> None:
     assert factors(warmup=0, total=4, steps=5) == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_a_run_shorter_than_its_warm_up_only_grows(total: int) -> None:
     assert found[4:6] == pytest.approx([1.0, 0.0], abs=1e-12)  # and it reaches its end nevertheless
 
 
-def test_the_backbone_is_held_and_then_warms_up_to_the_same_cosine() -> None:
+def test_the_backbone_is_frozen_first_and_then_warms_up() -> None:
     groups = [
         {"params": [nn.Parameter(torch.zeros(1))], "name": name} for name in ("backbone/0", "projection", "classifier")
     ]
@@ -116,7 +116,7 @@ def test_each_parameter_is_in_exactly_one_group(head: Head) -> None:
     assert {id(p) for p in given} == {id(p) for p in whole.parameters()}
 
 
-def test_rates_by_part_and_no_decay_of_biases_and_norms() -> None:
+def test_rates_depend_on_the_part_and_biases_have_no_decay() -> None:
     whole = network()
     groups = by_name(whole, RATES)
     assert list(groups) == [f"{p}{s}" for p in ("backbone", "projection", "classifier") for s in ("", "/no_decay")]
@@ -170,7 +170,7 @@ def test_adamw_keeps_rates_and_decays() -> None:
 # --- depth and batch
 
 
-def test_layers_learn_the_slower_the_lower_they_are() -> None:
+def test_lower_layers_have_lower_rates() -> None:
     whole = network()
     groups = by_name(whole, replace(RATES, layer_decay=0.1))
     rates = {name: group["lr"] for name, (group, _) in groups.items() if name.startswith("backbone")}

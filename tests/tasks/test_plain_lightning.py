@@ -153,7 +153,7 @@ def test_any_order_gives_the_same_frozen_solution(odd: Folder, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("floating", [False, True])
-def test_torchvisions_data_sets_are_taken_as_they_are(tmp_path: Path, floating: bool) -> None:
+def test_torchvision_data_sets_work_unchanged(tmp_path: Path, floating: bool) -> None:
     transform = v2.Compose([PIXELS, v2.ToDtype(torch.float32, scale=True)]) if floating else PIXELS
     data = FakeData(size=13, image_size=(3, 32, 32), num_classes=3, transform=transform)
     images = torch.stack([data[i][0] for i in range(len(data))])
@@ -200,7 +200,7 @@ class Mapped(Dataset[Any]):
         ("image", "the loader yields a Tensor: expected pairs"),
     ],
 )
-def test_a_loader_of_something_else_is_refused_in_words(
+def test_a_loader_of_other_batches_is_refused(
     odd: Folder, tmp_path: Path, task: type[ClassificationTask], kind: str, said: str
 ) -> None:
     with pytest.raises(CxlpError, match=said):
@@ -240,7 +240,7 @@ def test_a_stream_is_refused_where_its_length_is_needed(
         trainer(tmp_path, max_epochs=1).fit(task(network()), DataLoader(stream(pairs(odd)), batch_size=4))
 
 
-def test_images_that_a_loader_leaves_out_are_told(odd: Folder, tmp_path: Path) -> None:
+def test_images_that_a_loader_leaves_out_give_a_warning(odd: Folder, tmp_path: Path) -> None:
     loader = DataLoader(pairs(odd), batch_size=4, drop_last=True)  # of eleven
     with pytest.raises(CxlpError, match=r"11 training images once, .* 8: .*without drop_last"):
         trainer(tmp_path, max_epochs=1).fit(Frozen(network()), loader)
@@ -308,7 +308,7 @@ class InOrder(pl.LightningDataModule):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dealt", ["by Lightning", "in order"])
-def test_two_processes_find_the_frozen_solution_of_one(odd: Folder, tmp_path: Path, dealt: str) -> None:
+def test_two_processes_find_the_same_frozen_solution_as_one(odd: Folder, tmp_path: Path, dealt: str) -> None:
     """Each process has a DistributedSampler; together they have one of eleven images twice."""
     # Lightning's sampler shuffles in any case, and the folds of a cross-validation are drawn by index.
     settled = (10.0, 2.0) if dealt == "by Lightning" else None

@@ -27,7 +27,7 @@ def test_no_private_attribute_of_lightning_is_used() -> None:
         assert not re.findall(r"^(?:from|import) pytorch_lightning.*\b_\w+", text, re.MULTILINE)
 
 
-def test_no_attribute_of_ours_hides_a_private_one_of_lightnings() -> None:
+def test_no_attribute_shadows_a_private_one_of_lightning() -> None:
     ours: list[type] = []
     for base in (pl.LightningModule, pl.LightningDataModule, pl.Callback, CheckpointIO):
         ours += [cls for cls in descendants(base) if cls.__module__.startswith("cxlp.")]

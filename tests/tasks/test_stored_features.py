@@ -109,7 +109,7 @@ def test_incomplete_features_of_a_killed_run_are_deleted(folder: Path, tmp_path:
     ]
 
 
-def test_features_that_another_run_writes_are_not_touched(tmp_path: Path) -> None:
+def test_features_that_another_run_is_writing_are_kept(tmp_path: Path) -> None:
     one, other = Entry(tmp_path, lambda: {"a": 1}), Entry(tmp_path, lambda: {"a": 1})
     first, second = one.begin(), other.begin()
     assert first.is_dir() and second.is_dir() and first != second
@@ -148,7 +148,7 @@ def test_a_part_of_the_images_or_an_unfitted_network_is_not_stored(
     assert len(decoded) == (3 if "limit_val_batches" in options else 0)
 
 
-def test_packed_signs_give_the_weights_of_whole_numbers(folder: Path, tmp_path: Path) -> None:
+def test_packed_signs_give_the_same_weights(folder: Path, tmp_path: Path) -> None:
     def signs() -> Head:
         return CrossLayerPooling(pca_dim=4, sign=True)
 
@@ -182,7 +182,7 @@ def test_two_bits_are_refused_for_values_other_than_signs(folder: Path, tmp_path
         fit_with(tmp_path / "store", folder, tmp_path, features="sign")
 
 
-def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
+def test_means_of_signs_are_not_stored_as_signs(folder: Path, tmp_path: Path) -> None:
     config = FrozenConfig(store=str(tmp_path / "store"), features="sign")
     losses = []
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_kept_means_of_signs_are_no_signs(folder: Path, tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_test_views_are_of_scored_pictures_only(folder: Path, tmp_path: Path) -> None:
+def test_test_views_apply_to_scored_images_only(folder: Path, tmp_path: Path) -> None:
     """Training pictures have the network's size, others the size of crops; the key of stored features includes both."""
     found = []
     config = FrozenConfig(store=str(tmp_path / "store"))

@@ -266,7 +266,7 @@ def test_from_rank_zero(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_rank_zero_answers_for_all(ranks: list[dict[str, Any]]) -> None:
+def test_rank_zero_computes_for_all_ranks(ranks: list[dict[str, Any]]) -> None:
     assert [found["asked"] for found in ranks] == [2**60, 2**60]
 
 
@@ -303,7 +303,7 @@ def test_barrier_waits_for_the_last(ranks: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["moments", "moments of one rank"])
-def test_merged_moments_are_those_of_one_process(ranks: list[dict[str, Any]], name: str) -> None:
+def test_merged_moments_equal_one_process(ranks: list[dict[str, Any]], name: str) -> None:
     whole = Moments(6, CPU)
     whole.update(vectors())
     for count, mean, scatter, axes, uncentred in (found[name] for found in ranks):
@@ -318,7 +318,7 @@ def test_merged_moments_are_those_of_one_process(ranks: list[dict[str, Any]], na
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVED)
-def test_shared_work_is_that_of_one_process(ranks: list[dict[str, Any]], tmp_path: Path, name: str) -> None:
+def test_shared_work_equals_one_process(ranks: list[dict[str, Any]], tmp_path: Path, name: str) -> None:
     alone = solved(tmp_path)[name]
     assert_same_bits(ranks[0][name], ranks[1][name])
     torch.testing.assert_close(
@@ -329,7 +329,7 @@ def test_shared_work_is_that_of_one_process(ranks: list[dict[str, Any]], tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*HEADS, "one idle"])
-def test_the_fit_of_an_odd_number_of_images_is_that_of_one_process(
+def test_the_fit_of_an_odd_number_of_images_equals_one_process(
     ranks: list[dict[str, Any]], tmp_path: Path, name: str
 ) -> None:
     alone = fitted(tmp_path / "fit", name if name in HEADS else "with PCA", slice(None))

@@ -32,7 +32,7 @@ def test_the_nearest_of_many_are_listed() -> None:
     assert did_you_mean("features", layers).count("features.") == 1 + 8
 
 
-def test_choices_may_be_read_once_only_and_names_of_several_words_are_quoted() -> None:
+def test_choices_may_be_an_iterator_and_long_names_are_quoted() -> None:
     assert did_you_mean("cherri", iter(["cherry", "red cherry, ripe", "cherry"])) == (
         "Did you mean 'cherry'? Valid: cherry, 'red cherry, ripe'."
     )

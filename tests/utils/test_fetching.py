@@ -71,7 +71,7 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path, algorithm: str, 
     assert names(folder) == ["file.bin"]
 
 
-def test_without_a_published_checksum_the_one_that_came_is_told(
+def test_without_a_published_checksum_the_actual_one_is_printed(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(remote(server.offer("/file", CONTENT), checksum=None), tmp_path)
@@ -91,7 +91,7 @@ def test_redirects_are_followed(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checksum", [None, SHA256])
-def test_a_lost_connection_is_taken_up_again(server: Server, tmp_path: Path, checksum: str | None) -> None:
+def test_a_lost_connection_is_resumed(server: Server, tmp_path: Path, checksum: str | None) -> None:
     cut = Answer(CONTENT, cut_after=900_000, etag='"v1"')
     url = server.offer("/file", cut, cut, Answer(CONTENT, etag='"v1"'))
     fetch(remote(url, checksum=checksum), tmp_path, waits=AT_ONCE)
@@ -112,7 +112,7 @@ def test_a_stalled_connection_counts_as_lost(server: Server, tmp_path: Path) -> 
         fetch(file, tmp_path / "elsewhere", stall=0.2, waits=())
 
 
-def test_attempts_are_bounded_unless_something_comes(
+def test_attempts_are_bounded_unless_bytes_arrive(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cxlp.utils.fetching, "PROGRESS", 1000)
@@ -145,7 +145,7 @@ def child(folder: Path, url: str, checksum: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("checksum", ["", SHA256])
-def test_a_killed_process_leaves_what_the_next_one_goes_on_with(server: Server, tmp_path: Path, checksum: str) -> None:
+def test_a_killed_download_is_resumed_by_the_next_process(server: Server, tmp_path: Path, checksum: str) -> None:
     half = TOTAL // 2
     url = server.offer("/file", Answer(CONTENT, cut_after=half, stalls=True, etag='"v1"'), Answer(CONTENT, etag='"v1"'))
     process = child(tmp_path, url, checksum)
@@ -163,7 +163,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(server: Server, 
     assert names(tmp_path) == ["file.bin"]
 
 
-def test_a_part_that_is_whole_asks_for_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_complete_part_needs_no_request(server: Server, tmp_path: Path) -> None:
     file = remote(server.offer("/file", CONTENT))
     begun(server, tmp_path, file, Answer(CONTENT, cut_after=TOTAL - 1))
     with (tmp_path / "file.bin.part").open("ab") as part:
@@ -198,7 +198,7 @@ def test_a_part_that_is_whole_asks_for_nothing(server: Server, tmp_path: Path) -
     ],
     ids=["If-Range", "ETag", "longer", "shorter", "checksum", "nothing", "weak ETag", "no ranges"],
 )
-def test_a_part_of_another_file_is_started_over(
+def test_a_part_of_another_file_is_restarted(
     server: Server, tmp_path: Path, before: Answer, after: Answer, checksum: str | None, ranges: list[str | None]
 ) -> None:
     file = remote(server.offer("/file", after), checksum=checksum)
@@ -210,7 +210,7 @@ def test_a_part_of_another_file_is_started_over(
 
 
 @pytest.mark.parametrize("note", [b"", b'{"url": "http://', b"[]", b"\xff", b'{"url": "", "validator": ""}', None])
-def test_a_part_with_a_torn_note_is_started_over(server: Server, tmp_path: Path, note: bytes | None) -> None:
+def test_a_part_with_a_truncated_note_is_restarted(server: Server, tmp_path: Path, note: bytes | None) -> None:
     file = remote(server.offer("/file", CONTENT))
     (tmp_path / "file.bin.part").write_bytes(OTHER[:500])
     if note is not None:
@@ -231,14 +231,14 @@ def test_after_an_error_comes_the_next_mirror(server: Server, tmp_path: Path, st
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_a_server_that_recovers_is_not_left(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_recovers_is_kept(server: Server, tmp_path: Path) -> None:
     url = server.offer("/first", Answer(status=503), Answer(status=500), Answer(CONTENT))
     fetch(remote(url, server.offer("/second", CONTENT)), tmp_path, waits=AT_ONCE)
     assert [a.path for a in server.asked] == ["/first"] * 3
 
 
 @pytest.mark.parametrize(("checksum", "sent"), [(SHA256, TOTAL - 900_000), (None, TOTAL)])
-def test_the_next_mirror_sends_the_rest_where_a_checksum_vouches_for_it(
+def test_another_mirror_sends_the_rest_if_a_checksum_is_known(
     server: Server, tmp_path: Path, checksum: str | None, sent: int
 ) -> None:
     first = server.offer("/first", Answer(CONTENT, cut_after=900_000, etag='"v1"'), Answer(status=404))
@@ -248,7 +248,7 @@ def test_the_next_mirror_sends_the_rest_where_a_checksum_vouches_for_it(
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_other_bytes_are_deleted_and_the_next_mirror_is_asked(server: Server, tmp_path: Path) -> None:
+def test_wrong_bytes_are_deleted_and_the_next_mirror_is_tried(server: Server, tmp_path: Path) -> None:
     first, second = server.offer("/first", OTHER), server.offer("/second", CONTENT)
     fetch(remote(first, second), tmp_path)
     assert [(a.path, a.range) for a in server.asked] == [("/first", None), ("/second", None)]
@@ -265,7 +265,7 @@ def test_a_mirror_whose_file_has_another_size_sends_nothing(server: Server, tmp_
     assert names(tmp_path) == []
 
 
-def test_when_all_fail_each_is_named_and_no_wrong_byte_is_left(server: Server, tmp_path: Path) -> None:
+def test_if_all_mirrors_fail_each_is_named_and_no_file_is_left(server: Server, tmp_path: Path) -> None:
     urls = server.offer("/first", OTHER), server.url("/gone"), server.offer("/busy", Answer(status=500))
     with pytest.raises(CxlpError) as caught:
         fetch(remote(*urls), tmp_path, "Look it up.", waits=())
@@ -310,7 +310,7 @@ def test_an_existing_file_is_verified(server: Server, tmp_path: Path) -> None:
 # --- the disk
 
 
-def test_a_full_disk_is_told_and_what_came_is_kept(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_partial_file_is_kept(server: Server, tmp_path: Path) -> None:
     file = remote(server.offer("/file", CONTENT))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
@@ -326,7 +326,7 @@ def test_a_full_disk_is_told_and_what_came_is_kept(server: Server, tmp_path: Pat
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(CxlpError, match=rf"cannot write or lock files in {tmp_path}/taken"):
         fetch(remote("http://127.0.0.1:9/file"), tmp_path / "taken")
@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 # --- several processes
 
 
-def test_of_two_processes_one_fetches_and_the_other_waits(server: Server, tmp_path: Path) -> None:
+def test_one_of_two_processes_downloads_while_the_other_waits(server: Server, tmp_path: Path) -> None:
     url = server.offer("/file", Answer(CONTENT, cut_after=TOTAL // 2, stalls=True), Answer(CONTENT))
     first = child(tmp_path, url, SHA256)
     deadline = time.monotonic() + 20

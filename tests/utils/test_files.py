@@ -13,7 +13,7 @@ from tests.full_disk import room_for
 @pytest.mark.parametrize(
     "write", [lambda path: write_whole(path, "second"), lambda path: copy_whole(path.parents[1] / "source", path)]
 )
-def test_a_full_disk_leaves_the_earlier_file_and_no_half(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_a_full_disk_keeps_the_earlier_file_and_no_partial_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
     (tmp_path / "source").write_text("second")
     path = tmp_path / "new" / "a"
     path.parent.mkdir()

@@ -51,7 +51,7 @@ def test_a_users_own_head_is_part_of_the_digest(tmp_path: Path, monkeypatch: pyt
     assert found[0] != found[1] != code_digest(["heads"])
 
 
-def test_versions_of_what_pictures_depend_on_are_known() -> None:
+def test_versions_of_decoding_libraries_are_known() -> None:
     found = library_versions()
     assert (
         set(found) == set(LIBRARIES) >= {"torch", "torchvision", "opencv-python-headless", "pillow", "albumentations"}

@@ -18,7 +18,7 @@ from cxlp.utils.locking import delete_abandoned, hold, hold_part, let_go, locked
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_lock_is_held_by_one_at_a_time_though_its_file_goes_and_comes(tmp_path: Path) -> None:
+def test_a_lock_is_exclusive_although_its_file_is_deleted_and_recreated(tmp_path: Path) -> None:
     inside: list[int] = []
     seen: list[int] = []
 
@@ -70,7 +70,7 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_a_file_system_without_flock_has_a_lock_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_flock_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", refusing(errno.ENOSYS))
     with locked(tmp_path / "new" / ".lock", "it"), pytest.raises(CxlpError, match="another process is working in"):
         hold(tmp_path / "new")
@@ -78,7 +78,7 @@ def test_a_file_system_without_flock_has_a_lock_all_the_same(tmp_path: Path, mon
     let_go(hold(tmp_path / "new"))
 
 
-def test_where_nothing_can_be_locked_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_locked_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", refusing(errno.ENOLCK))
     with pytest.raises(CxlpError, match=rf"{tmp_path}: No locks available"):
         hold(tmp_path)
@@ -93,7 +93,7 @@ def refusing(number: int) -> Callable[..., None]:
     return flock
 
 
-def test_parts_are_deleted_when_nobody_holds_them(tmp_path: Path) -> None:
+def test_parts_without_a_lock_are_deleted(tmp_path: Path) -> None:
     folder, file, held = tmp_path / "a.part", tmp_path / "b.part", tmp_path / "c.part"
     lock = hold_part(held)
     for path in (folder, held):
@@ -106,7 +106,7 @@ def test_parts_are_deleted_when_nobody_holds_them(tmp_path: Path) -> None:
     assert delete_abandoned([held]) == [] and list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with (
         pytest.raises(CxlpError, match=rf"cannot write or lock files in {tmp_path}/taken"),
@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_holds_nothing_and_frees_nothing(tmp_path: Path) -> None:
+def test_a_forked_process_neither_holds_nor_releases_locks(tmp_path: Path) -> None:
     tmp_path.joinpath("a.part").touch()
     held = hold_part(tmp_path / "a.part")
     ready, wait = os.pipe(), os.pipe()

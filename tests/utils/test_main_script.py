@@ -7,7 +7,7 @@ import pytest
 from cxlp.utils.main_script import imported_script
 
 
-def test_an_error_in_a_loading_process_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_loader_worker_is_reported_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
     raised = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback: a user's transform")
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")

@@ -35,7 +35,7 @@ def free() -> int:
     return found
 
 
-def test_it_is_what_the_machine_has_at_most() -> None:
+def test_free_memory_is_at_most_the_machines() -> None:
     assert 0 < free() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -49,12 +49,12 @@ def test_a_container_may_have_less(root: Path) -> None:
     assert free() > 2_000_000
 
 
-def test_a_limit_counts_where_the_cache_is_unknown(root: Path) -> None:
+def test_a_limit_applies_if_the_cache_is_unknown(root: Path) -> None:
     group(root, "3000000", 1_000_000)
     assert free() == 2_000_000
 
 
-def test_the_process_s_own_group_and_those_above_have_limits(root: Path) -> None:
+def test_limits_of_the_group_and_its_parents_apply(root: Path) -> None:
     group(root / "job", "5000000", 1_000_000)
     group(root / "job" / "step", "max", 1_000_000)
     group(root / "elsewhere", "10", 0)
@@ -63,7 +63,7 @@ def test_the_process_s_own_group_and_those_above_have_limits(root: Path) -> None
     assert free() == 2_000_000
 
 
-def test_the_group_of_another_namespace_is_not_looked_for(root: Path) -> None:
+def test_groups_of_another_namespace_are_ignored(root: Path) -> None:
     (root.parent / "membership").write_text("0::/../outside\n")
     group(root.parent / "outside", "10", 0)
     group(root, "3000000", 1_000_000)

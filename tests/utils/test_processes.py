@@ -100,7 +100,7 @@ def test_nohup_keeps_a_process_from_ending_with_its_terminal() -> None:
     assert process.returncode == 143
 
 
-def test_a_second_signal_ends_a_process_that_is_still_tidying_up(waiting: "subprocess.Popen[str]") -> None:
+def test_a_second_signal_ends_a_process_during_its_cleanup(waiting: "subprocess.Popen[str]") -> None:
     waiting.terminate()
     assert line(waiting) == "stopped by SIGTERM"
     waiting.terminate()  # as supervisors do, which signal a process and its group
@@ -110,7 +110,7 @@ def test_a_second_signal_ends_a_process_that_is_still_tidying_up(waiting: "subpr
     assert waiting.wait(timeout=30) == 130
 
 
-def test_an_end_that_takes_too_long_is_cut_short() -> None:
+def test_a_cleanup_that_takes_too_long_is_aborted() -> None:
     code = WAITING.replace("with processes", "processes.GRACE_AFTER_SIGNAL = 0.1\nwith processes", 1)
     process = start(code, "60")
     assert line(process) == "ready"
@@ -180,7 +180,7 @@ with processes.raising_on_signals():
 
 
 @pytest.mark.parametrize("code", [HANDLED, FORKED], ids=["handled", "of another process"])
-def test_a_signal_that_is_dealt_with_ends_nothing_later(code: str) -> None:
+def test_a_handled_signal_has_no_later_effect(code: str) -> None:
     process = start(code + "print('done')")
     assert process.communicate(timeout=30) == ("done\n", "") and process.returncode == 0
 

@@ -15,7 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     yield hand
 
 
-def test_repeated_phases_add_up_in_the_order_in_which_they_began(clock: list[float]) -> None:
+def test_repeated_phases_are_summed_in_the_order_of_their_starts(clock: list[float]) -> None:
     times = PhaseTimes()
     for phase, seconds in (("pooling", 3.0), ("SVM", 1.0), ("pooling", 0.5)):
         with times.measure(phase):
@@ -24,7 +24,7 @@ def test_repeated_phases_add_up_in_the_order_in_which_they_began(clock: list[flo
     assert list(times.items()) == [("pooling", 3.5), ("SVM", 1.0)]
 
 
-def test_a_phase_within_a_phase_counts_for_both_and_stands_behind_it(clock: list[float]) -> None:
+def test_a_nested_phase_counts_for_both_and_is_listed_second(clock: list[float]) -> None:
     times = PhaseTimes()
     with times.measure("fit"):
         clock[0] += 1
@@ -33,7 +33,7 @@ def test_a_phase_within_a_phase_counts_for_both_and_stands_behind_it(clock: list
     assert list(times.items()) == [("fit", 3.0), ("SVM", 2.0)]
 
 
-def test_a_phase_that_fails_is_timed_and_its_error_goes_on(clock: list[float]) -> None:
+def test_a_failing_phase_is_timed_and_its_error_propagates(clock: list[float]) -> None:
     times = PhaseTimes()
     with pytest.raises(ValueError, match="mine"), times.measure("PCA"):
         clock[0] += 2

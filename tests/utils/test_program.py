@@ -26,12 +26,12 @@ cycle = Deleted()
 
 
 @pytest.mark.parametrize(("how", "printed"), [("as usual", "collected\n"), ("quickly", "")])
-def test_the_end_of_a_program_looks_for_no_garbage(how: str, printed: str) -> None:
+def test_garbage_collection_is_skipped_at_exit(how: str, printed: str) -> None:
     done = subprocess.run([sys.executable, "-c", CYCLE, how], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (printed, "")
 
 
-def test_the_collector_is_as_it_was_after_an_import_that_fails() -> None:
+def test_the_garbage_collector_is_restored_after_a_failed_import() -> None:
     assert gc.isenabled()
     with pytest.raises(ImportError), collecting_no_garbage():
         assert not gc.isenabled()

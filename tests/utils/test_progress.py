@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     yield now
 
 
-def test_in_a_pipe_progress_is_whole_lines_the_further_apart_the_longer_it_takes(clock: list[float]) -> None:
+def test_in_a_pipe_progress_is_lines_at_growing_intervals(clock: list[float]) -> None:
     stream, times = io.StringIO(), []
     with bar("Pooling", 10_000, to=stream) as shown:
         assert isinstance(shown, LineBar)
@@ -93,7 +93,7 @@ def test_short_work_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.getvalue() == "epoch 1\n"
 
 
-def test_a_notebook_has_bars_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_notebook_has_widget_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Widget(tqdm):  # type: ignore[misc] # (it has no types)
         made: ClassVar[list[Any]] = []
 
@@ -125,7 +125,7 @@ def test_hidden_bars_write_nothing() -> None:
     assert list(track(range(3), "Pooling", hidden=True)) == [0, 1, 2] and stream.getvalue() == ""
 
 
-def test_a_reader_that_has_gone_ends_nothing() -> None:
+def test_a_closed_pipe_raises_no_error() -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError

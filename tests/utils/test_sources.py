@@ -36,7 +36,7 @@ def test_the_options_of_dataclasses_and_of_the_trainer() -> None:
     assert trainer["max_epochs"] == int | None and trainer["callbacks"] is None  # not plain
 
 
-def test_types_are_plain_ones_or_unknown() -> None:
+def test_types_are_plain_or_unknown() -> None:
     model = options_of("cxlp.runs.recipe.ModelConfig")
     assert model is not None
     assert model["backbone"]["activation"] == Literal["after", "before"]
@@ -64,7 +64,7 @@ def test_inheritance_and_names_that_are_imported(tmp_path: Path, monkeypatch: py
     assert options_of("some_package.Missing") is None and options_of("no_such_package.X") is None
 
 
-def test_nothing_is_imported_for_it() -> None:
+def test_parsing_sources_imports_nothing() -> None:
     code = (
         "import sys; from cxlp.utils.sources import options_of; assert options_of('pytorch_lightning.Trainer');"
         "assert options_of('cxlp.heads.CrossLayerPooling'); sys.exit('torch' in sys.modules)"

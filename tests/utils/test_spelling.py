@@ -5,7 +5,7 @@ import pytest
 from cxlp.utils.spelling import as_text, interval_as_text, number, points, shown_names, span_as_text
 
 
-def test_parts_are_in_percent_and_other_numbers_have_four_digits() -> None:
+def test_proportions_are_in_percent_and_other_numbers_have_four_digits() -> None:
     for name in ("test/accuracy", "frozen/cv_accuracy", "val/mAP_11point", "AP", "true probability"):
         assert as_text(name, 0.855) == "85.50%"
     assert as_text("test/loss", 0.37254) == "0.3725" and as_text("frozen/C", 10.0) == "10"
@@ -37,5 +37,5 @@ def test_parts_are_in_percent_and_other_numbers_have_four_digits() -> None:
         ([], []),
     ],
 )
-def test_names_of_classes_are_spelled_for_people(classes: list[str], shown: list[str]) -> None:
+def test_class_names_are_formatted_for_readers(classes: list[str], shown: list[str]) -> None:
     assert shown_names(classes) == shown

@@ -6,7 +6,7 @@ import torch
 from cxlp.utils.threads import one_thread
 
 
-def test_one_thread_inside_and_the_earlier_number_after() -> None:
+def test_one_thread_inside_the_context_and_the_earlier_number_afterwards() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -19,7 +19,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").split("\n")[1:-1]
 
 
-def test_all_that_is_printed_is_kept_also_what_came_before_the_file(
+def test_all_output_is_recorded_including_output_before_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, streams = tmp_path / "log.txt", (sys.stdout, sys.stderr)
@@ -42,7 +42,7 @@ def test_all_that_is_printed_is_kept_also_what_came_before_the_file(
     assert found[-1] == "no end"
 
 
-def test_bars_and_colours_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_and_colours_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "log.txt"
     with recording():
         keep(file, "")
@@ -77,7 +77,7 @@ def test_bars_of_other_libraries_are_shown_at_once_and_not_buffered(
     assert lines(tmp_path / "log.txt") == ["step 1002"]
 
 
-def test_a_failure_is_kept_and_a_second_session_is_appended(tmp_path: Path) -> None:
+def test_a_failure_is_recorded_and_a_second_session_is_appended(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     with pytest.raises(ZeroDivisionError), recording():
         keep(file, "first")
@@ -92,7 +92,7 @@ def test_a_failure_is_kept_and_a_second_session_is_appended(tmp_path: Path) -> N
     assert lines(file)[-1] == "again"
 
 
-def test_discarded_output_is_not_kept(tmp_path: Path) -> None:
+def test_discarded_output_is_not_recorded(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     keep(file, "nothing is recorded")
     assert not file.exists()
@@ -105,7 +105,7 @@ def test_discarded_output_is_not_kept(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_two_runs_in_one_process_have_their_own(tmp_path: Path) -> None:
+def test_two_runs_in_one_process_have_separate_logs(tmp_path: Path) -> None:
     with recording():
         say("for the first")
         keep(tmp_path / "a", "")
@@ -115,7 +115,7 @@ def test_two_runs_in_one_process_have_their_own(tmp_path: Path) -> None:
     assert lines(tmp_path / "a") == ["for the first", "more"] and lines(tmp_path / "b") == ["for the second"]
 
 
-def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_gives_one_warning_and_does_not_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with recording() as transcript:
         keep(tmp_path / "log.txt", "")
 

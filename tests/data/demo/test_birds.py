@@ -43,7 +43,7 @@ def test_seed_decides_the_picture() -> None:
     assert not np.array_equal(pixels(SPECIES[3], 5), pixels(SPECIES[3], 6))
 
 
-def test_global_random_state_is_left_alone() -> None:
+def test_the_global_random_state_is_unchanged() -> None:
     before = np.random.get_state(legacy=False)["state"]
     draw_bird(SPECIES[0], np.random.default_rng(0), 64)
     after = np.random.get_state(legacy=False)["state"]
@@ -61,7 +61,7 @@ def test_species_are_a_combination_code() -> None:
         assert min(column.count(choice) for choice in column) >= 2, "a single part identifies a species"
 
 
-def test_as_many_random_numbers_whatever_the_species() -> None:
+def test_the_number_of_random_numbers_does_not_depend_on_the_species() -> None:
     following = set()
     for species in SPECIES:
         rng = np.random.default_rng(1)
@@ -82,7 +82,7 @@ def test_each_part_shows_and_changes_little_else(part: str, before: Any, after: 
         assert (difference > 10).sum() >= 10
 
 
-def test_mean_colour_does_not_tell_the_species() -> None:
+def test_the_mean_colour_does_not_reveal_the_species() -> None:
     means = np.array(
         [[pixels(species, [i, k], 48).mean(axis=(0, 1)) for k in range(30)] for i, species in enumerate(SPECIES)]
     )

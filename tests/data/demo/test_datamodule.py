@@ -78,7 +78,7 @@ def test_pictures_are_drawn_once(tmp_path: Path, count_draws: list[Job]) -> None
 
 
 @pytest.mark.usefixtures("few")
-def test_what_is_drawn_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_drawn_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "draw_file", draw_file)
     module = Demo(tmp_path / "demo", image_size=16)
     module.prepare_data()
@@ -95,7 +95,7 @@ def test_what_is_drawn_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("few")
-def test_pictures_are_the_same_wherever_they_are_drawn(tmp_path: Path) -> None:
+def test_pictures_do_not_depend_on_the_process(tmp_path: Path) -> None:
     for name in ("one", "two"):
         Demo(tmp_path / name).prepare_data()
     assert len(digests(tmp_path / "one")) == 30
@@ -104,7 +104,7 @@ def test_pictures_are_the_same_wherever_they_are_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("after", [0, 5])
-def test_failure_leaves_nothing_and_the_next_run_starts_anew(
+def test_a_failure_leaves_no_files_and_the_next_run_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     module = Demo(tmp_path / "demo")
@@ -123,7 +123,7 @@ def test_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_other_content_is_refused_and_left_alone(tmp_path: Path, count_draws: list[Job]) -> None:
+def test_other_content_is_refused_and_kept(tmp_path: Path, count_draws: list[Job]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CxlpError, match=r"demo: .* contains other files .*--data\.root") as caught:
         Demo(tmp_path).prepare_data()
@@ -133,7 +133,7 @@ def test_other_content_is_refused_and_left_alone(tmp_path: Path, count_draws: li
 
 
 @pytest.mark.usefixtures("few")
-def test_of_two_runs_one_draws_and_the_other_waits(tmp_path: Path, count_draws: list[Job]) -> None:
+def test_one_of_two_runs_draws_while_the_other_waits(tmp_path: Path, count_draws: list[Job]) -> None:
     runs = [Thread(target=Demo(tmp_path / "demo").prepare_data) for _ in range(2)]
     for run in runs:
         run.start()
@@ -144,7 +144,7 @@ def test_of_two_runs_one_draws_and_the_other_waits(tmp_path: Path, count_draws: 
 
 
 @pytest.mark.usefixtures("few")
-def test_pictures_of_an_older_drawing_are_drawn_anew(tmp_path: Path, count_draws: list[Job]) -> None:
+def test_pictures_of_an_older_version_are_redrawn(tmp_path: Path, count_draws: list[Job]) -> None:
     root = tmp_path / "demo"
     (root / "train").mkdir(parents=True)
     (root / "train" / "old.jpg").write_bytes(b"picture")

@@ -22,7 +22,7 @@ def painted(made: Canvas) -> tuple[Array, Array]:
     return layer[..., 0], layer[..., 3]
 
 
-def test_a_frame_maps_and_its_child_turns_and_stretches_about_its_hinge() -> None:
+def test_a_child_frame_rotates_and_stretches_about_its_origin() -> None:
     body = Frame(np.array([[10.0, 0.0], [0.0, 20.0]]), np.array([3.0, 4.0]))
     assert body.map([(1, 0), (0, 1)]).tolist() == [[13, 4], [3, 24]]
     assert body.unit == pytest.approx(np.sqrt(200))
@@ -85,7 +85,7 @@ def test_a_stain_stays_within_the_shapes_that_bound_it() -> None:
     assert (red[:20] == 100).all()
 
 
-def test_a_stain_off_the_picture_does_nothing() -> None:
+def test_a_stain_outside_the_picture_has_no_effect() -> None:
     made = canvas()
     before = np.asarray(made.layer).copy()
     made.stain([np.array([(100.0, 100.0), (120.0, 100.0), (110.0, 120.0)])], "dark")
