@@ -27,8 +27,8 @@ from cxlp.commands.completion import complete, is_asked
 from cxlp.commands.parser import CommandParser
 from cxlp.runs.arguments import KEYS
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.processes import how_ended, raising_on_signals
-from cxlp.utils.program import end_without_collecting, print_any_text, program
+from cxlp.utils.processes import exit_status_of, raising_on_signals
+from cxlp.utils.program import escape_unprintable_text, program, skip_collection_at_exit
 
 #: The commands, in the order of a typical workflow.
 COMMANDS = (download, check, layers, train, test, runs, compare, dashboard, predict, embed, explain, export)
@@ -45,8 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
         correct; 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or SIGHUP; 141 if standard output is a pipe that its
         reader, such as ``head``, has closed.
     """
-    print_any_text()
-    end_without_collecting()
+    escape_unprintable_text()
+    skip_collection_at_exit()
     # Unlike python -m, the console script does not search the working directory, which may contain a user's heads.
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except BaseException as error:
-            ended = how_ended(error)
+            ended = exit_status_of(error)
             if ended is None:
                 raise
             again = ". To continue, repeat the same command" if chosen.run is compare.run else ""

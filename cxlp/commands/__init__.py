@@ -79,7 +79,7 @@ def check_out_file(out: Path, option: str = "--out") -> None:
         raise CxlpError(f"{option} {out} cannot be written: {getattr(error, 'strerror', error)}") from error
 
 
-def warn_of_boxes(model: "Predictor") -> None:
+def warn_about_boxes(model: "Predictor") -> None:
     """Warn on stderr if the network was trained on images that were cropped to boxes."""
     if model.boxes:
         print(  # noqa: T201

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, check_out_file, warn_about_boxes
 from cxlp.runs.early import check_early
 from cxlp.runs.places import NOT_USED, describing_data
 from cxlp.utils.errors import CxlpError
@@ -103,7 +103,7 @@ def run(args: Namespace) -> int:
         model = from_config(arguments, args.device, args.precision)
     else:
         model = load(args.source, args.device, args.precision)
-        warn_of_boxes(model)
+        warn_about_boxes(model)
     if args.dim is not None and args.dim > model.network.out_features:
         raise CxlpError(f"--dim {args.dim}: the network's features have {model.network.out_features:,} dimensions")
     paths = list(image_paths(args.paths, lines_of_stdin()))

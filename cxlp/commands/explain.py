@@ -12,7 +12,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxlp.commands import check_images, check_numbers, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, warn_about_boxes
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import find_checkpoint, out_folder
 
@@ -126,7 +126,7 @@ def run(args: Namespace) -> int:
     target, against = (None if name is None else model.index(name) for name in (args.target, args.against))
     if target is not None and target == against:
         raise CxlpError(f"--class and --against are both {args.target!r}: give two classes")
-    warn_of_boxes(model)
+    warn_about_boxes(model)
     files = list(image_paths(args.images, lines_of_stdin()))
     limit = args.limit or (len(files) if args.patches else LIMIT)
     if len(files) > limit:

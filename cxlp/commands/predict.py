@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cxlp.commands import check_images, check_numbers, check_out_file, warn_of_boxes
+from cxlp.commands import check_images, check_numbers, check_out_file, warn_about_boxes
 from cxlp.reports.formatting import csv_writer
 from cxlp.utils.files import find_checkpoint
 
@@ -87,7 +87,7 @@ def run(args: Namespace) -> int:
 
     model = load(args.checkpoint, args.device, args.precision)
     model.check_classes()
-    warn_of_boxes(model)
+    warn_about_boxes(model)
     top = min(args.top, len(model.classes))
     # Worker processes prefetch paths, so the rows of paths that arrive slowly on stdin would be delayed.
     workers = (0 if "-" in args.paths else min(8, usable_cores())) if args.workers is None else args.workers

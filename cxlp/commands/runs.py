@@ -197,7 +197,7 @@ def _list(entries: Sequence["Entry"], console: "Console") -> None:
 def _show(entry: "Entry", console: "Console") -> None:
     from rich.table import Table
 
-    from cxlp.reports.history import how_to_look
+    from cxlp.reports.history import wandb_command
     from cxlp.utils.spelling import as_text, interval_as_text
 
     table = Table("what", "value", title=entry.name)
@@ -223,7 +223,7 @@ def _show(entry: "Entry", console: "Console") -> None:
     for place in (entry.folder / "report.html", entry.folder / "refit" / "report.html"):
         if place.is_file():
             console.print(f"Look at it in a browser: {place}", soft_wrap=True)
-    if look := how_to_look(entry.folder):
+    if look := wandb_command(entry.folder):
         console.print(f"Look at the curves: {look}", soft_wrap=True)
 
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cxlp.commands.completion import complete, is_asked
-from cxlp.runs.endings import Begun, folder_to_go_on, let_peers_know, mendable
-from cxlp.utils.locking import let_go_all
-from cxlp.utils.processes import how_ended, leave_with_parent, raising_on_signals
+from cxlp.runs.endings import Begun, end_if_distributed, resumable_folder, user_message
+from cxlp.utils.locking import release_all_locks
+from cxlp.utils.processes import exit_status_of, leave_with_parent, raising_on_signals
 from cxlp.utils.program import (
-    collecting_no_garbage,
-    end_without_collecting,
-    forget_ranks_without_number,
-    print_any_text,
+    escape_unprintable_text,
+    skip_collection_at_exit,
     train_program,
+    unset_invalid_ranks,
+    without_garbage_collection,
 )
 from cxlp.utils.transcript import recording
 
@@ -46,19 +46,19 @@ def main(args: Sequence[str] | None = None) -> int:
     if is_asked():
         parser = ArgumentParser(prog=train_program(), add_help=False)
         complete(parser, [parser])
-    print_any_text()
-    end_without_collecting()
+    escape_unprintable_text()
+    skip_collection_at_exit()
     with recording(), raising_on_signals():
         try:
             return _run(sys.argv[1:] if args is None else args, begun)
         except BaseException as error:
-            ended = how_ended(error)
+            ended = exit_status_of(error)
             if ended is not None:
                 if begun.run is not None:
                     begun.run.discard()
                 if begun.speaks:  # after discard(), to name only what still exists
-                    print(f"\n{ended[1]}. {_how_to_go_on(begun)}", file=sys.stderr)  # noqa: T201
-                let_peers_know(ended[0])
+                    print(f"\n{ended[1]}. {_how_to_resume(begun)}", file=sys.stderr)  # noqa: T201
+                end_if_distributed(ended[0])
                 return ended[0]
             if not isinstance(error, Exception):
                 raise
@@ -66,11 +66,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 begun.run.discard()
             return _failed(error)
         finally:
-            let_go_all()
+            release_all_locks()
 
 
 def _run(args: Sequence[str], begun: Begun) -> int:
-    forget_ranks_without_number()
+    unset_invalid_ranks()
     if not {"-h", "--help", "--help-all"}.isdisjoint(args):
         return _help("--help-all" in args)
     from cxlp.commands.keys_help import keys_help
@@ -80,10 +80,10 @@ def _run(args: Sequence[str], begun: Begun) -> int:
         print(page, end="")  # noqa: T201
         return 0
     check_early(args)  # before the slow imports
-    with collecting_no_garbage():
+    with without_garbage_collection():
         from cxlp.runs.arguments import find_configs
         from cxlp.runs.cli import parse, parts_of
-        from cxlp.runs.folder import looks_for_earlier, run_name
+        from cxlp.runs.folder import may_resume, run_name
         from cxlp.runs.launch import requeue_on_signal
         from cxlp.runs.loggers import RunConfig
         from cxlp.runs.training import train_and_test
@@ -94,7 +94,7 @@ def _run(args: Sequence[str], begun: Begun) -> int:
     config = parse(arguments)
     if config["seeds"] is not None:
         settings = RunConfig(**config["run"].as_dict())
-        looks_for_earlier(settings)  # checks run.resume: a series finds its earlier runs by name
+        may_resume(settings)  # checks run.resume: a series finds its earlier runs by name
         begun.series = Path(settings.root) / run_name(settings, config, parts_of(config)["data"])
         begun.speaks = not leave_with_parent()
         return run_seeds(arguments, config, begun.series)
@@ -115,18 +115,18 @@ def _help(of_all_keys: bool) -> int:
 
 def _failed(error: Exception) -> int:
     """Print an error that the user can fix, and return the exit status; raise any other error again."""
-    said = mendable(error)
-    let_peers_know(1 if said is None else 2)
+    said = user_message(error)
+    end_if_distributed(1 if said is None else 2)
     if said is None:
         raise error
     print(f"error: {said}", file=sys.stderr)  # noqa: T201
     return 2
 
 
-def _how_to_go_on(begun: Begun) -> str:
+def _how_to_resume(begun: Begun) -> str:
     if begun.series is not None:
         return f"Finished runs are kept. To continue, repeat the command with --run.name {begun.series.name}"
-    folder = folder_to_go_on(begun.run)
+    folder = resumable_folder(begun.run)
     if folder is not None:
         return f"To continue: --config {folder}/config.yaml --ckpt_path {folder}"
     return "Nothing was saved yet: start again"

@@ -83,7 +83,7 @@ def check(data: ImageDataModule, workers: int) -> Report:
         )
     fitted = [*samples["train"], *samples.get("val", [])]
     findings += [Finding(Kind.LISTS, d) for d in list_defects(classes, {"train": fitted, "test": samples["test"]})]
-    findings += [*_oddities("train", fitted), *_oddities("test", samples["test"])]
+    findings += [*_unusual_entries("train", fitted), *_unusual_entries("test", samples["test"])]
     sizes = _class_sizes(fitted)
     findings += [Finding(Kind.SINGLE, name) for k, name in enumerate(classes) if sizes[k] == 1]
     if samples["test"]:
@@ -145,7 +145,7 @@ def _count(samples: Sequence[Sample]) -> Counts:
     return Counts(len(samples), len(sizes), fewest, most, sizes.total(), ignored)
 
 
-def _oddities(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
+def _unusual_entries(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
     """Yield unusual entries of a list that do not stop a run."""
     seen = set()
     some_box = any(s.box for s in samples)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cxlp.data.dataset import Sample
-from cxlp.data.decode import is_outside, is_plain, read_image
+from cxlp.data.decode import is_outside, is_single_scan, read_image
 from cxlp.data.metadata import stored_size
 from cxlp.utils.distributed import rank, usable_cores
 from cxlp.utils.errors import CxlpError
@@ -89,7 +89,7 @@ def _parse(data: bytes) -> tuple[tuple[int, int] | None, bool]:
                 return size, _has_checksums(data)
             scan = image.fp.tell()  # type: ignore[union-attr]
             is_common = image.format == "JPEG" and image.mode in ("RGB", "L")
-            return size, is_common and is_plain(np.frombuffer(data, np.uint8), scan)
+            return size, is_common and is_single_scan(np.frombuffer(data, np.uint8), scan)
     except Exception:  # not an image for Pillow, which may raise anything: left to the decoder
         return None, False
 

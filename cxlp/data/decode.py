@@ -161,7 +161,7 @@ def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
         scale: Divisor of the sides.
     """
     data = np.fromfile(path, np.uint8)
-    if not is_plain(data, scan):
+    if not is_single_scan(data, scan):
         return None
     pixels: Pixels | None = cv2.imdecode(data, _REDUCED[scale] | cv2.IMREAD_IGNORE_ORIENTATION)  # type: ignore[assignment]
     if pixels is not None:
@@ -169,7 +169,7 @@ def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
     return pixels
 
 
-def is_plain(data: Pixels, scan: int) -> bool:
+def is_single_scan(data: Pixels, scan: int) -> bool:
     """Return whether a JPEG is a single scan of compressed data up to its end.
 
     Args:

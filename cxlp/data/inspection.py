@@ -97,14 +97,14 @@ def _defect(path: Path, error: Exception) -> Finding:
 
 def _inspect(path: Path, image: ImageFile, boxes: Sequence[Box]) -> tuple[list[tuple[Kind, str]], Pixels]:
     """Return the findings in an open image, and its pixels."""
-    found = _oddities(path, image, boxes)  # before the pixels are loaded, which changes Pillow's attributes
+    found = _unusual_entries(path, image, boxes)  # before the pixels are loaded, which changes Pillow's attributes
     pixels, _, by_opencv = decode(path, image)
     if image.format in ("JPEG", "MPO") and not by_opencv:
         decode_all(path)  # for libjpeg's warnings, which Pillow suppresses
     return found, pixels
 
 
-def _oddities(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
+def _unusual_entries(path: Path, image: ImageFile, boxes: Sequence[Box]) -> list[tuple[Kind, str]]:
     found: list[tuple[Kind, str]] = []
     is_bare = isinstance(image.fp, BytesIO)  # the image could only be opened without its metadata
     turned = orientation(image)

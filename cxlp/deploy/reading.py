@@ -64,7 +64,7 @@ def read_batches(paths: Iterable[str], transform: Transform, batch_size: int, wo
         batch_sampler=batches(paths, batch_size),  # the indices are paths
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=_ignore_interrupts,
     )
     yield from loader
 
@@ -76,7 +76,7 @@ def collate(items: Sequence[tuple[str, Tensor | str]]) -> Batch:
     return errors, torch.stack(pictures) if pictures else torch.empty(0)
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
+def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -75,8 +75,8 @@ class PartEvidence:
         canvas = values.new_zeros(pixels, pixels)
         side = self.size / self.image_size
         for view, window in zip(values, self.windows, strict=True):
-            rows = _tents(view.shape[0], window.top / self.image_size, side, pixels).to(values)
-            columns = _tents(view.shape[1], window.left / self.image_size, side, pixels).to(values)
+            rows = _interpolation_weights(view.shape[0], window.top / self.image_size, side, pixels).to(values)
+            columns = _interpolation_weights(view.shape[1], window.left / self.image_size, side, pixels).to(values)
             canvas += rows @ (view.flip(-1) if window.mirrored else view) @ columns.T
         return canvas
 
@@ -282,7 +282,7 @@ def _best(scores: Tensor, besides: int | None) -> int:
     return int(scores.argmax())
 
 
-def _tents(cells: int, start: float, length: float, pixels: int) -> Tensor:
+def _interpolation_weights(cells: int, start: float, length: float, pixels: int) -> Tensor:
     """Return weights of linear interpolation along one side of an image: ``(pixels, cells)``.
 
     Between the centre of an outermost cell and the edge, the weights are constant.

@@ -19,7 +19,7 @@ from cxlp.models.network import Network
 from cxlp.utils.distributed import all_sum, ask_rank_zero, barrier, on_rank_zero, rank
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
-from cxlp.utils.locking import delete_abandoned, hold_part, let_go
+from cxlp.utils.locking import delete_abandoned, hold_part, release_lock
 
 
 class Entry:
@@ -64,10 +64,10 @@ class Entry:
     def begin(self) -> Path:
         """Create the temporary folder and return its path."""
         self.part = self.root / f".{self.folder.name}.{ask_rank_zero(time.time_ns)}.part"
-        on_rank_zero(self._make_part)
+        on_rank_zero(self._create_temporary)
         return self.part
 
-    def _make_part(self) -> None:
+    def _create_temporary(self) -> None:
         assert self.part is not None
         delete_abandoned(self.root.glob(".*.part"))
         self._lock = hold_part(self.part)
@@ -102,13 +102,13 @@ class Entry:
                 raise
             shutil.rmtree(self.part, ignore_errors=True)  # another run completed the entry first
         finally:
-            let_go(self._lock)
+            release_lock(self._lock)
 
     def abort(self) -> None:
         """Delete the temporary folder."""
         if self.part is not None and rank() == 0:
             shutil.rmtree(self.part, ignore_errors=True)
-            let_go(self._lock)
+            release_lock(self._lock)
         self.part = None
 
     def was_computed_by(self, network: Network) -> bool:
@@ -172,7 +172,7 @@ class ScoredRows:
             else:
                 self._part.unlink(missing_ok=True)
         finally:
-            let_go(self._lock)
+            release_lock(self._lock)
 
 
 class StoredFeatures:

@@ -113,19 +113,19 @@ class Examples:
         self.mistakes = heapq.nsmallest(MISTAKES, [e for part, _ in everywhere for e in part], key=_worst_first)
         for _, right in everywhere:
             self._keep_right(right.values())
-        return self.mistakes, heapq.nsmallest(RIGHT, self.right.values(), key=_surest_first)
+        return self.mistakes, heapq.nsmallest(RIGHT, self.right.values(), key=_most_probable_first)
 
     def _keep_right(self, examples: Iterable[Example]) -> None:
         for example in examples:
             kept = self.right.get(example.shown, example)
-            self.right[example.shown] = min(kept, example, key=_surest_first)
+            self.right[example.shown] = min(kept, example, key=_most_probable_first)
 
 
 def _worst_first(example: Example) -> tuple[float, int, int]:
     return -example.loss, example.position, example.shown
 
 
-def _surest_first(example: Example) -> tuple[float, int, int]:
+def _most_probable_first(example: Example) -> tuple[float, int, int]:
     return example.loss, example.position, example.shown
 
 

@@ -73,7 +73,7 @@ def by_epoch(folder: Path, metric: str) -> dict[int, float]:
     return {int(row["epoch"]): row[metric] for row in rows if metric in row}
 
 
-def how_to_look(folder: Path) -> str | None:
+def wandb_command(folder: Path) -> str | None:
     """Return the command that shows the wandb run of a folder; ``None`` without a wandb run."""
     runs = sorted((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
     if runs:

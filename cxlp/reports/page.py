@@ -17,7 +17,7 @@ from PIL import Image
 
 from cxlp.reports.charts import Chart, line_chart
 from cxlp.reports.formatting import readable
-from cxlp.reports.history import curves, how_to_look
+from cxlp.reports.history import curves, wandb_command
 from cxlp.utils.files import write_whole
 from cxlp.utils.spelling import as_text, interval_as_text, number, shown_names
 
@@ -123,7 +123,7 @@ def build_page(folder: Path) -> str:
         average_precision=_drawing(folder, "average_precision.png"),
         precisions=_precisions(folder, dict(zip(classes, shown_names(classes), strict=True))),
         per_class=texts(per_class),
-        look=how_to_look(folder),
+        look=wandb_command(folder),
         most_rows=ROWS,
     )
 

@@ -22,7 +22,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import copy_whole
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically: a kill while writing keeps the earlier checkpoint.
 
     A checkpoint is written to a temporary file in the same folder, which is then renamed.

@@ -31,7 +31,7 @@ class Begun:
     speaks: bool = field(default_factory=lambda: not is_waited_for())
 
 
-def mendable(error: BaseException | None) -> str | None:
+def user_message(error: BaseException | None) -> str | None:
     """The message to the user for an error that they can correct; ``None`` for any other error."""
     while error is not None:  # the parser wraps exceptions of constructors
         if isinstance(error, CxlpError):
@@ -51,7 +51,7 @@ def mendable(error: BaseException | None) -> str | None:
     return None
 
 
-def let_peers_know(status: int) -> None:
+def end_if_distributed(status: int) -> None:
     """End this process soon if it is one of several: a normal exit of Python may wait for the others."""
     if "torch" not in sys.modules:  # there is no process group yet
         return
@@ -61,7 +61,7 @@ def let_peers_know(status: int) -> None:
         leave_soon(status)
 
 
-def folder_to_go_on(run: "Run | None") -> Path | None:
+def resumable_folder(run: "Run | None") -> Path | None:
     """The folder from which a stopped run can be resumed; ``None`` if nothing was saved yet."""
     if run is None:
         return None

@@ -19,7 +19,7 @@ from cxlp.runs.launch import job_id, launched_rank
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.places import NEWEST, REFIT, check_run_name, last_checkpoint, resumed_checkpoint
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import hold, let_go
+from cxlp.utils.locking import hold, release_lock
 from cxlp.utils.processes import run_to_end
 from cxlp.utils.program import was_restarted
 from cxlp.utils.progress import say
@@ -85,7 +85,7 @@ def new_folder(run: RunConfig, config: Namespace, data: ImageDataModule) -> Path
     raise CxlpError(f"{root} contains 9,999 runs called {name}: choose another --run.name")
 
 
-def looks_for_earlier(run: RunConfig) -> bool:
+def may_resume(run: RunConfig) -> bool:
     """Whether a run, or a series of runs, should resume an earlier one of the same name.
 
     Raises:
@@ -112,7 +112,7 @@ def find_earlier(run: RunConfig) -> Path | None:
     Raises:
         CxlpError: If the folder contains no run, or other files but no checkpoint.
     """
-    if not looks_for_earlier(run):
+    if not may_resume(run):
         return None
     folder = _first_attempt(run)
     if folder is None:
@@ -254,7 +254,7 @@ def take_up(folder: Path) -> Path | None:
                 raise CxlpError(f"{folder} has no checkpoint to resume from, but contains {others[0]}: move it away")
             shutil.rmtree(folder)
     finally:
-        let_go(held)
+        release_lock(held)
     return last
 
 

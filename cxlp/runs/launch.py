@@ -25,7 +25,7 @@ from cxlp.utils import distributed
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.fingerprint import digest
 from cxlp.utils.importing import import_object
-from cxlp.utils.program import forget_ranks_without_number
+from cxlp.utils.program import unset_invalid_ranks
 
 #: Environment variables with which launchers set the rank of a process.
 _RANK_VARIABLES = (
@@ -92,7 +92,7 @@ def settle_launch(trainer: Namespace) -> None:
         raise CxlpError(f"trainer.strategy {trainer['strategy']}{_ENDS_WITH_A_STAGE}")
     if LSFEnvironment.detect() or MPIEnvironment.detect():
         return
-    forget_ranks_without_number()
+    unset_invalid_ranks()
     plugins = trainer.get("plugins")
     for plugin in plugins if isinstance(plugins, list) else [plugins]:
         kind: Any = import_object(plugin["class_path"], "trainer.plugins") if isinstance(plugin, Namespace) else None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cxlp.models.checkpoint import read_checkpoint
-from cxlp.reports.history import how_to_look
+from cxlp.reports.history import wandb_command
 from cxlp.reports.page import write_report
 from cxlp.runs.cost import measure_cost
 from cxlp.runs.done import Done
@@ -213,7 +213,7 @@ class Results:
         console.print(said, soft_wrap=True)
         console.print(f"Everything is in {folder} (tested: {self.checkpoint or 'the final weights'})", soft_wrap=True)
         console.print(f"Look at it in a browser: {folder / 'report.html'}", soft_wrap=True)
-        look = how_to_look(folder)
+        look = wandb_command(folder)
         if look:
             console.print(f"Look at the curves: {look}", soft_wrap=True)
 

@@ -148,7 +148,7 @@ class Run(OpenedRun):
         if resume is not None:
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
         elif launched_rank() == 0:
-            for line in summary.room_to_gain(self.report, len(self.data.splits["train"])):
+            for line in summary.possible_gain(self.report, len(self.data.splits["train"])):
                 say(line)
         self._run(trainer, task, resume)
         if not trainer.global_step:

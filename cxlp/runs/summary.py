@@ -68,7 +68,7 @@ def plan(stages: Collection[str], done: Collection[str], epochs: int, start: str
     return f"{said}; tested: {f'the best by {chosen_by}' if chosen_by else 'the last, since no images are held out'}"
 
 
-def room_to_gain(report: Mapping[str, float], images: int) -> list[str]:
+def possible_gain(report: Mapping[str, float], images: int) -> list[str]:
     """Describe the possible gain of fine-tuning: the errors in the frozen fit's cross-validation.
 
     Args:

@@ -19,7 +19,7 @@ from pytorch_lightning.plugins import Precision as PrecisionPlugin
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from cxlp.runs.bars import StageBar
-from cxlp.runs.callbacks import EpochSeed, MovedCheckpoints, WholeCheckpoints, checkpoints
+from cxlp.runs.callbacks import AtomicCheckpointIO, EpochSeed, MovedCheckpoints, checkpoints
 from cxlp.runs.cli import build_parser
 from cxlp.runs.recipe import GRADIENT_TRAINER_KEYS
 from cxlp.runs.signals import Signals
@@ -77,7 +77,7 @@ def build_trainer(
     if given["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in users):
         own.append(StageBar(stage))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        plugins.append(WholeCheckpoints())
+        plugins.append(AtomicCheckpointIO())
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     if slurm and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         # Lightning's requeueing saves a checkpoint within an epoch, but runs resume only from the end of an epoch.

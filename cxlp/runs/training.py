@@ -12,7 +12,7 @@ from cxlp.runs.arguments import find_configs
 from cxlp.runs.choosing import choose_epoch
 from cxlp.runs.cli import parse
 from cxlp.runs.early import check_early
-from cxlp.runs.endings import Begun, folder_to_go_on, let_peers_know, mendable
+from cxlp.runs.endings import Begun, end_if_distributed, resumable_folder, user_message
 from cxlp.runs.launch import launched_rank, settle_launch
 from cxlp.runs.overrides import Config, as_arguments
 from cxlp.runs.results import Clock, Results
@@ -20,9 +20,9 @@ from cxlp.runs.run_result import RunResult
 from cxlp.runs.stages import Run
 from cxlp.utils.distributed import barrier
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import let_go_all
+from cxlp.utils.locking import release_all_locks
 from cxlp.utils.main_script import IMPORTED_AGAIN, check_not_imported_again, imported_script
-from cxlp.utils.processes import how_ended, keeping_handlers, leave_with_parent
+from cxlp.utils.processes import exit_status_of, keeping_handlers, leave_with_parent
 from cxlp.utils.transcript import recording
 
 
@@ -95,9 +95,9 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
             if begun.run is not None:
                 begun.run.discard()
                 begun.run.end_wandb()
-            if (ended := how_ended(error, outer)) is not None:
-                let_peers_know(ended[0])
-                folder = folder_to_go_on(begun.run)
+            if (ended := exit_status_of(error, outer)) is not None:
+                end_if_distributed(ended[0])
+                folder = resumable_folder(begun.run)
                 more = (
                     f'; resume with cxlp.train("{folder}/config.yaml", {{"ckpt_path": "{folder}"}})' if folder else ""
                 )
@@ -105,13 +105,13 @@ def train(config: Config | Sequence[Config] = (), overrides: Mapping[str, Any] |
             if not isinstance(error, Exception):
                 raise
             if parsed is not None:  # otherwise this call has no peers yet, even if an earlier one had
-                let_peers_know(1)
-            said = IMPORTED_AGAIN if imported_script(error) else mendable(error)
+                end_if_distributed(1)
+            said = IMPORTED_AGAIN if imported_script(error) else user_message(error)
             if said is None or (isinstance(error, CxlpError) and str(error) == said):
                 raise
             raise CxlpError(said) from error
         finally:
-            let_go_all()
+            release_all_locks()
     assert begun.run is not None
     barrier()  # rank 0 writes the files that the others read
     return RunResult(begun.run.folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cxlp.studies.catalogue import Entry
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import hold, let_go
+from cxlp.utils.locking import hold, release_lock
 
 #: Files that a run writes when its first fit begins.
 _SIGNS = {"provenance.json", "stages.json"}
@@ -64,4 +64,4 @@ def delete(entries: Sequence[Entry], root: Path) -> None:
                 parent.rmdir()
     finally:
         for lock in locks:
-            let_go(lock)
+            release_lock(lock)

@@ -39,14 +39,14 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        let_go(lock)
+        release_lock(lock)
 
 
 def hold(folder: Path) -> BaseFileLock:
-    """Lock a folder for this process, until :func:`let_go` or the end of the process.
+    """Lock a folder for this process, until :func:`release_lock` or the end of the process.
 
     Returns:
-        The lock, for :func:`let_go`.
+        The lock, for :func:`release_lock`.
 
     Raises:
         CxlpError: If another process has locked the folder. Two processes would overwrite each other's files.
@@ -59,7 +59,7 @@ def is_held(folder: Path) -> bool:
     if not (folder / ".lock").is_file():
         return False
     try:
-        let_go(hold(folder))
+        release_lock(hold(folder))
     except CxlpError as error:
         return isinstance(error.__cause__, Timeout)  # otherwise the folder is not writable
     return False
@@ -83,11 +83,11 @@ def delete_abandoned(parts: Iterable[Path]) -> list[Path]:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-        let_go(lock)
+        release_lock(lock)
     return left
 
 
-def let_go(lock: BaseFileLock | None) -> None:
+def release_lock(lock: BaseFileLock | None) -> None:
     """Release a lock, unless it is already released, and delete its file."""
     if lock not in _HELD:
         return
@@ -98,10 +98,10 @@ def let_go(lock: BaseFileLock | None) -> None:
     lock.release()
 
 
-def let_go_all() -> None:
+def release_all_locks() -> None:
     """Release all locks of this process."""
     while _HELD:
-        let_go(_HELD[-1])
+        release_lock(_HELD[-1])
 
 
 def _hold(path: Path) -> BaseFileLock:

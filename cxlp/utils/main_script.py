@@ -17,7 +17,7 @@ IMPORTED_AGAIN = (
 
 
 @contextmanager
-def starting_without_main() -> Iterator[None]:
+def without_main_script() -> Iterator[None]:
     """Context in which spawned processes do not import the main script, which they do not need.
 
     The import would execute the script's code that is not under ``if __name__ == "__main__"``.

@@ -145,7 +145,7 @@ def _forget_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def how_ended(error: BaseException, outer: BaseException | None = None) -> tuple[int, str] | None:
+def exit_status_of(error: BaseException, outer: BaseException | None = None) -> tuple[int, str] | None:
     """Return the exit status and message for an exception that was caused by a signal or Ctrl-C.
 
     Args:

@@ -32,7 +32,7 @@ def was_restarted() -> bool:
     return any(count not in (None, "", "0") for count in counts)
 
 
-def print_any_text() -> None:
+def escape_unprintable_text() -> None:
     """Print characters that the output's encoding does not support as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -40,7 +40,7 @@ def print_any_text() -> None:
 
 
 @contextmanager
-def collecting_no_garbage() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Context without garbage collection, which would take a quarter of the time of large imports."""
     enabled = gc.isenabled()
     gc.disable()
@@ -51,13 +51,13 @@ def collecting_no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def end_without_collecting() -> None:
+def skip_collection_at_exit() -> None:
     """Skip garbage collection at exit, which takes seconds after torch and Lightning were imported."""
     atexit.unregister(gc.freeze)  # register only once, also if several commands run in one process
     atexit.register(gc.freeze)
 
 
-def forget_ranks_without_number() -> None:
+def unset_invalid_ranks() -> None:
     """Delete environment variables of ranks whose values are not numbers.
 
     Importing Lightning fails with such values. Must be called before Lightning is imported.

@@ -151,7 +151,7 @@ def test_each_images_own_mean_colour_may_be_subtracted(photos: Tensor) -> None:
     own = build("squeezenet1_0", image_size=64, mean="image")
     own.load_state_dict(plain.state_dict())
     expected = []
-    for photo in photos:  # alone: an image's mean is none of its batch
+    for photo in photos:  # alone, because an image's mean must not depend on its batch
         colours = [float(channel.double().mean()) / 255 for channel in photo]
         shift = (torch.tensor(colours) - plain.mean.flatten()).view(3, 1, 1)
         expected.append(plain((photo / 255 - shift)[None])[1][0])
@@ -159,7 +159,7 @@ def test_each_images_own_mean_colour_may_be_subtracted(photos: Tensor) -> None:
     close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     close(own(photos)[1], wanted)
     close(own(photos / 255)[1], wanted)
-    tinted = photos / 255 * 0.5 + torch.rand(len(photos), 3, 1, 1) * 0.5  # a tint, which goes with the mean
+    tinted = photos / 255 * 0.5 + torch.rand(len(photos), 3, 1, 1) * 0.5  # a tint, which subtracting the mean removes
     close(own(tinted)[1], own(photos / 255 * 0.5)[1])
     with own.held():
         close(own(photos)[1], wanted)

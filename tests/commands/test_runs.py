@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cxlp.__main__ import main
-from cxlp.utils.locking import hold, let_go
+from cxlp.utils.locking import hold, release_lock
 from tests.reports.test_page import Reader
 
 Capture = pytest.CaptureFixture[str]
@@ -250,7 +250,7 @@ def test_a_run_in_progress_is_not_deleted(root: Path, capsys: Capture) -> None:
         other.communicate(b"\n")
     assert {entry["name"]: entry["state"] for entry in found(capsys=capsys)}["begun"] == "stopped"
     assert not list(root.rglob(".lock"))
-    let_go(hold(root / "begun"))
+    release_lock(hold(root / "begun"))
 
 
 def test_refits_and_later_tests_are_listed_despite_broken_files(root: Path, capsys: Capture) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from cxlp import __main__
 from cxlp.commands.train import main
-from cxlp.runs.callbacks import WholeCheckpoints
+from cxlp.runs.callbacks import AtomicCheckpointIO
 from cxlp.utils.errors import CxlpError
 from tests.networks import CLASSES, SMALL, build, write_checkpoint
 from tests.small_run import ARGUMENTS, FINETUNE, write_pictures
@@ -213,7 +213,7 @@ def test_a_full_disk_is_reported_when_a_checkpoint_is_written(work: Path, monkey
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(CxlpError, match=r"cannot write .*last\.ckpt: .*--run\.root"):
-            WholeCheckpoints().save_checkpoint({"x": torch.zeros(100_000)}, work / "last.ckpt")
+            AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, work / "last.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (work / "last.ckpt").read_bytes() == b"earlier" and not list(work.glob(".*"))

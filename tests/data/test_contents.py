@@ -1,4 +1,4 @@
-"""Pictures are recognised by content, so that no run is tested on its own training images."""
+"""Images are recognised by content, so that no run is tested on its own training images."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Listing pictures: by name or content, through links; all other files are counted."""
+"""Listing images: by name or content, through links; all other files are counted."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Parts of the samples: which are drawn."""
+"""The samples that stratified splits draw."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From pictures to inputs: size, geometry, aliasing, and random augmentation."""
+"""From images to the network's input: size, geometry, aliasing, and random augmentation."""
 
 from typing import Any
 

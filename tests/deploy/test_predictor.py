@@ -1,4 +1,4 @@
-"""Prediction in Python: equal to the test, for files and pictures, and bad files do not stop a stream."""
+"""Prediction in Python: equal to the test for all kinds of images; unreadable files do not stop a stream."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The table of networks and layers in docs/own_parts.md is true: each pair is built, with random weights."""
+"""The table of networks and layers in docs/own_parts.md is correct: each pair is built, with random weights."""
 
 import re
 from pathlib import Path

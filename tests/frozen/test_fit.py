@@ -184,7 +184,7 @@ def test_the_classifier_is_the_svm_of_the_features(
         np.testing.assert_allclose(margins[:, k], svm.decision_function(features.double().numpy()), atol=5e-3)
     assert report["train_accuracy"] == pytest.approx(float((margins.argmax(dim=1) == labels).double().mean()))
     assert report["logit_scale"] != 1.0
-    if network.image_size == 64:  # small pictures, enlarged, have lost the pattern of their class
+    if network.image_size == 64:  # enlarged small images have lost the pattern of their class
         assert 1 / 3 < report["cv_accuracy"] <= 1  # better than chance
 
 

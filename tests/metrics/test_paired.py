@@ -49,7 +49,7 @@ def test_signs_are_exchanged_in_all_ways() -> None:
 
 
 def test_images_of_a_group_go_together() -> None:
-    """Five copies of each picture have no more information than one."""
+    """Five copies of each image have no more information than one."""
     mine, other = answers(60, 12, 4, 10)
     once = paired_accuracy(mine, other, np.arange(86))
     groups = np.repeat(np.arange(86), 5)

@@ -171,7 +171,7 @@ def own_trunk(pretrained=False, **options):
 
 
 def forget(*modules: str) -> None:
-    """Simulate another process, which has not imported them."""
+    """Simulate another process, which has not imported the user's modules."""
     timm.models._registry._model_entrypoints.pop("own_trunk", None)
     for module in modules:
         sys.modules.pop(module, None)

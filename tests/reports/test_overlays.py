@@ -1,4 +1,4 @@
-"""Pictures of explanations: colours are at the places of the evidence."""
+"""Figures of explanations: colours are at the places of the evidence."""
 
 import io
 from collections.abc import Iterator

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cxlp.runs.bars import StageBar
 from cxlp.runs.callbacks import (
+    AtomicCheckpointIO,
     EpochSeed,
     MovedCheckpoints,
     Progress,
     Record,
-    WholeCheckpoints,
     checkpoints,
 )
 from cxlp.tasks import FineTune, Frozen
@@ -148,7 +148,7 @@ def test_without_validation_only_the_last_checkpoint_is_saved(tmp_path: Path, ep
 def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, writer = tmp_path / "made" / "last.ckpt", WholeCheckpoints()
+    path, writer = tmp_path / "made" / "last.ckpt", AtomicCheckpointIO()
     writer.save_checkpoint({"epoch": 1}, path)
 
     def die(content: Any, file: Any) -> None:
@@ -166,7 +166,7 @@ def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(
 
 
 def test_checkpoints_also_go_to_remote_addresses(tmp_path: Path) -> None:
-    writer, address = WholeCheckpoints(), f"file://{tmp_path}/a.ckpt"
+    writer, address = AtomicCheckpointIO(), f"file://{tmp_path}/a.ckpt"
     writer.save_checkpoint({"epoch": 1}, address)
     assert writer.load_checkpoint(address)["epoch"] == 1
 

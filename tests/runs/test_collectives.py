@@ -20,7 +20,7 @@ from cxlp.tasks import FineTune
 from tests.tasks.small import IMAGES, LABELS, RATES, network, trainer
 
 #: Python calls in which ranks wait for each other. DDP reduces gradients in C++, which is not counted.
-#: Nor is ``broadcast``: with it, Lightning's loop tells the ranks at each step whether rank 0 received SIGTERM.
+#: ``broadcast`` is not counted, either: Lightning's loop uses it at each step to share whether rank 0 got SIGTERM.
 COLLECTIVES = ("allreduce", "allgather", "_allgather_base", "barrier", "reduce", "gather", "scatter", "alltoall")
 STEPS, EVERY = 9, 4
 

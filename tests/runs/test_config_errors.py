@@ -20,7 +20,7 @@ HEADS = (
 
 
 def said(*args: str) -> str:
-    """What the command line says of arguments, added to those of the demo."""
+    """Return the error message for arguments, added to those of the demo."""
     with pytest.raises(CxlpError) as error:
         parse(["--config", "demo.yaml", *args])
     return str(error.value)

@@ -1,4 +1,4 @@
-"""Errors before torch is imported: only values that the parser would refuse, with its own words."""
+"""Errors before torch is imported: the same values are refused as by the parser, with the same messages."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ from cxlp.runs.folder import finished, names_of_configs, refit_folder, run_in, r
 from cxlp.runs.loggers import RunConfig
 from cxlp.runs.places import last_checkpoint
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import hold, let_go
+from cxlp.utils.locking import hold, release_lock
 
 
 def with_file(folder: Path, name: str) -> Path:
@@ -110,7 +110,7 @@ def test_a_run_in_progress_is_not_changed(tmp_path: Path) -> None:
         with pytest.raises(CxlpError, match="another process is working in"):
             take_up(folder)
     finally:
-        let_go(held)
+        release_lock(held)
     assert (folder / "config.yaml").exists()
 
 

@@ -242,7 +242,7 @@ def test_a_restarted_job_resumes_its_own_run(
         os.environ.update(before)
     settle(1, 1, {**own, **again})
     assert find_earlier(RunConfig(name="job-2")) == Path("runs", "job-2")
-    shutil.rmtree("runs/job-2")  # it was stopped before it started: the other one is another job's
+    shutil.rmtree("runs/job-2")  # the job was stopped before its run started: the existing run belongs to another job
     assert find_earlier(named) is None
 
 

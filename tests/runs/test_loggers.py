@@ -10,7 +10,7 @@ import pytest
 import wandb
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from cxlp.reports.history import how_to_look
+from cxlp.reports.history import wandb_command
 from cxlp.reports.outputs import Outputs
 from cxlp.runs.loggers import ForgivingCSVLogger, ForgivingWandbLogger, RunConfig, build_loggers, labelled
 from cxlp.runs.wandb_runs import close_wandb, curve_of_costs, has_wandb_key, start_wandb, summary_of
@@ -29,7 +29,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("NETRC", str(file))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    wandb.teardown()  # it reads the variables once in a process
+    wandb.teardown()  # wandb reads the variables once in a process
     yield file
     wandb.teardown()
 
@@ -278,7 +278,7 @@ def test_an_unreachable_server_means_offline(
     first = message.partition("\n")[0]
     assert capsys.readouterr().out == f"wandb cannot be started online, logging offline: {first}\n"
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert how_to_look(tmp_path) == f"wandb leet {folder}   (upload: wandb sync {folder})"
+    assert wandb_command(tmp_path) == f"wandb leet {folder}   (upload: wandb sync {folder})"
 
 
 def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_an_error_of_an_offline_run_is_not_hidden(tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_without_wandb_shows_no_command(tmp_path: Path) -> None:
-    assert how_to_look(tmp_path) is None
+    assert wandb_command(tmp_path) is None
 
 
 def test_the_latest_offline_run_is_shown_and_all_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,12 +303,12 @@ def test_the_latest_offline_run_is_shown_and_all_are_uploaded(tmp_path: Path, mo
         folder.mkdir(parents=True)
         os.utime(folder, (seconds, seconds))
     oldest_first = f"{folders[0]} {folders[2]} {folders[1]}"
-    assert how_to_look(tmp_path) == f"wandb leet {folders[1]}   (upload: wandb sync {oldest_first})"
+    assert wandb_command(tmp_path) == f"wandb leet {folders[1]}   (upload: wandb sync {oldest_first})"
 
 
 def test_an_online_run_is_shown_by_its_link(tmp_path: Path) -> None:
     (tmp_path / "wandb" / "run-20260101_000000-x").mkdir(parents=True)
-    assert how_to_look(tmp_path) == f"wandb leet {tmp_path / 'wandb' / 'latest-run'}   (or in the browser)"
+    assert wandb_command(tmp_path) == f"wandb leet {tmp_path / 'wandb' / 'latest-run'}   (or in the browser)"
 
 
 def test_predictions_must_be_at_least_one() -> None:

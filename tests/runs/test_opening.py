@@ -102,7 +102,7 @@ def test_tested_runs_are_kept_and_deleted_runs_are_not_continued(
     assert "interrupted. Nothing was saved yet: start again" in capsys.readouterr().err
 
 
-# --- pictures that were used before
+# --- images that were used before
 
 
 @pytest.mark.parametrize("how", ["one folder deeper", "train and test exchanged", "renamed and exchanged"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cxlp.commands.train import main
-from cxlp.utils.locking import hold, let_go_all
+from cxlp.utils.locking import hold, release_all_locks
 from tests.generate import write_cub200
 from tests.runs.birds import FINETUNE, NETWORK, QUIET, made, run
 from tests.small_run import BACKBONE, POOLING
@@ -76,7 +76,7 @@ def test_a_run_in_progress_is_not_resumed(birds: Path, capsys: pytest.CaptureFix
         again = ["--run.name", "a", "--ckpt_path", "runs/a"]
         assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, *again]) == 2
     finally:
-        let_go_all()
+        release_all_locks()
     assert "another process is working in" in capsys.readouterr().err
 
 

@@ -166,7 +166,7 @@ def test_held_out_images_follow_the_runs_seed(work: Path, capsys: Capture) -> No
 
 @pytest.mark.parametrize("kind", ["classes alone", "test alone", "table", "table of a test"])
 def test_data_with_test_images_only(work: Path, capsys: Capture, kind: str) -> None:
-    """Data without splits are tested completely, however few; a test split needs no training images."""
+    """Data without splits are tested completely, even a few images; a test split needs no training images."""
     prepared("birds")
     place = Path("few", "test") if kind == "test alone" else Path("few")
     for name in ("kind0", "kind2"):

@@ -213,7 +213,7 @@ def test_an_existing_frozen_run_is_the_first_stage(work: Path, monkeypatch: pyte
     assert same(weights(folder, "last"), weights(whole, "last"))
     found = [metrics(place) for place in (folder, whole)]
     assert found[0]["metrics"] == found[1]["metrics"]
-    # and it takes part in the choice by validation
+    # and validation may choose it
     assert stages(folder)["frozen"]["validated"] == stages(first)["frozen"]["validated"]
     assert (found[0]["tested"], found[0]["epoch"]) == ("checkpoints/start.ckpt", 0)
     assert "extraction" not in found[0]["images_per_second"] and "extraction" not in found[0]["seconds"]

@@ -1,11 +1,11 @@
-"""What a run says of fine-tuning before it begins: how far its cross-validation lets it get."""
+"""The bound on the gain of fine-tuning that a run prints before its gradient epochs."""
 
 from pathlib import Path
 
 import pytest
 
 from cxlp.metrics.intervals import wilson
-from cxlp.runs.summary import room_to_gain
+from cxlp.runs.summary import possible_gain
 from tests.small_run import FINETUNE, metrics, run
 
 
@@ -14,7 +14,7 @@ def report(cross_validated: float, metric: str = "accuracy") -> dict[str, float]
 
 
 def test_it_prints_both_accuracies_and_the_possible_gain() -> None:
-    (line,) = room_to_gain(report(0.92), 300)
+    (line,) = possible_gain(report(0.92), 300)
     low, high, _ = wilson(276, 300)
     assert "training accuracy 100.0 %" in line and "cross-validated 92.0 %" in line and "at most 8.0 points" in line
     assert f"{100 * low:.1f} to {100 * high:.1f}" in line
@@ -29,24 +29,24 @@ def test_it_prints_both_accuracies_and_the_possible_gain() -> None:
     ],
 )
 def test_it_warns_of_a_small_possible_gain(cross_validated: float, images: int, least: str) -> None:
-    _, warning = room_to_gain(report(cross_validated), images)
+    _, warning = possible_gain(report(cross_validated), images)
     assert warning.startswith("warning: ") and "trainer.max_epochs" in warning
     assert f"less than {least}" in warning
 
 
 @pytest.mark.parametrize(("cross_validated", "images"), [(0.975, 10_000), (0.9, 100), (0.0, 20)])
 def test_it_does_not_warn_of_a_large_possible_gain(cross_validated: float, images: int) -> None:
-    assert len(room_to_gain(report(cross_validated), images)) == 1
+    assert len(possible_gain(report(cross_validated), images)) == 1
 
 
 def test_a_mean_average_precision_has_no_interval() -> None:
-    (line,) = room_to_gain(report(0.7, "mAP"), 50)
+    (line,) = possible_gain(report(0.7, "mAP"), 50)
     assert "cross-validated 70.0 %:" in line and "mAP" in line
-    assert len(room_to_gain(report(0.99, "mAP"), 50)) == 2
+    assert len(possible_gain(report(0.99, "mAP"), 50)) == 2
 
 
 def test_without_cross_validation_nothing_is_printed() -> None:
-    assert room_to_gain({"C": 10.0, "logit_scale": 1.0}, 50) == []
+    assert possible_gain({"C": 10.0, "logit_scale": 1.0}, 50) == []
 
 
 def test_a_run_prints_it_once_before_the_gradient_epochs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

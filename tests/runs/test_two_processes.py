@@ -67,7 +67,7 @@ def test_two_processes_take_the_same_twenty_steps_as_one(birds: Path) -> None:
     assert len({round(loss, 4) for loss in losses.values()}) > 15
     two_processes(*common)  # with the strategy ddp, which requires a gradient for each parameter
     assert logged("two", "train/loss_epoch") == pytest.approx(logged("one", "train/loss_epoch"), rel=1e-6)
-    assert logged("two", "train/loss_step", by="step").keys() == losses.keys()  # of rank 0's half of each batch
+    assert logged("two", "train/loss_step", by="step").keys() == losses.keys()  # the loss of rank 0's half
     assert_same_result(one, "two", 1e-6)
     Path("runs/two").rename("runs/whole")
     # Lightning logs the last batch of a step, but the mean of an epoch is of all batches

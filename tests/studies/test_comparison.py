@@ -307,7 +307,7 @@ def test_systems_run_once_and_share_one_table(work: Path, capsys: pytest.Capture
     assert "since resumed" in json.loads((tested / "metrics.json").read_text())["seconds"]
     again = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [r["test accuracy %"] for r in again] == [r["test accuracy %"] for r in rows]
-    # on stored features: the time to compute them counts nevertheless
+    # the time to compute the stored features is included
     found = json.loads((killed / "metrics.json").read_text())
     assert "features made by an earlier run" not in json.loads((tested / "metrics.json").read_text())
     assert float(again[3]["fit s"]) > found["features made by an earlier run"]["seconds"]["extraction"] - 0.1

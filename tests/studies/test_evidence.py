@@ -55,7 +55,7 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
     assert float(rows[combined[0]]["test accuracy %"]) == round(100 * hits / len(answers), 2) and len(answers) == 9
     everything = list(csv.DictReader(Path("out/combinations.csv").read_text().splitlines()))
     assert len(everything) == 4 and all(float(row["seconds"]) >= 0 for row in everything)
-    # Differences: of all tested systems but the reference.
+    # All tested systems except the reference have a difference.
     with_p = {name for name, row in rows.items() if row["p (Holm)"]}
     assert with_p == {"CL", "CL + CNN-Global", combined[0]}
     assert all(row["difference"] for name, row in rows.items() if name in with_p)

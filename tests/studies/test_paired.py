@@ -65,7 +65,7 @@ def test_boxes_in_one_image_are_a_group(tmp_path: Path) -> None:
     assert found.images == 12 and found.found.p == pytest.approx(
         0.5
     )  # two groups, in both of which a is better: 2 of 4 sign changes
-    # one run has fewer rows for a picture, so it is unknown which rows correspond
+    # one run has fewer rows for an image, so it is unknown which rows correspond
     fewer = compare({"a": [tmp_path / "a"], "b": [left(tmp_path / "b", boxes(B)[1:])]}, "b")["a"]
     assert fewer.images == 6 and fewer.left_out == 11
 

@@ -46,7 +46,7 @@ def test_mean_and_deviation_ignore_undefined_values() -> None:
 def test_seeds_are_counted_from_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert seeds_of(from_seed(7), 3) == [7, 8, 9]
-    # a job with one task, as on a cluster from which one uses a single machine
+    # a job with one task, as for a single machine of a cluster
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert seeds_of(from_seed(0), 1) == [0]
@@ -132,7 +132,7 @@ def test_runs_of_another_command_are_not_reused(
     monkeypatch.setattr("cxlp.studies.seeds.versions", lambda: {**versions(), "wandb": "99", "timm": "98"})
     check_same_run(place, parse(given))
     assert capsys.readouterr().out == f"warning: {place} was started with another version of timm, wandb\n"
-    # nor this command's runs on other images, or with other weights
+    # runs of this command on other images or with other weights are not reused, either
     run_of = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
     run_of["cxlp_run"]["weights"] = "other"
     torch.save(run_of, place / "checkpoints" / "closing.ckpt")
@@ -143,7 +143,7 @@ def test_runs_of_another_command_are_not_reused(
     next(kinds[0].iterdir()).write_bytes(next(kinds[1].iterdir()).read_bytes())
     with pytest.raises(CxlpError, match=r"the (training|held-out) images differ"):
         check_same_run(place, parse(given))
-    # nor a run without a record of its recipe
+    # a run without a record of its recipe is not reused, either
     shutil.rmtree(place / "checkpoints")
     with pytest.raises(CxlpError, match="a has no checkpoint with its recipe"):
         check_same_run(place, parse(given))

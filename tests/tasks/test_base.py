@@ -99,7 +99,7 @@ def test_after_a_failed_fit_images_are_decoded_again(folder: Path, tmp_path: Pat
 
 
 def test_a_trainer_used_for_both_tasks_handles_the_second_exception(tmp_path: Path) -> None:
-    """The task keeps the first one's callbacks, which get that exception, too."""
+    """The Trainer keeps the first task's callbacks, which also receive the exception."""
     net = network()
     run = trainer(tmp_path, max_epochs=1)
     run.fit(Frozen(net), loader())
@@ -124,7 +124,7 @@ def test_averages_do_not_replace_the_frozen_solution(tmp_path: Path, callback: t
 
 
 def test_half_precision_saves_the_frozen_solution(tmp_path: Path) -> None:
-    """The scaler would do a step only if there are gradients."""
+    """The gradient scaler steps only if there are gradients."""
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     kept = ModelCheckpoint(tmp_path / "kept")
     run = trainer(tmp_path, max_epochs=1, callbacks=[kept], enable_checkpointing=True, plugins=[precision])

@@ -20,7 +20,7 @@ PIXELS = v2.Compose([v2.Resize((32, 32)), v2.PILToTensor()])
 def test_a_plain_trainer_saves_the_frozen_solution(
     odd: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own checkpoint callback, which saves after a step; that step changes nothing."""
+    """The Trainer's own checkpoint callback saves after a step, which changes no weights."""
     monkeypatch.chdir(tmp_path)
     loader, images = DataLoader(pairs(odd), batch_size=4), pairs(odd, "val").tensors[0]
     net = network()

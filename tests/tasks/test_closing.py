@@ -74,7 +74,7 @@ def test_the_closing_fit_equals_a_frozen_fit_of_the_trained_backbone(folder: Pat
     assert [i for seen in track.seen for i in seen] == list(range(12))  # in order
     for backbone in (*track.backbones, built.backbone.state_dict()):
         assert all(torch.equal(backbone[k], v) for k, v in trained.items())
-    assert list(tmp_path.iterdir()) == []  # features of trained weights are of no use to other runs
+    assert list(tmp_path.iterdir()) == []  # features of trained weights are not stored: other runs cannot use them
 
     again = Frozen(network())
     again.network.backbone.load_state_dict(trained)
@@ -189,7 +189,7 @@ def test_the_backbone_learns_by_them_and_a_resumed_run_does_the_same(folder: Pat
 
 
 def test_checkpoints_of_both_tasks_hold_them(folder: Path, tmp_path: Path) -> None:
-    """So a fit can be continued from either, in another process."""
+    """A fit can therefore be continued from either checkpoint, in another process."""
     data = pictures(folder)
     frozen = solved(data, tmp_path, network())
     folds = frozen.fold_classifiers

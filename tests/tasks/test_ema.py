@@ -76,13 +76,12 @@ def test_averages_equal_the_recursion_for_each_tensor_type() -> None:
 
 
 def test_an_update_reads_nothing_from_the_device() -> None:
-    """The part in cxlp: torch's AveragedModel itself reads its count."""
+    """Only cxlp's own code is checked: torch's AveragedModel reads its count."""
     update = averaged(torch.nn.Linear(3, 2), 0.9).multi_avg_fn
     assert update is not None
     for kind in (torch.float32, torch.int64):
-        there = [
-            torch.empty(3, dtype=kind, device="meta") for _ in range(4)
-        ]  # have no values: reading one raises an error
+        # Meta tensors have no values: reading one raises an error.
+        there = [torch.empty(3, dtype=kind, device="meta") for _ in range(4)]
         update(there[:2], there[2:], torch.tensor(3, device="meta"))
         with pytest.raises(RuntimeError, match="meta"):
             there[0].sum().item()
@@ -112,7 +111,7 @@ def test_validation_checkpoint_and_network_hold_the_average(folder: Path, tmp_pa
     assert torch.equal(weight(FineTune.load_from_checkpoint(checkpoint)), loaded.weight)
     # the following stage, such as a closing frozen fit, has the average, too
     assert torch.equal(weight(task), loaded.weight)
-    # the test, too: of the checkpoint, in another task
+    # the test of the checkpoint, in another task, uses the average, too
     tested = FineTune(network(), RATES, ema=0.5)
     run.test(tested, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     assert torch.equal(weight(tested), loaded.weight)

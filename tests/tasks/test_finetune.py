@@ -49,7 +49,7 @@ def test_fine_tuning_starts_at_the_frozen_solution(folder: Path, tmp_path: Path)
 
 
 def test_before_the_first_step_scores_equal_the_frozen_fit(folder: Path, tmp_path: Path) -> None:
-    """Bitwise, also after steps of length 0, which do not change BatchNorm's statistics."""
+    """The scores are bitwise equal, also after steps of length 0, which do not change BatchNorm's statistics."""
     data = pictures(folder, validation=0.25)
     frozen = Frozen(network())
     run = trainer(tmp_path, max_epochs=1)

@@ -109,7 +109,7 @@ def ctrl_c() -> Iterator[None]:
 def test_an_interrupted_pass_leaves_no_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], kept: bool
 ) -> None:
-    monkeypatch.setattr("cxlp.frozen.fit.memory_for_maps", lambda: 0)  # otherwise a few maps and features are there
+    monkeypatch.setattr("cxlp.frozen.fit.memory_for_maps", lambda: 0)  # maps go to the disk
     step = Frozen.training_step
     there: list[set[str]] = []
 
@@ -126,7 +126,7 @@ def test_an_interrupted_pass_leaves_no_files(
     with pytest.raises((error, SystemExit)):
         trainer(tmp_path, max_epochs=1).fit(task, data)
     assert there == [{"features.bin", "maps-0.bin"}]
-    # incomplete features are of no use, even if they should be stored
+    # incomplete features are deleted, even with a store
     assert [p.name for p in tmp_path.rglob("*")] == (["store"] if kept else [])
 
 

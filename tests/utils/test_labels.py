@@ -25,8 +25,8 @@ def test_strata_are_the_rarest_class_present() -> None:
     # images by class: 6, 4, 2; two images have none
     twice = torch.cat([TAGS, TAGS])
     assert strata(twice).tolist() == [0, 1, 1, 3, 2] * 2
-    assert strata(twice, parts=3).tolist() == [1] * 10  # groups of two could not have one in each of three parts
-    # alone in its group, so it joins the others of the largest
+    assert strata(twice, parts=3).tolist() == [1] * 10  # a group of two cannot have an image in each of three parts
+    # alone in its group, so it is merged with the largest group
     assert strata(TAGS).tolist() == [1, 1, 1, 1, 1]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cxlp.utils.errors import CxlpError
-from cxlp.utils.locking import delete_abandoned, hold, hold_part, let_go, locked
+from cxlp.utils.locking import delete_abandoned, hold, hold_part, locked, release_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), locked(tmp_path / ".lock", "it"):
         raise ValueError("mine")
     assert list(tmp_path.iterdir()) == []
-    let_go(hold(tmp_path))
+    release_lock(hold(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
@@ -75,7 +75,7 @@ def test_a_file_system_without_flock_can_be_locked(tmp_path: Path, monkeypatch: 
     with locked(tmp_path / "new" / ".lock", "it"), pytest.raises(CxlpError, match="another process is working in"):
         hold(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
-    let_go(hold(tmp_path / "new"))
+    release_lock(hold(tmp_path / "new"))
 
 
 def test_a_folder_that_cannot_be_locked_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_parts_without_a_lock_are_deleted(tmp_path: Path) -> None:
     file.touch()
     assert delete_abandoned([folder, file, held]) == [held]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.lock", "c.part"]
-    let_go(lock)
+    release_lock(lock)
     assert delete_abandoned([held]) == [] and list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +137,7 @@ def test_a_forked_process_neither_holds_nor_releases_locks(tmp_path: Path) -> No
 
     try:
         assert is_free() == "False"  # the child has closed its copy, which does not release the lock
-        let_go(held)
+        release_lock(held)
         assert is_free() == "True"  # although the child is alive
     finally:
         os.write(wait[1], b".")

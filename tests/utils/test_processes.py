@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cxlp.utils.processes import Ended, how_ended
+from cxlp.utils.processes import Ended, exit_status_of
 
 ROOT = Path(__file__).parents[2]
 #: A process that waits for a signal, and prints how it ends.
@@ -23,7 +23,7 @@ with processes.raising_on_signals():
         print("ready", flush=True)
         time.sleep(60)
     except BaseException as error:
-        status, said = processes.how_ended(error)
+        status, said = processes.exit_status_of(error)
         print(said, flush=True)
         time.sleep(float(sys.argv[1]))
         os._exit(status)
@@ -224,5 +224,5 @@ def test_a_signal_is_recognised_in_errors_of_libraries() -> None:
             except BaseException:
                 raise SystemExit(1)  # noqa: B904 (as Lightning does)
         except SystemExit as error:
-            found.append(how_ended(error))
+            found.append(exit_status_of(error))
     assert found == [(143, "stopped by SIGTERM"), (130, "interrupted"), None]

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from cxlp.utils.program import collecting_no_garbage
+from cxlp.utils.program import without_garbage_collection
 
 CYCLE = """
 import sys
-from cxlp.utils.program import end_without_collecting
+from cxlp.utils.program import skip_collection_at_exit
 
 class Deleted:
     def __init__(self):
@@ -19,8 +19,8 @@ class Deleted:
         print("collected")
 
 if sys.argv[1] == "quickly":
-    end_without_collecting()
-    end_without_collecting()
+    skip_collection_at_exit()
+    skip_collection_at_exit()
 cycle = Deleted()
 """
 
@@ -33,13 +33,13 @@ def test_garbage_collection_is_skipped_at_exit(how: str, printed: str) -> None:
 
 def test_the_garbage_collector_is_restored_after_a_failed_import() -> None:
     assert gc.isenabled()
-    with pytest.raises(ImportError), collecting_no_garbage():
+    with pytest.raises(ImportError), without_garbage_collection():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
     gc.disable()
     try:
-        with collecting_no_garbage():
+        with without_garbage_collection():
             pass
         assert not gc.isenabled()
     finally:

@@ -1,4 +1,4 @@
-"""Names and numbers in their readable form, the same everywhere."""
+"""The readable form of names and numbers."""
 
 import pytest
 

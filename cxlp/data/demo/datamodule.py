@@ -12,7 +12,7 @@ from cxlp.data.demo.birds import SPECIES, draw_file
 from cxlp.utils.distributed import usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import locked
-from cxlp.utils.main_script import starting_without_main
+from cxlp.utils.main_script import without_main_script
 from cxlp.utils.progress import track
 
 #: Number of images per species.
@@ -62,7 +62,7 @@ class Demo(ImageDataModule):
             shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
             # Spawn rather than fork, because this process may have threads. The new processes do not import torch.
             spawning = get_context("spawn")
-            with starting_without_main(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
+            with without_main_script(), ProcessPoolExecutor(usable_cores(), mp_context=spawning) as pool:
                 drawn = pool.map(draw_file, jobs, chunksize=16)
                 list(track(drawn, "Drawing the demo birds", len(jobs)))
             (temporary / STAMP).write_text(DRAWING)
