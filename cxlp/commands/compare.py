@@ -304,7 +304,7 @@ def _swept(sweep: str) -> tuple[str, list[str]]:
 
 
 def _folder_name(config: Any, data: "ImageDataModule", what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)
-    """Derive a folder's name from the kind of comparison, the configs' file names and a hash of other arguments."""
+    """Return a folder name: the kind of comparison, the configs' file names and a hash of other arguments."""
     from cxlp.runs.folder import names_of_configs
     from cxlp.studies.comparison import without
     from cxlp.utils.fingerprint import digest

@@ -297,7 +297,7 @@ def _chosen(args: Namespace, explanation: "Explanation") -> list[int]:
 
 
 def _new(folder: Path) -> Path:
-    """Return the folder, or if it exists, the first free ``folder-2``, ``folder-3``, ..., so that nothing is lost."""
+    """Return the folder or, if it exists, the first of ``folder-2``, ``folder-3``, ... that does not exist."""
     number = 1
     place = folder
     while place.exists():

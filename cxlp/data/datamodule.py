@@ -260,7 +260,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self._loader("test")
 
     def resize(self, image_size: int, test_size: int | None = None) -> None:
-        """Set the side of the images in pixels: of training images, and of validation and test images if it differs.
+        """Set the side in pixels of training images, and of validation and test images if it differs.
 
         Raises:
             CxlpError: If the DataModule has a different ``image_size``.

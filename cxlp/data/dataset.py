@@ -79,8 +79,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples)
 
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
-        """Return ``image`` (uint8, ``(3, H, W)``), ``label`` (int64, ``()`` or ``(K,)``), ``index`` and ``repeat``.
+        """Return an item: ``image`` (uint8, ``(3, H, W)``), ``label`` (int64), ``index`` and ``repeat``.
 
+        ``label`` is a class index ``()``, or has one value per class, ``(K,)``.
         If there are stored features, ``features`` replaces ``image``.
 
         Raises:

@@ -150,7 +150,7 @@ def _reduction(size: tuple[int, int], box: Box | None, needed: int | None) -> in
 
 
 def _decode_jpeg(path: Path, scan: int, scale: int) -> Pixels | None:
-    """Decode a JPEG with OpenCV, which is faster than Pillow. ``None`` for unusual files, which are left to Pillow.
+    """Decode a JPEG with OpenCV, which is faster than Pillow; return ``None`` for files that need Pillow.
 
     If a file is truncated, or a stray marker ends its data early, OpenCV fills in the missing pixels and only warns.
     Therefore it is used only for files that are a single scan of compressed data up to their end.
@@ -202,7 +202,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _clip(box: Box, width: int, height: int, scale: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a box, given at ``scale`` times the size, in an image of this size."""
+    """Return left, top, right and bottom of a box, divided by ``scale`` and clipped to an image of this size."""
     x, y, w, h = (v / scale for v in box)
     left, top = (min(max(round(v), 0), limit - 1) for v, limit in ((x, width), (y, height)))
     right, bottom = (min(round(v), limit) for v, limit in ((x + w, width), (y + h, height)))

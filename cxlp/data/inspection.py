@@ -69,7 +69,7 @@ class Finding(NamedTuple):
 
 
 def inspect_image(path: Path, boxes: Sequence[Box] = ()) -> tuple[list[Finding], bytes | None]:
-    """Decode a file in the same way as the loaders, and return its findings. No content of a file raises an error.
+    """Decode a file like the loaders, and return its findings. No content of a file raises an error.
 
     Args:
         path: The file.

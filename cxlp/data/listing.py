@@ -160,7 +160,7 @@ def _files(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool]]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder by name; ``scandir`` tells files from folders without a system call for each."""
+    """Return the entries of a folder by name. ``scandir`` returns their types without further system calls."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)

@@ -176,7 +176,7 @@ class ScoredRows:
 
 
 class StoredFeatures:
-    """Reads single rows as items of a data set; each process, such as a loader's worker, opens the file itself.
+    """Stored features as a data set of rows. Each process, such as a loader's worker, opens the file itself.
 
     Args:
         path: The file of the rows, or ``None`` for empty rows without a file.

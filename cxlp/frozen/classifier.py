@@ -36,7 +36,7 @@ class Solver(CrossValidator, Protocol):
 
 
 def split(labels: Tensor, folds: int) -> NDArray[np.int64] | None:
-    """Assign each training image a fold, ``(n,)``, stratified by class; ``None`` if there are fewer than 2 folds."""
+    """Assign a fold to each training image, ``(n,)``, stratified by class; ``None`` for fewer than 2 folds."""
     if folds < 2:
         return None
     groups = strata(labels, folds).numpy()
@@ -87,7 +87,7 @@ def choose_cost_and_scale(
 
 
 def fit_logit_scale(scores: Array, labels: Tensor) -> float:
-    """Fit the logit scale, by which margins are multiplied, to minimise the cross-entropy of held-out scores.
+    """Fit the logit scale, a factor of the margins, by minimising the cross-entropy of held-out scores.
 
     On the training rows themselves the scale would diverge, because the SVMs separate them. On easy data it would
     diverge on held-out rows, too. Therefore labels are smoothed as by Platt (1999): the targets are those of n labels

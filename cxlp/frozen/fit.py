@@ -70,7 +70,7 @@ class FrozenConfig:
 
 
 def count_folds(labels: Tensor, classes: Sequence[str], config: FrozenConfig, needed_by: str = "") -> int:
-    """Return the number of folds: ``config.folds``, or the number of images of the rarest class if that is smaller.
+    """Return the number of folds: ``config.folds``, at most the number of images of the rarest class.
 
     Args:
         labels: Labels of the training images, see :mod:`cxlp.utils.labels`.

@@ -198,7 +198,7 @@ class PrimalSolver:
         return start
 
     def _rungs(self, low: float | None, high: float) -> list[float]:
-        """Return costs between two, exclusive, in steps of about a factor of three: the fastest path to a large C.
+        """Return costs between ``low`` and ``high``, about a factor of three apart: the fastest path to a large C.
 
         Args:
             low: The cost of the last solution. ``None`` if there is none: then the first cost is so small that the SVMs

@@ -122,7 +122,7 @@ def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ranked(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return for each distinct score, highest first, the number of positives with at least it, and the precision."""
+    """Return the number of positives and the precision down to each distinct score, highest score first."""
     order = np.argsort(scores)[::-1]  # the order of ties does not matter
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # last rank of each distinct score

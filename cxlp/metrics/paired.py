@@ -141,7 +141,7 @@ def paired_precision(
 
 
 def over_runs(differences: Floats, covariance: Floats, groups: int) -> Paired:
-    """Test the mean difference of several runs on the same images, with both images and runs as random samples.
+    """Test the mean difference of several runs on the same images, with images and runs as random samples.
 
     With the differences ``D_r`` of R runs, their sample variance ``s^2`` (divisor R - 1), and the mean c of the
     covariances between two runs, which are caused by images that are hard or easy in all runs::

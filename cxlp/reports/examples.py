@@ -78,10 +78,10 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """Collects, batch by batch, the mistakes with the largest loss and each class's most probable right prediction.
+    """Collects the mistakes with the largest loss, and the most probable right prediction of each class.
 
-    The result does not depend on the order of the images or on their distribution over ranks: ties keep the image with
-    the smaller index.
+    Batches are added one by one. The result does not depend on the order of the images or on their distribution over
+    ranks: ties keep the image with the smaller index.
     """
 
     def __init__(self) -> None:

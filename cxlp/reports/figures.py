@@ -19,7 +19,7 @@ from cxlp.utils.spelling import number, percent, shown_names
 
 
 def confusion_table(counts: Tensor, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """Return a table of a confusion matrix ``(true, predicted)``, worst class first, with each one's main confusion."""
+    """Return the table of a confusion matrix ``(true, predicted)``: worst class first, each with its main confusion."""
     (most, other), right = _wrong(counts).max(dim=1), counts.diagonal()
     columns = (column.tolist() for column in (counts.sum(dim=1), right, most, other))
     rows = [
@@ -77,7 +77,7 @@ def _wrong(counts: Tensor) -> Tensor:
 
 
 def _confused(counts: Tensor) -> list[tuple[int, int]]:
-    """Return the pairs (true, predicted) of different classes, most frequent first; ties keep the order of classes."""
+    """Return the confused pairs (true, predicted), most frequent first; ties keep the order of classes."""
     wrong = _wrong(counts)
     places = wrong.nonzero()
     order = wrong[tuple(places.T)].argsort(descending=True, stable=True)
@@ -85,7 +85,7 @@ def _confused(counts: Tensor) -> list[tuple[int, int]]:
 
 
 def _block(counts: Tensor, most: int) -> list[int]:
-    """Choose at most ``most`` classes with the most frequent confusions, ordered so that confused ones are near."""
+    """Choose at most ``most`` classes with the most frequent confusions; confused classes are adjacent."""
     among = dict.fromkeys(k for pair in _confused(counts) for k in pair)
     chosen = sorted([*among, *(k for k in range(len(counts)) if k not in among)][:most])
     if len(chosen) < 3:
@@ -116,7 +116,7 @@ def precision_table(
 
 @as_png
 def draw_precisions(columns: Sequence[str], rows: Sequence[Sequence[Any]], shown: int = 60) -> Figure:
-    """Draw the last column of :func:`precision_table` as bars, each with a mark at the fraction of positives.
+    """Draw the last column of :func:`precision_table` as bars, with marks at the fractions of positives.
 
     If there are more than ``shown`` classes, the figure shows those with the lowest average precision.
     """

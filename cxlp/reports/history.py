@@ -35,7 +35,9 @@ def history(folder: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def curves(folder: Path, train_images: int) -> dict[str, list[tuple[float, float]]]:
-    """Read metrics as curves over epochs. Epoch 0 is before gradient descent, and steps lie between whole epochs.
+    """Read metrics as curves over epochs.
+
+    Epoch 0 is before gradient descent, and steps lie between whole epochs.
 
     Args:
         folder: A run's folder.
@@ -63,7 +65,7 @@ def curves(folder: Path, train_images: int) -> dict[str, list[tuple[float, float
 
 
 def by_epoch(folder: Path, metric: str) -> dict[int, float]:
-    """Read the last value of a metric in each epoch, where 0 is the frozen fit; empty if the metric was not logged.
+    """Read the last value of a metric in each epoch; empty if the metric was not logged. Epoch 0: the frozen fit.
 
     Args:
         folder: A run's folder.

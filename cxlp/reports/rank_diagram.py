@@ -11,7 +11,9 @@ from cxlp.reports.drawing import as_png, label
 
 @as_png
 def draw_ranks(names: Sequence[str], ranks: Sequence[float], critical_difference: float, cells: int) -> Figure:
-    """Draw mean ranks on a line, the best system on the left. Bars join systems without a significant difference.
+    """Draw mean ranks on a line, the best system on the left.
+
+    Bars join systems without a significant difference.
 
     Args:
         names: Names of the systems.

@@ -58,7 +58,7 @@ class TestResult:
         return {f"test/{name}": interval for name, interval in found.items()}
 
     def write(self, folder: Path, outputs: Outputs) -> dict[str, Table]:
-        """Write the tables, then the pictures. Files of an earlier test are deleted, even if writing new ones fails.
+        """Write the tables, then the figures. Files of an earlier test are deleted, even if new ones fail.
 
         Files: ``predictions.csv`` and ``scores.npz``, see :class:`~cxlp.reports.predictions.Predictions`;
         ``per_class.csv``; with one label per image ``confusions.csv`` and ``confusion_matrix.png``, with several

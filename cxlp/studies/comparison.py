@@ -137,7 +137,7 @@ class Comparison:
         return f"{_plain(system.name)}-{name_of(identity)}", identity
 
     def _earlier(self, name: str, identity: dict[str, Any]) -> str:
-        """Describe an earlier result of the same system with, for example, other images; empty without one."""
+        """Describe how an earlier result of the same system differs, such as other images; empty without one."""
         for file in sorted((self.folder / "logs").glob(f"{name[:-8]}????????.json")):
             known = read_identity(file)
             place = finished(self.folder / file.stem)

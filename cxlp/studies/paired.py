@@ -115,7 +115,7 @@ def results_folder(folder: Path) -> Path:
 
 
 def read_image_results(folder: Path) -> ImageResults:
-    """Read ``predictions.csv``, or for several labels per image ``scores.npz``, which has the scores of all classes.
+    """Read a test's results by image: ``predictions.csv``, or with several labels per image ``scores.npz``.
 
     Raises:
         CxlpError: If the file is missing or broken.

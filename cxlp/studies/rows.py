@@ -24,7 +24,7 @@ _REMEDY = "delete {} and repeat the command to do that run again"
 
 @dataclass(frozen=True)
 class Row:
-    """The results of a system. With several seeds, metrics are means, and costs are those of the first seed.
+    """The results of a system. With several seeds, metrics are means, and costs are from the first seed.
 
     Attributes:
         name: The system's name.

@@ -29,7 +29,7 @@ def table(
     reach: float | None = None,
     evidence: Evidence = NO_EVIDENCE,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return the headings and the rows of the table, as plain values. Columns without any values are left out.
+    """Return the headings and the rows of the table as plain values, without empty columns.
 
     Args:
         rows: The systems, in the order of the table.

@@ -156,7 +156,7 @@ def _graph(trunk: nn.Module) -> fx.Graph:
 
 
 def _computation(trunk: nn.Module) -> Iterator[str]:
-    """Yield a description of the traced computation, which the name of a user's own module does not determine."""
+    """Yield a description of the traced computation, which the name of a custom module does not determine."""
     graph = _graph(trunk)
     yield graph.python_code("self").src
     for node in graph.nodes:

@@ -46,7 +46,7 @@ def said(*arguments: str, capsys: Capture, status: int = 0) -> str:
 def test_finished_runs_are_compared_on_the_terminal_and_in_a_page(root: Path, capsys: Capture) -> None:
     text = said("plain", "better", "runs/split0", "--html", "page.html", capsys=capsys)
     assert "compared with plain" in text and "McNemar, exact" in text and "62.5" in text and "+45.00" in text
-    assert "not for choosing" in text and "p (Holm)" in text
+    assert "cv %" in text and "p (Holm)" in text
     page = Reader(Path("page.html").read_text())
     texts = {text.strip() for text in page.texts}
     assert {"Differences on the same test images", "+45.00", "0.004", "reference"} <= texts

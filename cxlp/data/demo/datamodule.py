@@ -23,7 +23,7 @@ STAMP = "drawing.txt"
 
 
 class Demo(ImageDataModule):
-    """Pictures of :data:`~cxlp.data.demo.birds.SPECIES`, identical on all machines with the same version of Pillow.
+    """Drawn images of ten invented bird species, identical on all machines with the same version of Pillow.
 
     Args:
         root: Folder of the pictures, ``root/{train,test}/<species>/NN.jpg``.
