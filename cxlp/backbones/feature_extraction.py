@@ -172,7 +172,7 @@ def find_tap(
     tapped = node = inside[-1]
     if not is_activation(node, modules):
         follower = _first(user for user in _users(node, modules) if is_activation(user, modules))
-        if follower is None:  # look behind a normalisation
+        if follower is None:  # look past a normalisation
             norm = _first(user for user in _users(node, modules) if isinstance(modules.get(str(user.target)), NORMS))
             follower = norm and _first(user for user in _users(norm, modules) if is_activation(user, modules))
         if follower is None:

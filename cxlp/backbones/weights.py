@@ -102,7 +102,7 @@ def load_strictly(
 ) -> None:
     """Load weights into a cut network, and raise an error for weights that do not fit.
 
-    Every tensor of the cut network must be present with its shape and be finite. Tensors behind the cut may have any
+    Every tensor of the cut network must be present with its shape and be finite. Tensors after the cut may have any
     shape, such as a classifier for other classes. Names that the whole network does not have are an error, since the
     file then belongs to another network. Auxiliary classifiers (``aux...``) are exempt. Older names are accepted if the
     network itself or its library can convert them. All names may have a prefix such as ``model.``. Entries without this

@@ -1,4 +1,4 @@
-"""``cxlp check``: inspect a data set, and tell whether a run on it would succeed."""
+"""``cxlp check``: inspect a data set, and report whether a run on it would succeed."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable

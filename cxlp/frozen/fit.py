@@ -293,7 +293,7 @@ class FrozenFit:
             else:
                 report = dict(zip(("C", "logit_scale"), self.settled, strict=True))
             c, scale = report["C"], report["logit_scale"]
-            # Multiply the weights by the scale. A separate factor s behind the classifier would multiply the steps of
+            # Multiply the weights by the scale. A separate factor s after the classifier would multiply the steps of
             # gradient descent by s^2, and the learning rate would depend on the data set.
             if self.cross and folds > 1:
                 self.fold_classifiers = solver.fold_classifiers(c).scaled(scale)

@@ -147,7 +147,7 @@ class FineTune(ClassificationTask):
 
         Raises:
             CxlpError: If a head that gradients cannot fit has not been fitted; if the checkpoint was saved within an
-                epoch, because it does not tell which images of that epoch were already used; if the batch size is 1
+                epoch, because it does not record which images of that epoch were already used; if the batch size is 1
                 with mixing.
         """
         assert self.network.classifier is not None
