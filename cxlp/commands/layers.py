@@ -1,4 +1,4 @@
-"""``cxlp layers``: the maps of a network, and which of them can be pooled."""
+"""``cxlp layers``: list the maps of a network that heads can pool, and rank pairs of them."""
 
 import json
 import sys
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from cxlp.backbones.inventory import Layer
 
-#: How many layers are listed without --all.
+#: Number of layers that are listed without --all.
 ROWS = 40
-#: Width of the table where standard output is no terminal, characters.
+#: Width of the table if standard output is not a terminal, characters.
 WIDTH = 200
 
 
@@ -26,25 +26,25 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Add the command."""
     parser = add_parser(
         "layers",
-        help="list the layers of a network: channels, map sizes, strides, and what can be pooled",
-        description="List the layers of a network whose maps heads can take, the last ones first, with random weights\n"
-        "(nothing is downloaded). Where an activation follows a layer, the backbone taps after it, unless\n"
-        "model.backbone.activation is before. Cross-layer pooling takes two layers with maps of the same size:\n"
-        "a layer and an earlier one, such as that in the column 'pair with', the nearest of its input.\n"
-        "With --data, pairs of the last blocks are ranked by the cross-validated accuracy of cross-layer pooling\n"
-        "(mean average precision, if images have several labels) on some training images, with the network's weights.\n"
-        "Neither validation nor test images are looked at. model.backbone.layers: auto does the same before a run.\n"
+        help="list the layers of a network: channels, map sizes, strides, and pairs that can be pooled",
+        description="List the layers of a network whose maps heads can pool, the last ones first, with random weights\n"
+        "(nothing is downloaded). If an activation follows a layer, the backbone taps the layer after it, unless\n"
+        "model.backbone.activation is before. Cross-layer pooling takes two layers with maps of the same size: a\n"
+        "layer and an earlier one, such as the layer in the column 'pair with', the nearest layer on its path.\n"
+        "--data ranks pairs of the last layers with the network's weights, by the cross-validated accuracy (or mean\n"
+        "average precision, if images have several labels) of cross-layer pooling on some training images.\n"
+        "The data set's validation and test images are not used. model.backbone.layers: auto ranks before a run.\n"
         "Exit status: 0; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  %(prog)s resnet50\n"
-        "  %(prog)s resnet50 --depth 2                        # blocks alone, not what is in them\n"
+        "  %(prog)s resnet50 --depth 2                        # blocks only, not the layers inside them\n"
         "  %(prog)s timm/vit_small_patch16_224 --filter 'blocks.1[01]*'\n"
         "  %(prog)s my_package.nets.trunk --image-size 448 --json\n"
         "  %(prog)s efficientnet_lite0 --data folder --root DIR",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "name", metavar="NAME", help="a network of torchvision or timm, or the import path of one of your own"
+        "name", metavar="NAME", help="a network of torchvision or timm, or the import path of your own network"
     )
     parser.add_argument(
         "--image-size",
@@ -57,7 +57,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "--filter",
         group="which layers",
         metavar="TEXT",
-        help="only layers whose name holds this, or matches this pattern",
+        help="only layers whose name contains this text or matches this pattern",
     )
     parser.add_argument(
         "--depth", group="which layers", type=int, metavar="N", help="only layers whose name has at most N parts"
@@ -66,7 +66,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         "--all", group="which layers", action="store_true", help=f"list all layers, not only the last {ROWS}"
     )
     parser.add_argument(
-        "--json", group="output", action="store_true", help="print all of them as JSON, from the image up"
+        "--json", group="output", action="store_true", help="print all layers as JSON, the lowest layer first"
     )
     group = "ranking pairs"
     parser.add_argument(
@@ -75,29 +75,30 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         metavar="DATA_SET",
         help="rank pairs of layers by cross-validation on a part of its training images",
     )
-    parser.add_argument("--root", group=group, type=Path, metavar="DIR", help="the data set's folder, or table")
+    parser.add_argument(
+        "--root", group=group, type=Path, metavar="DIR", help="folder of the data set, or file of a table"
+    )
     parser.add_argument("--bbox", group=group, action="store_true", help="crop to the boxes (cub200)")
     parser.add_argument(
         "--images",
         group=group,
         type=int,
-        default=400,
         metavar="N",
-        help="about how many, and four of each class at least (default: 400)",
+        help="approximate number of training images, with at least four of each class (default: 400)",
     )
     parser.add_argument(
         "--activation",
         group=group,
         choices=("after", "before", "both"),
         default="after",
-        help="tap layers after the activation that follows them, before it, or try both (default: after)",
+        help="tap layers after the activation that follows them, before it, or in both ways (default: after)",
     )
     parser.add_argument(
         "--weights",
         group=group,
         default="default",
         metavar="FILE",
-        help="the network's weights, or none (default: its own)",
+        help="file of weights, or none for random weights (default: the network's ImageNet weights)",
     )
     parser.set_defaults(run=run)
 
@@ -106,11 +107,14 @@ def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     check_numbers(args, image_size=1, depth=1, images=1)
     if args.data is not None:
+        if args.filter is not None or args.all:
+            raise CxlpError("--filter and --all do not apply to a ranking of pairs: leave out these or --data")
         from cxlp.commands.layer_ranking import rank
 
         return rank(args)
-    if args.root is not None or args.bbox or args.weights != "default" or args.activation != "after":
-        raise CxlpError("--root, --bbox, --weights and --activation are for a ranking of pairs: give --data, too")
+    given = args.root is not None or args.images is not None or args.bbox
+    if given or args.weights != "default" or args.activation != "after":
+        raise CxlpError("--root, --images, --bbox, --weights and --activation apply to a ranking of pairs: add --data")
 
     from dataclasses import asdict
 
@@ -140,13 +144,13 @@ def run(args: Namespace) -> int:
     console = table_console()
     console.print(table)
     if len(chosen) > len(shown):
-        console.print(f"and {len(chosen) - len(shown):,} below them (--all lists them, --filter or --depth chooses)")
+        console.print(f"and {len(chosen) - len(shown):,} lower layers (--all lists them, --filter and --depth select)")
     console.print(f"to rank pairs: cxlp layers {args.name} --data DATA_SET; in a run: --model.backbone.layers auto")
     return 0
 
 
 def table_console() -> "Console":
-    """Make the console of a table: in a pipe, no name is wrapped."""
+    """Return the console of a table, which wraps no name if standard output is a pipe."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
@@ -160,6 +164,6 @@ def _matches(layer: "Layer", text: str) -> bool:
 def _none(args: Namespace, names: Sequence[str]) -> str:
     if not names:
         return f"{args.name} has no layer whose map has several places" + (
-            f", of a name with at most {args.depth} parts" if args.depth else ""
+            f" and whose name has at most {args.depth} parts" if args.depth else ""
         )
     return f"--filter {args.filter}: {args.name} has no such layer. {did_you_mean(args.filter, names)}"
