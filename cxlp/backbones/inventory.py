@@ -76,49 +76,77 @@ def inventory(name: str, image_size: int | None = None, depth: int | None = None
     Raises:
         CxlpError: If there is no such network, it cannot be traced, or it cannot process images of this size.
     """
-    source = find(name)
-    size = image_size or source.expects.size
-    model = source.model.eval()
-    graph, names = trace(model, tracing_options(model), name)
-    modules = dict(model.named_modules())
-    sides, refused = _sides(model, graph, size)
-    if refused:
-        raise CxlpError(f"{name} cannot take images of {size} x {size} pixels: change the image size ({refused})")
-    grown, _ = _sides(model, graph, size + _GROWTH)  # stops at layers with a fixed input size, such as linear layers
-    found: dict[fx.Node, list[str]] = {}
-    ends = _ends(names)
-    for path, module in modules.items():
-        if path in ends and not isinstance(module, (*ACTIVATION_MODULES, *NORMS, *TRANSPARENT)):
-            node = _producer(find_tap(names, modules, path, "after", name), modules, sides)
-            if node is None:
-                continue
-            is_own = names[node] == path or names[node].startswith(f"{path}.")
-            follows = is_activation(node, modules)  # may lie outside the layer
-            if (is_own or follows) and sides[node][1] > 1 and (depth is None or path.count(".") < depth):
-                found.setdefault(node, []).append(path)
-    ancestors = _ancestors(graph)
-    layers: list[Layer] = []
-    taps = [node for node in graph.nodes if node in found]
-    for place, node in enumerate(taps):
-        path = _name(found[node], modules)
-        also = [other for other in found[node] if other != path]
-        channels, side = sides[node]
-        more = grown[node][1] - side if node in grown else 0
-        below = (k for k in reversed(range(place)) if taps[k] in ancestors[node] and layers[k].side == side)
-        paired = next(below, None)
-        layers.append(
-            Layer(
-                path,
-                tuple(also),
-                type(modules[path]).__name__,
-                channels,
-                side,
-                _GROWTH / more if more > 0 else size / side,
-                _activation(node, modules),
-                "" if paired is None else layers[paired].name,
+    maps = Maps(name, image_size)
+    return maps.layers(depth), maps.image_size
+
+
+class Maps:
+    """The maps of a network, which is built once for inventories of several depths.
+
+    Args:
+        name: See :func:`inventory`.
+        image_size: See :func:`inventory`.
+
+    Attributes:
+        image_size: Image size in pixels.
+
+    Raises:
+        CxlpError: See :func:`inventory`.
+    """
+
+    def __init__(self, name: str, image_size: int | None = None) -> None:
+        source = find(name)
+        self.image_size = size = image_size or source.expects.size
+        model = source.model.eval()
+        graph, names = trace(model, tracing_options(model), name)
+        self._modules = modules = dict(model.named_modules())
+        self._sides, refused = _sides(model, graph, size)
+        if refused:
+            raise CxlpError(f"{name} cannot take images of {size} x {size} pixels: change the image size ({refused})")
+        # This pass stops at layers with a fixed input size, such as linear layers.
+        self._grown, _ = _sides(model, graph, size + _GROWTH)
+        self._ancestors = _ancestors(graph)
+        self._nodes = list(graph.nodes)
+        self._found: dict[fx.Node, list[str]] = {}
+        ends = _ends(names)
+        for path, module in modules.items():
+            if path in ends and not isinstance(module, (*ACTIVATION_MODULES, *NORMS, *TRANSPARENT)):
+                node = _producer(find_tap(names, modules, path, "after", name), modules, self._sides)
+                if node is None:
+                    continue
+                is_own = names[node] == path or names[node].startswith(f"{path}.")
+                follows = is_activation(node, modules)  # may lie outside the layer
+                if (is_own or follows) and self._sides[node][1] > 1:
+                    self._found.setdefault(node, []).append(path)
+
+    def layers(self, depth: int | None = None) -> list[Layer]:
+        """List the maps, from the lowest to the highest layer, see :func:`inventory`."""
+        paths = {
+            node: [path for path in found if depth is None or path.count(".") < depth]
+            for node, found in self._found.items()
+        }
+        layers: list[Layer] = []
+        taps = [node for node in self._nodes if paths.get(node)]
+        for place, node in enumerate(taps):
+            path = _name(paths[node], self._modules)
+            also = [other for other in paths[node] if other != path]
+            channels, side = self._sides[node]
+            more = self._grown[node][1] - side if node in self._grown else 0
+            below = (k for k in reversed(range(place)) if taps[k] in self._ancestors[node] and layers[k].side == side)
+            paired = next(below, None)
+            layers.append(
+                Layer(
+                    path,
+                    tuple(also),
+                    type(self._modules[path]).__name__,
+                    channels,
+                    side,
+                    _GROWTH / more if more > 0 else self.image_size / side,
+                    _activation(node, self._modules),
+                    "" if paired is None else layers[paired].name,
+                )
             )
-        )
-    return layers, size
+        return layers
 
 
 def _ends(names: dict[fx.Node, str]) -> set[str]:

@@ -1,12 +1,12 @@
 """``cxlp compare``: compare the paper's systems, recipes, or values of one option on one benchmark."""
 
-import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cxlp.commands.compare_arguments import check_arguments, overlay, swept
 from cxlp.utils.errors import CxlpError
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ def run(args: Namespace) -> int:
         if any(a == key or a.startswith(f"{key}=") for a in args.rest):
             raise CxlpError(f"{key} has no effect: compare creates a run folder for each system; set --out instead")
     if args.list:
-        print("\n".join(_check_early(args)))  # noqa: T201
+        print("\n".join(check_arguments(args)))  # noqa: T201
         return 0
     if args.rest or not args.clean:
-        _check_early(args)
+        check_arguments(args)
 
     from cxlp.commands.compare_table import show
     from cxlp.frozen.cache import size_in_bytes
@@ -132,6 +132,7 @@ def run(args: Namespace) -> int:
     from cxlp.runs.loggers import RunConfig
     from cxlp.studies.comparison import Comparison, without
     from cxlp.studies.evidence import gather
+    from cxlp.studies.layers import check_one_choice
     from cxlp.studies.seeds import seeds_of
     from cxlp.studies.system_names import check_names
     from cxlp.studies.tables import table, write_reports
@@ -143,7 +144,7 @@ def run(args: Namespace) -> int:
     config = parse(args.rest)
     parts = parts_of(config)
     model, data = parts["model"], parts["data"]
-    option = None if args.sweep is None else _swept(args.sweep)[0]
+    option = None if args.sweep is None else swept(args.sweep)[0]
     folder = args.out or Path("runs") / _folder_name(config, data, "recipes" if args.recipes else option, args.rest)
     store = None if args.no_store else Path(config["model"]["frozen"]["store"] or STORE)
     seeds = seeds_of(config, args.seeds)
@@ -152,6 +153,7 @@ def run(args: Namespace) -> int:
     arguments, metric = without(args.rest, "--model.frozen.store"), SELECTION[data.multi_label]
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     if not args.recipes and option is None:
+        check_one_choice(config, seeds)
         model = parts_of(parse(comparison.settled(args.rest)))["model"]
     chosen = _choose(args, model, data)
     configs = [config]
@@ -195,53 +197,6 @@ def run(args: Namespace) -> int:
     return 3 if outputs.failed or any(row.incomplete for row in rows) else 0
 
 
-def _check_early(args: Namespace) -> list[str]:
-    """Check the configs, each recipe and the values of a sweep before torch is imported.
-
-    Returns:
-        The names of the recipes, values or systems that can be compared: all systems, even if ``--systems`` is given.
-
-    Raises:
-        CxlpError: If an argument is wrong.
-    """
-    from cxlp.runs.early import check_early
-    from cxlp.studies.system_names import check_names, system_names
-
-    given = [name for name in ("systems", "sweep", "recipes") if getattr(args, name) is not None]
-    if len(given) > 1:
-        raise CxlpError(f"--{given[0]} and --{given[1]} exclude each other: give one of them")
-    if args.recipes and len({Path(name).stem for name in args.recipes}) < len(args.recipes):
-        raise CxlpError(f"--recipes {' '.join(args.recipes)}: two of them have the same name; rename one")
-    if args.combine is not None:
-        if args.combine < 2:
-            raise CxlpError(f"--combine is {args.combine}: it must be 2 or more")
-        if args.no_store or args.seeds > 1:
-            raise CxlpError(
-                f"--combine and --{'no-store' if args.no_store else 'seeds'} exclude each other: a combination needs "
-                "the stored features of one run per system"
-            )
-    # Without a config, --list names the systems for the paper's network.
-    values = {"model.head.size": 3} if args.list and not args.rest and not given else check_early(args.rest)
-    for recipe in args.recipes or ():
-        check_early([*args.rest, *_overlay(recipe)])
-    if args.recipes:
-        return [Path(recipe).stem for recipe in args.recipes]
-    if args.sweep is not None:
-        option, written = _swept(args.sweep)
-        for text in written:
-            check_early([*args.rest, f"--{option}", text])
-        return written
-    backbone, size = values.get("model.backbone.name", "caffenet"), values.get("model.head.size", 1)
-    names = system_names(str(backbone), int(size))
-    if args.systems and not any("{" in argument for argument in args.rest):  # inline YAML may name another network
-        check_names(args.systems, names)
-    return names
-
-
-def _overlay(recipe: str) -> tuple[str, ...]:
-    return () if recipe == "none" else ("--config", recipe)
-
-
 def _check_reach(percent: float, data: Sequence["ImageDataModule"]) -> None:
     if not 1 < percent <= 100:
         raise CxlpError(f"--reach is {percent:g}: give a percentage above 1, such as 88")
@@ -266,7 +221,7 @@ def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> l
     from cxlp.studies.systems import systems
 
     if args.recipes:
-        return [System(Path(name).stem, None, _overlay(name)) for name in args.recipes]
+        return [System(Path(name).stem, None, overlay(name)) for name in args.recipes]
     if args.sweep is None:
         base = model.heads[0]
         if len(model.heads) > 1 or type(base) is not CrossLayerPooling:
@@ -275,32 +230,8 @@ def _choose(args: Namespace, model: "ModelConfig", data: "ImageDataModule") -> l
             )
         made = systems(model.backbone, base, data.transform)
         return [System(name, network, tuple(network["options"])) for name, network in made.items()]
-    option, written = _swept(args.sweep)
+    option, written = swept(args.sweep)
     return [System(text, None, (f"--{option}", text)) for text in written]
-
-
-def _swept(sweep: str) -> tuple[str, list[str]]:
-    """Split ``KEY=[V, ...]`` into the key and the values as command-line arguments.
-
-    Raises:
-        CxlpError: If the key or the list is missing, or a value occurs twice.
-    """
-    import yaml
-
-    option, _, text = sweep.partition("=")
-    option = option.strip().removeprefix("--")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CxlpError(f"--sweep {sweep}: {' '.join(str(error).split())}") from error
-    if not option or not isinstance(values, list) or not values:
-        raise CxlpError(
-            f"--sweep {sweep}: give a key and a list of values for it, such as 'model.frozen.c=[1, 10, 100]'"
-        )
-    written = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
-    if len(set(written)) < len(written):
-        raise CxlpError(f"--sweep {sweep}: a value occurs twice; leave one out")
-    return option, written
 
 
 def _folder_name(config: Any, data: "ImageDataModule", what: str | None, arguments: Sequence[str]) -> str:  # noqa: ANN401 (a namespace)

@@ -1,4 +1,4 @@
-"""``cxlp layers NAME --data SET``: pairs of a network's layers, ranked on a data set's training images."""
+"""``cxlp layers NAME --data SET``: rank pairs of a network's layers on a data set's training images."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from cxlp.data import data_module
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.runs.bars import StageBar
 from cxlp.runs.cli import quiet
-from cxlp.runs.layers import Ranking, rank_layers
+from cxlp.runs.layers import IMAGES, Ranking, rank_layers
 from cxlp.tasks.ranking import LayerRanking
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.precision import fastest_precision
@@ -24,7 +24,7 @@ from cxlp.utils.precision import fastest_precision
 def rank(args: Namespace) -> int:
     """Rank pairs of layers, and print the ranking; return the exit status."""
     quiet()
-    pl.seed_everything(0, verbose=False)  # of random weights
+    pl.seed_everything(0, verbose=False)  # for random weights
     data = data_module(args.data, args.root)
     if args.bbox and not hasattr(data, "bbox"):
         raise CxlpError(f"--bbox: {args.data} has no boxes")
@@ -35,7 +35,7 @@ def rank(args: Namespace) -> int:
     weights = None if args.weights in ("none", "null") else args.weights
     backbone = BackboneConfig(args.name, weights=weights, image_size=args.image_size)
     activations: tuple[Activation, ...] = ("after", "before") if args.activation == "both" else (args.activation,)
-    ranking = rank_layers(backbone, data, _fit, args.images, args.depth, activations)
+    ranking = rank_layers(backbone, data, _fit, args.images or IMAGES, args.depth, activations)
     if args.json:
         pairs = [
             asdict(pair) | {"interval": None if pair.interval is None else pair.interval._asdict()}
@@ -67,7 +67,7 @@ def _fit(task: LayerRanking, part: ImageDataModule) -> None:
 
 
 def _show(name: str, data: str, ranking: Ranking) -> None:
-    """Print the ranking, and how to use the best pair."""
+    """Print the ranking, and the options for a run with the best pair."""
     both = len({pair.activation for pair in ranking.pairs}) > 1
     table = Table("lower", "upper", title=f"{name}, {ranking.images:,} training images of {data}")
     if both:
@@ -89,4 +89,4 @@ def _show(name: str, data: str, ranking: Ranking) -> None:
     best = ranking.pairs[0]
     tapped = "" if best.activation == "after" else f" --model.backbone.activation {best.activation}"
     layers = f"--model.backbone.layers '[{best.lower}, {best.upper}]'"
-    console.print(f"the best: --model.backbone.name {name} {layers}{tapped}")
+    console.print(f"best pair: --model.backbone.name {name} {layers}{tapped}")

@@ -1,4 +1,4 @@
-"""``cxlp layers``: list the layers of a network whose maps can be pooled, or rank pairs of them."""
+"""``cxlp layers``: list the maps of a network that heads can pool, and rank pairs of them."""
 
 import json
 import sys
@@ -27,17 +27,17 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     parser = add_parser(
         "layers",
         help="list the layers of a network: channels, map sizes, strides, and pairs that can be pooled",
-        description="List the layers of a network whose maps can be pooled, the last ones first. The weights are\n"
-        "random, so nothing is downloaded. A layer that is followed by an activation is tapped after it, unless\n"
+        description="List the layers of a network whose maps heads can pool, the last ones first, with random weights\n"
+        "(nothing is downloaded). If an activation follows a layer, the backbone taps the layer after it, unless\n"
         "model.backbone.activation is before. Cross-layer pooling takes two layers with maps of the same size: a\n"
         "layer and a lower one. The column 'pair with' names the nearest lower layer on the path to the layer.\n"
-        "With --data, pairs of the last blocks are ranked by the cross-validated accuracy of cross-layer pooling\n"
-        "(mean average precision, if images have several labels) on some training images, with the network's weights.\n"
-        "Validation and test images are not used. model.backbone.layers: auto does the same before a run.\n"
+        "--data ranks pairs of the last layers with the network's weights, by the cross-validated accuracy (or mean\n"
+        "average precision, if images have several labels) of cross-layer pooling on some training images.\n"
+        "The data set's validation and test images are not used. model.backbone.layers: auto ranks before a run.\n"
         "Exit status: 0; 2 the arguments are wrong.",
         epilog="examples:\n"
         "  %(prog)s resnet50\n"
-        "  %(prog)s resnet50 --depth 2                        # whole blocks, without the layers inside\n"
+        "  %(prog)s resnet50 --depth 2                        # blocks only, not the layers inside them\n"
         "  %(prog)s timm/vit_small_patch16_224 --filter 'blocks.1[01]*'\n"
         "  %(prog)s my_package.nets.trunk --image-size 448 --json\n"
         "  %(prog)s efficientnet_lite0 --data folder --root DIR",
@@ -75,29 +75,30 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         metavar="DATA_SET",
         help="rank pairs of layers by cross-validation on some training images of this data set",
     )
-    parser.add_argument("--root", group=group, type=Path, metavar="DIR", help="the data set's folder or table")
+    parser.add_argument(
+        "--root", group=group, type=Path, metavar="DIR", help="folder of the data set, or file of a table"
+    )
     parser.add_argument("--bbox", group=group, action="store_true", help="crop to the boxes (cub200)")
     parser.add_argument(
         "--images",
         group=group,
         type=int,
-        default=400,
         metavar="N",
-        help="approximate number of images, at least four per class (default: 400)",
+        help="approximate number of training images, with at least four of each class (default: 400)",
     )
     parser.add_argument(
         "--activation",
         group=group,
         choices=("after", "before", "both"),
         default="after",
-        help="tap layers after the activation that follows them, before it, or try both (default: after)",
+        help="tap layers after the activation that follows them, before it, or in both ways (default: after)",
     )
     parser.add_argument(
         "--weights",
         group=group,
         default="default",
         metavar="FILE",
-        help="the network's weights, or none (default: its own)",
+        help="file of weights, or none for random weights (default: the network's ImageNet weights)",
     )
     parser.set_defaults(run=run)
 
@@ -106,11 +107,14 @@ def run(args: Namespace) -> int:
     """Run the command; return the exit status."""
     check_numbers(args, image_size=1, depth=1, images=1)
     if args.data is not None:
+        if args.filter is not None or args.all:
+            raise CxlpError("--filter and --all do not apply to a ranking of pairs: leave out these or --data")
         from cxlp.commands.layer_ranking import rank
 
         return rank(args)
-    if args.root is not None or args.bbox or args.weights != "default" or args.activation != "after":
-        raise CxlpError("--root, --bbox, --weights and --activation only apply to ranking pairs: give --data, too")
+    given = args.root is not None or args.images is not None or args.bbox
+    if given or args.weights != "default" or args.activation != "after":
+        raise CxlpError("--root, --images, --bbox, --weights and --activation apply to a ranking of pairs: add --data")
 
     from dataclasses import asdict
 
@@ -140,13 +144,13 @@ def run(args: Namespace) -> int:
     console = table_console()
     console.print(table)
     if len(chosen) > len(shown):
-        console.print(f"and {len(chosen) - len(shown):,} lower layers (--all lists them, --filter or --depth selects)")
+        console.print(f"and {len(chosen) - len(shown):,} lower layers (--all lists them, --filter and --depth select)")
     console.print(f"to rank pairs: cxlp layers {args.name} --data DATA_SET; in a run: --model.backbone.layers auto")
     return 0
 
 
 def table_console() -> "Console":
-    """Return a console for tables, wide enough in a pipe that no name is wrapped."""
+    """Return the console of a table, which wraps no name if standard output is a pipe."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
@@ -160,6 +164,6 @@ def _matches(layer: "Layer", text: str) -> bool:
 def _none(args: Namespace, names: Sequence[str]) -> str:
     if not names:
         return f"{args.name} has no layer whose map is larger than 1 x 1" + (
-            f" and whose name has at most {args.depth} parts (--depth)" if args.depth else ""
+            f" and whose name has at most {args.depth} parts" if args.depth else ""
         )
     return f"--filter {args.filter} matches no layer of {args.name}. {did_you_mean(args.filter, names)}"

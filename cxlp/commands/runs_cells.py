@@ -22,10 +22,13 @@ def cells(args: Namespace) -> int:
     from cxlp.studies.paired import p_as_text
     from cxlp.utils.files import write_whole
 
-    if args.delete or args.filter or args.html is not None or args.reference is not None:
+    others = args.delete, args.filter, args.html, args.reference, args.reverse, args.sort != "date"
+    if any(others):
         raise CxlpError("runs cells accepts no options except --root, --picture and --json: leave out the others")
     if args.picture is not None:
         check_out_file(args.picture, "--picture")
+        if args.picture.suffix.lower() != ".png":
+            raise CxlpError(f"--picture {args.picture}: the diagram is a PNG, so name a file that ends in .png")
     found = read_cells([_folder(name, args.root) for name in args.names[1:]])
     ranking = rank_systems(found.values)
     order = ranking.ranks.argsort(kind="stable").tolist()
@@ -60,8 +63,8 @@ def cells(args: Namespace) -> int:
         if least * count > 0.05:
             console.print(
                 f"With {len(found.cells)} cells, the smallest possible p of a pair is {p_as_text(least)}, or "
-                f"{p_as_text(min(1.0, least * count))} after the correction for {count} pairs: no single pair can be "
-                "significant. More cells or fewer systems are needed."
+                f"{p_as_text(min(1.0, least * count))} after the correction for {count} pair{'s' * (count != 1)}: no "
+                "single pair can be significant. More cells or fewer systems are needed."
             )
     if args.picture is not None:
         drawn = draw_ranks(found.systems, ranking.ranks.tolist(), ranking.critical_difference, len(found.cells))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cxlp.backbones.backbone import Backbone
-from cxlp.backbones.inventory import Layer, inventory
+from cxlp.backbones.inventory import Layer, Maps
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array, quality, split
 from cxlp.frozen.fit import FrozenConfig, FrozenFit, count_folds
@@ -98,14 +98,15 @@ def find_candidates(name: str, image_size: int | None = None, depth: int | None 
     Raises:
         CxlpError: If no two layers have maps of one size, or there is no such network.
     """
-    layers, size = inventory(name, image_size)
+    maps = Maps(name, image_size)
+    layers = maps.layers()
     deepest = max((layer.name.count(".") + 1 for layer in layers), default=1)
     for parts in [depth] if depth is not None else range(2, max(2, deepest) + 1):
-        shallow = inventory(name, image_size, parts)[0]
+        shallow = maps.layers(parts)
         if any(len(last) >= FEW for last in _by_side(shallow)[:1]):
             break
     activated = {called for layer in layers if layer.activation for called in (layer.name, *layer.also)}
-    return Candidates(candidate_pairs(shallow, layers), size, frozenset(activated))
+    return Candidates(candidate_pairs(shallow, layers), maps.image_size, frozenset(activated))
 
 
 def candidate_pairs(layers: Sequence[Layer], within: Sequence[Layer] = ()) -> list[Pair]:

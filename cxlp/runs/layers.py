@@ -4,12 +4,13 @@ import copy
 import csv
 import io
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+from filelock import BaseFileLock
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -32,6 +33,7 @@ from cxlp.runs.refit import read_chosen
 from cxlp.runs.trainers import build_trainer, without_gradients
 from cxlp.tasks.ranking import LayerRanking
 from cxlp.utils.errors import CxlpError
+from cxlp.utils.locking import delete_abandoned, hold_part, release_lock
 from cxlp.utils.starting import watching_start
 
 #: Approximate number of training images for the ranking, and the least number per class, as far as a class has them.
@@ -202,16 +204,22 @@ def rank_in_run(config: Namespace, model: ModelConfig, data: ImageDataModule) ->
                 "leave model.head.layers out, or name the backbone's layers"
             )
     root = place = Path(config["run"]["root"])
+    lock: BaseFileLock | None = None
     if launched_rank() == 0:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            place = Path(tempfile.mkdtemp(prefix=".layers-", dir=root))
+            # A process that was killed has left its folder, which can be as large as the maps of all images.
+            delete_abandoned({path.with_suffix("") for path in root.glob(".layers-*")})
+            place = root / f".layers-{token_hex(4)}"
+            lock = hold_part(place)
+            place.mkdir()
         except OSError as error:
             raise CxlpError(f"cannot write to {root}: {error.strerror}. Give another --run.root") from error
 
     def tidy() -> None:
-        if place != root:
+        if lock is not None:
             shutil.rmtree(place, ignore_errors=True)
+            release_lock(lock)
 
     def fit(task: LayerRanking, part: ImageDataModule) -> None:
         precision = without_gradients(config["trainer"]).name

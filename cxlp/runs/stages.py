@@ -26,6 +26,7 @@ from cxlp.runs.folder import name_best
 from cxlp.runs.launch import launched_rank
 from cxlp.runs.loggers import build_loggers
 from cxlp.runs.opening import OpenedRun
+from cxlp.runs.places import STARTS
 from cxlp.runs.protocol import check_images_per_step, recipe_of
 from cxlp.runs.refit import StopAfter
 from cxlp.runs.trainers import build_trainer, describe_precision
@@ -147,7 +148,7 @@ class Run(OpenedRun):
         trainer = self._build_trainer("finetune", own, first)
         if resume is not None:
             check_images_per_step(saved["cxlp_run"]["images_per_step"], self._images_per_step(trainer))
-        elif launched_rank() == 0:
+        elif launched_rank() == 0 and model.start in STARTS:  # other checkpoints may be trained, or on other images
             for line in summary.possible_gain(self.report, len(self.data.splits["train"])):
                 say(line)
         self._run(trainer, task, resume)

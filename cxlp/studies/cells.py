@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,10 @@ def _read(folder: Path) -> dict[str, float]:
         with file.open(newline="", encoding="utf-8") as opened:
             rows = list(csv.DictReader(opened))
         column = next(head for head in rows[0] if head.startswith("test "))
-        return {row["system"]: float(row[column]) for row in rows if row[column]}
+        values = {row["system"]: float(row[column]) for row in rows if row[column]}
+        if not all(map(isfinite, values.values())):
+            raise ValueError(f"not finite: {values}")
+        return values
     except FileNotFoundError as error:
         raise CxlpError(f"{file} is missing: name the folder of a comparison (cxlp compare --out DIR)") from error
     except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:

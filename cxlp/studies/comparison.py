@@ -102,9 +102,8 @@ class Comparison:
 
     def _run(self, system: System, seed: int | None, heading: str) -> Path:
         """Run a system with a seed, unless that run is finished; return the folder of the results."""
-        arguments = self.settled(self._arguments(system))
-        if seed is not None:
-            arguments += ["--seed_everything", str(seed)]
+        seeded = [] if seed is None else ["--seed_everything", str(seed)]
+        arguments = self.settled([*self._arguments(system), *seeded])
         name, identity = self._identify(system, arguments)
         place = self.folder / name
         results = finished(place)

@@ -24,7 +24,7 @@ def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest
     monkeypatch.setattr("cxlp.commands.layers.ROWS", 3)
     assert main(["layers", "timm/test_resnet"]) == 0
     short = capsys.readouterr().out
-    assert short.count("\n│ layer") == 3 and "(--all lists them" in short
+    assert short.count("\n│ layer") == 3 and "lower layers (--all lists them" in short
     assert main(["layers", "timm/test_resnet", "--all"]) == 0
     assert capsys.readouterr().out.count("\n│ layer") > 20
     assert main(["layers", "timm/test_resnet", "--filter", "layer?.0.conv1", "--json"]) == 0
@@ -44,7 +44,7 @@ def test_pairs_are_ranked_on_training_images(cub200: Path, capsys: Capture) -> N
     assert main([*arguments, "--image-size", "64", "--images", "9"]) == 0
     said = capsys.readouterr().out
     assert "timm/test_resnet, 12 training images of CUB-200-2011" in said  # four of each class at least
-    assert "the best: --model.backbone.name timm/test_resnet --model.backbone.layers '[" in said
+    assert "best pair: --model.backbone.name timm/test_resnet --model.backbone.layers '[" in said
 
 
 def test_layers_may_be_tapped_before_their_activations(cub200: Path, capsys: Capture) -> None:
@@ -75,8 +75,11 @@ def test_several_labels_are_ranked_by_mean_average_precision(voc2007: Path, caps
         (["nosuchnet"], "unknown backbone 'nosuchnet'"),
         (["timm/test_resnet", "--filter", "layer9"], "Did you mean 'layer4'? Valid: "),
         (["timm/test_resnet", "--image-size", "0"], "--image-size is 0: it must be 1 or more"),
-        (["timm/test_resnet", "--bbox"], "give --data, too"),
-        (["timm/test_resnet", "--activation", "both"], "give --data, too"),
+        (["timm/test_resnet", "--bbox"], "ranking of pairs: add --data"),
+        (["timm/test_resnet", "--activation", "both"], "ranking of pairs: add --data"),
+        (["timm/test_resnet", "--images", "400"], "ranking of pairs: add --data"),
+        (["timm/test_resnet", "--data", "mit67", "--filter", "layer"], "--filter and --all do not apply"),
+        (["timm/test_resnet", "--data", "mit67", "--all"], "--filter and --all do not apply"),
         (["timm/test_resnet", "--data", "mit67", "--bbox"], "mit67 has no boxes"),
         (["timm/test_vit", "--image-size", "100"], "cannot take images of 100 x 100 pixels"),
     ],

@@ -65,12 +65,17 @@ def test_too_few_cells_are_reported(root: Path, capsys: Capture) -> None:
         (["cell0", "other"], "share one system"),
         (["cell0", "broken"], "broken/results.csv is not the table of a comparison"),
         (["cell0", "cell1", "--picture", "no/such/ranks.png"], "--picture no/such/ranks.png: there is no folder"),
+        (["cell0", "undefined"], "undefined/results.csv is not the table of a comparison"),
+        (["cell0", "cell1", "--picture", "ranks.pdf"], "--picture ranks.pdf: the diagram is a PNG"),
+        (["cell0", "cell1", "--sort", "name"], "runs cells accepts no options except"),
+        (["cell0", "cell1", "--reverse"], "runs cells accepts no options except"),
         (["cell0", "cell1", "--html", "page.html"], "runs cells accepts no options except"),
     ],
 )
 def test_wrong_arguments(root: Path, capsys: Capture, arguments: list[str], error: str) -> None:
     write_comparison(root / "other", CL=80, theirs=70)
     write_comparison(root / "broken", CL="high")
+    write_comparison(root / "undefined", CL="nan", average=70)
     assert main(["runs", "cells", *arguments]) == 2
     assert error in capsys.readouterr().err
 

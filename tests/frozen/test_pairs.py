@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.inventory import Layer
+from cxlp.backbones.library import Source, find
 from cxlp.frozen.maps import MapStore
 from cxlp.frozen.pairs import CONFIG as RANKING
 from cxlp.frozen.pairs import PairFit, RankedPair, candidate_pairs, find_candidates, ranking_network, usable_pairs
@@ -56,6 +57,18 @@ def test_blocks_without_activation_get_the_last_activated_layer_as_a_guide() -> 
 )
 def test_recommended_pairs_are_candidates(name: str, pair: tuple[str, str]) -> None:
     assert pair in find_candidates(name).pairs
+
+
+def test_a_network_is_built_once_for_its_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def counted(name: str) -> Source:
+        built.append(name)
+        return find(name)
+
+    monkeypatch.setattr("cxlp.backbones.inventory.find", counted)
+    # its second map size has a single layer of two parts, so that a third depth is tried
+    assert find_candidates("efficientnet_lite0").pairs and built == ["efficientnet_lite0"]
 
 
 def test_layers_that_an_activation_follows_are_told() -> None:

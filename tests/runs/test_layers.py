@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 import cxlp
 from cxlp.commands.train import main
@@ -194,6 +195,17 @@ def test_a_root_that_is_a_file_is_refused(work: Path, capsys: pytest.CaptureFixt
     (work / "file").write_text("")
     assert main(auto("--run.root", "file")) == 2
     assert "cannot write to file: File exists. Give another --run.root" in capsys.readouterr().err
+
+
+def test_folders_of_killed_rankings_are_deleted(work: Path) -> None:
+    killed, held = Path("runs/.layers-0a"), Path("runs/.layers-0b")
+    for folder in (killed, held):
+        folder.mkdir(parents=True)
+        (folder / "maps-0.bin").write_bytes(b"0")
+    Path("runs/.layers-0c.lock").touch()
+    with FileLock(held.with_suffix(".lock")):  # as by a ranking that is in progress
+        assert main(auto("--run.name", "next")) == 0
+        assert {path.name for path in Path("runs").iterdir()} == {held.name, f"{held.name}.lock", "next"}
 
 
 def test_a_class_of_one_image_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,3 +60,10 @@ def test_a_run_prints_it_once_before_the_gradient_epochs(work: Path, capsys: pyt
     assert epochs[0] < place < epochs[1]
     run("frozen")
     assert "can gain at most" not in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_an_earlier_runs_frozen_fit(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("tuned", *FINETUNE)
+    capsys.readouterr()
+    run("next", *FINETUNE, "--model.start", str(folder / "checkpoints" / "last.ckpt"))  # it is already fine-tuned
+    assert "can gain at most" not in capsys.readouterr().out
