@@ -280,7 +280,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         size = self._ask("image_size", self.image_size)
         if size is None:
-            raise CxlpError(f"{self.name}: image_size is unknown: set it, or attach a LightningModule that has it")
+            raise CxlpError(f"{self.name}: image_size is not set: set it, or use a LightningModule that has it")
         self.resize(size, self._ask("test_size", None))
         data = self.splits[split]
         if shuffle:
