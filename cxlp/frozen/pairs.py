@@ -11,7 +11,8 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.inventory import Layer, Maps
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array, quality, split
-from cxlp.frozen.fit import FrozenConfig, FrozenFit, count_folds
+from cxlp.frozen.config import FrozenConfig, count_folds
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.solvers import Plan, plan
 from cxlp.frozen.svm import FoldScores
 from cxlp.heads.base import Head

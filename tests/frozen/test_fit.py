@@ -19,7 +19,8 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.frozen import fit as fit_module
 from cxlp.frozen import solvers
 from cxlp.frozen import svm as libsvm
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix, score_rows
 from cxlp.frozen.store import FeatureType, RowStore
 from cxlp.frozen.svm import solve
