@@ -81,7 +81,7 @@ def test_a_run_that_is_alive_is_not_resumed(birds: Path, capsys: pytest.CaptureF
 
 
 BAD = {
-    "run root is a file": (["--run.root", "data/CUB_200_2011/images.txt"], ["cannot make", "--run.root"]),
+    "run root is a file": (["--run.root", "data/CUB_200_2011/images.txt"], ["images.txt", "--run.root"]),
     "run name is a path": (["--run.name", "../x"], ["run.name is '../x'"]),
     "unknown config file": (["--config", "cub20.yaml"], ["cub20.yaml", "'cub200.yaml'"]),
     "unknown key": (["--data.bboxes", "1"], ["unknown key data.bboxes", "'data.bbox'"]),
