@@ -52,7 +52,7 @@ def check_one_choice(config: Namespace, seeds: Sequence[int]) -> None:
         )
 
 
-def settled(arguments: Sequence[str], folder: Path, identities: Identities) -> list[str]:
+def name_layers(arguments: Sequence[str], folder: Path, identities: Identities) -> list[str]:
     """Replace ``model.backbone.layers: auto`` by the names of two layers.
 
     Args:
@@ -94,7 +94,7 @@ def settled(arguments: Sequence[str], folder: Path, identities: Identities) -> l
     return [*arguments, *_named(choose_pair(ranking, model.backbone, model.heads)[0])]
 
 
-def settled_by_earlier(config: Namespace, folder: Path, place: Path) -> list[str]:
+def earlier_layers(config: Namespace, folder: Path, place: Path) -> list[str]:
     """Return the layers that an earlier run of a series with several seeds has chosen, as arguments of ``train.py``.
 
     All runs of a series use the layers of its first run. If the ranking depends on the seed, each run has its own
