@@ -120,10 +120,8 @@ def rank_layers(
     candidates = find_candidates(backbone.name, backbone.image_size, depth)
     samples = draw_some(data.splits["train"].samples, images, PER_CLASS)
     part = copy.copy(data)
-    part.trainer, part.image_size = (
-        None,
-        None,
-    )  # the ranking uses the backbone's size, not that of the images that views are cut from
+    # The ranking uses the size of the backbone's input, not that of the images from which views are cut.
+    part.trainer, part.image_size = None, None
     part.splits = {
         "train": data.dataset(samples, data.classes),
         "val": data.dataset([], data.classes),

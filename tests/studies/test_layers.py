@@ -172,3 +172,17 @@ def test_seeds_have_the_layers_of_the_first_run(work: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(PairFit, "finish", refused)
     assert train(command) == 0  # done already
+
+
+@pytest.mark.slow
+def test_each_seed_that_draws_its_images_has_its_own_ranking(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    command = auto(*DRAWN, "--run.name", "series", "--seeds", "2")
+    assert train(command) == 0
+    for seed in (0, 1):
+        folder = Path("runs/series", f"series-seed{seed}")
+        assert layers(folder) == list(Ranking.from_csv((folder / "layers.csv").read_text()).pairs[0].layers)
+    results = Path("runs/series/results.json").read_text()
+    assert train(command) == 0  # both are found again
+    assert Path("runs/series/results.json").read_text() == results
