@@ -23,7 +23,7 @@ from cxlp.data import DATA_MODULES
 from cxlp.data.benchmark import Benchmark
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.transforms import AugmentConfig
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads.normalisation import Normalise
 from cxlp.heads.views import Views
 from cxlp.runs.loggers import RunConfig

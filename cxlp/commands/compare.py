@@ -154,7 +154,7 @@ def run(args: Namespace) -> int:
     comparison = Comparison(arguments, folder, metric, store, seeds if len(seeds) > 1 else (None,))
     if not args.recipes and option is None:
         check_one_choice(config, seeds)
-        model = parts_of(parse(comparison.settled(args.rest)))["model"]
+        model = parts_of(parse(comparison.name_layers(args.rest)))["model"]
     chosen = _choose(args, model, data)
     configs = [config]
     if option is not None or args.recipes:

@@ -19,7 +19,7 @@ GROUPS = {
     "model.head": f"cxlp.heads.{HEAD}",
     "model.head.views": "cxlp.heads.views.Views",
     "model.test_views": "cxlp.heads.views.Views",
-    "model.frozen": "cxlp.frozen.fit.FrozenConfig",
+    "model.frozen": "cxlp.frozen.config.FrozenConfig",
     "model.optimizer": "cxlp.tasks.optim.OptimizerConfig",
     "data": "cxlp.data.datamodule.ImageDataModule",
     "data.augment": "cxlp.data.transforms.AugmentConfig",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array, choose_cost_and_scale, split
-from cxlp.frozen.fit import FrozenConfig, count_folds
+from cxlp.frozen.config import FrozenConfig, count_folds
 from cxlp.frozen.gram import combine_rows, gram_matrix
 from cxlp.frozen.store import RowStore
 from cxlp.frozen.svm import FoldScores, kernel_bytes, solve

@@ -1,4 +1,4 @@
-"""Which two layers of a network to pool: pairs ranked by cross-validation on a part of the training images."""
+"""Ranking of pairs of a network's layers, by cross-validation on a part of the training images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.backbones.inventory import Layer, Maps
 from cxlp.frozen.checks import check_lengths
 from cxlp.frozen.classifier import Array, quality, split
-from cxlp.frozen.fit import FrozenConfig, FrozenFit, count_folds
+from cxlp.frozen.config import FrozenConfig, count_folds
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.solvers import Plan, plan
 from cxlp.frozen.svm import FoldScores
 from cxlp.heads.base import Head
@@ -22,13 +23,13 @@ from cxlp.utils.distributed import local_world_size, usable_cores
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.labels import as_targets
 
-#: How many of the last map sizes are tried, and how many of the last layers of each.
+#: Number of map sizes that are tried, from the last, and number of the last layers of each size.
 SIDES, LAYERS = 2, 4
-#: Fewer layers of the last map size than these, and layers within blocks are tried as well.
+#: If fewer layers than this have maps of the last size, layers within blocks are tried, too.
 FEW = 3
 #: Length of a projected local feature, and of the count sketch of the pooled features.
 PCA_DIM, SKETCH = 128, 8192
-#: The fit of each pair.
+#: Options of the fit of each pair.
 CONFIG = FrozenConfig(c=10.0, folds=5)
 
 Pair = tuple[str, str]
@@ -93,7 +94,8 @@ def find_candidates(name: str, image_size: int | None = None, depth: int | None 
     Args:
         name: Name of the network, see :class:`~cxlp.backbones.backbone.BackboneConfig`.
         image_size: Side of the images, pixels; ``None``: the network's own.
-        depth: See above; ``None``: 2, or more if that gives fewer than three layers with maps of the last size.
+        depth: Maximum number of parts of a name; ``None``: 2, or more if fewer than three of these layers have maps of
+            the last size.
 
     Raises:
         CxlpError: If no two layers have maps of one size, or there is no such network.
@@ -126,8 +128,8 @@ def candidate_pairs(layers: Sequence[Layer], within: Sequence[Layer] = ()) -> li
         pairs += [(lower.name, upper.name) for upper, lower in combinations(last, 2)]
         if not any(layer.activation for layer in last):
             guides = [layer for layer in within if layer.side == last[0].side and layer.activation]
-            below = [layer for layer in last if guides and order[layer.name] < order[guides[-1].name]]
-            pairs += [(layer.name, guides[-1].name) for layer in below]
+            lower = [layer for layer in last if guides and order[layer.name] < order[guides[-1].name]]
+            pairs += [(layer.name, guides[-1].name) for layer in lower]
     if not pairs:
         raise CxlpError(
             "no two layers of the network have maps of one size, so there are no pairs to rank: name layers, "
@@ -137,7 +139,7 @@ def candidate_pairs(layers: Sequence[Layer], within: Sequence[Layer] = ()) -> li
 
 
 def _by_side(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Group layers by the size of their maps, the last ones first; sizes of a single layer are left out."""
+    """Group layers by the size of their maps, the last layers first, and omit groups of a single layer."""
     groups = [list(group) for _, group in groupby(reversed(layers), key=lambda layer: layer.side)]
     return [group for group in groups if len(group) > 1]
 
@@ -221,7 +223,7 @@ class PairFit(FrozenFit):
             rows = self.features.read_columns(column, column + head.out_features).to(self.device, torch.float32)
             gram = (rows @ rows.T).double().cpu().numpy()
             check_lengths(gram.diagonal())
-            gram /= gram.diagonal().mean() or 1.0  # vectors of a network with many heads are shorter
+            gram /= gram.diagonal().mean() or 1.0  # each of many heads has a shorter vector
             scores = FoldScores(np.ascontiguousarray(gram), targets, fold, threads).held_out([float(CONFIG.c)])
             found.append(self._ranked(head, next(iter(scores.values()))))
         self.ranked = sorted(found, key=RankedPair.order)

@@ -19,10 +19,11 @@ class Ranking(NamedTuple):
     Attributes:
         ranks: Mean ranks of the systems, ``(k,)``; 1 is the best.
         friedman: Friedman's statistic, with the correction for ties.
-        p: Its p-value of "all systems are alike", by the chi-squared distribution.
+        p: Its p-value for the hypothesis that all systems are equal, by the chi-squared distribution.
         iman_davenport: Iman and Davenport's statistic ``F``, which is less conservative.
         p_iman_davenport: Its p-value.
-        critical_difference: Nemenyi's: mean ranks that differ by less are not told apart at the 5 % level.
+        critical_difference: Nemenyi's critical difference: a smaller difference of mean ranks is not significant at the
+            5 % level.
         pairs: p-values of Wilcoxon's signed-rank test, by Holm's correction over all pairs: ``(k, k)``, symmetric.
     """
 
@@ -46,8 +47,11 @@ def rank_systems(values: NDArray[Any]) -> Ranking:
 
     where t are the sizes of ties, F has ``k - 1`` and ``(k - 1) (N - 1)`` degrees of freedom, and q is the 95 %
     quantile of the studentized range of k means, divided by ``sqrt(2)``. Wilcoxon's signed-rank test of each pair is
-    exact: of the cells where the two differ, all signs of the ranks of the differences are equally likely. Unlike the
-    comparison of mean ranks, it does not depend on which other systems there are.
+    exact: in the cells in which the two differ, all signs of the differences are equally likely. Unlike the
+    comparison of mean ranks, it does not depend on which other systems are compared.
+
+    All tests assume that the cells are independent. Cells that share images, such as one data set with several
+    backbones, are not, and their p-values are too small.
 
     Args:
         values: The systems' quality in each cell, larger is better: ``(N, k)``, with N and k of 2 or more.
@@ -59,7 +63,7 @@ def rank_systems(values: NDArray[Any]) -> Ranking:
     ties = sum(float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in ranks))
     left = 1 - ties / (cells * (systems**3 - systems))
     raw = 12 * cells / (systems * (systems + 1)) * float((mean**2).sum()) - 3 * cells * (systems + 1)
-    friedman = max(0.0, raw) / left if left > 0 else 0.0  # else all systems are alike in each cell
+    friedman = max(0.0, raw) / left if left > 0 else 0.0  # otherwise all systems are tied in each cell
     rest = cells * (systems - 1) - friedman
     iman = (cells - 1) * friedman / rest if rest > 1e-9 else math.inf
     quantile = float(studentized_range.ppf(LEVEL, systems, math.inf)) / 2**0.5
@@ -88,14 +92,15 @@ def signed_rank(differences: NDArray[Any]) -> float:
 
 
 def cliques(ranks: NDArray[Any], critical_difference: float) -> list[list[int]]:
-    """Find the largest groups of systems whose mean ranks do not differ by the critical difference.
+    """Find the maximal groups of systems whose mean ranks differ by less than the critical difference.
 
     Args:
         ranks: ``(k,)``.
         critical_difference: See :class:`Ranking`.
 
     Returns:
-        The systems' places in ``ranks``, the best first; groups of one are left out, as is a group within another.
+        Groups of indices into ``ranks``, the best system first. Groups of one system, and subsets of other groups, are
+        omitted.
     """
     order = np.argsort(ranks, kind="stable")
     found: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""``model.backbone.layers: auto``: a run ranks pairs of layers on some training images, and pools the best pair."""
+"""``model.backbone.layers: auto``: rank pairs of layers on a part of the training images, and choose the best pair."""
 
 import copy
 import csv
@@ -36,7 +36,7 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.locking import delete_abandoned, hold_part, release_lock
 from cxlp.utils.starting import watching_start
 
-#: Approximate number of training images for the ranking, and the least number per class, as far as a class has them.
+#: Approximate number of training images for the ranking, and the minimum per class (a smaller class gives all).
 IMAGES, PER_CLASS = 400, 4
 #: Beginning of error messages.
 _AUTO = "model.backbone.layers is auto"
@@ -105,7 +105,7 @@ def rank_layers(
     """Rank pairs of a network's layers by cross-validation on a part of the training images.
 
     Args:
-        backbone: The network; its ``layers`` are ignored.
+        backbone: The network; its ``layers`` are not used.
         data: The data, after ``setup``; validation and test images are not used.
         fit: Runs ``Trainer.fit``.
         images: Approximate number of images, see :func:`~cxlp.data.splitting.draw_some`.
@@ -120,7 +120,8 @@ def rank_layers(
     candidates = find_candidates(backbone.name, backbone.image_size, depth)
     samples = draw_some(data.splits["train"].samples, images, PER_CLASS)
     part = copy.copy(data)
-    part.trainer, part.image_size = None, None  # the size is the backbone's, whatever the heads' views are cut from
+    # The ranking uses the size of the backbone's input, not that of the images from which views are cut.
+    part.trainer, part.image_size = None, None
     part.splits = {
         "train": data.dataset(samples, data.classes),
         "val": data.dataset([], data.classes),
@@ -137,7 +138,7 @@ def rank_layers(
             trunk = Backbone.from_config(replace(settled, layers=tuple(layers_of(tried)))).eval()
             usable, why = usable_pairs(trunk, tried, heads)
             if not usable:
-                raise CxlpError(f"{_AUTO}, but the head takes none of {len(tried)} pairs: {why}")
+                raise CxlpError(f"{_AUTO}, but the head accepts none of {len(tried)} pairs: {why}")
             task = LayerRanking(ranking_network(trunk, tried, len(samples), data.classes, data.multi_label))
             fit(task, part)
         ranked += task.ranked
@@ -158,7 +159,7 @@ def choose_pair(ranking: Ranking, backbone: BackboneConfig, heads: Sequence[Head
     trunk = Backbone.from_config(replace(backbone, layers=tuple(layers), weights=None))
     usable, why = usable_pairs(trunk, [pair.layers for pair in ranking.pairs], heads)
     if not usable:
-        raise CxlpError(f"{_AUTO}, but the head takes none of {len(ranking.pairs)} pairs: {why}")
+        raise CxlpError(f"{_AUTO}, but the head accepts none of {len(ranking.pairs)} pairs: {why}")
     best, pair = ranking.pairs[0], next(pair for pair in ranking.pairs if pair.layers == usable[0])
     interval = "" if pair.interval is None else f" ({100 * pair.interval.low:.1f} to {100 * pair.interval.high:.1f})"
     said = (
@@ -167,12 +168,12 @@ def choose_pair(ranking: Ranking, backbone: BackboneConfig, heads: Sequence[Head
     )
     if pair is not best:
         _, why = usable_pairs(trunk, [best.layers], heads)
-        said += f" ({best.lower}, {best.upper} would be better, but the head does not take them: {why})"
+        said += f" ({best.lower}, {best.upper} is better, but the head does not accept it: {why})"
     return pair.layers, said
 
 
-def settled_earlier(model: ModelConfig, run: RunConfig, saved: Mapping[str, Any] | None) -> Pair | None:
-    """Look up the layers in the run that this run resumes, refits or starts from; ``None`` if there is no such run.
+def read_earlier_layers(model: ModelConfig, run: RunConfig, saved: Mapping[str, Any] | None) -> Pair | None:
+    """Return the layers of the run that this run resumes, refits or starts from; ``None`` if there is no such run.
 
     Args:
         model: Its ``layers`` are ``auto``.

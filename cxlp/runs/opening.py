@@ -35,7 +35,7 @@ from cxlp.runs.folder import (
     run_name,
 )
 from cxlp.runs.launch import launched_rank
-from cxlp.runs.layers import FILE, Ranking, choose_pair, rank_in_run, settled_earlier
+from cxlp.runs.layers import FILE, Ranking, choose_pair, rank_in_run, read_earlier_layers
 from cxlp.runs.loggers import RunConfig, labelled
 from cxlp.runs.places import STARTS
 from cxlp.runs.protocol import (
@@ -162,8 +162,8 @@ class OpenedRun:
         self._provenance = Provenance(self.folder, self.data)
 
     def _choose_layers(self, saved: Mapping[str, Any] | None) -> None:
-        """Replace ``layers: auto`` by the names of two layers in config and model."""
-        layers = settled_earlier(self.model, self.settings, saved)
+        """Replace ``layers: auto`` by the names of two layers, in the config and in the model's options."""
+        layers = read_earlier_layers(self.model, self.settings, saved)
         if layers is None:
             # The random state of the rest of the run does not depend on whether pairs were ranked.
             with self.times.measure("choice of layers"), isolate_rng(include_cuda=False):

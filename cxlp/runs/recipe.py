@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from jsonargparse import Namespace
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network

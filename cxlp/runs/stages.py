@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from cxlp.frozen.fit import count_folds
+from cxlp.frozen.config import count_folds
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.frozen.solvers import solver_of
 from cxlp.models.checkpoint import load_weights, read_checkpoint

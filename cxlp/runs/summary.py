@@ -94,7 +94,9 @@ def possible_gain(report: Mapping[str, float], images: int) -> list[str]:
         f"{100 * cross_validated:.1f} %{around}: fine-tuning can gain at most {100 * left:.1f} points"
     ]
     if left < least:
-        why = f"{100 * least:.0f} points" if least == LEAST_GAIN else f"half the interval, {100 * least:.1f} points"
+        why = f"{100 * least:.0f} points"
+        if least > LEAST_GAIN:
+            why = f"half the width of this interval, {100 * least:.1f} points"
         said.append(
             f"warning: fine-tuning is not worthwhile, since it can gain less than {why}. For the frozen fit alone, set "
             "trainer.max_epochs to 0"

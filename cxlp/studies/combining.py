@@ -18,7 +18,7 @@ from torch import Tensor
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Sample
 from cxlp.frozen.combination import Combination, Kernels
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.frozen.store import RowStore, open_rows, row_bytes
 from cxlp.metrics.average_precision import mean_average_precision
 from cxlp.metrics.intervals import Interval, precision_intervals, wilson

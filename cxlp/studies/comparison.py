@@ -11,7 +11,7 @@ from typing import Any
 from cxlp.runs.cli import parse
 from cxlp.runs.folder import finished, run_in
 from cxlp.studies.identity import Identities, difference, name_of, read_identity, write_identity
-from cxlp.studies.layers import settled
+from cxlp.studies.layers import name_layers
 from cxlp.studies.rows import Row, read_row
 from cxlp.studies.systems import Network
 from cxlp.utils.errors import CxlpError
@@ -96,14 +96,14 @@ class Comparison:
                 failed.append(system.name)
         return rows, failed
 
-    def settled(self, arguments: Sequence[str]) -> list[str]:
-        """Replace the layers ``auto`` in arguments by their names, see :func:`cxlp.studies.layers.settled`."""
-        return settled(arguments, self.folder, self._identities)
+    def name_layers(self, arguments: Sequence[str]) -> list[str]:
+        """Replace ``layers: auto`` by the names of two layers, see :func:`cxlp.studies.layers.name_layers`."""
+        return name_layers(arguments, self.folder, self._identities)
 
     def _run(self, system: System, seed: int | None, heading: str) -> Path:
         """Run a system with a seed, unless that run is finished; return the folder of the results."""
         seeded = [] if seed is None else ["--seed_everything", str(seed)]
-        arguments = self.settled([*self._arguments(system), *seeded])
+        arguments = self.name_layers([*self._arguments(system), *seeded])
         name, identity = self._identify(system, arguments)
         place = self.folder / name
         results = finished(place)

@@ -76,7 +76,7 @@ def gather(
             notes.append(note)
             say(note)
         except CxlpError as error:
-            _tell("combinations", error, outputs)
+            _report("combinations", error, outputs)
     if reference is not None:
         tested = {row.name: (row.place,) for row in combined if row.place is not None}
         try:
@@ -89,12 +89,12 @@ def gather(
                 if found.left_out
             ]
             for name, cause in refused.items():
-                _tell(f"paired test of {name}", cause, outputs)
+                _report(f"paired test of {name}", cause, outputs)
         except CxlpError as error:
-            _tell("paired tests", error, outputs)
+            _report("paired tests", error, outputs)
     return Evidence(paired, combined, notes)
 
 
-def _tell(what: str, error: CxlpError, outputs: Outputs) -> None:
+def _report(what: str, error: CxlpError, outputs: Outputs) -> None:
     outputs.failed.append(what)
     print(f"error: no {what}: {error}", file=sys.stderr)  # noqa: T201

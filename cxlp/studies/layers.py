@@ -27,16 +27,14 @@ _ALONE = {"num_nodes": 1, "strategy": "auto", "plugins": None}
 def depends_on_seed(config: Namespace) -> bool:
     """Return whether a ranking depends on ``seed_everything``.
 
-    It does if the weights are random, or if ``seed_everything`` determines which images are held out. Layers that were
-    chosen with one seed would then be chosen on images that another seed holds out.
+    It does if ``seed_everything`` determines which images are held out. Layers that were chosen with one seed would
+    then be chosen on images that another seed holds out.
 
     Args:
         config: The resolved config of a run.
     """
-    parts = parts_of(config)
-    model, data = parts["model"], parts["data"]
-    held_out = bool(data.validation) and not isinstance(data.validation, str)
-    return model.backbone.weights is None or (held_out and data.split_seed is None)
+    data = parts_of(config)["data"]
+    return bool(data.validation) and not isinstance(data.validation, str) and data.split_seed is None
 
 
 def check_one_choice(config: Namespace, seeds: Sequence[int]) -> None:
@@ -47,12 +45,12 @@ def check_one_choice(config: Namespace, seeds: Sequence[int]) -> None:
     """
     if config[KEY] == "auto" and len(seeds) > 1 and depends_on_seed(config):
         raise CxlpError(
-            f"{KEY} auto, --seeds and data.split_seed null (or random weights) exclude each other, because each seed "
+            f"{KEY} auto, --seeds and data.split_seed null exclude each other, because each seed "
             f"may choose other layers: name the layers, --{KEY} '[LOWER, UPPER]', or set data.split_seed to a number"
         )
 
 
-def settled(arguments: Sequence[str], folder: Path, identities: Identities) -> list[str]:
+def name_layers(arguments: Sequence[str], folder: Path, identities: Identities) -> list[str]:
     """Replace ``model.backbone.layers: auto`` by the names of two layers.
 
     Args:
@@ -94,7 +92,7 @@ def settled(arguments: Sequence[str], folder: Path, identities: Identities) -> l
     return [*arguments, *_named(choose_pair(ranking, model.backbone, model.heads)[0])]
 
 
-def settled_by_earlier(config: Namespace, folder: Path, place: Path) -> list[str]:
+def earlier_layers(config: Namespace, folder: Path, place: Path) -> list[str]:
     """Return the layers that an earlier run of a series with several seeds has chosen, as arguments of ``train.py``.
 
     All runs of a series use the layers of its first run. If the ranking depends on the seed, each run has its own

@@ -22,7 +22,7 @@ from cxlp.runs.places import STARTS, last_checkpoint, start_checkpoint
 from cxlp.runs.protocol import Images, check_classes, check_images, check_recipe, recipe_of
 from cxlp.runs.provenance import git_state, versions
 from cxlp.studies.identity import read_identity, settings_of
-from cxlp.studies.layers import settled_by_earlier
+from cxlp.studies.layers import earlier_layers
 from cxlp.studies.rows import is_incomplete, read_results
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.files import write_whole
@@ -87,7 +87,7 @@ def run_seeds(arguments: Sequence[str], config: Namespace, folder: Path) -> int:
     for number, seed in enumerate(seeds, 1):
         place = folder / f"{folder.name}-seed{seed}"
         heading = f"[{number}/{len(seeds)}] seed {seed}"
-        given = [*arguments, *own, *settled_by_earlier(config, folder, place), "--seed_everything", str(seed)]
+        given = [*arguments, *own, *earlier_layers(config, folder, place), "--seed_everything", str(seed)]
         try:
             check_same_run(place, parse(given))
             done = finished(place)

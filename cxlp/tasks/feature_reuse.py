@@ -13,7 +13,7 @@ from cxlp.backbones.library import users_own
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.dataset import Split
 from cxlp.frozen.cache import Entry, ScoredRows, StoredFeatures, digest_of_weights
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.frozen.store import FeatureType
 from cxlp.models.network import Network
 from cxlp.utils.distributed import ask_rank_zero

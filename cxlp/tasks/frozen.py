@@ -9,7 +9,8 @@ import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.models.network import Network
 from cxlp.tasks.base import ClassificationTask
 from cxlp.tasks.batch import Batch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import cxlp.heads
 from cxlp.backbones.backbone import Backbone
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads import (
     AveragePooling,
     BilinearPooling,

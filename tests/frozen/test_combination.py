@@ -11,7 +11,7 @@ from torch import Tensor
 from cxlp.frozen import combination
 from cxlp.frozen.classifier import choose_cost_and_scale, split
 from cxlp.frozen.combination import Kernels
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.frozen.gram import gram_matrix
 from cxlp.frozen.store import FeatureType, RowStore, open_rows
 from cxlp.frozen.svm import KernelSolver

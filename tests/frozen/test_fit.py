@@ -19,7 +19,8 @@ from cxlp.backbones.backbone import Backbone
 from cxlp.frozen import fit as fit_module
 from cxlp.frozen import solvers
 from cxlp.frozen import svm as libsvm
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix, score_rows
 from cxlp.frozen.store import FeatureType, RowStore
 from cxlp.frozen.svm import solve
@@ -354,7 +355,7 @@ def test_a_class_with_a_single_image_leaves_the_scale_alone(tmp_path: Path) -> N
     assert report == {"C": 10.0, "logit_scale": 1.0, "primal": 0.0}
     with torch.no_grad():  # the class is learnt nevertheless
         assert int(network(images)[alone].argmax()) == 2
-    with pytest.raises(CxlpError, match=r"model\.frozen\.c: auto .*has 1$"):
+    with pytest.raises(CxlpError, match=r"model\.frozen\.c: auto .*has 1: add images"):
         run_fit(small_network(), tmp_path, FrozenConfig(c="auto"), data=(images, labels))
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cxlp.frozen import newton, solvers
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.primal import primal_bytes
 from cxlp.frozen.solvers import SolverName, plan
 from cxlp.frozen.svm import kernel_bytes

@@ -8,7 +8,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.store import RowStore
 from cxlp.frozen.unlabelled import fit_heads, principal_components
 from cxlp.heads import AveragePooling, FisherVector, Head, TrainedGuidePooling

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.heads import BilinearPooling, CrossLayerPooling
 from cxlp.heads.operator import align_maps, centres
 from cxlp.heads.projection import project, random_places

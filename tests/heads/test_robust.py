@@ -15,7 +15,8 @@ import cxlp.heads
 from cxlp.deploy.export import check, export
 from cxlp.deploy.predictor import Predictor
 from cxlp.explain.attribution import explain
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.heads import AveragePooling, CrossLayerPooling, FisherVector, Head, SparseFisherVector
 from cxlp.heads.local import LocalHead
 from cxlp.heads.normalisation import Normalise

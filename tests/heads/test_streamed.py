@@ -13,7 +13,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import cxlp
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.utils.errors import CxlpError
 from cxlp.utils.profiling import PhaseTimes
 from tests.networks import SMALL, build

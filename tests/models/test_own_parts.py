@@ -17,7 +17,8 @@ from cxlp.deploy.export import check, export
 from cxlp.deploy.loading import load
 from cxlp.deploy.predictor import Predictor
 from cxlp.explain.attribution import explain, is_explainable
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.heads import AveragePooling, Head
 from cxlp.models.checkpoint import load_network
 from cxlp.models.network import Network

@@ -165,7 +165,7 @@ def test_pairs_that_do_not_suit_the_head_are_passed_over(work: Path, capsys: pyt
     chosen = layers(Path("runs/wide"))
     assert chosen != list(found.pairs[0].layers) and chosen in [list(pair.layers) for pair in found.pairs]
     first = found.pairs[0]
-    assert f"({first.lower}, {first.upper} would be better, but the head does not take them: pca_dim is 60" in said
+    assert f"({first.lower}, {first.upper} is better, but the head does not accept it: pca_dim is 60" in said
 
 
 def test_views_may_be_cut_of_larger_images(work: Path) -> None:
@@ -177,7 +177,7 @@ def test_views_may_be_cut_of_larger_images(work: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ([f"--{POOLING}.pca_dim", "2000"], "auto, but the head takes none of 12 pairs: pca_dim is 2000"),
+        ([f"--{POOLING}.pca_dim", "2000"], "auto, but the head accepts none of 12 pairs: pca_dim is 2000"),
         ([f"--{POOLING}.layers", "[layer2, layer3]"], "auto, which chooses two layers, but CrossLayerPooling names"),
         ([f"--{BACKBONE}.layers", "autos"], "model.backbone.layers is 'autos': expected"),
     ],

@@ -25,7 +25,7 @@ def test_it_prints_both_accuracies_and_the_possible_gain() -> None:
     [
         (0.99, 10_000, "2 points"),
         (0.985, 40_000, "2 points"),
-        (0.97, 100, "half the interval, 3.7 points"),  # 91.5 to 99.0
+        (0.97, 100, "half the width of this interval, 3.7 points"),  # 91.5 to 99.0
     ],
 )
 def test_it_warns_of_a_small_possible_gain(cross_validated: float, images: int, least: str) -> None:

@@ -12,7 +12,8 @@ from sklearn.svm import SVC
 
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.data.transforms import AugmentConfig, Transform
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.models.network import Network
 from cxlp.studies.systems import systems

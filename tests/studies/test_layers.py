@@ -19,7 +19,7 @@ from cxlp.frozen.pairs import PairFit
 from cxlp.runs.cli import parse, parts_of
 from cxlp.runs.layers import Ranking
 from cxlp.studies.identity import Identities
-from cxlp.studies.layers import settled, settled_by_earlier
+from cxlp.studies.layers import earlier_layers, name_layers
 from cxlp.utils.errors import CxlpError
 from tests.runs.test_layers import Rankings, auto, layers
 from tests.small_run import BACKBONE, POOLING, write_pictures
@@ -37,19 +37,21 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_pairs_are_ranked_once_for_a_backbone_and_its_data(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rankings, folder = Rankings(monkeypatch), Path("out")
     named = auto(f"--{BACKBONE}.layers", "[layer2, layer3]")
-    assert settled(named, folder, Identities()) == named and rankings.count == 0
-    found = settled(auto(), folder, Identities())
+    assert name_layers(named, folder, Identities()) == named and rankings.count == 0
+    found = name_layers(auto(), folder, Identities())
     (file,) = folder.iterdir()
     best = Ranking.from_csv(file.read_text()).pairs[0].layers
     assert found == [*auto(), f"--{BACKBONE}.layers", json.dumps(best)]
-    assert settled(auto("--model.frozen.c", "1", "--trainer.max_epochs", "3"), folder, Identities())[-1] == found[-1]
+    assert (
+        name_layers(auto("--model.frozen.c", "1", "--trainer.max_epochs", "3"), folder, Identities())[-1] == found[-1]
+    )
     assert rankings.count == 1
     # another head may not take the best pair, but the ranking is the same
-    other = settled(auto(f"--{POOLING}.pca_dim", "60"), folder, Identities())
+    other = name_layers(auto(f"--{POOLING}.pca_dim", "60"), folder, Identities())
     assert rankings.count == 1 and other[-1] != found[-1]
     shutil.rmtree(work / "pictures/train/kind2")
     shutil.rmtree(work / "pictures/test/kind2")
-    settled(auto(), folder, Identities())
+    name_layers(auto(), folder, Identities())
     assert rankings.count == 2
 
 
@@ -69,7 +71,7 @@ def test_images_that_a_seed_holds_out_are_not_ranked(work: Path, monkeypatch: py
     for seed in (3, 4):
         seen.clear()
         arguments = auto(*DRAWN, "--seed_everything", str(seed))
-        settled(arguments, Path("out"), Identities())
+        name_layers(arguments, Path("out"), Identities())
         pl.seed_everything(seed, verbose=False)
         data = parts_of(parse(arguments))["data"]
         data.setup()
@@ -83,7 +85,7 @@ def test_rankings_of_random_weights_depend_on_the_seed_only(work: Path) -> None:
     rankings = []
     for draws in (1, 2):
         torch.rand(draws)
-        settled(auto("--seed_everything", "7"), Path(f"out{draws}"), Identities())
+        name_layers(auto("--seed_everything", "7"), Path(f"out{draws}"), Identities())
         (file,) = Path(f"out{draws}").iterdir()
         rankings.append((file.name, file.read_text()))
     assert rankings[0] == rankings[1]
@@ -96,12 +98,10 @@ def test_a_series_keeps_the_layers_of_its_first_run_or_of_each_run(work: Path) -
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"model": {"backbone": {"layers": chosen}}}))
         os.utime(file, (100 + seed, 100 + seed))
-    trained = ("--model.backbone.weights", str(work / "weights.pth"))
-    (work / "weights.pth").touch()
-    shared, own = parse(auto(*trained)), parse(auto(*trained, *DRAWN))
-    found = [settled_by_earlier(shared, series, series / f"{series.name}-seed{seed}") for seed in (0, 1, 2)]
+    shared, own = parse(auto()), parse(auto(*DRAWN))
+    found = [earlier_layers(shared, series, series / f"{series.name}-seed{seed}") for seed in (0, 1, 2)]
     assert found == 3 * [["--model.backbone.layers", '["layer1", "layer2"]']]
-    found = [settled_by_earlier(own, series, series / f"{series.name}-seed{seed}") for seed in (0, 1, 2)]
+    found = [earlier_layers(own, series, series / f"{series.name}-seed{seed}") for seed in (0, 1, 2)]
     assert [each[1:] for each in found] == [['["layer1", "layer2"]'], ['["layer2", "layer3"]'], []]
 
 
@@ -112,12 +112,12 @@ def test_systems_with_layers_of_one_seed_are_refused(work: Path, capsys: pytest.
 
 
 def test_a_broken_ranking_is_refused(work: Path) -> None:
-    settled(auto(), Path("out"), Identities())
+    name_layers(auto(), Path("out"), Identities())
     (file,) = Path("out").iterdir()
     for text in ("", "lower,upper\n", "a,b,c,cv_accuracy\nx\n"):
         file.write_text(text)
         with pytest.raises(CxlpError, match=rf"{file} is broken: delete it"):
-            settled(auto(), Path("out"), Identities())
+            name_layers(auto(), Path("out"), Identities())
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_ranking_takes_the_first_of_the_devices(
 
     monkeypatch.setattr("cxlp.studies.layers.rank_in_run", caught)
     with pytest.raises(CxlpError) as raised:
-        settled(auto("--trainer.devices", str(devices)), Path("out"), Identities())
+        name_layers(auto("--trainer.devices", str(devices)), Path("out"), Identities())
     assert raised.value.args == (one,)
 
 
@@ -170,3 +170,17 @@ def test_seeds_have_the_layers_of_the_first_run(work: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(PairFit, "finish", refused)
     assert train(command) == 0  # done already
+
+
+@pytest.mark.slow
+def test_each_seed_that_draws_its_images_has_its_own_ranking(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    command = auto(*DRAWN, "--run.name", "series", "--seeds", "2")
+    assert train(command) == 0
+    for seed in (0, 1):
+        folder = Path("runs/series", f"series-seed{seed}")
+        assert layers(folder) == list(Ranking.from_csv((folder / "layers.csv").read_text()).pairs[0].layers)
+    results = Path("runs/series/results.json").read_text()
+    assert train(command) == 0  # both are found again
+    assert Path("runs/series/results.json").read_text() == results

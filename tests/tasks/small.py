@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cxlp.backbones.backbone import Backbone, BackboneConfig
 from cxlp.data.folder import Folder
 from cxlp.data.transforms import AugmentConfig
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.models.network import Network

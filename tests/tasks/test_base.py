@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.deploy.predictor import Predictor
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads import SparseFisherVector
 from cxlp.models.network import Network
 from cxlp.tasks import FineTune, Frozen

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cxlp.data.datamodule import ImageDataModule
 from cxlp.data.voc2007 import VOC2007
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.frozen.folds import FoldClassifiers
 from cxlp.heads import CrossLayerPooling
 from cxlp.models.checkpoint import load_network

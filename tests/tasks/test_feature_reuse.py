@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cxlp.backbones.backbone import Backbone
 from cxlp.data.folder import Folder
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.models.network import Network
 from cxlp.tasks.feature_reuse import FeatureReuse

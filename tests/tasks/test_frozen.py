@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from cxlp.backbones.backbone import BackboneConfig
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.tasks import Frozen
 from cxlp.utils.errors import CxlpError
 from tests.tasks.small import network, pictures, reuse, trainer

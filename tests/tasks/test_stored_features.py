@@ -11,7 +11,7 @@ from PIL import Image
 
 from cxlp.data.decode import read_image
 from cxlp.frozen.cache import Entry, clean
-from cxlp.frozen.fit import FrozenConfig
+from cxlp.frozen.config import FrozenConfig
 from cxlp.heads import CrossLayerPooling, Head
 from cxlp.heads.views import Views
 from cxlp.tasks import Frozen

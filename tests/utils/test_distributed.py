@@ -18,7 +18,8 @@ from torch.multiprocessing.spawn import spawn
 from cxlp.frozen import fit as fit_module
 from cxlp.frozen.cache import Entry, ScoredRows
 from cxlp.frozen.classifier import split
-from cxlp.frozen.fit import FrozenConfig, FrozenFit
+from cxlp.frozen.config import FrozenConfig
+from cxlp.frozen.fit import FrozenFit
 from cxlp.frozen.gram import combine_rows, gram_matrix, score_rows
 from cxlp.frozen.primal import PrimalSolver
 from cxlp.frozen.store import RowStore, check_shared
