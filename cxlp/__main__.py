@@ -1,6 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK (marks this program as one that argcomplete can complete)
 """The commands: ``cxlp COMMAND`` or, without an installation, ``python -m cxlp COMMAND``."""
 
+import errno
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -30,6 +31,8 @@ from cxlp.utils.errors import CxlpError
 from cxlp.utils.processes import exit_status_of, raising_on_signals
 from cxlp.utils.program import escape_unprintable_text, program, skip_collection_at_exit
 
+#: Errors of a disk without space, or of a quota that is used up.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: The commands, in the order of a typical workflow.
 COMMANDS = (download, check, layers, train, test, runs, compare, dashboard, predict, embed, explain, export)
 
@@ -80,14 +83,20 @@ def main(args: Sequence[str] | None = None) -> int:
     with raising_on_signals():
         try:
             status: int = chosen.run(chosen)
+            sys.stdout.flush()  # here, because an error at exit could not be handled
             return status
         except CxlpError as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             return 2
         except BrokenPipeError:
-            # Python flushes standard output at exit, which would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
             return 141
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _discard_output()
+            print(f"error: cannot write: {error.strerror}. Free space, and repeat the command", file=sys.stderr)  # noqa: T201
+            return 2
         except BaseException as error:
             ended = exit_status_of(error)
             if ended is None:
@@ -95,6 +104,11 @@ def main(args: Sequence[str] | None = None) -> int:
             again = ". To continue, repeat the same command" if chosen.run is compare.run else ""
             print(f"{ended[1]}{again}", file=sys.stderr)  # noqa: T201
             return ended[0]
+
+
+def _discard_output() -> None:
+    """Redirect standard output to nowhere: Python flushes it at exit, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -171,6 +171,8 @@ def run(args: Namespace) -> int:
     if args.systems:
         check_names(args.systems, [system.name for system in chosen])
         chosen = [system for system in chosen if system.name in args.systems]
+    if args.combine is not None and len(chosen) < 2:
+        raise CxlpError(f"--combine is {args.combine}, but {chosen[0].name} is the only system: give two or more")
     if args.reference is not None:
         check_names([args.reference], [system.name for system in chosen])
     if args.reach is not None:

@@ -1,6 +1,7 @@
 """``cxlp layers NAME --data SET``: rank pairs of a network's layers on a data set's training images."""
 
 import json
+import shlex
 import tempfile
 from argparse import Namespace
 from dataclasses import asdict
@@ -44,7 +45,7 @@ def rank(args: Namespace) -> int:
         found = {"name": args.name, "images": ranking.images, "metric": ranking.metric, "pairs": pairs}
         print(json.dumps(found, indent=2))  # noqa: T201
         return 0
-    _show(args.name, data.name, ranking)
+    _show(args.name, data.name, ranking, args.weights)
     return 0
 
 
@@ -66,7 +67,7 @@ def _fit(task: LayerRanking, part: ImageDataModule) -> None:
         trainer.fit(task, part)
 
 
-def _show(name: str, data: str, ranking: Ranking) -> None:
+def _show(name: str, data: str, ranking: Ranking, weights: str) -> None:
     """Print the ranking, and the options for a run with the best pair."""
     both = len({pair.activation for pair in ranking.pairs}) > 1
     table = Table("lower", "upper", title=f"{name}, {ranking.images:,} training images of {data}")
@@ -88,5 +89,9 @@ def _show(name: str, data: str, ranking: Ranking) -> None:
     console.print(table)
     best = ranking.pairs[0]
     tapped = "" if best.activation == "after" else f" --model.backbone.activation {best.activation}"
-    layers = f"--model.backbone.layers '[{best.lower}, {best.upper}]'"
-    console.print(f"best pair: --model.backbone.name {name} {layers}{tapped}")
+    value = "null" if weights == "none" else shlex.quote(weights)
+    loaded = "" if weights == "default" else f" --model.backbone.weights {value}"
+    layers = f"--model.backbone.layers '[{best.lower}, {best.upper}]' --model.head.pca_dim {best.pca_dim}"
+    if equal := sum(pair.quality == best.quality for pair in ranking.pairs[1:]):
+        console.print(f"{equal:,} other pairs have the same {ranking.metric}: the first one costs least")
+    console.print(f"best pair: --model.backbone.name {name} {layers}{tapped}{loaded}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cxlp.commands import check_numbers
 from cxlp.utils.errors import CxlpError, did_you_mean
+from cxlp.utils.program import program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,7 +146,8 @@ def run(args: Namespace) -> int:
     console.print(table)
     if len(chosen) > len(shown):
         console.print(f"and {len(chosen) - len(shown):,} lower layers (--all lists them, --filter and --depth select)")
-    console.print(f"to rank pairs: cxlp layers {args.name} --data DATA_SET; in a run: --model.backbone.layers auto")
+    ranked = f"{program()} layers {args.name} --data DATA_SET"
+    console.print(f"to rank pairs: {ranked}; in a run: --model.backbone.layers auto")
     return 0
 
 

@@ -1,5 +1,6 @@
 """``train.py`` and ``cxlp train``: one run, or a series of runs with different seeds."""
 
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -125,8 +126,10 @@ def _failed(error: Exception) -> int:
 
 def _how_to_resume(begun: Begun) -> str:
     if begun.series is not None:
-        return f"Finished runs are kept. To continue, repeat the command with --run.name {begun.series.name}"
+        name = shlex.quote(begun.series.name)
+        return f"Finished runs are kept. To continue, repeat the command with --run.name {name}"
     folder = resumable_folder(begun.run)
     if folder is not None:
-        return f"To continue: --config {folder}/config.yaml --ckpt_path {folder}"
+        config, place = shlex.quote(f"{folder}/config.yaml"), shlex.quote(str(folder))
+        return f"To continue: {train_program()} --config {config} --ckpt_path {place}"
     return "Nothing was saved yet: start again"

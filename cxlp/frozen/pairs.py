@@ -45,6 +45,7 @@ class RankedPair:
         quality: Cross-validated accuracy or, with several labels per image, mean average precision.
         interval: The 95 % interval of ``quality``: Wilson's for accuracy, a bootstrap interval for mean average
             precision; ``None`` if the bootstrap gives none.
+        pca_dim: Dimension of a projected local feature in the ranking.
         values: Length of the pooled vector without the sketch.
         work: Multiply-adds of projection and pooling, per image.
         activation: ``after`` or ``before``: where the layers were tapped if an activation follows them.
@@ -54,6 +55,7 @@ class RankedPair:
     upper: str
     quality: float
     interval: Interval | None
+    pca_dim: int
     values: int
     work: int
     activation: str
@@ -241,7 +243,8 @@ class PairFit(FrozenFit):
             interval = wilson(round(found * len(scores)), len(scores))
         else:
             interval = precision_intervals(scores, self.labels, {"mAP": "uninterpolated"}).get("mAP")
-        return RankedPair(lower, upper, found, interval, values, work, self.network.backbone.spec()["activation"])
+        activation = self.network.backbone.spec()["activation"]
+        return RankedPair(lower, upper, found, interval, head.pca_dim, values, work, activation)
 
 
 def _shape(backbone: Backbone, layer: str) -> tuple[int, int]:

@@ -67,15 +67,17 @@ class Ranking:
             f"cv_{self.metric}",
             "low",
             "high",
+            "pca_dim",
             "values",
             "multiply_adds",
             "images",
         )
         rows = [
-            (*pair.layers, pair.activation, pair.quality, *(pair.interval or ("", ""))[:2], pair.values, pair.work)
+            (*pair.layers, pair.activation, pair.quality, *(pair.interval or ("", ""))[:2])
+            + (pair.pca_dim, pair.values, pair.work, self.images)
             for pair in self.pairs
         ]
-        return as_csv(heads, [(*row, self.images) for row in rows])
+        return as_csv(heads, rows)
 
     @classmethod
     def from_csv(cls, text: str) -> "Ranking":
@@ -86,9 +88,9 @@ class Ranking:
         pairs = [
             RankedPair(
                 *(lower, upper, float(quality), Interval(float(low), float(high), by) if low else None),
-                *(int(values), int(work), activation),
+                *(int(dim), int(values), int(work), activation),
             )
-            for lower, upper, activation, quality, low, high, values, work, _ in rows
+            for lower, upper, activation, quality, low, high, dim, values, work, _ in rows
         ]
         return cls(tuple(pairs), int(rows[0][-1]), metric)
 
@@ -168,7 +170,10 @@ def choose_pair(ranking: Ranking, backbone: BackboneConfig, heads: Sequence[Head
     )
     if pair is not best:
         _, why = usable_pairs(trunk, [best.layers], heads)
-        said += f" ({best.lower}, {best.upper} is better, but the head does not accept it: {why})"
+        how = "better" if pair.quality < best.quality else "as good and costs less"
+        said += f" ({best.lower}, {best.upper} is {how}, but the head does not accept it: {why})"
+    elif equal := sum(other.quality == pair.quality for other in ranking.pairs) - 1:
+        said += f" ({equal:,} others are as good and cost more)"
     return pair.layers, said
 
 

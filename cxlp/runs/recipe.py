@@ -136,6 +136,6 @@ def check_gradient_options(config: Namespace, defaults: Namespace) -> None:
     for key in keys:
         if config.get(key) != defaults.get(key):
             raise CxlpError(
-                f"{key} is given, but trainer.max_epochs is 0: there are no gradient epochs. Give trainer.max_epochs, "
-                "or add --config finetune.yaml"
+                f"{key} is given, but trainer.max_epochs is 0: there are no gradient epochs. Set trainer.max_epochs to "
+                f"1 or more, as finetune.yaml does, or leave out {key} and the config that sets it"
             )

@@ -209,7 +209,10 @@ class Results:
         console = Console(markup=False, highlight=False)  # names may contain [b], which is not markup
         console.print(table)
         *phases, (whole, spent) = ((phase, duration(spent)) for phase, spent in seconds.items() if spent >= 0.05)
-        said = f"Time: {spent} {whole}, of which {', '.join(f'{phase} {spent}' for phase, spent in phases)}"
+        parts = ", ".join(f"{phase} {spent}" for phase, spent in phases)
+        # The phases of a resumed run include those of earlier processes.
+        link = "by phase, with earlier processes:" if whole == "since resumed" else "of which"
+        said = f"Time: {spent} {whole}, {link} {parts}"
         console.print(said, soft_wrap=True)
         console.print(f"Everything is in {folder} (tested: {self.checkpoint or 'the final weights'})", soft_wrap=True)
         console.print(f"Look at it in a browser: {folder / 'report.html'}", soft_wrap=True)

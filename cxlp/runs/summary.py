@@ -98,8 +98,8 @@ def possible_gain(report: Mapping[str, float], images: int) -> list[str]:
         if least > LEAST_GAIN:
             why = f"half the width of this interval, {100 * least:.1f} points"
         said.append(
-            f"warning: fine-tuning is not worthwhile, since it can gain less than {why}. For the frozen fit alone, set "
-            "trainer.max_epochs to 0"
+            f"warning: fine-tuning is not worthwhile, since it can gain less than {why}. For the frozen fit alone, "
+            "leave out the config that sets the gradient epochs"
         )
     return said
 

@@ -1,6 +1,7 @@
 """``python -m cxlp layers``: its output."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_the_last_layers_come_first_with_what_they_pool(capsys: Capture) -> None
     assert ["layer3.0", "Bottleneck", "192", "4 x 4", "16", "ReLU", "layer3.0.downsample"] in rows
     names = [row[0] for row in rows]
     assert names.index("layer3.0") < names.index("layer2.0")
-    assert "to rank pairs: cxlp layers timm/test_resnet --data DATA_SET" in said
+    assert "to rank pairs: python -m cxlp layers timm/test_resnet --data DATA_SET" in said
 
 
 def test_they_can_be_chosen_and_are_bounded(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,12 @@ def test_pairs_are_ranked_on_training_images(cub200: Path, capsys: Capture) -> N
     assert main([*arguments, "--image-size", "64", "--images", "9"]) == 0
     said = capsys.readouterr().out
     assert "timm/test_resnet, 12 training images of CUB-200-2011" in said  # four of each class at least
-    assert "best pair: --model.backbone.name timm/test_resnet --model.backbone.layers '[" in said
+    best = said[said.index("best pair: ") + len("best pair: ") :].splitlines()[0]
+    assert best.startswith("--model.backbone.name timm/test_resnet --model.backbone.layers '[")
+    assert best.endswith(" --model.backbone.weights null")
+    # a run accepts the line as it is
+    common = ["--config", "cub200.yaml", "--data.root", str(cub200), "--run.name", "a", "--run.wandb", "off"]
+    assert main(["train", *common, *shlex.split(best), "--data.num_workers", "0"]) == 0
 
 
 def test_layers_may_be_tapped_before_their_activations(cub200: Path, capsys: Capture) -> None:

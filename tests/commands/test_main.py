@@ -148,3 +148,11 @@ def test_it_runs_as_a_module() -> None:
     run = subprocess.run([sys.executable, "-m", "cxlp", "download", "x"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 2
     assert run.stderr.startswith("error: there is no data set 'x'")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    command = [sys.executable, "-m", "cxlp", "layers", "timm/test_resnet", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot write: ") and done.stderr.count("\n") == 1

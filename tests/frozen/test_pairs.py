@@ -157,7 +157,7 @@ def test_several_labels_are_ranked_by_mean_average_precision(tmp_path: Path, mon
 
 
 def test_ties_go_to_the_cheaper_pair_then_to_the_shorter_vector() -> None:
-    one = RankedPair("a", "b", 0.5, None, 9, 100, "after")
+    one = RankedPair("a", "b", 0.5, None, 3, 9, 100, "after")
     dear, better, longer = replace(one, work=200), replace(one, quality=0.6, work=999), replace(one, values=10)
     assert sorted([dear, longer, one, better], key=RankedPair.order) == [better, one, longer, dear]
 

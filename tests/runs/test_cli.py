@@ -173,7 +173,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_result(
         patch.setattr(FineTune, "on_train_epoch_start", power_cut)
         assert main(["--config", "cub200.yaml", *NETWORK, *QUIET, "--run.name", "cut", *FINETUNE]) == 130
     said = "--config runs/cut/config.yaml --ckpt_path runs/cut"
-    assert capsys.readouterr().err.endswith(f"interrupted. To continue: {said}\n")
+    assert capsys.readouterr().err.endswith(f"interrupted. To continue: python -m cxlp train {said}\n")
     assert not Path("runs/cut/metrics.json").exists()
     assert torch.load("runs/cut/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
     seed_everything(123)  # random draws after the resumption must not depend on the state of this process

@@ -95,7 +95,7 @@ def test_tested_runs_are_kept_and_deleted_runs_are_not_continued(
         patched.setattr("cxlp.runs.results.write_report", stop(KeyboardInterrupt()))
         assert main([*arguments, "--run.name", "b"]) == 130
     assert Path("runs/b/metrics.json").is_file()
-    assert "interrupted. To continue: --config runs/b/config.yaml" in capsys.readouterr().err
+    assert "interrupted. To continue: python -m cxlp train --config runs/b/config.yaml" in capsys.readouterr().err
     monkeypatch.setattr(pl.Trainer, "test", stop(KeyboardInterrupt()))
     assert main([*arguments, "--run.name", "c"]) == 130
     assert not Path("runs/c").exists()

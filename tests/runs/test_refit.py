@@ -100,7 +100,7 @@ def test_an_interrupted_refit_continues(
         if at == "within":  # the checkpoint exists, the test does not
             patch.setattr(pl.Trainer, "test", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*ARGUMENTS, "--run.name", "cut", *command]) == 130
-    said = capsys.readouterr().err.strip().rpartition("To continue: ")[2]
+    said = capsys.readouterr().err.strip().rpartition("To continue: python -m cxlp train ")[2]
     where = {"before": "runs/cut/config.yaml", "within": "runs/cut/refit/config.yaml"}[at]
     assert Path(said.split()[1]).samefile(where)
     assert main(said.split()) == 0

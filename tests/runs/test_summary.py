@@ -30,7 +30,7 @@ def test_it_prints_both_accuracies_and_the_possible_gain() -> None:
 )
 def test_it_warns_of_a_small_possible_gain(cross_validated: float, images: int, least: str) -> None:
     _, warning = possible_gain(report(cross_validated), images)
-    assert warning.startswith("warning: ") and "trainer.max_epochs" in warning
+    assert warning.startswith("warning: ") and "frozen fit" in warning
     assert f"less than {least}" in warning
 
 

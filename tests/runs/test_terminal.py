@@ -143,7 +143,8 @@ def test_the_log_of_an_interrupted_run_is_complete_and_continued(
             main(arguments)
     log = logged(Path("runs/a"))
     said = {"CxlpError": "error: broken", "ValueError": "ValueError: odd"}.get(
-        type(error).__name__, "interrupted. To continue: --config runs/a/config.yaml --ckpt_path runs/a"
+        type(error).__name__,
+        "interrupted. To continue: python -m cxlp train --config runs/a/config.yaml --ckpt_path runs/a",
     )
     assert log[-1] == said and any(line.startswith("epoch 1 of 2") for line in log)
     best = next(line for line in log if line.startswith("epoch 1 of 2")).partition("best ")[2].split(")")[0]

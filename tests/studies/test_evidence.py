@@ -83,6 +83,7 @@ def test_systems_are_combined_and_compared(work: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--systems", "CL", "--combine", "2"], "--combine is 2, but CL is the only system"),
         (["--combine", "1"], "--combine is 1: it must be 2 or more"),
         (["--combine", "2", "--no-store"], "--combine and --no-store exclude each other"),
         (["--combine", "2", "--seeds", "2"], "--combine and --seeds exclude each other"),
