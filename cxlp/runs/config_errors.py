@@ -130,7 +130,7 @@ def wrong_value(text: str, prefix: str, known: list[str]) -> str | None:
         named = [str(word) for e in dict.fromkeys(expected) for word in _words_of(e) if _is_literal(e)]
         types = _one_of_words(words)
         given = next(v for v in value.groups() if v is not None)
-        if types == "tuple" and given.startswith("{"):
+        if types == "list in brackets" and given.startswith("{"):
             return f"{prefix}{keys[-1]} is a single value: expected a list; add brackets, [{given}]"
         null = " (or null)" if re.search("Subtypes: .*NoneType", text) else ""
         close = nearest(given, named)
@@ -151,7 +151,8 @@ def _words_of(expected: str) -> list[str]:
     """The parser's name of a type, or the values of a ``Literal``."""
     if _is_literal(expected):
         return [str(value) for value in ast.literal_eval(expected.removeprefix("typing.").removeprefix("Literal"))]
-    return [re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", expected)]
+    named = re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", r"\1", expected)
+    return [re.sub(r"^(tuple|Sequence)\b", "list in brackets", named)]
 
 
 def _unknown(text: str) -> str | None:

@@ -48,8 +48,9 @@ def test_if_one_rank_fails_both_end(tmp_path: Path, broken: str, more: list[str]
     said = "".join(lines)
     assert said.count("error: broken on purpose") == 1
     assert "Traceback" not in said
-    assert status == 2
-    assert STOPPED in said
+    # If rank 1 fails, Lightning's launcher may kill rank 0 before rank 0 loses its connection and ends by itself.
+    was_killed = broken.startswith("1") and status == -signal.SIGKILL
+    assert was_killed or (status == 2 and STOPPED in said)
 
 
 @pytest.mark.slow

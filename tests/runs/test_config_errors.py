@@ -125,7 +125,7 @@ def test_a_list_of_heads_does_not_inherit_options(tmp_path: Path) -> None:
     ("key", "value", "expected"),
     [
         ("seed_everything", "x", "int"),
-        ("run.tags", "5", "tuple"),
+        ("run.tags", "5", "list in brackets"),
         ("trainer.max_epochs", "1.5", "int (or null)"),
         ("trainer.gradient_clip_val", "x", "int or float (or null)"),
         ("data.batch_size", "1.5", "int"),
@@ -133,7 +133,7 @@ def test_a_list_of_heads_does_not_inherit_options(tmp_path: Path) -> None:
         ("model.frozen.folds", "two", "int"),
         (f"{POOLING}.pca_dim", "many", "int (or null)"),
         (f"{POOLING}.sqrt", "maybe", "bool"),
-        (f"{BACKBONE}.layers", "conv4", "tuple"),
+        (f"{BACKBONE}.layers", "conv4", "list in brackets or auto"),
     ],
 )
 def test_a_value_of_another_type(key: str, value: str, expected: str) -> None:
@@ -167,10 +167,10 @@ def test_an_unknown_word(key: str, expected: str) -> None:
         ("data.validation", "float, auto or official"),
         ("data.augment.flip", "float"),
         ("model.frozen.c", "float or auto"),
-        ("model.frozen.c_candidates", "Sequence"),
+        ("model.frozen.c_candidates", "list in brackets"),
         (f"{POOLING}.align", "strict, to_local or to_guide"),
         (f"{POOLING}.views.kind", "whole, flip, crops, blocks or regions"),
-        (f"{BACKBONE}.layers", "tuple"),
+        (f"{BACKBONE}.layers", "list in brackets or auto"),
     ],
 )
 def test_null_for_a_required_value(key: str, expected: str) -> None:
