@@ -22,7 +22,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 @pytest.mark.slow
 def test_signals_end_a_run_at_any_moment_with_one_sentence(runner: Runner) -> None:
     folder = runner.log.parent
-    go_on = "To continue: python -m cxlp train --config runs/a/config.yaml --ckpt_path runs/a"
+    go_on = "To continue: python train.py --config runs/a/config.yaml --ckpt_path runs/a"
     moments = {
         "SIGHUP pass frozen 1": (129, "stopped by SIGHUP. Nothing was saved yet: start again"),
         "SIGTERM stage finetune": (143, f"stopped by SIGTERM. {go_on}"),
