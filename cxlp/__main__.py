@@ -83,7 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
     with raising_on_signals():
         try:
             status: int = chosen.run(chosen)
-            sys.stdout.flush()  # here, because an error at exit could not be handled
+            if sys.stdout is not None:  # it is None if the shell has closed it
+                sys.stdout.flush()  # here, because an error at exit could not be handled
             return status
         except CxlpError as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -1,6 +1,7 @@
 """``python -m cxlp``: output and exit status."""
 
 import importlib
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -156,3 +157,10 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: cannot write: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_closed_standard_output_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m cxlp layers timm/test_resnet --json >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

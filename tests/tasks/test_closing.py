@@ -231,6 +231,6 @@ def test_mixed_images_belong_to_no_fold(folder: Path, tmp_path: Path) -> None:
 
 def test_it_needs_two_images_of_each_class(tmp_path: Path) -> None:
     write_folder(tmp_path / "few", train=1, test=1, size=32)
-    with pytest.raises(CxlpError, match=r"model\.cross_fit .*'kind0' has 1"):
+    with pytest.raises(CxlpError, match=r"model\.cross_fit .*'kind0' has 1: add images"):
         fit(Frozen(network(), keep_folds=True), pictures(tmp_path / "few"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["few"]
